@@ -1,0 +1,160 @@
+//! The agent API: HTTP/1.1 and JSON over the host's `agent.sock`, the only way into a host.
+//!
+//! | Request | Meaning |
+//! |---|---|
+//! | `GET /v1/info` | [`HostInfo`] |
+//! | `PUT /v1/apps/{app}/revisions/{n}` ([`StartRequest`]) | make a revision answer; idempotent; 200 or a problem |
+//! | `POST /v1/apps/{app}/revisions/{n}/drain` ([`DrainRequest`]) | finish calls in flight, then forget the revision; [`Drained`] |
+//! | `GET /v1/status` | [`HostStatus`] |
+//! | `GET /v1/logs` | newline-delimited [`LogLine`]s, from now on, until the caller hangs up |
+//! | `POST /v1/drain` ([`DrainRequest`]) | refuse new calls, finish those in flight, exit 0 |
+//!
+//! Requests of an app arrive on `data.sock` beside it: plain HTTP/1.1 with the header [`ROUTE_HEADER`] set by the
+//! ingress to `app/revision/component`. A host answers 503 with [`FAULT_HEADER`] for a revision it does not have.
+
+use std::collections::BTreeMap;
+
+use model::{AppName, ComponentName, LockedApp, Revision, TenantName, World};
+use serde::{Deserialize, Serialize};
+
+/// Set by the ingress on every request to a host: `app/revision/component`. Never accepted from outside.
+pub const ROUTE_HEADER: &str = "sidereal-route";
+/// Set by the host when it, not the component, made the answer: one of the [`crate::Code`] texts.
+pub const FAULT_HEADER: &str = "sidereal-fault";
+/// File name of the agent API's socket in a host's directory.
+pub const AGENT_SOCKET: &str = "agent.sock";
+/// File name of the data socket in a host's directory.
+pub const DATA_SOCKET: &str = "data.sock";
+/// File name of the node's socket in a host's directory; the node listens, the host connects.
+pub const NODE_SOCKET: &str = "node.sock";
+
+/// Who a host is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// Its process.
+    pub pid: u32,
+    /// The product's version.
+    pub version: String,
+    /// Whose components it runs.
+    pub tenant: TenantName,
+    /// Which of the tenant's hosts it is.
+    pub shard: u32,
+    /// The fingerprint of each engine: compiled code loads only where it matches.
+    pub fingerprints: BTreeMap<World, String>,
+    /// Interfaces it offers without a link, and per link, for `provider list --contracts`.
+    pub interfaces: Vec<String>,
+}
+
+/// Make a revision answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRequest {
+    /// The revision.
+    pub app: LockedApp,
+    /// Load and link every component before answering (a deploy), or on its first call (a restart).
+    pub load: bool,
+}
+
+/// How long calls in flight may take to finish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRequest {
+    /// Milliseconds; then they are ended.
+    pub deadline_ms: u64,
+}
+
+/// What became of the calls in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Calls that were ended by the deadline.
+    pub ended: u64,
+}
+
+/// Counters of one component since its revision started on this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ComponentStatus {
+    /// Its compiled code is in memory.
+    pub loaded: bool,
+    /// Calls that run now.
+    pub in_flight: u32,
+    /// Calls ended, by outcome.
+    pub calls: u64,
+    /// Calls that ended in a trap or a limit.
+    pub failed: u64,
+    /// Calls refused by the concurrency limit.
+    pub refused: u64,
+    /// CPU time used, microseconds.
+    pub cpu_us: u64,
+    /// Bytes of log dropped by its limits.
+    pub log_dropped: u64,
+    /// The last failure.
+    pub last_fault: Option<String>,
+}
+
+/// Everything a host has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Calls that run now, all apps together.
+    pub in_flight: u32,
+    /// Resident memory, bytes.
+    pub rss: u64,
+    /// Every revision it answers for.
+    pub apps: Vec<AppOnHost>,
+}
+
+/// One revision on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppOnHost {
+    /// The app.
+    pub app: AppName,
+    /// Its revision.
+    pub revision: Revision,
+    /// Refuses new calls.
+    pub draining: bool,
+    /// Its components.
+    pub components: BTreeMap<ComponentName, ComponentStatus>,
+}
+
+/// One line of a component's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LogLine {
+    /// Milliseconds since 1970, UTC.
+    pub time_ms: u64,
+    /// Whose.
+    pub app: AppName,
+    /// Which component.
+    pub component: ComponentName,
+    /// Which revision.
+    pub revision: Revision,
+    /// Which shard of the tenant.
+    pub shard: u32,
+    /// `stdout`, `stderr`, or the level of `wasi:logging`.
+    pub stream: LogStream,
+    /// The context of `wasi:logging`; empty otherwise.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub context: String,
+    /// One line without its end; control characters escaped, at most 16 KiB.
+    pub text: String,
+}
+
+/// Where a line was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogStream {
+    /// `wasi:cli` standard output.
+    Stdout,
+    /// `wasi:cli` standard error.
+    Stderr,
+    /// `wasi:logging`.
+    Trace,
+    /// `wasi:logging`.
+    Debug,
+    /// `wasi:logging`.
+    Info,
+    /// `wasi:logging`.
+    Warn,
+    /// `wasi:logging`.
+    Error,
+    /// `wasi:logging`.
+    Critical,
+    /// The platform's own remark about the component: a trap, a limit, dropped lines.
+    Platform,
+}

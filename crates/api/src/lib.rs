@@ -1,0 +1,15 @@
+//! The wire between Sidereal's processes: types, error codes and typed clients. No rules live here.
+//!
+//! * [`control`]: HTTP and JSON between people (cli, canvas) and the control plane.
+//! * [`agent`]: HTTP and JSON over a unix socket, the only way into a host.
+//! * [`services`]: what a host asks of its node (dial, key-value, compiled code), framed postcard over a unix socket.
+//! * [`problem`]: the one shape of a refusal and the closed list of its codes.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod control;
+pub mod node;
+pub mod problem;
+pub mod services;
+
+pub use problem::{Code, Problem};

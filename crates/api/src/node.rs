@@ -1,0 +1,36 @@
+//! What the control plane asks of nodes beside the store: logs, and calls that bypass the ingress. On one machine the
+//! node is in the same process; a cluster puts a network client behind the same trait.
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use model::{AppName, ComponentName, TenantName};
+
+use crate::Problem;
+use crate::agent::LogLine;
+
+/// Which log lines.
+#[derive(Debug, Clone, Default)]
+pub struct LogQuery {
+    /// Only this component.
+    pub component: Option<ComponentName>,
+    /// At most this many past lines.
+    pub last: usize,
+    /// Go on with new lines.
+    pub follow: bool,
+}
+
+/// A node, seen from the control plane.
+pub trait NodeApi: Send + Sync + 'static {
+    /// Past and, if asked, coming lines of an app.
+    fn logs(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine>;
+
+    /// Sends a request to a component of the serving revision without the ingress.
+    fn call(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        component: Option<&ComponentName>,
+        request: http::Request<Bytes>,
+    ) -> BoxFuture<'static, Result<http::Response<Bytes>, Problem>>;
+}

@@ -1,0 +1,175 @@
+//! What a host asks of its node over `node.sock` in its own directory. The node knows who asks by which socket it is:
+//! nothing a host says about its tenant is believed, and so nothing of that kind is in these messages.
+//!
+//! The wire: a 4-byte little-endian length, then [postcard](https://postcard.jamesmunns.com/wire-format). The first
+//! frame of a connection is a [`Hello`] that fixes what the connection is for:
+//!
+//! * [`Hello::KeyValue`]: then [`KvCall`]s one way and [`KvReply`]s the other, multiplexed by `id`, any order.
+//! * [`Hello::Files`]: then one [`FileRequest`] at a time, each answered by a [`FileReply`]; where the reply is
+//!   [`FileReply::Ready`], the descriptor travels with the reply's bytes by `SCM_RIGHTS`.
+//! * [`Hello::Alive`]: nothing more; whoever sees it close knows the other process is gone.
+
+use model::{AppName, ComponentName, Digest, ProviderName, World};
+use serde::{Deserialize, Serialize};
+
+/// The largest frame either side accepts, bytes.
+pub const MAX_FRAME: usize = 20 << 20;
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hello {
+    /// Embedded key-value calls.
+    KeyValue,
+    /// Compiled code and connected sockets.
+    Files,
+    /// Held open for as long as the process lives.
+    Alive,
+}
+
+/// Where a key lives. The tenant is the socket's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvScope {
+    /// The app.
+    pub app: AppName,
+    /// The provider of the app: two embedded providers share nothing.
+    pub provider: ProviderName,
+    /// The bucket.
+    pub bucket: String,
+}
+
+/// One call to the embedded key-value store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvCall {
+    /// Chosen by the host; comes back in the reply.
+    pub id: u64,
+    /// Where.
+    pub scope: KvScope,
+    /// What.
+    pub op: KvOp,
+}
+
+/// The operations of `wasi:keyvalue` 0.2.0-draft that a backend must offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvOp {
+    /// The value of a key.
+    Get { key: String },
+    /// Sets a key.
+    Set { key: String, value: Vec<u8> },
+    /// Removes a key; no error when it is not there.
+    Delete { key: String },
+    /// Whether a key is there.
+    Exists { key: String },
+    /// Keys in order after `cursor`, at most `limit`.
+    ListKeys { cursor: Option<String>, limit: u32 },
+    /// Adds to an integer stored as decimal text; a missing key counts as 0.
+    Increment { key: String, delta: i64 },
+    /// Sets a key if its value is still `expected` (absent: not there).
+    CompareAndSet { key: String, expected: Option<Vec<u8>>, value: Vec<u8> },
+    /// Several values.
+    GetMany { keys: Vec<String> },
+    /// Sets several keys, all or none.
+    SetMany { pairs: Vec<(String, Vec<u8>)> },
+    /// Removes several keys, all or none.
+    DeleteMany { keys: Vec<String> },
+}
+
+/// The answer to the call of the same `id`. A write is answered after it is on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvReply {
+    /// The call's.
+    pub id: u64,
+    /// What became of it.
+    pub result: Result<KvAnswer, KvFault>,
+}
+
+/// What a call returns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvAnswer {
+    /// Set, Delete, SetMany, DeleteMany.
+    Done,
+    /// Get.
+    Value(Option<Vec<u8>>),
+    /// Exists; CompareAndSet: whether it was set.
+    Bool(bool),
+    /// Increment: the new value.
+    Number(i64),
+    /// ListKeys: the keys and where to go on.
+    Keys { keys: Vec<String>, cursor: Option<String> },
+    /// GetMany, in the order asked.
+    Values(Vec<(String, Option<Vec<u8>>)>),
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum KvFault {
+    /// Increment of something that is not a number, or overflow.
+    #[error("the value of `{0}` is not an integer that can be incremented")]
+    NotANumber(String),
+    /// A key, value or batch above its limit.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The store cannot write now: disk full, read-only.
+    #[error("the embedded store cannot write: {0}")]
+    Unavailable(String),
+}
+
+/// A request answered with a file descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileRequest {
+    /// Compiled code of an artifact the tenant runs; the node has checked its MAC when it answers.
+    Compiled { digest: Digest, world: World },
+    /// A connected TCP socket.
+    Dial(Dial),
+}
+
+/// Who wants to connect where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dial {
+    /// On whose behalf.
+    pub app: AppName,
+    /// Guest or provider.
+    pub caller: Caller,
+    /// A host name or an address literal, as configured; the node resolves it once.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// Which part of an app connects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Caller {
+    /// A component's outgoing HTTP; `allow_hosts` was checked by the host, the address is decided by the node.
+    Component(ComponentName),
+    /// A provider's client. The node grants a private address only if the operator declared this provider with this
+    /// host and port.
+    Provider(ProviderName),
+}
+
+/// The answer to a [`FileRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileReply {
+    /// The descriptor came with this frame. For a dial: the address that was connected.
+    Ready { address: Option<std::net::SocketAddr> },
+    /// Refused or failed.
+    Refused(FileFault),
+}
+
+/// Why there is no descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum FileFault {
+    /// The name does not resolve.
+    #[error("`{host}` does not resolve: {cause}")]
+    Dns { host: String, cause: String },
+    /// Policy forbids the address.
+    #[error("{address} ({what}) is not granted to this app")]
+    Denied { address: String, what: String },
+    /// Nothing answers there.
+    #[error("cannot connect to {address}: {cause}")]
+    Connect { address: String, cause: String },
+    /// It took longer than the connect timeout.
+    #[error("connecting to {address} took longer than {ms} ms")]
+    TimedOut { address: String, ms: u64 },
+    /// No such artifact for this tenant, or its compiled code failed its check.
+    #[error("{0}")]
+    NoCode(String),
+}

@@ -1,0 +1,182 @@
+//! An app as it is stored and run: every default explicit, every path replaced by a digest, every link resolved.
+//! Made from `app.toml` by `manifest` and `lock`; immutable once it has a revision number.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::interface::{ContractId, InterfaceId};
+use crate::limits::Limits;
+use crate::name::{AppName, ComponentName, Label, ProviderName};
+use crate::unit::Millis;
+
+/// The number of an app's immutable revision; the first is 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Which engine runs a component: the two need separately compiled code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum World {
+    /// WASI 0.2, without concurrency support: the fast engine.
+    P2,
+    /// WASI 0.3, component-model async.
+    P3,
+}
+
+impl World {
+    /// `p2` or `p3`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            World::P2 => "p2",
+            World::P3 => "p3",
+        }
+    }
+}
+
+/// Everything one revision of an app is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LockedApp {
+    /// The app.
+    pub name: AppName,
+    /// The author's version text; not interpreted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Components by name.
+    pub components: BTreeMap<ComponentName, LockedComponent>,
+    /// Providers the links name: the app's own and those of the operator it uses.
+    #[serde(default)]
+    pub providers: BTreeMap<ProviderName, ProviderSpec>,
+    /// Edges from components to providers.
+    #[serde(default)]
+    pub links: Vec<Link>,
+    /// What the ingress sends where.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+}
+
+/// One component of a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LockedComponent {
+    /// The artifact.
+    pub digest: Digest,
+    /// The artifact's size, bytes.
+    pub size: u64,
+    /// Which engine runs it.
+    pub world: World,
+    /// What it imports, read from the artifact.
+    pub imports: Vec<InterfaceId>,
+    /// What it exports, read from the artifact.
+    pub exports: Vec<InterfaceId>,
+    /// Answers of `wasi:config`.
+    #[serde(default)]
+    pub config: BTreeMap<String, String>,
+    /// What one call and the component may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Instance reuse; a fresh instance per call where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<Reuse>,
+    /// Where outgoing HTTP may go: `https://api.example.com`, `http://*.internal.example:8080`.
+    #[serde(default)]
+    pub allow_hosts: Vec<String>,
+}
+
+/// How long one instance serves more than one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Reuse {
+    /// Calls after which the instance is replaced; at least 1.
+    pub requests: u32,
+    /// Idle time after which the instance is dropped, milliseconds.
+    pub idle: Millis,
+}
+
+/// What answers a contract.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ProviderSpec {
+    /// Which implementation.
+    #[serde(rename = "type")]
+    pub kind: ProviderKind,
+    /// Settings of the implementation, for example `url`.
+    #[serde(default)]
+    pub config: BTreeMap<String, String>,
+    /// Declared by the operator: the addresses it names are granted to it.
+    #[serde(default)]
+    pub operator: bool,
+}
+
+/// The provider implementations of this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProviderKind {
+    /// Key-value in the memory of one host; an app that links it runs on one shard.
+    KeyvalueMemory,
+    /// Key-value in the node's own store: durable before acknowledged.
+    KeyvalueEmbedded,
+    /// Key-value in Redis or Valkey; `url` is `redis://[user:password@]host[:port][/db]`.
+    KeyvalueRedis,
+}
+
+impl ProviderKind {
+    /// Every kind, for help texts and nearest-match hints.
+    pub const ALL: [Self; 3] = [Self::KeyvalueMemory, Self::KeyvalueEmbedded, Self::KeyvalueRedis];
+
+    /// The name in manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyvalueMemory => "keyvalue-memory",
+            Self::KeyvalueEmbedded => "keyvalue-embedded",
+            Self::KeyvalueRedis => "keyvalue-redis",
+        }
+    }
+
+    /// The contract it answers, as `namespace:package`.
+    pub fn contract(self) -> &'static str {
+        match self {
+            Self::KeyvalueMemory | Self::KeyvalueEmbedded | Self::KeyvalueRedis => "wasi:keyvalue",
+        }
+    }
+
+    /// The providers that exist without being declared: name and kind.
+    pub const BUILT_IN: [(&'static str, Self); 2] =
+        [("memory", Self::KeyvalueMemory), ("embedded", Self::KeyvalueEmbedded)];
+}
+
+/// A named edge: (component, contract, label) to a provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Link {
+    /// Whose import.
+    pub component: ComponentName,
+    /// Which contract.
+    pub contract: ContractId,
+    /// Which of several links of the contract: for key-value the bucket name the component opens.
+    pub label: Label,
+    /// What answers.
+    pub provider: ProviderName,
+    /// Settings of this edge, for example `bucket` (the bucket in the backend, where it differs from the label).
+    #[serde(default)]
+    pub config: BTreeMap<String, String>,
+}
+
+/// What the ingress sends to a component. Longest path prefix wins; exact host before wildcard.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Route {
+    /// Lower-case host name without port, or `*.suffix`.
+    pub host: String,
+    /// Path prefix on segment borders, starts with `/`.
+    pub path: String,
+    /// Methods; empty means all.
+    #[serde(default)]
+    pub methods: Vec<String>,
+    /// Who answers.
+    pub component: ComponentName,
+}

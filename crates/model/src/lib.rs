@@ -1,0 +1,21 @@
+//! The vocabulary every other crate shares, and the decisions that need nothing but data.
+//!
+//! Invariant: no I/O, no clock, no tokio, no wasmtime. Ids and times arrive as parameters, so everything here is
+//! a unit test away.
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod digest;
+pub mod interface;
+pub mod limits;
+pub mod name;
+pub mod observed;
+mod schema;
+pub mod tenant;
+pub mod unit;
+
+pub use app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route, World};
+pub use digest::Digest;
+pub use interface::{ContractId, InterfaceId};
+pub use limits::Limits;
+pub use name::{AppName, ComponentName, Label, NodeName, ProviderName, TenantName};
