@@ -9,6 +9,13 @@
 //!   [`FileReply::Ready`], the descriptor travels with the reply's bytes by `SCM_RIGHTS`.
 //! * [`Hello::Alive`]: nothing more; whoever sees it close knows the other process is gone.
 
+pub mod client;
+pub mod codec;
+mod descriptor;
+pub mod server;
+
+pub use codec::WireError;
+
 use model::{AppName, ComponentName, Digest, ProviderName, World};
 use serde::{Deserialize, Serialize};
 
