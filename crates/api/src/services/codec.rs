@@ -1,0 +1,236 @@
+//! The frames of the node's socket: a 4-byte little-endian length, then postcard. Both sides use these and nothing
+//! else, so a frame above [`MAX_FRAME`] or one that does not decode is refused in one place.
+
+use bytes::{Buf, BufMut, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::MAX_FRAME;
+
+/// Bytes of the length before each frame.
+const HEAD: usize = 4;
+/// How much room a reader makes before it reads, bytes.
+const READ_CHUNK: usize = 16 << 10;
+/// A buffer that grew above this for one large frame is given back, bytes.
+const KEEP: usize = 1 << 20;
+
+/// Why a connection to or from the node cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The socket failed.
+    #[error("the node's socket failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// The other side closed in the middle of a frame or of a call.
+    #[error("the node's socket closed in the middle of a call")]
+    Closed,
+    /// A frame is above [`MAX_FRAME`].
+    #[error("a frame of {0} bytes is above the limit of {MAX_FRAME}")]
+    TooLarge(usize),
+    /// A frame's bytes are not what the protocol says.
+    #[error("a frame does not decode: {0}")]
+    Malformed(String),
+}
+
+/// Appends one frame to `out`. On an error `out` is as it was.
+///
+/// # Errors
+/// [`WireError::TooLarge`], or [`WireError::Malformed`] where the value cannot be encoded.
+pub fn encode<T: Serialize + ?Sized>(value: &T, out: &mut BytesMut) -> Result<(), WireError> {
+    let start = out.len();
+    out.put_u32_le(0);
+    let size = match postcard::to_io(value, (&mut *out).writer()) {
+        Ok(_) => out.len() - start - HEAD,
+        Err(cause) => {
+            out.truncate(start);
+            return Err(WireError::Malformed(cause.to_string()));
+        }
+    };
+    let length = u32::try_from(size).ok().filter(|_| size <= MAX_FRAME);
+    match (length, out.get_mut(start..start + HEAD)) {
+        (Some(length), Some(head)) => {
+            head.copy_from_slice(&length.to_le_bytes());
+            Ok(())
+        }
+        _ => {
+            out.truncate(start);
+            Err(WireError::TooLarge(size))
+        }
+    }
+}
+
+/// Takes one whole frame off the front of `buffer`; `None` where more bytes are needed.
+///
+/// # Errors
+/// [`WireError::TooLarge`] as soon as the length says so, [`WireError::Malformed`].
+pub fn decode<T: DeserializeOwned>(buffer: &mut BytesMut) -> Result<Option<T>, WireError> {
+    let Some(head) = buffer.first_chunk::<HEAD>() else { return Ok(None) };
+    let size = u32::from_le_bytes(*head) as usize;
+    if size > MAX_FRAME {
+        return Err(WireError::TooLarge(size));
+    }
+    let Some(body) = buffer.get(HEAD..HEAD + size) else {
+        buffer.reserve(HEAD + size - buffer.len());
+        return Ok(None);
+    };
+    let value = match postcard::take_from_bytes(body) {
+        Ok((value, [])) => value,
+        Ok((_, rest)) => return Err(WireError::Malformed(format!("{} bytes too many", rest.len()))),
+        Err(cause) => return Err(WireError::Malformed(cause.to_string())),
+    };
+    buffer.advance(HEAD + size);
+    Ok(Some(value))
+}
+
+/// Reads frames. Dropping a pending [`FrameReader::next`] loses nothing.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    source: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Reads from `source`.
+    pub fn new(source: R) -> Self {
+        Self::with_buffer(source, BytesMut::new())
+    }
+
+    /// Reads `buffer` first, then `source`.
+    pub fn with_buffer(source: R, buffer: BytesMut) -> Self {
+        Self { source, buffer }
+    }
+
+    /// The next frame; `None` where the other side closed between frames.
+    ///
+    /// # Errors
+    /// Any [`WireError`]; the connection is of no more use then.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
+        loop {
+            if let Some(value) = decode(&mut self.buffer)? {
+                return Ok(Some(value));
+            }
+            if self.buffer.is_empty() && self.buffer.capacity() > KEEP {
+                self.buffer = BytesMut::new();
+            }
+            self.buffer.reserve(READ_CHUNK);
+            if self.source.read_buf(&mut self.buffer).await? == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(WireError::Closed) };
+            }
+        }
+    }
+
+    /// A frame that has arrived already: lets a server gather what came together.
+    ///
+    /// # Errors
+    /// As [`FrameReader::next`].
+    pub fn ready<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
+        decode(&mut self.buffer)
+    }
+
+    /// The source.
+    pub fn get_ref(&self) -> &R {
+        &self.source
+    }
+
+    /// The source, and bytes read from it that belong to later frames.
+    pub fn into_parts(self) -> (R, BytesMut) {
+        (self.source, self.buffer)
+    }
+}
+
+/// Gathers frames and writes them together.
+#[derive(Debug)]
+pub struct FrameWriter<W> {
+    sink: W,
+    buffer: BytesMut,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    /// Writes to `sink`.
+    pub fn new(sink: W) -> Self {
+        Self { sink, buffer: BytesMut::new() }
+    }
+
+    /// Adds a frame to those that the next [`FrameWriter::flush`] writes.
+    ///
+    /// # Errors
+    /// As [`encode`]; frames added before are kept.
+    pub fn push<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), WireError> {
+        encode(value, &mut self.buffer)
+    }
+
+    /// Adds frames that are encoded already.
+    pub fn push_encoded(&mut self, frames: BytesMut) {
+        if self.buffer.is_empty() {
+            self.buffer = frames;
+        } else {
+            self.buffer.unsplit(frames);
+        }
+    }
+
+    /// Writes every frame that was added.
+    ///
+    /// # Errors
+    /// [`WireError::Io`].
+    pub async fn flush(&mut self) -> Result<(), WireError> {
+        self.sink.write_all_buf(&mut self.buffer).await?;
+        if self.buffer.capacity() > KEEP {
+            self.buffer = BytesMut::new();
+        }
+        Ok(self.sink.flush().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::{Hello, KvAnswer, KvReply};
+
+    fn reply(size: usize) -> KvReply {
+        KvReply { id: 7, result: Ok(KvAnswer::Value(Some(vec![3; size]))) }
+    }
+
+    #[test]
+    fn frames_survive_any_cut() {
+        let mut wire = BytesMut::new();
+        encode(&reply(300), &mut wire).unwrap();
+        encode(&Hello::Files, &mut wire).unwrap();
+        for cut in 0..=wire.len() {
+            let mut buffer = BytesMut::from(&wire[..cut]);
+            let early: Option<KvReply> = decode(&mut buffer).unwrap();
+            buffer.extend_from_slice(&wire[cut..]);
+            let first = early.or_else(|| decode(&mut buffer).unwrap());
+            assert_eq!(first, Some(reply(300)), "cut at {cut}");
+            assert_eq!(decode::<Hello>(&mut buffer).unwrap(), Some(Hello::Files), "cut at {cut}");
+            assert!(buffer.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_frame_above_the_limit_is_refused_both_ways() {
+        let mut out = BytesMut::from(&b"kept"[..]);
+        assert!(matches!(encode(&reply(MAX_FRAME), &mut out), Err(WireError::TooLarge(_))));
+        assert_eq!(&out[..], b"kept");
+        let mut head = BytesMut::from(&u32::MAX.to_le_bytes()[..]);
+        assert!(matches!(decode::<Hello>(&mut head), Err(WireError::TooLarge(_))));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        let mut wire = BytesMut::from(&[1, 0, 0, 0, 9][..]);
+        assert!(matches!(decode::<Hello>(&mut wire), Err(WireError::Malformed(_))));
+        let mut wire = BytesMut::from(&[2, 0, 0, 0, 0, 0][..]);
+        assert!(matches!(decode::<Hello>(&mut wire), Err(WireError::Malformed(_))));
+    }
+
+    #[tokio::test]
+    async fn a_close_inside_a_frame_is_an_error_and_between_frames_the_end() {
+        let mut wire = BytesMut::new();
+        encode(&Hello::Alive, &mut wire).unwrap();
+        let mut reader = FrameReader::new(&wire[..]);
+        assert_eq!(reader.next::<Hello>().await.unwrap(), Some(Hello::Alive));
+        assert_eq!(reader.next::<Hello>().await.unwrap(), None);
+        let mut reader = FrameReader::new(&wire[..wire.len() - 1]);
+        assert!(matches!(reader.next::<Hello>().await, Err(WireError::Closed)));
+    }
+}

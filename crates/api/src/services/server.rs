@@ -1,0 +1,75 @@
+//! The node's end of `node.sock`: what a fresh connection is for, and typed reading and answering of it.
+
+use std::os::fd::BorrowedFd;
+
+use bytes::BytesMut;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::codec::{self, FrameReader, FrameWriter, WireError};
+use super::descriptor;
+use super::{FileReply, FileRequest, Hello};
+
+/// A connection whose [`Hello`] was read.
+#[derive(Debug)]
+pub enum Accepted {
+    /// Read [`super::KvCall`]s (`next`, then `ready` for those that came together), write [`super::KvReply`]s.
+    KeyValue(FrameReader<OwnedReadHalf>, FrameWriter<OwnedWriteHalf>),
+    /// Answer [`FileRequest`]s one by one.
+    Files(FilesConnection),
+    /// Hold it; its end is the host's end.
+    Alive(UnixStream),
+}
+
+/// Reads the first frame of a connection. The caller bounds the time.
+///
+/// # Errors
+/// Any [`WireError`]; [`WireError::Closed`] where nothing was said.
+pub async fn accept(stream: UnixStream) -> Result<Accepted, WireError> {
+    let mut reader = FrameReader::new(stream);
+    let hello: Hello = reader.next().await?.ok_or(WireError::Closed)?;
+    let (stream, rest) = reader.into_parts();
+    Ok(match hello {
+        Hello::KeyValue => {
+            let (read, write) = stream.into_split();
+            Accepted::KeyValue(FrameReader::with_buffer(read, rest), FrameWriter::new(write))
+        }
+        Hello::Files => Accepted::Files(FilesConnection { reader: FrameReader::with_buffer(stream, rest) }),
+        Hello::Alive => Accepted::Alive(stream),
+    })
+}
+
+/// A connection for [`FileRequest`]s, the node's end.
+#[derive(Debug)]
+pub struct FilesConnection {
+    reader: FrameReader<UnixStream>,
+}
+
+impl FilesConnection {
+    /// The next request; `None` where the host hung up.
+    ///
+    /// # Errors
+    /// Any [`WireError`].
+    pub async fn next(&mut self) -> Result<Option<FileRequest>, WireError> {
+        self.reader.next().await
+    }
+
+    /// Answers the request read last. The descriptor is given exactly with [`FileReply::Ready`]; the caller still owns
+    /// its copy.
+    ///
+    /// # Errors
+    /// Any [`WireError`].
+    pub async fn reply(&mut self, reply: &FileReply, fd: Option<BorrowedFd<'_>>) -> Result<(), WireError> {
+        send_with_fd(self.reader.get_ref(), reply, fd).await
+    }
+}
+
+/// Writes one reply to a connection for files, with the descriptor beside its bytes.
+///
+/// # Errors
+/// Any [`WireError`].
+pub async fn send_with_fd(stream: &UnixStream, reply: &FileReply, fd: Option<BorrowedFd<'_>>) -> Result<(), WireError> {
+    let mut frame = BytesMut::new();
+    codec::encode(reply, &mut frame)?;
+    Ok(descriptor::send_with_fd(stream, &frame, fd).await?)
+}
