@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod agent_client;
 pub mod control;
 pub mod node;
 pub mod problem;

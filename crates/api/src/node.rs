@@ -7,7 +7,7 @@ use futures::stream::BoxStream;
 use model::{AppName, ComponentName, TenantName};
 
 use crate::Problem;
-use crate::agent::LogLine;
+use crate::agent::{HostStatus, LogLine};
 
 /// Which log lines.
 #[derive(Debug, Clone, Default)]
@@ -33,4 +33,7 @@ pub trait NodeApi: Send + Sync + 'static {
         component: Option<&ComponentName>,
         request: http::Request<Bytes>,
     ) -> BoxFuture<'static, Result<http::Response<Bytes>, Problem>>;
+
+    /// What the tenant's hosts report now, in shard order; a host that does not answer in time is left out.
+    fn status(&self, tenant: &TenantName) -> BoxFuture<'static, Vec<HostStatus>>;
 }

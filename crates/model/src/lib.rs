@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod digest;
+pub mod egress;
 pub mod interface;
 pub mod limits;
 pub mod name;

@@ -1,1 +1,25 @@
-//! node
+//! One machine's agent: it watches what the control plane assigned, keeps one host process per tenant and shard alive,
+//! brings artifacts and compiled code to them, and sends requests to the revisions that serve.
+//!
+//! | Module | Answers |
+//! |---|---|
+//! | [`converge`] | what has to happen next, from what is wanted and what is there; pure |
+//! | `agent` | one task that owns the state and carries the steps out |
+//! | `supervisor` | one task per host process: start, restore, restart, stop |
+//! | [`artifacts`] | compiled code: compiled in a limited child process, loaded only if its MAC is ours |
+//! | `services` | what a host may ask over its `node.sock` |
+//! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
+//! | `logs` | the last lines of every app |
+//! | [`ingress`] | requests from outside |
+#![forbid(unsafe_code)]
+
+pub mod artifacts;
+pub mod converge;
+pub mod dialer;
+mod error;
+pub mod ingress;
+mod node;
+mod tenant;
+
+pub use error::NodeError;
+pub use node::{Node, NodeConfig};

@@ -1,0 +1,248 @@
+//! The typed client of the agent API: how a node (or a task driver) talks to a host over its `agent.sock`.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{BoxStream, StreamExt};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use model::{AppName, Revision};
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest};
+use crate::{Code, Problem};
+
+/// The largest answer a host may give, bytes.
+const MAX_ANSWER: usize = 64 << 20;
+/// The longest line of `/v1/logs`, bytes: 16 KiB of text, escaped, and its frame.
+const MAX_LINE: usize = 256 << 10;
+/// Connections kept for the next request.
+const KEPT: usize = 8;
+
+/// A client of one host. Connections are made when needed and kept.
+#[derive(Debug)]
+pub struct HostClient {
+    socket: PathBuf,
+    kept: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+}
+
+impl HostClient {
+    /// A client of the host whose agent API listens at `socket`. Connects with the first request.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into(), kept: Mutex::new(Vec::new()) }
+    }
+
+    /// Where the host listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Forgets kept connections: the process behind the socket is another one now.
+    pub fn reset(&self) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Who the host is.
+    ///
+    /// # Errors
+    /// [`Code::Unreachable`] when nobody answers, otherwise what the host says.
+    pub async fn info(&self) -> Result<HostInfo, Problem> {
+        self.json(Method::GET, "/v1/info", Bytes::new()).await
+    }
+
+    /// Makes a revision answer. Idempotent.
+    ///
+    /// # Errors
+    /// [`Code::Unreachable`] when nobody answers, otherwise what the host says.
+    pub async fn start(&self, app: &AppName, revision: Revision, request: &StartRequest) -> Result<(), Problem> {
+        self.start_encoded(app, revision, encode(request)?).await
+    }
+
+    /// As [`HostClient::start`] with the JSON text of a [`StartRequest`], for callers that send one to many hosts.
+    ///
+    /// # Errors
+    /// As [`HostClient::start`].
+    pub async fn start_encoded(&self, app: &AppName, revision: Revision, request: Bytes) -> Result<(), Problem> {
+        let path = format!("/v1/apps/{app}/revisions/{revision}");
+        self.bytes(Method::PUT, &path, request).await.map(drop)
+    }
+
+    /// Ends a revision: calls in flight have until `deadline`.
+    ///
+    /// # Errors
+    /// As [`HostClient::start`].
+    pub async fn drain_revision(
+        &self,
+        app: &AppName,
+        revision: Revision,
+        deadline: Duration,
+    ) -> Result<Drained, Problem> {
+        self.json(Method::POST, &format!("/v1/apps/{app}/revisions/{revision}/drain"), within(deadline)?).await
+    }
+
+    /// Counters and memory.
+    ///
+    /// # Errors
+    /// As [`HostClient::info`].
+    pub async fn status(&self) -> Result<HostStatus, Problem> {
+        self.json(Method::GET, "/v1/status", Bytes::new()).await
+    }
+
+    /// Ends the host: calls in flight have until `deadline`, then the process exits 0.
+    ///
+    /// # Errors
+    /// As [`HostClient::info`].
+    pub async fn drain(&self, deadline: Duration) -> Result<Drained, Problem> {
+        self.json(Method::POST, "/v1/drain", within(deadline)?).await
+    }
+
+    /// Every log line from now on; the stream ends when the host does. Lines that cannot be read are skipped.
+    ///
+    /// # Errors
+    /// As [`HostClient::info`].
+    pub async fn logs(&self) -> Result<BoxStream<'static, LogLine>, Problem> {
+        let mut sender = self.connect().await?;
+        let answer = sender.send_request(self.request(Method::GET, "/v1/logs", Bytes::new())?).await;
+        let answer = answer.map_err(|cause| self.unreachable(&cause))?;
+        if answer.status() != StatusCode::OK {
+            let (status, body) = self.collect(answer).await?;
+            return Err(refusal(status, &body));
+        }
+        let state = Lines { body: answer.into_body(), buffer: BytesMut::new(), skipping: false, _sender: sender };
+        let lines = futures::stream::unfold(state, |mut lines| async {
+            let line = lines.next().await?;
+            Some((line, lines))
+        });
+        Ok(lines.boxed())
+    }
+
+    async fn json<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Problem> {
+        let body = self.bytes(method, path, body).await?;
+        serde_json::from_slice(&body).map_err(|cause| {
+            let socket = self.socket.display();
+            Problem::new(Code::Internal, format!("the host at {socket} answered {path} with unreadable JSON: {cause}"))
+        })
+    }
+
+    async fn bytes(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Problem> {
+        let (status, body) = self.exchange(method, path, body).await?;
+        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Problem> {
+        // A kept connection may have been closed meanwhile. Every request of this API may be sent twice, so a failure
+        // on a kept connection is tried once more on a new one.
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(mut sender) = kept.filter(|sender| !sender.is_closed())
+            && sender.ready().await.is_ok()
+            && let Ok(answer) = sender.send_request(self.request(method.clone(), path, body.clone())?).await
+        {
+            return self.finish(sender, answer).await;
+        }
+        let mut sender = self.connect().await?;
+        let answer = sender.send_request(self.request(method, path, body)?).await;
+        let answer = answer.map_err(|cause| self.unreachable(&cause))?;
+        self.finish(sender, answer).await
+    }
+
+    async fn finish(
+        &self,
+        sender: SendRequest<Full<Bytes>>,
+        answer: Response<Incoming>,
+    ) -> Result<(StatusCode, Bytes), Problem> {
+        let done = self.collect(answer).await?;
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT && !sender.is_closed() {
+            kept.push(sender);
+        }
+        Ok(done)
+    }
+
+    async fn collect(&self, answer: Response<Incoming>) -> Result<(StatusCode, Bytes), Problem> {
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|cause| self.unreachable(cause.as_ref()))?;
+        Ok((status, body.to_bytes()))
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Problem> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|cause| self.unreachable(&cause))?;
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|cause| self.unreachable(&cause))?;
+        tokio::spawn(async move {
+            if let Err(cause) = connection.await {
+                tracing::debug!(%cause, "connection to a host's agent API ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, Problem> {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "host")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|cause| Problem::new(Code::Internal, format!("cannot build the request {path}: {cause}")))
+    }
+
+    fn unreachable(&self, cause: &(dyn std::error::Error + 'static)) -> Problem {
+        Problem::new(Code::Unreachable, format!("the host at {} does not answer: {cause}", self.socket.display()))
+    }
+}
+
+/// A refusal as the host worded it, or the bare status where it did not.
+fn refusal(status: StatusCode, body: &[u8]) -> Problem {
+    serde_json::from_slice(body).unwrap_or_else(|_| {
+        let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
+        Problem::new(Code::Internal, format!("the host answered {status}: {text}"))
+    })
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Result<Bytes, Problem> {
+    let text = serde_json::to_vec(value);
+    text.map(Bytes::from).map_err(|cause| Problem::new(Code::Internal, format!("cannot write JSON: {cause}")))
+}
+
+fn within(deadline: Duration) -> Result<Bytes, Problem> {
+    encode(&DrainRequest { deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX) })
+}
+
+/// Newline-delimited JSON out of a response body, with a bound on what one line may hold.
+struct Lines {
+    body: Incoming,
+    buffer: BytesMut,
+    skipping: bool,
+    _sender: SendRequest<Full<Bytes>>,
+}
+
+impl Lines {
+    async fn next(&mut self) -> Option<LogLine> {
+        loop {
+            while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                if std::mem::take(&mut self.skipping) {
+                    continue;
+                }
+                if let Ok(line) = serde_json::from_slice(&line) {
+                    return Some(line);
+                }
+            }
+            if self.buffer.len() > MAX_LINE {
+                self.buffer.clear();
+                self.skipping = true;
+            }
+            let frame = self.body.frame().await?.ok()?;
+            if let Ok(data) = frame.into_data() {
+                self.buffer.extend_from_slice(&data);
+            }
+        }
+    }
+}

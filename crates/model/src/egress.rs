@@ -1,0 +1,1 @@
+//! Which addresses a tenant's connections may reach: pure, decided on the address that is dialled.
