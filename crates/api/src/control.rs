@@ -2,23 +2,37 @@
 //!
 //! | Request | Meaning |
 //! |---|---|
+//! | `GET /v1/healthz` | 200 without a token; nothing else is |
 //! | `GET /v1/version` | [`Version`] |
-//! | `GET/PUT /v1/tenants/{t}` | [`TenantView`] / settings; `If-Match` |
+//! | `GET /v1/openapi.json` | this table, generated |
+//! | `GET /v1/nodes` | [`NodeView`]s |
+//! | `GET /v1/tenants` | [`TenantView`]s |
+//! | `GET/PUT /v1/tenants/{t}` | [`TenantView`] / settings; `If-Match: <etag>` |
 //! | `PUT /v1/blobs/{digest}`, `HEAD` | artifacts, octet-stream |
 //! | `GET /v1/tenants/{t}/apps` | [`AppView`]s |
 //! | `GET/DELETE /v1/tenants/{t}/apps/{a}` | [`AppView`] |
 //! | `POST /v1/tenants/{t}/apps/{a}/plan` ([`DeployRequest`]) | [`Plan`], changes nothing |
-//! | `POST /v1/tenants/{t}/apps/{a}/revisions` ([`DeployRequest`]) | [`Accepted`]; `If-Match: <revision>` or `Idempotency-Key` |
-//! | `GET /v1/tenants/{t}/apps/{a}/revisions` | [`RevisionView`]s |
+//! | `POST /v1/tenants/{t}/apps/{a}/revisions` ([`DeployRequest`]) | [`Accepted`]; `If-Match: <revision>`, `Idempotency-Key` |
+//! | `GET /v1/tenants/{t}/apps/{a}/revisions`, `GET …/revisions/{n}` | [`RevisionView`]s, newest first |
 //! | `POST …/rollback` ([`RollbackRequest`]), `POST …/links` ([`LinkRequest`]) | [`Accepted`] |
 //! | `GET …/logs?follow&last&component` | NDJSON of [`crate::agent::LogLine`] |
 //! | `POST …/call` ([`CallRequest`]) | [`CallResponse`] |
-//! | `GET /v1/events?tenant&app` | server-sent events, each a CloudEvent ([`Event`]) |
+//! | `GET /v1/tenants/{t}/providers` | [`ProviderView`]s |
+//! | `GET /v1/tenants/{t}/routes` | [`RouteView`]s |
+//! | `GET /v1/events?tenant&app` | server-sent events, each a CloudEvent ([`Event`]); `Last-Event-ID` resumes |
+//!
+//! **Writes.** `If-Match: <n>` on an app is the number of the revision that must be current, on a tenant the etag; `*`
+//! means it must exist. `If-None-Match: *` means it must not. A failed condition is `conflict` (409) and nothing is
+//! changed. Without a condition a write applies to whatever is current; writes to all apps are made one after another.
+//! `Idempotency-Key` (1 to 128 visible ASCII characters) makes a repeated deploy answer with the revision the first one
+//! made, as long as that revision is in the app's history; the same key with other content is `conflict`.
+//!
+//! **Reading.** Query parameters and body fields that are not listed are errors, not ignored.
 
 use std::collections::BTreeMap;
 
-use model::app::{LockedApp, ProviderKind, Revision};
-use model::observed::AppObserved;
+use model::app::{LockedApp, ProviderKind, Revision, Route};
+use model::observed::{AppObserved, Reason};
 use model::tenant::TenantSettings;
 use model::{AppName, ComponentName, ContractId, Label, NodeName, ProviderName, TenantName};
 use serde::{Deserialize, Serialize};
@@ -135,6 +149,41 @@ pub struct AppView {
     pub nodes: BTreeMap<NodeName, AppObserved>,
     /// `http://host:port/path` of every route.
     pub urls: Vec<String>,
+    /// Why the app as a whole is not as wanted, where that is known here and not on a node: its claims expired or were
+    /// revoked, or there is no node to run it. A node's own reason is in `nodes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+/// A route of an app of the tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RouteView {
+    /// Whose.
+    pub app: AppName,
+    /// In which revision.
+    pub revision: Revision,
+    /// What is sent where.
+    #[serde(flatten)]
+    pub route: Route,
+    /// `http://host:port/path` on each ingress listener.
+    pub urls: Vec<String>,
+}
+
+/// A machine, as its node reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NodeView {
+    /// The machine.
+    pub name: NodeName,
+    /// Its lease is alive. Apps of a lost node stay assigned to it.
+    pub alive: bool,
+    /// `host:port` of each ingress listener.
+    pub ingress: Vec<String>,
+    /// Its process; 0 while it is lost.
+    pub pid: u32,
+    /// When it started, milliseconds since 1970; 0 while it is lost.
+    pub since_ms: u64,
+    /// Apps assigned to it.
+    pub apps: u64,
 }
 
 /// What a deploy would change.
@@ -192,8 +241,7 @@ pub struct ProviderView {
     pub links: Vec<String>,
 }
 
-/// A CloudEvent (1.0, structured JSON). `type` is one of `dev.sidereal.app.{deployed,phase,deleted}`,
-/// `dev.sidereal.host.{started,lost}`, `dev.sidereal.tenant.changed`.
+/// A CloudEvent (1.0, structured JSON). `type` is one of the constants of [`event`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
     /// `1.0`.
@@ -210,6 +258,39 @@ pub struct Event {
     pub subject: Option<String>,
     /// RFC 3339.
     pub time: String,
-    /// Depends on `type`; for `app.phase` an [`AppObserved`].
+    /// Depends on `type`; see [`event`].
     pub data: serde_json::Value,
 }
+
+/// The `type`s of [`Event`]s and what their `data` holds.
+pub mod event {
+    /// A revision became the wanted one: `{revision, origin}`.
+    pub const DEPLOYED: &str = "dev.sidereal.app.deployed";
+    /// A node reports another state of an app: an [`super::AppObserved`]. `source` is the node.
+    pub const PHASE: &str = "dev.sidereal.app.phase";
+    /// A node stopped reporting an app, because it is gone there or the node is: `{}`. `source` is the node.
+    pub const GONE: &str = "dev.sidereal.app.gone";
+    /// An app was deleted: `{revision}`, its last.
+    pub const DELETED: &str = "dev.sidereal.app.deleted";
+    /// An app must not be served any longer: a [`model::observed::Reason`].
+    pub const SUSPENDED: &str = "dev.sidereal.app.suspended";
+    /// It may be served again: `{revision}`.
+    pub const RESUMED: &str = "dev.sidereal.app.resumed";
+    /// Settings were written: `{etag}`. `subject` is the tenant.
+    pub const TENANT_CHANGED: &str = "dev.sidereal.tenant.changed";
+    /// A node is there: `{ingress, pid}`. `source` is the node.
+    pub const NODE_JOINED: &str = "dev.sidereal.node.joined";
+    /// A node's lease ended: `{}`. `source` is the node.
+    pub const NODE_LOST: &str = "dev.sidereal.node.lost";
+    /// Events before this one are no longer kept: read the state anew.
+    pub const MISSED: &str = "dev.sidereal.events.missed";
+}
+
+/// Header of a deploy that may be repeated.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Largest artifact, bytes.
+pub const MAX_BLOB: usize = 128 << 20;
+/// Largest JSON body, bytes.
+pub const MAX_JSON: usize = 4 << 20;
+/// Largest body of a [`CallRequest`], and of a [`CallResponse`], bytes before base64.
+pub const MAX_CALL_BODY: usize = 8 << 20;

@@ -1,6 +1,7 @@
 //! The wire between Sidereal's processes: types, error codes and typed clients. No rules live here.
 //!
 //! * [`control`]: HTTP and JSON between people (cli, canvas) and the control plane.
+//! * [`client`]: the typed client of [`control`], for the cli.
 //! * [`agent`]: HTTP and JSON over a unix socket, the only way into a host.
 //! * [`services`]: what a host asks of its node (dial, key-value, compiled code), framed postcard over a unix socket.
 //! * [`problem`]: the one shape of a refusal and the closed list of its codes.
@@ -8,6 +9,7 @@
 
 pub mod agent;
 pub mod agent_client;
+pub mod client;
 pub mod control;
 pub mod node;
 pub mod problem;

@@ -1,0 +1,154 @@
+//! The two endless answers of the control API, events (server-sent) and logs (lines of JSON), as streams of typed items.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures::Stream;
+use http::{HeaderMap, HeaderValue, Method};
+use hyper::body::{Body, Incoming};
+use model::{AppName, TenantName};
+
+use super::{ClientError, ControlClient, of};
+use crate::agent::LogLine;
+use crate::control::Event;
+use crate::node::LogQuery;
+
+/// The longest line either stream may have, bytes.
+const MAX_LINE: usize = 1 << 20;
+
+/// Which events.
+#[derive(Debug, Clone, Default)]
+pub struct EventQuery {
+    /// Only of this tenant.
+    pub tenant: Option<TenantName>,
+    /// Only of this app; needs a tenant.
+    pub app: Option<AppName>,
+    /// Go on after the event with this id.
+    pub after: Option<String>,
+}
+
+impl ControlClient {
+    /// Events from now on, or after `query.after`. The stream ends when the server stops or the connection breaks: ask
+    /// again with the last id seen. Everything that happens after this returns is in the stream.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events(&self, query: EventQuery) -> Result<Events, ClientError> {
+        let pairs = [query.tenant.map(|t| format!("tenant={t}")), query.app.map(|a| format!("app={a}"))];
+        let path = with_query("/v1/events", pairs);
+        let mut headers = HeaderMap::new();
+        if let Some(after) = query.after {
+            let value = HeaderValue::from_str(&after).map_err(|cause| self.protocol(cause))?;
+            headers.insert("last-event-id", value);
+        }
+        let response = self.open(Method::GET, &path, headers, Bytes::new(), None).await?;
+        Ok(Events(Lines::new(response.into_body(), self.clone())))
+    }
+
+    /// An app's log lines: past ones, then with `query.follow` new ones as they come.
+    ///
+    /// # Errors
+    /// `not-found`; [`ClientError`].
+    pub async fn logs(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> Result<Logs, ClientError> {
+        let pairs = [
+            Some(format!("last={}", query.last)),
+            Some(format!("follow={}", query.follow)),
+            query.component.map(|c| format!("component={c}")),
+        ];
+        let path = with_query(&of(tenant, app, "/logs"), pairs);
+        let response = self.open(Method::GET, &path, HeaderMap::new(), Bytes::new(), None).await?;
+        Ok(Logs(Lines::new(response.into_body(), self.clone())))
+    }
+}
+
+/// Names have no characters that need escaping in a query.
+fn with_query(path: &str, pairs: impl IntoIterator<Item = Option<String>>) -> String {
+    let query = pairs.into_iter().flatten().collect::<Vec<_>>().join("&");
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
+/// A body cut into lines.
+struct Lines {
+    body: Incoming,
+    buffer: BytesMut,
+    ended: bool,
+    client: ControlClient,
+}
+
+impl Lines {
+    fn new(body: Incoming, client: ControlClient) -> Self {
+        Self { body, buffer: BytesMut::new(), ended: false, client }
+    }
+
+    fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ClientError>>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line = self.buffer.split_to(end).freeze();
+                self.buffer.advance(1);
+                return Poll::Ready(Some(Ok(line)));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            if self.buffer.len() > MAX_LINE {
+                self.ended = true;
+                return Poll::Ready(Some(Err(self.client.protocol("a line longer than 1 MiB"))));
+            }
+            match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(cause)) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(self.client.unreachable(&cause))));
+                }
+                None => self.ended = true,
+            }
+        }
+    }
+}
+
+/// Events as they happen.
+pub struct Events(Lines);
+
+impl Stream for Events {
+    type Item = Result<Event, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        // Each event is one `data:` line (JSON has no raw line ends); `id:`, comments and blank lines say nothing more.
+        loop {
+            let line = match std::task::ready!(self.0.poll_line(cx)) {
+                Some(Ok(line)) => line,
+                Some(Err(cause)) => return Poll::Ready(Some(Err(cause))),
+                None => return Poll::Ready(None),
+            };
+            if let Some(data) = line.strip_prefix(b"data:") {
+                return Poll::Ready(Some(self.0.client.decode(data)));
+            }
+        }
+    }
+}
+
+/// Log lines as they come.
+pub struct Logs(Lines);
+
+impl Stream for Logs {
+    type Item = Result<LogLine, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let line = match std::task::ready!(self.0.poll_line(cx)) {
+                Some(Ok(line)) => line,
+                Some(Err(cause)) => return Poll::Ready(Some(Err(cause))),
+                None => return Poll::Ready(None),
+            };
+            // A blank line keeps an idle connection alive.
+            if !line.is_empty() {
+                return Poll::Ready(Some(self.0.client.decode(&line)));
+            }
+        }
+    }
+}

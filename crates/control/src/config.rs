@@ -1,0 +1,56 @@
+//! What a control plane is started with, and why it does not start.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::node::NodeApi;
+use model::NodeName;
+use store::Store;
+use store::blobs::Blobs;
+
+/// What a control plane is started with.
+pub struct ControlConfig {
+    /// Where the API listens; port 0 takes a free one. Keep it on loopback: it speaks HTTP without TLS.
+    pub listen: SocketAddr,
+    /// The bearer token of every request but `GET /v1/healthz`; at least 16 characters.
+    pub token: String,
+    /// The machine this process runs on.
+    pub node: NodeName,
+    /// Desired and observed state.
+    pub store: Arc<dyn Store>,
+    /// The artifacts of this machine.
+    pub blobs: Blobs,
+    /// Logs and calls.
+    pub nodes: Arc<dyn NodeApi>,
+    /// Values of `Host` that are accepted beside loopback names and `listen` itself, `name` or `name:port`.
+    pub allowed_hosts: Vec<String>,
+    /// The product's version, for `GET /v1/version`.
+    pub version: String,
+}
+
+/// Why a control plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The address is taken or not ours. The caller chooses another port.
+    #[error("the API cannot listen on {address}: {cause}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// The system's own words.
+        cause: std::io::Error,
+    },
+    /// The token is too short to protect anything.
+    #[error("the API token has {0} characters; it needs at least 16")]
+    Token(usize),
+    /// The state cannot be read.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// Something in the store is not what this version writes there.
+    #[error("`{key}` in the store cannot be read: {cause}")]
+    Unreadable {
+        /// The key.
+        key: String,
+        /// What was wrong.
+        cause: String,
+    },
+}
