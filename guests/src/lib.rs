@@ -1,0 +1,91 @@
+//! Bindings and the few lines every WASI 0.2 guest repeats. What a guest does not call is not imported by its component.
+
+wit_bindgen::generate!({
+    path: ["../wit/p2", "../wit/keyvalue", "../wit/config", "../wit/logging"],
+    inline: "
+        package sidereal:guests;
+        world guest {
+            import wasi:cli/environment@0.2.12;
+            import wasi:cli/stdout@0.2.12;
+            import wasi:cli/stderr@0.2.12;
+            import wasi:clocks/monotonic-clock@0.2.12;
+            import wasi:http/outgoing-handler@0.2.12;
+            import wasi:keyvalue/store@0.2.0-draft;
+            import wasi:keyvalue/atomics@0.2.0-draft;
+            import wasi:keyvalue/batch@0.2.0-draft;
+            import wasi:config/store@0.2.0-rc.1;
+            import wasi:logging/logging@0.1.0-draft;
+            export wasi:http/incoming-handler@0.2.12;
+        }
+    ",
+    world: "sidereal:guests/guest",
+    pub_export_macro: true,
+    default_bindings_module: "guests",
+    generate_all,
+});
+
+pub use exports::wasi::http::incoming_handler::Guest;
+pub use wasi::http::types::{Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
+
+/// Starts a response and gives back its body, still empty.
+pub fn start(out: ResponseOutparam, status: u16, headers: Fields) -> OutgoingBody {
+    let response = OutgoingResponse::new(headers);
+    response.set_status_code(status).expect("a valid status");
+    let body = response.body().expect("the body is taken once");
+    ResponseOutparam::set(out, Ok(response));
+    body
+}
+
+/// Answers with a whole body.
+pub fn reply(out: ResponseOutparam, status: u16, text: &str) {
+    let body = start(out, status, Fields::new());
+    {
+        let stream = body.write().expect("the stream is taken once");
+        for part in text.as_bytes().chunks(4096) {
+            if stream.blocking_write_and_flush(part).is_err() {
+                return;
+            }
+        }
+    }
+    let _ = OutgoingBody::finish(body, None);
+}
+
+/// The path without the query, and the query.
+pub fn target(request: &IncomingRequest) -> (String, String) {
+    let target = request.path_with_query().unwrap_or_default();
+    match target.split_once('?') {
+        Some((path, query)) => (path.to_owned(), query.to_owned()),
+        None => (target, String::new()),
+    }
+}
+
+/// The value of `name` in a query, percent-decoded.
+pub fn param(query: &str, name: &str) -> Option<String> {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
+    Some(decode(value))
+}
+
+/// The number in `name` of a query.
+pub fn number(query: &str, name: &str, default: u64) -> u64 {
+    param(query, name).and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Percent-decodes, leaving what is not an escape as it is.
+pub fn decode(text: &str) -> String {
+    let hex = |b: Option<&u8>| b.and_then(|b| (*b as char).to_digit(16));
+    let bytes = text.as_bytes();
+    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
+    while let Some(&byte) = bytes.get(at) {
+        match (byte, hex(bytes.get(at + 1)), hex(bytes.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            _ => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}

@@ -1,0 +1,81 @@
+//! The checks beside the tests: format, lints, tidiness, supply chain.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+/// The cargo-deny this repository is checked with.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Runs all checks; the first failure ends it.
+///
+/// # Errors
+/// When a check fails or cannot run.
+pub fn run(root: &Path) -> anyhow::Result<()> {
+    step("fmt", Command::new("cargo").args(["fmt", "--all", "--check"]), root)?;
+    crate::tidy::run(root)?;
+    step(
+        "clippy",
+        Command::new("cargo").args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+        root,
+    )?;
+    deny(root)
+}
+
+/// Runs one command with its output on the terminal.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn step(name: &str, command: &mut Command, root: &Path) -> anyhow::Result<()> {
+    eprintln!("── {name}");
+    let status = command.current_dir(root).status().with_context(|| format!("cannot run {name}"))?;
+    if !status.success() {
+        bail!("{name} failed ({status})");
+    }
+    Ok(())
+}
+
+fn deny(root: &Path) -> anyhow::Result<()> {
+    let tool = cargo_deny(root)?;
+    step("cargo-deny", Command::new(&tool).args(["check", "bans", "licenses", "sources"]), root)?;
+    let advisories =
+        Command::new(&tool).args(["check", "advisories"]).current_dir(root).output().context("cannot run cargo-deny")?;
+    if advisories.status.success() {
+        eprintln!("advisories ok");
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&advisories.stderr).into_owned();
+    if text.contains("failed to fetch") || text.contains("failed to load advisory") || text.contains("unable to") {
+        eprintln!("advisories: NOT RUN: the advisory database cannot be reached from this machine");
+        return Ok(());
+    }
+    bail!("cargo-deny advisories failed:\n{text}");
+}
+
+/// The pinned cargo-deny: from PATH if it is that version, else built once into `target/tools`.
+fn cargo_deny(root: &Path) -> anyhow::Result<PathBuf> {
+    let pinned = |tool: &Path| {
+        Command::new(tool)
+            .arg("--version")
+            .output()
+            .is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(CARGO_DENY))
+    };
+    let tools = root.join("target/tools");
+    let built = tools.join("bin/cargo-deny");
+    for candidate in [PathBuf::from("cargo-deny"), built.clone()] {
+        if pinned(&candidate) {
+            return Ok(candidate);
+        }
+    }
+    let mut install = Command::new("cargo");
+    install
+        .args(["install", "cargo-deny", "--version", CARGO_DENY, "--locked", "--debug", "--no-default-features"])
+        .arg("--root")
+        .arg(&tools)
+        .arg("--target-dir")
+        .arg(root.join("target/tools/build"))
+        .env("CARGO_PROFILE_DEV_DEBUG", "0");
+    step("installing cargo-deny", &mut install, root)?;
+    Ok(built)
+}

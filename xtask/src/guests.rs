@@ -1,0 +1,185 @@
+//! Which components do tests and benches run, and how do they come to be? Built from `guests/examples/*.rs` with a
+//! rustup wasm target or Debian's packages; built again only when a source changed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+const TARGET: &str = "wasm32-unknown-unknown";
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/std";
+const LINKERS: [&str; 2] = ["/usr/bin/wasm-ld-22", "/usr/bin/wasm-ld"];
+/// Debian packages that together build components: file that shows a package is there, and the package.
+pub const DEBIAN_PACKAGES: [(&str, &str); 4] = [
+    (DEBIAN_RUSTC, "rustc-web"),
+    (DEBIAN_CARGO, "cargo-web"),
+    (DEBIAN_SOURCE, "rust-web-src"),
+    ("/usr/bin/wasm-ld-22", "lld-22"),
+];
+
+/// Builds every guest into `out` as `<name>.wasm` and returns the paths, sorted. Does nothing when nothing changed.
+/// Callers in several processes wait for one another.
+///
+/// # Errors
+/// When no toolchain for wasm is installed (says what to install), a guest does not compile or is no component.
+pub fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
+    let lock = fs::File::create(out.join(".lock"))?;
+    lock.lock()?;
+    let guests = root.join("guests");
+    let digest = sources(root, &["guests", "wit"])?;
+    let names = names(&guests.join("examples"))?;
+    let paths: Vec<PathBuf> = names.iter().map(|name| out.join(format!("{name}.wasm"))).collect();
+    let stamp = out.join(".sources");
+    let fresh = fs::read_to_string(&stamp).is_ok_and(|old| old == digest) && paths.iter().all(|path| path.is_file());
+    if fresh {
+        return Ok(paths);
+    }
+    let target = root.join("target/wasm");
+    Toolchain::find(&guests)?.cargo(root, &guests, &target, &["--examples"])?;
+    for (name, path) in names.iter().zip(&paths) {
+        let module = target.join(TARGET).join("release/examples").join(format!("{}.wasm", name.replace('-', "_")));
+        let component = component(&module).with_context(|| format!("guest {name}"))?;
+        write(path, &component)?;
+    }
+    write(&stamp, digest.as_bytes())?;
+    Ok(paths)
+}
+
+/// The names of the programs in `folder`, sorted: `kv_counter.rs` is `kv-counter`.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = entry?.path();
+        if let (Some(stem), Some("rs")) =
+            (path.file_stem().and_then(|s| s.to_str()), path.extension().and_then(|e| e.to_str()))
+        {
+            names.push(stem.replace('_', "-"));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Turns the core module cargo made into a component.
+pub(crate) fn component(module: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(module).with_context(|| format!("reading {}", module.display()))?;
+    wit_component::ComponentEncoder::default().module(&bytes)?.validate(true).encode()
+}
+
+/// SHA-256 over the relative names and contents of every file below `folders`, hex. Build output is left out.
+pub(crate) fn sources(root: &Path, folders: &[&str]) -> Result<String> {
+    let mut files = BTreeMap::new();
+    for folder in folders {
+        collect(root, &root.join(folder), &mut files)?;
+    }
+    let mut hash = Sha256::new();
+    for (name, contents) in files {
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name.as_bytes());
+        hash.update((contents.len() as u64).to_le_bytes());
+        hash.update(contents);
+    }
+    Ok(data_encoding::HEXLOWER.encode(&hash.finalize()))
+}
+
+const SOURCE_KINDS: [&str; 4] = ["rs", "toml", "lock", "wit"];
+
+fn collect(root: &Path, at: &Path, into: &mut BTreeMap<String, Vec<u8>>) -> Result<()> {
+    for entry in fs::read_dir(at).with_context(|| format!("reading {}", at.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target") {
+                collect(root, &path, into)?;
+            }
+        } else if path.extension().and_then(|e| e.to_str()).is_some_and(|kind| SOURCE_KINDS.contains(&kind)) {
+            let name = path.strip_prefix(root)?.to_string_lossy().replace('\\', "/");
+            into.insert(name, fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file so that nobody ever reads half of it.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("partial");
+    fs::write(&temporary, bytes).with_context(|| format!("writing {}", temporary.display()))?;
+    fs::rename(&temporary, path).with_context(|| format!("writing {}", path.display()))
+}
+
+/// What compiles Rust to wasm on this machine.
+pub(crate) enum Toolchain {
+    /// The toolchain in use has the target installed.
+    Rustup,
+    /// Debian's compiler, which builds the standard library from source; with the linker's path.
+    Debian(&'static str),
+}
+
+impl Toolchain {
+    /// Looks for one, rustup first.
+    ///
+    /// # Errors
+    /// When there is none: says both ways to get one, naming only the packages that are missing.
+    pub(crate) fn find(folder: &Path) -> Result<Self> {
+        let libraries =
+            Command::new("rustc").current_dir(folder).args(["--print", "target-libdir", "--target", TARGET]).output();
+        if let Ok(libraries) = libraries
+            && libraries.status.success()
+            && Path::new(String::from_utf8_lossy(&libraries.stdout).trim()).is_dir()
+        {
+            return Ok(Self::Rustup);
+        }
+        let linker = LINKERS.into_iter().find(|path| Path::new(path).exists());
+        let parts = [DEBIAN_CARGO, DEBIAN_RUSTC, DEBIAN_SOURCE].iter().all(|path| Path::new(path).exists());
+        if let (Some(linker), true) = (linker, parts) {
+            return Ok(Self::Debian(linker));
+        }
+        let missing: Vec<_> = DEBIAN_PACKAGES
+            .into_iter()
+            .filter(|(file, _)| !Path::new(file).exists())
+            .map(|(_, package)| package)
+            .collect();
+        bail!(
+            "no Rust toolchain for wasm on this machine; either\n  rustup target add {TARGET}\nor, on Debian,\n  apt-get install {}",
+            missing.join(" ")
+        )
+    }
+
+    /// Builds the package in `folder` in release mode into `target`.
+    pub(crate) fn cargo(&self, root: &Path, folder: &Path, target: &Path, arguments: &[&str]) -> Result<()> {
+        let mut command = match self {
+            Self::Rustup => Command::new("cargo"),
+            Self::Debian(linker) => {
+                let mut command = Command::new(DEBIAN_CARGO);
+                command.env("RUSTC", DEBIAN_RUSTC).env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
+                // Debian ships no compiled standard library for wasm32, and building it is an unstable option.
+                command.env("RUSTC_BOOTSTRAP", "1");
+                command
+            }
+        };
+        command.current_dir(folder).args(["build", "--locked", "--release", "--target", TARGET]);
+        command.arg("--target-dir").arg(target).args(arguments);
+        if matches!(self, Self::Debian(_)) {
+            command.arg("-Zbuild-std=std,panic_abort");
+        }
+        // Panic messages carry paths; those of this machine do not belong into an artifact.
+        let home = std::env::var_os("CARGO_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+        let mut flags = vec![format!("--remap-path-prefix={}=.", root.display())];
+        flags.extend(home.map(|home| format!("--remap-path-prefix={}=cargo", home.display())));
+        command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+        for name in ["RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"]
+        {
+            command.env_remove(name);
+        }
+        let status = command.status().context("starting cargo for wasm")?;
+        ensure!(status.success(), "building {} for wasm failed ({status})", folder.display());
+        Ok(())
+    }
+}

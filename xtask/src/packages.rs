@@ -1,0 +1,81 @@
+//! What the tests need from the machine: installed here where that is possible, named exactly where it is not.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+/// A program the tests start and the Debian package that has it.
+pub struct Need {
+    /// Found on the machine?
+    pub found: fn() -> bool,
+    /// What it is for.
+    pub why: &'static str,
+    /// Debian's packages.
+    pub packages: &'static [&'static str],
+}
+
+fn on_path(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+/// Everything `cargo xtask test` needs beside Rust.
+pub const TEST_NEEDS: &[Need] = &[
+    Need { found: || on_path("redis-server"), why: "the Redis provider's tests", packages: &["redis-server"] },
+    Need { found: guest_toolchain, why: "building the test guests", packages: GUEST_PACKAGES },
+    Need { found: || on_path("docker-registry"), why: "deploying from an OCI registry", packages: &["docker-registry"] },
+];
+
+/// Debian's Rust with its sources and a linker for WebAssembly.
+pub const GUEST_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src", "lld-22"];
+
+fn guest_toolchain() -> bool {
+    crate::guests::toolchain().is_ok()
+}
+
+/// Installs what is missing on Debian as root; elsewhere fails with the exact list.
+///
+/// # Errors
+/// When something is missing and cannot be installed.
+pub fn ensure(needs: &[Need]) -> anyhow::Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.found)()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
+    let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.starts_with(b"0\n"));
+    if !root || !Path::new("/etc/debian_version").exists() {
+        let mut list = String::new();
+        for need in &missing {
+            list.push_str(&format!("\n  {} (for {})", need.packages.join(" "), need.why));
+        }
+        bail!(
+            "missing on this machine:{list}\nInstall them, on Debian: sudo apt-get install --no-install-recommends {}",
+            packages.join(" ")
+        );
+    }
+    eprintln!("installing {}", packages.join(" "));
+    apt(&["update", "-q"])?;
+    let mut install = vec!["install", "-q", "-y", "--no-install-recommends"];
+    install.extend(&packages);
+    apt(&install)?;
+    match missing.iter().find(|need| !(need.found)()) {
+        Some(need) => bail!("installed {} but still cannot find what it is for: {}", need.packages.join(" "), need.why),
+        None => Ok(()),
+    }
+}
+
+fn apt(args: &[&str]) -> anyhow::Result<()> {
+    let status = Command::new("apt-get")
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // Services of the packages are not for us to start: tests start their own, on free ports.
+        .env("RUNLEVEL", "1")
+        .stdout(std::process::Stdio::null())
+        .status()
+        .context("cannot run apt-get")?;
+    if !status.success() {
+        bail!("apt-get {} failed with {status}", args.join(" "));
+    }
+    Ok(())
+}

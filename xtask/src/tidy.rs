@@ -1,0 +1,131 @@
+//! What no compiler checks: the map of the rooms is true, every file says why it exists, generated files match.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+/// Runs every tidy check and reports all findings at once.
+///
+/// # Errors
+/// When something is untidy, or git or cargo cannot be asked.
+pub fn run(root: &Path) -> anyhow::Result<()> {
+    let files = tracked(root)?;
+    let mut findings = Vec::new();
+    layers(root, &mut findings)?;
+    map(root, &mut findings)?;
+    sources(root, &files, &mut findings)?;
+    error_codes(root, &mut findings)?;
+    if let Err(drift) = crate::guests::check_drift(root) {
+        findings.push(format!("examples: {drift:#}"));
+    }
+    if findings.is_empty() {
+        eprintln!("tidy: {} files", files.len());
+        return Ok(());
+    }
+    bail!("untidy:\n  {}", findings.join("\n  "));
+}
+
+fn tracked(root: &Path) -> anyhow::Result<Vec<String>> {
+    let out = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output().context("cannot run git")?;
+    if !out.status.success() {
+        bail!("git ls-files failed: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    Ok(String::from_utf8(out.stdout)?.split('\0').filter(|f| !f.is_empty()).map(str::to_owned).collect())
+}
+
+/// The layer table of ARCHITECTURE.md against `cargo metadata`.
+fn layers(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("ARCHITECTURE.md")?;
+    let mut allowed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [layer, names, uses, ..] = cells.as_slice() else { continue };
+        if !layer.chars().all(|c| c.is_ascii_digit()) {
+            continue;
+        }
+        let uses: BTreeSet<String> = uses.split(',').map(|s| s.trim().to_owned()).collect();
+        for name in names.split(',') {
+            allowed.insert(name.trim().to_owned(), uses.clone());
+        }
+    }
+    let out = Command::new("cargo")
+        .args(["metadata", "--format-version=1", "--no-deps", "--locked"])
+        .current_dir(root)
+        .output()
+        .context("cannot run cargo metadata")?;
+    let metadata: serde_json::Value = serde_json::from_slice(&out.stdout).context("cargo metadata")?;
+    let packages = metadata.get("packages").and_then(|p| p.as_array()).context("cargo metadata has no packages")?;
+    let rooms: BTreeMap<&str, &serde_json::Value> = packages
+        .iter()
+        .filter(|p| p.get("manifest_path").and_then(|m| m.as_str()).is_some_and(|m| m.contains("/crates/")))
+        .filter_map(|p| Some((p.get("name")?.as_str()?, p)))
+        .collect();
+    for (name, package) in &rooms {
+        let Some(allowed) = allowed.get(*name) else {
+            findings.push(format!("ARCHITECTURE.md: the layer table has no row for crate `{name}`"));
+            continue;
+        };
+        for dependency in package.get("dependencies").and_then(|d| d.as_array()).into_iter().flatten() {
+            let to = dependency.get("name").and_then(|n| n.as_str()).unwrap_or_default();
+            let normal = dependency.get("kind").is_none_or(serde_json::Value::is_null);
+            if normal && rooms.contains_key(to) && !allowed.contains(to) {
+                findings.push(format!("crates/{name}: depends on `{to}`, which the layer table does not allow"));
+            }
+        }
+    }
+    for name in allowed.keys().filter(|name| !rooms.contains_key(name.as_str())) {
+        findings.push(format!("ARCHITECTURE.md: the layer table names `{name}`, which is no crate"));
+    }
+    Ok(())
+}
+
+/// Every path in backticks in ARCHITECTURE.md exists.
+fn map(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md"))?;
+    for (index, path) in text.split('`').enumerate().filter(|(i, _)| i % 2 == 1) {
+        let plain = path.contains('/') && path.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
+        let ours = ["crates/", "docs/", "wit/", "guests/", "examples/", "tests/", "benches/", "xtask/", "openapi/", "schemas/"];
+        if plain && ours.iter().any(|dir| path.starts_with(dir)) && !root.join(path).exists() {
+            findings.push(format!("ARCHITECTURE.md: `{path}` does not exist (backtick {index})"));
+        }
+    }
+    Ok(())
+}
+
+/// Rust files open with their reason; nothing names this machine; `unsafe` is forbidden outside `runtime`.
+fn sources(root: &Path, files: &[String], findings: &mut Vec<String>) -> anyhow::Result<()> {
+    let machine = ["/wor\u{6b}/", "/roo\u{74}/", "/hom\u{65}/"];
+    for file in files {
+        let Ok(text) = std::fs::read_to_string(root.join(file)) else { continue };
+        if let Some(path) = machine.iter().find(|path| text.contains(**path)) {
+            findings.push(format!("{file}: names a path of one machine ({path})"));
+        }
+        if !file.ends_with(".rs") {
+            continue;
+        }
+        if !text.starts_with("//!") && !text.starts_with("#!") {
+            findings.push(format!("{file}: does not open with `//!` and why it exists"));
+        }
+        let library = file.starts_with("crates/") && file.ends_with("src/lib.rs");
+        if library && !file.starts_with("crates/runtime/") && !text.contains("#![forbid(unsafe_code)]") {
+            findings.push(format!("{file}: lacks #![forbid(unsafe_code)]"));
+        }
+    }
+    Ok(())
+}
+
+/// Every error code has its line in docs/errors.md.
+fn error_codes(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
+    let source = std::fs::read_to_string(root.join("crates/api/src/problem.rs"))?;
+    let docs = std::fs::read_to_string(root.join("docs/errors.md")).unwrap_or_default();
+    for line in source.lines() {
+        let Some((_, rest)) = line.split_once(" = \"") else { continue };
+        let Some((code, tail)) = rest.split_once('"') else { continue };
+        if tail.starts_with(',') && !docs.contains(&format!("`{code}`")) {
+            findings.push(format!("docs/errors.md: has no line for `{code}`"));
+        }
+    }
+    Ok(())
+}
