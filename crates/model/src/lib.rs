@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+pub mod diff;
 pub mod digest;
 pub mod egress;
 pub mod interface;
 pub mod limits;
 pub mod name;
 pub mod observed;
+pub mod plan;
 mod schema;
 pub mod tenant;
 pub mod unit;
