@@ -4,15 +4,22 @@
 //! a unit test away.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod app;
+pub mod claims;
+pub mod component;
 pub mod diff;
 pub mod digest;
 pub mod egress;
 pub mod interface;
 pub mod limits;
+pub mod lock;
+pub mod manifest;
 pub mod name;
 pub mod observed;
+pub mod offers;
 pub mod plan;
+pub mod rules;
 mod schema;
 pub mod tenant;
 pub mod unit;

@@ -1,0 +1,283 @@
+//! From a manifest and the artifacts it names to a [`LockedApp`]: every default explicit, every path a digest, every link
+//! resolved. What the rules find wrong is placed in the manifest, in one report with what was wrong with the text.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::World;
+use crate::app::{Link, LockedApp, LockedComponent, ProviderSpec, Route};
+use crate::component::{ComponentInfo, InspectError};
+use crate::digest::Digest;
+use crate::manifest::{Component, ComponentSource, Draft, Finding, Manifest, Related, Report, Severity, Spanned};
+use crate::name::{ComponentName, ProviderName};
+use crate::rules::{self, Code, Found, MAX_ARTIFACT, Subject, Unknown, Violation, provider, shown};
+use crate::tenant::TenantSettings;
+use crate::unit::ByteSize;
+
+/// What is known of a component's bytes.
+#[derive(Debug, Clone)]
+pub struct ArtifactFacts {
+    /// Their digest.
+    pub digest: Digest,
+    /// How many there are.
+    pub size: u64,
+    /// What they are.
+    pub info: ComponentInfo,
+}
+
+/// Why nothing is known of a component's bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ArtifactProblem {
+    /// There is no such file.
+    Missing,
+    /// The path leads outside the app's folder by a symbolic link.
+    Outside,
+    /// There is something and it cannot be read; the reason is the operating system's or the registry's.
+    Unreadable(String),
+    /// More bytes than [`MAX_ARTIFACT`]; how many.
+    TooLarge(u64),
+    /// Not WebAssembly.
+    NotWasm,
+    /// A core module.
+    CoreModule,
+    /// WebAssembly that cannot be read as a component, and why.
+    Invalid(String),
+    /// The bytes of an OCI reference have another digest.
+    Digest(Digest),
+}
+
+impl From<InspectError> for ArtifactProblem {
+    fn from(error: InspectError) -> Self {
+        match error {
+            InspectError::NotWasm => Self::NotWasm,
+            InspectError::CoreModule => Self::CoreModule,
+            InspectError::TooLarge { size, .. } => Self::TooLarge(size as u64),
+            other => Self::Invalid(other.to_string()),
+        }
+    }
+}
+
+/// What the caller found out about each component of a manifest.
+pub type Artifacts = BTreeMap<ComponentName, Result<ArtifactFacts, ArtifactProblem>>;
+
+/// An app that is ready to deploy.
+#[derive(Debug, Clone)]
+pub struct Locked {
+    /// The app.
+    pub app: LockedApp,
+    /// Findings that stop nothing; often empty.
+    pub warnings: Report,
+}
+
+/// Locks a manifest.
+///
+/// # Errors
+/// Everything that is wrong, warnings included.
+pub fn lock(manifest: &Manifest, artifacts: &Artifacts, tenant: &TenantSettings) -> Result<Locked, Report> {
+    finish(manifest, artifacts, tenant, Unknown::default(), Vec::new())
+}
+
+/// Locks a draft: what is wrong with its text and what the rules find come in one report.
+///
+/// # Errors
+/// Everything that is wrong, warnings included.
+pub fn lock_draft(draft: Draft, artifacts: &Artifacts, tenant: &TenantSettings) -> Result<Locked, Report> {
+    match &draft.manifest {
+        Some(manifest) => finish(manifest, artifacts, tenant, draft.unknown, draft.findings),
+        None => Err(Report::new(draft.source, draft.findings)),
+    }
+}
+
+fn finish(
+    manifest: &Manifest,
+    artifacts: &Artifacts,
+    tenant: &TenantSettings,
+    mut unknown: Unknown,
+    mut findings: Vec<Finding>,
+) -> Result<Locked, Report> {
+    let source = &manifest.source;
+    for (name, component) in &manifest.components {
+        if let Some(violation) = artifact(name, component, artifacts) {
+            findings.push(Finding::new(source, component.source.span.clone(), violation));
+            unknown.artifacts.insert(name.clone());
+        }
+    }
+    let app = assemble(manifest, artifacts, tenant);
+    for found in rules::check(&app, &unknown, tenant) {
+        findings.push(place(manifest, found));
+    }
+    let report = Report::new(Arc::clone(source), findings);
+    if report.findings.iter().any(|f| f.severity == Severity::Error) {
+        return Err(report);
+    }
+    Ok(Locked { app, warnings: report })
+}
+
+/// What is wrong with a component's artifact.
+fn artifact(name: &ComponentName, component: &Component, artifacts: &Artifacts) -> Option<Violation> {
+    let from = match &component.source.value {
+        ComponentSource::Path(path) => format!("`{}`", shown(path)),
+        ComponentSource::Oci(oci) => format!("`{}/{}@{}`", oci.registry, oci.repository, oci.digest.short()),
+    };
+    let mismatch = |got: &Digest, want: &Digest| {
+        Violation::new(Code::ArtifactMismatch, format!("{from} has the digest {got}, not the pinned {want}"))
+            .help("pin the digest of the bytes you mean, and find out who changed them")
+    };
+    let problem = match (artifacts.get(name), &component.source.value) {
+        (Some(Ok(facts)), ComponentSource::Oci(oci)) if facts.digest != oci.digest => {
+            return Some(mismatch(&facts.digest, &oci.digest));
+        }
+        (Some(Ok(facts)), _) if facts.size > MAX_ARTIFACT => &ArtifactProblem::TooLarge(facts.size),
+        (Some(Ok(_)), _) => return None,
+        (Some(Err(problem)), _) => problem,
+        (None, _) => &ArtifactProblem::Missing,
+    };
+    let violation = |code, message: String, help: &str| Some(Violation::new(code, message).help(help));
+    match problem {
+        ArtifactProblem::Missing => violation(
+            Code::ArtifactMissing,
+            format!("component `{name}` comes from {from}, and there is no such file"),
+            "build the component first, or correct the path; it is relative to the folder of app.toml",
+        ),
+        ArtifactProblem::Outside => violation(
+            Code::SourcePath,
+            format!("{from} leads out of the app's folder by a symbolic link; only files inside it belong to the app"),
+            "copy the file into the app's folder",
+        ),
+        ArtifactProblem::Unreadable(why) => violation(
+            Code::ArtifactUnreadable,
+            format!("component `{name}` comes from {from}, which cannot be read: {}", shown(why)),
+            "check the file's kind and permissions, or the registry's name and credentials",
+        ),
+        ArtifactProblem::TooLarge(size) => violation(
+            Code::ArtifactTooLarge,
+            format!("{from} has {size} bytes; a component has at most {}", ByteSize(MAX_ARTIFACT)),
+            "build it for release and strip debug information (`wasm-tools strip`)",
+        ),
+        ArtifactProblem::NotWasm => violation(
+            Code::ArtifactNotWasm,
+            format!("{from} is not WebAssembly"),
+            "name the built component, a `.wasm` file",
+        ),
+        ArtifactProblem::CoreModule => violation(
+            Code::ArtifactCoreModule,
+            format!("{from} is a core module; a component is needed"),
+            "build for the target `wasm32-wasip2`, or turn it into a component with `wasm-tools component new`",
+        ),
+        ArtifactProblem::Invalid(why) => violation(
+            Code::ArtifactInvalid,
+            format!("{from} cannot be read as a component: {}", shown(why)),
+            "build it again; if that does not help, the tool that built it is at fault",
+        ),
+        ArtifactProblem::Digest(got) => match &component.source.value {
+            ComponentSource::Oci(oci) => Some(mismatch(got, &oci.digest)),
+            ComponentSource::Path(_) => violation(
+                Code::ArtifactUnreadable,
+                format!("{from} changed while it was read"),
+                "run the command again when the build has ended",
+            ),
+        },
+    }
+}
+
+fn assemble(manifest: &Manifest, artifacts: &Artifacts, tenant: &TenantSettings) -> LockedApp {
+    let mut app = LockedApp {
+        name: manifest.name.value.clone(),
+        version: manifest.version.as_ref().map(|v| v.value.clone()),
+        components: BTreeMap::new(),
+        providers: BTreeMap::new(),
+        links: Vec::new(),
+        routes: Vec::new(),
+    };
+    for (name, component) in &manifest.components {
+        app.components.insert(name.clone(), locked(component, artifacts.get(name).and_then(|a| a.as_ref().ok())));
+        app.links.extend(component.links.iter().map(|link| Link {
+            component: name.clone(),
+            contract: link.contract.value.clone(),
+            label: link.label.value.clone(),
+            provider: link.provider.value.clone(),
+            config: texts(&link.config),
+        }));
+    }
+    for (name, declared) in &manifest.providers {
+        let spec = ProviderSpec { kind: declared.kind.value, config: texts(&declared.config), operator: false };
+        app.providers.insert(name.clone(), spec);
+    }
+    for link in &app.links {
+        if let Some(spec) = resolve(&link.provider, tenant) {
+            app.providers.entry(link.provider.clone()).or_insert(spec);
+        }
+    }
+    app.routes.extend(manifest.routes.iter().map(|route| Route {
+        host: route.host.value.clone(),
+        path: route.path.value.clone(),
+        methods: route.methods.iter().map(|m| m.value.clone()).collect(),
+        component: route.component.value.clone(),
+    }));
+    app
+}
+
+/// A provider that an app has without declaring it: built in, or the operator's.
+fn resolve(name: &ProviderName, tenant: &TenantSettings) -> Option<ProviderSpec> {
+    let own = tenant.providers.get(name).map(|spec| ProviderSpec { operator: true, ..spec.clone() });
+    provider::built_in(name.as_str()).or(own)
+}
+
+fn locked(component: &Component, facts: Option<&ArtifactFacts>) -> LockedComponent {
+    // Without facts there is an error already, and the rules look at the settings only.
+    let info = facts.map(|f| &f.info);
+    LockedComponent {
+        digest: facts.map_or_else(|| Digest::of(&[]), |f| f.digest),
+        size: facts.map_or(0, |f| f.size),
+        world: info.map_or(World::P2, |i| i.world),
+        imports: info.map(|i| i.imports.clone()).unwrap_or_default(),
+        exports: info.map(|i| i.exports.clone()).unwrap_or_default(),
+        config: texts(&component.config),
+        limits: component.limits,
+        reuse: component.reuse.as_ref().map(|r| r.value),
+        allow_hosts: component.allow_hosts.iter().map(|h| h.value.clone()).collect(),
+    }
+}
+
+fn texts(settings: &BTreeMap<String, Spanned<String>>) -> BTreeMap<String, String> {
+    settings.iter().map(|(key, value)| (key.clone(), value.value.clone())).collect()
+}
+
+fn place(manifest: &Manifest, found: Found) -> Finding {
+    let span = span_of(manifest, &found.subject);
+    let mut finding = Finding::new(&manifest.source, span, found.violation);
+    finding.related =
+        found.related.into_iter().map(|(subject, text)| Related { span: span_of(manifest, &subject), text }).collect();
+    finding
+}
+
+/// Where in the manifest a part of the app is written; the nearest place around it where it has none of its own.
+fn span_of(manifest: &Manifest, subject: &Subject) -> Range<usize> {
+    let links = || manifest.components.values().flat_map(|c| &c.links);
+    let component = |name: &ComponentName| manifest.components.get(name);
+    let span = match subject {
+        Subject::App => None,
+        Subject::Version => manifest.version.as_ref().map(|v| v.span.clone()),
+        Subject::Component(name) => component(name).map(|c| c.span.clone()),
+        Subject::Artifact(name) => component(name).map(|c| c.source.span.clone()),
+        Subject::Limit(name, limit) => component(name).map(|c| c.limit_spans.get(limit).unwrap_or(&c.span).clone()),
+        Subject::Reuse(name) => component(name).map(|c| c.reuse.as_ref().map_or(&c.span, |r| &r.span).clone()),
+        Subject::Config(name, key) => component(name).map(|c| c.config.get(key).map_or(&c.span, |v| &v.span).clone()),
+        Subject::AllowHost(name, index) => {
+            component(name).map(|c| c.allow_hosts.get(*index).map_or(&c.span, |h| &h.span).clone())
+        }
+        Subject::Link(index) => links().nth(*index).map(|l| l.span.clone()),
+        Subject::LinkProvider(index) => links().nth(*index).map(|l| l.provider.span.clone()),
+        Subject::LinkSetting(index, key) => {
+            links().nth(*index).map(|l| l.config.get(key).map_or(&l.span, |v| &v.span).clone())
+        }
+        Subject::Provider(name) => manifest.providers.get(name).map(|p| p.span.clone()),
+        Subject::ProviderSetting(name, key) => {
+            manifest.providers.get(name).map(|p| p.config.get(key).map_or(&p.span, |v| &v.span).clone())
+        }
+        Subject::Route(index) => manifest.routes.get(*index).map(|r| r.span.clone()),
+        Subject::RouteComponent(index) => manifest.routes.get(*index).map(|r| r.component.span.clone()),
+    };
+    span.unwrap_or_else(|| manifest.name.span.clone())
+}

@@ -1,0 +1,251 @@
+//! The format as data: every table with its keys. The shape check, the JSON Schema and the nearest-match hints all read
+//! these tables, so they cannot disagree.
+
+use crate::rules::{LIMIT_FIELDS, LimitUnit};
+
+/// A key of a table.
+#[derive(Debug, Clone)]
+pub(super) struct Field {
+    pub(super) name: &'static str,
+    pub(super) ty: Ty,
+    pub(super) required: bool,
+    pub(super) doc: &'static str,
+}
+
+/// What a value may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ty {
+    /// Any text.
+    Text(Text),
+    /// A whole number from `.0` to `.1`.
+    Integer(i64, i64),
+    /// A table with these keys.
+    Table(&'static Table),
+    /// A table with keys of the user's choice.
+    Map(Text, &'static Ty),
+    /// A list.
+    List(&'static Ty),
+    /// One of several, told apart by their TOML type.
+    OneOf(&'static [Ty]),
+}
+
+/// Kinds of text: for the schema's pattern and for the words in findings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Text {
+    Any,
+    Name,
+    Contract,
+    Duration,
+    Size,
+    Path,
+    Oci,
+    Host,
+    RoutePath,
+    Method,
+    AllowHost,
+    ProviderKind,
+    Setting,
+}
+
+/// A table's keys.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// What it is, in findings: `an app`, `a route`.
+    pub(super) what: &'static str,
+    /// Keys that are always known.
+    pub(super) fields: fn() -> Vec<Field>,
+    /// Whether other keys may follow: settings, whose names depend on the provider type or contract and which the rules
+    /// check.
+    pub(super) settings: Settings,
+}
+
+/// Whether a table has keys beyond its fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settings {
+    None,
+    OfProvider,
+    OfLink,
+}
+
+impl Text {
+    /// What is expected, for findings.
+    pub(super) fn expected(self) -> &'static str {
+        match self {
+            Self::Any | Self::Setting => "a text in quotes",
+            Self::Name => "a name in quotes, for example \"counter\"",
+            Self::Contract => "a contract in quotes, for example \"wasi:keyvalue\"",
+            Self::Duration => "a duration in quotes, for example \"200ms\"",
+            Self::Size => "a size in quotes, for example \"64MiB\"",
+            Self::Path => "a path in quotes, for example \"counter.wasm\"",
+            Self::Oci => "an OCI reference in quotes, for example \"registry.example/counter@sha256:…\"",
+            Self::Host => "a host name in quotes, for example \"shop.example.com\"",
+            Self::RoutePath => "a path in quotes, for example \"/\"",
+            Self::Method => "a method in quotes, for example \"GET\"",
+            Self::AllowHost => "a host in quotes, for example \"https://api.example.com\"",
+            Self::ProviderKind => "a provider type in quotes, for example \"keyvalue-redis\"",
+        }
+    }
+}
+
+impl Ty {
+    /// What is expected, for findings.
+    pub(super) fn expected(self) -> String {
+        match self {
+            Self::Text(text) => text.expected().to_owned(),
+            Self::Integer(min, max) => format!("a whole number from {min} to {max}, without quotes"),
+            Self::Table(table) => {
+                let keys: Vec<&str> = (table.fields)().iter().map(|f| f.name).take(4).collect();
+                format!("a table with {}", crate::rules::list(&keys))
+            }
+            Self::Map(..) => "a table".to_owned(),
+            Self::List(item) => format!("a list in square brackets, each {}", item.expected()),
+            Self::OneOf(types) => types.iter().map(|ty| ty.expected()).collect::<Vec<_>>().join(", or "),
+        }
+    }
+}
+
+const fn required(name: &'static str, ty: Ty, doc: &'static str) -> Field {
+    Field { name, ty, required: true, doc }
+}
+
+const fn optional(name: &'static str, ty: Ty, doc: &'static str) -> Field {
+    Field { name, ty, required: false, doc }
+}
+
+/// The whole file.
+pub(super) static APP: Table = Table {
+    what: "an app",
+    fields: || {
+        vec![
+            required("schema", Ty::Integer(1, 1), "Version of this format."),
+            required(
+                "name",
+                Ty::Text(Text::Name),
+                "The app's name: `a-z`, `0-9` and inner hyphens, at most 40 characters.",
+            ),
+            optional("version", Ty::Text(Text::Any), "Your own version text; shown, not interpreted."),
+            required("components", Ty::Map(Text::Name, &COMPONENT_TY), "The app's components by name."),
+            optional(
+                "providers",
+                Ty::Map(Text::Name, &PROVIDER_TY),
+                "Providers the app declares, by name. `memory` and `embedded` are there without.",
+            ),
+            optional("routes", Ty::List(&ROUTE_TY), "What the ingress sends to which component."),
+        ]
+    },
+    settings: Settings::None,
+};
+
+static COMPONENT: Table = Table {
+    what: "a component",
+    fields: || {
+        vec![
+            required("source", SOURCE_TY, "A file inside the app's folder, or `{ oci = … }`."),
+            optional("links", Ty::Map(Text::Contract, &LINK_VALUE), "Which provider answers which contract."),
+            optional(
+                "config",
+                Ty::Map(Text::Any, &Ty::Text(Text::Any)),
+                "Answers of `wasi:config`; never secrets. At most 128 entries of 8 KiB.",
+            ),
+            optional(
+                "limits",
+                Ty::Table(&LIMITS),
+                "What one call and the component may use; defaults for what is left out.",
+            ),
+            optional(
+                "reuse",
+                Ty::Table(&REUSE),
+                "Serve several calls from one instance; a fresh instance per call where absent.",
+            ),
+            optional(
+                "allow-hosts",
+                Ty::List(&Ty::Text(Text::AllowHost)),
+                "Where outgoing HTTP may go: `https://api.example.com`, `http://*.internal.example:8080`. Nowhere where absent.",
+            ),
+        ]
+    },
+    settings: Settings::None,
+};
+
+static OCI: Table = Table {
+    what: "a component's source",
+    fields: || vec![required("oci", Ty::Text(Text::Oci), "`registry/repository[:tag]@sha256:<digest>`.")],
+    settings: Settings::None,
+};
+
+static COMPONENT_TY: Ty = Ty::Table(&COMPONENT);
+static PROVIDER_TY: Ty = Ty::Table(&PROVIDER);
+static ROUTE_TY: Ty = Ty::Table(&ROUTE);
+static SOURCE_TY: Ty = Ty::OneOf(&[Ty::Text(Text::Path), Ty::Table(&OCI)]);
+static LINK_VALUE: Ty = Ty::OneOf(&[Ty::Text(Text::Name), Ty::Table(&LINK), Ty::List(&Ty::Table(&LINK))]);
+
+static LINK: Table = Table {
+    what: "a link",
+    fields: || {
+        vec![
+            required("provider", Ty::Text(Text::Name), "The provider that answers."),
+            optional(
+                "label",
+                Ty::Text(Text::Name),
+                "Which of several links of the contract; for key-value the bucket the component opens. `default` where absent.",
+            ),
+        ]
+    },
+    settings: Settings::OfLink,
+};
+
+static LIMITS: Table = Table {
+    what: "a component's limits",
+    fields: || {
+        LIMIT_FIELDS
+            .iter()
+            .map(|limit| {
+                let ty = match limit.unit {
+                    LimitUnit::Duration => Ty::Text(Text::Duration),
+                    LimitUnit::Size => Ty::Text(Text::Size),
+                    LimitUnit::Count => Ty::Integer(0, u32::MAX as i64),
+                };
+                optional(limit.name, ty, limit.doc)
+            })
+            .collect()
+    },
+    settings: Settings::None,
+};
+
+static REUSE: Table = Table {
+    what: "a reuse setting",
+    fields: || {
+        vec![
+            required(
+                "requests",
+                Ty::Integer(1, crate::rules::MAX_REUSE_REQUESTS as i64),
+                "Calls after which the instance is replaced.",
+            ),
+            optional(
+                "idle",
+                Ty::Text(Text::Duration),
+                "Idle time after which the instance is dropped; `10s` where absent.",
+            ),
+        ]
+    },
+    settings: Settings::None,
+};
+
+static PROVIDER: Table = Table {
+    what: "a provider",
+    fields: || vec![required("type", Ty::Text(Text::ProviderKind), "Which implementation.")],
+    settings: Settings::OfProvider,
+};
+
+static ROUTE: Table = Table {
+    what: "a route",
+    fields: || {
+        vec![
+            required("host", Ty::Text(Text::Host), "Lower-case host name without port, or `*.suffix`."),
+            optional("path", Ty::Text(Text::RoutePath), "Path prefix on segment borders; `/` where absent."),
+            optional("methods", Ty::List(&Ty::Text(Text::Method)), "Methods; all where absent."),
+            required("component", Ty::Text(Text::Name), "The component that answers."),
+        ]
+    },
+    settings: Settings::None,
+};

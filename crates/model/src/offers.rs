@@ -1,0 +1,189 @@
+//! The interfaces this version offers to components: what is there for everybody, what needs a link, and what a
+//! component that asks for something else probably meant.
+
+use std::fmt;
+
+use crate::interface::{ContractId, InterfaceId};
+use crate::rules::nearest;
+
+/// Which versions of a package are offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offered {
+    /// Every release `major.minor.*`: WASI keeps them compatible. The patch is the one the platform was built with.
+    Track(u64, u64, u64),
+    /// This version only: a draft.
+    Exact(&'static str),
+}
+
+impl fmt::Display for Offered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Track(major, minor, _) => write!(f, "{major}.{minor}"),
+            Self::Exact(version) => f.write_str(version),
+        }
+    }
+}
+
+impl Offered {
+    /// Whether a component built against `version` can be served.
+    pub fn accepts(self, version: Option<&semver::Version>) -> bool {
+        match (self, version) {
+            (_, None) => false,
+            (Self::Track(major, minor, _), Some(v)) => v.major == major && v.minor == minor && v.pre.is_empty(),
+            (Self::Exact(text), Some(v)) => v.to_string() == text,
+        }
+    }
+}
+
+/// A package of the platform, or one version of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer {
+    /// `namespace:package`.
+    pub contract: &'static str,
+    /// Which versions.
+    pub version: Offered,
+    /// Its interfaces, by name.
+    pub interfaces: &'static [&'static str],
+    /// Whether a component that imports it needs a link to a provider.
+    pub by_link: bool,
+}
+
+const P2: Offered = Offered::Track(0, 2, 12);
+const P3: Offered = Offered::Track(0, 3, 0);
+
+const fn free(contract: &'static str, version: Offered, interfaces: &'static [&'static str]) -> Offer {
+    Offer { contract, version, interfaces, by_link: false }
+}
+
+/// Everything that is offered. Filesystem and sockets are there because language runtimes import them; they hold no
+/// directories and grant no addresses.
+pub const OFFERS: &[Offer] = &[
+    free(
+        "wasi:cli",
+        P2,
+        &[
+            "environment",
+            "exit",
+            "stdin",
+            "stdout",
+            "stderr",
+            "terminal-input",
+            "terminal-output",
+            "terminal-stdin",
+            "terminal-stdout",
+            "terminal-stderr",
+        ],
+    ),
+    free("wasi:io", P2, &["error", "poll", "streams"]),
+    free("wasi:clocks", P2, &["monotonic-clock", "wall-clock"]),
+    free("wasi:random", P2, &["random", "insecure", "insecure-seed"]),
+    free("wasi:http", P2, &["types", "outgoing-handler"]),
+    free("wasi:filesystem", P2, &["types", "preopens"]),
+    free(
+        "wasi:sockets",
+        P2,
+        &["network", "instance-network", "ip-name-lookup", "tcp", "tcp-create-socket", "udp", "udp-create-socket"],
+    ),
+    free(
+        "wasi:cli",
+        P3,
+        &[
+            "environment",
+            "exit",
+            "types",
+            "stdin",
+            "stdout",
+            "stderr",
+            "terminal-input",
+            "terminal-output",
+            "terminal-stdin",
+            "terminal-stdout",
+            "terminal-stderr",
+        ],
+    ),
+    free("wasi:clocks", P3, &["types", "monotonic-clock", "system-clock"]),
+    free("wasi:random", P3, &["random", "insecure", "insecure-seed"]),
+    free("wasi:http", P3, &["types", "client"]),
+    free("wasi:filesystem", P3, &["types", "preopens"]),
+    free("wasi:sockets", P3, &["types", "ip-name-lookup"]),
+    free("wasi:config", Offered::Exact("0.2.0-rc.1"), &["store"]),
+    free("wasi:logging", Offered::Exact("0.1.0-draft"), &["logging"]),
+    Offer {
+        contract: "wasi:keyvalue",
+        version: Offered::Exact("0.2.0-draft"),
+        interfaces: &["store", "atomics", "batch"],
+        by_link: true,
+    },
+];
+
+/// What the platform has for an import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// It is offered; `by_link` says whether a link must say who answers.
+    Offered {
+        /// Whether a link is needed.
+        by_link: bool,
+    },
+    /// The interface is offered in another version.
+    OtherVersion(Offered),
+    /// It is not offered at all.
+    Unknown,
+}
+
+/// Looks an import up.
+pub fn lookup(import: &InterfaceId) -> Lookup {
+    let contract = import.contract.to_string();
+    let mut other = None;
+    for offer in OFFERS.iter().filter(|o| o.contract == contract && o.interfaces.contains(&&*import.interface)) {
+        if offer.version.accepts(import.version.as_ref()) {
+            return Lookup::Offered { by_link: offer.by_link };
+        }
+        // The version of the same minor track is the better answer; else the first, which is the older and wider one.
+        let same_track = matches!((offer.version, &import.version), (Offered::Track(a, b, _), Some(v)) if (a, b) == (v.major, v.minor));
+        if other.is_none() || same_track {
+            other = Some(offer.version);
+        }
+    }
+    other.map_or(Lookup::Unknown, Lookup::OtherVersion)
+}
+
+/// Whether an export makes a component answer HTTP.
+pub fn is_http_handler(export: &InterfaceId) -> bool {
+    if export.contract.namespace != "wasi" || export.contract.package != "http" {
+        return false;
+    }
+    match &*export.interface {
+        "incoming-handler" => P2.accepts(export.version.as_ref()),
+        "handler" => P3.accepts(export.version.as_ref()),
+        _ => false,
+    }
+}
+
+/// Whether an import makes a component call out over HTTP.
+pub fn is_http_client(import: &InterfaceId) -> bool {
+    import.contract.namespace == "wasi"
+        && import.contract.package == "http"
+        && matches!(&*import.interface, "outgoing-handler" | "client")
+}
+
+/// The contracts that components reach by link.
+pub fn contracts_by_link() -> impl Iterator<Item = &'static str> {
+    OFFERS.iter().filter(|o| o.by_link).map(|o| o.contract)
+}
+
+/// Whether links carry `contract`.
+pub fn is_by_link(contract: &ContractId) -> bool {
+    let text = contract.to_string();
+    contracts_by_link().any(|c| c == text)
+}
+
+/// The offered interface, `namespace:package/interface@version`, that an import was probably meant to be.
+pub fn nearest_interface(import: &InterfaceId) -> Option<String> {
+    let written = format!("{}/{}", import.contract, import.interface);
+    let known: Vec<(String, Offered)> = OFFERS
+        .iter()
+        .flat_map(|o| o.interfaces.iter().map(move |i| (format!("{}/{i}", o.contract), o.version)))
+        .collect();
+    let near = nearest(&written, known.iter().map(|(name, _)| name.as_str()))?;
+    known.iter().find(|(name, _)| name == near).map(|(name, version)| format!("{name}@{version}"))
+}

@@ -1,0 +1,148 @@
+//! All rules over one app, in one pass.
+
+use std::collections::BTreeSet;
+
+use crate::app::{LockedApp, LockedComponent};
+use crate::name::ComponentName;
+use crate::offers;
+use crate::rules::allow_host::AllowedHost;
+use crate::rules::route::{check_host, check_method, check_path, collide};
+use crate::rules::{
+    Code, Found, MAX_ALLOW_HOSTS, MAX_COMPONENTS, MAX_CONFIG_ENTRIES, MAX_CONFIG_ENTRY, MAX_PROVIDERS, MAX_ROUTES,
+    MAX_VERSION, Subject, Unknown, Violation, imports, limits, links, provider, suggest,
+};
+use crate::tenant::TenantSettings;
+
+/// Everything that is wrong with `app`, but for what is `unknown`.
+pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec<Found> {
+    let mut out = Vec::new();
+    sizes(app, unknown, &mut out);
+    for (name, component) in &app.components {
+        limits::check(name, component, &tenant.ceilings, &mut out);
+        config(name, component, &mut out);
+        allow_hosts(name, component, &mut out);
+    }
+    provider::check(app, tenant, &mut out);
+    links::check(app, unknown, &mut out);
+    for (name, component) in app.components.iter().filter(|(name, _)| !unknown.artifacts.contains(*name)) {
+        imports::check(app, name, &component.imports, unknown, &mut out);
+    }
+    routes(app, unknown, &mut out);
+    out
+}
+
+fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
+    if app.components.is_empty() && unknown.components.is_empty() {
+        let violation = Violation::new(Code::NoComponents, format!("app `{}` has no components", app.name))
+            .help("add `[components.<name>]` with `source = \"<file>.wasm\"`");
+        out.push(Found::at(Subject::App, violation));
+    }
+    for (count, max, noun) in [
+        (app.components.len(), MAX_COMPONENTS, "components"),
+        (app.providers.len(), MAX_PROVIDERS, "providers"),
+        (app.routes.len(), MAX_ROUTES, "routes"),
+    ] {
+        if count > max {
+            let message = format!("an app has at most {max} {noun}, this one has {count}");
+            let violation = Violation::new(Code::TooMany, message).help("split it into several apps");
+            out.push(Found::at(Subject::App, violation));
+        }
+    }
+    if app
+        .version
+        .as_ref()
+        .is_some_and(|v| v.is_empty() || v.chars().count() > MAX_VERSION || v.chars().any(char::is_control))
+    {
+        let message = format!("`version` has 1 to {MAX_VERSION} characters and no control characters");
+        out.push(Found::at(
+            Subject::Version,
+            Violation::new(Code::BadValue, message).help("shorten it, or leave it out"),
+        ));
+    }
+}
+
+fn config(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found>) {
+    if component.config.len() > MAX_CONFIG_ENTRIES {
+        let message = format!(
+            "component `{name}` has {} config entries; at most {MAX_CONFIG_ENTRIES} are kept for it",
+            component.config.len()
+        );
+        let violation = Violation::new(Code::ConfigTooLarge, message)
+            .help("put larger data behind a contract, for example `wasi:keyvalue`");
+        out.push(Found::at(Subject::Component(name.clone()), violation));
+    }
+    for (key, value) in &component.config {
+        let size = key.len().saturating_add(value.len());
+        if size > MAX_CONFIG_ENTRY {
+            let message =
+                format!("a config entry of component `{name}` has {size} bytes; at most {MAX_CONFIG_ENTRY} are kept");
+            let violation = Violation::new(Code::ConfigTooLarge, message)
+                .help("put larger data behind a contract, for example `wasi:keyvalue`");
+            out.push(Found::at(Subject::Config(name.clone(), key.clone()), violation));
+        }
+    }
+}
+
+fn allow_hosts(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found>) {
+    if component.allow_hosts.len() > MAX_ALLOW_HOSTS {
+        let message = format!(
+            "component `{name}` names {} allowed hosts; at most {MAX_ALLOW_HOSTS}",
+            component.allow_hosts.len()
+        );
+        out.push(Found::at(Subject::Component(name.clone()), Violation::new(Code::TooMany, message)));
+    }
+    for (index, host) in component.allow_hosts.iter().enumerate() {
+        if let Err(violation) = host.parse::<AllowedHost>() {
+            out.push(Found::at(Subject::AllowHost(name.clone(), index), violation));
+        }
+    }
+}
+
+fn routes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
+    let names: Vec<&str> = app.components.keys().map(ComponentName::as_str).collect();
+    for (index, route) in app.routes.iter().enumerate() {
+        let mut methods = BTreeSet::new();
+        let twice =
+            route.methods.iter().find(|m| !methods.insert(m.as_str())).map(|m| {
+                Violation::new(Code::RouteMethod, format!("method `{m}` is written twice")).help("remove one")
+            });
+        let bad = [check_host(&route.host).err(), check_path(&route.path).err(), twice];
+        let bad_methods = route.methods.iter().filter_map(|m| check_method(m).err());
+        out.extend(bad.into_iter().flatten().chain(bad_methods).map(|v| Found::at(Subject::Route(index), v)));
+        match app.components.get(&route.component) {
+            None if unknown.components.contains(route.component.as_str()) => {}
+            None => {
+                let message =
+                    format!("the route to `{}` names a component that the app does not have", route.component);
+                let violation = Violation::new(Code::RouteComponent, message).help(suggest(
+                    route.component.as_str(),
+                    &names,
+                    "its components",
+                ));
+                out.push(Found::at(Subject::RouteComponent(index), violation));
+            }
+            Some(component)
+                if !unknown.artifacts.contains(&route.component)
+                    && !component.exports.iter().any(offers::is_http_handler) =>
+            {
+                let message =
+                    format!("component `{}` has a route and does not export an HTTP handler", route.component);
+                let help = "export `wasi:http/incoming-handler@0.2` or `wasi:http/handler@0.3` from the component, or remove the route";
+                out.push(Found::at(
+                    Subject::RouteComponent(index),
+                    Violation::new(Code::RouteNoHttp, message).help(help),
+                ));
+            }
+            Some(_) => {}
+        }
+        if let Some(first) = app.routes.iter().take(index).position(|other| collide(other, route)) {
+            let message = format!("two routes answer the same requests to `{}{}`", route.host, route.path);
+            out.push(Found {
+                subject: Subject::Route(index),
+                related: Some((Subject::Route(first), "the other route".to_owned())),
+                violation: Violation::new(Code::RouteCollision, message)
+                    .help("change host or path of one, or give both `methods` that do not overlap"),
+            });
+        }
+    }
+}

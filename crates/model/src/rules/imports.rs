@@ -1,0 +1,80 @@
+//! Imports: each one offered in its version and, where its contract goes by link, linked.
+
+use std::collections::BTreeSet;
+
+use crate::app::LockedApp;
+use crate::interface::{ContractId, InterfaceId};
+use crate::name::ComponentName;
+use crate::offers::{self, Lookup};
+use crate::rules::provider::answering;
+use crate::rules::{Code, Found, Subject, Unknown, Violation, list, shown};
+
+/// Checks the imports of one component.
+pub(crate) fn check(
+    app: &LockedApp,
+    name: &ComponentName,
+    imports: &[InterfaceId],
+    unknown: &Unknown,
+    out: &mut Vec<Found>,
+) {
+    let linked: BTreeSet<&ContractId> =
+        app.links.iter().filter(|link| &link.component == name).map(|link| &link.contract).collect();
+    let mut unlinked: Vec<&InterfaceId> = Vec::new();
+    for import in imports {
+        match offers::lookup(import) {
+            Lookup::Offered { by_link: true }
+                if !linked.contains(&import.contract) && !unknown.links.contains(name) =>
+            {
+                unlinked.push(import);
+            }
+            Lookup::Offered { .. } => {}
+            Lookup::OtherVersion(offered) => {
+                let message = format!(
+                    "component `{name}` imports `{}`; the platform offers `{}/{}` in version {offered}",
+                    shown(&import.to_string()),
+                    import.contract,
+                    import.interface
+                );
+                let help = format!("rebuild the component against `{}@{offered}`", import.contract);
+                out.push(at(name, Violation::new(Code::ImportVersion, message).help(help)));
+            }
+            Lookup::Unknown => {
+                let message = format!(
+                    "component `{name}` imports `{}`, which this version of the platform does not offer",
+                    shown(&import.to_string())
+                );
+                let help = match offers::nearest_interface(import) {
+                    Some(near) => {
+                        format!("the nearest offered interface is `{near}`; rebuild the component without this import")
+                    }
+                    None => {
+                        "rebuild the component without this import; `docs/manifest.md` lists what is offered".to_owned()
+                    }
+                };
+                out.push(at(name, Violation::new(Code::ImportNotOffered, message).help(help)));
+            }
+        }
+    }
+    // One finding per contract: one link carries all its interfaces.
+    let contracts: BTreeSet<&ContractId> = unlinked.iter().map(|import| &import.contract).collect();
+    for contract in contracts {
+        let imports: Vec<String> = unlinked.iter().filter(|i| &i.contract == contract).map(|i| i.to_string()).collect();
+        let names: Vec<&str> = imports.iter().map(String::as_str).collect();
+        let message = format!(
+            "component `{name}` imports {}, and no link says which provider answers `{contract}`",
+            list(&names)
+        );
+        let providers = answering(app, contract);
+        let first = providers.first().map_or("embedded", String::as_str);
+        let names: Vec<&str> = providers.iter().map(String::as_str).collect();
+        let help = format!(
+            "add `\"{contract}\" = \"{first}\"` under `[components.{name}.links]`; providers of it: {}",
+            list(&names)
+        );
+        out.push(at(name, Violation::new(Code::ImportNotLinked, message).help(help)));
+    }
+}
+
+fn at(name: &ComponentName, violation: Violation) -> Found {
+    Found::at(Subject::Artifact(name.clone()), violation)
+}

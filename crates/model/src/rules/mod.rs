@@ -1,0 +1,168 @@
+//! What makes an app right, wherever it is written. One set of rules with two callers: `lock` puts their violations at a
+//! place in `app.toml`; `admission` applies them in the control plane to an app it does not trust.
+
+pub mod allow_host;
+mod app;
+mod code;
+mod imports;
+mod limits;
+pub mod links;
+pub mod provider;
+pub mod route;
+
+use std::collections::BTreeSet;
+
+pub use app::check;
+pub use code::Code;
+
+use crate::name::{ComponentName, ProviderName};
+
+pub use limits::{LIMIT_FIELDS, LimitField, Unit as LimitUnit};
+
+/// The largest manifest, bytes.
+pub const MAX_MANIFEST: usize = 1024 * 1024;
+/// The largest artifact, bytes.
+pub const MAX_ARTIFACT: u64 = crate::component::MAX_COMPONENT as u64;
+/// The most components of one app.
+pub const MAX_COMPONENTS: usize = 64;
+/// The most providers one app declares.
+pub const MAX_PROVIDERS: usize = 64;
+/// The most routes of one app.
+pub const MAX_ROUTES: usize = 256;
+/// The most links of one app.
+pub const MAX_LINKS: usize = 256;
+/// The most hosts one component may name for outgoing HTTP.
+pub const MAX_ALLOW_HOSTS: usize = 64;
+/// The most `config` entries of one component.
+pub const MAX_CONFIG_ENTRIES: usize = 128;
+/// The largest `config` entry, key and value together, bytes.
+pub const MAX_CONFIG_ENTRY: usize = 8 * 1024;
+/// The most characters of an app's version text.
+pub const MAX_VERSION: usize = 64;
+/// The most calls one instance may serve.
+pub const MAX_REUSE_REQUESTS: u32 = 1_000_000;
+
+/// Something an app must not be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Violation {
+    /// Which rule.
+    pub code: Code,
+    /// What is wrong, and why, in one sentence.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+impl Violation {
+    /// A violation without advice.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), help: None }
+    }
+
+    /// Adds what to do.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// Which part of an app a violation is about: `lock` turns it into a place in the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// The app as a whole.
+    App,
+    /// The version text.
+    Version,
+    /// A component.
+    Component(ComponentName),
+    /// A component's artifact.
+    Artifact(ComponentName),
+    /// One limit of a component, by its name in manifests.
+    Limit(ComponentName, &'static str),
+    /// A component's reuse setting.
+    Reuse(ComponentName),
+    /// One `config` entry of a component.
+    Config(ComponentName, String),
+    /// One entry of a component's `allow-hosts`, by index.
+    AllowHost(ComponentName, usize),
+    /// A link, by index in [`crate::LockedApp::links`].
+    Link(usize),
+    /// The provider a link names.
+    LinkProvider(usize),
+    /// One setting of a link.
+    LinkSetting(usize, String),
+    /// A provider.
+    Provider(ProviderName),
+    /// One setting of a provider.
+    ProviderSetting(ProviderName, String),
+    /// A route, by index in [`crate::LockedApp::routes`].
+    Route(usize),
+    /// The component a route names.
+    RouteComponent(usize),
+}
+
+/// A violation, what it is about, and what else it speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What it is about.
+    pub subject: Subject,
+    /// Another part it speaks of, and what to say there.
+    pub related: Option<(Subject, String)>,
+    /// The violation.
+    pub violation: Violation,
+}
+
+impl Found {
+    fn at(subject: Subject, violation: Violation) -> Self {
+        Self { subject, related: None, violation }
+    }
+}
+
+/// What the rules cannot know, so that nothing is said of it.
+#[derive(Debug, Clone, Default)]
+pub struct Unknown {
+    /// Components whose imports and exports are not known: their artifact could not be read.
+    pub artifacts: BTreeSet<ComponentName>,
+    /// Components whose links are not all known: one could not be read.
+    pub links: BTreeSet<ComponentName>,
+    /// Components that are written and could not be read.
+    pub components: BTreeSet<String>,
+    /// Providers that are written and could not be read.
+    pub providers: BTreeSet<String>,
+}
+
+/// The entry of `known` that `written` was probably meant to be.
+pub fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = written.to_ascii_lowercase().replace('_', "-");
+    let allowed = (lower.chars().count() / 3).clamp(1, 4);
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()), candidate))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// `did you mean …?` where something is near, and the list of what there is where not.
+pub(crate) fn suggest(written: &str, known: &[&str], noun: &str) -> String {
+    match nearest(written, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("{noun}: {}", list(known)),
+    }
+}
+
+/// `a`, `b`, `c` in backticks.
+pub(crate) fn list(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// A text from outside as it may be shown: escaped, and cut after 80 characters.
+pub(crate) fn shown(text: &str) -> String {
+    let mut out: String = text.chars().take(80).flat_map(char::escape_debug).collect();
+    if text.chars().count() > 80 {
+        out.push('…');
+    }
+    out
+}
