@@ -1,0 +1,88 @@
+//! Which interfaces may a signed component import? Those that hold nothing by themselves, and those its signer granted.
+
+use std::collections::BTreeSet;
+
+use crate::interface::{ContractId, InterfaceId};
+
+/// Contracts that need no grant: they reach nothing that the platform does not hand over separately.
+const BASELINE: [&str; 8] = [
+    "wasi:io",
+    "wasi:cli",
+    "wasi:clocks",
+    "wasi:random",
+    "wasi:config",
+    "wasi:logging",
+    // Language runtimes import both; they get no directories and no addresses.
+    "wasi:filesystem",
+    "wasi:sockets",
+];
+
+/// Whether every signed component may import it.
+pub fn is_baseline(import: &InterfaceId) -> bool {
+    let contract = import.contract.to_string();
+    BASELINE.contains(&contract.as_str()) || (contract == "wasi:http" && import.interface == "types")
+}
+
+/// Whether one entry of a grant covers an import: `wasi:keyvalue` all its interfaces, `wasi:keyvalue/store` one of them
+/// in every version, `wasi:keyvalue/store@0.2.0-draft` one version. Anything else, such as the capability names of older
+/// wasmCloud, covers nothing.
+fn covers(entry: &str, import: &InterfaceId) -> bool {
+    if let Ok(contract) = entry.parse::<ContractId>() {
+        return contract == import.contract;
+    }
+    entry.parse::<InterfaceId>().is_ok_and(|granted| {
+        granted.contract == import.contract
+            && granted.interface == import.interface
+            && (granted.version.is_none() || granted.version == import.version)
+    })
+}
+
+/// The first import that is neither baseline nor granted.
+pub(super) fn missing<'a>(granted: &[String], imports: &'a [InterfaceId]) -> Option<&'a InterfaceId> {
+    imports.iter().find(|import| !is_baseline(import) && !granted.iter().any(|entry| covers(entry, import)))
+}
+
+/// The contracts a component needs granted, in order.
+pub(super) fn needed(imports: &[InterfaceId]) -> Vec<String> {
+    let contracts: BTreeSet<_> = imports.iter().filter(|i| !is_baseline(i)).map(|i| i.contract.to_string()).collect();
+    contracts.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_cover_what_they_name_and_nothing_near_it() {
+        let store: InterfaceId = "wasi:keyvalue/store@0.2.0-draft".parse().unwrap();
+        for good in ["wasi:keyvalue", "wasi:keyvalue/store", "wasi:keyvalue/store@0.2.0-draft"] {
+            assert!(covers(good, &store), "{good}");
+        }
+        for bad in [
+            "",
+            "*",
+            "wasi",
+            "wasi:*",
+            "wasi:key",
+            "wasi:keyvalue/atomics",
+            "wasi:keyvalue/store@0.2.0",
+            "wasmcloud:keyvalue",
+        ] {
+            assert!(!covers(bad, &store), "{bad}");
+        }
+    }
+
+    #[test]
+    fn outgoing_http_and_stores_are_not_baseline() {
+        for (text, baseline) in [
+            ("wasi:http/types@0.2.12", true),
+            ("wasi:http/outgoing-handler@0.2.12", false),
+            ("wasi:http/client@0.3.0", false),
+            ("wasi:keyvalue/store@0.2.0-draft", false),
+            ("acme:unknown/thing@1.0.0", false),
+            ("wasi:cli/stdout@0.3.0", true),
+        ] {
+            assert_eq!(is_baseline(&text.parse().unwrap()), baseline, "{text}");
+        }
+    }
+}
