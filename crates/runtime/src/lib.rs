@@ -1,1 +1,47 @@
-//! runtime
+//! The wasmtime embedding: compile, load, link and run components with every limit enforced.
+//!
+//! Invariant: `unsafe` lives in [`load`] alone, and a guest gets nothing it was not given: no files, no sockets, no
+//! environment, no instance another revision has used. Listeners, client libraries and API types live elsewhere.
+//!
+//! ```text
+//! wasm ── compile() (separate process) ──▶ code file ── Runtime::load ──▶ Code ── Runtime::link ──▶ Linked
+//!                                                                                      │ limits, bindings, sinks
+//! http::Request ── Workload::handle ──▶ http::Response<ResponseBody>  ◀── Workload ◀───┘
+//! ```
+#![deny(unsafe_code)]
+
+mod body;
+mod call;
+mod clock;
+mod compile;
+mod config;
+mod ctx;
+mod drive;
+mod engine;
+mod error;
+mod fault;
+mod instance;
+mod limiter;
+mod linker;
+mod load;
+mod log;
+mod meter;
+mod outbound;
+mod ticker;
+mod workload;
+
+pub use body::ResponseBody;
+pub use compile::compile;
+pub use config::RuntimeSettings;
+pub use ctx::{Bindings, Capability, Ctx};
+pub use engine::{Code, Linked, Runtime, fingerprint};
+pub use error::{CompileError, LinkError, LoadError, RuntimeError};
+pub use fault::{Fault, FaultKind};
+pub use log::{LogSink, LogStreamKind};
+pub use meter::{Meter, MeterSnapshot};
+pub use model::app::Reuse;
+pub use outbound::{HttpBody, HttpBodyError, Outbound, OutboundError, OutboundOptions, OutboundResponse};
+pub use workload::{Sinks, Workload};
+
+/// The engine this build embeds, for code that implements a [`Capability`] or measures a bare twin.
+pub use wasmtime;

@@ -1,0 +1,193 @@
+//! The body of a response, whole or still being written by its guest, and the cap on request bodies.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use model::unit::ByteSize;
+use tokio::task::AbortHandle;
+
+use crate::call::Call;
+use crate::fault::Fault;
+use crate::outbound::{HttpBody, HttpBodyError};
+
+/// A response body. Dropping it before its end ends the guest that writes it.
+///
+/// A body that ends without an error is whole: one whose guest failed ends with that [`Fault`].
+pub struct ResponseBody {
+    /// Frames already here.
+    frames: VecDeque<Frame<Bytes>>,
+    /// Where further ones come from.
+    rest: Option<Rest>,
+}
+
+struct Rest {
+    body: HttpBody,
+    call: Arc<Call>,
+    guest: Option<AbortHandle>,
+    left: u64,
+    limit: ByteSize,
+}
+
+/// What [`ResponseBody::pull`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pulled {
+    /// The end: the body is whole.
+    End,
+    /// Something new, and more to come.
+    Some,
+    /// Nothing new.
+    None,
+}
+
+/// Bytes gathered before a body that is still being written is handed on as a stream.
+const GATHER: usize = 64 * 1024;
+
+impl ResponseBody {
+    pub(crate) fn new(body: HttpBody, call: Arc<Call>, limit: ByteSize) -> Self {
+        let rest = Rest { body, call, guest: None, left: limit.0, limit };
+        Self { frames: VecDeque::new(), rest: Some(rest) }
+    }
+
+    /// The guest's task, to be ended with this body.
+    pub(crate) fn driven_by(&mut self, guest: AbortHandle) {
+        if let Some(rest) = &mut self.rest {
+            rest.guest = Some(guest);
+        }
+    }
+
+    /// Takes what the guest has written so far, up to [`GATHER`] bytes.
+    pub(crate) fn pull(&mut self, cx: &mut Context<'_>) -> Result<Pulled, Fault> {
+        let mut pulled = Pulled::None;
+        let mut gathered = 0;
+        while gathered < GATHER {
+            match self.poll_rest(cx) {
+                Poll::Pending => return Ok(pulled),
+                Poll::Ready(None) => return Ok(Pulled::End),
+                Poll::Ready(Some(frame)) => {
+                    let frame = frame?;
+                    gathered += frame.data_ref().map_or(0, Bytes::len);
+                    self.frames.push_back(frame);
+                    pulled = Pulled::Some;
+                }
+            }
+        }
+        Ok(pulled)
+    }
+
+    /// The next frame from the guest. After the end or an error there is nothing left to poll.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let Some(rest) = &mut self.rest else {
+            return Poll::Ready(None);
+        };
+        let fault = match Pin::new(&mut rest.body).poll_frame(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                match rest.left.checked_sub(length) {
+                    Some(left) => {
+                        rest.left = left;
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    None => Some(Fault::ResponseTooLarge { limit: rest.limit }),
+                }
+            }
+            Poll::Ready(Some(Err(error))) => {
+                Some(rest.call.fault().unwrap_or_else(|| Fault::BodyBroken { message: error.to_string() }))
+            }
+            Poll::Ready(None) => rest.call.fault(),
+        };
+        match fault {
+            Some(fault) => {
+                rest.call.fail(&fault);
+                self.rest = None; // ends the guest
+                Poll::Ready(Some(Err(fault)))
+            }
+            None => {
+                // The guest may go on with what it does after its answer.
+                rest.guest = None;
+                self.rest = None;
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.call.body_read();
+        if let Some(guest) = &self.guest {
+            guest.abort();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        match self.frames.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.poll_rest(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_empty() && self.rest.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let here = self.frames.iter().filter_map(|f| f.data_ref()).map(|d| d.len() as u64).sum();
+        match &self.rest {
+            None => SizeHint::with_exact(here),
+            Some(rest) => match rest.body.size_hint().exact() {
+                Some(more) => SizeHint::with_exact(here.saturating_add(more)),
+                None => SizeHint::default(),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").field("frames", &self.frames.len()).field("whole", &self.rest.is_none()).finish()
+    }
+}
+
+/// A request body whose length is not known beforehand: ends with an error once it is longer than allowed.
+pub(crate) struct Capped {
+    pub(crate) body: HttpBody,
+    pub(crate) call: Arc<Call>,
+    pub(crate) left: u64,
+    pub(crate) limit: ByteSize,
+}
+
+impl Body for Capped {
+    type Data = Bytes;
+    type Error = HttpBodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpBodyError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+            match self.left.checked_sub(length) {
+                Some(left) => self.left = left,
+                None => {
+                    self.call.fail(&Fault::RequestTooLarge { limit: self.limit });
+                    let size = HttpBodyError::HttpRequestBodySize(Some(self.limit.0));
+                    return Poll::Ready(Some(Err(size)));
+                }
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}

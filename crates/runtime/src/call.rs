@@ -1,0 +1,159 @@
+//! What one call shares between the guest's store, the task that drives it and the reader of its response.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use model::Limits;
+
+use crate::clock::thread_cpu_ns;
+use crate::fault::Fault;
+use crate::outbound::HttpBody;
+
+/// The head the guest set, or the error code it answered with.
+pub(crate) type Head = Result<http::Response<HttpBody>, Fault>;
+
+#[derive(Default)]
+struct State {
+    head: Option<Head>,
+    fault: Option<Fault>,
+    body_read: bool,
+    body_waker: Option<Waker>,
+}
+
+/// One call.
+pub(crate) struct Call {
+    began: Instant,
+    cpu_limit_ns: u64,
+    cpu_used_ns: AtomicU64,
+    poll_began_ns: AtomicU64,
+    subrequests: AtomicU32,
+    has_head: AtomicBool,
+    state: Mutex<State>,
+}
+
+impl Call {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            began: Instant::now(),
+            cpu_limit_ns: limits.cpu.0.saturating_mul(1_000_000),
+            cpu_used_ns: AtomicU64::new(0),
+            poll_began_ns: AtomicU64::new(0),
+            subrequests: AtomicU32::new(limits.subrequests),
+            has_head: AtomicBool::new(false),
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest is about to run on this thread.
+    pub(crate) fn poll_begins(&self) {
+        self.poll_began_ns.store(thread_cpu_ns(), Relaxed);
+    }
+
+    /// The guest stopped running on this thread.
+    pub(crate) fn poll_ends(&self) {
+        let used = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Relaxed));
+        self.cpu_used_ns.fetch_add(used, Relaxed);
+    }
+
+    /// CPU time used up to the end of the last poll, nanoseconds.
+    pub(crate) fn cpu_ns(&self) -> u64 {
+        self.cpu_used_ns.load(Relaxed)
+    }
+
+    /// Asked at every tick, while the guest runs on this thread.
+    pub(crate) fn over_cpu(&self) -> bool {
+        let now = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Relaxed));
+        self.cpu_ns().saturating_add(now) >= self.cpu_limit_ns
+    }
+
+    /// When a call that began now must have ended.
+    pub(crate) fn deadline(&self, wall: Duration) -> Instant {
+        // A wall limit beyond the end of the clock is no limit.
+        self.began.checked_add(wall).unwrap_or(self.began + Duration::from_secs(86_400))
+    }
+
+    /// Takes one from the budget of outgoing requests.
+    pub(crate) fn take_subrequest(&self) -> bool {
+        self.subrequests.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
+    /// The guest answered. Only the first answer counts.
+    pub(crate) fn set_head(&self, head: Head) {
+        if !self.has_head.swap(true, SeqCst) {
+            self.state().head = Some(head);
+        }
+    }
+
+    /// Whether the guest has answered.
+    pub(crate) fn has_head(&self) -> bool {
+        self.has_head.load(SeqCst)
+    }
+
+    /// The answer, once.
+    pub(crate) fn take_head(&self) -> Option<Head> {
+        self.state().head.take()
+    }
+
+    /// The call has failed; must be said before the guest's end of the body goes away, so that its reader never takes
+    /// a cut body for a whole one. Only the first reason counts.
+    pub(crate) fn fail(&self, fault: &Fault) {
+        self.state().fault.get_or_insert_with(|| fault.clone());
+    }
+
+    /// The reader has seen the end of the body.
+    pub(crate) fn body_read(&self) {
+        let mut state = self.state();
+        state.body_read = true;
+        if let Some(waker) = state.body_waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Ready once the reader has seen the end of the body.
+    pub(crate) fn poll_body_read(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state();
+        if state.body_read {
+            return Poll::Ready(());
+        }
+        state.body_waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Why the call failed, where it has.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.state().fault.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::unit::Millis;
+
+    #[test]
+    fn budgets_run_out() {
+        let call = Call::new(&Limits { subrequests: 1, cpu: Millis(0), ..Limits::default() });
+        assert!(call.take_subrequest());
+        assert!(!call.take_subrequest());
+        call.poll_begins();
+        assert!(call.over_cpu());
+    }
+
+    #[test]
+    fn first_answer_and_first_fault_count() {
+        let call = Call::new(&Limits::default());
+        call.set_head(Err(Fault::NoResponse));
+        call.set_head(Err(Fault::Cancelled));
+        assert!(matches!(call.take_head(), Some(Err(Fault::NoResponse))));
+        assert!(call.take_head().is_none() && call.has_head());
+        call.fail(&Fault::NoHandler);
+        call.fail(&Fault::Cancelled);
+        assert_eq!(call.fault(), Some(Fault::NoHandler));
+    }
+}

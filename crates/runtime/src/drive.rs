@@ -1,0 +1,73 @@
+//! Drives one call: accounts its CPU time, ends it at its wall time, and settles the meter however it ends.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::time::Sleep;
+
+use crate::call::Call;
+use crate::fault::Fault;
+use crate::workload::Workload;
+
+/// Settles the meter when the call ends, also when its future is dropped half-way.
+struct Account<'a> {
+    work: &'a Workload,
+    call: &'a Call,
+}
+
+impl Drop for Account<'_> {
+    fn drop(&mut self) {
+        self.work.meter().end(self.call.cpu_ns(), self.call.fault());
+    }
+}
+
+/// Runs a guest to its end within the limits of its workload.
+pub(crate) async fn drive<T>(
+    work: Arc<Workload>,
+    call: Arc<Call>,
+    guest: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    work.meter().begin();
+    let _account = Account { work: &work, call: &call };
+    let mut guest = pin!(guest);
+    let ticker = &work.linked().set.ticker;
+    // Made when the guest first waits; most calls end without it.
+    let mut timer: Option<Pin<Box<Sleep>>> = None;
+    let result = poll_fn(|cx| {
+        let polled = {
+            let _running = ticker.running();
+            call.poll_begins();
+            let polled = guest.as_mut().poll(cx);
+            call.poll_ends();
+            polled
+        };
+        if polled.is_ready() {
+            return polled;
+        }
+        let wall = work.limits().wall;
+        let timer =
+            timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(call.deadline(wall.duration()).into())));
+        timer.as_mut().poll(cx).map(|()| Err(Fault::WallTime { limit: wall }))
+    })
+    .await;
+    if let Err(fault) = &result {
+        // Before the guest goes away with this frame.
+        call.fail(fault);
+    }
+    result
+}
+
+/// Polls a call until it has ended (`Some`) or its guest has answered and goes on (`None`).
+pub(crate) async fn until_head<T>(
+    task: &mut Pin<Box<impl Future<Output = Result<T, Fault>>>>,
+    call: &Call,
+) -> Option<Result<T, Fault>> {
+    poll_fn(|cx| match task.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending if call.has_head() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}

@@ -1,0 +1,178 @@
+//! The engines of a process: code is loaded into them and linked against what the process offers.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use model::{InterfaceId, World};
+use wasmtime::Engine;
+use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime_wasi_http::{p2, p3};
+
+use crate::config::{self, RuntimeSettings};
+use crate::ctx::{Capability, Ctx};
+use crate::error::{LinkError, LoadError, RuntimeError};
+use crate::ticker::Ticker;
+use crate::{compile, linker, load};
+
+/// One engine with its linker. Shared by everything loaded into it.
+pub(crate) struct Set {
+    pub(crate) engine: Engine,
+    pub(crate) ticker: Arc<Ticker>,
+    linker: Linker<Ctx>,
+    world: World,
+}
+
+/// The engines of this process, the interfaces it offers, and the thread that interrupts guests. One per process.
+pub struct Runtime {
+    settings: RuntimeSettings,
+    capabilities: Vec<Box<dyn Capability>>,
+    ticker: Arc<Ticker>,
+    p2: Arc<Set>,
+    /// Made when the first component of WASI 0.3 is loaded: a host without one never pays for its pool.
+    p3: Mutex<Option<Arc<Set>>>,
+}
+
+/// Compiled code mapped into the process. Dropping the last clone unmaps it.
+#[derive(Clone)]
+pub struct Code {
+    component: Component,
+    set: Arc<Set>,
+}
+
+/// Code whose imports are resolved; instances are made from it. Cheap to clone.
+#[derive(Clone)]
+pub struct Linked {
+    pub(crate) pre: Pre,
+    pub(crate) set: Arc<Set>,
+}
+
+/// The ways a component takes a request.
+#[derive(Clone)]
+pub(crate) enum Pre {
+    P2(p2::bindings::ProxyPre<Ctx>),
+    P3(p3::bindings::ServicePre<Ctx>),
+    Other(InstancePre<Ctx>),
+}
+
+impl Runtime {
+    /// Starts the engine of WASI 0.2 and the epoch thread.
+    ///
+    /// # Errors
+    /// Where the machine cannot reserve the instance pool, or two capabilities offer the same interface.
+    pub fn new(settings: RuntimeSettings, capabilities: Vec<Box<dyn Capability>>) -> Result<Self, RuntimeError> {
+        let ticker = Arc::new(Ticker::start().map_err(RuntimeError::Ticker)?);
+        let p2 = Arc::new(Set::new(World::P2, &settings, &capabilities, ticker.clone())?);
+        Ok(Self { settings, capabilities, ticker, p2, p3: Mutex::new(None) })
+    }
+
+    /// Names everything that decides whether compiled code loads here: 32 hex digits. Cached code is kept by it.
+    ///
+    /// # Errors
+    /// Where the engine cannot be set up on this machine.
+    pub fn fingerprint(&self, world: World) -> Result<String, RuntimeError> {
+        match world {
+            World::P2 => Ok(compile::fingerprint(&self.p2.engine, world)),
+            World::P3 => fingerprint(world),
+        }
+    }
+
+    /// Maps compiled code. The file must have been authenticated (its MAC checked) by whoever opened it.
+    ///
+    /// # Errors
+    /// [`LoadError::Unfit`] where the code was made by another version or other settings.
+    pub fn load(&self, world: World, code: File) -> Result<Code, LoadError> {
+        let set = self.set(world)?;
+        let component = load::map(&set.engine, &code).map_err(|e| LoadError::Unfit(format!("{e:#}")))?;
+        Ok(Code { component, set })
+    }
+
+    /// Resolves the imports of a component. `imports` are its declared imports; one it has beyond them is refused.
+    ///
+    /// # Errors
+    /// [`LinkError`] names the interface.
+    pub fn link(&self, code: &Code, imports: &[InterfaceId]) -> Result<Linked, LinkError> {
+        let set = &code.set;
+        let ty = code.component.component_type();
+        for (name, _) in ty.imports(&set.engine) {
+            let declared = name.parse::<InterfaceId>().is_ok_and(|id| imports.contains(&id));
+            if !declared {
+                return Err(LinkError::Undeclared { interface: name.to_owned() });
+            }
+        }
+        let pre = set.linker.instantiate_pre(&code.component).map_err(|e| link_error(&e))?;
+        let exports = |prefix: &str| ty.exports(&set.engine).any(|(name, _)| name.starts_with(prefix));
+        let mismatch = |e: wasmtime::Error| LinkError::Mismatch(format!("{e:#}"));
+        let pre = if set.world == World::P3 && exports("wasi:http/handler@0.3.") {
+            Pre::P3(p3::bindings::ServicePre::new(pre).map_err(mismatch)?)
+        } else if exports("wasi:http/incoming-handler@0.2.") {
+            Pre::P2(p2::bindings::ProxyPre::new(pre).map_err(mismatch)?)
+        } else {
+            Pre::Other(pre)
+        };
+        Ok(Linked { pre, set: set.clone() })
+    }
+
+    /// The interfaces offered beyond WASI itself.
+    pub fn interfaces(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.capabilities.iter().flat_map(|c| c.interfaces().iter().copied())
+    }
+
+    fn set(&self, world: World) -> Result<Arc<Set>, RuntimeError> {
+        if world == World::P2 {
+            return Ok(self.p2.clone());
+        }
+        let mut p3 = self.p3.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(set) = &*p3 {
+            return Ok(set.clone());
+        }
+        let set = Arc::new(Set::new(world, &self.settings, &self.capabilities, self.ticker.clone())?);
+        *p3 = Some(set.clone());
+        Ok(set)
+    }
+}
+
+/// [`Runtime::fingerprint`] without a runtime: for the process that compiles and the node that keeps the cache.
+///
+/// # Errors
+/// Where the engine cannot be set up on this machine.
+pub fn fingerprint(world: World) -> Result<String, RuntimeError> {
+    let engine = compile::bare(world).map_err(|e| RuntimeError::Engine { world, message: format!("{e:#}") })?;
+    Ok(compile::fingerprint(&engine, world))
+}
+
+impl Set {
+    fn new(
+        world: World,
+        settings: &RuntimeSettings,
+        capabilities: &[Box<dyn Capability>],
+        ticker: Arc<Ticker>,
+    ) -> Result<Self, RuntimeError> {
+        let engine = Engine::new(&config::host(world, settings))
+            .map_err(|e| RuntimeError::Engine { world, message: format!("{e:#}") })?;
+        let failed = |e: wasmtime::Error| RuntimeError::Capability { world, message: format!("{e:#}") };
+        let mut linker = Linker::new(&engine);
+        linker::add_wasi(&mut linker, world).map_err(failed)?;
+        for capability in capabilities {
+            capability.link(&mut linker).map_err(failed)?;
+        }
+        ticker.add(engine.clone());
+        Ok(Self { engine, ticker, linker, world })
+    }
+}
+
+/// Which error of ours a link error is. The engine says it in words only; `tests/all/link.rs` watches them.
+fn link_error(error: &wasmtime::Error) -> LinkError {
+    let text = error.to_string();
+    let cause = error.root_cause().to_string();
+    match text.split('`').nth(1) {
+        Some(interface) if cause.ends_with("implementation is missing") => {
+            let detail = error.chain().nth(1).map(ToString::to_string).unwrap_or(cause);
+            let detail = match detail.split('`').nth(1) {
+                Some(item) => format!("`{item}` is missing"),
+                None => detail,
+            };
+            LinkError::Missing { interface: interface.to_owned(), detail }
+        }
+        _ => LinkError::Mismatch(format!("{error:#}")),
+    }
+}

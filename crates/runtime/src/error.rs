@@ -1,0 +1,76 @@
+//! What can go wrong before a component runs: starting the runtime, compiling, loading and linking.
+
+use model::World;
+
+/// The runtime could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The engine refused its settings or the machine lacks what it needs.
+    #[error("the {} engine cannot start: {message}", world.as_str())]
+    Engine {
+        /// Which engine.
+        world: World,
+        /// What the engine said.
+        message: String,
+    },
+    /// A capability could not be added to the linker.
+    #[error("the interfaces of the {} engine cannot be set up: {message}", world.as_str())]
+    Capability {
+        /// Which engine.
+        world: World,
+        /// What the linker said.
+        message: String,
+    },
+    /// The thread that ticks the engines could not be started.
+    #[error("the epoch thread cannot start: {0}")]
+    Ticker(std::io::Error),
+}
+
+/// A component could not be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The compiler itself could not be set up.
+    #[error("the {} compiler cannot start: {message}", world.as_str())]
+    Engine {
+        /// Which engine the code was meant for.
+        world: World,
+        /// What the engine said.
+        message: String,
+    },
+    /// The bytes are not a component this platform accepts.
+    #[error("the component is not accepted: {0}")]
+    Invalid(String),
+}
+
+/// Compiled code could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The engine it was meant for is not available.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The file was made by another version or other settings, or is not compiled code.
+    #[error("the compiled code does not fit this engine: {0}; compile the component again")]
+    Unfit(String),
+}
+
+/// A component could not be linked.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The component imports an interface nothing here offers.
+    #[error("the component imports {interface}, which nothing on this host offers ({detail})")]
+    Missing {
+        /// The interface as the component names it.
+        interface: String,
+        /// The first function or resource of it that is missing.
+        detail: String,
+    },
+    /// The component imports an interface that was not among its declared imports.
+    #[error("the component imports {interface}, which its declared imports do not contain")]
+    Undeclared {
+        /// The interface as the component names it.
+        interface: String,
+    },
+    /// The interface is offered, but not with the functions or types the component expects.
+    #[error("the component's imports do not fit what is offered: {0}")]
+    Mismatch(String),
+}

@@ -1,0 +1,150 @@
+//! One instance: a store, the component in it, and one call on it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::p3::bindings::Service;
+use wasmtime_wasi_http::{WasiHttpView, p3};
+
+use crate::call::Call;
+use crate::ctx::Ctx;
+use crate::engine::Pre;
+use crate::fault::{During, Fault, classify};
+use crate::outbound::HttpBody;
+use crate::workload::Workload;
+
+/// One instance of a workload.
+pub(crate) struct Instance {
+    store: Store<Ctx>,
+    exports: Exports,
+    pub(crate) served: u32,
+}
+
+enum Exports {
+    P2(Proxy),
+    P3(Service),
+    None,
+}
+
+impl Instance {
+    /// Makes an instance; its start code already runs on the budget of `call`.
+    pub(crate) async fn new(work: &Workload, call: &Arc<Call>) -> Result<Self, Fault> {
+        let limits = work.limits();
+        let ctx = Ctx::new(limits, call.clone(), work.bindings().clone(), work.sinks());
+        let mut store = Store::new(&work.linked().set.engine, ctx);
+        store.limiter(|ctx| &mut ctx.limiter);
+        store.set_hostcall_fuel(limits.hostcall_copy.as_usize());
+        store.set_max_component_handles(limits.handles as usize);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| {
+            Ok(if store.data().call.over_cpu() {
+                UpdateDeadline::Interrupt
+            } else {
+                // tokio's yield, not a bare wake-up: timers and sockets are looked after before the guest goes on.
+                UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
+            })
+        });
+        work.meter().instantiated();
+        let made = match &work.linked().pre {
+            Pre::P2(pre) => pre.instantiate_async(&mut store).await.map(Exports::P2),
+            Pre::P3(pre) => pre.instantiate_async(&mut store).await.map(Exports::P3),
+            Pre::Other(pre) => pre.instantiate_async(&mut store).await.map(|_| Exports::None),
+        };
+        match made {
+            Ok(exports) => Ok(Self { store, exports, served: 0 }),
+            Err(error) => Err(classify(&error, &store.data().limiter, During::Instantiate)),
+        }
+    }
+
+    /// Starts a further call on a reused instance.
+    pub(crate) fn begin(&mut self, call: &Arc<Call>) {
+        self.store.data_mut().begin(call.clone());
+        self.store.set_epoch_deadline(1);
+    }
+
+    /// Runs one call to its end: the guest's answer goes to `call`, and the guest runs on until it returns. On an
+    /// error the call is marked failed before anything of the instance goes away.
+    pub(crate) async fn serve(&mut self, call: &Arc<Call>, request: http::Request<HttpBody>) -> Result<(), Fault> {
+        self.served = self.served.saturating_add(1);
+        let result = match &self.exports {
+            Exports::P2(proxy) => serve_p2(&mut self.store, proxy, call, request).await,
+            Exports::P3(service) => serve_p3(&mut self.store, service, call, request).await,
+            Exports::None => return Err(Fault::NoHandler),
+        };
+        self.store.data().end();
+        result.map_err(|stop| {
+            let fault = match stop {
+                Stop::Fault(fault) => fault,
+                Stop::Engine(error) => classify(&error, &self.store.data().limiter, During::Call),
+            };
+            call.fail(&fault);
+            fault
+        })
+    }
+}
+
+/// Why a call ended early: known already, or to be found out.
+enum Stop {
+    Fault(Fault),
+    Engine(wasmtime::Error),
+}
+
+impl From<wasmtime::Error> for Stop {
+    fn from(error: wasmtime::Error) -> Self {
+        Stop::Engine(error)
+    }
+}
+
+async fn serve_p2(
+    store: &mut Store<Ctx>,
+    proxy: &Proxy,
+    call: &Arc<Call>,
+    request: http::Request<HttpBody>,
+) -> Result<(), Stop> {
+    let scheme = if request.uri().scheme() == Some(&http::uri::Scheme::HTTPS) { Scheme::Https } else { Scheme::Http };
+    let mut http = store.data_mut().http();
+    let request = http
+        .new_incoming_request(scheme, request)
+        .map_err(|e| Stop::Fault(Fault::BadRequest { message: e.root_cause().to_string() }))?;
+    let answer = call.clone();
+    let out = http.new_response_outparam_from_callback(move |response| {
+        answer.set_head(response.map_err(|code| Fault::Refused { message: format!("{code:?}") }));
+    })?;
+    proxy.wasi_http_incoming_handler().call_handle(store, request, out).await?;
+    Ok(())
+}
+
+async fn serve_p3(
+    store: &mut Store<Ctx>,
+    service: &Service,
+    call: &Arc<Call>,
+    request: http::Request<HttpBody>,
+) -> Result<(), Stop> {
+    let (request, processed) = p3::Request::from_http(store.data_mut().http().hooks, request);
+    store
+        .run_concurrent(async |accessor| -> wasmtime::Result<()> {
+            match service.handle(accessor, request).await? {
+                Ok(response) => {
+                    let head = accessor.with(|mut store| response.into_http(&mut store, processed))?;
+                    call.set_head(Ok(head));
+                }
+                Err(code) => {
+                    call.set_head(Err(Fault::Refused { message: format!("{code:?}") }));
+                    call.body_read();
+                }
+            }
+            // The body may come from a stream the guest only passed on: it flows while this store is driven, also
+            // after the guest's last task has ended.
+            poll_fn(|cx| {
+                let guest = accessor.poll_no_interesting_tasks(cx);
+                if call.poll_body_read(cx).is_ready() { guest } else { std::task::Poll::Pending }
+            })
+            .await;
+            Ok(())
+        })
+        .await??;
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! What every component may import without a grant: WASI 0.2 and 0.3 with nothing behind the files and sockets, and
+//! `wasi:http`. Filled once per engine and shared by all components.
+
+use model::World;
+use wasmtime::component::{HasData, Linker, ResourceTable};
+use wasmtime_wasi::WasiView;
+use wasmtime_wasi::cli::{WasiCli, WasiCliView};
+use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
+use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
+use wasmtime_wasi::p2::bindings::{LinkOptions, cli, clocks, filesystem, io, random, sockets};
+use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
+
+use crate::ctx::Ctx;
+
+/// The table alone, so that streams and pollables do not make the rest of WASI exist.
+struct Table;
+
+impl HasData for Table {
+    type Data<'a> = &'a mut ResourceTable;
+}
+
+/// Adds everything an engine offers on its own.
+pub(crate) fn add_wasi(linker: &mut Linker<Ctx>, world: World) -> wasmtime::Result<()> {
+    add_p2(linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    if world == World::P3 {
+        wasmtime_wasi::p3::add_to_linker(linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(linker)?;
+    }
+    Ok(())
+}
+
+fn add_p2(l: &mut Linker<Ctx>) -> wasmtime::Result<()> {
+    let options = LinkOptions::default();
+    io::error::add_to_linker::<Ctx, Table>(l, |c| &mut c.table)?;
+    io::poll::add_to_linker::<Ctx, Table>(l, |c| &mut c.table)?;
+    io::streams::add_to_linker::<Ctx, Table>(l, |c| &mut c.table)?;
+    clocks::wall_clock::add_to_linker::<Ctx, WasiClocks>(l, Ctx::clocks)?;
+    clocks::monotonic_clock::add_to_linker::<Ctx, WasiClocks>(l, Ctx::clocks)?;
+    random::random::add_to_linker::<Ctx, WasiRandom>(l, |c| c.ctx().ctx.random())?;
+    random::insecure::add_to_linker::<Ctx, WasiRandom>(l, |c| c.ctx().ctx.random())?;
+    random::insecure_seed::add_to_linker::<Ctx, WasiRandom>(l, |c| c.ctx().ctx.random())?;
+    cli::exit::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    cli::environment::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    cli::stdin::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    cli::stdout::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    cli::stderr::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    cli::terminal_input::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    cli::terminal_output::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    cli::terminal_stdin::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    cli::terminal_stdout::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    cli::terminal_stderr::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
+    // Present because components built with a standard library import them; no directory and no address is granted.
+    filesystem::types::add_to_linker::<Ctx, WasiFilesystem>(l, Ctx::filesystem)?;
+    filesystem::preopens::add_to_linker::<Ctx, WasiFilesystem>(l, Ctx::filesystem)?;
+    sockets::tcp::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
+    sockets::tcp_create_socket::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
+    sockets::udp::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
+    sockets::udp_create_socket::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
+    sockets::instance_network::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
+    sockets::network::add_to_linker::<Ctx, WasiSockets>(l, &(&options).into(), Ctx::sockets)?;
+    sockets::ip_name_lookup::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
+    Ok(())
+}

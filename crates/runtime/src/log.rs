@@ -1,0 +1,226 @@
+//! What a guest writes to standard output, standard error and `wasi:logging`: whole lines to the sink, within the
+//! budget of the call.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use model::unit::ByteSize;
+use tokio::io::AsyncWrite;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+/// Where a line was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LogStreamKind {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// `wasi:logging` level.
+    Trace,
+    /// `wasi:logging` level.
+    Debug,
+    /// `wasi:logging` level.
+    Info,
+    /// `wasi:logging` level.
+    Warn,
+    /// `wasi:logging` level.
+    Error,
+    /// `wasi:logging` level.
+    Critical,
+}
+
+/// Takes the log of one component. Called on the request path: must not block.
+pub trait LogSink: Send + Sync {
+    /// Bytes a guest wrote: one or more lines, each ended by `\n` but for a last one that was cut or never ended.
+    /// Never a part of two calls' lines. `context` is that of `wasi:logging`, empty otherwise.
+    fn write(&self, stream: LogStreamKind, context: &str, bytes: &[u8]);
+    /// A call wrote this many bytes more than it may; they are gone.
+    fn dropped(&self, bytes: u64);
+}
+
+/// Longest line held back while its end is awaited.
+const LINE: usize = 16 * 1024;
+/// Most bytes a guest may write at once.
+const PERMIT: usize = 64 * 1024;
+
+/// The log of one instance; its budget starts anew with each call.
+pub(crate) struct CallLog {
+    sink: Arc<dyn LogSink>,
+    left: AtomicU64,
+    dropped: AtomicU64,
+    partial: Mutex<[Vec<u8>; 2]>,
+}
+
+impl CallLog {
+    pub(crate) fn new(sink: Arc<dyn LogSink>, budget: ByteSize) -> Self {
+        Self {
+            sink,
+            left: AtomicU64::new(budget.0),
+            dropped: AtomicU64::new(0),
+            partial: Mutex::new([Vec::new(), Vec::new()]),
+        }
+    }
+
+    /// Starts the budget of a new call.
+    pub(crate) fn begin(&self, budget: ByteSize) {
+        self.left.store(budget.0, Relaxed);
+    }
+
+    /// Hands over lines that never ended and says how much was dropped.
+    pub(crate) fn end(&self) {
+        let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        for (buffer, stream) in partial.iter_mut().zip([LogStreamKind::Stdout, LogStreamKind::Stderr]) {
+            if !buffer.is_empty() {
+                self.sink.write(stream, "", buffer);
+                buffer.clear();
+            }
+        }
+        let dropped = self.dropped.swap(0, Relaxed);
+        if dropped > 0 {
+            self.sink.dropped(dropped);
+        }
+    }
+
+    /// Takes what the budget allows of `bytes`; the rest is counted as dropped.
+    fn admit<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        let left = self.left.load(Relaxed);
+        let take = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        self.left.store(left - take as u64, Relaxed);
+        self.dropped.fetch_add((bytes.len() - take) as u64, Relaxed);
+        bytes.get(..take).unwrap_or(bytes)
+    }
+
+    /// One message of `wasi:logging`.
+    pub(crate) fn message(&self, stream: LogStreamKind, context: &str, text: &[u8]) {
+        let text = self.admit(text);
+        if !text.is_empty() {
+            self.sink.write(stream, context, text);
+        }
+    }
+
+    /// Bytes of standard output or error.
+    fn stream(&self, stream: LogStreamKind, bytes: &[u8]) {
+        let bytes = self.admit(bytes);
+        if bytes.is_empty() {
+            return;
+        }
+        let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        let [out, err] = &mut *partial;
+        let buffer = if stream == LogStreamKind::Stdout { out } else { err };
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+        let (lines, rest) = bytes.split_at_checked(whole).unwrap_or((bytes, &[]));
+        if !lines.is_empty() {
+            if buffer.is_empty() {
+                self.sink.write(stream, "", lines);
+            } else {
+                buffer.extend_from_slice(lines);
+                self.sink.write(stream, "", buffer);
+                buffer.clear();
+            }
+        }
+        for piece in rest.chunks(LINE) {
+            if buffer.len() + piece.len() > LINE {
+                self.sink.write(stream, "", buffer);
+                buffer.clear();
+            }
+            buffer.extend_from_slice(piece);
+        }
+    }
+}
+
+/// Standard output or error of one instance.
+#[derive(Clone)]
+pub(crate) struct Stdio {
+    pub(crate) log: Arc<CallLog>,
+    pub(crate) stream: LogStreamKind,
+}
+
+impl IsTerminal for Stdio {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Stdio {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for Stdio {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for Stdio {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.log.stream(self.stream, &bytes);
+        Ok(())
+    }
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(PERMIT)
+    }
+}
+
+impl AsyncWrite for Stdio {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.log.stream(self.stream, bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<String>>, AtomicU64);
+    impl LogSink for Seen {
+        fn write(&self, stream: LogStreamKind, _: &str, bytes: &[u8]) {
+            self.0.lock().unwrap().push(format!("{stream:?}:{}", String::from_utf8_lossy(bytes)));
+        }
+        fn dropped(&self, bytes: u64) {
+            self.1.fetch_add(bytes, Relaxed);
+        }
+    }
+
+    #[test]
+    fn lines_stay_whole_and_the_budget_holds() {
+        let seen = Arc::new(Seen::default());
+        let log = CallLog::new(seen.clone(), ByteSize(20));
+        log.stream(LogStreamKind::Stdout, b"one\ntw");
+        log.stream(LogStreamKind::Stderr, b"err\n");
+        log.stream(LogStreamKind::Stdout, b"o\n");
+        log.stream(LogStreamKind::Stdout, b"0123456789\n");
+        log.end();
+        assert_eq!(*seen.0.lock().unwrap(), ["Stdout:one\n", "Stderr:err\n", "Stdout:two\n", "Stdout:01234567"]);
+        assert_eq!(seen.1.load(Relaxed), 3);
+    }
+
+    #[test]
+    fn a_line_without_end_is_handed_over_in_pieces() {
+        let seen = Arc::new(Seen::default());
+        let log = CallLog::new(seen.clone(), ByteSize::mib(1));
+        for _ in 0..5 {
+            log.stream(LogStreamKind::Stdout, &[b'x'; 10_000]);
+        }
+        let held: usize = seen.0.lock().unwrap().iter().map(|l| l.len() - "Stdout:".len()).sum();
+        assert!(held >= 50_000 - LINE, "{held}");
+    }
+}

@@ -1,0 +1,271 @@
+//! One component of one revision, ready to serve: limits, bindings and sinks fixed, instances made per call or reused.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use model::Limits;
+use model::app::Reuse;
+
+use crate::body::{Capped, Pulled, ResponseBody};
+use crate::call::Call;
+use crate::ctx::Bindings;
+use crate::drive::{drive, until_head};
+use crate::engine::Linked;
+use crate::fault::Fault;
+use crate::instance::Instance;
+use crate::log::LogSink;
+use crate::meter::Meter;
+use crate::outbound::{HttpBody, HttpBodyError, Outbound};
+
+/// Where a component's log and its outgoing requests go.
+#[derive(Clone)]
+pub struct Sinks {
+    /// Takes its log.
+    pub log: Arc<dyn LogSink>,
+    /// Sends its HTTP requests; every one is denied where absent.
+    pub outbound: Option<Arc<dyn Outbound>>,
+}
+
+impl fmt::Debug for Sinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sinks").field("outbound", &self.outbound.is_some()).finish_non_exhaustive()
+    }
+}
+
+struct Idle {
+    instance: Instance,
+    since: Instant,
+}
+
+/// One component of one revision.
+pub struct Workload {
+    linked: Linked,
+    limits: Limits,
+    reuse: Option<Reuse>,
+    bindings: Arc<Bindings>,
+    sinks: Sinks,
+    meter: Meter,
+    /// Instances that wait for their next call, the longest waiting first. Empty unless reuse is on.
+    idle: Mutex<Vec<Idle>>,
+    reaping: AtomicBool,
+}
+
+impl Workload {
+    /// Fixes everything a call of the component needs. Instances are reused only where `reuse` says so, and never by
+    /// another workload.
+    pub fn new(
+        linked: Linked,
+        limits: Limits,
+        reuse: Option<Reuse>,
+        bindings: Arc<Bindings>,
+        sinks: Sinks,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            linked,
+            limits,
+            reuse,
+            bindings,
+            sinks,
+            meter: Meter::default(),
+            idle: Mutex::default(),
+            reaping: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes one instance, within the limits of a call.
+    ///
+    /// # Errors
+    /// The fault a call would end with.
+    pub async fn probe(self: &Arc<Self>) -> Result<(), Fault> {
+        let call = Arc::new(Call::new(&self.limits));
+        let instance = drive(self.clone(), call.clone(), Instance::new(self, &call)).await?;
+        self.keep(instance);
+        Ok(())
+    }
+
+    /// Answers one request. Must run inside a tokio runtime with timers; a body that is still being written when the
+    /// head is ready goes on in a task of its own. Dropping the future, or the body before its end, ends the guest.
+    ///
+    /// # Errors
+    /// Why the call failed, where no head has been returned yet; later failures end the body.
+    pub async fn handle<B>(self: &Arc<Self>, request: http::Request<B>) -> Result<http::Response<ResponseBody>, Fault>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<HttpBodyError>,
+    {
+        let call = Arc::new(Call::new(&self.limits));
+        let request = self.admit(request, &call)?;
+        let mut task = Box::pin(drive(self.clone(), call.clone(), serve(self.clone(), call.clone(), request)));
+        let mut ended = until_head(&mut task, &call).await;
+        if let Some(Err(fault)) = ended {
+            return Err(fault);
+        }
+        let Some(head) = call.take_head() else {
+            let fault = Fault::NoResponse;
+            return Err(call.fault().unwrap_or(fault));
+        };
+        let (head, body) = head?.into_parts();
+        let mut body = ResponseBody::new(body, call.clone(), self.limits.response_body);
+        gather(&mut body, &mut task, &mut ended).await?;
+        if ended.is_none() {
+            body.driven_by(tokio::spawn(task).abort_handle());
+        } else if let Some(fault) = call.fault() {
+            return Err(fault);
+        }
+        Ok(http::Response::from_parts(head, body))
+    }
+
+    /// The workload's counters.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// The limits of one call.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn linked(&self) -> &Linked {
+        &self.linked
+    }
+    pub(crate) fn bindings(&self) -> &Arc<Bindings> {
+        &self.bindings
+    }
+    pub(crate) fn sinks(&self) -> &Sinks {
+        &self.sinks
+    }
+
+    /// Puts the request into the one form the guest's side takes, within the limit on its body.
+    fn admit<B>(&self, request: http::Request<B>, call: &Arc<Call>) -> Result<http::Request<HttpBody>, Fault>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<HttpBodyError>,
+    {
+        let limit = self.limits.request_body;
+        let hint = request.body().size_hint();
+        if hint.lower() > limit.0 {
+            return Err(Fault::RequestTooLarge { limit });
+        }
+        let known = hint.upper().is_some_and(|upper| upper <= limit.0);
+        let (mut head, body) = request.into_parts();
+        if head.uri.authority().is_none() {
+            head.uri = with_authority(&head)?;
+        }
+        let body = body.map_err(Into::into).boxed_unsync();
+        let body = if known { body } else { Capped { body, call: call.clone(), left: limit.0, limit }.boxed_unsync() };
+        Ok(http::Request::from_parts(head, body))
+    }
+
+    /// An instance that waits for its next call.
+    fn take_idle(&self) -> Option<Instance> {
+        let reuse = self.reuse?;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = idle.pop()?;
+        if newest.since.elapsed() < reuse.idle.duration() {
+            return Some(newest.instance);
+        }
+        // The others have waited longer still.
+        idle.clear();
+        None
+    }
+
+    /// Keeps an instance for its next call, where it may have one.
+    fn keep(self: &Arc<Self>, instance: Instance) {
+        if !self.reuse.is_some_and(|reuse| instance.served < reuse.requests) {
+            return;
+        }
+        let waiting = Idle { instance, since: Instant::now() };
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
+        if !self.reaping.swap(true, SeqCst) {
+            tokio::spawn(reap(Arc::downgrade(self)));
+        }
+    }
+
+    /// Drops the instances that have waited too long; says when the next one will have, where one is left.
+    fn drop_expired(&self) -> Option<Instant> {
+        let limit = self.reuse?.idle.duration();
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let expired = idle.partition_point(|waiting| waiting.since.elapsed() >= limit);
+        idle.drain(..expired);
+        idle.first().map(|oldest| oldest.since + limit)
+    }
+}
+
+/// Drops idle instances in time; ends when none is left or the workload is gone.
+async fn reap(work: Weak<Workload>) {
+    loop {
+        let next = {
+            let Some(work) = work.upgrade() else { return };
+            match work.drop_expired() {
+                Some(next) => next,
+                None => {
+                    work.reaping.store(false, SeqCst);
+                    // One may have come between the look and the flag.
+                    match work.drop_expired() {
+                        Some(next) if !work.reaping.swap(true, SeqCst) => next,
+                        _ => return,
+                    }
+                }
+            }
+        };
+        tokio::time::sleep_until(next.into()).await;
+    }
+}
+
+/// One call on an instance: a waiting one or a fresh one.
+async fn serve(work: Arc<Workload>, call: Arc<Call>, request: http::Request<HttpBody>) -> Result<(), Fault> {
+    let mut instance = match work.take_idle() {
+        Some(mut instance) => {
+            instance.begin(&call);
+            instance
+        }
+        None => Instance::new(&work, &call).await?,
+    };
+    instance.serve(&call, request).await?;
+    work.keep(instance);
+    Ok(())
+}
+
+/// Takes as much of the body as comes without waiting. A small answer is whole then, and its guest has ended.
+async fn gather(
+    body: &mut ResponseBody,
+    task: &mut Pin<Box<impl Future<Output = Result<(), Fault>>>>,
+    ended: &mut Option<Result<(), Fault>>,
+) -> Result<(), Fault> {
+    poll_fn(|cx| {
+        loop {
+            let pulled = match body.pull(cx) {
+                Ok(pulled) => pulled,
+                Err(fault) => return Poll::Ready(Err(fault)),
+            };
+            if pulled == Pulled::None || ended.is_some() {
+                return Poll::Ready(Ok(()));
+            }
+            match task.as_mut().poll(cx) {
+                Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+                Poll::Ready(Ok(())) => *ended = Some(Ok(())),
+                Poll::Pending => return Poll::Ready(Ok(())),
+            }
+        }
+    })
+    .await
+}
+
+/// The request's URI with the authority its `Host` header names.
+fn with_authority(head: &http::request::Parts) -> Result<http::Uri, Fault> {
+    let bad = |message: &str| Fault::BadRequest { message: message.to_owned() };
+    let host = head.headers.get(http::header::HOST).ok_or_else(|| bad("it names no host"))?;
+    let authority = http::uri::Authority::try_from(host.as_bytes()).map_err(|_| bad("its host is not valid"))?;
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(http::uri::Scheme::HTTP);
+    uri.authority = Some(authority);
+    uri.path_and_query = head.uri.path_and_query().cloned().or(Some(http::uri::PathAndQuery::from_static("/")));
+    http::Uri::from_parts(uri).map_err(|_| bad("its target is not valid"))
+}
