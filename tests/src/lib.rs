@@ -1,1 +1,36 @@
-//! tests
+//! Drives the real binary as a user would: starts it in an empty directory on free ports, talks to it through its own
+//! command line and plain sockets, stops it by pid.
+#![forbid(unsafe_code)]
+
+pub mod http;
+pub mod load;
+pub mod platform;
+pub mod redis;
+
+use std::path::PathBuf;
+
+/// The binary under test: what `cargo xtask test` names, or the release build.
+///
+/// # Panics
+/// When there is none: a whole-system suite without its system is not green.
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os("SIDEREAL_BIN").map_or_else(|| workspace().join("target/release/sidereal"), PathBuf::from);
+    assert!(path.is_file(), "no binary at {}: run `cargo xtask test`, or build with --release first", path.display());
+    path
+}
+
+/// The guests that `cargo xtask guests` builds.
+///
+/// # Panics
+/// When they are not built.
+pub fn guest(name: &str) -> PathBuf {
+    let dir = std::env::var_os("SIDEREAL_GUESTS").map_or_else(|| workspace().join("target/guests"), PathBuf::from);
+    let path = dir.join(format!("{name}.wasm"));
+    assert!(path.is_file(), "no guest at {}: run `cargo xtask guests`", path.display());
+    path
+}
+
+/// The repository.
+pub fn workspace() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, PathBuf::from)
+}

@@ -1,9 +1,14 @@
-//! `cargo xtask <command>`: what a developer or CI runs.
+//! `cargo xtask <command>`: what a developer or CI runs. No other tool is needed.
 #![forbid(unsafe_code)]
 
+mod check;
 mod guests;
+mod packages;
+mod test;
+mod tidy;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -17,20 +22,54 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Builds the components of guests/ into target/guests.
+    /// Installs what the tests need, builds guests and product, runs every test.
+    Test {
+        /// Passed to `cargo test`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Format, lints, tidiness, supply chain.
+    Check,
+    /// What no compiler checks: the map, file headers, drift of committed artifacts.
+    Tidy,
+    /// Builds the components of guests/ into target/guests, and the artifacts of examples/.
     Guests,
+    /// Runs the benchmarks and prints one table.
+    Bench {
+        /// Passed to the bench runner.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Writes openapi/*.json and schemas/*.json anew.
+    Openapi,
 }
 
 fn main() -> anyhow::Result<()> {
     let root = root()?;
     match Cli::parse().command {
+        Task::Test { args } => test::run(&root, &args),
+        Task::Check => check::run(&root),
+        Task::Tidy => tidy::run(&root),
         Task::Guests => {
             for path in guests::build(&root, &root.join("target/guests"))? {
                 println!("{} {}", path.display(), std::fs::metadata(&path)?.len());
             }
+            Ok(())
+        }
+        Task::Bench { args } => {
+            guests::build(&root, &root.join("target/guests"))?;
+            let build = ["build", "--release", "--locked", "--package", "cli", "--package", "sidereal-benches"];
+            check::step("build", Command::new("cargo").args(build), &root)?;
+            let mut bench = Command::new(root.join("target/release/bench"));
+            check::step("bench", bench.args(args).env_remove("RUST_BACKTRACE"), &root)
+        }
+        Task::Openapi => {
+            // The drift tests write what they find instead of comparing.
+            let mut test = Command::new("cargo");
+            test.args(["test", "--release", "--package", "control", "--package", "model", "drift"]).env("UPDATE", "1");
+            check::step("openapi and schemas", &mut test, &root)
         }
     }
-    Ok(())
 }
 
 /// The repository's folder.

@@ -1,0 +1,419 @@
+//! The command line as types: every flag, its environment variable and its help text.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, TenantName};
+
+/// Run WebAssembly components on one machine, or on many.
+#[derive(Debug, Parser)]
+#[command(name = "sidereal", version, propagate_version = true, max_term_width = 110)]
+#[command(after_help = "Start with `sidereal up --demo`. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, \
+                        5 denied, 6 unreachable, 7 timed out, 130 interrupted.")]
+pub struct Cli {
+    /// What everything else shares.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Result format on stdout.
+    #[arg(short = 'o', long, global = true, value_enum, default_value_t = Format::Text, env = "SIDEREAL_OUTPUT")]
+    pub output: Format,
+    /// Only results and errors; no progress, no hints.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// When to use colour (`NO_COLOR` is honoured).
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, env = "SIDEREAL_COLOR")]
+    pub color: Color,
+    /// Where keys, state and the running platform's address live.
+    #[arg(long, global = true, value_name = "DIR", env = "SIDEREAL_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The tenant to act for.
+    #[arg(long, global = true, value_name = "NAME", default_value = "local", env = "SIDEREAL_TENANT")]
+    pub tenant: TenantName,
+}
+
+/// Result formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One envelope (`schemas/envelope.schema.json`), or one per line where results stream.
+    Json,
+}
+
+/// Colour modes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start the platform on this machine; stop it with Ctrl-C.
+    Up(Up),
+    /// Make the app in this folder serve.
+    Deploy(Deploy),
+    /// Show what a deploy would change; exit 0: nothing, 1: something, 255: it would be refused.
+    Plan(AppDir),
+    /// Go back to an earlier revision, without a rebuild.
+    Rollback(Rollback),
+    /// Stop an app and forget its routes.
+    Delete(Delete),
+    /// What runs, where it answers, and why something does not.
+    Status(Status),
+    /// What an app's components wrote.
+    Logs(Logs),
+    /// Links between components and providers.
+    #[command(subcommand)]
+    Link(LinkCommand),
+    /// Providers that links can name.
+    #[command(subcommand)]
+    Provider(ProviderCommand),
+    /// What the ingress sends where.
+    #[command(subcommand)]
+    Route(RouteCommand),
+    /// Settings of a tenant: trust anchors, revocations, egress grants.
+    #[command(subcommand)]
+    TenantSettings(TenantCommand),
+    /// Send a request to a component without the ingress.
+    Call(Call),
+    /// Signing keys of this machine.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Sign a component.
+    Sign(Sign),
+    /// What a component is, imports and claims.
+    Inspect(Inspect),
+    /// Look for faults on this machine; changes nothing.
+    Doctor,
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Runs one tenant's components (started by the node).
+    #[command(hide = true)]
+    Host(HostArgs),
+    /// Compiles a component from stdin to stdout (started by the node).
+    #[command(hide = true)]
+    Compile {
+        /// `p2` or `p3`.
+        #[arg(long)]
+        world: String,
+    },
+}
+
+/// `sidereal up`
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Deploy the counter example and print where it answers.
+    #[arg(long)]
+    pub demo: bool,
+    /// Where the ingress listens; another port is chosen, and said, where this one is taken.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", env = "SIDEREAL_LISTEN")]
+    pub listen: SocketAddr,
+    /// Where the API listens.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8088", env = "SIDEREAL_API_LISTEN")]
+    pub api_listen: SocketAddr,
+    /// Host processes of each new tenant.
+    #[arg(long, value_name = "N", env = "SIDEREAL_SHARDS")]
+    pub shards: Option<u32>,
+    /// Run unsigned components too: a development policy, named in `status`.
+    #[arg(long, env = "SIDEREAL_ALLOW_UNSIGNED")]
+    pub allow_unsigned: bool,
+    /// Address ranges outside the public internet that apps may connect to.
+    #[arg(long, value_name = "CIDR")]
+    pub allow_egress: Vec<String>,
+}
+
+/// Where an app is described.
+#[derive(Debug, Clone, Args)]
+pub struct AppDir {
+    /// The folder of the app, or its manifest.
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub path: PathBuf,
+}
+
+/// `sidereal deploy`
+#[derive(Debug, Args)]
+pub struct Deploy {
+    #[command(flatten)]
+    pub app: AppDir,
+    /// For people reading the history.
+    #[arg(short, long)]
+    pub message: Option<String>,
+    /// Refuse unless this is the current revision.
+    #[arg(long, value_name = "REVISION", value_parser = revision)]
+    pub expect: Option<Revision>,
+    /// Do not sign local builds.
+    #[arg(long)]
+    pub no_sign: bool,
+    /// Give up waiting for *serving* after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub timeout: u64,
+}
+
+fn revision(text: &str) -> Result<Revision, String> {
+    text.parse().map(Revision).map_err(|_| "expected a revision number, for example 3".to_owned())
+}
+
+/// `sidereal rollback`
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// The app.
+    pub app: AppName,
+    /// The revision to go back to; the one before the current where absent.
+    #[arg(value_parser = revision)]
+    pub to: Option<Revision>,
+}
+
+/// `sidereal delete`
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// The app.
+    pub app: AppName,
+    /// Its name once more: nothing is deleted without it.
+    #[arg(long, value_name = "APP")]
+    pub confirm: Option<AppName>,
+}
+
+/// `sidereal status`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Only this app, in detail.
+    pub app: Option<AppName>,
+}
+
+/// `sidereal logs`
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// The app.
+    pub app: AppName,
+    /// Go on with new lines.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only this component.
+    #[arg(long)]
+    pub component: Option<ComponentName>,
+    /// Past lines to begin with.
+    #[arg(short = 'n', long, default_value_t = 100)]
+    pub last: usize,
+}
+
+/// `sidereal link`
+#[derive(Debug, Subcommand)]
+pub enum LinkCommand {
+    /// Move a link to another provider while traffic flows.
+    Set {
+        /// The app.
+        app: AppName,
+        /// `contract[#label]=provider`, for example `wasi:keyvalue=redis`.
+        link: LinkArg,
+        /// Whose import, where several components have such a link.
+        #[arg(long)]
+        component: Option<ComponentName>,
+    },
+    /// The links of an app, or of all apps.
+    List {
+        /// The app.
+        app: Option<AppName>,
+    },
+}
+
+/// `contract[#label]=provider`
+#[derive(Debug, Clone)]
+pub struct LinkArg {
+    /// The contract.
+    pub contract: ContractId,
+    /// The label.
+    pub label: Option<Label>,
+    /// The provider.
+    pub provider: ProviderName,
+}
+
+impl std::str::FromStr for LinkArg {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (edge, provider) =
+            text.split_once('=').ok_or("expected contract[#label]=provider, for example wasi:keyvalue=redis")?;
+        let (contract, label) = match edge.split_once('#') {
+            Some((contract, label)) => (contract, Some(label.parse().map_err(|e: model::name::NameError| e.to_string())?)),
+            None => (edge, None),
+        };
+        Ok(Self {
+            contract: contract
+                .parse()
+                .map_err(|_| format!("`{contract}` is not a contract: write namespace:package, for example wasi:keyvalue"))?,
+            label,
+            provider: provider.parse().map_err(|e: model::name::NameError| e.to_string())?,
+        })
+    }
+}
+
+/// `sidereal provider`
+#[derive(Debug, Subcommand)]
+pub enum ProviderCommand {
+    /// Providers, what they answer and who links to them.
+    List,
+    /// Offer a provider to every app of the tenant; the address it names is granted to it.
+    Add {
+        /// Its name.
+        name: ProviderName,
+        /// `keyvalue-redis`, `keyvalue-embedded` or `keyvalue-memory`.
+        #[arg(long = "type")]
+        kind: String,
+        /// For example `redis://127.0.0.1:6379`.
+        #[arg(long)]
+        url: Option<String>,
+    },
+    /// Withdraw an offered provider that nothing links to.
+    Remove {
+        /// Its name.
+        name: ProviderName,
+    },
+}
+
+/// `sidereal route`
+#[derive(Debug, Subcommand)]
+pub enum RouteCommand {
+    /// Hosts, paths and methods, and which component answers.
+    List {
+        /// Only this app.
+        app: Option<AppName>,
+    },
+}
+
+/// `sidereal tenant-settings`
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// The settings.
+    Show,
+    /// Every tenant.
+    List,
+    /// Change settings; creates the tenant where it does not exist.
+    Set {
+        /// Accept signatures of this account key.
+        #[arg(long, value_name = "KEY")]
+        trust: Vec<String>,
+        /// No longer accept signatures of this account key.
+        #[arg(long, value_name = "KEY")]
+        distrust: Vec<String>,
+        /// Refuse this key, token id or digest from now on, running or not.
+        #[arg(long, value_name = "ID")]
+        revoke: Vec<String>,
+        /// Grant an address range outside the public internet.
+        #[arg(long, value_name = "CIDR")]
+        allow_egress: Vec<String>,
+        /// Host processes that share the tenant's load.
+        #[arg(long, value_name = "N")]
+        shards: Option<u32>,
+        /// Run unsigned components too.
+        #[arg(long, value_name = "BOOL")]
+        allow_unsigned: Option<bool>,
+    },
+}
+
+/// `sidereal call`
+#[derive(Debug, Args)]
+pub struct Call {
+    /// `app` or `app/component`.
+    pub target: String,
+    /// Path and query.
+    #[arg(default_value = "/")]
+    pub path: String,
+    /// The method.
+    #[arg(short = 'X', long, default_value = "GET")]
+    pub method: String,
+    /// A header field, `name: value`.
+    #[arg(short = 'H', long = "header")]
+    pub headers: Vec<String>,
+    /// The body; `@file` reads a file, `@-` reads stdin.
+    #[arg(short, long)]
+    pub data: Option<String>,
+    /// Show status and header fields too.
+    #[arg(short, long)]
+    pub include: bool,
+}
+
+/// `sidereal keys`
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Public keys of this machine. Seeds are never shown.
+    List,
+    /// Make a key.
+    Generate {
+        /// What it is for.
+        #[arg(value_enum)]
+        kind: KeyKind,
+        /// Under which name it is kept.
+        name: String,
+    },
+}
+
+/// Kinds of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeyKind {
+    /// Signs components (`A…`).
+    Account,
+    /// Identifies a component over its versions (`M…`).
+    Module,
+    /// Signs accounts (`O…`).
+    Operator,
+}
+
+/// `sidereal sign`
+#[derive(Debug, Args)]
+pub struct Sign {
+    /// The component.
+    pub file: PathBuf,
+    /// Where to write; the file itself where absent.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Which account key of this machine signs.
+    #[arg(long, value_name = "NAME", default_value = "account")]
+    pub key: String,
+    /// The component's name in its claims; the file's name where absent.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Valid for this long, for example `720h`; for ever where absent.
+    #[arg(long, value_name = "DURATION")]
+    pub expires: Option<model::unit::Millis>,
+    /// An interface or contract to grant; what it imports where absent.
+    #[arg(long, value_name = "INTERFACE")]
+    pub grant: Vec<String>,
+}
+
+/// `sidereal inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The component.
+    pub file: PathBuf,
+}
+
+/// `sidereal host`
+#[derive(Debug, Args)]
+pub struct HostArgs {
+    /// The directory of its sockets.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Whose components.
+    #[arg(long = "for-tenant")]
+    pub for_tenant: TenantName,
+    /// Which of the tenant's hosts.
+    #[arg(long)]
+    pub shard: u32,
+}

@@ -1,0 +1,9 @@
+//! One file per group of commands; each reads as the story of what the command does.
+
+pub mod apps;
+pub mod deploy;
+pub mod doctor;
+pub mod signing;
+pub mod talk;
+pub mod up;
+pub mod wiring;

@@ -1,0 +1,105 @@
+//! `logs` and `call`: listening to a component and speaking to it.
+
+use std::io::Read as _;
+
+use anyhow::Context as _;
+use api::agent::{LogLine, LogStream};
+use api::control::CallRequest;
+use api::node::LogQuery;
+use api::{Code, Problem};
+use data_encoding::BASE64;
+use futures::StreamExt as _;
+
+use crate::args::{Call, Logs};
+use crate::context::{Context, refused};
+use crate::output::stdout;
+
+/// `sidereal logs`
+///
+/// # Errors
+/// When there is no such app, or the platform stops.
+pub async fn logs(context: &Context, args: Logs) -> anyhow::Result<()> {
+    let client = context.client()?;
+    let query = LogQuery { component: args.component, last: args.last, follow: args.follow };
+    let mut lines = client.logs(&context.tenant, &args.app, query).await.map_err(refused)?;
+    let mut any = false;
+    while let Some(line) = lines.next().await {
+        let line = line.map_err(refused)?;
+        any = true;
+        if context.out.json() { context.out.result(&line, String::new) } else { stdout(&pretty(&line)) }
+    }
+    if !any {
+        context.out.note(&format!("{} has logged nothing yet", args.app));
+    }
+    Ok(())
+}
+
+fn pretty(line: &LogLine) -> String {
+    let time = i64::try_from(line.time_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    let time = time.map(|t| t.strftime("%H:%M:%S%.3f").to_string()).unwrap_or_default();
+    let stream = match line.stream {
+        LogStream::Stdout => "out",
+        LogStream::Stderr => "err",
+        LogStream::Trace => "trace",
+        LogStream::Debug => "debug",
+        LogStream::Info => "info",
+        LogStream::Warn => "warn",
+        LogStream::Error => "error",
+        LogStream::Critical => "critical",
+        LogStream::Platform => "platform",
+    };
+    let context = if line.context.is_empty() { String::new() } else { format!(" [{}]", line.context) };
+    format!("{time} {}.{} r{} {stream:<8}{context} {}", line.component, line.shard, line.revision, line.text)
+}
+
+/// `sidereal call`
+///
+/// # Errors
+/// When the component cannot be called. A status of 400 or more is an answer, and exit 1.
+pub async fn call(context: &Context, args: Call) -> anyhow::Result<bool> {
+    let (app, component) = match args.target.split_once('/') {
+        Some((app, component)) => (app, Some(component.parse()?)),
+        None => (args.target.as_str(), None),
+    };
+    let app = app.parse().map_err(|cause| Problem::new(Code::RequestInvalid, format!("{cause}")))?;
+    let headers = args.headers.iter().map(|field| {
+        let (name, value) = field.split_once(':').ok_or_else(|| {
+            Problem::new(Code::RequestInvalid, format!("`{field}` is no header field")).help("write -H 'name: value'")
+        })?;
+        Ok((name.trim().to_owned(), value.trim().to_owned()))
+    });
+    let request = CallRequest {
+        component,
+        method: args.method,
+        path: args.path,
+        headers: headers.collect::<Result<_, Problem>>()?,
+        body: BASE64.encode(&body(args.data.as_deref())?),
+    };
+    let answer = context.client()?.call(&context.tenant, &app, &request).await.map_err(refused)?;
+    let bytes = BASE64.decode(answer.body.as_bytes()).context("the answer's body is not base64")?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    context.out.result(&answer, || {
+        let mut shown = String::new();
+        if args.include {
+            shown.push_str(&format!("{}\n", answer.status));
+            answer.headers.iter().for_each(|(name, value)| shown.push_str(&format!("{name}: {value}\n")));
+            shown.push('\n');
+        }
+        shown.push_str(text.trim_end_matches('\n'));
+        shown
+    });
+    Ok(answer.status < 400)
+}
+
+fn body(data: Option<&str>) -> anyhow::Result<Vec<u8>> {
+    match data.map(|data| (data, data.strip_prefix('@'))) {
+        None => Ok(Vec::new()),
+        Some((_, Some("-"))) => {
+            let mut bytes = Vec::new();
+            std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read stdin")?;
+            Ok(bytes)
+        }
+        Some((_, Some(file))) => std::fs::read(file).with_context(|| format!("cannot read {file}")),
+        Some((text, None)) => Ok(text.as_bytes().to_vec()),
+    }
+}

@@ -1,0 +1,270 @@
+//! `up`: control plane, node and ingress in this process, hosts as its children, until a signal says stop.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context as _;
+use api::client::{ControlClient, Require};
+use api::{Code, Problem};
+use control::{Control, ControlConfig, ControlError};
+use model::tenant::TenantSettings;
+use model::NodeName;
+use model::claims::keys::KeyKind;
+use node::{Node, NodeConfig};
+use serde::Serialize;
+use store::Store;
+use store::blobs::Blobs;
+use store::data::DataEngine;
+use store::redb::RedbStore;
+
+use crate::args::Up;
+use crate::commands::deploy::deploy_built_in;
+use crate::context::{Context, connect, refused};
+use crate::follow::Served;
+use crate::home::Running;
+use crate::{demo, keys};
+
+/// How long calls in flight may take to finish when the platform stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What the ready line says.
+#[derive(Debug, Serialize)]
+struct Ready {
+    api: String,
+    ingress: String,
+    pid: u32,
+    ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app: Option<Served>,
+}
+
+/// `sidereal up`
+///
+/// # Errors
+/// When it runs already, or something it needs is taken, full or damaged.
+pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let signal = telemetry::shutdown_signal().context("cannot wait for signals")?;
+    context.home.create()?;
+    let lock = lock(context)?;
+    let since_ms = now_ms();
+    let token = context.home.token(true)?;
+    keys::ensure(&context.home, keys::OPERATOR, KeyKind::Operator)?;
+    let account = keys::ensure(&context.home, keys::ACCOUNT, KeyKind::Account)?.public_key();
+
+    let store: Arc<dyn Store> = RedbStore::open(&context.home.store()).map_err(storage)?;
+    let blobs = Blobs::open(&context.home.blobs()).map_err(|cause| storage_text(cause.to_string()))?;
+    let data = DataEngine::open(&context.home.data()).map_err(|cause| storage_text(cause.to_string()))?;
+    seed_tenant(context, &args, &store, &account).await?;
+
+    let name: NodeName = "local".parse()?;
+    let node = Node::start(NodeConfig {
+        name: name.clone(),
+        data_dir: context.home.dir().to_owned(),
+        run_dir: context.home.run_dir()?,
+        exe: std::env::current_exe().context("cannot find this program's own file")?,
+        store: store.clone(),
+        blobs: blobs.clone(),
+        data: data.clone(),
+        ingress_listen: args.listen,
+    })
+    .await?;
+    let control = start_control(context, &args, &token, &name, &store, &blobs, &node).await?;
+    let running = Running {
+        api: format!("http://{}", control.addr()),
+        ingress: node.ingress_addr().to_string(),
+        pid: std::process::id(),
+        since_ms,
+    };
+    say_moved(context, "ingress", args.listen, node.ingress_addr());
+    context.home.announce(&running)?;
+    write_lock(&lock, &running)?;
+
+    let ready = get_ready(context, &args, &running, &token, begun).await;
+    let outcome = match ready {
+        Ok(ready) => {
+            context.out.result(&ready, || greeting(&ready));
+            signal.cancelled().await;
+            context.out.note("stopping: finishing the calls in flight");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    };
+    context.home.retract();
+    node.shutdown(DRAIN).await;
+    control.shutdown().await;
+    drop(lock);
+    outcome
+}
+
+async fn get_ready(context: &Context, args: &Up, running: &Running, token: &str, begun: Instant) -> anyhow::Result<Ready> {
+    let client = connect(running, token)?;
+    apply_flags(context, args, &client).await?;
+    let app = match args.demo {
+        true => Some(deploy_built_in(context, &client, demo::project(context, &client).await?).await?),
+        false => None,
+    };
+    Ok(Ready {
+        api: running.api.clone(),
+        ingress: running.ingress.clone(),
+        pid: running.pid,
+        ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        app,
+    })
+}
+
+fn greeting(ready: &Ready) -> String {
+    let mut text = format!("  ready in {:.2} s\n", Duration::from_millis(ready.ms).as_secs_f64());
+    if let Some(app) = &ready.app {
+        for url in &app.urls {
+            text.push_str(&format!("  app      {url}\n"));
+        }
+    }
+    text.push_str(&format!("  ingress  http://{}\n  api      {}\n  stop     Ctrl-C\n", ready.ingress, ready.api));
+    text.push_str(match &ready.app {
+        Some(_) => "  next     sidereal link set counter wasi:keyvalue=memory   (in another terminal: swaps its store, nothing restarts)",
+        None => "  next     sidereal deploy examples/counter   (in another terminal)",
+    });
+    text
+}
+
+/// One platform per data directory: whoever holds the lock runs.
+fn lock(context: &Context) -> anyhow::Result<File> {
+    let path = context.home.lock_file();
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            drop(file.read_to_string(&mut text));
+            Err(already(serde_json::from_str(&text).ok(), context).into())
+        }
+        Err(fs::TryLockError::Error(cause)) => Err(cause).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+fn already(running: Option<Running>, context: &Context) -> Problem {
+    let dir = context.home.dir().display();
+    match running {
+        Some(running) => {
+            let since = i64::try_from(running.since_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+            let since = since.map_or_else(String::new, |t| {
+                format!(", since {}", t.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S"))
+            });
+            Problem::new(
+                Code::Conflict,
+                format!("already running: pid {}{since}, API {}, ingress http://{}", running.pid, running.api, running.ingress),
+            )
+            .help("`sidereal status` shows what it runs; another one needs another --data-dir")
+        }
+        None => Problem::new(Code::Conflict, format!("another `sidereal up` is starting in {dir}")).help("wait a moment, then `sidereal status`"),
+    }
+}
+
+fn write_lock(mut lock: &File, running: &Running) -> anyhow::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(serde_json::to_string(running)?.as_bytes()).context("cannot write the lock file")
+}
+
+/// The tenant of this machine, on first start: it trusts this machine's account key.
+async fn seed_tenant(context: &Context, args: &Up, store: &Arc<dyn Store>, account: &str) -> anyhow::Result<()> {
+    let key = store::keys::tenant(&context.tenant);
+    if store.get(&key).await.map_err(storage)?.is_some() {
+        return Ok(());
+    }
+    let mut settings = TenantSettings { trust_anchors: vec![account.to_owned()], ..TenantSettings::default() };
+    if let Some(shards) = args.shards {
+        settings.shards = shards;
+    }
+    let value = serde_json::to_vec(&settings)?;
+    match store.put(&key, value.into(), store::Expect::Absent, None).await {
+        Ok(_) | Err(store::StoreError::Conflict { .. }) => Ok(()),
+        Err(other) => Err(storage(other)),
+    }
+}
+
+/// What the flags ask of the tenant, through the API like everybody's changes.
+async fn apply_flags(context: &Context, args: &Up, client: &ControlClient) -> anyhow::Result<()> {
+    let view = client.tenant(&context.tenant).await.map_err(refused)?;
+    let mut settings = view.settings.clone();
+    if args.demo && !settings.trust_anchors.iter().any(|key| key == demo::signer()) {
+        settings.trust_anchors.push(demo::signer().to_owned());
+    }
+    settings.allow_unsigned = args.allow_unsigned;
+    settings.shards = args.shards.unwrap_or(settings.shards);
+    for range in &args.allow_egress {
+        if !settings.egress.contains(range) {
+            settings.egress.push(range.clone());
+        }
+    }
+    if settings != view.settings {
+        client.put_tenant(&context.tenant, &settings, Require::At(view.etag)).await.map_err(refused)?;
+    }
+    if settings.allow_unsigned {
+        context.out.warn("unsigned components run (--allow-unsigned): for development only");
+    }
+    Ok(())
+}
+
+async fn start_control(
+    context: &Context,
+    args: &Up,
+    token: &str,
+    name: &NodeName,
+    store: &Arc<dyn Store>,
+    blobs: &Blobs,
+    node: &Arc<Node>,
+) -> anyhow::Result<Control> {
+    let config = |listen: SocketAddr| ControlConfig {
+        listen,
+        token: token.to_owned(),
+        node: name.clone(),
+        store: store.clone(),
+        blobs: blobs.clone(),
+        nodes: node.clone(),
+        allowed_hosts: Vec::new(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let started = match Control::start(config(args.api_listen)).await {
+        Err(ControlError::Listen { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse => {
+            Control::start(config(SocketAddr::new(args.api_listen.ip(), 0))).await
+        }
+        other => other,
+    };
+    let control = started?;
+    say_moved(context, "API", args.api_listen, control.addr());
+    Ok(control)
+}
+
+fn say_moved(context: &Context, what: &str, wished: SocketAddr, got: SocketAddr) {
+    if wished.port() != 0 && wished != got {
+        context.out.warn(&format!("port {} is taken: the {what} listens on {got}", wished.port()));
+    }
+}
+
+fn storage(cause: store::StoreError) -> anyhow::Error {
+    storage_text(cause.to_string())
+}
+
+fn storage_text(text: String) -> anyhow::Error {
+    Problem::new(Code::StoreUnavailable, text)
+        .help("nothing was changed; `sidereal doctor` looks for the cause, and a damaged file is restored from a backup")
+        .into()
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

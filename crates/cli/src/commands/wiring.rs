@@ -1,0 +1,188 @@
+//! `link`, `provider`, `route`, `tenant-settings`: what is connected to what, and what the operator allows.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use api::client::{ControlClient, Require};
+use api::control::{LinkRequest, TenantView};
+use api::{Code, Problem};
+use model::tenant::TenantSettings;
+use model::{AppName, ProviderKind, ProviderSpec};
+
+use crate::args::{LinkCommand, ProviderCommand, RouteCommand, TenantCommand};
+use crate::context::{Context, refused};
+use crate::follow::{Follow, Served};
+use crate::output::table;
+
+/// `sidereal link`
+///
+/// # Errors
+/// When there is no such link or provider, or the app does not serve with it.
+pub async fn link(context: &Context, command: LinkCommand) -> anyhow::Result<()> {
+    let client = context.client()?;
+    match command {
+        LinkCommand::Set { app, link, component } => {
+            let begun = Instant::now();
+            let follow = Follow::open(&client, &context.tenant, &app).await?;
+            let provider = link.provider.clone();
+            let request = LinkRequest { component, contract: link.contract, label: link.label, provider: link.provider };
+            let accepted = client.link(&context.tenant, &app, &request, Require::Exists).await.map_err(refused)?;
+            let urls = follow.serving(&context.out, accepted.revision, Duration::from_secs(60)).await?;
+            let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            context.out.note("keys are not copied: the new provider answers with what it has");
+            let served = Served { app, revision: accepted.revision, unchanged: accepted.unchanged, urls, ms };
+            context.out.result(&served, || {
+                format!("{}: {} is answered by {provider} from revision {} on ({ms} ms)", served.app, request.contract, served.revision)
+            });
+        }
+        LinkCommand::List { app } => list_links(context, &client, app).await?,
+    }
+    Ok(())
+}
+
+async fn list_links(context: &Context, client: &ControlClient, app: Option<AppName>) -> anyhow::Result<()> {
+    let apps = match app {
+        Some(app) => vec![client.app(&context.tenant, &app).await.map_err(refused)?],
+        None => client.apps(&context.tenant).await.map_err(refused)?,
+    };
+    let links: Vec<serde_json::Value> = apps
+        .iter()
+        .flat_map(|app| app.desired.app.links.iter().map(move |link| serde_json::json!({ "app": app.name, "link": link })))
+        .collect();
+    let rows = apps.iter().flat_map(|app| {
+        app.desired.app.links.iter().map(move |link| {
+            vec![
+                app.name.to_string(),
+                link.component.to_string(),
+                link.contract.to_string(),
+                link.label.to_string(),
+                link.provider.to_string(),
+            ]
+        })
+    });
+    let rows: Vec<_> = rows.collect();
+    context.out.result(&links, || {
+        if rows.is_empty() { "no links".to_owned() } else { table(&["APP", "COMPONENT", "CONTRACT", "LABEL", "PROVIDER"], rows) }
+    });
+    Ok(())
+}
+
+/// `sidereal provider`
+///
+/// # Errors
+/// When the settings are refused, or a provider that is removed is linked.
+pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Result<()> {
+    let client = context.client()?;
+    match command {
+        ProviderCommand::List => {
+            let providers = client.providers(&context.tenant).await.map_err(refused)?;
+            let rows = providers.iter().map(|p| {
+                vec![p.name.to_string(), p.kind.as_str().to_owned(), p.contract.clone(), p.from.clone(), p.links.join(", ")]
+            });
+            let rows = rows.collect();
+            context.out.result(&providers, || table(&["PROVIDER", "TYPE", "CONTRACT", "FROM", "LINKED BY"], rows));
+        }
+        ProviderCommand::Add { name, kind, url } => {
+            let known = ProviderKind::ALL.iter().copied().find(|k| k.as_str() == kind);
+            let kind = known.ok_or_else(|| {
+                let names: Vec<&str> = ProviderKind::ALL.iter().map(|k| k.as_str()).collect();
+                Problem::new(Code::RequestInvalid, format!("there is no provider type `{kind}`"))
+                    .help(format!("one of {}", names.join(", ")))
+            })?;
+            let config: BTreeMap<String, String> = url.map(|url| ("url".to_owned(), url)).into_iter().collect();
+            let spec = ProviderSpec { kind, config, operator: true };
+            change(context, &client, |settings| drop(settings.providers.insert(name.clone(), spec.clone()))).await?;
+            context.out.result(&serde_json::json!({ "provider": name, "type": kind }), || {
+                format!("{name} answers {}: `sidereal link set APP {}={name}`", kind.contract(), kind.contract())
+            });
+        }
+        ProviderCommand::Remove { name } => {
+            let views = client.providers(&context.tenant).await.map_err(refused)?;
+            let view = views.iter().find(|p| p.name == name && p.from == "operator").ok_or_else(|| {
+                Problem::new(Code::NotFound, format!("the operator offers no provider `{name}`"))
+                    .help("`sidereal provider list` shows them")
+            })?;
+            if !view.links.is_empty() {
+                let mut problem = Problem::new(Code::Conflict, format!("`{name}` is linked")).help("move the links first");
+                problem.findings = view.links.clone();
+                return Err(problem.into());
+            }
+            change(context, &client, |settings| drop(settings.providers.remove(&name))).await?;
+            context.out.result(&serde_json::json!({ "provider": name, "removed": true }), || format!("{name} is withdrawn"));
+        }
+    }
+    Ok(())
+}
+
+/// `sidereal route`
+///
+/// # Errors
+/// When the platform cannot be reached.
+pub async fn route(context: &Context, command: RouteCommand) -> anyhow::Result<()> {
+    let RouteCommand::List { app } = command;
+    let mut routes = context.client()?.routes(&context.tenant).await.map_err(refused)?;
+    routes.retain(|route| app.as_ref().is_none_or(|app| *app == route.app));
+    let rows: Vec<_> = routes
+        .iter()
+        .map(|r| {
+            let methods = if r.route.methods.is_empty() { "all".to_owned() } else { r.route.methods.join(",") };
+            vec![r.app.to_string(), methods, r.urls.join(" "), r.route.component.to_string()]
+        })
+        .collect();
+    context.out.result(&routes, || if rows.is_empty() { "no routes".to_owned() } else { table(&["APP", "METHODS", "URL", "COMPONENT"], rows) });
+    Ok(())
+}
+
+/// `sidereal tenant-settings`
+///
+/// # Errors
+/// When the settings are refused.
+pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result<()> {
+    let client = context.client()?;
+    match command {
+        TenantCommand::Show => {
+            let view = client.tenant(&context.tenant).await.map_err(refused)?;
+            context.out.result(&view, || serde_json::to_string_pretty(&view.settings).unwrap_or_default());
+        }
+        TenantCommand::List => {
+            let tenants = client.tenants().await.map_err(refused)?;
+            context.out.result(&tenants, || tenants.iter().map(|t| t.name.to_string()).collect::<Vec<_>>().join("\n"));
+        }
+        TenantCommand::Set { trust, distrust, revoke, allow_egress, shards, allow_unsigned } => {
+            let view = change(context, &client, |settings| {
+                settings.trust_anchors.retain(|key| !distrust.contains(key) && !trust.contains(key));
+                settings.trust_anchors.extend(trust.iter().cloned());
+                settings.revoked.retain(|id| !revoke.contains(id));
+                settings.revoked.extend(revoke.iter().cloned());
+                settings.egress.retain(|cidr| !allow_egress.contains(cidr));
+                settings.egress.extend(allow_egress.iter().cloned());
+                settings.shards = shards.unwrap_or(settings.shards);
+                settings.allow_unsigned = allow_unsigned.unwrap_or(settings.allow_unsigned);
+            })
+            .await?;
+            context.out.result(&view, || format!("tenant {} is set", view.name));
+        }
+    }
+    Ok(())
+}
+
+/// Reads, changes and writes the tenant's settings; tries again when somebody else was faster.
+async fn change(context: &Context, client: &ControlClient, edit: impl Fn(&mut TenantSettings)) -> anyhow::Result<TenantView> {
+    loop {
+        let (mut settings, require) = match client.tenant(&context.tenant).await {
+            Ok(view) => (view.settings, Require::At(view.etag)),
+            Err(error) => match error.problem() {
+                problem if problem.code == Code::NotFound => (TenantSettings::default(), Require::Absent),
+                problem => return Err(problem.into()),
+            },
+        };
+        edit(&mut settings);
+        match client.put_tenant(&context.tenant, &settings, require).await {
+            Ok(view) => return Ok(view),
+            Err(error) => match error.problem() {
+                problem if problem.code == Code::Conflict => {}
+                problem => return Err(problem.into()),
+            },
+        }
+    }
+}

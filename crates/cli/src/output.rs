@@ -1,0 +1,139 @@
+//! What people and programs see: results on stdout, everything else on stderr, one envelope for programs.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use anstyle::{AnsiColor, Style};
+use api::{Code, Problem};
+use serde::Serialize;
+
+use crate::args::{Color, Format, Global};
+
+/// The envelope's version.
+const SCHEMA: u32 = 1;
+
+/// What every `-o json` line is (`schemas/envelope.schema.json`).
+#[derive(Debug, Serialize)]
+struct Envelope<'a, T: Serialize> {
+    schema: u32,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a Problem>,
+}
+
+/// Where a command writes.
+#[derive(Debug, Clone)]
+pub struct Output {
+    format: Format,
+    quiet: bool,
+}
+
+impl Output {
+    /// As the global flags say. Sets the colour choice of the process.
+    pub fn new(global: &Global) -> Self {
+        match global.color {
+            Color::Auto => {}
+            Color::Always => anstream::ColorChoice::Always.write_global(),
+            Color::Never => anstream::ColorChoice::Never.write_global(),
+        }
+        Self { format: global.output, quiet: global.quiet }
+    }
+
+    /// Whether programs read the result.
+    pub fn json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// The result: `text` for people, an envelope with `data` for programs.
+    pub fn result<T: Serialize>(&self, data: &T, text: impl FnOnce() -> String) {
+        let line = match self.format {
+            Format::Text => text(),
+            Format::Json => {
+                let envelope = Envelope { schema: SCHEMA, ok: true, data: Some(data), error: None };
+                serde_json::to_string(&envelope).unwrap_or_else(|cause| format!("{{\"ok\":false,\"error\":\"{cause}\"}}"))
+            }
+        };
+        stdout(&line);
+    }
+
+    /// The failure, in the same words as the API's.
+    pub fn failure(&self, problem: &Problem) {
+        if self.json() {
+            let envelope = Envelope::<()> { schema: SCHEMA, ok: false, data: None, error: Some(problem) };
+            stdout(&serde_json::to_string(&envelope).unwrap_or_default());
+            return;
+        }
+        let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+        let dim = Style::new().dimmed();
+        anstream::eprintln!("{red}error{red:#}: {} {dim}[{}]{dim:#}", problem.detail, problem.code.as_str());
+        for finding in &problem.findings {
+            anstream::eprintln!("  {finding}");
+        }
+        if let Some(help) = &problem.help {
+            let cyan = Style::new().fg_color(Some(AnsiColor::Cyan.into()));
+            anstream::eprintln!("{cyan}help{cyan:#}: {help}");
+        }
+    }
+
+    /// A step that was done, on stderr.
+    pub fn step(&self, text: &str) {
+        if !self.quiet && !self.json() {
+            let green = Style::new().fg_color(Some(AnsiColor::Green.into()));
+            anstream::eprintln!("  {green}✓{green:#} {text}");
+        }
+    }
+
+    /// Something worth knowing, on stderr.
+    pub fn note(&self, text: &str) {
+        if !self.quiet && !self.json() {
+            let dim = Style::new().dimmed();
+            anstream::eprintln!("  {dim}{text}{dim:#}");
+        }
+    }
+
+    /// Something that may surprise, on stderr, also with `--quiet`.
+    pub fn warn(&self, text: &str) {
+        let yellow = Style::new().fg_color(Some(AnsiColor::Yellow.into()));
+        anstream::eprintln!("{yellow}warning{yellow:#}: {text}");
+    }
+
+    /// A spinner on stderr while `what` goes on; nothing where stderr is no terminal.
+    pub fn spinner(&self, what: &str) -> indicatif::ProgressBar {
+        if self.quiet || self.json() || !std::io::stderr().is_terminal() {
+            return indicatif::ProgressBar::hidden();
+        }
+        let bar = indicatif::ProgressBar::new_spinner().with_message(what.to_owned());
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        bar
+    }
+}
+
+/// A line on stdout. A reader that hung up (`sidereal logs | head`) is no failure.
+pub fn stdout(line: &str) {
+    let mut out = anstream::stdout();
+    if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// A table for people: no borders, aligned, as wide as it needs.
+pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// The problem inside an error, or an internal one with its whole chain.
+pub fn problem_of(error: &anyhow::Error) -> Problem {
+    match error.downcast_ref::<Problem>() {
+        Some(problem) => problem.clone(),
+        None => Problem::new(Code::Internal, format!("{error:#}")),
+    }
+}

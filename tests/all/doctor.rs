@@ -1,0 +1,91 @@
+//! Seeded faults: each is found under its own code, and nothing is changed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use sidereal_tests::platform::{Platform, cli};
+
+fn codes(out: &std::process::Output) -> Vec<String> {
+    let envelope: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    envelope["data"].as_array().unwrap().iter().map(|d| d["code"].as_str().unwrap().to_owned()).collect()
+}
+
+/// What lies in a folder: names, sizes, modes.
+fn listing(dir: &Path) -> Vec<(String, u64, u32)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let meta = entry.metadata().unwrap();
+        all.push((entry.path().display().to_string(), meta.len(), meta.permissions().mode()));
+        if meta.is_dir() {
+            all.extend(listing(&entry.path()));
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn seeded_faults_are_found_and_nothing_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path();
+    Platform::start(home, &["--demo"]).unwrap();
+    assert!(codes(&cli(home, &["doctor", "-o", "json"]).unwrap()).iter().all(|c| c != "key-damaged"), "healthy at first");
+
+    let mode = |name: &str, mode: u32| fs::set_permissions(home.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    mode(".", 0o755);
+    mode("token", 0o644);
+    fs::write(home.join("keys/account.nk"), "not a seed").unwrap();
+    fs::write(home.join("store.redb"), "").unwrap();
+    fs::write(home.join("data.redb"), "garbage that is no database").unwrap();
+    let future = SystemTime::now() + Duration::from_secs(86_400);
+    fs::File::options().append(true).open(home.join("store.redb")).unwrap().set_modified(future).unwrap();
+    let blob = fs::read_dir(home.join("blobs/sha256")).unwrap().next().unwrap().unwrap().path();
+    fs::write(&blob, "other bytes").unwrap();
+    fs::write(home.join("api.json"), r#"{"api":"http://127.0.0.1:1","ingress":"127.0.0.1:1","pid":4194303,"since_ms":1}"#).unwrap();
+    let app = tempfile::tempdir().unwrap();
+    fs::write(app.path().join("app.toml"), "schema = 1\nnam = \"x\"\n").unwrap();
+    let _taken = std::net::TcpListener::bind("127.0.0.1:8080");
+
+    let before = listing(home);
+    // A shell lowers the limits, since a process cannot raise them again.
+    let script = "ulimit -n 256; ulimit -v 80000000; exec \"$0\" doctor -o json";
+    let out = Command::new("sh")
+        .args(["-c", script])
+        .arg(sidereal_tests::binary())
+        .current_dir(app.path())
+        .env("SIDEREAL_DATA_DIR", home)
+        .env("RUST_BACKTRACE", "1")
+        .env("TMPDIR", home.join("no-such-folder"))
+        .output()
+        .unwrap();
+    let found = codes(&out);
+    for code in [
+        "data-dir-open",
+        "secret-open",
+        "key-damaged",
+        "store-damaged",
+        "data-damaged",
+        "clock-behind",
+        "artifact-damaged",
+        "stopped-hard",
+        "manifest-invalid",
+        "few-files",
+        "address-space-limited",
+        "backtrace-set",
+        "tmpdir-missing",
+        "port-taken",
+    ] {
+        assert!(found.iter().any(|f| f == code), "{code} was not found in {found:?}");
+    }
+    assert_eq!(out.status.code(), Some(1));
+    assert_eq!(listing(home), before, "nothing was changed");
+    // And a damaged store is refused by `up`, not emptied.
+    fs::remove_file(home.join("api.json")).unwrap();
+    let up = cli(home, &["up"]).unwrap();
+    assert!(!up.status.success());
+    assert_eq!(fs::metadata(home.join("store.redb")).unwrap().len(), 0);
+}

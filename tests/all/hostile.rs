@@ -1,0 +1,52 @@
+//! Components that misbehave end in a typed error and hurt nobody.
+
+use std::time::Duration;
+
+use sidereal_tests::load::Load;
+use sidereal_tests::platform::{Platform, write_app};
+
+#[test]
+fn four_endless_loops_per_core_slow_nobody_else_and_do_not_keep_the_platform_from_stopping() {
+    let (dir, evil, good) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut platform = Platform::start(dir.path(), &[]).unwrap();
+    let account = platform.ok(&["keys", "list"]).unwrap();
+    let account = account.as_array().unwrap().iter().find(|k| k["name"] == "account").unwrap()["key"].as_str().unwrap().to_owned();
+    platform.ok(&["--tenant", "noisy", "tenant-settings", "set", "--trust", &account]).unwrap();
+    write_app(evil.path(), "evil", "probe", "limits = { cpu = \"20s\", wall = \"60s\" }").unwrap();
+    platform.ok(&["--tenant", "noisy", "deploy", evil.path().to_str().unwrap()]).unwrap();
+    write_app(good.path(), "good", "hello", "").unwrap();
+    platform.ok(&["deploy", good.path().to_str().unwrap()]).unwrap();
+
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let ingress = platform.ingress;
+    for _ in 0..4 * cores {
+        std::thread::spawn(move || drop(sidereal_tests::http::get(ingress, "evil.localhost", "/spin")));
+    }
+    let load = Load::start(platform.ingress, "good.localhost", "/", 4, Duration::from_millis(2));
+    load.wait(500);
+    let report = load.stop();
+    assert!(report.failures.is_empty(), "{:?}", report.failures);
+    assert_eq!(platform.stop(Duration::from_secs(30)).unwrap().code(), Some(0), "loops do not keep it from stopping");
+}
+
+#[test]
+fn each_misbehaviour_has_its_own_answer_and_the_host_lives_on() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
+    let limits = "limits = { cpu = \"100ms\", wall = \"2s\", memory = \"32MiB\" }";
+    write_app(app.path(), "evil", "probe", limits).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let hosts = platform.hosts();
+    for path in ["/spin", "/alloc", "/recurse", "/park", "/trap", "/handles", "/hostcopy", "/nobody"] {
+        let answer = platform.get("evil.localhost", path).unwrap();
+        assert!(answer.status >= 500, "{path}: {answer:?}");
+        let fault = answer.header("sidereal-fault").unwrap_or_else(|| panic!("{path}: no fault named: {answer:?}"));
+        assert!(["limit-reached", "component-trapped", "timed-out"].contains(&fault), "{path}: {fault}");
+        assert!(!answer.body.trim().is_empty(), "{path}: says nothing");
+    }
+    assert_eq!(platform.get("evil.localhost", "/").unwrap().status, 200);
+    assert_eq!(platform.hosts(), hosts, "the same host process answered all of it");
+    let log = platform.cli(&["logs", "evil"]).unwrap();
+    let text = String::from_utf8_lossy(&log.stdout).into_owned();
+    assert!(text.contains("platform"), "the platform's remarks are in the log: {text}");
+}

@@ -1,0 +1,69 @@
+//! What must not run does not run, and says why; what no longer may run stops.
+
+use std::time::Duration;
+
+use sidereal_tests::platform::{Platform, until, write_app};
+
+fn refused(platform: &Platform, folder: &str, flags: &[&str]) -> String {
+    let out = platform.cli(&[&["deploy", folder, "-o", "json"], flags].concat()).unwrap();
+    assert!(!out.status.success());
+    let envelope: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(envelope["error"]["help"].as_str().is_some_and(|help| !help.is_empty()), "says what to do: {envelope}");
+    envelope["error"]["code"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn unsigned_tampered_and_foreign_components_are_refused() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = app.path().to_str().unwrap();
+    let wasm = app.path().join("component.wasm");
+    let wasm = wasm.to_str().unwrap();
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+
+    write_app(app.path(), "shop", "hello", "").unwrap();
+    assert_eq!(refused(&platform, folder, &["--no-sign"]), "artifact-unsigned");
+
+    platform.ok(&["sign", wasm]).unwrap();
+    platform.ok(&["inspect", wasm]).unwrap();
+    let mut bytes = std::fs::read(wasm).unwrap();
+    let text = bytes.windows(5).position(|w| w == b"hello").unwrap();
+    bytes[text] = b'j';
+    std::fs::write(wasm, &bytes).unwrap();
+    assert_eq!(refused(&platform, folder, &["--no-sign"]), "artifact-tampered");
+
+    write_app(app.path(), "shop", "hello", "").unwrap();
+    platform.ok(&["keys", "generate", "account", "stranger"]).unwrap();
+    platform.ok(&["sign", wasm, "--key", "stranger"]).unwrap();
+    assert_eq!(refused(&platform, folder, &["--no-sign"]), "issuer-untrusted");
+    assert_eq!(platform.get("shop.localhost", "/").unwrap().status, 404, "nothing of it runs");
+}
+
+#[test]
+fn revoking_a_key_stops_what_runs_and_expiry_does_too() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = app.path().to_str().unwrap();
+    let wasm = app.path().join("component.wasm");
+    let wasm = wasm.to_str().unwrap();
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    let key = platform.ok(&["keys", "generate", "account", "partner"]).unwrap()["key"].as_str().unwrap().to_owned();
+    platform.ok(&["tenant-settings", "set", "--trust", &key]).unwrap();
+
+    write_app(app.path(), "shop", "hello", "").unwrap();
+    platform.ok(&["sign", wasm, "--key", "partner"]).unwrap();
+    platform.ok(&["deploy", folder, "--no-sign"]).unwrap();
+    assert_eq!(platform.get("shop.localhost", "/").unwrap().status, 200);
+    platform.ok(&["tenant-settings", "set", "--revoke", &key]).unwrap();
+    until(Duration::from_secs(10), || platform.get("shop.localhost", "/").is_ok_and(|a| a.status != 200)).unwrap();
+    let status = platform.ok(&["status", "shop"]).unwrap();
+    assert!(status.to_string().contains("artifact-revoked"), "{status}");
+}
+
+#[test]
+fn unsigned_code_runs_only_where_a_named_policy_says_so() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &["--allow-unsigned"]).unwrap();
+    write_app(app.path(), "shop", "hello", "").unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap(), "--no-sign"]).unwrap();
+    assert_eq!(platform.get("shop.localhost", "/").unwrap().status, 200);
+    assert_eq!(platform.ok(&["status"]).unwrap()["allow_unsigned"], true, "and status names it");
+}
