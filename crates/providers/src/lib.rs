@@ -1,1 +1,15 @@
-//! providers
+//! Capability providers by contract: one adapter per contract, one small trait behind it, one suite over every backend.
+//!
+//! * [`keyvalue`]: `wasi:keyvalue` over memory, Redis, and whatever else implements its `Backend`.
+//! * [`config`] and [`logging`]: answered in the host itself, no link needed.
+//! * [`http_out`]: outgoing HTTP of one component.
+//! * [`dial`]: the only way any of them reaches the network.
+//!
+//! Everything a provider needs arrives as a value: no environment, no files, no sockets of its own.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod dial;
+pub mod http_out;
+pub mod keyvalue;
+pub mod logging;

@@ -1,0 +1,152 @@
+//! What every backend must do: one suite, run over each of them.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use futures::future::join_all;
+
+use super::{Backend, BackendError, PAGE};
+
+/// Where a backend differs: what was done, what came back, what should have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: expected {expected}, got {got}")]
+pub struct Mismatch {
+    what: String,
+    expected: String,
+    got: String,
+}
+
+fn same<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> Result<(), Mismatch> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Mismatch { what: what.to_owned(), expected: format!("{expected:?}"), got: format!("{got:?}") })
+}
+
+/// Runs the suite. The backend holds no keys in the buckets `conformance` and `other` before it.
+///
+/// # Errors
+/// The first [`Mismatch`].
+pub async fn run(backend: &dyn Backend) -> Result<(), Mismatch> {
+    values(backend).await?;
+    buckets(backend).await?;
+    increments(backend).await?;
+    batches(backend).await?;
+    listing(backend).await
+}
+
+const BUCKET: &str = "conformance";
+const OTHER: &str = "other";
+
+async fn values(kv: &dyn Backend) -> Result<(), Mismatch> {
+    same("get of a missing key", kv.get(BUCKET, "k").await, Ok(None))?;
+    same("exists of a missing key", kv.exists(BUCKET, "k").await, Ok(false))?;
+    same("delete of a missing key", kv.delete(BUCKET, "k").await, Ok(()))?;
+    let awkward = ["k", " ", "a/b", "../x", "*", "\0", "ключ", "{}", "a:b", "\"'\\", "k\nl", "%2f", "K"];
+    for key in awkward {
+        for value in [&b"one"[..], b"", b"\0\xff\n", &[7; 100_000]] {
+            same("set", kv.set(BUCKET, key, value.to_vec()).await, Ok(()))?;
+            same("get after set", kv.get(BUCKET, key).await, Ok(Some(value.to_vec())))?;
+        }
+        same("exists after set", kv.exists(BUCKET, key).await, Ok(true))?;
+    }
+    same("keys are told apart", kv.get(BUCKET, "l").await, Ok(None))?;
+    for key in awkward {
+        same("delete", kv.delete(BUCKET, key).await, Ok(()))?;
+        same("get after delete", kv.get(BUCKET, key).await, Ok(None))?;
+    }
+    Ok(())
+}
+
+async fn buckets(kv: &dyn Backend) -> Result<(), Mismatch> {
+    same("set", kv.set(BUCKET, "k", b"here".to_vec()).await, Ok(()))?;
+    same("another bucket", kv.get(OTHER, "k").await, Ok(None))?;
+    same("set in another bucket", kv.set(OTHER, "k", b"there".to_vec()).await, Ok(()))?;
+    same("delete in another bucket", kv.delete(OTHER, "k").await, Ok(()))?;
+    same("the first bucket", kv.get(BUCKET, "k").await, Ok(Some(b"here".to_vec())))?;
+    same("delete", kv.delete(BUCKET, "k").await, Ok(()))
+}
+
+async fn increments(kv: &dyn Backend) -> Result<(), Mismatch> {
+    same("increment of a missing key", kv.increment(BUCKET, "n", 5).await, Ok(5))?;
+    same("increment", kv.increment(BUCKET, "n", -7).await, Ok(-2))?;
+    same("the number as text", kv.get(BUCKET, "n").await, Ok(Some(b"-2".to_vec())))?;
+    same("set", kv.set(BUCKET, "n", b"41".to_vec()).await, Ok(()))?;
+    same("increment of a text", kv.increment(BUCKET, "n", 1).await, Ok(42))?;
+    let refused = Err(BackendError::NotANumber("n".into()));
+    for bad in [i64::MAX.to_string(), "x".into(), String::new(), "1.5".into(), "9223372036854775808".into()] {
+        same("set", kv.set(BUCKET, "n", bad.clone().into_bytes()).await, Ok(()))?;
+        same(&format!("increment of {bad:?}"), kv.increment(BUCKET, "n", 1).await, refused.clone())?;
+        same("a refused increment changes nothing", kv.get(BUCKET, "n").await, Ok(Some(bad.into_bytes())))?;
+    }
+    same("delete", kv.delete(BUCKET, "n").await, Ok(()))?;
+    let sums = join_all((0..200).map(|_| kv.increment(BUCKET, "n", 1))).await;
+    let mut seen = BTreeSet::new();
+    for sum in sums {
+        same("increments at once each see another sum", sum.map(|sum| seen.insert(sum)), Ok(true))?;
+    }
+    same("increments at once all count", seen.into_iter().eq(1..=200), true)?;
+    same("delete", kv.delete(BUCKET, "n").await, Ok(()))
+}
+
+async fn batches(kv: &dyn Backend) -> Result<(), Mismatch> {
+    let pair = |key: &str, value: &str| (key.to_owned(), value.as_bytes().to_vec());
+    let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+    same("nothing set", kv.set_many(BUCKET, vec![]).await, Ok(()))?;
+    same("nothing got", kv.get_many(BUCKET, vec![]).await, Ok(vec![]))?;
+    same("nothing deleted", kv.delete_many(BUCKET, vec![]).await, Ok(()))?;
+    let pairs = vec![pair("a", "1"), pair("b", "2"), pair("c", "3"), pair("b", "4")];
+    same("set-many", kv.set_many(BUCKET, pairs).await, Ok(()))?;
+    let found = |key: &str, value: Option<&str>| (key.to_owned(), value.map(|value| value.as_bytes().to_vec()));
+    same(
+        "get-many keeps the order, names what is missing, and the last of equal keys won",
+        kv.get_many(BUCKET, keys(&["c", "x", "b", "a", "c"])).await,
+        Ok(vec![
+            found("c", Some("3")),
+            found("x", None),
+            found("b", Some("4")),
+            found("a", Some("1")),
+            found("c", Some("3")),
+        ]),
+    )?;
+    same("delete-many", kv.delete_many(BUCKET, keys(&["a", "x", "c"])).await, Ok(()))?;
+    same(
+        "get-many after delete-many",
+        kv.get_many(BUCKET, keys(&["a", "b", "c"])).await,
+        Ok(vec![found("a", None), found("b", Some("4")), found("c", None)]),
+    )?;
+    same("delete-many", kv.delete_many(BUCKET, keys(&["b"])).await, Ok(()))
+}
+
+async fn listing(kv: &dyn Backend) -> Result<(), Mismatch> {
+    same("an empty bucket", all_keys(kv).await?, BTreeSet::new())?;
+    let expected: BTreeSet<String> = (0..PAGE * 2 + PAGE / 2).map(|n| format!("key-{n}")).collect();
+    let pairs: Vec<_> = expected.iter().map(|key| (key.clone(), b"v".to_vec())).collect();
+    for part in pairs.chunks(super::MAX_BATCH) {
+        same("set-many", kv.set_many(BUCKET, part.to_vec()).await, Ok(()))?;
+    }
+    same("set elsewhere", kv.set(OTHER, "not-here", vec![]).await, Ok(()))?;
+    same("every key of the bucket and no other", all_keys(kv).await?, expected.clone())?;
+    same("delete", kv.delete(OTHER, "not-here").await, Ok(()))?;
+    let keys: Vec<_> = expected.into_iter().collect();
+    for part in keys.chunks(super::MAX_BATCH) {
+        same("delete-many", kv.delete_many(BUCKET, part.to_vec()).await, Ok(()))?;
+    }
+    same("nothing is left", all_keys(kv).await?, BTreeSet::new())
+}
+
+async fn all_keys(kv: &dyn Backend) -> Result<BTreeSet<String>, Mismatch> {
+    let mut keys = BTreeSet::new();
+    let mut cursor: Option<String> = None;
+    for _ in 0..1000 {
+        let page = kv.list_keys(BUCKET, cursor.as_deref()).await;
+        same("list-keys", page.as_ref().err(), None)?;
+        let page = page.unwrap_or_default();
+        keys.extend(page.keys);
+        match page.cursor {
+            Some(next) => cursor = Some(next),
+            None => return Ok(keys),
+        }
+    }
+    same("a listing ends", false, true).map(|()| keys)
+}

@@ -1,0 +1,189 @@
+//! `wasi:keyvalue` 0.2.0-draft: the [`Backend`] every store implements, and the [`KeyValueLinks`] that say which of
+//! them a component's buckets are.
+//!
+//! The limits here hold for every backend, so an app that works on one works on the others.
+
+mod adapter;
+pub mod conformance;
+mod cursor;
+pub mod memory;
+pub mod redis;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub use adapter::KeyValue;
+use cursor::Cursors;
+use futures::future::BoxFuture;
+pub use memory::Memory;
+pub use redis::Redis;
+
+/// The longest key, bytes; the shortest has one.
+pub const MAX_KEY: usize = 1024;
+/// The largest value, bytes.
+pub const MAX_VALUE: usize = 8 << 20;
+/// The most keys in one batch.
+pub const MAX_BATCH: usize = 1024;
+/// The most bytes of keys and values in one batch.
+pub const MAX_BATCH_BYTES: usize = 16 << 20;
+/// The most keys one listing returns.
+pub const PAGE: u32 = 1000;
+
+/// Keys of a bucket and where to go on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The keys.
+    pub keys: Vec<String>,
+    /// Present where there may be more; means something only to the backend that gave it.
+    pub cursor: Option<String>,
+}
+
+/// Why a backend refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// Incrementing something that is not an integer, or past the range of one.
+    #[error("the value of `{0}` is not an integer that can be incremented")]
+    NotANumber(String),
+    /// A key, value, batch or bucket above its limit.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The backend refuses this app: credentials, policy.
+    #[error("the key-value store denies access: {0}")]
+    Denied(String),
+    /// The backend cannot be reached or cannot do it now. Whether a write happened is not known.
+    #[error("the key-value store is not available: {0}")]
+    Unavailable(String),
+    /// No answer in time. Whether a write happened is not known.
+    #[error("the key-value store did not answer within {ms} ms")]
+    TimedOut {
+        /// The limit, milliseconds.
+        ms: u64,
+    },
+}
+
+/// An answer that may take a while.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, BackendError>>;
+
+/// One key-value store, already narrowed to one provider of one app of one tenant. A write that was answered is as
+/// durable as the backend promises; a call that is dropped may still happen.
+pub trait Backend: Send + Sync + 'static {
+    /// The value of a key.
+    fn get<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, Option<Vec<u8>>>;
+    /// Sets a key.
+    fn set<'a>(&'a self, bucket: &'a str, key: &'a str, value: Vec<u8>) -> Answer<'a, ()>;
+    /// Removes a key; no error where it is not there.
+    fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, ()>;
+    /// Whether a key is there.
+    fn exists<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, bool>;
+    /// Some keys, about [`PAGE`] of them. Going on from cursor to cursor names every key that was there all the time.
+    fn list_keys<'a>(&'a self, bucket: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page>;
+    /// Adds to an integer kept as decimal text; a missing key counts as 0. Atomic.
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64>;
+    /// Several values, in the order asked.
+    fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>>;
+    /// Sets several keys, all or none; the last of equal keys wins.
+    fn set_many<'a>(&'a self, bucket: &'a str, pairs: Vec<(String, Vec<u8>)>) -> Answer<'a, ()>;
+    /// Removes several keys, all or none.
+    fn delete_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, ()>;
+}
+
+/// What one component of one revision may open: a binding, immutable. Another link is another revision.
+#[derive(Default)]
+pub struct KeyValueLinks {
+    by_label: HashMap<String, Linked>,
+    cursors: Arc<Cursors>,
+}
+
+/// A bucket of a backend, shared with every instance that opens it.
+#[derive(Clone)]
+struct Linked {
+    backend: Arc<dyn Backend>,
+    bucket: Arc<str>,
+}
+
+/// The label of `open("")`.
+const DEFAULT_LABEL: &str = "default";
+
+impl KeyValueLinks {
+    /// No links.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds what `open(label)` gives: `bucket` of `backend`.
+    #[must_use]
+    pub fn with(mut self, label: &model::Label, backend: Arc<dyn Backend>, bucket: &str) -> Self {
+        self.by_label.insert(label.as_str().to_owned(), Linked { backend, bucket: bucket.into() });
+        self
+    }
+
+    fn find(&self, identifier: &str) -> Option<&Linked> {
+        self.by_label.get(if identifier.is_empty() { DEFAULT_LABEL } else { identifier })
+    }
+
+    /// The labels, for the message that one is missing.
+    fn labels(&self) -> String {
+        let mut labels: Vec<_> = self.by_label.keys().map(String::as_str).collect();
+        labels.sort_unstable();
+        if labels.is_empty() { "nothing is linked".to_owned() } else { format!("linked: {}", labels.join(", ")) }
+    }
+}
+
+fn check_key(key: &str) -> Result<(), BackendError> {
+    match key.len() {
+        0 => Err(BackendError::TooLarge("a key has at least one character".into())),
+        1..=MAX_KEY => Ok(()),
+        n => Err(BackendError::TooLarge(format!("a key has at most {MAX_KEY} bytes, this one has {n}"))),
+    }
+}
+
+fn check_value(value: &[u8]) -> Result<(), BackendError> {
+    match value.len() {
+        0..=MAX_VALUE => Ok(()),
+        n => Err(BackendError::TooLarge(format!("a value has at most {MAX_VALUE} bytes, this one has {n}"))),
+    }
+}
+
+/// Refuses a batch of `count` entries and `bytes` bytes that no backend takes.
+fn check_batch(count: usize, bytes: usize) -> Result<(), BackendError> {
+    if count > MAX_BATCH {
+        return Err(BackendError::TooLarge(format!("a batch has at most {MAX_BATCH} keys, this one has {count}")));
+    }
+    if bytes > MAX_BATCH_BYTES {
+        return Err(BackendError::TooLarge(format!("a batch has at most {MAX_BATCH_BYTES} bytes, this one {bytes}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_are_inclusive() {
+        assert!(check_key("").is_err());
+        assert!(check_key(&"k".repeat(MAX_KEY)).is_ok());
+        assert!(check_key(&"k".repeat(MAX_KEY + 1)).is_err());
+        assert!(check_value(&vec![0; MAX_VALUE]).is_ok());
+        assert!(check_value(&vec![0; MAX_VALUE + 1]).is_err());
+        assert!(check_batch(MAX_BATCH, MAX_BATCH_BYTES).is_ok());
+        assert!(check_batch(MAX_BATCH + 1, 0).is_err());
+        assert!(check_batch(1, MAX_BATCH_BYTES + 1).is_err());
+    }
+
+    #[test]
+    fn a_label_is_found_whole_and_the_empty_identifier_is_the_default() {
+        let memory: Arc<dyn Backend> = Arc::new(Memory::new(1024));
+        let links = KeyValueLinks::new().with(&model::Label::default_label(), memory.clone(), "one").with(
+            &"cart".parse().unwrap(),
+            memory,
+            "two",
+        );
+        let bucket = |identifier| links.find(identifier).map(|linked| linked.bucket.to_string());
+        assert_eq!(bucket(""), Some("one".into()));
+        assert_eq!(bucket("default"), Some("one".into()));
+        assert_eq!(bucket("cart"), Some("two".into()));
+        assert_eq!(bucket("car"), None);
+        assert_eq!(links.labels(), "linked: cart, default");
+    }
+}

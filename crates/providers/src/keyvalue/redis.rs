@@ -1,0 +1,306 @@
+//! Key-value in Redis or Valkey, over connections that the `Dialer` makes.
+//!
+//! Layout: one hash per bucket, its key `<tenant>/<app>/<bucket>`. Tenant and app are typed names, which cannot hold a
+//! `/`, and the bucket comes last, so no two tenants and no two apps can name the same hash whatever their buckets are
+//! called. A batch is one command on one hash, and one command is atomic.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use model::{AppName, ProviderName, TenantName};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError};
+use redis::{RedisConnectionInfo, ServerErrorKind, cmd};
+
+use super::{Answer, Backend, BackendError, PAGE, Page};
+use crate::dial::{Caller, Dialer, Target};
+
+/// Time to connect and to introduce ourselves, and time to answer one command.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The first pause after a failed connection, doubled up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between two tries to connect.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// The settings of the provider are wrong. Never holds the URL: it may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// No `url`.
+    #[error("the provider needs `url`, for example `redis://127.0.0.1:6379`")]
+    NoUrl,
+    /// Not a URL of Redis over TCP.
+    #[error("the provider's `url` is not `redis://[user:password@]host[:port][/db]`")]
+    Url,
+}
+
+/// One app's keys in one Redis.
+pub struct Redis {
+    prefix: String,
+    target: Target,
+    info: RedisConnectionInfo,
+    dialer: Arc<dyn Dialer>,
+    connecting: tokio::sync::Mutex<()>,
+    line: Arc<Mutex<Line>>,
+    jitter: RandomState,
+}
+
+/// The one connection, or when to try again.
+#[derive(Default)]
+struct Line {
+    connection: Option<MultiplexedConnection>,
+    /// Tells a connection from the one that replaced it.
+    generation: u64,
+    failures: u32,
+    retry_at: Option<(Instant, String)>,
+}
+
+impl Redis {
+    /// The store that `url` names, for one app. Nothing is connected before the first call.
+    ///
+    /// # Errors
+    /// [`SettingsError`] where `url` is not one.
+    pub fn new(
+        tenant: &TenantName,
+        app: &AppName,
+        provider: &ProviderName,
+        url: &str,
+        dialer: Arc<dyn Dialer>,
+    ) -> Result<Self, SettingsError> {
+        let info = url.into_connection_info().map_err(|_| SettingsError::Url)?;
+        let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(SettingsError::Url) };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Self {
+            prefix: format!("{tenant}/{app}/"),
+            target: Target { app: app.clone(), caller: Caller::Provider(provider.clone()), host, port: *port },
+            info: info.redis_settings().clone(),
+            dialer,
+            connecting: tokio::sync::Mutex::new(()),
+            line: Arc::default(),
+            jitter: RandomState::new(),
+        })
+    }
+
+    /// Connects and asks `PING`: says early and with its reason what every call would say.
+    ///
+    /// # Errors
+    /// What a call would answer.
+    pub async fn check(&self) -> Result<(), BackendError> {
+        self.run::<redis::Value>(true, &cmd("PING"), "").await.map(|_| ())
+    }
+
+    fn hash(&self, bucket: &str) -> String {
+        format!("{}{bucket}", self.prefix)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> Option<(MultiplexedConnection, u64)> {
+        let line = self.lock();
+        line.connection.clone().map(|connection| (connection, line.generation))
+    }
+
+    async fn connection(&self) -> Result<(MultiplexedConnection, u64), BackendError> {
+        if let Some(open) = self.open() {
+            return Ok(open);
+        }
+        let _one = self.connecting.lock().await;
+        if let Some(open) = self.open() {
+            return Ok(open);
+        }
+        if let Some((at, why)) = &self.lock().retry_at
+            && *at > Instant::now()
+        {
+            return Err(BackendError::Unavailable(why.clone()));
+        }
+        let connected = tokio::time::timeout(TIMEOUT, self.connect()).await;
+        let result = connected.unwrap_or(Err(BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 }));
+        let mut line = self.lock();
+        match &result {
+            Ok(connection) => {
+                line.generation += 1;
+                line.failures = 0;
+                line.retry_at = None;
+                line.connection = Some(connection.0.clone());
+                let generation = line.generation;
+                drop(line);
+                self.watch(result?, generation)
+            }
+            Err(cause) => {
+                line.failures = line.failures.saturating_add(1);
+                let pause = pause(line.failures, self.jitter.hash_one(line.generation + u64::from(line.failures)));
+                line.retry_at = Some((Instant::now() + pause, cause.to_string()));
+                Err(cause.clone())
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(MultiplexedConnection, impl Future<Output = ()> + 'static), BackendError> {
+        let dialled = self.dialer.dial(self.target.clone()).await.map_err(|cause| match cause {
+            crate::dial::DialError::Denied(why) => BackendError::Denied(why),
+            other => BackendError::Unavailable(other.to_string()),
+        })?;
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(TIMEOUT));
+        MultiplexedConnection::new_with_config(&self.info, dialled.stream, config)
+            .await
+            .map_err(|cause| translate(&cause, ""))
+    }
+
+    /// Runs the connection until it ends, and then forgets it, so that the next call connects anew.
+    fn watch(
+        &self,
+        (connection, driver): (MultiplexedConnection, impl Future<Output = ()> + Send + 'static),
+        generation: u64,
+    ) -> Result<(MultiplexedConnection, u64), BackendError> {
+        let line = Arc::downgrade(&self.line);
+        tokio::spawn(async move {
+            driver.await;
+            if let Some(line) = line.upgrade() {
+                forget(&line, generation);
+            }
+        });
+        Ok((connection, generation))
+    }
+
+    /// One command. What only reads is tried once more where the connection broke under it.
+    async fn run<T: FromRedisValue>(&self, reads: bool, command: &Cmd, key: &str) -> Result<T, BackendError> {
+        let mut tries = if reads { 2 } else { 1 };
+        loop {
+            tries -= 1;
+            let (mut connection, generation) = self.connection().await?;
+            match command.query_async::<T>(&mut connection).await {
+                Ok(value) => return Ok(value),
+                Err(cause) => {
+                    if cause.is_connection_dropped() || cause.is_unrecoverable_error() {
+                        forget(&self.line, generation);
+                        if tries > 0 {
+                            continue;
+                        }
+                    }
+                    return Err(translate(&cause, key));
+                }
+            }
+        }
+    }
+}
+
+fn forget(line: &Mutex<Line>, generation: u64) {
+    let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
+    if line.generation == generation {
+        line.connection = None;
+    }
+}
+
+/// How long to wait after `failures` failures in a row: between half and all of a doubling time.
+fn pause(failures: u32, random: u64) -> Duration {
+    let full = MIN_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MAX_PAUSE);
+    let half = full / 2;
+    half + Duration::from_nanos(random % (half.as_nanos() as u64 + 1))
+}
+
+fn translate(cause: &RedisError, key: &str) -> BackendError {
+    let detail = cause.detail().unwrap_or_default();
+    match cause.kind() {
+        _ if cause.is_timeout() => BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 },
+        ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => {
+            BackendError::Denied(detail.to_owned())
+        }
+        _ if matches!(cause.code(), Some("NOAUTH" | "WRONGPASS")) => BackendError::Denied(detail.to_owned()),
+        ErrorKind::Server(ServerErrorKind::ResponseError)
+            if detail.contains("not an integer") || detail.contains("would overflow") =>
+        {
+            BackendError::NotANumber(key.to_owned())
+        }
+        _ => BackendError::Unavailable(cause.to_string()),
+    }
+}
+
+impl Backend for Redis {
+    fn get<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, Option<Vec<u8>>> {
+        async move { self.run(true, cmd("HGET").arg(self.hash(bucket)).arg(key), key).await }.boxed()
+    }
+
+    fn set<'a>(&'a self, bucket: &'a str, key: &'a str, value: Vec<u8>) -> Answer<'a, ()> {
+        async move { self.run(false, cmd("HSET").arg(self.hash(bucket)).arg(key).arg(value), key).await }.boxed()
+    }
+
+    fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, ()> {
+        async move { self.run(false, cmd("HDEL").arg(self.hash(bucket)).arg(key), key).await }.boxed()
+    }
+
+    fn exists<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, bool> {
+        async move { self.run(true, cmd("HEXISTS").arg(self.hash(bucket)).arg(key), key).await }.boxed()
+    }
+
+    /// In no order; a page may be larger than asked, and a key that is there all the time may come twice.
+    fn list_keys<'a>(&'a self, bucket: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page> {
+        async move {
+            let mut command = cmd("HSCAN");
+            command.arg(self.hash(bucket)).arg(cursor.unwrap_or("0")).arg("COUNT").arg(PAGE);
+            let (next, fields): (String, Vec<(String, redis::Value)>) = self.run(true, &command, "").await?;
+            let keys = fields.into_iter().map(|(key, _)| key).collect();
+            Ok(Page { keys, cursor: Some(next).filter(|next| next != "0") })
+        }
+        .boxed()
+    }
+
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+        async move { self.run(false, cmd("HINCRBY").arg(self.hash(bucket)).arg(key).arg(delta), key).await }.boxed()
+    }
+
+    fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {
+        async move {
+            if keys.is_empty() {
+                return Ok(Vec::new());
+            }
+            let values: Vec<Option<Vec<u8>>> =
+                self.run(true, cmd("HMGET").arg(self.hash(bucket)).arg(&keys), "").await?;
+            Ok(keys.into_iter().zip(values).collect())
+        }
+        .boxed()
+    }
+
+    fn set_many<'a>(&'a self, bucket: &'a str, pairs: Vec<(String, Vec<u8>)>) -> Answer<'a, ()> {
+        async move {
+            if pairs.is_empty() {
+                return Ok(());
+            }
+            let mut command = cmd("HSET");
+            command.arg(self.hash(bucket));
+            for (key, value) in &pairs {
+                command.arg(key).arg(value);
+            }
+            self.run(false, &command, "").await
+        }
+        .boxed()
+    }
+
+    fn delete_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, ()> {
+        async move {
+            if keys.is_empty() {
+                return Ok(());
+            }
+            self.run(false, cmd("HDEL").arg(self.hash(bucket)).arg(&keys), "").await
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_stay_bounded() {
+        for random in [0, 1, u64::MAX] {
+            assert!(pause(1, random) >= MIN_PAUSE / 2 && pause(1, random) <= MIN_PAUSE);
+            assert!(pause(5, random) > pause(1, u64::MAX) / 2);
+            for failures in [20, u32::MAX] {
+                assert!(pause(failures, random) <= MAX_PAUSE && pause(failures, random) >= MAX_PAUSE / 2);
+            }
+        }
+    }
+}
