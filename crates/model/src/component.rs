@@ -199,10 +199,9 @@ pub(crate) fn walk<'a>(
                 }
                 outer.push(std::mem::replace(&mut parser, inner.clone()));
             }
-            Payload::CodeSectionStart { range, .. } => {
-                let (start, end) = (range.start, range.end);
+            Payload::CodeSectionStart { size, .. } => {
                 parser.skip_section();
-                at += usize::try_from(end.saturating_sub(start)).map_err(|_| truncated())?;
+                at += usize::try_from(*size).map_err(|_| truncated())?;
             }
             Payload::UnknownSection { id, range, .. } => {
                 return Err(InspectError::malformed(range.start, format!("unknown section {id}")));
