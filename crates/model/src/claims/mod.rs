@@ -128,10 +128,11 @@ impl<'a> From<&'a TenantSettings> for TrustPolicy<'a> {
 }
 
 /// A component that may run.
+#[allow(clippy::large_enum_variant, reason = "one per component, nearly always signed")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Signed by an account the tenant trusts.
-    Signed(Box<Claims>),
+    Signed(Claims),
     /// Not signed, and the tenant allows that.
     Unsigned,
 }
@@ -302,7 +303,7 @@ pub fn verify(bytes: &[u8], policy: &TrustPolicy<'_>, now: u64) -> Result<Verdic
     if token.claims.component.hash != parts.hash {
         return Err(ClaimsError::Tampered(Mismatch::Hash));
     }
-    let verdict = Verdict::Signed(Box::new(token.claims));
+    let verdict = Verdict::Signed(token.claims);
     recheck(&verdict, &digest, policy, now)?;
     let imports = inspect(bytes)?.imports;
     if let Verdict::Signed(claims) = &verdict

@@ -109,8 +109,8 @@ fn what_is_signed_is_accepted_with_its_claims() {
     assert_eq!(read.subject, module().public_key());
     assert_eq!(read.component.hash, hash());
     assert_eq!(read.component.granted, Some(vec!["wasi:keyvalue".to_owned()]));
-    assert_eq!(peek(&signed).unwrap().as_ref(), Some(&*read));
-    assert_eq!(inspect(&signed).unwrap().claims, Some(*read));
+    assert_eq!(peek(&signed).unwrap(), Some(read.clone()));
+    assert_eq!(inspect(&signed).unwrap().claims, Some(read));
 }
 
 #[test]
