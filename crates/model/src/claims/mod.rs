@@ -13,7 +13,7 @@
 //! [`recheck`] repeats what time and revocation change, while the component runs.
 
 mod grants;
-mod keys;
+pub mod keys;
 mod section;
 #[cfg(test)]
 mod tests;
