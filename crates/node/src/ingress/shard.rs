@@ -90,12 +90,28 @@ impl Drop for InFlight {
 pub struct ShardSet {
     shards: ArcSwap<Vec<Arc<Shard>>>,
     changed: Notify,
+    closed: bool,
 }
 
 impl ShardSet {
     /// A set with these shards.
     pub fn new(shards: Vec<Arc<Shard>>) -> Arc<Self> {
-        Arc::new(Self { shards: ArcSwap::from_pointee(shards), changed: Notify::new() })
+        Arc::new(Self { shards: ArcSwap::from_pointee(shards), changed: Notify::new(), closed: false })
+    }
+
+    /// A set that answers nothing: the app is suspended. The gateway refuses at once (503, `sidereal-fault: suspended`).
+    pub fn suspended() -> Arc<Self> {
+        Arc::new(Self { shards: ArcSwap::default(), changed: Notify::new(), closed: true })
+    }
+
+    /// Whether the set stands for a suspended app.
+    pub fn is_suspended(&self) -> bool {
+        self.closed
+    }
+
+    /// The number of the shard an app with this `preference` goes to while nothing is busy.
+    pub fn preferred(&self, preference: u64) -> Option<u32> {
+        self.shards.load().iter().map(|shard| shard.number).max_by_key(|number| rendezvous(preference, *number))
     }
 
     /// Replaces the shards; calls in flight stay where they are.

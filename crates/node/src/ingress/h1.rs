@@ -1,0 +1,405 @@
+//! One client connection of HTTP/1: request after request, each read strictly, sent to a shard, and its answer brought
+//! back. Written for one purpose instead of a general client and server back to back: two reads and two writes per
+//! request, no task switch, no allocation for a body.
+
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use super::Worker;
+use super::answer::Answer;
+use super::bad::BadRequest;
+use super::body::Framing;
+use super::buffer::Buffer;
+use super::gateway::{Attempt, Lease};
+use super::head::{Head, HeadScan};
+use super::pump::{self, BodyEnd, ResponseEnd};
+use super::response::ResponseHead;
+use super::shard::Target;
+use super::table::Lookup;
+use super::target::routing_path;
+use super::upstream_head::{self, Forwarded};
+use super::wire::{Timer, send, write_all};
+
+/// After an answer that ends the connection, so long and so many bytes are read and thrown away: a socket closed with
+/// unread bytes resets the connection, and the client would not see the answer.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1024 * 1024;
+/// Interim responses of a host before the final one.
+const MAX_INTERIM: usize = 8;
+
+/// Who is at the other end.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    pub(super) is_local: bool,
+    pub(super) forwarded: Forwarded,
+}
+
+impl Client {
+    pub(super) fn new(ip: IpAddr) -> Self {
+        Self { is_local: ip.to_canonical().is_loopback(), forwarded: Forwarded::new(ip) }
+    }
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, client: Client, buffer: Buffer) {
+    let (mut reader, mut writer) = stream.split();
+    let mut connection = Connection {
+        worker: &worker,
+        client,
+        reader: &mut reader,
+        writer: &mut writer,
+        buffer,
+        out: Vec::new(),
+        request: Vec::new(),
+        scratch: Vec::new(),
+        timer: Timer::new(Instant::now() + worker.config.keep_alive),
+        draining: Box::pin(worker.draining.clone().cancelled_owned()),
+        served: 0,
+    };
+    loop {
+        let end = match connection.next_head().await {
+            Ok(length) => connection.request(length).await,
+            Err(end) => Err(end),
+        };
+        match end {
+            Ok(()) => {}
+            Err(End::Close) => return,
+            Err(End::Linger) => return connection.linger().await,
+        }
+    }
+}
+
+/// The connection serves no further request.
+enum End {
+    Close,
+    /// An answer was sent though the client may still be sending.
+    Linger,
+}
+
+/// What a request wants, once its head is read and routed.
+struct Call {
+    target: Arc<Target>,
+    framing: Framing,
+    expects_continue: bool,
+    is_11: bool,
+    keep_alive: bool,
+    to_head: bool,
+    idempotent: bool,
+}
+
+/// Why a call has no response.
+enum Failed {
+    /// The client is gone, or has a part of the response that cannot be taken back.
+    Aborted,
+    Answer(Answer),
+    /// The pooled connection was dead; nothing was executed, or executing it twice does no harm.
+    Again,
+    /// The host does not have this revision any more: the route was read from the table before.
+    Stale,
+}
+
+struct Connection<'a, 'b> {
+    worker: &'a Worker,
+    client: Client,
+    reader: &'a mut ReadHalf<'b>,
+    writer: &'a mut WriteHalf<'b>,
+    /// From the client.
+    buffer: Buffer,
+    /// To the client.
+    out: Vec<u8>,
+    /// To the host: the head, and the body where it was all there.
+    request: Vec<u8>,
+    scratch: Vec<u8>,
+    timer: Timer,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    served: u64,
+}
+
+impl Connection<'_, '_> {
+    /// Reads until a whole request head is in the buffer; its length.
+    async fn next_head(&mut self) -> Result<usize, End> {
+        self.buffer.shrink();
+        let config = &self.worker.config;
+        let mut scan = HeadScan::default();
+        // A new connection is for a request; one that has served may rest.
+        let patience = if self.served == 0 { config.header_timeout } else { config.keep_alive };
+        let mut idle = true;
+        let mut deadline = Instant::now() + patience;
+        loop {
+            if !self.buffer.is_empty() {
+                match scan.look(self.buffer.data()) {
+                    Ok(Some(length)) => return Ok(length),
+                    Ok(None) if idle => {
+                        idle = false;
+                        deadline = Instant::now() + config.header_timeout;
+                    }
+                    Ok(None) => {}
+                    Err(bad) => return Err(self.refuse(Answer::bad(bad)).await),
+                }
+            }
+            let event = std::future::poll_fn(|cx| {
+                if let Poll::Ready(read) = self.buffer.poll_fill(cx, self.reader) {
+                    return Poll::Ready(Some(read.unwrap_or(0)));
+                }
+                if idle && self.draining.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Some(0));
+                }
+                self.timer.poll_until(cx, deadline).map(|()| None)
+            });
+            match event.await {
+                Some(1..) => {}
+                None if !idle => return Err(self.refuse(Answer::client_timeout()).await),
+                _ => return Err(End::Close),
+            }
+        }
+    }
+
+    /// Serves the request whose head is the first `length` bytes of the buffer.
+    async fn request(&mut self, length: usize) -> Result<(), End> {
+        let mut call = match self.route(length) {
+            Ok(call) => call,
+            Err((answer, to_head)) => return self.answer(answer, to_head, length).await,
+        };
+        self.served = self.served.saturating_add(1);
+        let until = Instant::now() + self.worker.config.request_timeout;
+        // A body that is here already goes with the head, in one write, and can be sent again.
+        let body = match call.framing {
+            Framing::None => Some(0),
+            Framing::Length(body) => usize::try_from(body).ok(),
+            Framing::Chunked => None,
+        };
+        let available = self.buffer.data().len();
+        let whole = body.and_then(|body| length.checked_add(body)).filter(|&end| end <= available);
+        match whole {
+            Some(end) => self.request.extend_from_slice(self.buffer.data().get(length..end).unwrap_or_default()),
+            None => self.buffer.consume(length),
+        }
+
+        let mut attempt = Attempt::default();
+        let mut rerouted = false;
+        loop {
+            let failed = match self.worker.gateway.lease(&call.target, &mut attempt).await {
+                Err(_) => Failed::Answer(Answer::unreachable()),
+                Ok(lease) => match self.exchange(lease, &call, whole.is_some(), rerouted, until).await {
+                    Ok(keep) => {
+                        self.buffer.consume(whole.unwrap_or(0));
+                        return if keep { Ok(()) } else { Err(End::Linger) };
+                    }
+                    Err(failed) => failed,
+                },
+            };
+            match failed {
+                Failed::Again => attempt.fresh = true,
+                Failed::Stale => {
+                    rerouted = true;
+                    call = match self.route(length) {
+                        Ok(call) => call,
+                        Err((answer, to_head)) => return self.answer(answer, to_head, length).await,
+                    };
+                    let body = self.buffer.data().get(length..whole.unwrap_or(length)).unwrap_or_default();
+                    self.request.extend_from_slice(body);
+                }
+                Failed::Aborted => return Err(End::Close),
+                Failed::Answer(answer) => {
+                    let keep = whole.is_some() && call.keep_alive && !answer.close;
+                    self.buffer.consume(whole.unwrap_or(0));
+                    let answer = Answer { close: !keep, ..answer };
+                    return self.send_answer(&answer, call.to_head).await;
+                }
+            }
+        }
+    }
+
+    /// Reads the head at the start of the buffer, finds its route and writes the head for the host.
+    fn route(&mut self, length: usize) -> Result<Call, (Answer, bool)> {
+        let bytes = self.buffer.data().get(..length).unwrap_or_default();
+        let head = Head::parse(bytes).map_err(|bad| (Answer::bad(bad), false))?;
+        let to_head = head.method == b"HEAD";
+        let table = self.worker.routes.load();
+        let path = routing_path(head.target.path(), &mut self.scratch);
+        let close = !head.keep_alive || head.framing.has_body();
+        let target = match table.lookup(head.host_name, path, head.method) {
+            Lookup::Found(entry) => &entry.target,
+            Lookup::MethodNotAllowed(allow) => {
+                return Err((Answer { close, ..Answer::method_not_allowed(allow) }, to_head));
+            }
+            Lookup::NotFound => {
+                let help = self.client.is_local.then_some((head.host, head.target.path()));
+                return Err((Answer { close, ..Answer::not_found(help) }, to_head));
+            }
+        };
+        if matches!(head.framing, Framing::Length(length) if length > target.request_body) {
+            return Err((Answer::too_large(target.request_body), to_head));
+        }
+        let parts = upstream_head::Parts {
+            method: head.method,
+            path_and_query: head.target.path_and_query,
+            host: head.host,
+            framing: head.framing,
+            traceparent: head.traceparent,
+        };
+        upstream_head::write(&mut self.request, &parts, head.fields.iter().copied(), &self.client.forwarded, target);
+        Ok(Call {
+            target: Arc::clone(target),
+            framing: head.framing,
+            expects_continue: head.expects_continue,
+            is_11: head.is_11,
+            keep_alive: head.keep_alive,
+            to_head,
+            idempotent: Head::is_idempotent(head.method),
+        })
+    }
+
+    /// Sends the request on a connection and the response back; whether the client's connection may be used again.
+    async fn exchange(
+        &mut self,
+        mut lease: Lease,
+        call: &Call,
+        whole: bool,
+        rerouted: bool,
+        until: Instant,
+    ) -> Result<bool, Failed> {
+        let Self { worker, reader, writer, buffer, out, request, timer, .. } = self;
+        let stall = worker.config.body_timeout;
+        let pooled = lease.pooled;
+        let (mut from_host, mut to_host) = lease.upstream.stream.split();
+        let host_buffer = &mut lease.upstream.buffer;
+        match send(&mut to_host, request).await {
+            Ok(()) => {}
+            Err(0) if pooled => return Err(Failed::Again),
+            // The host may have answered before it stopped reading; otherwise the read below says what happened.
+            Err(_) => {}
+        }
+        if call.expects_continue && !whole {
+            write_all(*writer, b"HTTP/1.1 100 Continue\r\n\r\n", stall).await.map_err(|_| Failed::Aborted)?;
+        }
+
+        let all_sent = AtomicBool::new(whole);
+        let (close, keep) = {
+            let mut inbound = pin!(async {
+                if !whole {
+                    let decoder = call.framing.decoder();
+                    let limit = call.target.request_body;
+                    match pump::request_body(*reader, buffer, decoder, &mut to_host, limit, stall).await {
+                        Ok(()) => all_sent.store(true, Ordering::Relaxed),
+                        Err(BodyEnd::HostGone) => std::future::pending().await,
+                        Err(end) => return end,
+                    }
+                }
+                pump::watch(*reader, buffer).await;
+                BodyEnd::ClientGone
+            });
+
+            let mut interim = 0;
+            let (close, keep, decoder, chunks) = loop {
+                let length = tokio::select! {
+                    biased;
+                    head = pump::response_head(&mut from_host, host_buffer) => match head {
+                        Ok(length) => length,
+                        Err(ResponseEnd::Nothing) if pooled && call.idempotent && !call.framing.has_body() => {
+                            return Err(Failed::Again);
+                        }
+                        Err(_) => return Err(Failed::Answer(Answer::host_gone())),
+                    },
+                    end = &mut inbound => return Err(match end {
+                        BodyEnd::TooLarge => Failed::Answer(Answer::too_large(call.target.request_body)),
+                        BodyEnd::Stalled => Failed::Answer(Answer::client_timeout()),
+                        BodyEnd::Malformed => Failed::Answer(Answer::bad(BadRequest::Framing)),
+                        BodyEnd::ClientGone | BodyEnd::HostGone => Failed::Aborted,
+                    }),
+                    () = timer.until(until) => return Err(Failed::Answer(Answer::timed_out())),
+                };
+                let bytes = host_buffer.data().get(..length).unwrap_or_default();
+                let malformed = |_| Failed::Answer(Answer::host_gone());
+                let head = ResponseHead::parse(bytes, call.to_head).map_err(malformed)?;
+                if head.status.is_informational() {
+                    interim += 1;
+                    if head.status == StatusCode::SWITCHING_PROTOCOLS || interim > MAX_INTERIM {
+                        return Err(Failed::Answer(Answer::host_gone()));
+                    }
+                    host_buffer.consume(length);
+                    continue;
+                }
+                if whole && !rerouted && head.is_stale() {
+                    return Err(Failed::Stale);
+                }
+                let keep = call.keep_alive && all_sent.load(Ordering::Relaxed) && !worker.draining.is_cancelled();
+                let chunks = call.is_11 && head.framing == Framing::Chunked;
+                out.clear();
+                head.write(out, call.is_11, !keep);
+                let decoder = head.framing.decoder();
+                let close = head.close;
+                host_buffer.consume(length);
+                break (close, keep, decoder, chunks);
+            };
+            tokio::select! {
+                biased;
+                end = pump::response_body(&mut from_host, host_buffer, decoder, chunks, *writer, out, stall) => {
+                    end.map_err(|_| Failed::Aborted)?;
+                },
+                // Half a response is on its way: all that can be said now is said by ending the connection.
+                _ = &mut inbound => return Err(Failed::Aborted),
+                () = timer.until(until) => return Err(Failed::Aborted),
+            }
+            (close, keep)
+        };
+        if !close && all_sent.load(Ordering::Relaxed) {
+            worker.gateway.give_back(lease);
+        }
+        Ok(keep)
+    }
+
+    /// Answers a request that goes to no host; its head is still in the buffer.
+    async fn answer(&mut self, answer: Answer, to_head: bool, length: usize) -> Result<(), End> {
+        self.buffer.consume(length);
+        self.send_answer(&answer, to_head).await
+    }
+
+    async fn send_answer(&mut self, answer: &Answer, to_head: bool) -> Result<(), End> {
+        let close = answer.close || self.worker.draining.is_cancelled();
+        self.out.clear();
+        answer.write(&mut self.out, to_head, close);
+        let sent = write_all(self.writer, &self.out, self.worker.config.body_timeout).await;
+        match sent {
+            Ok(()) if !close => Ok(()),
+            Ok(()) => Err(End::Linger),
+            Err(_) => Err(End::Close),
+        }
+    }
+
+    async fn refuse(&mut self, answer: Answer) -> End {
+        match self.send_answer(&answer, false).await {
+            Err(end) => end,
+            Ok(()) => End::Close,
+        }
+    }
+
+    async fn linger(mut self) {
+        if self.writer.shutdown().await.is_err() {
+            return;
+        }
+        let read_on = async {
+            let mut read = 0usize;
+            while read < LINGER_BYTES {
+                self.buffer.consume(usize::MAX);
+                match self.buffer.fill(self.reader).await {
+                    Ok(count @ 1..) => read = read.saturating_add(count),
+                    _ => return,
+                }
+            }
+        };
+        // Whether the client hung up or the time is over, the connection ends here.
+        let _ = timeout(LINGER, read_on).await;
+    }
+}

@@ -1,0 +1,309 @@
+//! One client connection of HTTP/2 with prior knowledge. The protocol itself is hyper's, with its bounds; the requests go
+//! through the same checks, the same routing and the same connections to hosts as those of HTTP/1.
+
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::Worker;
+use super::answer::Answer;
+use super::bad::BadRequest;
+use super::body::Framing;
+use super::buffer::Buffer;
+use super::call::{self, Exchange, HostBody};
+use super::h1::Client;
+use super::head::{MAX_FIELDS, MAX_HEAD};
+use super::table::Lookup;
+use super::target::{check_path_and_query, host_name, path_of, routing_path};
+
+/// Flow control: what a client may send ahead on one stream, and on all streams of a connection together, bytes.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes buffered towards a client that reads slowly, per stream.
+const SEND_BUFFER: usize = 64 * 1024;
+/// An idle connection is asked for a sign of life so often, and closed when none comes.
+const PING_EVERY: Duration = Duration::from_secs(20);
+
+/// Serves a connection whose first bytes (the preface) are in `buffer`.
+pub(super) async fn serve(worker: Arc<Worker>, stream: TcpStream, client: Client, buffer: Buffer) {
+    let draining = worker.draining.clone();
+    let last_used = Arc::new(std::sync::Mutex::new(Activity { open: 0, since: Instant::now() }));
+    let keep_alive = worker.config.keep_alive;
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(worker.config.h2_streams)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY / 2);
+    let client = Arc::new(client);
+    let service = service_fn({
+        let last_used = Arc::clone(&last_used);
+        move |request| {
+            let busy = Busy::new(&last_used);
+            let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
+            async move {
+                let response = respond(worker, &client, request).await.unwrap_or_else(|answer| {
+                    answer.into_response().map(|text| H2Body { source: Source::Text(Some(text)), busy: None })
+                });
+                Ok::<_, Infallible>(response.map(|mut body| {
+                    body.busy = Some(busy);
+                    body
+                }))
+            }
+        }
+    });
+    let io = TokioIo::new(Prefixed { buffer, stream });
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut goodbye = false;
+    loop {
+        let idle_until = Activity::idle_until(&last_used, keep_alive);
+        tokio::select! {
+            result = &mut connection => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "an HTTP/2 connection failed");
+                }
+                return;
+            }
+            () = draining.cancelled(), if !goodbye => {
+                goodbye = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = tokio::time::sleep_until(idle_until), if !goodbye => {
+                if Activity::idle_until(&last_used, keep_alive) <= Instant::now() {
+                    goodbye = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+/// Streams that are open, or since when none is.
+#[derive(Debug)]
+struct Activity {
+    open: usize,
+    since: Instant,
+}
+
+impl Activity {
+    fn idle_until(this: &std::sync::Mutex<Self>, keep_alive: Duration) -> Instant {
+        let this = this.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if this.open > 0 { Instant::now() + keep_alive } else { this.since + keep_alive }
+    }
+}
+
+/// One open stream.
+struct Busy(Arc<std::sync::Mutex<Activity>>);
+
+impl Busy {
+    fn new(activity: &Arc<std::sync::Mutex<Activity>>) -> Self {
+        activity.lock().unwrap_or_else(std::sync::PoisonError::into_inner).open += 1;
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut activity = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        activity.open = activity.open.saturating_sub(1);
+        activity.since = Instant::now();
+    }
+}
+
+async fn respond(
+    worker: Arc<Worker>,
+    client: &Client,
+    request: Request<Incoming>,
+) -> Result<Response<H2Body>, Answer> {
+    let (parts, body) = request.into_parts();
+    let host = checked_host(&parts).map_err(Answer::bad)?;
+    let target = {
+        let path_and_query = parts.uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes();
+        check_path_and_query(path_and_query).map_err(Answer::bad)?;
+        let name = host_name(host.as_bytes()).map_err(Answer::bad)?;
+        let mut scratch = Vec::new();
+        let path = routing_path(path_of(path_and_query), &mut scratch);
+        let table = worker.routes.load();
+        match table.lookup(name, path, parts.method.as_str().as_bytes()) {
+            Lookup::Found(entry) => Arc::clone(&entry.target),
+            Lookup::MethodNotAllowed(allow) => return Err(Answer::method_not_allowed(allow)),
+            Lookup::NotFound => {
+                let help = client.is_local.then_some((host.as_bytes(), path_of(path_and_query)));
+                return Err(Answer::not_found(help));
+            }
+        }
+    };
+    let framing = match (body.is_end_stream(), body.size_hint().exact()) {
+        (true, _) => Framing::None,
+        (false, Some(length)) => Framing::Length(length),
+        (false, None) => Framing::Chunked,
+    };
+    if matches!(framing, Framing::Length(length) if length > target.request_body) {
+        return Err(Answer::too_large(target.request_body));
+    }
+    let until = Instant::now() + worker.config.request_timeout;
+    let head = call::head(&parts, &host, framing, &client.forwarded, &target);
+    let exchange = Exchange {
+        gateway: &worker.gateway,
+        target: &target,
+        head: &head,
+        to_head: parts.method == http::Method::HEAD,
+        idempotent: parts.method.is_idempotent(),
+        stall: worker.config.body_timeout,
+        until,
+    };
+    let call::Answered { head, source } = exchange.send(framing, body).await?;
+    let until = Box::pin(tokio::time::sleep_until(until));
+    let source = Source::Host { body: Some(source), until, worker: Arc::clone(&worker) };
+    Ok(Response::from_parts(head, H2Body { source, busy: None }))
+}
+
+/// The authority of a request: `:authority` or `host`, the same if both are there, and the other rules of a head.
+fn checked_host(parts: &http::request::Parts) -> Result<String, BadRequest> {
+    if parts.headers.len() > MAX_FIELDS {
+        return Err(BadRequest::HeadTooLarge);
+    }
+    if parts.method == http::Method::CONNECT {
+        return Err(BadRequest::Upgrade);
+    }
+    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
+    let field = hosts.next().map(|value| value.to_str().map_err(|_| BadRequest::Host)).transpose()?;
+    if hosts.next().is_some() {
+        return Err(BadRequest::Host);
+    }
+    let authority = parts.uri.authority().map(http::uri::Authority::as_str);
+    match (authority, field) {
+        (Some(authority), Some(field)) if !authority.eq_ignore_ascii_case(field) => Err(BadRequest::HostMismatch),
+        (Some(host), _) | (None, Some(host)) => Ok(host.to_owned()),
+        (None, None) => Err(BadRequest::Host),
+    }
+    .and_then(|host| call::check_fields(&parts.headers).map(|()| host))
+}
+
+/// A response body on its way to a client of HTTP/2.
+struct H2Body {
+    source: Source,
+    busy: Option<Busy>,
+}
+
+enum Source {
+    Text(Option<Bytes>),
+    Host { body: Option<HostBody>, until: Pin<Box<tokio::time::Sleep>>, worker: Arc<Worker> },
+}
+
+impl Body for H2Body {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        match &mut this.source {
+            Source::Text(text) => Poll::Ready(text.take().filter(|text| !text.is_empty()).map(|text| Ok(Frame::data(text)))),
+            Source::Host { body, until, worker } => {
+                let Some(source) = body else { return Poll::Ready(None) };
+                let Poll::Ready(data) = source.poll_data(cx) else {
+                    return until.as_mut().poll(cx).map(|()| Some(Err(std::io::ErrorKind::TimedOut.into())));
+                };
+                if source.is_done()
+                    && let Some(source) = body.take()
+                {
+                    source.give_back(&worker.gateway);
+                    this.busy = None;
+                }
+                Poll::Ready(data.map(|data| data.map(Frame::data)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Text(text) => text.as_ref().is_none_or(Bytes::is_empty),
+            Source::Host { body, .. } => body.as_ref().is_none_or(HostBody::is_done),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Source::Host { body, .. } => match body.as_ref().map_or(Some(0), HostBody::left) {
+                Some(left) => SizeHint::with_exact(left),
+                None => SizeHint::default(),
+            },
+        }
+    }
+}
+
+impl Drop for H2Body {
+    fn drop(&mut self) {
+        // A response without a body is never polled.
+        if let Source::Host { body, worker, .. } = &mut self.source
+            && let Some(source) = body.take_if(|body| body.is_done())
+        {
+            source.give_back(&worker.gateway);
+        }
+    }
+}
+
+/// A connection whose first bytes were read already.
+struct Prefixed {
+    buffer: Buffer,
+    stream: TcpStream,
+}
+
+impl tokio::io::AsyncRead for Prefixed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.buffer.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, to);
+        }
+        let take = self.buffer.data().len().min(to.remaining());
+        to.put_slice(self.buffer.data().get(..take).unwrap_or_default());
+        self.buffer.consume(take);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl tokio::io::AsyncWrite for Prefixed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
