@@ -29,6 +29,11 @@ impl Answer {
         Self { status, code, text: text.into(), allow: None, close: false }
     }
 
+    /// The same answer, after which the connection ends if `close`.
+    pub(super) fn closing(self, close: bool) -> Self {
+        Self { close, ..self }
+    }
+
     /// The request is malformed.
     pub(super) fn bad(bad: BadRequest) -> Self {
         Self { close: true, ..Self::new(bad.status(), Code::RequestInvalid, format!("bad request: {bad}\n")) }

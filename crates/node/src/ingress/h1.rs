@@ -214,8 +214,7 @@ impl Connection<'_, '_> {
                 Failed::Answer(answer) => {
                     let keep = whole.is_some() && call.keep_alive && !answer.close;
                     self.buffer.consume(whole.unwrap_or(0));
-                    let answer = Answer { close: !keep, ..answer };
-                    return self.send_answer(&answer, call.to_head).await;
+                    return self.send_answer(&answer.closing(!keep), call.to_head).await;
                 }
             }
         }
@@ -232,11 +231,11 @@ impl Connection<'_, '_> {
         let target = match table.lookup(head.host_name, path, head.method) {
             Lookup::Found(entry) => &entry.target,
             Lookup::MethodNotAllowed(allow) => {
-                return Err((Answer { close, ..Answer::method_not_allowed(allow) }, to_head));
+                return Err((Answer::method_not_allowed(allow).closing(close), to_head));
             }
             Lookup::NotFound => {
                 let help = self.client.is_local.then_some((head.host, head.target.path()));
-                return Err((Answer { close, ..Answer::not_found(help) }, to_head));
+                return Err((Answer::not_found(help).closing(close), to_head));
             }
         };
         if matches!(head.framing, Framing::Length(length) if length > target.request_body) {
