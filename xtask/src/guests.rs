@@ -9,13 +9,15 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+pub(crate) use crate::counter::check_drift;
+
 const TARGET: &str = "wasm32-unknown-unknown";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/std";
 const LINKERS: [&str; 2] = ["/usr/bin/wasm-ld-22", "/usr/bin/wasm-ld"];
 /// Debian packages that together build components: file that shows a package is there, and the package.
-pub const DEBIAN_PACKAGES: [(&str, &str); 4] = [
+pub(crate) const DEBIAN_PACKAGES: [(&str, &str); 4] = [
     (DEBIAN_RUSTC, "rustc-web"),
     (DEBIAN_CARGO, "cargo-web"),
     (DEBIAN_SOURCE, "rust-web-src"),
@@ -27,7 +29,7 @@ pub const DEBIAN_PACKAGES: [(&str, &str); 4] = [
 ///
 /// # Errors
 /// When no toolchain for wasm is installed (says what to install), a guest does not compile or is no component.
-pub fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
     let lock = fs::File::create(out.join(".lock"))?;
     lock.lock()?;
@@ -41,9 +43,9 @@ pub fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
         return Ok(paths);
     }
     let target = root.join("target/wasm");
-    Toolchain::find(&guests)?.cargo(root, &guests, &target, &["--examples"])?;
+    let modules = Toolchain::find(&guests)?.cargo(root, &guests, &target, &["--examples"])?.join("examples");
     for (name, path) in names.iter().zip(&paths) {
-        let module = target.join(TARGET).join("release/examples").join(format!("{}.wasm", name.replace('-', "_")));
+        let module = modules.join(format!("{}.wasm", name.replace('-', "_")));
         let component = component(&module).with_context(|| format!("guest {name}"))?;
         write(path, &component)?;
     }
@@ -72,11 +74,11 @@ pub(crate) fn component(module: &Path) -> Result<Vec<u8>> {
     wit_component::ComponentEncoder::default().module(&bytes)?.validate(true).encode()
 }
 
-/// SHA-256 over the relative names and contents of every file below `folders`, hex. Build output is left out.
-pub(crate) fn sources(root: &Path, folders: &[&str]) -> Result<String> {
+/// SHA-256 over the relative names and contents of the source files at and below `paths`, hex. Build output is left out.
+pub(crate) fn sources(root: &Path, paths: &[&str]) -> Result<String> {
     let mut files = BTreeMap::new();
-    for folder in folders {
-        collect(root, &root.join(folder), &mut files)?;
+    for path in paths {
+        collect(root, &root.join(path), &mut files)?;
     }
     let mut hash = Sha256::new();
     for (name, contents) in files {
@@ -91,16 +93,16 @@ pub(crate) fn sources(root: &Path, folders: &[&str]) -> Result<String> {
 const SOURCE_KINDS: [&str; 4] = ["rs", "toml", "lock", "wit"];
 
 fn collect(root: &Path, at: &Path, into: &mut BTreeMap<String, Vec<u8>>) -> Result<()> {
-    for entry in fs::read_dir(at).with_context(|| format!("reading {}", at.display()))? {
-        let path = entry?.path();
-        if path.is_dir() {
-            if path.file_name().is_some_and(|name| name != "target") {
-                collect(root, &path, into)?;
-            }
-        } else if path.extension().and_then(|e| e.to_str()).is_some_and(|kind| SOURCE_KINDS.contains(&kind)) {
-            let name = path.strip_prefix(root)?.to_string_lossy().replace('\\', "/");
-            into.insert(name, fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
+    if at.is_dir() {
+        if at.file_name().is_some_and(|name| name == "target") {
+            return Ok(());
         }
+        for entry in fs::read_dir(at).with_context(|| format!("reading {}", at.display()))? {
+            collect(root, &entry?.path(), into)?;
+        }
+    } else if at.extension().and_then(|e| e.to_str()).is_some_and(|kind| SOURCE_KINDS.contains(&kind)) {
+        let name = at.strip_prefix(root)?.to_string_lossy().replace('\\', "/");
+        into.insert(name, fs::read(at).with_context(|| format!("reading {}", at.display()))?);
     }
     Ok(())
 }
@@ -150,8 +152,8 @@ impl Toolchain {
         )
     }
 
-    /// Builds the package in `folder` in release mode into `target`.
-    pub(crate) fn cargo(&self, root: &Path, folder: &Path, target: &Path, arguments: &[&str]) -> Result<()> {
+    /// Builds the package in `folder` in release mode into `target`; returns the folder with its modules.
+    pub(crate) fn cargo(&self, root: &Path, folder: &Path, target: &Path, arguments: &[&str]) -> Result<PathBuf> {
         let mut command = match self {
             Self::Rustup => Command::new("cargo"),
             Self::Debian(linker) => {
@@ -180,6 +182,6 @@ impl Toolchain {
         }
         let status = command.status().context("starting cargo for wasm")?;
         ensure!(status.success(), "building {} for wasm failed ({status})", folder.display());
-        Ok(())
+        Ok(target.join(TARGET).join("release"))
     }
 }

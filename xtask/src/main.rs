@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod counter;
 mod guests;
 mod packages;
 mod test;
@@ -54,6 +55,8 @@ fn main() -> anyhow::Result<()> {
             for path in guests::build(&root, &root.join("target/guests"))? {
                 println!("{} {}", path.display(), std::fs::metadata(&path)?.len());
             }
+            let state = if counter::refresh(&root)? { "built and signed: commit it" } else { "as it should be" };
+            println!("examples/counter/counter.wasm {state}");
             Ok(())
         }
         Task::Bench { args } => {
