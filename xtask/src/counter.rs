@@ -131,7 +131,8 @@ mod tests {
     fn every_way_to_drift_is_noticed() {
         let other = KeyPair::from_entropy(KeyKind::Account, [5; 32]);
         let resigned = |bytes: Vec<u8>| claims::sign(&bytes, claims::peek(&bytes).unwrap().unwrap(), &other).unwrap();
-        let changes: [(&str, &dyn Fn(Vec<u8>) -> Vec<u8>, &str); 6] = [
+        type Change<'a> = &'a dyn Fn(Vec<u8>) -> Vec<u8>;
+        let changes: [(&str, Change<'_>, &str); 6] = [
             ("src/lib.rs", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
             ("Cargo.lock", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
             ("counter.wasm", &|bytes| bytes[..bytes.len() - 1].to_vec(), "not the one that was built"),

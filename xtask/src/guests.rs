@@ -14,6 +14,7 @@ pub(crate) use crate::counter::check_drift;
 const TARGET: &str = "wasm32-unknown-unknown";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library";
 const DEBIAN_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/std";
 const LINKERS: [&str; 2] = ["/usr/bin/wasm-ld-22", "/usr/bin/wasm-ld"];
 /// Debian packages that together build components: file that shows a package is there, and the package.
@@ -173,7 +174,10 @@ impl Toolchain {
         let home = std::env::var_os("CARGO_HOME")
             .map(PathBuf::from)
             .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-        let mut flags = vec![format!("--remap-path-prefix={}=.", root.display())];
+        let mut flags = vec![
+            format!("--remap-path-prefix={}=.", root.display()),
+            format!("--remap-path-prefix={DEBIAN_LIBRARY}=rust"),
+        ];
         flags.extend(home.map(|home| format!("--remap-path-prefix={}=cargo", home.display())));
         command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
         for name in ["RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"]
