@@ -47,7 +47,8 @@ fn run(operation: &str, bucket: &Bucket, arguments: &[&str]) -> Result<Option<St
         },
         ("get-many", [keys]) => {
             let found = batch::get_many(bucket, &list(keys))?;
-            let line = |entry: Option<(String, Vec<u8>)>| entry.map_or("-".to_owned(), |(k, v)| format!("{k}={}", text(v)));
+            let line =
+                |entry: Option<(String, Vec<u8>)>| entry.map_or("-".to_owned(), |(k, v)| format!("{k}={}", text(v)));
             Some(found.into_iter().map(line).collect::<Vec<_>>().join("\n"))
         }
         ("set-many", [pairs]) => {

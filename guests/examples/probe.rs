@@ -2,8 +2,8 @@
 use guests::wasi::cli::{environment, stderr, stdout};
 use guests::wasi::clocks::monotonic_clock;
 use guests::wasi::config;
-use guests::wasi::http::types::{IncomingBody, OutgoingRequest, Scheme};
 use guests::wasi::http::outgoing_handler;
+use guests::wasi::http::types::{IncomingBody, OutgoingRequest, Scheme};
 use guests::wasi::io::streams::{OutputStream, StreamError};
 use guests::wasi::logging::logging;
 use guests::{Fields, Guest, IncomingRequest, OutgoingBody, ResponseOutparam, number, param, reply, start};
