@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::manifest::Severity;
 use crate::name::{AppName, ComponentName, TenantName};
 use crate::rules::route::{collide, hosts_overlap};
-use crate::rules::{self, Code, MAX_ARTIFACT, Unknown, Violation};
+use crate::rules::{self, Code, MAX_ARTIFACT, MAX_ROUTES, Unknown, Violation};
 use crate::tenant::TenantSettings;
 
 /// Everything that keeps `app` of tenant `owner` from being admitted; empty means it may run.
@@ -34,7 +34,7 @@ pub fn check(
     }
     let found = rules::check(app, &unknown, tenant);
     out.extend(found.into_iter().map(|f| f.violation).filter(|v| v.code.severity() == Severity::Error));
-    for route in &app.routes {
+    for route in app.routes.iter().take(MAX_ROUTES) {
         out.extend(routes.iter().find_map(|(tenant, other, taken)| contested(route, owner, tenant, other, taken)));
     }
     out
@@ -52,7 +52,7 @@ fn artifact(
     };
     if component.size > MAX_ARTIFACT {
         let message = format!("component `{name}` has {} bytes; at most {MAX_ARTIFACT}", component.size);
-        return Err(Violation::new(Code::ArtifactTooLarge, message));
+        return Err(Violation::new(Code::ArtifactTooLarge, message).help("build it for release"));
     }
     let what = if component.world != info.world {
         "another world"

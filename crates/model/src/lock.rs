@@ -9,9 +9,10 @@ use crate::World;
 use crate::app::{Link, LockedApp, LockedComponent, ProviderSpec, Route};
 use crate::component::{ComponentInfo, InspectError};
 use crate::digest::Digest;
-use crate::manifest::{Component, ComponentSource, Draft, Finding, Manifest, Related, Report, Severity, Spanned};
+use crate::limits::Limits;
+use crate::manifest::{Component, ComponentSource, Draft, Finding, Manifest, Related, Report, SettingEntry, Severity};
 use crate::name::{ComponentName, ProviderName};
-use crate::rules::{self, Code, Found, MAX_ARTIFACT, Subject, Unknown, Violation, provider, shown};
+use crate::rules::{self, Code, Found, LIMIT_FIELDS, MAX_ARTIFACT, Subject, Unknown, Violation, provider, shown};
 use crate::tenant::TenantSettings;
 use crate::unit::ByteSize;
 
@@ -191,7 +192,10 @@ fn assemble(manifest: &Manifest, artifacts: &Artifacts, tenant: &TenantSettings)
         routes: Vec::new(),
     };
     for (name, component) in &manifest.components {
-        app.components.insert(name.clone(), locked(component, artifacts.get(name).and_then(|a| a.as_ref().ok())));
+        app.components.insert(
+            name.clone(),
+            locked(component, artifacts.get(name).and_then(|a| a.as_ref().ok()), &tenant.ceilings),
+        );
         app.links.extend(component.links.iter().map(|link| Link {
             component: name.clone(),
             contract: link.contract.value.clone(),
@@ -224,7 +228,7 @@ fn resolve(name: &ProviderName, tenant: &TenantSettings) -> Option<ProviderSpec>
     provider::built_in(name.as_str()).or(own)
 }
 
-fn locked(component: &Component, facts: Option<&ArtifactFacts>) -> LockedComponent {
+fn locked(component: &Component, facts: Option<&ArtifactFacts>, ceilings: &Limits) -> LockedComponent {
     // Without facts there is an error already, and the rules look at the settings only.
     let info = facts.map(|f| &f.info);
     LockedComponent {
@@ -234,14 +238,24 @@ fn locked(component: &Component, facts: Option<&ArtifactFacts>) -> LockedCompone
         imports: info.map(|i| i.imports.clone()).unwrap_or_default(),
         exports: info.map(|i| i.exports.clone()).unwrap_or_default(),
         config: texts(&component.config),
-        limits: component.limits,
+        limits: limits(component, ceilings),
         reuse: component.reuse.as_ref().map(|r| r.value),
         allow_hosts: component.allow_hosts.iter().map(|h| h.value.clone()).collect(),
     }
 }
 
-fn texts(settings: &BTreeMap<String, Spanned<String>>) -> BTreeMap<String, String> {
-    settings.iter().map(|(key, value)| (key.clone(), value.value.clone())).collect()
+/// The component's limits; a default above the tenant's ceiling becomes the ceiling, since nobody asked for it.
+fn limits(component: &Component, ceilings: &Limits) -> Limits {
+    let mut limits = component.limits;
+    for field in LIMIT_FIELDS.iter().filter(|field| !component.limit_spans.contains_key(field.name)) {
+        let value = (field.get)(&limits).min((field.get)(ceilings));
+        (field.set)(&mut limits, value);
+    }
+    limits
+}
+
+fn texts(settings: &BTreeMap<String, SettingEntry>) -> BTreeMap<String, String> {
+    settings.iter().map(|(key, value)| (key.clone(), value.value.value.clone())).collect()
 }
 
 fn place(manifest: &Manifest, found: Found) -> Finding {
@@ -256,6 +270,7 @@ fn place(manifest: &Manifest, found: Found) -> Finding {
 fn span_of(manifest: &Manifest, subject: &Subject) -> Range<usize> {
     let links = || manifest.components.values().flat_map(|c| &c.links);
     let component = |name: &ComponentName| manifest.components.get(name);
+    let provider = |name: &ProviderName| manifest.providers.get(name);
     let span = match subject {
         Subject::App => None,
         Subject::Version => manifest.version.as_ref().map(|v| v.span.clone()),
@@ -263,21 +278,36 @@ fn span_of(manifest: &Manifest, subject: &Subject) -> Range<usize> {
         Subject::Artifact(name) => component(name).map(|c| c.source.span.clone()),
         Subject::Limit(name, limit) => component(name).map(|c| c.limit_spans.get(limit).unwrap_or(&c.span).clone()),
         Subject::Reuse(name) => component(name).map(|c| c.reuse.as_ref().map_or(&c.span, |r| &r.span).clone()),
-        Subject::Config(name, key) => component(name).map(|c| c.config.get(key).map_or(&c.span, |v| &v.span).clone()),
+        Subject::Config(name, key) => {
+            component(name).map(|c| c.config.get(key).map_or(&c.span, |v| &v.value.span).clone())
+        }
         Subject::AllowHost(name, index) => {
             component(name).map(|c| c.allow_hosts.get(*index).map_or(&c.span, |h| &h.span).clone())
         }
         Subject::Link(index) => links().nth(*index).map(|l| l.span.clone()),
         Subject::LinkProvider(index) => links().nth(*index).map(|l| l.provider.span.clone()),
-        Subject::LinkSetting(index, key) => {
-            links().nth(*index).map(|l| l.config.get(key).map_or(&l.span, |v| &v.span).clone())
+        Subject::LinkKey(index, key) => links().nth(*index).map(|l| key_of(&l.config, key).unwrap_or(&l.span).clone()),
+        Subject::LinkValue(index, key) => {
+            links().nth(*index).map(|l| value_of(&l.config, key).unwrap_or(&l.span).clone())
         }
-        Subject::Provider(name) => manifest.providers.get(name).map(|p| p.span.clone()),
-        Subject::ProviderSetting(name, key) => {
-            manifest.providers.get(name).map(|p| p.config.get(key).map_or(&p.span, |v| &v.span).clone())
+        Subject::Provider(name) => provider(name).map(|p| p.span.clone()),
+        Subject::ProviderKey(name, key) => provider(name).map(|p| key_of(&p.config, key).unwrap_or(&p.span).clone()),
+        Subject::ProviderValue(name, key) => {
+            provider(name).map(|p| value_of(&p.config, key).unwrap_or(&p.span).clone())
+        }
+        Subject::RouteMethod(index, method) => {
+            manifest.routes.get(*index).map(|r| r.methods.get(*method).map_or(&r.span, |m| &m.span).clone())
         }
         Subject::Route(index) => manifest.routes.get(*index).map(|r| r.span.clone()),
         Subject::RouteComponent(index) => manifest.routes.get(*index).map(|r| r.component.span.clone()),
     };
     span.unwrap_or_else(|| manifest.name.span.clone())
+}
+
+fn key_of<'a>(settings: &'a BTreeMap<String, SettingEntry>, key: &str) -> Option<&'a Range<usize>> {
+    settings.get(key).map(|entry| &entry.key)
+}
+
+fn value_of<'a>(settings: &'a BTreeMap<String, SettingEntry>, key: &str) -> Option<&'a Range<usize>> {
+    settings.get(key).map(|entry| &entry.value.span)
 }

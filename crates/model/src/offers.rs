@@ -13,21 +13,30 @@ pub enum Offered {
     Track(u64, u64, u64),
     /// This version only: a draft.
     Exact(&'static str),
+    /// The package without a version.
+    Unversioned,
 }
 
 impl fmt::Display for Offered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Track(major, minor, _) => write!(f, "{major}.{minor}"),
+            Self::Track(major, minor, patch) => write!(f, "{major}.{minor}.{patch}"),
             Self::Exact(version) => f.write_str(version),
+            Self::Unversioned => f.write_str("none"),
         }
     }
 }
 
 impl Offered {
+    /// Whether `version` is of the same track: a release candidate of what is offered.
+    fn near(self, version: Option<&semver::Version>) -> bool {
+        matches!((self, version), (Self::Track(major, minor, _), Some(v)) if (v.major, v.minor) == (major, minor))
+    }
+
     /// Whether a component built against `version` can be served.
     pub fn accepts(self, version: Option<&semver::Version>) -> bool {
         match (self, version) {
+            (Self::Unversioned, version) => version.is_none(),
             (_, None) => false,
             (Self::Track(major, minor, _), Some(v)) => v.major == major && v.minor == minor && v.pre.is_empty(),
             (Self::Exact(text), Some(v)) => v.to_string() == text,
@@ -107,7 +116,9 @@ pub const OFFERS: &[Offer] = &[
     free("wasi:filesystem", P3, &["types", "preopens"]),
     free("wasi:sockets", P3, &["types", "ip-name-lookup"]),
     free("wasi:config", Offered::Exact("0.2.0-rc.1"), &["store"]),
+    free("wasi:config", Offered::Exact("0.2.0-draft"), &["store", "runtime"]),
     free("wasi:logging", Offered::Exact("0.1.0-draft"), &["logging"]),
+    free("wasi:logging", Offered::Unversioned, &["logging"]),
     Offer {
         contract: "wasi:keyvalue",
         version: Offered::Exact("0.2.0-draft"),
@@ -133,18 +144,22 @@ pub enum Lookup {
 /// Looks an import up.
 pub fn lookup(import: &InterfaceId) -> Lookup {
     let contract = import.contract.to_string();
-    let mut other = None;
-    for offer in OFFERS.iter().filter(|o| o.contract == contract && o.interfaces.contains(&&*import.interface)) {
-        if offer.version.accepts(import.version.as_ref()) {
-            return Lookup::Offered { by_link: offer.by_link };
-        }
-        // The version of the same minor track is the better answer; else the first, which is the older and wider one.
-        let same_track = matches!((offer.version, &import.version), (Offered::Track(a, b, _), Some(v)) if (a, b) == (v.major, v.minor));
-        if other.is_none() || same_track {
-            other = Some(offer.version);
-        }
+    let interface = import.interface.as_str();
+    let mut offers = OFFERS.iter().filter(|o| o.contract == contract && o.interfaces.contains(&interface));
+    match offers.clone().find(|o| o.version.accepts(import.version.as_ref())) {
+        Some(offer) => Lookup::Offered { by_link: offer.by_link },
+        None => match offers.clone().find(|o| o.version.near(import.version.as_ref())).or_else(|| offers.next()) {
+            Some(offer) => Lookup::OtherVersion(offer.version),
+            None => Lookup::Unknown,
+        },
     }
-    other.map_or(Lookup::Unknown, Lookup::OtherVersion)
+}
+
+/// The versions in which an interface is offered, whatever version the import has.
+pub fn versions(import: &InterfaceId) -> Vec<Offered> {
+    let contract = import.contract.to_string();
+    let interface = import.interface.as_str();
+    OFFERS.iter().filter(|o| o.contract == contract && o.interfaces.contains(&interface)).map(|o| o.version).collect()
 }
 
 /// Whether an export makes a component answer HTTP.

@@ -10,6 +10,8 @@ pub(super) struct Field {
     pub(super) ty: Ty,
     pub(super) required: bool,
     pub(super) doc: &'static str,
+    /// For a key that must be there, a line that would do.
+    pub(super) example: &'static str,
 }
 
 /// What a value may be.
@@ -50,7 +52,7 @@ pub(super) enum Text {
 /// A table's keys.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// What it is, in findings: `an app`, `a route`.
+    /// What it is, in findings: `the manifest`, `a route`.
     pub(super) what: &'static str,
     /// Keys that are always known.
     pub(super) fields: fn() -> Vec<Field>,
@@ -92,6 +94,7 @@ impl Ty {
     pub(super) fn expected(self) -> String {
         match self {
             Self::Text(text) => text.expected().to_owned(),
+            Self::Integer(min, max) if min == max => format!("the number {min}, without quotes"),
             Self::Integer(min, max) => format!("a whole number from {min} to {max}, without quotes"),
             Self::Table(table) => {
                 let keys: Vec<&str> = (table.fields)().iter().map(|f| f.name).take(4).collect();
@@ -104,27 +107,33 @@ impl Ty {
     }
 }
 
-const fn required(name: &'static str, ty: Ty, doc: &'static str) -> Field {
-    Field { name, ty, required: true, doc }
+const fn required(name: &'static str, ty: Ty, example: &'static str, doc: &'static str) -> Field {
+    Field { name, ty, required: true, doc, example }
 }
 
 const fn optional(name: &'static str, ty: Ty, doc: &'static str) -> Field {
-    Field { name, ty, required: false, doc }
+    Field { name, ty, required: false, doc, example: "" }
 }
 
 /// The whole file.
 pub(super) static APP: Table = Table {
-    what: "an app",
+    what: "the manifest",
     fields: || {
         vec![
-            required("schema", Ty::Integer(1, 1), "Version of this format."),
+            required("schema", Ty::Integer(1, 1), "schema = 1", "Version of this format."),
             required(
                 "name",
                 Ty::Text(Text::Name),
+                "name = \"counter\"",
                 "The app's name: `a-z`, `0-9` and inner hyphens, at most 40 characters.",
             ),
             optional("version", Ty::Text(Text::Any), "Your own version text; shown, not interpreted."),
-            required("components", Ty::Map(Text::Name, &COMPONENT_TY), "The app's components by name."),
+            required(
+                "components",
+                Ty::Map(Text::Name, &COMPONENT_TY),
+                "[components.<name>]` with `source = \"<file>.wasm\"",
+                "The app's components by name.",
+            ),
             optional(
                 "providers",
                 Ty::Map(Text::Name, &PROVIDER_TY),
@@ -140,7 +149,12 @@ static COMPONENT: Table = Table {
     what: "a component",
     fields: || {
         vec![
-            required("source", SOURCE_TY, "A file inside the app's folder, or `{ oci = … }`."),
+            required(
+                "source",
+                SOURCE_TY,
+                "source = \"counter.wasm\"",
+                "A file inside the app's folder, or `{ oci = … }`.",
+            ),
             optional("links", Ty::Map(Text::Contract, &LINK_VALUE), "Which provider answers which contract."),
             optional(
                 "config",
@@ -169,7 +183,14 @@ static COMPONENT: Table = Table {
 
 static OCI: Table = Table {
     what: "a component's source",
-    fields: || vec![required("oci", Ty::Text(Text::Oci), "`registry/repository[:tag]@sha256:<digest>`.")],
+    fields: || {
+        vec![required(
+            "oci",
+            Ty::Text(Text::Oci),
+            "oci = \"registry.example/counter@sha256:…\"",
+            "`registry/repository[:tag]@sha256:<digest>`.",
+        )]
+    },
     settings: Settings::None,
 };
 
@@ -183,7 +204,7 @@ static LINK: Table = Table {
     what: "a link",
     fields: || {
         vec![
-            required("provider", Ty::Text(Text::Name), "The provider that answers."),
+            required("provider", Ty::Text(Text::Name), "provider = \"embedded\"", "The provider that answers."),
             optional(
                 "label",
                 Ty::Text(Text::Name),
@@ -219,6 +240,7 @@ static REUSE: Table = Table {
             required(
                 "requests",
                 Ty::Integer(1, crate::rules::MAX_REUSE_REQUESTS as i64),
+                "requests = 1000",
                 "Calls after which the instance is replaced.",
             ),
             optional(
@@ -233,7 +255,9 @@ static REUSE: Table = Table {
 
 static PROVIDER: Table = Table {
     what: "a provider",
-    fields: || vec![required("type", Ty::Text(Text::ProviderKind), "Which implementation.")],
+    fields: || {
+        vec![required("type", Ty::Text(Text::ProviderKind), "type = \"keyvalue-redis\"", "Which implementation.")]
+    },
     settings: Settings::OfProvider,
 };
 
@@ -241,10 +265,15 @@ static ROUTE: Table = Table {
     what: "a route",
     fields: || {
         vec![
-            required("host", Ty::Text(Text::Host), "Lower-case host name without port, or `*.suffix`."),
+            required(
+                "host",
+                Ty::Text(Text::Host),
+                "host = \"shop.example.com\"",
+                "Lower-case host name without port, or `*.suffix`.",
+            ),
             optional("path", Ty::Text(Text::RoutePath), "Path prefix on segment borders; `/` where absent."),
             optional("methods", Ty::List(&Ty::Text(Text::Method)), "Methods; all where absent."),
-            required("component", Ty::Text(Text::Name), "The component that answers."),
+            required("component", Ty::Text(Text::Name), "component = \"counter\"", "The component that answers."),
         ]
     },
     settings: Settings::None,

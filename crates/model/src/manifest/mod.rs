@@ -4,6 +4,7 @@
 //! Text ─▶ [`shape`] (every table against its field table) ─▶ [`read`] (typed values) ─▶ `crate::lock` (the rules)
 
 mod fields;
+mod hints;
 mod read;
 mod report;
 mod schema;
@@ -18,7 +19,9 @@ use std::sync::Arc;
 pub use read::Draft;
 pub use report::{Finding, Related, Report, Severity, Source};
 pub use schema::json_schema;
-pub use types::{Component, ComponentSource, LinkEntry, Manifest, OciReference, Provider, RouteEntry, Spanned};
+pub use types::{
+    Component, ComponentSource, LinkEntry, Manifest, OciReference, Provider, RouteEntry, SettingEntry, Spanned,
+};
 
 /// The version of the format that this program reads.
 pub const SCHEMA: i64 = 1;
@@ -34,7 +37,7 @@ pub fn parse(text: &str, file: &str) -> Result<Manifest, Report> {
 
 /// Reads as much of a manifest as can be read, and keeps what is wrong with the rest.
 pub fn draft(text: &str, file: &str) -> Draft {
-    read::draft(Arc::new(Source { file: file.to_owned(), text: text.to_owned() }))
+    read::draft(Arc::new(Source::new(file, text)))
 }
 
 /// Collects findings of one source.

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use toml::Spanned as TomlSpanned;
 use toml::de::{DeTable, DeValue};
 
+use super::hints::{duration_help, size_help, suggested_name};
 use super::report::{Finding, Report, Severity, Source};
-use super::types::{Component, LinkEntry, Manifest, Provider, RouteEntry, Spanned};
+use super::types::{Component, LinkEntry, Manifest, Provider, RouteEntry, SettingEntry, Spanned};
 use super::{Findings, SCHEMA, fields, shape, source, syntax};
 use crate::app::{ProviderKind, Reuse};
 use crate::interface::ContractId;
@@ -18,7 +19,8 @@ use crate::limits::Limits;
 use crate::name::{AppName, ComponentName, Label, NameError, ProviderName};
 use crate::rules::route::{check_host, check_method, check_path};
 use crate::rules::{
-    Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, Unknown, Violation, allow_host, provider, shown,
+    Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, MAX_REUSE_REQUESTS, Unknown, Violation, allow_host,
+    provider, shown,
 };
 use crate::unit::{ByteSize, Millis};
 
@@ -72,6 +74,7 @@ fn read(source: &Arc<Source>, out: &mut Findings<'_>, unknown: &mut Unknown) -> 
         return None;
     }
     shape::table(doc, &fields::APP, "", &(0..0), out);
+    unknown.all_components = doc.get("components").is_none_or(|c| !c.get_ref().is_table());
     let mut reader = Reader { out, unknown };
     let name = reader.name::<AppName>(doc.get("name"));
     let version = text(doc.get("version")).map(|v| Spanned { value: v.value.to_owned(), span: v.span });
@@ -181,11 +184,8 @@ impl Reader<'_, '_> {
         let (limits, limit_spans) = self.limits(table(doc.get("limits")));
         let reuse = self.reuse(doc.get("reuse"));
         let links = self.links(table(doc.get("links")), &name.value);
-        let allow_hosts = list(doc.get("allow-hosts"))
-            .filter_map(|item| {
-                self.checked(text(Some(item)), |host| host.parse::<allow_host::AllowedHost>().map(|_| ()))
-            })
-            .collect();
+        let allow_hosts =
+            list(doc.get("allow-hosts")).filter_map(|item| self.checked(text(Some(item)), allow_host::check)).collect();
         let source = source::read(doc.get("source")?, self.out)?;
         let config = settings(table(doc.get("config")), &[]);
         Some(Component { span: name.span.clone(), source, config, limits, limit_spans, reuse, allow_hosts, links })
@@ -236,6 +236,8 @@ impl Reader<'_, '_> {
             None => Some(DEFAULT_IDLE),
         };
         let requests = u32::try_from(integer(doc.get("requests")?)?).ok()?;
+        // Outside this range the first pass has spoken.
+        let requests = (1..=MAX_REUSE_REQUESTS).contains(&requests).then_some(requests)?;
         Some(Spanned { value: Reuse { requests, idle: idle? }, span })
     }
 
@@ -354,51 +356,14 @@ fn list<'a, 'i>(value: Value<'a, 'i>) -> impl Iterator<Item = &'a TomlSpanned<De
 }
 
 /// The texts of a table, but for the keys in `not`.
-fn settings(doc: Option<&DeTable<'_>>, not: &[&str]) -> BTreeMap<String, Spanned<String>> {
+fn settings(doc: Option<&DeTable<'_>>, not: &[&str]) -> BTreeMap<String, SettingEntry> {
     doc.into_iter()
         .flatten()
         .filter(|(key, _)| !not.contains(&key.get_ref().as_ref()))
         .filter_map(|(key, value)| {
             let Spanned { value, span } = text(Some(value))?;
-            Some((key.get_ref().to_string(), Spanned { value: value.to_owned(), span }))
+            let value = Spanned { value: value.to_owned(), span };
+            Some((key.get_ref().to_string(), SettingEntry { key: key.span(), value }))
         })
         .collect()
-}
-
-/// The name that `written` would be if it kept to the alphabet.
-fn suggested_name(written: &str) -> Option<String> {
-    let name: String = written
-        .to_ascii_lowercase()
-        .chars()
-        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
-        .take(crate::name::MAX_NAME)
-        .collect();
-    let name = name.trim_matches('-');
-    (name.chars().any(|c| c != '-') && written.is_ascii()).then(|| name.to_owned())
-}
-
-fn size_help(written: &str) -> String {
-    let digits: String = written.chars().take_while(char::is_ascii_digit).take(12).collect();
-    let unit = written.trim_start_matches(|c: char| c.is_ascii_digit()).trim().to_ascii_lowercase();
-    let unit = match unit.as_str() {
-        "" | "b" => "B",
-        "k" | "kb" | "kib" => "KiB",
-        "m" | "mb" | "mib" => "MiB",
-        "g" | "gb" | "gib" => "GiB",
-        _ => return "for example \"64MiB\"".to_owned(),
-    };
-    if digits.is_empty() { "for example \"64MiB\"".to_owned() } else { format!("did you mean \"{digits}{unit}\"?") }
-}
-
-fn duration_help(written: &str) -> String {
-    let digits: String = written.chars().take_while(char::is_ascii_digit).take(12).collect();
-    let unit = written.trim_start_matches(|c: char| c.is_ascii_digit()).trim().to_ascii_lowercase();
-    let unit = match unit.as_str() {
-        "ms" | "msec" | "millis" | "milliseconds" => "ms",
-        "s" | "sec" | "secs" | "second" | "seconds" => "s",
-        "m" | "min" | "mins" | "minutes" => "m",
-        "h" | "hour" | "hours" => "h",
-        _ => return "for example \"200ms\" or \"10s\"".to_owned(),
-    };
-    if digits.is_empty() { "for example \"200ms\"".to_owned() } else { format!("did you mean \"{digits}{unit}\"?") }
 }

@@ -16,15 +16,24 @@ pub struct Source {
     pub file: String,
     /// Its whole text.
     pub text: String,
+    /// Where each line begins, bytes.
+    lines: Vec<usize>,
 }
 
 impl Source {
+    /// A file's name and text.
+    pub fn new(file: impl Into<String>, text: impl Into<String>) -> Self {
+        let text = text.into();
+        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { file: file.into(), text, lines }
+    }
+
     /// Line and column (in characters) of a byte offset, both counted from 1.
     pub fn position(&self, offset: usize) -> (usize, usize) {
-        let before = self.text.get(..self.floor(offset)).unwrap_or_default();
-        let line = before.matches('\n').count() + 1;
-        let start = before.rfind('\n').map_or(0, |at| at + 1);
-        (line, before.get(start..).unwrap_or_default().chars().count() + 1)
+        let offset = self.floor(offset);
+        let line = self.lines.partition_point(|start| *start <= offset).max(1);
+        let start = self.lines.get(line - 1).copied().unwrap_or_default();
+        (line, self.text.get(start..offset).unwrap_or_default().chars().count() + 1)
     }
 
     fn floor(&self, offset: usize) -> usize {
@@ -35,8 +44,10 @@ impl Source {
         at
     }
 
-    fn line(&self, number: usize) -> &str {
-        self.text.lines().nth(number.saturating_sub(1)).unwrap_or_default()
+    /// A line by its number, from 1.
+    pub fn line(&self, number: usize) -> &str {
+        let start = self.lines.get(number.saturating_sub(1)).copied().unwrap_or(self.text.len());
+        self.text.get(start..).and_then(|rest| rest.lines().next()).unwrap_or_default()
     }
 }
 
@@ -141,8 +152,16 @@ impl Report {
     pub(crate) fn new(source: Arc<Source>, mut findings: Vec<Finding>) -> Self {
         findings.sort_by_key(|f| (f.span.start, f.severity));
         findings.dedup();
-        let named = NamedSource::new(&source.file, source.text.clone()).with_language("TOML");
+        // What is shown of the file must not carry a password into a terminal's history or a build's log.
+        let text = crate::rules::masked(&source.text);
+        let source = Arc::new(Source::new(source.file.as_str(), text.as_str()));
+        let named = NamedSource::new(&source.file, text).with_language("TOML");
         Self { findings, source, named }
+    }
+
+    /// The text of the manifest, with the secrets of URLs masked.
+    pub fn text(&self) -> &str {
+        &self.source.text
     }
 
     /// How many findings stop a deploy.
@@ -172,14 +191,14 @@ impl Report {
         };
         let _ = writeln!(out, "{word}[{}]: {}", finding.code, finding.message);
         let _ = writeln!(out, "  --> {}:{}:{}", finding.file, finding.line, finding.column);
-        let line = self.source.line(finding.line);
+        let (line, column) = window(self.source.line(finding.line), finding.column);
         let gutter = finding.line.to_string();
         let pad = " ".repeat(gutter.len());
         if !line.trim().is_empty() {
-            let lead: String =
-                line.chars().take(finding.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+            let lead: String = line.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
             let spanned = self.source.text.get(finding.span.clone()).unwrap_or_default();
-            let width = spanned.lines().next().unwrap_or_default().chars().count().max(1);
+            let width = spanned.lines().next().unwrap_or_default().chars().count();
+            let width = width.clamp(1, (line.chars().count() + 1).saturating_sub(column).max(1));
             let _ = writeln!(out, "{pad} |\n{gutter} | {line}\n{pad} | {lead}{}", "^".repeat(width));
         }
         for related in &finding.related {
@@ -191,6 +210,21 @@ impl Report {
         }
         out.push('\n');
     }
+}
+
+/// The widest line that is shown whole, characters.
+const WIDTH: usize = 160;
+
+/// A line, cut around `column` where it is too long to be shown; and the column in what is left.
+fn window(line: &str, column: usize) -> (String, usize) {
+    if line.chars().count() <= WIDTH {
+        return (line.to_owned(), column);
+    }
+    let start = column.saturating_sub(WIDTH / 4);
+    let (lead, skip) = if start > 1 { ("…", start - 1) } else { ("", 0) };
+    let shown: String = line.chars().skip(skip).take(WIDTH - 2).collect();
+    let tail = if skip + WIDTH - 2 < line.chars().count() { "…" } else { "" };
+    (format!("{lead}{shown}{tail}"), column - skip + lead.chars().count())
 }
 
 fn count(n: usize, noun: &str) -> String {

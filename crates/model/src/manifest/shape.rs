@@ -26,9 +26,9 @@ pub(super) fn table(doc: &DeTable<'_>, shape: &Table, path: &str, span: &Range<u
         }
     }
     for field in fields.iter().filter(|f| f.required && !doc.contains_key(f.name)) {
-        let place = if path.is_empty() { String::new() } else { format!(" `{path}`") };
+        let place = if path.is_empty() { String::new() } else { format!(" (`{path}`)") };
         let message = format!("{}{place} has no `{}`", shape.what, field.name);
-        let help = format!("add `{}`: {}", field.name, field.ty.expected());
+        let help = format!("add `{}`", field.example);
         out.add(span.clone(), Violation::new(Code::MissingField, message).help(help));
     }
 }
@@ -47,8 +47,8 @@ pub(super) fn check(value: &DeValue<'_>, ty: Ty, path: &str, span: &Range<usize>
         (DeValue::Table(inner), Ty::Table(shape)) => table(inner, shape, path, span, out),
         (DeValue::Table(inner), Ty::Map(_, ty)) => {
             for (key, value) in inner {
-                // A table header's own span is its last line; the key is where people look.
-                let place = if value.get_ref().is_table() { key.span() } else { value.span() };
+                // A table that is there only for the tables in it has no place of its own.
+                let place = if value.span().is_empty() { key.span() } else { value.span() };
                 check(value.get_ref(), *ty, &join(path, key.get_ref()), &place, out);
             }
         }
@@ -92,8 +92,8 @@ fn described(value: &DeValue<'_>) -> String {
 }
 
 fn unknown(key: &str, names: &[&str], what: &str, path: &str) -> Violation {
-    let place = if path.is_empty() { String::new() } else { format!(" in `{path}`") };
-    let message = format!("{what} has no key `{}`{place}", shown(key));
+    let place = if path.is_empty() { String::new() } else { format!(" (`{path}`)") };
+    let message = format!("`{}` is not a key of {what}{place}", shown(key));
     let help = match nearest(key, names.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("it has {}", list(names)),

@@ -41,7 +41,8 @@ fn path(text: &str) -> Result<String, Violation> {
         );
     }
     if text.contains('\\') || text.chars().any(char::is_control) {
-        return bad(format!("`{written}` has a `\\` or a control character"), "separate folders with `/`");
+        let help = format!("separate folders with `/`: write \"{}\"", shown(&text.replace('\\', "/")));
+        return bad(format!("`{written}` has a `\\` or a control character"), &help);
     }
     let drive = text.as_bytes().get(1) == Some(&b':');
     if text.starts_with('/') || text.starts_with('~') || drive {

@@ -24,12 +24,13 @@ pub(super) fn report(text: &str, errors: &[toml::de::Error], out: &mut Findings<
             Violation::new(Code::DuplicateKey, format!("`{}` is written twice", shown(key)))
                 .help("keep one of the two; everything of one table belongs under one header")
         } else {
-            let written = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
-            let violation = Violation::new(Code::TomlSyntax, format!("this is not TOML: {}", error.message()));
-            match advice(written) {
-                Some(help) => violation.help(help),
-                None => violation.help("put texts in quotes, and one `key = value` on each line"),
-            }
+            let written = out.source.line(line);
+            let bare = text.get(span.clone()).filter(|t| !t.is_empty() && error.message().contains("must be quoted"));
+            let help = match bare {
+                Some(bare) => format!("put it in quotes: \"{}\"", shown(bare)),
+                None => advice(written).unwrap_or_else(|| DEFAULT_ADVICE.to_owned()),
+            };
+            Violation::new(Code::TomlSyntax, format!("this is not TOML: {}", error.message())).help(help)
         };
         out.add(span, violation);
     }
@@ -52,25 +53,17 @@ fn place(text: &str, span: Option<Range<usize>>) -> Range<usize> {
 fn advice(line: &str) -> Option<String> {
     let line = line.trim();
     let (key, value) = line.split_once('=').map_or((line, ""), |(k, v)| (k.trim(), v.trim()));
+    if value.is_empty() && line.contains(':') && !line.starts_with('[') {
+        return Some("TOML separates key and value by `=`, not by `:`".to_owned());
+    }
     if key.contains(':') && !key.contains(['"', '\'']) {
         let key = key.trim_start_matches('[').trim_end_matches(']');
         return Some(format!("keys with `:` need quotes: write \"{}\"", shown(key)));
     }
-    if value.is_empty() && line.contains(':') && !line.starts_with('[') {
-        return Some("TOML separates key and value by `=`, not by `:`".to_owned());
-    }
     if line.starts_with('[') && !line.contains(']') {
         return Some("close the table's header with `]`".to_owned());
     }
-    let quotes = value.matches('"').count();
-    if quotes % 2 == 1 {
-        return Some("close the text with `\"`".to_owned());
-    }
-    let units = ["ms", "s", "m", "h", "B", "KiB", "MiB", "GiB"];
-    let unit = value.trim_start_matches(|c: char| c.is_ascii_digit());
-    if value.starts_with(|c: char| c.is_ascii_digit()) && units.contains(&unit) {
-        return Some(format!("put quantities in quotes: {key} = \"{}\"", shown(value)));
-    }
-    let bare = !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:".contains(c));
-    bare.then(|| format!("put texts in quotes: {} = \"{}\"", shown(key), shown(value)))
+    (value.matches('"').count() % 2 == 1).then(|| "close the text with `\"`".to_owned())
 }
+
+const DEFAULT_ADVICE: &str = "put texts in quotes, and one `key = value` on each line";

@@ -68,7 +68,7 @@ pub struct Component {
     /// Where the bytes come from.
     pub source: Spanned<ComponentSource>,
     /// Answers of `wasi:config`.
-    pub config: BTreeMap<String, Spanned<String>>,
+    pub config: BTreeMap<String, SettingEntry>,
     /// Limits, with the defaults for those not named.
     pub limits: Limits,
     /// Where each limit that is named is written.
@@ -79,6 +79,15 @@ pub struct Component {
     pub allow_hosts: Vec<Spanned<String>>,
     /// Links in the order of the file.
     pub links: Vec<LinkEntry>,
+}
+
+/// The value of a key that the user chose, or that depends on a provider type or contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingEntry {
+    /// Where the key is written.
+    pub key: Range<usize>,
+    /// The value.
+    pub value: Spanned<String>,
 }
 
 /// One link of a component.
@@ -93,7 +102,7 @@ pub struct LinkEntry {
     /// What answers.
     pub provider: Spanned<ProviderName>,
     /// Settings of the link.
-    pub config: BTreeMap<String, Spanned<String>>,
+    pub config: BTreeMap<String, SettingEntry>,
 }
 
 /// One provider an app declares.
@@ -104,7 +113,7 @@ pub struct Provider {
     /// Which implementation.
     pub kind: Spanned<ProviderKind>,
     /// Settings of the implementation; keys are checked by `lock`.
-    pub config: BTreeMap<String, Spanned<String>>,
+    pub config: BTreeMap<String, SettingEntry>,
 }
 
 /// One route of a manifest.

@@ -5,18 +5,21 @@ use std::collections::BTreeSet;
 use crate::app::{LockedApp, LockedComponent};
 use crate::name::ComponentName;
 use crate::offers;
-use crate::rules::allow_host::AllowedHost;
 use crate::rules::route::{check_host, check_method, check_path, collide};
 use crate::rules::{
-    Code, Found, MAX_ALLOW_HOSTS, MAX_COMPONENTS, MAX_CONFIG_ENTRIES, MAX_CONFIG_ENTRY, MAX_PROVIDERS, MAX_ROUTES,
-    MAX_VERSION, Subject, Unknown, Violation, imports, limits, links, provider, suggest,
+    Code, Found, MAX_ALLOW_HOSTS, MAX_COMPONENTS, MAX_CONFIG_ENTRIES, MAX_CONFIG_ENTRY, MAX_LINKS, MAX_PROVIDERS,
+    MAX_ROUTES, MAX_VERSION, Subject, Unknown, Violation, allow_host, imports, limits, links, list, provider, shown,
+    suggest,
 };
 use crate::tenant::TenantSettings;
 
 /// Everything that is wrong with `app`, but for what is `unknown`.
 pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec<Found> {
     let mut out = Vec::new();
-    sizes(app, unknown, &mut out);
+    // Beyond the bounds nothing is looked at one by one: comparing takes time that grows faster than the app.
+    if !sizes(app, unknown, &mut out) {
+        return out;
+    }
     for (name, component) in &app.components {
         limits::check(name, component, &tenant.ceilings, &mut out);
         config(name, component, &mut out);
@@ -31,8 +34,9 @@ pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec
     out
 }
 
-fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
-    if app.components.is_empty() && unknown.components.is_empty() {
+fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) -> bool {
+    let mut bounded = true;
+    if app.components.is_empty() && unknown.components.is_empty() && !unknown.all_components {
         let violation = Violation::new(Code::NoComponents, format!("app `{}` has no components", app.name))
             .help("add `[components.<name>]` with `source = \"<file>.wasm\"`");
         out.push(Found::at(Subject::App, violation));
@@ -41,8 +45,10 @@ fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
         (app.components.len(), MAX_COMPONENTS, "components"),
         (app.providers.len(), MAX_PROVIDERS, "providers"),
         (app.routes.len(), MAX_ROUTES, "routes"),
+        (app.links.len(), MAX_LINKS, "links"),
     ] {
         if count > max {
+            bounded = false;
             let message = format!("an app has at most {max} {noun}, this one has {count}");
             let violation = Violation::new(Code::TooMany, message).help("split it into several apps");
             out.push(Found::at(Subject::App, violation));
@@ -59,6 +65,7 @@ fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
             Violation::new(Code::BadValue, message).help("shorten it, or leave it out"),
         ));
     }
+    bounded
 }
 
 fn config(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found>) {
@@ -89,10 +96,14 @@ fn allow_hosts(name: &ComponentName, component: &LockedComponent, out: &mut Vec<
             "component `{name}` names {} allowed hosts; at most {MAX_ALLOW_HOSTS}",
             component.allow_hosts.len()
         );
-        out.push(Found::at(Subject::Component(name.clone()), Violation::new(Code::TooMany, message)));
+        out.push(Found::at(
+            Subject::Component(name.clone()),
+            Violation::new(Code::TooMany, message)
+                .help("name a suffix such as `https://*.example.com` in place of many hosts"),
+        ));
     }
     for (index, host) in component.allow_hosts.iter().enumerate() {
-        if let Err(violation) = host.parse::<AllowedHost>() {
+        if let Err(violation) = allow_host::check(host) {
             out.push(Found::at(Subject::AllowHost(name.clone(), index), violation));
         }
     }
@@ -101,16 +112,11 @@ fn allow_hosts(name: &ComponentName, component: &LockedComponent, out: &mut Vec<
 fn routes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
     let names: Vec<&str> = app.components.keys().map(ComponentName::as_str).collect();
     for (index, route) in app.routes.iter().enumerate() {
-        let mut methods = BTreeSet::new();
-        let twice =
-            route.methods.iter().find(|m| !methods.insert(m.as_str())).map(|m| {
-                Violation::new(Code::RouteMethod, format!("method `{m}` is written twice")).help("remove one")
-            });
-        let bad = [check_host(&route.host).err(), check_path(&route.path).err(), twice];
-        let bad_methods = route.methods.iter().filter_map(|m| check_method(m).err());
-        out.extend(bad.into_iter().flatten().chain(bad_methods).map(|v| Found::at(Subject::Route(index), v)));
+        let bad = [check_host(&route.host).err(), check_path(&route.path).err()];
+        out.extend(bad.into_iter().flatten().map(|v| Found::at(Subject::Route(index), v)));
+        methods(index, &route.methods, out);
         match app.components.get(&route.component) {
-            None if unknown.components.contains(route.component.as_str()) => {}
+            None if unknown.all_components || unknown.components.contains(route.component.as_str()) => {}
             None => {
                 let message =
                     format!("the route to `{}` names a component that the app does not have", route.component);
@@ -127,7 +133,12 @@ fn routes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
             {
                 let message =
                     format!("component `{}` has a route and does not export an HTTP handler", route.component);
-                let help = "export `wasi:http/incoming-handler@0.2` or `wasi:http/handler@0.3` from the component, or remove the route";
+                let exports: Vec<String> = component.exports.iter().map(|e| shown(&e.to_string())).collect();
+                let exports: Vec<&str> = exports.iter().map(String::as_str).collect();
+                let has = if exports.is_empty() { "nothing".to_owned() } else { list(&exports) };
+                let help = format!(
+                    "export `wasi:http/incoming-handler` (WASI 0.2) or `wasi:http/handler` (WASI 0.3), or remove the route; the component exports {has}"
+                );
                 out.push(Found::at(
                     Subject::RouteComponent(index),
                     Violation::new(Code::RouteNoHttp, message).help(help),
@@ -144,5 +155,18 @@ fn routes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
                     .help("change host or path of one, or give both `methods` that do not overlap"),
             });
         }
+    }
+}
+
+fn methods(route: usize, methods: &[String], out: &mut Vec<Found>) {
+    let mut seen = BTreeSet::new();
+    for (index, method) in methods.iter().enumerate() {
+        let twice = Violation::new(Code::RouteMethod, format!("method `{}` is written twice", shown(method)));
+        let violation = match check_method(method) {
+            Err(violation) => violation,
+            Ok(()) if !seen.insert(method) => twice.help("remove one of the two"),
+            Ok(()) => continue,
+        };
+        out.push(Found::at(Subject::RouteMethod(route, index), violation));
     }
 }

@@ -29,11 +29,13 @@ pub(crate) fn check(
             }
             Lookup::Offered { .. } => {}
             Lookup::OtherVersion(offered) => {
+                let versions: Vec<String> = offers::versions(import).iter().map(ToString::to_string).collect();
                 let message = format!(
-                    "component `{name}` imports `{}`; the platform offers `{}/{}` in version {offered}",
+                    "component `{name}` imports `{}`; the platform offers `{}/{}` in version {}",
                     shown(&import.to_string()),
                     import.contract,
-                    import.interface
+                    import.interface,
+                    versions.join(" or ")
                 );
                 let help = format!("rebuild the component against `{}@{offered}`", import.contract);
                 out.push(at(name, Violation::new(Code::ImportVersion, message).help(help)));

@@ -75,17 +75,17 @@ macro_rules! field {
 /// The limits a manifest may set. `stack` is not among them: all components of a host share the engine that fixes it.
 pub const LIMIT_FIELDS: &[LimitField] = &[
     field!("cpu", Duration, 10, cpu.0, "CPU time of one call, in steps of 10 ms"),
-    field!("wall", Duration, 10, wall.0, "wall time of one call, from the request head to the end of the response"),
-    field!("memory", Size, 64 * 1024, memory.0, "linear memory of one instance, all memories together"),
-    field!("table-elements", Count, 1, table_elements, "elements in all tables of one instance"),
-    field!("handles", Count, 16, handles, "resource handles one instance holds at once"),
-    field!("hostcall-copy", Size, 4096, hostcall_copy.0, "bytes one host call may copy out of the guest"),
-    field!("request-body", Size, 0, request_body.0, "bytes of one request body"),
-    field!("response-body", Size, 0, response_body.0, "bytes of one response body"),
-    field!("concurrency", Count, 1, concurrency, "calls that run at once on one host; one more is answered 503"),
-    field!("subrequests", Count, 0, subrequests, "outgoing requests one call may make"),
-    field!("log-per-call", Size, 0, log_per_call.0, "bytes one call may log; the rest is dropped and counted"),
-    field!("log-rate", Size, 0, log_rate.0, "bytes a second the component may log on one host"),
+    field!("wall", Duration, 10, wall.0, "Wall time of one call, from the request head to the end of the response"),
+    field!("memory", Size, 64 * 1024, memory.0, "Linear memory of one instance, all memories together"),
+    field!("table-elements", Count, 1, table_elements, "Elements in all tables of one instance"),
+    field!("handles", Count, 16, handles, "Resource handles one instance holds at once"),
+    field!("hostcall-copy", Size, 4096, hostcall_copy.0, "Bytes one host call may copy out of the guest"),
+    field!("request-body", Size, 0, request_body.0, "Bytes of one request body"),
+    field!("response-body", Size, 0, response_body.0, "Bytes of one response body"),
+    field!("concurrency", Count, 1, concurrency, "Calls that run at once on one host; one more is answered 503"),
+    field!("subrequests", Count, 0, subrequests, "Outgoing requests one call may make"),
+    field!("log-per-call", Size, 0, log_per_call.0, "Bytes one call may log; the rest is dropped and counted"),
+    field!("log-rate", Size, 0, log_rate.0, "Bytes a second the component may log on one host"),
 ];
 
 /// Checks the limits of one component against its tenant's ceilings.

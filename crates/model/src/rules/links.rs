@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::app::{Link, LockedApp};
 use crate::offers;
 use crate::rules::provider::{Setting, answering};
-use crate::rules::{Code, Found, MAX_LINKS, Subject, Unknown, Violation, list, shown, suggest};
+use crate::rules::{Code, Found, Subject, Unknown, Violation, list, shown, suggest};
 
 /// The settings of a link of a contract.
 pub fn settings(contract: &str) -> &'static [Setting] {
@@ -25,10 +25,6 @@ const MAX_SETTING: usize = 256;
 
 /// Checks every link of an app.
 pub(crate) fn check(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
-    if app.links.len() > MAX_LINKS {
-        let message = format!("an app has at most {MAX_LINKS} links, this one has {}", app.links.len());
-        out.push(Found::at(Subject::App, Violation::new(Code::TooMany, message)));
-    }
     let mut seen = BTreeMap::new();
     for (index, link) in app.links.iter().enumerate() {
         if let Some(first) = seen.insert((&link.component, &link.contract, &link.label), index) {
@@ -53,7 +49,7 @@ fn check_one(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown, out:
             "a link of `{}` belongs to component `{}`, which the app does not have",
             link.contract, link.component
         );
-        out.push(Found::at(Subject::Link(index), Violation::new(Code::LinkComponent, message)));
+        out.push(Found::at(Subject::Link(index), Violation::new(Code::LinkComponent, message).help("remove the link")));
         return;
     };
     if !offers::is_by_link(&link.contract) {
@@ -127,14 +123,15 @@ fn check_provider(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown,
 fn check_settings(index: usize, link: &Link, out: &mut Vec<Found>) {
     let names: Vec<&str> = settings(&link.contract.to_string()).iter().map(|s| s.name).collect();
     for (key, value) in &link.config {
-        let subject = Subject::LinkSetting(index, key.clone());
         if !names.contains(&key.as_str()) {
             let message = format!("a link of `{}` has no setting `{}`", link.contract, shown(key));
             let known: Vec<&str> = ["label", "provider"].into_iter().chain(names.iter().copied()).collect();
             let help = suggest(key, &known, "what it has");
+            let subject = Subject::LinkKey(index, key.clone());
             out.push(Found::at(subject, Violation::new(Code::LinkSetting, message).help(help)));
         } else if value.is_empty() || value.len() > MAX_SETTING || value.chars().any(char::is_control) {
             let message = format!("the `{key}` of a link has 1 to {MAX_SETTING} characters and no control characters");
+            let subject = Subject::LinkValue(index, key.clone());
             out.push(Found::at(subject, Violation::new(Code::LinkSetting, message).help("shorten or remove it")));
         }
     }

@@ -91,14 +91,20 @@ pub enum Subject {
     Link(usize),
     /// The provider a link names.
     LinkProvider(usize),
-    /// One setting of a link.
-    LinkSetting(usize, String),
+    /// The key of one setting of a link.
+    LinkKey(usize, String),
+    /// The value of one setting of a link.
+    LinkValue(usize, String),
     /// A provider.
     Provider(ProviderName),
-    /// One setting of a provider.
-    ProviderSetting(ProviderName, String),
+    /// The key of one setting of a provider.
+    ProviderKey(ProviderName, String),
+    /// The value of one setting of a provider.
+    ProviderValue(ProviderName, String),
     /// A route, by index in [`crate::LockedApp::routes`].
     Route(usize),
+    /// One method of a route, by index.
+    RouteMethod(usize, usize),
     /// The component a route names.
     RouteComponent(usize),
 }
@@ -131,6 +137,8 @@ pub struct Unknown {
     pub components: BTreeSet<String>,
     /// Providers that are written and could not be read.
     pub providers: BTreeSet<String>,
+    /// Whether nothing is known of the components: their table is missing.
+    pub all_components: bool,
 }
 
 /// The entry of `known` that `written` was probably meant to be.
@@ -158,11 +166,55 @@ pub(crate) fn list(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// A text from outside as it may be shown: escaped, and cut after 80 characters.
+/// The text with user names and passwords of URLs replaced by asterisks, one for each byte, so that byte offsets stay.
+pub(crate) fn masked(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("://") {
+        out.push_str(before);
+        out.push_str("://");
+        let end = after.find(|c: char| c.is_whitespace() || c == '/' || c == '"' || c == '\'').unwrap_or(after.len());
+        let secret = after.get(..end).and_then(|authority| authority.rfind('@')).unwrap_or(0);
+        out.extend(std::iter::repeat_n('*', secret));
+        rest = after.get(secret..).unwrap_or_default();
+    }
+    out.push_str(rest);
+    out
+}
+
+/// A text from outside as it may be shown: without secrets, escaped, and cut after 80 characters.
 pub(crate) fn shown(text: &str) -> String {
+    let text = &masked(text);
     let mut out: String = text.chars().take(80).flat_map(char::escape_debug).collect();
     if text.chars().count() > 80 {
         out.push('…');
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_urls_are_masked_in_place() {
+        for (text, expected) in [
+            ("url = \"redis://app:pw@host/0\" # a@b", "url = \"redis://******@host/0\" # a@b"),
+            ("http://a/x@y https://u@b", "http://a/x@y https://*@b"),
+            ("://", "://"),
+            ("a://é@b", "a://**@b"),
+            ("no url", "no url"),
+        ] {
+            assert_eq!(masked(text), expected);
+            assert_eq!(masked(text).len(), text.len());
+        }
+    }
+
+    #[test]
+    fn only_what_is_near_is_suggested() {
+        assert_eq!(nearest("cahce", ["embedded", "cache"]), Some("cache"));
+        assert_eq!(nearest("allow_hosts", ["allow-hosts"]), Some("allow-hosts"));
+        assert_eq!(nearest("fuel", ["cpu", "wall"]), None);
+        assert_eq!(nearest("", ["a"]), Some("a"));
+    }
 }

@@ -127,19 +127,19 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
             suggest(key, &names, "its settings")
         };
         out.push(Found::at(
-            Subject::ProviderSetting(name.clone(), key.clone()),
+            Subject::ProviderKey(name.clone(), key.clone()),
             Violation::new(Code::ProviderSetting, message).help(help),
         ));
     }
     for setting in known.iter().filter(|s| s.required && !spec.config.contains_key(s.name)) {
         let message = format!("provider `{name}` of type `{kind}` has no `{}`", setting.name);
-        let help = format!("add `{} = \"{}\"`: {}", setting.name, setting.example, setting.doc);
+        let help = format!("add `{} = \"{}\"`, {}", setting.name, setting.example, setting.doc);
         out.push(Found::at(Subject::Provider(name.clone()), Violation::new(Code::ProviderSetting, message).help(help)));
     }
     if let (ProviderKind::KeyvalueRedis, Some(url)) = (spec.kind, spec.config.get("url"))
         && let Err(violation) = redis_url(url)
     {
-        out.push(Found::at(Subject::ProviderSetting(name.clone(), "url".to_owned()), violation));
+        out.push(Found::at(Subject::ProviderValue(name.clone(), "url".to_owned()), violation));
     }
 }
 

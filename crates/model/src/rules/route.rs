@@ -46,6 +46,9 @@ pub fn check_host(host: &str) -> Result<(), Violation> {
     let bad = |why: &str, help: String| {
         Err(Violation::new(Code::RouteHost, format!("host `{}` {why}", shown(host))).help(help))
     };
+    if host.is_empty() {
+        return bad("is empty", "write a host name such as `shop.example.com`".to_owned());
+    }
     if host == "*" {
         return bad(
             "would answer for every name",

@@ -1,0 +1,90 @@
+//! The documents say what the code does: their examples are read, their tables compared with the data behind them.
+
+use std::fs;
+use std::path::Path;
+
+use model::limits::Limits;
+use model::manifest::parse;
+use model::offers::OFFERS;
+use model::rules::{self, Code, LIMIT_FIELDS};
+use model::unit::ByteSize;
+
+fn page(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()))
+}
+
+/// Every row is in the page, and the page has no other row that starts like these.
+fn rows(name: &str, rows: &[String]) {
+    let page = page(name);
+    let missing: Vec<&String> = rows.iter().filter(|row| !page.lines().any(|line| line == row.as_str())).collect();
+    assert!(
+        missing.is_empty(),
+        "docs/{name} lacks\n{}",
+        missing.iter().map(|r| r.as_str()).collect::<Vec<_>>().join("\n")
+    );
+}
+
+#[test]
+fn every_code_is_documented() {
+    let codes: Vec<String> = Code::ALL
+        .iter()
+        .map(|code| format!("| `{code}` | {} | {} |", code.meaning(), format!("{:?}", code.severity()).to_lowercase()))
+        .collect();
+    rows("manifest.md", &codes);
+}
+
+#[test]
+fn every_offer_is_documented() {
+    let offers: Vec<String> = OFFERS
+        .iter()
+        .map(|offer| {
+            let interfaces: Vec<String> = offer.interfaces.iter().map(|i| format!("`{i}`")).collect();
+            let link = if offer.by_link { "yes" } else { "" };
+            format!("| `{}` | {} | {} | {link} |", offer.contract, offer.version, interfaces.join(", "))
+        })
+        .collect();
+    rows("manifest.md", &offers);
+}
+
+#[test]
+fn every_limit_is_documented() {
+    let (default, ceiling) = (Limits::default(), Limits::ceiling());
+    let limits: Vec<String> = LIMIT_FIELDS
+        .iter()
+        .map(|limit| {
+            let show = |limits: &Limits| limit.show((limit.get)(limits));
+            let floor = limit.show(limit.floor);
+            format!("| `{}` | {} | {} | {floor} | {} |", limit.name, show(&default), show(&ceiling), limit.doc)
+        })
+        .collect();
+    rows("limits.md", &limits);
+    assert!(page("limits.md").contains(&format!("is {} for every component", default.stack)));
+}
+
+#[test]
+fn every_bound_is_documented() {
+    let bounds = [
+        ("Manifest", ByteSize(rules::MAX_MANIFEST as u64).to_string()),
+        ("Artifact", ByteSize(rules::MAX_ARTIFACT).to_string()),
+        ("Components", rules::MAX_COMPONENTS.to_string()),
+        ("Providers", rules::MAX_PROVIDERS.to_string()),
+        ("Links", rules::MAX_LINKS.to_string()),
+        ("Routes", rules::MAX_ROUTES.to_string()),
+        ("Allowed hosts of a component", rules::MAX_ALLOW_HOSTS.to_string()),
+        ("Config entries of a component", rules::MAX_CONFIG_ENTRIES.to_string()),
+        ("A config entry, key and value together", ByteSize(rules::MAX_CONFIG_ENTRY as u64).to_string()),
+        ("Calls of one reused instance", rules::MAX_REUSE_REQUESTS.to_string()),
+    ];
+    rows("limits.md", &bounds.map(|(what, max)| format!("| {what} | {max} |")));
+}
+
+#[test]
+fn every_example_is_a_manifest() {
+    let page = page("manifest.md");
+    let examples: Vec<&str> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(examples.len() >= 2);
+    for example in examples {
+        parse(example, "docs/manifest.md").unwrap_or_else(|report| panic!("{}", report.render()));
+    }
+}
