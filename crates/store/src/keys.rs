@@ -8,16 +8,36 @@
 //! | `assigned/<node>/<t>/<a>` | [`Assignment`] | control |
 //! | `nodes/<node>` | [`NodeRecord`], leased | node |
 //! | `observed/<node>/<t>/<a>` | `AppObserved`, leased | node |
+//! | `served/<node>/<t>/<a>` | [`Served`], kept over restarts | node |
+
+use std::collections::BTreeMap;
 
 use model::app::{LockedApp, Revision};
+use model::claims::Claims;
 use model::observed::Reason;
-use model::{AppName, NodeName, TenantName};
+use model::{AppName, ComponentName, NodeName, TenantName};
 use serde::{Deserialize, Serialize};
 
-/// Which revision of an app is wanted. The head is the commit point of a deploy.
+/// Which revision of an app is wanted. The head is the commit point of a deploy. It outlives the app, so that the next
+/// app of that name goes on counting: a revision number never means two things.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The wanted revision.
+    pub revision: Revision,
+    /// The app was deleted; `revision` was its last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
+    /// The last deploys that came with an idempotency key, newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keyed: Vec<Keyed>,
+}
+
+/// A deploy that may be asked for again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keyed {
+    /// The caller's key.
+    pub key: String,
+    /// The revision it made.
     pub revision: Revision,
 }
 
@@ -35,6 +55,10 @@ pub struct RevisionRecord {
     pub message: Option<String>,
     /// The content.
     pub app: LockedApp,
+    /// What was vouched for when the revision was made, checked from the artifacts; components that are missing here
+    /// were unsigned. Kept so that trust can be judged again without reading the artifacts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub claims: BTreeMap<ComponentName, Claims>,
 }
 
 /// What a node is to run.
@@ -45,6 +69,14 @@ pub struct Assignment {
     /// Present: the app must not be served (claims expired or revoked); says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended: Option<Reason>,
+}
+
+/// The revision a node last moved the routes of an app to: what it serves again after a restart, before it tries
+/// anything newer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// The revision.
+    pub revision: Revision,
 }
 
 /// A node that is there.
@@ -109,6 +141,15 @@ pub fn assigned_to(n: &NodeName) -> String {
 /// A node's report of an app.
 pub fn observed(n: &NodeName, t: &TenantName, a: &AppName) -> String {
     format!("observed/{n}/{t}/{a}")
+}
+
+/// What a node last served of an app.
+pub fn served(n: &NodeName, t: &TenantName, a: &AppName) -> String {
+    format!("served/{n}/{t}/{a}")
+}
+/// Everything a node last served.
+pub fn served_by(n: &NodeName) -> String {
+    format!("served/{n}/")
 }
 
 /// The names in a key after its kind, for example `["local", "counter"]` of `apps/local/counter`.
