@@ -4,7 +4,13 @@
 //! acknowledged after it is on disk. One conformance suite runs over every backend.
 #![forbid(unsafe_code)]
 
+pub mod blobs;
+pub mod conformance;
+pub mod data;
+mod disk;
 pub mod keys;
+pub mod redb;
+mod seal;
 
 use std::time::Duration;
 

@@ -1,0 +1,201 @@
+//! Artifacts on disk by the digest of their content: `<dir>/sha256/<hex>`. A file under that name is always whole,
+//! because it is written elsewhere, synced, and renamed; and what is read is hashed again, because disks rot.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use model::Digest;
+
+use crate::disk::sync_dir;
+
+/// The prefix of files that are being written; no digest has it.
+const PARTIAL: &str = ".partial-";
+
+/// Why an artifact cannot be kept or had.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The bytes given do not hash to the digest given.
+    #[error("the bytes are {actual}, not {expected}: nothing was kept; send the artifact again")]
+    Mismatch { expected: Digest, actual: Digest },
+    /// There is no such artifact.
+    #[error("there is no artifact {0} on this machine: deploy it again")]
+    Missing(Digest),
+    /// The file on disk no longer hashes to its name.
+    #[error("the artifact file {path} is damaged (its content is {actual}): delete the file and deploy the app again")]
+    Damaged { path: String, actual: Digest },
+    /// The disk is full or read-only; nothing was kept.
+    #[error("the artifact folder {path} cannot be written: {cause}; free space or mount it writable, then retry")]
+    CannotWrite { path: String, cause: String },
+    /// The disk cannot be read.
+    #[error("{path} cannot be read: {cause}")]
+    CannotRead { path: String, cause: String },
+}
+
+/// A folder of artifacts. Cheap to clone; every method blocks on the disk, so async callers use `spawn_blocking`.
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    dir: Arc<Path>,
+    next: Arc<AtomicU64>,
+}
+
+impl Blobs {
+    /// Opens or makes `dir/sha256` and removes what an interrupted write left there.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, BlobError> {
+        let folder = dir.as_ref().join("sha256");
+        fs::create_dir_all(&folder).map_err(|e| cannot_write(&folder, &e))?;
+        sync_dir(dir.as_ref()).map_err(|e| cannot_write(dir.as_ref(), &e))?;
+        for entry in fs::read_dir(&folder).map_err(|e| cannot_read(&folder, &e))? {
+            let entry = entry.map_err(|e| cannot_read(&folder, &e))?;
+            if entry.file_name().to_string_lossy().starts_with(PARTIAL)
+                && let Err(e) = fs::remove_file(entry.path())
+            {
+                tracing::warn!(path = %entry.path().display(), error = %e, "cannot remove an unfinished artifact");
+            }
+        }
+        Ok(Self { dir: folder.into(), next: Arc::new(AtomicU64::new(0)) })
+    }
+
+    /// Keeps `bytes` under `digest` after checking that they are it. On return they are on disk.
+    pub fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), BlobError> {
+        let actual = Digest::of(bytes);
+        if actual != *digest {
+            return Err(BlobError::Mismatch { expected: *digest, actual });
+        }
+        // A whole file is kept as it is; a damaged one is replaced by the good bytes at hand.
+        if self.get(digest).is_ok() {
+            return Ok(());
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let partial = self.dir.join(format!("{PARTIAL}{}-{number}", std::process::id()));
+        let written = write_synced(&partial, bytes)
+            .and_then(|()| fs::rename(&partial, self.path(digest)))
+            .and_then(|()| sync_dir(&self.dir));
+        written.map_err(|e| {
+            // The partial file is of no use; where even removing it fails, the next open does it.
+            let _ = fs::remove_file(&partial);
+            cannot_write(&self.dir, &e)
+        })
+    }
+
+    /// The artifact's bytes, hashed again.
+    pub fn get(&self, digest: &Digest) -> Result<Bytes, BlobError> {
+        let path = self.path(digest);
+        let mut bytes = Vec::new();
+        match File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(BlobError::Missing(*digest)),
+            Err(e) => return Err(cannot_read(&path, &e)),
+        }
+        let actual = Digest::of(&bytes);
+        if actual != *digest {
+            return Err(BlobError::Damaged { path: path.display().to_string(), actual });
+        }
+        Ok(bytes.into())
+    }
+
+    /// Where the artifact is or would be.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(digest.hex())
+    }
+
+    /// Whether a file of that name is there; [`Blobs::get`] says whether it is whole.
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    /// Every artifact and its size in bytes, in order of digest.
+    pub fn list(&self) -> Result<Vec<(Digest, u64)>, BlobError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&*self.dir).map_err(|e| cannot_read(&self.dir, &e))? {
+            let entry = entry.map_err(|e| cannot_read(&self.dir, &e))?;
+            let Ok(digest) = format!("sha256:{}", entry.file_name().to_string_lossy()).parse() else { continue };
+            let size = entry.metadata().map_err(|e| cannot_read(&entry.path(), &e))?.len();
+            found.push((digest, size));
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Removes an artifact; no error when it is not there.
+    pub fn remove(&self, digest: &Digest) -> Result<(), BlobError> {
+        match fs::remove_file(self.path(digest)) {
+            Ok(()) => sync_dir(&self.dir).map_err(|e| cannot_write(&self.dir, &e)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(cannot_write(&self.dir, &e)),
+        }
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create_new(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> BlobError {
+    BlobError::CannotWrite { path: path.display().to_string(), cause: error.to_string() }
+}
+
+fn cannot_read(path: &Path, error: &io::Error) -> BlobError {
+    BlobError::CannotRead { path: path.display().to_string(), cause: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_is_had_and_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let digest = Digest::of(b"hello");
+        assert!(matches!(blobs.get(&digest), Err(BlobError::Missing(_))));
+        blobs.put(&digest, b"hello").unwrap();
+        blobs.put(&digest, b"hello").unwrap();
+        assert_eq!(blobs.get(&digest).unwrap(), "hello");
+        assert!(blobs.has(&digest));
+        assert_eq!(blobs.list().unwrap(), [(digest, 5)]);
+        blobs.remove(&digest).unwrap();
+        blobs.remove(&digest).unwrap();
+        assert!(!blobs.has(&digest));
+    }
+
+    #[test]
+    fn other_bytes_are_refused_and_leave_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let digest = Digest::of(b"hello");
+        assert!(matches!(blobs.put(&digest, b"hullo"), Err(BlobError::Mismatch { .. })));
+        assert_eq!(fs::read_dir(dir.path().join("sha256")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_by_path_and_healed_by_a_put() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let digest = Digest::of(b"hello");
+        blobs.put(&digest, b"hello").unwrap();
+        fs::write(blobs.path(&digest), b"hell").unwrap();
+        let error = blobs.get(&digest).unwrap_err();
+        assert!(matches!(error, BlobError::Damaged { .. }));
+        assert!(error.to_string().contains(&digest.hex()), "{error}");
+        blobs.put(&digest, b"hello").unwrap();
+        assert_eq!(blobs.get(&digest).unwrap(), "hello");
+    }
+
+    #[test]
+    fn unfinished_writes_are_swept_at_open_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        blobs.put(&Digest::of(b"kept"), b"kept").unwrap();
+        let partial = dir.path().join("sha256").join(format!("{PARTIAL}1-0"));
+        fs::write(&partial, b"half").unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        assert!(!partial.exists());
+        assert_eq!(blobs.list().unwrap().len(), 1);
+    }
+}

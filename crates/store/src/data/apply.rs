@@ -1,0 +1,227 @@
+//! What each operation does to the table. Nothing here waits, syncs or knows of callers.
+
+use std::ops::Bound;
+
+use ::redb::{ReadableTable, Table, TableDefinition};
+use model::{AppName, TenantName};
+
+use super::key::{self, Scope};
+use super::op::{Answer, Fault, MAX_BATCH, MAX_BYTES, MAX_LIST, MAX_VALUE, Op};
+use crate::disk::Fail;
+use crate::seal;
+
+/// All data of all tenants.
+pub(super) const DATA: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("data");
+
+/// What the writer does: one bucket's operation, or a purge.
+#[derive(Debug)]
+pub(super) enum Write {
+    Op(Scope, Op),
+    Purge(TenantName, AppName),
+}
+
+/// Refused for itself, or by the disk.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Fault(Fault),
+    Disk(Fail),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl<E: Into<Fail>> From<E> for Stop {
+    fn from(fail: E) -> Self {
+        Self::Disk(fail.into())
+    }
+}
+
+/// Whether the operation changes nothing.
+pub(super) fn is_read(op: &Op) -> bool {
+    matches!(op, Op::Get { .. } | Op::Exists { .. } | Op::ListKeys { .. } | Op::GetMany { .. })
+}
+
+/// Bytes an operation brings, for back-pressure.
+pub(super) fn weight(op: &Op) -> usize {
+    match op {
+        Op::Get { key } | Op::Delete { key } | Op::Exists { key } | Op::Increment { key, .. } => key.len(),
+        Op::Set { key, value } => key.len() + value.len(),
+        Op::CompareAndSet { key, expected, value } => key.len() + value.len() + expected.as_ref().map_or(0, Vec::len),
+        Op::ListKeys { .. } => 0,
+        Op::GetMany { keys } | Op::DeleteMany { keys } => keys.iter().map(String::len).sum(),
+        Op::SetMany { pairs } => pairs.iter().map(|(key, value)| key.len() + value.len()).sum(),
+    }
+}
+
+/// Refuses what is above a limit, before anything of the operation is done.
+pub(super) fn check(scope: &Scope, op: &Op) -> Result<(), Fault> {
+    let count = match op {
+        Op::Get { key } | Op::Delete { key } | Op::Exists { key } | Op::Increment { key, .. } => {
+            return scope.key(key).map(drop);
+        }
+        Op::Set { key, value } | Op::CompareAndSet { key, value, .. } => {
+            value_fits(key, value)?;
+            return scope.key(key).map(drop);
+        }
+        Op::ListKeys { cursor, .. } => return scope.key(cursor.as_deref().unwrap_or_default()).map(drop),
+        Op::GetMany { keys } | Op::DeleteMany { keys } => {
+            keys.iter().try_for_each(|key| scope.key(key).map(drop))?;
+            keys.len()
+        }
+        Op::SetMany { pairs } => {
+            for (key, value) in pairs {
+                scope.key(key)?;
+                value_fits(key, value)?;
+            }
+            pairs.len()
+        }
+    };
+    if count > MAX_BATCH {
+        return Err(Fault::TooLarge(format!("the batch has {count} keys; at most {MAX_BATCH} are allowed")));
+    }
+    let bytes = weight(op);
+    if bytes > MAX_BYTES {
+        return Err(Fault::TooLarge(format!("the batch has {bytes} bytes; at most {MAX_BYTES} are allowed")));
+    }
+    Ok(())
+}
+
+fn value_fits(key: &str, value: &[u8]) -> Result<(), Fault> {
+    if value.len() > MAX_VALUE {
+        let length = value.len();
+        return Err(Fault::TooLarge(format!(
+            "the value of `{key}` has {length} bytes; at most {MAX_VALUE} are allowed"
+        )));
+    }
+    Ok(())
+}
+
+/// An operation for which [`is_read`] holds.
+pub(super) fn read(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    scope: &Scope,
+    op: &Op,
+) -> Result<Answer, Stop> {
+    match op {
+        Op::Get { key } => Ok(Answer::Value(value_of(table, scope, key)?)),
+        Op::Exists { key } => Ok(Answer::Bool(table.get(scope.key(key)?.as_slice())?.is_some())),
+        Op::GetMany { keys } => {
+            let mut values = Vec::with_capacity(keys.len());
+            let mut bytes = 0;
+            for key in keys {
+                let value = value_of(table, scope, key)?;
+                bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+                if bytes > MAX_BYTES {
+                    return Err(Fault::TooLarge(format!(
+                        "the values asked for have more than {MAX_BYTES} bytes together; ask for fewer keys"
+                    ))
+                    .into());
+                }
+                values.push((key.clone(), value));
+            }
+            Ok(Answer::Values(values))
+        }
+        Op::ListKeys { cursor, limit } => list(table, scope, cursor.as_deref(), *limit),
+        _ => Err(Fail::Damaged("a write was asked of a reader".into()).into()),
+    }
+}
+
+fn value_of(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    scope: &Scope,
+    key: &str,
+) -> Result<Option<Vec<u8>>, Stop> {
+    let stored = scope.key(key)?;
+    let Some(sealed) = table.get(stored.as_slice())? else { return Ok(None) };
+    match seal::open(&stored, sealed.value()) {
+        Some(value) => Ok(Some(value.to_vec())),
+        // Of this key only: the others of the batch must not suffer.
+        None => Err(Fault::Unavailable(format!("the value of `{key}` is damaged; set or delete it")).into()),
+    }
+}
+
+fn list(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    scope: &Scope,
+    cursor: Option<&str>,
+    limit: u32,
+) -> Result<Answer, Stop> {
+    let limit = limit.clamp(1, MAX_LIST) as usize;
+    let mut keys: Vec<String> = Vec::new();
+    let mut more = false;
+    for row in table.range::<&[u8]>(borrow(&scope.after(cursor)))? {
+        let (stored, _) = row?;
+        if keys.len() == limit {
+            more = true;
+            break;
+        }
+        let key = scope.strip(stored.value()).ok_or_else(|| Fail::Damaged("a key is not text".into()))?;
+        keys.push(key.to_owned());
+    }
+    let cursor = if more { keys.last().cloned() } else { None };
+    Ok(Answer::Keys { keys, cursor })
+}
+
+fn borrow(range: &(Bound<Vec<u8>>, Bound<Vec<u8>>)) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    (range.0.as_ref().map(Vec::as_slice), range.1.as_ref().map(Vec::as_slice))
+}
+
+/// One write. After a [`Stop::Fault`] the table is as before; it was checked by [`check`].
+pub(super) fn write(table: &mut Table<'_, &'static [u8], &'static [u8]>, write: &Write) -> Result<Answer, Stop> {
+    let (scope, op) = match write {
+        Write::Op(scope, op) => (scope, op),
+        Write::Purge(tenant, app) => {
+            table.retain_in::<&[u8], _>(borrow(&key::of_app(tenant, app)), |_, _| false)?;
+            return Ok(Answer::Done);
+        }
+    };
+    match op {
+        Op::Set { key, value } => set(table, scope, key, value)?,
+        Op::Delete { key } => drop(table.remove(scope.key(key)?.as_slice())?),
+        Op::SetMany { pairs } => {
+            for (key, value) in pairs {
+                set(table, scope, key, value)?;
+            }
+        }
+        Op::DeleteMany { keys } => {
+            for key in keys {
+                table.remove(scope.key(key)?.as_slice())?;
+            }
+        }
+        Op::Increment { key, delta } => {
+            let sum = match value_of(table, scope, key)? {
+                None => Some(*delta),
+                Some(value) => std::str::from_utf8(&value)
+                    .ok()
+                    .and_then(|text| text.parse::<i64>().ok())
+                    .and_then(|number| number.checked_add(*delta)),
+            };
+            let sum = sum.ok_or_else(|| Fault::NotANumber(key.clone()))?;
+            set(table, scope, key, sum.to_string().as_bytes())?;
+            return Ok(Answer::Number(sum));
+        }
+        Op::CompareAndSet { key, expected, value } => {
+            let same = value_of(table, scope, key)? == *expected;
+            if same {
+                set(table, scope, key, value)?;
+            }
+            return Ok(Answer::Bool(same));
+        }
+        _ => return read(table, scope, op),
+    }
+    Ok(Answer::Done)
+}
+
+fn set(
+    table: &mut Table<'_, &'static [u8], &'static [u8]>,
+    scope: &Scope,
+    key: &str,
+    value: &[u8],
+) -> Result<(), Stop> {
+    let stored = scope.key(key)?;
+    table.insert(stored.as_slice(), seal::seal(&stored, value).as_slice())?;
+    Ok(())
+}
