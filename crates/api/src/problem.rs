@@ -88,6 +88,8 @@ codes! {
     TimedOut = "timed-out", 504, 7;
     /// At its concurrency limit; try again after Retry-After.
     Busy = "busy", 503, 7;
+    /// The app is suspended: its claims expired or were revoked.
+    Suspended = "suspended", 503, 5;
     /// The store cannot write: disk full, read-only or damaged.
     StoreUnavailable = "store-unavailable", 503, 1;
     /// The other side cannot be reached.

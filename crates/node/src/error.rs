@@ -16,13 +16,8 @@ pub enum NodeError {
         cause: std::io::Error,
     },
     /// The ingress cannot listen.
-    #[error("the ingress cannot listen on {address}: {cause}")]
-    Listen {
-        /// Where.
-        address: std::net::SocketAddr,
-        /// Why not.
-        cause: std::io::Error,
-    },
+    #[error("the ingress cannot start: {0}")]
+    Ingress(crate::ingress::IngressError),
     /// The MAC key is not 32 bytes.
     #[error("{path} is damaged: a key has 32 bytes. Remove it: compiled code is made anew on the next start", path = .0.display())]
     KeyDamaged(PathBuf),

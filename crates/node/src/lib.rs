@@ -13,13 +13,22 @@
 //! | [`ingress`] | requests from outside |
 #![forbid(unsafe_code)]
 
+mod agent;
 pub mod artifacts;
+mod bring;
 pub mod converge;
 pub mod dialer;
 mod error;
+mod front;
 pub mod ingress;
+pub mod logs;
 mod node;
-mod tenant;
+mod publisher;
+pub mod services;
+mod serving;
+pub mod supervisor;
+pub mod tenant;
+mod watch;
 
 pub use error::NodeError;
 pub use node::{Node, NodeConfig};

@@ -1,0 +1,75 @@
+//! One app in the agent's books.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use model::Revision;
+use model::observed::{AppObserved, Phase, Reason};
+use tokio_util::sync::CancellationToken;
+
+use crate::converge::{Actual, Hosts, Wanted, observe};
+use crate::serving::Serving;
+
+/// Tries after which a revision that fails for want of something else is left alone until somebody acts.
+const MAX_TRIES: u32 = 8;
+
+/// One app.
+#[derive(Debug)]
+pub(super) struct App {
+    /// What the control plane wants; empty when the app is to go.
+    pub(super) wanted: Option<Wanted>,
+    /// Where it stands.
+    pub(super) actual: Actual,
+    /// What the routes point to, also while it is suspended.
+    pub(super) serving: Option<Arc<Serving>>,
+    /// Ends the job that brings a revision up.
+    pub(super) job: Option<CancellationToken>,
+    /// Where that job stands.
+    pub(super) phase: Phase,
+    /// Why the last attempt failed, and how often it did.
+    pub(super) failure: Option<Reason>,
+    pub(super) tries: u32,
+    /// Revisions that are leaving the hosts: ends their patience.
+    pub(super) leaving: HashMap<Revision, CancellationToken>,
+    /// What was told last.
+    pub(super) told: Option<AppObserved>,
+}
+
+impl Default for App {
+    fn default() -> Self {
+        Self {
+            wanted: None,
+            actual: Actual::default(),
+            serving: None,
+            job: None,
+            phase: Phase::Fetching,
+            failure: None,
+            tries: 0,
+            leaving: HashMap::new(),
+            told: None,
+        }
+    }
+}
+
+impl App {
+    /// What is to be told now, if that is something new.
+    pub(super) fn news(&mut self, hosts: &Hosts) -> Option<AppObserved> {
+        let seen = observe(self.wanted.as_ref()?, &self.actual, self.phase, self.failure.as_ref(), hosts);
+        if self.told.as_ref() == Some(&seen) {
+            return None;
+        }
+        self.told = Some(seen.clone());
+        Some(seen)
+    }
+
+    /// Nothing of it is left.
+    pub(super) fn is_gone(&self) -> bool {
+        self.wanted.is_none() && self.actual == Actual::default() && self.leaving.is_empty()
+    }
+
+    /// Counts a failure that may pass; the number of seconds to wait before the next try, if there is to be one.
+    pub(super) fn try_again(&mut self) -> Option<u64> {
+        self.tries += 1;
+        (self.tries <= MAX_TRIES).then(|| (1 << self.tries.min(6)).min(60))
+    }
+}

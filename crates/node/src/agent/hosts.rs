@@ -1,0 +1,210 @@
+//! The agent's part that deals with tenants' settings and hosts: how many there are, and what follows when one comes
+//! or goes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use api::Problem;
+use model::tenant::TenantSettings;
+use model::{AppName, Revision, TenantName};
+use store::keys;
+
+use super::Agent;
+use crate::bring::{News, Progress};
+use crate::converge;
+use crate::supervisor::{Host, HostChange, HostEvent, HostPlan, HostRef};
+use crate::tenant::Prepared;
+use crate::watch::Seen;
+
+/// How long a tenant that has nothing to run keeps its hosts: somebody who deletes an app may deploy the next one.
+const IDLE: Duration = Duration::from_secs(30);
+/// How long a host that is no longer wanted may finish its calls.
+const STOP: Duration = Duration::from_secs(60);
+
+impl Agent {
+    /// What the operator decided.
+    pub(super) async fn tenants(&mut self, seen: Seen) {
+        match seen {
+            Seen::All(entries) => {
+                for entry in entries {
+                    self.tenant(&entry.key, Some(&entry.value));
+                }
+            }
+            Seen::One(change) => self.tenant(&change.key, change.value.as_deref()),
+        }
+    }
+
+    fn tenant(&mut self, key: &str, value: Option<&[u8]>) {
+        let Some(Ok(name)) = keys::parts(key).next().map(str::parse::<TenantName>) else { return };
+        let settings = match value.map(serde_json::from_slice::<TenantSettings>) {
+            None => TenantSettings::default(),
+            Some(Ok(settings)) => settings,
+            Some(Err(cause)) => {
+                tracing::error!(key, %cause, "the settings of a tenant cannot be read; the last ones stay in force");
+                return;
+            }
+        };
+        let account = self.account(&name);
+        account.shared.apply(&settings);
+        account.shards.store(settings.shards.clamp(1, converge::MAX_SHARDS), Ordering::Release);
+        self.scale(&name);
+    }
+
+    /// Starts and stops hosts of a tenant until there are as many as its settings say.
+    pub(super) fn scale(&mut self, name: &TenantName) {
+        let Some(account) = self.accounts.get_mut(name) else { return };
+        let running: Vec<u32> = account.hosts.keys().copied().collect();
+        if account.apps.is_empty() && !running.is_empty() && !account.idle_check {
+            account.idle_check = true;
+            self.later(name, IDLE, HostChange::Idle);
+            return;
+        }
+        let Some(account) = self.accounts.get_mut(name) else { return };
+        // Until the check comes round, the tenant counts as having something to run.
+        let apps = if account.idle_check { account.apps.len().max(1) } else { account.apps.len() };
+        self.resize(name, apps, &running);
+    }
+
+    fn resize(&mut self, name: &TenantName, apps: usize, running: &[u32]) {
+        let Some(account) = self.accounts.get_mut(name) else { return };
+        let (start, stop) = converge::hosts(apps, account.shards(), running);
+        if start.is_empty() && stop.is_empty() {
+            return;
+        }
+        for shard in start {
+            if account.stopping.contains(&shard) {
+                continue;
+            }
+            let plan = HostPlan {
+                exe: self.setup.exe.clone(),
+                run_dir: self.setup.run_dir.clone(),
+                env: self.setup.env.clone(),
+                tenant: account.shared.clone(),
+                shards: account.shards.clone(),
+                services: self.setup.services.clone(),
+                logs: self.setup.logs.clone(),
+                events: self.events.clone(),
+                front: account.front.clone(),
+            };
+            account.hosts.insert(shard, Host::start(plan, shard));
+        }
+        let stopped: Vec<_> = stop.iter().filter_map(|shard| Some((*shard, account.hosts.remove(shard)?))).collect();
+        if !stopped.is_empty() {
+            account.stopping.extend(stop.iter().copied());
+            for shard in &stop {
+                account.degraded.remove(shard);
+            }
+            let shards = account.shards();
+            let moving = account.apps.values().filter_map(|app| app.serving.as_ref());
+            let moving = moving.filter(|serving| serving.home.is_some_and(|home| stop.contains(&home)));
+            let moving: Vec<_> = moving
+                .filter_map(|serving| {
+                    let home = converge::home(&serving.prepared.app, shards);
+                    Some((serving.prepared.clone(), account.hosts.get(&home)?.refer(home)))
+                })
+                .collect();
+            let (tenant, news, events) = (account.shared.clone(), self.news.clone(), self.events.clone());
+            tokio::spawn(async move {
+                for (prepared, host) in moving {
+                    give(&host, &prepared).await;
+                    let (app, revision) = (prepared.app.clone(), prepared.revision);
+                    drop(news.send(News { tenant: tenant.clone(), app, revision, what: Progress::Moved }));
+                }
+                let stops = stopped.into_iter().map(|(shard, host)| {
+                    let (events, tenant) = (events.clone(), tenant.name.clone());
+                    async move {
+                        host.stop(STOP).await;
+                        drop(events.send(HostEvent { tenant, shard, what: HostChange::Stopped }));
+                    }
+                });
+                futures::future::join_all(stops).await;
+            });
+        }
+        self.setup.hosts.set(name, account.refer());
+    }
+
+    fn later(&self, tenant: &TenantName, wait: Duration, what: HostChange) {
+        let (events, tenant) = (self.events.clone(), tenant.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            drop(events.send(HostEvent { tenant, shard: 0, what }));
+        });
+    }
+
+    /// Something happened to a host.
+    pub(super) fn host(&mut self, event: HostEvent) {
+        let HostEvent { tenant: name, shard, what } = event;
+        let Some(account) = self.accounts.get_mut(&name) else { return };
+        let before = account.health();
+        match what {
+            HostChange::Ready(info, refused) => {
+                account.was_ready = true;
+                account.degraded.remove(&shard);
+                if self.setup.record.interfaces != info.interfaces {
+                    self.setup.record.interfaces.clone_from(&info.interfaces);
+                    self.say_record();
+                }
+                for (app, revision, problem) in refused {
+                    self.refused(&name, &app, revision, &problem);
+                }
+                self.settle_pinned(&name, shard);
+            }
+            HostChange::Ended(_) => {}
+            HostChange::Degraded(reason) => {
+                account.degraded.insert(shard, reason);
+            }
+            HostChange::Stopped => {
+                account.stopping.remove(&shard);
+                self.scale(&name);
+            }
+            HostChange::Idle => {
+                account.idle_check = false;
+                if account.apps.is_empty() {
+                    let running: Vec<u32> = account.hosts.keys().copied().collect();
+                    account.was_ready = false;
+                    self.resize(&name, 0, &running);
+                }
+            }
+        }
+        let Some(account) = self.accounts.get(&name) else { return };
+        if account.health() != before {
+            self.untold.extend(account.apps.keys().map(|app| (name.clone(), app.clone())));
+        }
+    }
+
+    /// A host that was started does not take a revision that served before: the machine has changed under it.
+    fn refused(&mut self, tenant: &TenantName, name: &AppName, revision: Revision, problem: &Problem) {
+        tracing::warn!(%tenant, app = %name, %revision, cause = %problem.detail, "a host refused a revision that served");
+        let Some(app) = self.accounts.get_mut(tenant).and_then(|account| account.apps.get_mut(name)) else { return };
+        if app.actual.serving != Some(revision) {
+            return;
+        }
+        app.actual.serving = None;
+        app.actual.failed = Some(revision);
+        app.failure = Some(problem.reason());
+        self.replace(tenant, name, None);
+        self.dirty.insert((tenant.clone(), name.clone()));
+    }
+
+    /// Apps that belong on this shard alone and were on another one: it has them since it is ready.
+    fn settle_pinned(&mut self, tenant: &TenantName, shard: u32) {
+        let Some(account) = self.accounts.get(tenant) else { return };
+        let shards = account.shards();
+        let moved = account.apps.iter().filter(|(name, app)| {
+            let home = app.serving.as_ref().and_then(|serving| serving.home);
+            home.is_some_and(|home| home != shard) && converge::home(name, shards) == shard
+        });
+        let moved: Vec<AppName> = moved.map(|(name, _)| name.clone()).collect();
+        for name in moved {
+            self.reroute(tenant, &name);
+        }
+    }
+}
+
+async fn give(host: &HostRef, prepared: &Arc<Prepared>) {
+    let request = prepared.start_request(false);
+    if let Err(cause) = host.client.start_encoded(&prepared.app, prepared.revision, request).await {
+        tracing::warn!(app = %prepared.app, shard = host.shard, %cause, "an app cannot move to another shard");
+    }
+}

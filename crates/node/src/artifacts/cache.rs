@@ -1,0 +1,207 @@
+//! The files of compiled code and their MACs: `<fingerprint>/<hex>.<world>.cwasm` and the same with `.mac`.
+//!
+//! Loading compiled code is as good as running it, so what protects us is the MAC: BLAKE3 keyed with a key of this
+//! machine, over fingerprint, digest, world and content. Whoever can write the cache but not read the key can only
+//! make us compile again.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{ArtifactError, CodeKey};
+use crate::NodeError;
+
+const KEY_FILE: &str = "mac.key";
+/// Checked files remembered at once; about 200 bytes each.
+const MAX_CHECKED: usize = 32_768;
+
+/// A file that was checked: where and how it lay on disk. Any write to it changes the time of change, which no
+/// program can set back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Checked {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Checked {
+    fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+/// What the cache has of some code.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A file whose MAC is ours.
+    Ours(File),
+    /// A file that must not be loaded.
+    Foreign,
+    /// Nothing.
+    Missing,
+}
+
+#[derive(Debug)]
+pub(super) struct Cache {
+    dir: PathBuf,
+    key: [u8; blake3::KEY_LEN],
+    checked: Mutex<HashMap<CodeKey, Checked>>,
+    next: AtomicU64,
+}
+
+impl Cache {
+    pub(super) fn open(dir: PathBuf, keys: &Path) -> Result<Self, NodeError> {
+        for path in [&dir, keys] {
+            make_dir(path).map_err(|cause| NodeError::Files { action: "create", path: path.to_owned(), cause })?;
+        }
+        let key = read_or_make_key(&keys.join(KEY_FILE))?;
+        Ok(Self { dir, key, checked: Mutex::default(), next: AtomicU64::new(0) })
+    }
+
+    fn path(&self, key: &CodeKey) -> PathBuf {
+        self.dir.join(&key.fingerprint).join(format!("{}.{}.cwasm", key.digest.hex(), key.world.as_str()))
+    }
+
+    pub(super) fn error(&self, key: &CodeKey, cause: &str) -> ArtifactError {
+        ArtifactError::Cache { path: self.path(key), cause: Arc::new(io::Error::other(cause.to_owned())) }
+    }
+
+    pub(super) fn has(&self, key: &CodeKey) -> bool {
+        self.path(key).is_file()
+    }
+
+    fn mac(&self, key: &CodeKey) -> blake3::Hasher {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        // Each part behind its length: no two keys give the same bytes.
+        for part in [key.fingerprint.as_bytes(), key.digest.as_bytes().as_slice(), key.world.as_str().as_bytes()] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+        hasher
+    }
+
+    /// Opens the file and checks its MAC, unless this very file was checked before.
+    pub(super) fn open_checked(&self, key: &CodeKey) -> Result<Found, ArtifactError> {
+        if key.fingerprint.is_empty() || !key.fingerprint.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(ArtifactError::Fingerprint(key.fingerprint.clone()));
+        }
+        let path = self.path(key);
+        let failed = |cause| ArtifactError::Cache { path: path.clone(), cause: Arc::new(cause) };
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
+            Err(cause) => return Err(failed(cause)),
+        };
+        let before = Checked::of(&file).map_err(failed)?;
+        if self.checked().get(key) == Some(&before) {
+            return Ok(Found::Ours(file));
+        }
+        let stored = match fs::read(mac_path(&path)) {
+            Ok(stored) => stored,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(cause) => return Err(failed(cause)),
+        };
+        let mut hasher = self.mac(key);
+        hasher.update_reader(&mut file).map_err(failed)?;
+        // The comparison of two `blake3::Hash` takes the same time wherever they differ.
+        let ours =
+            <[u8; blake3::OUT_LEN]>::try_from(stored).is_ok_and(|mac| hasher.finalize() == blake3::Hash::from(mac));
+        if !ours || Checked::of(&file).map_err(failed)? != before {
+            tracing::error!(path = %path.display(), "compiled code is not ours and is made anew: its MAC does not match");
+            return Ok(Found::Foreign);
+        }
+        // The descriptor that was read stands at its end, and the host's would share that place: open it afresh, and
+        // make sure it is still the same file.
+        let fresh = File::open(&path).map_err(failed)?;
+        if Checked::of(&fresh).map_err(failed)? != before {
+            return Ok(Found::Foreign);
+        }
+        let mut checked = self.checked();
+        if checked.len() >= MAX_CHECKED {
+            checked.clear();
+        }
+        checked.insert(key.clone(), before);
+        Ok(Found::Ours(fresh))
+    }
+
+    /// Keeps code that was just made. It need not be synced: half a file does not match its MAC.
+    pub(super) fn keep(&self, key: &CodeKey, code: &[u8]) -> Result<(), ArtifactError> {
+        let path = self.path(key);
+        let failed = |cause| ArtifactError::Cache { path: path.clone(), cause: Arc::new(cause) };
+        make_dir(&self.dir.join(&key.fingerprint)).map_err(failed)?;
+        let mac = self.mac(key).update(code).finalize();
+        self.replace(&path, code).map_err(failed)?;
+        self.replace(&mac_path(&path), mac.as_bytes()).map_err(failed)
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{}-{number}.partial", std::process::id()));
+        let partial = PathBuf::from(name);
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial)
+            .and_then(|mut file| file.write_all(content))
+            .and_then(|()| fs::rename(&partial, path));
+        if written.is_err()
+            && let Err(cause) = fs::remove_file(&partial)
+        {
+            tracing::debug!(path = %partial.display(), %cause, "an unfinished file stays behind");
+        }
+        written
+    }
+
+    fn checked(&self) -> std::sync::MutexGuard<'_, HashMap<CodeKey, Checked>> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn mac_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".mac");
+    name.into()
+}
+
+/// Makes a directory for this user only.
+pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn read_or_make_key(path: &Path) -> Result<[u8; blake3::KEY_LEN], NodeError> {
+    let failed = |action| move |cause| NodeError::Files { action, path: path.to_owned(), cause };
+    match File::open(path) {
+        Ok(mut file) => {
+            let mut bytes = Vec::new();
+            Read::by_ref(&mut file).take(1024).read_to_end(&mut bytes).map_err(failed("read"))?;
+            bytes.try_into().map_err(|_| NodeError::KeyDamaged(path.to_owned()))
+        }
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            let key: [u8; blake3::KEY_LEN] = rand::random();
+            let partial = path.with_extension(format!("{}.partial", std::process::id()));
+            let written = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&partial)
+                .and_then(|mut file| file.write_all(&key).and_then(|()| file.sync_all()))
+                .and_then(|()| fs::rename(&partial, path));
+            written.map_err(failed("create")).map(|()| key)
+        }
+        Err(cause) => Err(failed("read")(cause)),
+    }
+}

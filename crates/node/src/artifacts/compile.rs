@@ -1,0 +1,150 @@
+//! The compiler child: `exe compile --world p2|p3`, the artifact on stdin, compiled code on stdout. The child limits
+//! itself (memory, CPU, files); here its wall time, its output and its number are limited, and its crash is an answer.
+
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use model::World;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::sync::Semaphore;
+
+/// Longest time one compilation may take.
+const WALL: Duration = Duration::from_secs(30);
+/// Largest compiled code, bytes.
+const MAX_CODE: u64 = 256 << 20;
+/// How much of the child's words is read, bytes.
+const MAX_WORDS: u64 = 64 << 10;
+/// Compilations at once; each may use a core for seconds.
+const AT_ONCE: usize = 2;
+
+/// Why there is no compiled code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// The compiler refused the artifact; its last words.
+    #[error("{0}")]
+    Refused(String),
+    /// The compiler was ended by a signal: it crashed or ran into its limit of memory or CPU time.
+    #[error("the compiler was ended by signal {signal} (its limits are memory and CPU time){words}")]
+    Crashed {
+        /// Which signal.
+        signal: i32,
+        /// `: ` and the child's last line, if it said anything.
+        words: String,
+    },
+    /// It took too long.
+    #[error("compiling took longer than {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// The result is too large.
+    #[error("the compiled code is larger than {} MiB", .0 >> 20)]
+    TooLarge(u64),
+    /// The compiler cannot be run at all.
+    #[error("the compiler cannot be run: {0}")]
+    Spawn(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Compiler {
+    exe: PathBuf,
+    at_once: Semaphore,
+    wall: Duration,
+}
+
+impl Compiler {
+    pub(super) fn new(exe: PathBuf) -> Self {
+        Self { exe, at_once: Semaphore::new(AT_ONCE), wall: WALL }
+    }
+
+    pub(super) async fn compile(&self, wasm: Bytes, world: World) -> Result<Vec<u8>, CompileError> {
+        let _permit = self.at_once.acquire().await.map_err(|cause| CompileError::Spawn(cause.to_string()))?;
+        let started = std::time::Instant::now();
+        let code = tokio::time::timeout(self.wall, self.run(wasm, world)).await;
+        tracing::debug!(?world, elapsed = ?started.elapsed(), "compiled");
+        // Dropping the child on a timeout kills it.
+        code.unwrap_or(Err(CompileError::TimedOut(self.wall)))
+    }
+
+    async fn run(&self, wasm: Bytes, world: World) -> Result<Vec<u8>, CompileError> {
+        let failed = |cause: std::io::Error| CompileError::Spawn(cause.to_string());
+        let mut child = Command::new(&self.exe)
+            .args(["compile", "--world", world.as_str()])
+            .env_clear()
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed)?;
+        crate::supervisor::lower_priority(child.id());
+        let mut stdin = child.stdin.take();
+        let feed = async move {
+            if let Some(stdin) = &mut stdin {
+                // A child that stops reading has its reason; its exit tells.
+                if let Err(cause) = stdin.write_all(&wasm).await {
+                    tracing::debug!(%cause, "the compiler stopped reading");
+                }
+            }
+            drop(stdin);
+        };
+        let stdout = read(child.stdout.take(), MAX_CODE);
+        let stderr = read(child.stderr.take(), MAX_WORDS);
+        let ((), code, words) = tokio::join!(feed, stdout, stderr);
+        let code = code.map_err(failed)?;
+        if code.len() as u64 > MAX_CODE {
+            return Err(CompileError::TooLarge(MAX_CODE));
+        }
+        let status = child.wait().await.map_err(failed)?;
+        verdict(status, code, &words.unwrap_or_default())
+    }
+}
+
+/// Reads one byte more than `limit` at most, so that the caller sees when it was reached.
+async fn read(source: Option<impl AsyncRead + Unpin>, limit: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(source) = source {
+        source.take(limit + 1).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+fn verdict(status: ExitStatus, code: Vec<u8>, words: &[u8]) -> Result<Vec<u8>, CompileError> {
+    let words = last_line(words);
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        let words = if words.is_empty() { words } else { format!(": {words}") };
+        return Err(CompileError::Crashed { signal, words });
+    }
+    if !status.success() {
+        let words = if words.is_empty() { format!("the compiler ended with {status} and said nothing") } else { words };
+        return Err(CompileError::Refused(words));
+    }
+    if code.is_empty() {
+        return Err(CompileError::Refused("the compiler gave no code".into()));
+    }
+    Ok(code)
+}
+
+/// The last line that says something, without control characters and of bounded length.
+fn last_line(words: &[u8]) -> String {
+    let text = String::from_utf8_lossy(words);
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+    line.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_one_clean_line() {
+        assert_eq!(
+            last_line(b"thread panicked\nError: invalid component\x1b[0m at 0x10\n\n  \n"),
+            "Error: invalid component[0m at 0x10"
+        );
+        assert_eq!(last_line(b""), "");
+        assert_eq!(last_line(&[b'x'; 4000]).len(), 500);
+    }
+}

@@ -1,0 +1,247 @@
+//! Brings one revision up: read it, make sure its code is there, start it on the hosts that run it, and have one of
+//! them load and instantiate it. Nothing is served from it before all of that is done, and a failure takes back
+//! whatever was begun.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::{Code, Problem};
+use model::observed::{Phase, Reason};
+use model::{AppName, Revision};
+use store::keys::RevisionRecord;
+use store::{Store, keys};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
+use crate::converge;
+use crate::supervisor::{HostRef, HostState};
+use crate::tenant::{Prepared, Tenant};
+
+/// How long a deploy waits for a host that is being started.
+const HOST_WAIT: Duration = Duration::from_secs(40);
+
+/// What to bring up, and with what.
+pub(crate) struct Job {
+    pub(crate) tenant: Arc<Tenant>,
+    pub(crate) app: AppName,
+    pub(crate) revision: Revision,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) hosts: Vec<HostRef>,
+    pub(crate) shards: u32,
+    /// The shard its requests will go to first.
+    pub(crate) preferred: Option<u32>,
+    pub(crate) tell: mpsc::UnboundedSender<News>,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// What a job tells.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) tenant: Arc<Tenant>,
+    pub(crate) app: AppName,
+    pub(crate) revision: Revision,
+    pub(crate) what: Progress,
+}
+
+/// How a job stands.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// It has come to this step.
+    Phase(Phase),
+    /// The revision can be served.
+    Up(Arc<Prepared>),
+    /// It cannot; `again`: trying later may help.
+    Failed { reason: Reason, again: bool },
+    /// It was given up.
+    Cancelled,
+    /// A revision that no longer serves has left the hosts.
+    Drained,
+    /// A revision that failed is to be tried once more.
+    Retry,
+    /// The app's one shard is another one now, and that one has it.
+    Moved,
+}
+
+struct Failure {
+    reason: Reason,
+    again: bool,
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        let again = matches!(problem.code, Code::Unreachable | Code::TimedOut | Code::StoreUnavailable | Code::Busy);
+        Self { reason: problem.reason(), again }
+    }
+}
+
+impl Job {
+    pub(crate) async fn run(self) {
+        let result = tokio::select! {
+            result = self.bring() => Some(result),
+            () = self.cancel.cancelled() => None,
+        };
+        let what = match result {
+            Some(Ok(prepared)) => Progress::Up(prepared),
+            Some(Err(Failure { reason, again })) => {
+                self.take_back().await;
+                Progress::Failed { reason, again }
+            }
+            None => {
+                self.take_back().await;
+                Progress::Cancelled
+            }
+        };
+        self.tell(what);
+    }
+
+    async fn bring(&self) -> Result<Arc<Prepared>, Failure> {
+        let prepared = Arc::new(self.read().await?);
+        self.tenant.add(prepared.clone());
+        let home = converge::home(&self.app, self.shards);
+        let hosts: Vec<_> = self.hosts.iter().filter(|host| !prepared.pinned || host.shard == home).collect();
+        let first = first_ready(&hosts).await?;
+        self.compile(first, &prepared).await?;
+
+        self.tell(Progress::Phase(Phase::Starting));
+        // One host loads and instantiates it: the one its requests go to first, if that is up.
+        let is_ready = |host: &&&HostRef| *host.state.borrow() == HostState::Ready;
+        let preferred = hosts.iter().filter(is_ready).find(|host| Some(host.shard) == self.preferred);
+        let loader: &HostRef = preferred.copied().unwrap_or(first);
+        self.start(loader, &prepared, true).await?;
+        // The others know it before a route points to them. One that is down now gets it when it is back.
+        let others = hosts.iter().filter(|host| host.shard != loader.shard);
+        let others = others.map(|host| async {
+            if wait_ready(host).await.is_ok() { self.start(host, &prepared, false).await } else { Ok(()) }
+        });
+        futures::future::try_join_all(others).await?;
+        self.tell(Progress::Phase(Phase::Probing));
+        Ok(prepared)
+    }
+
+    async fn read(&self) -> Result<Prepared, Failure> {
+        let (tenant, app, revision) = (&self.tenant.name, &self.app, self.revision);
+        let failed = |code, what: String| Problem::new(code, format!("revision {revision} of {tenant}/{app} {what}"));
+        let entry = self.store.get(&keys::revision(tenant, app, revision)).await;
+        let entry = entry.map_err(|cause| failed(Code::StoreUnavailable, format!("cannot be read: {cause}")))?;
+        let entry = entry.ok_or_else(|| failed(Code::NotFound, "is not in the store".into()))?;
+        let damaged = |cause: serde_json::Error| failed(Code::Internal, format!("is damaged in the store: {cause}"));
+        let record: RevisionRecord = serde_json::from_slice(&entry.value).map_err(damaged)?;
+        if record.app.name != *app {
+            return Err(failed(Code::Internal, format!("holds the app {}", record.app.name)).into());
+        }
+        Ok(Prepared::of(revision, &record.app).map_err(damaged)?)
+    }
+
+    async fn compile(&self, host: &HostRef, prepared: &Prepared) -> Result<(), Failure> {
+        let info = host.info.load_full();
+        let keys = prepared.code.iter().map(|(digest, world)| {
+            let fingerprint = info.as_ref().and_then(|info| info.fingerprints.get(world)).cloned();
+            let missing = || Problem::new(Code::StartFailed, format!("the host has no engine for {}", world.as_str()));
+            Ok(CodeKey { digest: *digest, world: *world, fingerprint: fingerprint.ok_or_else(missing)? })
+        });
+        let keys = keys.collect::<Result<Vec<_>, Problem>>()?;
+        if keys.iter().any(|key| !self.artifacts.is_cached(key)) {
+            self.tell(Progress::Phase(Phase::Compiling));
+        }
+        let all = keys.iter().map(|key| self.artifacts.ensure(key));
+        futures::future::try_join_all(all).await.map_err(|cause| refusal(&cause))?;
+        Ok(())
+    }
+
+    async fn start(&self, host: &HostRef, prepared: &Prepared, load: bool) -> Result<(), Failure> {
+        let put = || host.client.start_encoded(&self.app, self.revision, prepared.start_request(load));
+        match put().await {
+            // The process ended under it. That may be the revision's fault or not: once more on the next one.
+            Err(problem) if problem.code == Code::Unreachable => {
+                wait_restart(host).await?;
+                put().await.map_err(|problem| match problem.code {
+                    Code::Unreachable => {
+                        let what = format!("host {} ended twice while it started the revision", host.shard);
+                        Problem::new(Code::StartFailed, what).into()
+                    }
+                    _ => problem.into(),
+                })
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Takes the revision off the hosts again.
+    async fn take_back(&self) {
+        self.tenant.remove(&self.app, self.revision);
+        drain(&self.hosts, &self.app, self.revision, Duration::ZERO).await;
+    }
+
+    fn tell(&self, what: Progress) {
+        let news = News { tenant: self.tenant.clone(), app: self.app.clone(), revision: self.revision, what };
+        if self.tell.send(news).is_err() {
+            tracing::debug!("nobody waits for a job any more");
+        }
+    }
+}
+
+/// Ends a revision on the hosts that are up; a host that is down forgets it by itself.
+pub(crate) async fn drain(hosts: &[HostRef], app: &AppName, revision: Revision, deadline: Duration) {
+    let up = hosts.iter().filter(|host| *host.state.borrow() == HostState::Ready);
+    let drains = up.map(|host| async move {
+        let slack = Duration::from_secs(5);
+        match tokio::time::timeout(deadline + slack, host.client.drain_revision(app, revision, deadline)).await {
+            Ok(Ok(drained)) if drained.ended > 0 => {
+                tracing::warn!(%app, %revision, shard = host.shard, ended = drained.ended, "calls were ended by a drain");
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(cause)) => tracing::debug!(%app, %revision, shard = host.shard, %cause, "a drain had nothing to do"),
+            Err(_) => tracing::warn!(%app, %revision, shard = host.shard, "a host does not answer a drain"),
+        }
+    });
+    futures::future::join_all(drains).await;
+}
+
+async fn first_ready<'a>(hosts: &[&'a HostRef]) -> Result<&'a HostRef, Failure> {
+    let waits = hosts.iter().map(|host| Box::pin(async move { wait_ready(host).await.map(|()| *host) }));
+    let waits: Vec<_> = waits.collect();
+    if waits.is_empty() {
+        return Err(Problem::new(Code::Unreachable, "the tenant has no host here").into());
+    }
+    let (host, _) = futures::future::select_ok(waits).await?;
+    Ok(host)
+}
+
+/// Waits until a host is ready; a host that is degraded or stopped is not waited for.
+async fn wait_ready(host: &HostRef) -> Result<(), Failure> {
+    let mut state = host.state.clone();
+    let settled = |state: &HostState| !matches!(state, HostState::Starting);
+    let seen = tokio::time::timeout(HOST_WAIT, state.wait_for(settled)).await;
+    let late = || Problem::new(Code::TimedOut, format!("host {} is not ready after {HOST_WAIT:?}", host.shard));
+    match seen.map_err(|_| late())?.as_deref() {
+        Ok(HostState::Ready) => Ok(()),
+        Ok(HostState::Degraded(reason)) => Err(Failure { reason: reason.clone(), again: true }),
+        Ok(HostState::Starting | HostState::Stopped) | Err(_) => {
+            Err(Problem::new(Code::Unreachable, format!("host {} was stopped", host.shard)).into())
+        }
+    }
+}
+
+/// Waits for the next life of a host whose connection broke just now. Its end may not have been noticed yet.
+async fn wait_restart(host: &HostRef) -> Result<(), Failure> {
+    let mut state = host.state.clone();
+    let noticed = state.wait_for(|state| *state != HostState::Ready);
+    // Where the end is not noticed in this time, the process is alive and only the connection was lost.
+    if tokio::time::timeout(Duration::from_secs(1), noticed).await.is_err() {
+        tracing::debug!(shard = host.shard, "a host that broke a connection is still there");
+    }
+    wait_ready(host).await
+}
+
+fn refusal(cause: &ArtifactError) -> Failure {
+    let (code, again) = match cause {
+        ArtifactError::Blob { .. } => (Code::ArtifactMissing, false),
+        ArtifactError::Compile { cause: CompileError::Spawn(_), .. } => (Code::CompileFailed, true),
+        ArtifactError::Compile { .. } => (Code::CompileFailed, false),
+        ArtifactError::Cache { .. } => (Code::StoreUnavailable, true),
+        ArtifactError::Fingerprint(_) => (Code::Internal, false),
+    };
+    Failure { reason: Problem::new(code, cause.to_string()).reason(), again }
+}

@@ -1,0 +1,280 @@
+//! The node as others hold it: started with its parts, asked for logs and calls, ended in time.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use api::agent::{HostStatus, LogLine};
+use api::node::{LogQuery, NodeApi};
+use api::{Code, Problem};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use model::{AppName, ComponentName, NodeName, TenantName};
+use store::Store;
+use store::blobs::Blobs;
+use store::data::DataEngine;
+use store::keys::NodeRecord;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::NodeError;
+use crate::agent::{self, HostIndex, Setup};
+use crate::artifacts::{Artifacts, make_dir};
+use crate::dialer::{Dialer, Resolve, SystemResolver};
+use crate::ingress::{Ingress, IngressConfig, IngressError, Routes, forward};
+use crate::logs::Logs;
+use crate::publisher::{Said, publish};
+use crate::services::Services;
+use crate::serving::ServingIndex;
+use crate::supervisor::{Host, HostState};
+
+/// Variables of the node's environment that its hosts get too; they get no other.
+const PASSED_ON: [&str; 1] = ["SIDEREAL_LOG"];
+/// How long a host may take to say how it is.
+const STATUS: Duration = Duration::from_secs(2);
+/// The longest a call from inside may take, and its largest answer, bytes.
+const CALL: Duration = Duration::from_secs(15 * 60);
+const MAX_ANSWER: usize = 64 << 20;
+
+/// What a node is started with.
+pub struct NodeConfig {
+    /// Its name in the store.
+    pub name: NodeName,
+    /// Compiled code and keys are kept in here.
+    pub data_dir: PathBuf,
+    /// Hosts' sockets are made in here; about 40 bytes of path leave room for the longest names.
+    pub run_dir: PathBuf,
+    /// The program that is run as `host` and `compile`.
+    pub exe: PathBuf,
+    /// Where the control plane is met.
+    pub store: Arc<dyn Store>,
+    /// The artifacts.
+    pub blobs: Blobs,
+    /// The tenants' embedded data.
+    pub data: DataEngine,
+    /// How requests from outside are taken.
+    pub ingress: IngressConfig,
+    /// Where the ingress port is taken, listen on a free one.
+    pub ingress_fallback: bool,
+    /// How names are resolved; `None` for the system's way.
+    pub resolver: Option<Arc<dyn Resolve>>,
+}
+
+impl NodeConfig {
+    /// A node with the defaults of everything that has one.
+    pub fn new(
+        name: NodeName,
+        data_dir: &Path,
+        exe: PathBuf,
+        store: Arc<dyn Store>,
+        blobs: Blobs,
+        data: DataEngine,
+        ingress_listen: SocketAddr,
+    ) -> Self {
+        Self {
+            name,
+            data_dir: data_dir.to_owned(),
+            run_dir: data_dir.join("run"),
+            exe,
+            store,
+            blobs,
+            data,
+            ingress: IngressConfig::new(ingress_listen),
+            ingress_fallback: true,
+            resolver: None,
+        }
+    }
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    address: SocketAddr,
+    logs: Arc<Logs>,
+    index: Arc<ServingIndex>,
+    hosts: Arc<HostIndex>,
+    settled: watch::Receiver<bool>,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    ingress: Ingress,
+    stop: oneshot::Sender<()>,
+    agent: JoinHandle<Vec<Host>>,
+    publisher: JoinHandle<()>,
+}
+
+impl Node {
+    /// Starts the ingress, reads what is assigned and starts hosts for it. Returns at once; see [`Node::settled`].
+    ///
+    /// # Errors
+    /// When a directory, the key or the listener cannot be had.
+    pub async fn start(config: NodeConfig) -> Result<Arc<Self>, NodeError> {
+        make_dir(&config.run_dir).map_err(|cause| NodeError::Files {
+            action: "create",
+            path: config.run_dir.clone(),
+            cause,
+        })?;
+        sweep(&config.run_dir);
+        let (cache, keys) = (config.data_dir.join("cache"), config.data_dir.join("keys"));
+        let artifacts = Arc::new(Artifacts::open(cache, keys, config.exe.clone(), config.blobs)?);
+        let routes = Arc::new(Routes::default());
+        let ingress = listen(&config.ingress, config.ingress_fallback, &routes)?;
+        let address = ingress.addr();
+        let resolver = config.resolver.unwrap_or_else(|| Arc::new(SystemResolver));
+        let dialer = Dialer::new(resolver);
+        let services = Arc::new(Services { data: config.data, artifacts: artifacts.clone(), dialer });
+        let logs = Arc::new(Logs::default());
+        let index = Arc::new(ServingIndex::default());
+        let hosts = Arc::new(HostIndex::default());
+        let (said_in, said) = mpsc::unbounded_channel::<Said>();
+        let publisher = tokio::spawn(publish(config.store.clone(), said));
+        let (settled_in, settled) = watch::channel(false);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let record = NodeRecord {
+            ingress: vec![address.to_string()],
+            pid: std::process::id(),
+            since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            interfaces: Vec::new(),
+        };
+        let setup = Setup {
+            name: config.name,
+            exe: config.exe,
+            run_dir: config.run_dir,
+            env: environment(),
+            store: config.store,
+            artifacts,
+            services,
+            logs: logs.clone(),
+            routes,
+            index: index.clone(),
+            hosts: hosts.clone(),
+            said: said_in,
+            record,
+            settled: settled_in,
+        };
+        let (stop, stopped) = oneshot::channel();
+        let agent = tokio::spawn(agent::run(setup, stopped));
+        let running = Mutex::new(Some(Running { ingress, stop, agent, publisher }));
+        Ok(Arc::new(Self { address, logs, index, hosts, settled, running }))
+    }
+
+    /// Where the ingress listens.
+    pub fn ingress(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until everything that was assigned at the start serves or has failed; false where `within` is over first.
+    pub async fn settled(&self, within: Duration) -> bool {
+        let mut settled = self.settled.clone();
+        let seen = tokio::time::timeout(within, settled.wait_for(|settled| *settled)).await;
+        matches!(seen, Ok(Ok(_)))
+    }
+
+    /// Stops accepting, lets calls in flight finish, ends the hosts. What is not done by `deadline` is ended, however
+    /// busy it is. A second call has nothing to do.
+    pub async fn shutdown(&self, deadline: Duration) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Running { ingress, stop, agent, publisher }) = running else { return };
+        let begun = Instant::now();
+        // From here on no host is started again and no route moves.
+        if stop.send(()).is_err() {
+            tracing::debug!("the agent had ended already");
+        }
+        let hosts = agent.await.unwrap_or_else(|cause| {
+            tracing::error!(%cause, "the agent failed");
+            Vec::new()
+        });
+        // Requests first: while they finish, hosts and their services go on. What they leave of the time is the hosts'.
+        ingress.drain(deadline.mul_f64(0.6)).await;
+        let left = deadline.saturating_sub(begun.elapsed());
+        futures::future::join_all(hosts.into_iter().map(|host| host.stop(left))).await;
+        // The agent held the last sender: the publisher withdraws its reports and ends.
+        if tokio::time::timeout(Duration::from_secs(2), publisher).await.is_err() {
+            tracing::warn!("the store does not take the node's leave");
+        }
+    }
+}
+
+/// Listens where asked, or on a free port of the same address.
+fn listen(config: &IngressConfig, fallback: bool, routes: &Arc<Routes>) -> Result<Ingress, NodeError> {
+    match Ingress::start(config.clone(), routes.clone()) {
+        Err(error) if fallback && error.is_taken() => {
+            let mut free = config.clone();
+            free.listen.set_port(0);
+            Ok(Ingress::start(free, routes.clone())?)
+        }
+        other => Ok(other?),
+    }
+}
+
+impl From<IngressError> for NodeError {
+    fn from(error: IngressError) -> Self {
+        NodeError::Ingress(error)
+    }
+}
+
+fn environment() -> Vec<(OsString, OsString)> {
+    PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
+}
+
+/// Removes what hosts of an earlier node left. A host that is still ending has its sockets open and needs no names.
+fn sweep(run_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(run_dir) else { return };
+    for entry in entries.flatten() {
+        let is_host = entry.file_name().to_str().is_some_and(|name| name.contains('.'));
+        if is_host
+            && entry.path().is_dir()
+            && let Err(cause) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!(path = %entry.path().display(), %cause, "a directory of an earlier host stays behind");
+        }
+    }
+}
+
+impl NodeApi for Node {
+    fn logs(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
+        self.logs.query(tenant, app, query)
+    }
+
+    fn call(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        component: Option<&ComponentName>,
+        request: http::Request<Bytes>,
+    ) -> BoxFuture<'static, Result<http::Response<Bytes>, Problem>> {
+        let target = self.index.get(tenant, app).ok_or_else(|| {
+            Problem::new(Code::NotFound, format!("{tenant}/{app} does not serve on this node"))
+                .help("`sidereal status` says where it stands")
+        });
+        let target = target.and_then(|serving| {
+            if serving.suspended {
+                return Err(Problem::new(Code::Suspended, format!("{tenant}/{app} is suspended")));
+            }
+            serving.target(component).ok_or_else(|| match component {
+                Some(name) => Problem::new(Code::NotFound, format!("{tenant}/{app} has no component `{name}`")),
+                None => Problem::new(
+                    Code::NotFound,
+                    format!("{tenant}/{app} has not exactly one component that answers HTTP"),
+                )
+                .help("name the component"),
+            })
+        });
+        Box::pin(async move { Ok(forward(target?.as_ref(), request, CALL, MAX_ANSWER).await) })
+    }
+
+    fn status(&self, tenant: &TenantName) -> BoxFuture<'static, Vec<HostStatus>> {
+        let hosts = self.hosts.of(tenant);
+        Box::pin(async move {
+            let ready = hosts.iter().filter(|host| *host.state.borrow() == HostState::Ready);
+            let asked = ready.map(|host| tokio::time::timeout(STATUS, host.client.status()));
+            let answers = futures::future::join_all(asked).await;
+            answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
+        })
+    }
+}

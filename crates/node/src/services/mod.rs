@@ -1,0 +1,97 @@
+//! What a host may ask over the `node.sock` in its own directory. Who asks is known by which listener accepted the
+//! connection; every answer is limited to that tenant.
+
+mod files;
+mod keyvalue;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::agent::HostInfo;
+use api::services::server::{Accepted, accept};
+use arc_swap::ArcSwapOption;
+use store::data::DataEngine;
+use tokio::io::AsyncReadExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use crate::artifacts::Artifacts;
+use crate::dialer::Dialer;
+use crate::tenant::Tenant;
+
+/// How long a fresh connection may take to say what it is for.
+const HELLO: Duration = Duration::from_secs(10);
+/// Connections of one host at once.
+const MAX_CONNECTIONS: usize = 256;
+
+/// What the node has to offer to hosts.
+#[derive(Debug)]
+pub struct Services {
+    /// Embedded data.
+    pub data: DataEngine,
+    /// Compiled code.
+    pub artifacts: Arc<Artifacts>,
+    /// Connections.
+    pub dialer: Dialer,
+}
+
+/// One host, as its connections are served.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// Whose host.
+    pub tenant: Arc<Tenant>,
+    /// Which of its hosts.
+    pub shard: u32,
+    /// What the process that listens there now said of itself.
+    pub info: Arc<ArcSwapOption<HostInfo>>,
+}
+
+/// Serves a host until the returned future is dropped; connections end with it.
+pub async fn serve(listener: UnixListener, client: Client, services: Arc<Services>) {
+    let mut connections = tokio::task::JoinSet::new();
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (client, services) = (client.clone(), services.clone());
+                connections.spawn(async move {
+                    let name = client.tenant.name.clone();
+                    let shard = client.shard;
+                    if let Err(cause) = connection(stream, client, services).await {
+                        tracing::debug!(tenant = %name, shard, %cause, "a host's connection ended");
+                    }
+                    drop(permit);
+                });
+            }
+            Err(cause) => {
+                // Out of descriptors or memory: what there is goes on, and the next one is tried a little later.
+                tracing::error!(tenant = %client.tenant.name, shard = client.shard, %cause, "cannot accept a host's connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+///
+/// # Errors
+/// Why the connection cannot go on.
+pub async fn connection(
+    stream: UnixStream,
+    client: Client,
+    services: Arc<Services>,
+) -> Result<(), api::services::codec::WireError> {
+    let Ok(accepted) = tokio::time::timeout(HELLO, accept(stream)).await else { return Ok(()) };
+    match accepted? {
+        Accepted::KeyValue(reader, writer) => keyvalue::serve(reader, writer, client.tenant, &services.data).await,
+        Accepted::Files(files) => files::serve(files, client, services).await,
+        Accepted::Alive(mut stream) => {
+            let mut byte = [0; 1];
+            // Nothing is ever said here; whatever arrives, or the end, ends it.
+            stream.read(&mut byte).await?;
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! One task per host process: it starts the process, gives it everything it is to run, puts it before the ingress,
+//! follows its log, and starts it again when it ends, until it is told to stop.
+
+mod backoff;
+mod process;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use api::agent::{AGENT_SOCKET, DATA_SOCKET, HostInfo, NODE_SOCKET};
+use api::agent_client::HostClient;
+use api::{Code, Problem};
+use arc_swap::ArcSwapOption;
+use futures::stream::StreamExt;
+use model::observed::Reason;
+use model::{AppName, Revision, TenantName};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::front::Front;
+use crate::logs::Logs;
+use crate::services::{Client, Services};
+use crate::tenant::{Prepared, Tenant};
+use backoff::Backoff;
+use process::Process;
+pub(crate) use process::lower_priority;
+
+/// A host that does not answer for so long after its start is ended.
+const READY: Duration = Duration::from_secs(30);
+/// Revisions given to a fresh host at once.
+const RESTORE_AT_ONCE: usize = 8;
+/// What a unix socket's path may have, bytes.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// What every host of a tenant is started with.
+#[derive(Debug, Clone)]
+pub struct HostPlan {
+    /// The program; run as `exe host --dir … --tenant … --shard …`.
+    pub exe: PathBuf,
+    /// The hosts' directories are made in here.
+    pub run_dir: PathBuf,
+    /// The whole environment of the process.
+    pub env: Vec<(OsString, OsString)>,
+    /// Whose host.
+    pub tenant: Arc<Tenant>,
+    /// How many hosts the tenant has.
+    pub shards: Arc<AtomicU32>,
+    /// What hosts may ask for.
+    pub services: Arc<Services>,
+    /// Where their components' lines go.
+    pub logs: Arc<Logs>,
+    /// Where its end is told.
+    pub events: mpsc::UnboundedSender<HostEvent>,
+    /// What the ingress sees of it.
+    pub(crate) front: Arc<Front>,
+}
+
+/// How a host stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostState {
+    /// Started, or about to be.
+    Starting,
+    /// It answers, and has all it is to run.
+    Ready,
+    /// It ends again and again; it is tried again, but not promptly.
+    Degraded(Reason),
+    /// It was told to stop and has ended.
+    Stopped,
+}
+
+/// Something that happened to a host.
+#[derive(Debug)]
+pub struct HostEvent {
+    /// Whose.
+    pub tenant: TenantName,
+    /// Which.
+    pub shard: u32,
+    /// What.
+    pub what: HostChange,
+}
+
+/// What can happen to a host.
+#[derive(Debug)]
+pub enum HostChange {
+    /// It answers; these of its revisions it refused.
+    Ready(Arc<HostInfo>, Vec<(AppName, Revision, Problem)>),
+    /// Its process ended, and is started again.
+    Ended(Reason),
+    /// Its process ends again and again.
+    Degraded(Reason),
+    /// It was stopped, and its place is free.
+    Stopped,
+    /// Its tenant had nothing to run for a while.
+    Idle,
+}
+
+/// A supervised host. Dropping it ends the process.
+#[derive(Debug)]
+pub struct Host {
+    client: Arc<HostClient>,
+    info: Arc<ArcSwapOption<HostInfo>>,
+    state: watch::Receiver<HostState>,
+    stop: Option<oneshot::Sender<Duration>>,
+    task: JoinHandle<()>,
+}
+
+/// A host as others speak to it.
+#[derive(Debug, Clone)]
+pub struct HostRef {
+    /// Which shard.
+    pub shard: u32,
+    /// Its agent API.
+    pub client: Arc<HostClient>,
+    /// What it said of itself; empty while it is not ready.
+    pub info: Arc<ArcSwapOption<HostInfo>>,
+    /// How it stands.
+    pub state: watch::Receiver<HostState>,
+}
+
+impl Host {
+    /// Starts a host and goes on starting it until [`Host::stop`].
+    pub fn start(plan: HostPlan, shard: u32) -> Self {
+        let dir = plan.run_dir.join(format!("{}.{shard}", plan.tenant.name));
+        let client = Arc::new(HostClient::new(dir.join(AGENT_SOCKET)));
+        let info = Arc::new(ArcSwapOption::empty());
+        let (tell, state) = watch::channel(HostState::Starting);
+        let (stop, stopped) = oneshot::channel();
+        let supervisor = Supervisor { plan, shard, dir, client: client.clone(), info: info.clone(), tell };
+        Self { client, info, state, stop: Some(stop), task: tokio::spawn(supervisor.run(stopped)) }
+    }
+
+    /// For those who speak to it.
+    pub fn refer(&self, shard: u32) -> HostRef {
+        HostRef { shard, client: self.client.clone(), info: self.info.clone(), state: self.state.clone() }
+    }
+
+    /// Calls in flight have until `deadline`, then the process is ended. Returns when it is gone.
+    pub async fn stop(mut self, deadline: Duration) {
+        if let Some(stop) = self.stop.take()
+            && stop.send(deadline).is_err()
+        {
+            tracing::debug!("a host's supervisor had ended already");
+        }
+        if let Err(cause) = (&mut self.task).await {
+            tracing::error!(%cause, "a host's supervisor failed");
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The process is the task's, and is killed with it.
+        self.task.abort();
+    }
+}
+
+struct Supervisor {
+    plan: HostPlan,
+    shard: u32,
+    dir: PathBuf,
+    client: Arc<HostClient>,
+    info: Arc<ArcSwapOption<HostInfo>>,
+    tell: watch::Sender<HostState>,
+}
+
+/// How one life of the process ended.
+enum End {
+    Stopped,
+    Ended(Reason),
+}
+
+/// Ends a task with the scope that needs it.
+struct Scoped(JoinHandle<()>);
+
+impl Drop for Scoped {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Supervisor {
+    async fn run(self, mut stop: oneshot::Receiver<Duration>) {
+        let mut backoff = Backoff::default();
+        let mut node: Option<Scoped> = None;
+        loop {
+            let end = match self.serve(&mut node) {
+                Ok(()) => self.live(&mut stop).await,
+                Err(cause) => End::Ended(self.reason(&format!("cannot be started in {}: {cause}", self.dir.display()))),
+            };
+            self.info.store(None);
+            self.client.reset();
+            let End::Ended(reason) = end else { break };
+            self.plan.front.down(self.shard);
+            let pause = backoff.after_end(Instant::now());
+            tracing::warn!(tenant = %self.plan.tenant.name, shard = self.shard, reason = %reason.message, wait = ?pause.wait, "a host ended");
+            if pause.degraded {
+                self.tell.send_replace(HostState::Degraded(reason.clone()));
+                self.event(HostChange::Degraded(reason));
+            } else {
+                self.tell.send_replace(HostState::Starting);
+                self.event(HostChange::Ended(reason));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause.wait) => {}
+                _ = &mut stop => break,
+            }
+        }
+        self.plan.front.gone(self.shard);
+        self.tell.send_replace(HostState::Stopped);
+        drop(node);
+        if let Err(cause) = std::fs::remove_dir_all(&self.dir) {
+            tracing::debug!(dir = %self.dir.display(), %cause, "a host's directory stays behind");
+        }
+    }
+
+    /// Makes the host's directory and serves the node's socket in it. The listener is the host's identity, so it is
+    /// there before the process, and outlives it.
+    fn serve(&self, node: &mut Option<Scoped>) -> std::io::Result<()> {
+        for stale in [AGENT_SOCKET, DATA_SOCKET] {
+            remove(&self.dir.join(stale))?;
+        }
+        if node.is_some() {
+            return Ok(());
+        }
+        let path = self.dir.join(NODE_SOCKET);
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            let why =
+                format!("{} is longer than {MAX_SOCKET_PATH} bytes; choose a shorter data directory", path.display());
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, why));
+        }
+        crate::artifacts::make_dir(&self.dir)?;
+        remove(&path)?;
+        let listener = UnixListener::bind(&path)?;
+        let client = Client { tenant: self.plan.tenant.clone(), shard: self.shard, info: self.info.clone() };
+        *node = Some(Scoped(tokio::spawn(crate::services::serve(listener, client, self.plan.services.clone()))));
+        Ok(())
+    }
+
+    /// One life of the process, from its start to its end.
+    async fn live(&self, stop: &mut oneshot::Receiver<Duration>) -> End {
+        let tenant = &self.plan.tenant.name;
+        let process = Process::start(&self.plan.exe, &self.dir, tenant.as_str(), self.shard, &self.plan.env);
+        let mut process = match process {
+            Ok(process) => process,
+            Err(cause) => {
+                let what = format!("cannot be started from {}: {cause}", self.plan.exe.display());
+                return End::Ended(self.reason(&what));
+            }
+        };
+        let started = Instant::now();
+        let ready = tokio::select! {
+            ready = self.bring_up() => ready,
+            how = process.ended() => return End::Ended(self.reason(&format!("{how} before it was ready"))),
+            _ = &mut *stop => {
+                process.kill().await;
+                return End::Stopped;
+            }
+        };
+        let (info, refused) = match ready {
+            Ok(ready) => ready,
+            Err(cause) => {
+                process.kill().await;
+                return End::Ended(self.reason(&cause.detail));
+            }
+        };
+        tracing::info!(%tenant, shard = self.shard, pid = process.pid(), elapsed = ?started.elapsed(), "a host is ready");
+        self.plan.front.up(self.shard, self.dir.join(DATA_SOCKET));
+        self.tell.send_replace(HostState::Ready);
+        self.event(HostChange::Ready(info, refused));
+        let _logs = Scoped(tokio::spawn(follow(self.client.clone(), self.plan.tenant.clone(), self.plan.logs.clone())));
+        tokio::select! {
+            how = process.ended() => End::Ended(self.reason(&how)),
+            deadline = &mut *stop => {
+                self.plan.front.gone(self.shard);
+                self.drain(&mut process, deadline.unwrap_or_default()).await;
+                End::Stopped
+            }
+        }
+    }
+
+    async fn drain(&self, process: &mut Process, deadline: Duration) {
+        // The host ends its calls a little before we end the host, so that they end with an answer.
+        let patience = deadline.mul_f64(0.8);
+        let asked = async {
+            if let Err(cause) = self.client.drain(patience).await {
+                tracing::debug!(%cause, "a host did not answer its drain");
+            }
+            std::future::pending::<()>().await;
+        };
+        let done = tokio::select! {
+            how = process.ended() => Some(how),
+            () = asked => None,
+            () = tokio::time::sleep(deadline) => None,
+        };
+        if done.is_none() {
+            let (tenant, shard) = (&self.plan.tenant.name, self.shard);
+            tracing::warn!(%tenant, shard, ?deadline, "a host did not drain in time and is killed");
+            process.kill().await;
+        }
+    }
+
+    /// Waits until the host answers, and gives it every revision it is to have. What it refuses is told, and keeps
+    /// nothing else from being served.
+    async fn bring_up(&self) -> Result<(Arc<HostInfo>, Vec<(AppName, Revision, Problem)>), Problem> {
+        let info = tokio::time::timeout(READY, self.first_answer()).await;
+        let info = info.map_err(|_| Problem::new(Code::TimedOut, format!("did not answer within {READY:?}")))?;
+        let info = Arc::new(info);
+        if info.tenant != self.plan.tenant.name || info.shard != self.shard {
+            let detail = format!("says it is shard {} of tenant {}", info.shard, info.tenant);
+            return Err(Problem::new(Code::Internal, detail));
+        }
+        self.info.store(Some(info.clone()));
+        let revisions = self.plan.tenant.revisions_for(self.shard, self.plan.shards.load(Ordering::Acquire));
+        let puts =
+            futures::stream::iter(revisions).map(|prepared| self.put(prepared)).buffer_unordered(RESTORE_AT_ONCE);
+        let refused: Vec<_> = puts.filter_map(std::future::ready).collect().await;
+        // Nobody answers: that is not the fault of a revision.
+        match refused.iter().find(|(_, _, problem)| problem.code == Code::Unreachable) {
+            Some((_, _, problem)) => Err(problem.clone()),
+            None => Ok((info, refused)),
+        }
+    }
+
+    async fn put(&self, prepared: Arc<Prepared>) -> Option<(AppName, Revision, Problem)> {
+        let (app, revision) = (&prepared.app, prepared.revision);
+        let result = self.client.start_encoded(app, revision, prepared.start_request(false)).await;
+        result.err().map(|problem| (app.clone(), revision, problem))
+    }
+
+    async fn first_answer(&self) -> HostInfo {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            // No socket yet, or nobody at it: a connection attempt costs microseconds, and there is nothing to wait on.
+            match self.client.info().await {
+                Ok(info) => return info,
+                Err(cause) => tracing::trace!(%cause, "a host is not ready yet"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    fn reason(&self, what: &str) -> Reason {
+        let (tenant, shard) = (&self.plan.tenant.name, self.shard);
+        Problem::new(Code::StartFailed, format!("host {shard} of tenant {tenant} {what}")).reason()
+    }
+
+    fn event(&self, what: HostChange) {
+        let event = HostEvent { tenant: self.plan.tenant.name.clone(), shard: self.shard, what };
+        if self.plan.events.send(event).is_err() {
+            tracing::debug!("nobody listens to a host's supervisor any more");
+        }
+    }
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(cause),
+        _ => Ok(()),
+    }
+}
+
+/// Copies the lines of a host's components to the node's log, as long as the host runs.
+async fn follow(client: Arc<HostClient>, tenant: Arc<Tenant>, logs: Arc<Logs>) {
+    loop {
+        match client.logs().await {
+            Ok(mut lines) => {
+                while let Some(line) = lines.next().await {
+                    // Of other apps a host has nothing to say.
+                    if tenant.knows(&line.app) {
+                        logs.push(&tenant.name, line);
+                    }
+                }
+            }
+            Err(cause) => tracing::debug!(tenant = %tenant.name, %cause, "cannot follow a host's log"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

@@ -1,0 +1,273 @@
+//! What the node knows about one tenant while it runs: which revisions its hosts are to have, which compiled code and
+//! which addresses they may ask for. Everything a host asks is answered from here, never from what the host says.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use bytes::{BufMut, Bytes, BytesMut};
+use model::egress::Policy;
+use model::tenant::TenantSettings;
+use model::{AppName, ComponentName, Digest, LockedApp, ProviderKind, Revision, Route, TenantName, World};
+
+use crate::converge;
+
+/// Connections a tenant may open per second over time, and at once.
+const DIALS_PER_SECOND: f64 = 200.0;
+const DIALS_BURST: f64 = 400.0;
+
+/// One revision, reduced to what the node needs again and again.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The app.
+    pub app: AppName,
+    /// Its revision.
+    pub revision: Revision,
+    /// Has state in the memory of a host, so it runs on one shard only.
+    pub pinned: bool,
+    /// Every component: its name and its request body limit, bytes.
+    pub components: Vec<(ComponentName, u64)>,
+    /// The component that is meant where none is named.
+    pub main: Option<ComponentName>,
+    /// Compiled code it needs.
+    pub code: Vec<(Digest, World)>,
+    /// What the ingress sends to it.
+    pub routes: Vec<Route>,
+    /// The [`LockedApp`] as JSON: sent to every host that runs it, now and after each restart.
+    json: Bytes,
+}
+
+impl Prepared {
+    /// Reduces a revision.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn of(revision: Revision, app: &LockedApp) -> Result<Self, serde_json::Error> {
+        let in_memory = |link: &model::Link| {
+            let declared = app.providers.get(&link.provider).map(|spec| spec.kind);
+            let built_in = || ProviderKind::BUILT_IN.iter().find(|(name, _)| *name == link.provider.as_str());
+            declared.or_else(|| built_in().map(|(_, kind)| *kind)) == Some(ProviderKind::KeyvalueMemory)
+        };
+        let mut code: Vec<_> = app.components.values().map(|c| (c.digest, c.world)).collect();
+        code.sort_unstable();
+        code.dedup();
+        let serves_http = |component: &model::LockedComponent| {
+            component.exports.iter().any(|export| export.to_string().starts_with("wasi:http/"))
+        };
+        let mut mains = app.components.iter().filter(|(_, c)| serves_http(c)).map(|(name, _)| name);
+        let main = match (mains.next(), mains.next()) {
+            (Some(name), None) => Some(name.clone()),
+            _ => None,
+        };
+        Ok(Self {
+            app: app.name.clone(),
+            revision,
+            pinned: app.links.iter().any(in_memory),
+            components: app.components.iter().map(|(name, c)| (name.clone(), c.limits.request_body.0)).collect(),
+            main,
+            code,
+            routes: app.routes.clone(),
+            json: serde_json::to_vec(app)?.into(),
+        })
+    }
+
+    /// The JSON text of the [`api::agent::StartRequest`] for this revision.
+    pub fn start_request(&self, load: bool) -> Bytes {
+        let mut text = BytesMut::with_capacity(self.json.len() + 32);
+        text.put_slice(b"{\"app\":");
+        text.put_slice(&self.json);
+        text.put_slice(if load { b",\"load\":true}" } else { b",\"load\":false}" });
+        text.freeze()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Runs {
+    revisions: BTreeMap<AppName, Vec<Arc<Prepared>>>,
+    code: HashMap<(Digest, World), u32>,
+}
+
+/// Outgoing connections of a tenant, counted by verdict.
+#[derive(Debug, Default)]
+pub struct Flows {
+    /// Connected.
+    pub connected: AtomicU64,
+    /// Refused by policy.
+    pub denied: AtomicU64,
+    /// Refused by the rate limit.
+    pub limited: AtomicU64,
+    /// Allowed, but not resolved or not reached.
+    pub failed: AtomicU64,
+}
+
+/// One tenant on this node.
+#[derive(Debug)]
+pub struct Tenant {
+    /// Its name.
+    pub name: TenantName,
+    /// Its outgoing connections.
+    pub flows: Flows,
+    policy: ArcSwap<Policy>,
+    runs: RwLock<Runs>,
+    dials: Mutex<(f64, Instant)>,
+}
+
+impl Tenant {
+    /// A tenant with nothing running and nothing granted.
+    pub fn new(name: TenantName) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            flows: Flows::default(),
+            policy: ArcSwap::default(),
+            runs: RwLock::default(),
+            dials: Mutex::new((DIALS_BURST, Instant::now())),
+        })
+    }
+
+    /// Applies what the operator decided about connections; from the next dial on.
+    pub fn apply(&self, settings: &TenantSettings) {
+        let (policy, errors) = Policy::of(settings);
+        for cause in errors {
+            tracing::warn!(tenant = %self.name, %cause, "an egress range of the tenant is ignored");
+        }
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// What its connections may reach.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    /// Takes one connection from the tenant's rate; false where it is used up.
+    pub fn may_dial(&self, now: Instant) -> bool {
+        let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tokens, last) = *dials;
+        let tokens = (tokens + now.saturating_duration_since(last).as_secs_f64() * DIALS_PER_SECOND).min(DIALS_BURST);
+        let granted = tokens >= 1.0;
+        *dials = (if granted { tokens - 1.0 } else { tokens }, now);
+        granted
+    }
+
+    /// From now on hosts of the tenant are to have this revision, and may ask for its code.
+    pub fn add(&self, prepared: Arc<Prepared>) {
+        let runs = &mut *self.write();
+        let revisions = runs.revisions.entry(prepared.app.clone()).or_default();
+        if revisions.iter().any(|known| known.revision == prepared.revision) {
+            return;
+        }
+        for code in &prepared.code {
+            *runs.code.entry(*code).or_default() += 1;
+        }
+        revisions.push(prepared);
+    }
+
+    /// Hosts of the tenant are not to have this revision any more.
+    pub fn remove(&self, app: &AppName, revision: Revision) {
+        let runs = &mut *self.write();
+        let Some(revisions) = runs.revisions.get_mut(app) else { return };
+        let Some(at) = revisions.iter().position(|known| known.revision == revision) else { return };
+        for code in &revisions.swap_remove(at).code {
+            if let Some(users) = runs.code.get_mut(code) {
+                *users -= 1;
+                if *users == 0 {
+                    runs.code.remove(code);
+                }
+            }
+        }
+        if revisions.is_empty() {
+            runs.revisions.remove(app);
+        }
+    }
+
+    /// Every revision the host `shard` of `shards` is to have.
+    pub fn revisions_for(&self, shard: u32, shards: u32) -> Vec<Arc<Prepared>> {
+        let here = |p: &&Arc<Prepared>| !p.pinned || converge::home(&p.app, shards) == shard;
+        self.read().revisions.values().flatten().filter(here).cloned().collect()
+    }
+
+    /// Whether its hosts are to have this revision.
+    pub fn has(&self, app: &AppName, revision: Revision) -> bool {
+        self.read().revisions.get(app).is_some_and(|all| all.iter().any(|known| known.revision == revision))
+    }
+
+    /// Whether its hosts are to have any revision of the app.
+    pub fn knows(&self, app: &AppName) -> bool {
+        self.read().revisions.contains_key(app)
+    }
+
+    /// Whether a revision its hosts are to have needs this code.
+    pub fn may_have(&self, code: &(Digest, World)) -> bool {
+        self.read().code.contains_key(code)
+    }
+
+    /// Counts one connection.
+    pub fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Runs> {
+        self.runs.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Runs> {
+        self.runs.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn prepared(app: &str, revision: u64, code: u8) -> Arc<Prepared> {
+        Arc::new(Prepared {
+            app: app.parse().unwrap(),
+            revision: Revision(revision),
+            pinned: false,
+            components: Vec::new(),
+            main: None,
+            code: vec![(Digest::of(&[code]), World::P2)],
+            routes: Vec::new(),
+            json: Bytes::from_static(b"{}"),
+        })
+    }
+
+    #[test]
+    fn code_is_granted_as_long_as_one_revision_needs_it() {
+        let tenant = Tenant::new("t".parse().unwrap());
+        let code = (Digest::of(&[7]), World::P2);
+        assert!(!tenant.may_have(&code));
+        tenant.add(prepared("a", 1, 7));
+        tenant.add(prepared("a", 1, 7));
+        tenant.add(prepared("a", 2, 7));
+        tenant.remove(&"a".parse().unwrap(), Revision(1));
+        assert!(tenant.may_have(&code));
+        assert!(!tenant.may_have(&(Digest::of(&[7]), World::P3)));
+        tenant.remove(&"a".parse().unwrap(), Revision(2));
+        assert!(!tenant.may_have(&code));
+        assert!(!tenant.knows(&"a".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_start_request_is_the_agent_api_s() {
+        let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
+        let prepared = Prepared::of(Revision(1), &app).unwrap();
+        for load in [true, false] {
+            let request: api::agent::StartRequest = serde_json::from_slice(&prepared.start_request(load)).unwrap();
+            assert_eq!(request, api::agent::StartRequest { app: app.clone(), load });
+        }
+    }
+
+    #[test]
+    fn dials_are_bounded_by_burst_and_rate() {
+        let tenant = Tenant::new("t".parse().unwrap());
+        let start = Instant::now();
+        let burst = (0..1000).filter(|_| tenant.may_dial(start)).count();
+        assert_eq!(burst, 400);
+        let second = (0..1000).filter(|_| tenant.may_dial(start + Duration::from_secs(1))).count();
+        assert_eq!(second, 200);
+    }
+}
