@@ -12,6 +12,7 @@ use http::{Response, StatusCode};
 
 use super::bad::BadRequest;
 use super::response::write_status;
+use super::shard::Target;
 
 /// An answer that no component made.
 #[derive(Debug, Clone)]
@@ -69,6 +70,15 @@ impl Answer {
     pub(super) fn client_timeout() -> Self {
         let text = "request timeout: the rest of the request did not arrive in time\n";
         Self { close: true, ..Self::new(StatusCode::REQUEST_TIMEOUT, Code::TimedOut, text) }
+    }
+
+    /// No shard of `target` takes the request: the app is suspended, or its hosts are gone.
+    pub(super) fn no_shard(target: &Target) -> Self {
+        if !target.shards.is_suspended() {
+            return Self::unreachable();
+        }
+        let text = "service unavailable: this app is suspended by its operator\n";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Suspended, text)
     }
 
     /// No shard can be reached.

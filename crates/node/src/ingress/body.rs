@@ -234,11 +234,32 @@ mod tests {
         let flood = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(10_000));
         let trailers = format!("0\r\nx: {}\r\n\r\n", "x".repeat(10_000));
         for bad in [
-            "\r\n", "g\r\n", "+1\r\na\r\n", "-1\r\n", "0x1\r\na\r\n", " 1\r\na\r\n", "1 \r\na\r\n", "1;a=b\r\na\r\n", "1\na\r\n",
-            "1\r\na\n", "1\r\nab\r\n", "1\r\na\r\r\n", "1\r\r\na", "ffffffffffffffff\r\n", "0000000000000001\r\na\r\n", "1,1\r\n",
-            "0\r\ncontent-length: 5\r\n\r\n", "0\r\nhost: b\r\n\r\n", "0\r\ntransfer-encoding: chunked\r\n\r\n",
-            "0\r\nx-forwarded-for: b\r\n\r\n", "0\r\n bad\r\n\r\n", "0\r\nx : a\r\n\r\n", "0\r\nx: a\n\r\n", "0\r\nx: \u{0}\r\n\r\n",
-            &flood, &trailers,
+            "\r\n",
+            "g\r\n",
+            "+1\r\na\r\n",
+            "-1\r\n",
+            "0x1\r\na\r\n",
+            " 1\r\na\r\n",
+            "1 \r\na\r\n",
+            "1;a=b\r\na\r\n",
+            "1\na\r\n",
+            "1\r\na\n",
+            "1\r\nab\r\n",
+            "1\r\na\r\r\n",
+            "1\r\r\na",
+            "ffffffffffffffff\r\n",
+            "0000000000000001\r\na\r\n",
+            "1,1\r\n",
+            "0\r\ncontent-length: 5\r\n\r\n",
+            "0\r\nhost: b\r\n\r\n",
+            "0\r\ntransfer-encoding: chunked\r\n\r\n",
+            "0\r\nx-forwarded-for: b\r\n\r\n",
+            "0\r\n bad\r\n\r\n",
+            "0\r\nx : a\r\n\r\n",
+            "0\r\nx: a\n\r\n",
+            "0\r\nx: \u{0}\r\n\r\n",
+            &flood,
+            &trailers,
         ] {
             for piece in [1, 7, bad.len()] {
                 assert_eq!(decode(bad.as_bytes(), piece), Err(Malformed), "{bad:?}");

@@ -42,8 +42,15 @@ pub(super) fn class(name: &[u8]) -> Class {
         b"upgrade" => Class::Upgrade,
         b"traceparent" => Class::TraceParent,
         b"tracestate" => Class::TraceState,
-        b"keep-alive" | b"proxy-connection" | b"proxy-authorization" | b"proxy-authenticate" | b"te" | b"trailer"
-        | b"http2-settings" | b"forwarded" | b"x-real-ip" => Class::Drop,
+        b"keep-alive"
+        | b"proxy-connection"
+        | b"proxy-authorization"
+        | b"proxy-authenticate"
+        | b"te"
+        | b"trailer"
+        | b"http2-settings"
+        | b"forwarded"
+        | b"x-real-ip" => Class::Drop,
         _ => Class::Plain,
     };
     match class {
@@ -71,7 +78,20 @@ static TOKEN: [bool; 256] = {
             table[byte as usize] = byte.is_ascii_alphanumeric()
                 || matches!(
                     byte,
-                    b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+                    b'!' | b'#'
+                        | b'$'
+                        | b'%'
+                        | b'&'
+                        | b'\''
+                        | b'*'
+                        | b'+'
+                        | b'-'
+                        | b'.'
+                        | b'^'
+                        | b'_'
+                        | b'`'
+                        | b'|'
+                        | b'~'
                 );
         }
         byte += 1;

@@ -98,9 +98,13 @@ impl Gateway {
     }
 
     async fn wait_for_change(&self, target: &Target, attempt: &mut Attempt) -> Result<(), Unreachable> {
+        if target.shards.is_suspended() {
+            return Err(Unreachable);
+        }
         let now = Instant::now();
         let since = *attempt.waiting_since.get_or_insert(now);
-        let left = self.wait.checked_sub(now.duration_since(since)).filter(|left| !left.is_zero()).ok_or(Unreachable)?;
+        let left =
+            self.wait.checked_sub(now.duration_since(since)).filter(|left| !left.is_zero()).ok_or(Unreachable)?;
         let waiting = Waiting::new(&self.waiters);
         if waiting.place >= self.max_waiters {
             return Err(Unreachable);

@@ -126,11 +126,7 @@ impl Drop for Busy {
     }
 }
 
-async fn respond(
-    worker: Arc<Worker>,
-    client: &Client,
-    request: Request<Incoming>,
-) -> Result<Response<H2Body>, Answer> {
+async fn respond(worker: Arc<Worker>, client: &Client, request: Request<Incoming>) -> Result<Response<H2Body>, Answer> {
     let (parts, body) = request.into_parts();
     let host = checked_host(&parts).map_err(Answer::bad)?;
     let target = {
@@ -214,7 +210,9 @@ impl Body for H2Body {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         match &mut this.source {
-            Source::Text(text) => Poll::Ready(text.take().filter(|text| !text.is_empty()).map(|text| Ok(Frame::data(text)))),
+            Source::Text(text) => {
+                Poll::Ready(text.take().filter(|text| !text.is_empty()).map(|text| Ok(Frame::data(text))))
+            }
             Source::Host { body, until, worker } => {
                 let Some(source) = body else { return Poll::Ready(None) };
                 let Poll::Ready(data) = source.poll_data(cx) else {

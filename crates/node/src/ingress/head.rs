@@ -239,7 +239,8 @@ impl<'a> Seen<'a> {
         if !self.options.is_empty() {
             fields.retain(|field| !self.options.iter().any(|option| option.eq_ignore_ascii_case(field.name)));
         }
-        let traceparent = self.traceparent.filter(|_| self.traceparents == 1).filter(|value| super::trace::is_valid(value));
+        let traceparent =
+            self.traceparent.filter(|_| self.traceparents == 1).filter(|value| super::trace::is_valid(value));
         if self.tracestate && traceparent.is_none() {
             fields.retain(|field| class(field.name) != Class::TraceState);
         }

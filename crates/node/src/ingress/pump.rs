@@ -126,7 +126,10 @@ pub(super) async fn watch<R: AsyncRead + Unpin>(from: &mut R, buffer: &mut Buffe
 }
 
 /// Reads until a whole response head is in the buffer; its length.
-pub(super) async fn response_head<R: AsyncRead + Unpin>(from: &mut R, buffer: &mut Buffer) -> Result<usize, ResponseEnd> {
+pub(super) async fn response_head<R: AsyncRead + Unpin>(
+    from: &mut R,
+    buffer: &mut Buffer,
+) -> Result<usize, ResponseEnd> {
     let mut scan = HeadScan::default();
     loop {
         if !buffer.is_empty()

@@ -31,7 +31,11 @@ pub(super) async fn write_all<W: AsyncWrite + Unpin>(to: &mut W, bytes: &[u8], s
 }
 
 /// Reads some; the wait is bounded by `stall`. `Ok(0)` is the end of the stream.
-pub(super) async fn fill<R: AsyncRead + Unpin>(from: &mut R, buffer: &mut Buffer, stall: Duration) -> io::Result<usize> {
+pub(super) async fn fill<R: AsyncRead + Unpin>(
+    from: &mut R,
+    buffer: &mut Buffer,
+    stall: Duration,
+) -> io::Result<usize> {
     let mut timer = None;
     poll_fn(|cx| match buffer.poll_fill(cx, from) {
         Poll::Pending => poll_stall(&mut timer, stall, cx),

@@ -1,0 +1,193 @@
+//! HTTP/2 with prior knowledge: the same rules as HTTP/1, and nothing that HTTP/1 cannot express gets to a host.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+
+use super::rig::{BODY_LIMIT, Rig};
+
+type Body = http_body_util::combinators::BoxBody<Bytes, std::convert::Infallible>;
+
+fn full(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).boxed()
+}
+
+async fn client(rig: &Rig) -> SendRequest<Body> {
+    let (client, connection) = handshake(TokioExecutor::new(), TokioIo::new(rig.connect().await)).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn ask(client: &mut SendRequest<Body>, request: Request<Body>) -> (u16, http::HeaderMap, Bytes) {
+    let sent = async {
+        let response = client.send_request(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        (parts.status.as_u16(), parts.headers, body.collect().await.unwrap().to_bytes())
+    };
+    tokio::time::timeout(Duration::from_secs(5), sent).await.unwrap()
+}
+
+#[tokio::test]
+async fn requests_of_one_connection_run_side_by_side() {
+    let rig = Rig::new(1);
+    let client = client(&rig).await;
+    let began = std::time::Instant::now();
+    let all = (0..20).map(|n| {
+        let mut client = client.clone();
+        async move { ask(&mut client, Request::get(format!("http://h/slow?{n}")).body(full("")).unwrap()).await }
+    });
+    for (n, (status, headers, body)) in futures::future::join_all(all).await.into_iter().enumerate() {
+        assert_eq!((status, body), (200, Bytes::from(format!("GET /slow?{n} from 0"))));
+        assert!(!headers.contains_key("sidereal-secret"));
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    for seen in rig.seen() {
+        assert_eq!(seen.headers["host"], "h");
+        assert_eq!(seen.headers["sidereal-route"], "shop/1/web");
+        assert_eq!(seen.headers["x-forwarded-for"], "127.0.0.1");
+    }
+}
+
+#[tokio::test]
+async fn bodies_and_statuses() {
+    let rig = Rig::new(1);
+    let mut client = client(&rig).await;
+    let (status, _, body) = ask(&mut client, Request::put("http://h/x").body(full("abc")).unwrap()).await;
+    assert_eq!((status, body), (200, Bytes::from("PUT /x from 0")));
+    assert_eq!(rig.seen()[0].body.as_deref(), Some(b"abc".as_slice()));
+    let (status, headers, body) = ask(&mut client, Request::head("http://h/x").body(full("")).unwrap()).await;
+    assert_eq!((status, &headers["content-length"], body.len()), (200, &"14".parse().unwrap(), 0));
+    let (status, _, body) = ask(&mut client, Request::get("http://h/large").body(full("")).unwrap()).await;
+    assert_eq!((status, body.len()), (200, 256 * 64 * 1024));
+    let (status, _, _) = ask(&mut client, Request::get("http://h/none").body(full("")).unwrap()).await;
+    assert_eq!(status, 204);
+    let (status, headers, _) = ask(&mut client, Request::delete("http://h/read").body(full("")).unwrap()).await;
+    assert_eq!((status, &headers["allow"]), (405, &"GET, HEAD".parse().unwrap()));
+    let (status, _, _) = ask(&mut client, Request::get("http://nobody.test/").body(full("")).unwrap()).await;
+    assert_eq!(status, 404);
+    let large = vec![0; usize::try_from(BODY_LIMIT).unwrap() + 1];
+    let (status, _, _) = ask(&mut client, Request::post("http://h/x").body(full(large)).unwrap()).await;
+    assert_eq!(status, 413);
+    assert_eq!(rig.shards.shards()[0].in_flight(), 0);
+}
+
+#[tokio::test]
+async fn bodies_stream_in_both_directions_at_once() {
+    let rig = Rig::new(1);
+    let mut client = client(&rig).await;
+    let (pieces, body) = mpsc::channel::<Bytes>(1);
+    let body = futures::stream::unfold(body, |mut body| async {
+        let piece = body.recv().await?;
+        Some((Ok(Frame::data(piece)), body))
+    });
+    let request = Request::post("http://h/echo").body(StreamBody::new(body).boxed()).unwrap();
+    let response = client.send_request(request).await.unwrap();
+    let mut echoed = response.into_body();
+    for piece in ["one", "two", "three"] {
+        pieces.send(piece.into()).await.unwrap();
+        assert_eq!(echoed.frame().await.unwrap().unwrap().into_data().unwrap(), piece);
+    }
+    drop(pieces);
+    assert_eq!(echoed.collect().await.unwrap().to_bytes(), "");
+}
+
+#[tokio::test]
+async fn what_cannot_be_said_in_one_way_is_refused() {
+    let rig = Rig::new(1);
+    let mut client = client(&rig).await;
+    let get = |uri: &str| Request::get(uri.to_owned());
+    for (name, request) in [
+        ("authority and host differ", get("http://h/").header("host", "evil")),
+        ("two hosts", get("http://h/").header("host", "h").header("host", "h")),
+        ("dot segments", get("http://h/a/../b")),
+        ("encoded NUL", get("http://h/%00")),
+        ("disguised length", get("http://h/").header("content_length", "4")),
+        ("disguised coding", get("http://h/").header("transfer_encoding", "chunked")),
+        ("port out of range", get("http://h:99999/")),
+    ] {
+        let (status, _, _) = ask(&mut client, request.body(full("")).unwrap()).await;
+        assert_eq!(status, 400, "{name}");
+    }
+    let mut crowded = get("http://h/");
+    for n in 0..101 {
+        crowded = crowded.header(format!("x-{n}"), "1");
+    }
+    let (status, _, _) = ask(&mut client, crowded.body(full("")).unwrap()).await;
+    assert_eq!(status, 431);
+    assert!(rig.seen().is_empty());
+    let forged =
+        get("http://h/").header("sidereal-route", "x").header("x-forwarded-for", "8.8.8.8").header("te", "trailers");
+    let (status, _, _) = ask(&mut client, forged.body(full("")).unwrap()).await;
+    assert_eq!(status, 200);
+    let seen = rig.seen();
+    assert_eq!(seen[0].headers["sidereal-route"], "shop/1/web");
+    assert_eq!(seen[0].headers.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["127.0.0.1"]);
+    assert!(!seen[0].headers.contains_key("te"));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_reset_ends_its_call() {
+    let rig = Rig::new(1);
+    let mut client = client(&rig).await;
+    let hang = client.send_request(Request::get("http://h/hang").body(full("")).unwrap());
+    assert!(tokio::time::timeout(Duration::from_millis(200), hang).await.is_err());
+    let waiting = async {
+        while rig.shards.shards()[0].in_flight() > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap();
+    assert_eq!(rig.seen().len(), 1);
+    let (status, _, _) = ask(&mut client, Request::get("http://h/").body(full("")).unwrap()).await;
+    assert_eq!(status, 200);
+}
+
+#[tokio::test]
+async fn a_flood_of_resets_ends_the_connection() {
+    let rig = Rig::new(1);
+    let mut stream = rig.connect().await;
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend_from_slice(&[0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // `:method GET`, `:scheme http`, `:path /`, `:authority h`, by the static table.
+    let head = [0x82, 0x86, 0x84, 0x41, 1, b'h'];
+    for n in 0..20_000u32 {
+        let stream_id = (n * 2 + 1).to_be_bytes();
+        bytes.extend_from_slice(&[0, 0, head.len() as u8, 1, 5]);
+        bytes.extend_from_slice(&stream_id);
+        bytes.extend_from_slice(&head);
+        bytes.extend_from_slice(&[0, 0, 4, 3, 0]);
+        bytes.extend_from_slice(&stream_id);
+        bytes.extend_from_slice(&[0, 0, 0, 8]);
+    }
+    let flood = async {
+        // Ends early, because the other side closes.
+        let _ = stream.write_all(&bytes).await;
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    };
+    tokio::time::timeout(Duration::from_secs(5), flood).await.unwrap();
+    assert!(rig.seen().len() < 2000);
+    assert_eq!(super::rig::status(&rig.get("/").await), 200);
+}
+
+#[tokio::test]
+async fn draining_finishes_streams() {
+    let mut rig = Rig::new(1);
+    let mut client = client(&rig).await;
+    let mut other = client.clone();
+    let slow =
+        tokio::spawn(async move { ask(&mut client, Request::get("http://h/slow").body(full("")).unwrap()).await });
+    while rig.record.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let drained = tokio::spawn(rig.ingress.take().unwrap().drain(Duration::from_secs(5)));
+    assert_eq!(slow.await.unwrap().0, 200);
+    tokio::time::timeout(Duration::from_secs(2), drained).await.unwrap().unwrap();
+    assert!(other.send_request(Request::get("http://h/").body(full("")).unwrap()).await.is_err());
+}

@@ -1,0 +1,8 @@
+//! The ingress as clients and hosts see it: raw bytes in on one side, what a real HTTP server recorded on the other.
+
+mod faults;
+mod forwarding;
+mod h2;
+mod rig;
+mod timeouts;
+mod vectors;
