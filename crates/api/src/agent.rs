@@ -90,7 +90,7 @@ pub struct ComponentStatus {
 }
 
 /// Everything a host has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct HostStatus {
     /// Calls that run now, all apps together.
     pub in_flight: u32,
@@ -101,7 +101,7 @@ pub struct HostStatus {
 }
 
 /// One revision on a host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AppOnHost {
     /// The app.
     pub app: AppName,

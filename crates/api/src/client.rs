@@ -20,6 +20,7 @@ use model::{AppName, Digest, TenantName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::agent::HostStatus;
 use crate::control::{
     Accepted, AppView, CallRequest, CallResponse, DeployRequest, IDEMPOTENCY_KEY, LinkRequest, MAX_BLOB, NodeView,
     Plan, ProviderView, RevisionView, RollbackRequest, RouteView, TenantView, Version,
@@ -341,6 +342,14 @@ impl ControlClient {
     /// [`ClientError`], as every method here.
     pub async fn routes(&self, tenant: &TenantName) -> Result<Vec<RouteView>, ClientError> {
         self.get(&format!("/v1/tenants/{tenant}/routes")).await
+    }
+
+    /// What the tenant's hosts report now, in shard order; one that does not answer in time is left out.
+    ///
+    /// # Errors
+    /// [`ClientError`], as every method here.
+    pub async fn hosts(&self, tenant: &TenantName) -> Result<Vec<HostStatus>, ClientError> {
+        self.get(&format!("/v1/tenants/{tenant}/hosts")).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -19,6 +19,7 @@
 //! | `POST …/call` ([`CallRequest`]) | [`CallResponse`] |
 //! | `GET /v1/tenants/{t}/providers` | [`ProviderView`]s |
 //! | `GET /v1/tenants/{t}/routes` | [`RouteView`]s |
+//! | `GET /v1/tenants/{t}/hosts` | [`crate::agent::HostStatus`], in shard order |
 //! | `GET /v1/events?tenant&app` | server-sent events, each a CloudEvent ([`Event`]); `Last-Event-ID` resumes |
 //!
 //! **Writes.** `If-Match: <n>` on an app is the number of the revision that must be current, on a tenant the etag; `*`
@@ -289,7 +290,7 @@ pub mod event {
 /// Header of a deploy that may be repeated.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Largest artifact, bytes.
-pub const MAX_BLOB: usize = 128 << 20;
+pub const MAX_BLOB: usize = 50 << 20;
 /// Largest JSON body, bytes.
 pub const MAX_JSON: usize = 4 << 20;
 /// Largest body of a [`CallRequest`], and of a [`CallResponse`], bytes before base64.

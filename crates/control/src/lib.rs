@@ -4,21 +4,46 @@
 //! store and writes assignments; nodes watch those. Nothing here runs a component or holds a connection to a host.
 #![forbid(unsafe_code)]
 
+mod clock;
 mod config;
+mod events;
+mod http;
+mod load;
+mod reconcile;
+mod state;
+mod trust;
+mod writer;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-pub use config::{ControlConfig, ControlError};
+pub use crate::config::{ControlConfig, ControlError};
+pub use crate::http::openapi;
+
+use crate::events::Events;
+use crate::http::{Api, Guard};
+use crate::reconcile::Reconciler;
+use crate::state::Shared;
+use crate::trust::Vetter;
+use crate::writer::Writer;
+
+/// The shortest token that is accepted, characters.
+const MIN_TOKEN: usize = 16;
+/// How long requests may take to finish at shutdown.
+const FINISH: Duration = Duration::from_secs(5);
 
 /// A running control plane.
 pub struct Control {
     addr: SocketAddr,
     stop: CancellationToken,
-    tasks: TaskTracker,
+    reconciler: JoinHandle<()>,
+    server: JoinHandle<std::io::Result<()>>,
 }
 
 impl Control {
@@ -27,10 +52,35 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn start(config: ControlConfig) -> Result<Self, ControlError> {
-        let listen = config.listen;
+        let ControlConfig { listen, token, node, store, blobs, nodes, allowed_hosts, version } = config;
+        if token.len() < MIN_TOKEN {
+            return Err(ControlError::Token(token.len()));
+        }
         let bound = TcpListener::bind(listen).await.and_then(|l| l.local_addr().map(|addr| (l, addr)));
-        let (_listener, addr) = bound.map_err(|cause| ControlError::Listen { address: listen, cause })?;
-        Ok(Self { addr, stop: CancellationToken::new(), tasks: TaskTracker::new() })
+        let (listener, addr) = bound.map_err(|cause| ControlError::Listen { address: listen, cause })?;
+        let (stop, state) = (CancellationToken::new(), Arc::new(Shared::default()));
+        let (settled_in, settled) = watch::channel(0);
+        let events = Events::new(clock::millis());
+        let reconciler = Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in).await?;
+        let api = Arc::new(Api {
+            guard: Guard::new(addr, allowed_hosts, &token),
+            writer: Writer::new(store.clone(), Vetter::new(blobs.clone()), state.clone()),
+            store,
+            blobs,
+            nodes,
+            node,
+            state,
+            events,
+            settled,
+            uploads: Semaphore::new(http::UPLOADS),
+            stop: stop.clone(),
+            version,
+            since_ms: clock::millis(),
+        });
+        let server = axum::serve(listener, http::router(api)).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let reconciler = tokio::spawn(reconciler.run(stop.clone()));
+        let server = tokio::spawn(server.into_future());
+        Ok(Self { addr, stop, reconciler, server })
     }
 
     /// Where the API listens.
@@ -38,10 +88,15 @@ impl Control {
         self.addr
     }
 
-    /// Ends streams, finishes requests, stops the reconciler.
-    pub async fn shutdown(self) {
+    /// Ends streams, lets requests finish for at most five seconds, stops the reconciler.
+    pub async fn shutdown(mut self) {
         self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        if tokio::time::timeout(FINISH, &mut self.server).await.is_err() {
+            tracing::warn!("requests did not finish in time and were ended");
+            self.server.abort();
+        }
+        if let Err(cause) = self.reconciler.await {
+            tracing::error!(%cause, "the reconciler ended badly");
+        }
     }
 }

@@ -1,0 +1,133 @@
+//! Apps as they are: reading, deleting, and calling them without the ingress.
+
+use std::sync::Arc;
+
+use api::Problem;
+use api::control::{AppView, CallRequest, CallResponse, MAX_CALL_BODY, RevisionView};
+use api::problem::Code;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{self, HeaderName, HeaderValue, StatusCode};
+use axum::response::Response;
+use data_encoding::BASE64;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use model::plan::AppId;
+use model::{AppName, TenantName};
+use store::keys::RevisionRecord;
+
+use super::Api;
+use super::extract::{At, Condition, Json, json};
+use super::refusal::{Answer, Refusal};
+use crate::clock;
+use crate::writer::no_app;
+
+/// Records that are read at once.
+const AT_ONCE: usize = 64;
+
+/// A record as the API shows it.
+pub(super) fn view(record: RevisionRecord) -> Answer<RevisionView> {
+    let bad = |cause| Refusal::new(Code::Internal, format!("a revision's origin cannot be read: {cause}"));
+    Ok(RevisionView {
+        revision: record.revision,
+        created_ms: record.created_ms,
+        origin: serde_json::from_value(record.origin).map_err(bad)?,
+        message: record.message,
+        app: record.app,
+    })
+}
+
+async fn app_view(api: Arc<Api>, id: AppId) -> Answer<Option<AppView>> {
+    let record = match api.writer.current(&id).await {
+        Ok(current) => current.record,
+        Err(refusal) if refusal.problem.code == Code::NotFound => return Ok(None),
+        Err(refusal) => return Err(refusal),
+    };
+    let desired = view(record)?;
+    let (tenant, name) = (id.tenant.clone(), id.app.clone());
+    let mut view =
+        AppView { tenant, name, desired, nodes: std::collections::BTreeMap::new(), urls: Vec::new(), reason: None };
+    api.state.lock().complete(&mut view, &id, clock::seconds());
+    Ok(Some(view))
+}
+
+/// A tenant's apps.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/apps", params(("tenant" = TenantName, Path)),
+    responses((status = 200, body = Vec<AppView>), (status = "default", body = Problem)))]
+pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
+    api.writer.tenant(&tenant).await?;
+    let ids: Vec<AppId> = api.state.lock().apps_of(&tenant).map(|(id, _, _)| id.clone()).collect();
+    let views = stream::iter(ids).map(|id| app_view(api.clone(), id)).buffered(AT_ONCE);
+    let views: Vec<AppView> = views.try_filter_map(|view| async { Ok(view) }).try_collect().await?;
+    Ok(json(&views))
+}
+
+/// One app.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/apps/{app}", params(("tenant" = TenantName, Path), ("app" = AppName, Path)),
+    responses((status = 200, body = AppView), (status = "default", body = Problem)))]
+pub(super) async fn read(
+    State(api): State<Arc<Api>>,
+    At((tenant, app)): At<(TenantName, AppName)>,
+) -> Answer<Response> {
+    let id = AppId { tenant, app };
+    let view = app_view(api, id.clone()).await?;
+    view.map(|view| json(&view)).ok_or_else(|| no_app(&id))
+}
+
+/// Deletes an app: routes, assignments and history. Its data stays. The next app of that name goes on counting revisions.
+#[utoipa::path(delete, path = "/v1/tenants/{tenant}/apps/{app}",
+    params(("tenant" = TenantName, Path), ("app" = AppName, Path),
+        ("if-match" = Option<String>, Header, description = "the current revision, or `*`")),
+    responses((status = 204, description = "it is gone"), (status = "default", body = Problem)))]
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    At((tenant, app)): At<(TenantName, AppName)>,
+    Condition(require): Condition,
+) -> Answer<StatusCode> {
+    api.writer.delete(&AppId { tenant, app }, require).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Sends a request to a component of the serving revision, without the ingress.
+#[utoipa::path(post, path = "/v1/tenants/{tenant}/apps/{app}/call", params(("tenant" = TenantName, Path), ("app" = AppName, Path)),
+    request_body = CallRequest, responses((status = 200, body = CallResponse), (status = "default", body = Problem)))]
+pub(super) async fn call(
+    State(api): State<Arc<Api>>,
+    At((tenant, app)): At<(TenantName, AppName)>,
+    Json(call): Json<CallRequest>,
+) -> Answer<Response> {
+    let id = AppId { tenant, app };
+    if api.state.lock().revision(&id).is_none() {
+        return Err(no_app(&id));
+    }
+    let request = request(&call)?;
+    let answer = api.nodes.call(&id.tenant, &id.app, call.component.as_ref(), request).await?;
+    let (head, body) = answer.into_parts();
+    if body.len() > MAX_CALL_BODY {
+        return Err(Refusal::new(Code::TooLarge, format!("the component answered more than {MAX_CALL_BODY} bytes"))
+            .help("call it through its route"));
+    }
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+    Ok(json(&CallResponse { status: head.status.as_u16(), headers, body: BASE64.encode(&body) }))
+}
+
+fn request(call: &CallRequest) -> Answer<http::Request<Bytes>> {
+    let invalid = |what: &str| Refusal::new(Code::RequestInvalid, format!("`{what}` is not one"));
+    let body = BASE64.decode(call.body.as_bytes());
+    let body = body.map_err(|_| Refusal::new(Code::RequestInvalid, "`body` is not base64"))?;
+    if body.len() > MAX_CALL_BODY {
+        return Err(Refusal::new(Code::TooLarge, format!("the body of a call has at most {MAX_CALL_BODY} bytes")));
+    }
+    if !call.path.starts_with('/') {
+        return Err(Refusal::new(Code::RequestInvalid, "`path` starts with `/`"));
+    }
+    let mut request = http::Request::new(Bytes::from(body));
+    *request.method_mut() = call.method.parse().map_err(|_| invalid("method"))?;
+    *request.uri_mut() = call.path.parse().map_err(|_| invalid("path"))?;
+    for (name, value) in &call.headers {
+        let name: HeaderName = name.parse().map_err(|_| invalid("header name"))?;
+        let value = HeaderValue::from_str(value).map_err(|_| invalid("header value"))?;
+        request.headers_mut().append(name, value);
+    }
+    Ok(request)
+}

@@ -1,0 +1,113 @@
+//! The API over HTTP: which handler answers what, and what every request passes on its way there.
+
+mod apps;
+mod extract;
+mod guard;
+mod refusal;
+mod revisions;
+mod streams;
+mod system;
+mod tenants;
+
+use std::sync::Arc;
+
+use api::control::{MAX_CALL_BODY, MAX_JSON};
+use api::node::NodeApi;
+use api::problem::Code;
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware;
+use model::NodeName;
+use store::Store;
+use store::blobs::Blobs;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::events::Events;
+use crate::state::Shared;
+use crate::writer::Writer;
+pub(crate) use guard::Guard;
+pub(crate) use refusal::{Answer, Refusal};
+
+/// Artifacts that are received at once: each is held in memory whole.
+pub(crate) const UPLOADS: usize = 4;
+
+/// What handlers work with.
+pub(crate) struct Api {
+    pub(crate) guard: Guard,
+    pub(crate) writer: Writer,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) blobs: Blobs,
+    pub(crate) nodes: Arc<dyn NodeApi>,
+    pub(crate) node: NodeName,
+    pub(crate) state: Arc<Shared>,
+    pub(crate) events: Events,
+    pub(crate) settled: watch::Receiver<u64>,
+    pub(crate) uploads: Semaphore,
+    pub(crate) stop: CancellationToken,
+    pub(crate) version: String,
+    pub(crate) since_ms: u64,
+}
+
+/// The largest [`api::control::CallRequest`]: its body in base64, and room for its head.
+const MAX_CALL: usize = MAX_CALL_BODY / 3 * 4 + (256 << 10);
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Sidereal control API",
+        description = "What the command line and the canvas speak. Every request but `GET /v1/healthz` carries \
+                       `Authorization: Bearer <token>`. Every refusal is a problem document (RFC 9457) with a stable \
+                       `code`. Fields and query parameters that are not listed here are refused, not ignored.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    components(schemas(api::control::Event, api::agent::LogLine, api::Problem))
+)]
+struct Document;
+
+fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(system::healthz))
+        .routes(routes!(system::version))
+        .routes(routes!(system::document))
+        .routes(routes!(system::nodes))
+        .routes(routes!(tenants::list))
+        .routes(routes!(tenants::read, tenants::write))
+        .routes(routes!(tenants::providers))
+        .routes(routes!(tenants::routes))
+        .routes(routes!(tenants::hosts))
+        .routes(routes!(system::has_blob, system::put_blob))
+        .routes(routes!(apps::list))
+        .routes(routes!(apps::read, apps::delete))
+        .routes(routes!(revisions::plan))
+        .routes(routes!(revisions::list, revisions::deploy))
+        .routes(routes!(revisions::read))
+        .routes(routes!(revisions::rollback))
+        .routes(routes!(revisions::link))
+        .merge(OpenApiRouter::new().routes(routes!(apps::call)).layer(DefaultBodyLimit::max(MAX_CALL)))
+        .routes(routes!(streams::logs))
+        .routes(routes!(streams::events))
+}
+
+/// The OpenAPI document of the control API, pretty JSON with a line end.
+pub fn openapi() -> String {
+    let (_, document) = routes().split_for_parts();
+    document.to_pretty_json().map(|text| text + "\n").unwrap_or_default()
+}
+
+/// Everything that answers.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(|| async { Refusal::new(Code::NotFound, "this API has no such path") })
+        .method_not_allowed_fallback(|| async {
+            Refusal::new(Code::RequestInvalid, "this path takes other methods").status(StatusCode::METHOD_NOT_ALLOWED)
+        })
+        .layer(DefaultBodyLimit::max(MAX_JSON))
+        .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
+        .with_state(api)
+}

@@ -1,0 +1,143 @@
+//! Changing what is wanted: plan, deploy, rollback, link; and the history of all that.
+
+use std::sync::Arc;
+
+use api::Problem;
+use api::control::{Accepted, DeployRequest, LinkRequest, Origin, Plan, RevisionView, RollbackRequest};
+use api::problem::Code;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use model::app::Revision;
+use model::diff::diff;
+use model::plan::AppId;
+use model::{AppName, TenantName};
+
+use super::Api;
+use super::apps::view;
+use super::extract::{At, Condition, Json, Key, json};
+use super::refusal::Answer;
+use crate::writer::Cause;
+
+type Names = At<(TenantName, AppName)>;
+
+/// The longest message of a revision, bytes.
+const MAX_MESSAGE: usize = 1024;
+
+fn accepted(accepted: &Accepted) -> Response {
+    let status = if accepted.unchanged { StatusCode::OK } else { StatusCode::CREATED };
+    (status, json(accepted)).into_response()
+}
+
+/// What a deploy would change and why it would be refused. Changes nothing.
+#[utoipa::path(post, path = "/v1/tenants/{tenant}/apps/{app}/plan", params(("tenant" = TenantName, Path), ("app" = AppName, Path)),
+    request_body = DeployRequest, responses((status = 200, body = Plan), (status = "default", body = Problem)))]
+pub(super) async fn plan(
+    State(api): State<Arc<Api>>,
+    At((tenant, app)): Names,
+    Json(request): Json<DeployRequest>,
+) -> Answer<Response> {
+    let id = AppId { tenant, app };
+    let tenant = api.writer.tenant(&id.tenant).await?;
+    let current = match api.writer.current(&id).await {
+        Ok(current) => Some(current.record),
+        Err(refusal) if refusal.problem.code == Code::NotFound => None,
+        Err(refusal) => return Err(refusal),
+    };
+    let problems = api.writer.judge(&id, &request.app, &tenant).await.err().unwrap_or_default();
+    json_plan(current, &request, problems)
+}
+
+fn json_plan(
+    current: Option<store::keys::RevisionRecord>,
+    request: &DeployRequest,
+    problems: Vec<Problem>,
+) -> Answer<Response> {
+    let sentence = |p: Problem| p.help.map_or(p.detail.clone(), |help| format!("{}: {help}", p.detail));
+    Ok(json(&Plan {
+        current: current.as_ref().map(|record| record.revision),
+        changes: diff(current.as_ref().map(|record| &record.app), &request.app),
+        problems: problems.into_iter().map(sentence).collect(),
+    }))
+}
+
+/// Records a revision and makes it the wanted one. It is not serving yet: follow the events.
+#[utoipa::path(post, path = "/v1/tenants/{tenant}/apps/{app}/revisions",
+    params(("tenant" = TenantName, Path), ("app" = AppName, Path),
+        ("if-match" = Option<String>, Header, description = "the current revision, or `*`"),
+        ("if-none-match" = Option<String>, Header, description = "`*`"),
+        ("idempotency-key" = Option<String>, Header, description = "makes the request safe to repeat")),
+    request_body = DeployRequest,
+    responses((status = 201, body = Accepted), (status = 200, description = "nothing differed", body = Accepted), (status = "default", body = Problem)))]
+pub(super) async fn deploy(
+    State(api): State<Arc<Api>>,
+    At((tenant, app)): Names,
+    Condition(require): Condition,
+    Key(key): Key,
+    Json(request): Json<DeployRequest>,
+) -> Answer<Response> {
+    let message = request.message;
+    if message.as_ref().is_some_and(|m| m.len() > MAX_MESSAGE || m.chars().any(char::is_control)) {
+        let text = format!("`message` has at most {MAX_MESSAGE} bytes and no control characters");
+        return Err(super::Refusal::new(Code::RequestInvalid, text));
+    }
+    let cause = Cause { origin: Origin::Deploy, message, require, key };
+    api.writer.deploy(&AppId { tenant, app }, request.app, cause).await.map(|a| accepted(&a))
+}
+
+/// The app's history, newest first; the last 50 revisions are kept.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/apps/{app}/revisions", params(("tenant" = TenantName, Path), ("app" = AppName, Path)),
+    responses((status = 200, body = Vec<RevisionView>), (status = "default", body = Problem)))]
+pub(super) async fn list(State(api): State<Arc<Api>>, At((tenant, app)): Names) -> Answer<Response> {
+    let history = api.writer.history(&AppId { tenant, app }).await?;
+    let views = history.into_iter().rev().map(view).collect::<Answer<Vec<_>>>()?;
+    Ok(json(&views))
+}
+
+/// One revision.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/apps/{app}/revisions/{revision}",
+    params(("tenant" = TenantName, Path), ("app" = AppName, Path), ("revision" = Revision, Path)),
+    responses((status = 200, body = RevisionView), (status = "default", body = Problem)))]
+pub(super) async fn read(
+    State(api): State<Arc<Api>>,
+    At((tenant, app, revision)): At<(TenantName, AppName, Revision)>,
+) -> Answer<Response> {
+    let id = AppId { tenant, app };
+    let head = api.writer.current(&id).await?.head;
+    let record = api.writer.record(&id, revision).await?;
+    if record.revision > head.revision {
+        let text = format!("app `{}` has no revision {revision}", id.app);
+        return Err(super::Refusal::new(Code::NotFound, text));
+    }
+    Ok(json(&view(record)?))
+}
+
+/// A new revision with the content of an earlier one.
+#[utoipa::path(post, path = "/v1/tenants/{tenant}/apps/{app}/rollback",
+    params(("tenant" = TenantName, Path), ("app" = AppName, Path),
+        ("if-match" = Option<String>, Header, description = "the current revision, or `*`")),
+    request_body = RollbackRequest,
+    responses((status = 201, body = Accepted), (status = 200, description = "nothing differed", body = Accepted), (status = "default", body = Problem)))]
+pub(super) async fn rollback(
+    State(api): State<Arc<Api>>,
+    At((tenant, app)): Names,
+    Condition(require): Condition,
+    Json(request): Json<RollbackRequest>,
+) -> Answer<Response> {
+    api.writer.rollback(&AppId { tenant, app }, request.to, require).await.map(|a| accepted(&a))
+}
+
+/// A new revision that differs only in one link's provider.
+#[utoipa::path(post, path = "/v1/tenants/{tenant}/apps/{app}/links",
+    params(("tenant" = TenantName, Path), ("app" = AppName, Path),
+        ("if-match" = Option<String>, Header, description = "the current revision, or `*`")),
+    request_body = LinkRequest,
+    responses((status = 201, body = Accepted), (status = 200, description = "nothing differed", body = Accepted), (status = "default", body = Problem)))]
+pub(super) async fn link(
+    State(api): State<Arc<Api>>,
+    At((tenant, app)): Names,
+    Condition(require): Condition,
+    Json(request): Json<LinkRequest>,
+) -> Answer<Response> {
+    api.writer.link(&AppId { tenant, app }, &request, require).await.map(|a| accepted(&a))
+}

@@ -1,0 +1,106 @@
+//! The answers without an end: events and logs. They stop when the server does.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Problem;
+use api::control::Event;
+use api::node::LogQuery;
+use api::problem::Code;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use futures::stream::{Stream, StreamExt as _};
+use model::plan::AppId;
+use model::{AppName, ComponentName, TenantName};
+use serde::Deserialize;
+
+use super::Api;
+use super::extract::{Asked, At};
+use super::refusal::{Answer, Refusal};
+use crate::events::Filter;
+use crate::writer::no_app;
+
+/// Log lines that one request reads from the past at most.
+const MAX_LAST: usize = 10_000;
+/// An idle log stream gets a blank line this often, so that a dead connection is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EventsQuery {
+    /// Only of this tenant.
+    tenant: Option<TenantName>,
+    /// Only of this app; needs a tenant.
+    app: Option<AppName>,
+}
+
+fn endless(api: &Api, kind: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let chunks = chunks.take_until(api.stop.clone().cancelled_owned()).map(Ok::<_, Infallible>);
+    ([(header::CONTENT_TYPE, kind)], Body::from_stream(chunks)).into_response()
+}
+
+/// Server-sent events, each a CloudEvent; the last 4096 are kept for those who come back.
+#[utoipa::path(get, path = "/v1/events",
+    params(EventsQuery, ("last-event-id" = Option<String>, Header, description = "go on after this event")),
+    responses((status = 200, description = "an endless stream", body = Event, content_type = "text/event-stream"), (status = "default", body = Problem)))]
+pub(super) async fn events(
+    State(api): State<Arc<Api>>,
+    Asked(query): Asked<EventsQuery>,
+    headers: HeaderMap,
+) -> Answer<Response> {
+    if query.app.is_some() && query.tenant.is_none() {
+        return Err(Refusal::new(Code::RequestInvalid, "`app` needs a `tenant`"));
+    }
+    let bad = || Refusal::new(Code::RequestInvalid, "`Last-Event-ID` is not the id of an event");
+    let after = headers.get("last-event-id").map(|v| v.to_str().ok().and_then(|v| v.parse().ok()).ok_or_else(bad));
+    let filter = Filter { tenant: query.tenant, app: query.app };
+    Ok(endless(&api, "text/event-stream", api.events.stream(filter, after.transpose()?)))
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogsQuery {
+    /// Go on with new lines.
+    #[serde(default)]
+    follow: bool,
+    /// At most this many past lines, up to 10000; 100 where absent.
+    #[serde(default = "default_last")]
+    last: usize,
+    /// Only of this component.
+    component: Option<ComponentName>,
+}
+
+fn default_last() -> usize {
+    100
+}
+
+/// An app's log, newline-delimited JSON.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/apps/{app}/logs",
+    params(("tenant" = TenantName, Path), ("app" = AppName, Path), LogsQuery),
+    responses((status = 200, description = "lines of JSON", body = api::agent::LogLine, content_type = "application/x-ndjson"), (status = "default", body = Problem)))]
+pub(super) async fn logs(
+    State(api): State<Arc<Api>>,
+    At((tenant, app)): At<(TenantName, AppName)>,
+    Asked(query): Asked<LogsQuery>,
+) -> Answer<Response> {
+    let id = AppId { tenant, app };
+    if api.state.lock().revision(&id).is_none() {
+        return Err(no_app(&id));
+    }
+    let query = LogQuery { component: query.component, last: query.last.min(MAX_LAST), follow: query.follow };
+    let lines = api.nodes.logs(&id.tenant, &id.app, query).map(|line| {
+        let mut text = serde_json::to_vec(&line).unwrap_or_default();
+        text.push(b'\n');
+        Bytes::from(text)
+    });
+    let lines = futures::stream::unfold(lines, |mut lines| async move {
+        let next = tokio::time::timeout(KEEP_ALIVE, lines.next()).await;
+        next.unwrap_or(Some(Bytes::from_static(b"\n"))).map(|line| (line, lines))
+    });
+    Ok(endless(&api, "application/x-ndjson", lines))
+}

@@ -1,0 +1,102 @@
+//! What is not about one tenant: health, version, the document of this API, nodes, artifacts.
+
+use std::sync::Arc;
+
+use api::Problem;
+use api::control::{MAX_BLOB, NodeView, Version};
+use api::problem::Code;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use http_body_util::BodyExt as _;
+use model::Digest;
+
+use super::extract::{At, json};
+use super::refusal::{Answer, Refusal};
+use super::{Api, openapi};
+
+/// The control plane answers.
+#[utoipa::path(get, path = "/v1/healthz", security(()), responses((status = 200, description = "it answers", body = String)))]
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Which product answers, and since when.
+#[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version), (status = "default", body = Problem)))]
+pub(super) async fn version(State(api): State<Arc<Api>>) -> Response {
+    let ingress = api.state.lock().nodes.get(&api.node).map(|n| n.ingress.clone()).unwrap_or_default();
+    json(&Version {
+        version: api.version.clone(),
+        api: vec!["v1".to_owned()],
+        pid: std::process::id(),
+        since_ms: api.since_ms,
+        ingress,
+    })
+}
+
+/// This document.
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI 3.1", body = Object), (status = "default", body = Problem)))]
+pub(super) async fn document() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], openapi()).into_response()
+}
+
+/// The machines, with those that are lost and still have apps.
+#[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Vec<NodeView>), (status = "default", body = Problem)))]
+pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Response {
+    let state = api.state.lock();
+    let known = state.observed.nodes.iter().filter(|(_, place)| place.alive || !place.apps.is_empty());
+    let views: Vec<NodeView> = known
+        .map(|(name, place)| {
+            let record = state.nodes.get(name);
+            NodeView {
+                name: name.clone(),
+                alive: place.alive,
+                ingress: record.map(|r| r.ingress.clone()).unwrap_or_default(),
+                pid: record.map_or(0, |r| r.pid),
+                since_ms: record.map_or(0, |r| r.since_ms),
+                apps: place.apps.len() as u64,
+            }
+        })
+        .collect();
+    json(&views)
+}
+
+/// Whether an artifact is there.
+#[utoipa::path(head, path = "/v1/blobs/{digest}", params(("digest" = Digest, Path)),
+    responses((status = 200, description = "it is there"), (status = 404, description = "it is not"), (status = "default", body = Problem)))]
+pub(super) async fn has_blob(State(api): State<Arc<Api>>, At(digest): At<Digest>) -> Answer<StatusCode> {
+    if api.blobs.has(&digest) {
+        return Ok(StatusCode::OK);
+    }
+    Err(Refusal::new(Code::NotFound, format!("there is no artifact {digest}")))
+}
+
+/// Keeps an artifact. The bytes must hash to the digest.
+#[utoipa::path(put, path = "/v1/blobs/{digest}", params(("digest" = Digest, Path)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 204, description = "it is there"), (status = "default", body = Problem)))]
+pub(super) async fn put_blob(
+    State(api): State<Arc<Api>>,
+    At(digest): At<Digest>,
+    request: Request,
+) -> Answer<StatusCode> {
+    let too_large = || Refusal::new(Code::TooLarge, format!("an artifact has at most {MAX_BLOB} bytes"));
+    // What announces its size is refused before a byte of it is read.
+    if http_body::Body::size_hint(request.body()).lower() > MAX_BLOB as u64 {
+        return Err(too_large());
+    }
+    let stopped = |_| Refusal::new(Code::Unreachable, "the control plane is stopping");
+    let _turn = api.uploads.acquire().await.map_err(stopped)?;
+    let body = http_body_util::Limited::new(request.into_body(), MAX_BLOB).collect().await;
+    let bytes = body.map_err(|cause| {
+        if cause.is::<http_body_util::LengthLimitError>() {
+            too_large()
+        } else {
+            Refusal::new(Code::RequestInvalid, format!("the artifact did not arrive whole: {cause}"))
+        }
+    })?;
+    let (blobs, bytes) = (api.blobs.clone(), bytes.to_bytes());
+    let put = tokio::task::spawn_blocking(move || blobs.put(&digest, &bytes)).await;
+    put.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not kept: {cause}")))??;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,154 @@
+//! Tenants, and what their apps can link to and answer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Problem;
+use api::agent::HostStatus;
+use api::control::{ProviderView, RouteView, TenantView};
+use axum::extract::State;
+use axum::response::Response;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use model::app::{LockedApp, ProviderKind, ProviderSpec};
+use model::plan::AppId;
+use model::tenant::TenantSettings;
+use model::{ProviderName, TenantName};
+use store::keys;
+
+use super::Api;
+use super::extract::{At, Condition, Json, json};
+use super::refusal::Answer;
+use crate::writer;
+
+/// Records that are read at once.
+const AT_ONCE: usize = 64;
+/// How long a write of settings waits until they are acted on.
+const ACT: Duration = Duration::from_secs(5);
+
+/// All tenants.
+#[utoipa::path(get, path = "/v1/tenants", responses((status = 200, body = Vec<TenantView>), (status = "default", body = Problem)))]
+pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<Response> {
+    let listed = api.store.list(keys::TENANTS).await?;
+    let mut views = Vec::new();
+    for entry in &listed.entries {
+        if let Some(name) = keys::parts(&entry.key).next().and_then(|n| n.parse().ok()) {
+            views.push(TenantView { name, settings: writer::decode(entry)?, etag: entry.revision });
+        }
+    }
+    Ok(json(&views))
+}
+
+/// One tenant.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}", params(("tenant" = TenantName, Path)),
+    responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
+pub(super) async fn read(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
+    let tenant = api.writer.tenant(&name).await?;
+    Ok(json(&TenantView { name, settings: (*tenant.settings).clone(), etag: tenant.etag }))
+}
+
+/// Writes a tenant's settings whole; makes the tenant where there is none. Answers once running apps are judged by them.
+#[utoipa::path(put, path = "/v1/tenants/{tenant}",
+    params(("tenant" = TenantName, Path), ("if-match" = Option<String>, Header, description = "the etag, or `*`"),
+        ("if-none-match" = Option<String>, Header, description = "`*`")),
+    request_body = TenantSettings, responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
+pub(super) async fn write(
+    State(api): State<Arc<Api>>,
+    At(name): At<TenantName>,
+    Condition(require): Condition,
+    Json(settings): Json<TenantSettings>,
+) -> Answer<Response> {
+    let etag = api.writer.put_tenant(&name, &settings, require).await?;
+    // It is written whatever happens now; a store that does not take assignments must not hide that.
+    let mut settled = api.settled.clone();
+    if tokio::time::timeout(ACT, settled.wait_for(|seen| *seen >= etag)).await.is_err() {
+        tracing::warn!(tenant = %name, "settings are written and not acted on yet");
+    }
+    Ok(json(&TenantView { name, settings, etag }))
+}
+
+/// The providers that apps of the tenant can link to, and which of its links go there.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/providers", params(("tenant" = TenantName, Path)),
+    responses((status = 200, body = Vec<ProviderView>), (status = "default", body = Problem)))]
+pub(super) async fn providers(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
+    let tenant = api.writer.tenant(&name).await?;
+    let ids: Vec<AppId> = api.state.lock().apps_of(&name).map(|(id, _, _)| id.clone()).collect();
+    let read = |id: AppId| {
+        let api = api.clone();
+        async move { Ok::<_, super::Refusal>(api.writer.current(&id).await?.record.app) }
+    };
+    let apps: Vec<LockedApp> = stream::iter(ids).map(read).buffered(AT_ONCE).try_collect().await?;
+    Ok(json(&providers_of(&tenant.settings, &apps)))
+}
+
+fn providers_of(tenant: &TenantSettings, apps: &[LockedApp]) -> Vec<ProviderView> {
+    // Where a provider is from, then its name: an app's own belongs to that app alone.
+    let mut found: BTreeMap<(String, ProviderName), ProviderView> = BTreeMap::new();
+    let mut add = |from: &str, name: &ProviderName, kind: ProviderKind| {
+        let new = || ProviderView {
+            name: name.clone(),
+            kind,
+            contract: kind.contract().to_owned(),
+            from: from.to_owned(),
+            links: Vec::new(),
+        };
+        found.entry((from.to_owned(), name.clone())).or_insert_with(new);
+    };
+    for (name, kind) in ProviderKind::BUILT_IN {
+        if let Ok(name) = name.parse() {
+            add("built-in", &name, kind);
+        }
+    }
+    for (name, spec) in &tenant.providers {
+        add("operator", name, spec.kind);
+    }
+    for app in apps {
+        for (name, spec) in &app.providers {
+            add(&from(app, name, spec), name, spec.kind);
+        }
+    }
+    for app in apps {
+        for link in &app.links {
+            let spec = app.providers.get(&link.provider);
+            let from = spec.map_or_else(|| "built-in".to_owned(), |spec| from(app, &link.provider, spec));
+            if let Some(view) = found.get_mut(&(from, link.provider.clone())) {
+                view.links.push(format!("{}/{} {} {}", app.name, link.component, link.contract, link.label));
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
+fn from(app: &LockedApp, name: &ProviderName, spec: &ProviderSpec) -> String {
+    match (model::rules::provider::built_in(name.as_str()), spec.operator) {
+        (Some(_), _) => "built-in".to_owned(),
+        (None, true) => "operator".to_owned(),
+        (None, false) => format!("app {}", app.name),
+    }
+}
+
+/// The routes of the tenant's apps.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/routes", params(("tenant" = TenantName, Path)),
+    responses((status = 200, body = Vec<RouteView>), (status = "default", body = Problem)))]
+pub(super) async fn routes(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
+    api.writer.tenant(&name).await?;
+    let state = api.state.lock();
+    let mut views: Vec<RouteView> = Vec::new();
+    for (id, revision, routes) in state.apps_of(&name) {
+        views.extend(routes.iter().map(|route| RouteView {
+            app: id.app.clone(),
+            revision,
+            urls: state.urls(route),
+            route: route.clone(),
+        }));
+    }
+    Ok(json(&views))
+}
+
+/// What the tenant's hosts report now, in shard order; one that does not answer in time is left out.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/hosts", params(("tenant" = TenantName, Path)),
+    responses((status = 200, body = Vec<HostStatus>), (status = "default", body = Problem)))]
+pub(super) async fn hosts(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
+    api.writer.tenant(&name).await?;
+    Ok(json(&api.nodes.status(&name).await))
+}

@@ -1,0 +1,124 @@
+//! Reading the whole state from the store: at start, and when a watch lost its place. Revisions are read one by one and
+//! forgotten again, so that ten thousand apps take a few megabytes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt as _};
+use model::observed::AppObserved;
+use model::plan::{AppId, Assigned};
+use model::tenant::TenantSettings;
+use model::{NodeName, TenantName};
+use serde::de::DeserializeOwned;
+use store::keys::{self, Assignment, Head, NodeRecord, RevisionRecord};
+use store::{Entry, Snapshot, Store};
+
+use crate::config::ControlError;
+use crate::state::State;
+use crate::{clock, trust};
+
+/// Records that are read at once.
+const AT_ONCE: usize = 64;
+
+/// The state, and how far each prefix has been read.
+pub(crate) struct Loaded {
+    pub(crate) state: State,
+    pub(crate) tenants: BTreeMap<TenantName, Arc<TenantSettings>>,
+    /// Deleted apps, whose history may still be there.
+    pub(crate) deleted: Vec<(AppId, Head)>,
+    /// A change of a key under the prefix counts only after this store revision.
+    pub(crate) floors: [(&'static str, u64); 4],
+}
+
+/// Reads everything.
+pub(crate) async fn load(store: &Arc<dyn Store>) -> Result<Loaded, ControlError> {
+    let tenants_read = store.list(keys::TENANTS).await?;
+    let heads = store.list(keys::APPS).await?;
+    let nodes = store.list(keys::NODES).await?;
+    let observed = store.list(keys::OBSERVED).await?;
+    let assigned = store.list(keys::ASSIGNED).await?;
+    let floor = |snapshot: &Snapshot| snapshot.revision;
+    let floors = [
+        (keys::TENANTS, floor(&tenants_read)),
+        (keys::APPS, floor(&heads)),
+        (keys::NODES, floor(&nodes)),
+        (keys::OBSERVED, floor(&observed)),
+    ];
+    let mut loaded = Loaded { state: State::default(), tenants: BTreeMap::new(), deleted: Vec::new(), floors };
+    for entry in &tenants_read.entries {
+        if let Some(name) = keys::parts(&entry.key).next().and_then(|n| n.parse().ok()) {
+            loaded.tenants.insert(name, Arc::new(decode(entry)?));
+        }
+    }
+    apps(store, heads.entries, &mut loaded).await?;
+    for entry in &nodes.entries {
+        if let Some(name) = keys::parts(&entry.key).next().and_then(|n| n.parse::<NodeName>().ok()) {
+            loaded.state.node(&name).alive = true;
+            loaded.state.nodes.insert(name, decode::<NodeRecord>(entry)?);
+        }
+    }
+    for entry in &observed.entries {
+        if let Some((node, id)) = node_and_app(&entry.key) {
+            let report = decode::<AppObserved>(entry)?;
+            loaded.state.reports.entry(node).or_default().insert(id, report);
+        }
+    }
+    for entry in &assigned.entries {
+        if let Some((node, id)) = node_and_app(&entry.key) {
+            let Assignment { revision, suspended } = decode(entry)?;
+            let assigned = Assigned { revision, suspended: suspended.map(Box::new) };
+            loaded.state.node(&node).apps.insert(id, assigned);
+        }
+    }
+    Ok(loaded)
+}
+
+async fn apps(store: &Arc<dyn Store>, heads: Vec<Entry>, loaded: &mut Loaded) -> Result<(), ControlError> {
+    let read = |entry: Entry| async move {
+        let Some(id) = app_id(&entry.key) else { return Ok(None) };
+        let head: Head = decode(&entry)?;
+        if head.deleted {
+            return Ok(Some((id, entry.revision, head, None)));
+        }
+        let key = keys::revision(&id.tenant, &id.app, head.revision);
+        let record = store.get(&key).await?;
+        let missing = || ControlError::Unreadable { key, cause: "it is missing, and its app wants it".to_owned() };
+        let record: RevisionRecord = decode(&record.ok_or_else(missing)?)?;
+        Ok::<_, ControlError>(Some((id, entry.revision, head, Some(record))))
+    };
+    let now = clock::seconds();
+    let mut records = stream::iter(heads).map(read).buffer_unordered(AT_ONCE);
+    while let Some(found) = records.next().await {
+        match found? {
+            Some((id, at, _, Some(record))) => {
+                let none = TenantSettings::default();
+                let settings = loaded.tenants.get(&id.tenant).map_or(&none, |t| t);
+                loaded.state.want(&id, at, &record.app.routes, trust::wanted(&record, settings, now));
+            }
+            Some((id, _, head, None)) => loaded.deleted.push((id, head)),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// The app of `apps/<t>/<a>`.
+pub(crate) fn app_id(key: &str) -> Option<AppId> {
+    let mut parts = keys::parts(key);
+    let (Some(tenant), Some(app), None) = (parts.next(), parts.next(), parts.next()) else { return None };
+    Some(AppId { tenant: tenant.parse().ok()?, app: app.parse().ok()? })
+}
+
+/// Node and app of `assigned/<n>/<t>/<a>` or `observed/<n>/<t>/<a>`.
+pub(crate) fn node_and_app(key: &str) -> Option<(NodeName, AppId)> {
+    let mut parts = keys::parts(key);
+    let (Some(node), Some(tenant), Some(app), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return None;
+    };
+    Some((node.parse().ok()?, AppId { tenant: tenant.parse().ok()?, app: app.parse().ok()? }))
+}
+
+fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, ControlError> {
+    serde_json::from_slice(&entry.value)
+        .map_err(|cause| ControlError::Unreadable { key: entry.key.clone(), cause: cause.to_string() })
+}

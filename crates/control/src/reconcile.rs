@@ -1,0 +1,268 @@
+//! The one task that makes assignments follow what is wanted. It sleeps until the store changes, claims expire, or a
+//! failed write is due again; then it asks `model::plan` and writes what that says. Every transition it sees becomes an
+//! event.
+
+mod changes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::control::event;
+use futures::stream::{self, BoxStream, StreamExt as _};
+use model::TenantName;
+use model::plan::{Action, AppId, plan, plan_some};
+use model::tenant::TenantSettings;
+use store::keys::{self, Assignment};
+use store::{Change, Expect, Store, StoreError};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::ControlError;
+use crate::events::{Events, Subject};
+use crate::load::{Loaded, load};
+use crate::state::Shared;
+use crate::{clock, writer};
+
+/// Writes that are under way at once; the store commits them in groups.
+const AT_ONCE: usize = 64;
+/// Changes that are taken in before the plan is made.
+const BATCH: usize = 1024;
+/// The first and the longest pause before a failed write or watch is tried again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// The wall clock can jump and the machine can sleep: expiry is looked at this often at least.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
+/// Revisions of an app that are kept.
+pub(crate) const HISTORY: u64 = 50;
+
+/// The task's own things. What others read is in `state`.
+pub(crate) struct Reconciler {
+    store: Arc<dyn Store>,
+    state: Arc<Shared>,
+    events: Events,
+    tenants: BTreeMap<TenantName, Arc<TenantSettings>>,
+    floors: [(&'static str, u64); 4],
+    /// Apps whose plan may have changed.
+    dirty: BTreeSet<AppId>,
+    /// Every app's plan may have changed.
+    all_dirty: bool,
+    /// Deleted apps whose history is to be removed.
+    purge: Vec<(AppId, store::keys::Head)>,
+    /// Records that are too old to keep.
+    prune: Vec<String>,
+    /// The store revision up to which everything was seen and acted on.
+    settled: watch::Sender<u64>,
+    backoff: Duration,
+}
+
+impl Reconciler {
+    /// Reads the state; `run` then follows it.
+    pub(crate) async fn start(
+        store: Arc<dyn Store>,
+        state: Arc<Shared>,
+        events: Events,
+        settled: watch::Sender<u64>,
+    ) -> Result<Self, ControlError> {
+        let mut this = Self {
+            store,
+            state,
+            events,
+            tenants: BTreeMap::new(),
+            floors: [("", 0); 4],
+            dirty: BTreeSet::new(),
+            all_dirty: true,
+            purge: Vec::new(),
+            prune: Vec::new(),
+            settled,
+            backoff: BACKOFF.0,
+        };
+        this.adopt(load(&this.store).await?);
+        Ok(this)
+    }
+
+    fn adopt(&mut self, loaded: Loaded) {
+        *self.state.lock() = loaded.state;
+        self.tenants = loaded.tenants;
+        self.purge = loaded.deleted;
+        self.floors = loaded.floors;
+        self.all_dirty = true;
+    }
+
+    fn watch(&self) -> BoxStream<'static, Result<Change, StoreError>> {
+        // One watch over everything keeps the order of the store: what is seen at revision n follows all before n.
+        self.store.watch("", self.floor())
+    }
+
+    fn floor(&self) -> u64 {
+        self.floors.iter().map(|(_, floor)| *floor).min().unwrap_or_default()
+    }
+
+    /// Runs until told to stop.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let watch = self.watch();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                lost = self.follow(watch) => tracing::warn!(cause = %lost, "the watch on the store was lost; reading all again"),
+            }
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(self.longer_backoff()) => {}
+                }
+                match load(&self.store).await {
+                    Ok(loaded) => {
+                        self.adopt(loaded);
+                        self.events.control(event::MISSED, Subject::None, &serde_json::json!({}));
+                        break;
+                    }
+                    Err(cause) => tracing::warn!(%cause, "the state cannot be read; trying again"),
+                }
+            }
+        }
+    }
+
+    /// Plans and acts on each batch of changes, until the watch is lost.
+    async fn follow(&mut self, watch: BoxStream<'static, Result<Change, StoreError>>) -> StoreError {
+        let mut watch = watch.ready_chunks(BATCH);
+        let mut seen = self.floor();
+        loop {
+            let done = self.act().await;
+            let wake = if done {
+                self.backoff = BACKOFF.0;
+                self.settled.send_replace(seen);
+                self.next_wake()
+            } else {
+                Some(Instant::now() + self.longer_backoff())
+            };
+            let changes = tokio::select! {
+                changes = watch.next() => changes,
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                    self.all_dirty = true;
+                    continue;
+                }
+            };
+            let Some(changes) = changes else { return StoreError::Unreachable("the watch ended".to_owned()) };
+            for change in changes {
+                match change {
+                    Ok(change) => {
+                        seen = seen.max(change.revision);
+                        if let Err(cause) = self.take(&change).await {
+                            tracing::warn!(key = %change.key, cause = %cause.problem, "a change cannot be taken in");
+                            return StoreError::Unreachable(cause.problem.detail);
+                        }
+                    }
+                    Err(cause) => return cause,
+                }
+            }
+        }
+    }
+
+    fn longer_backoff(&mut self) -> Duration {
+        let pause = self.backoff;
+        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        pause
+    }
+
+    /// When the passing of time alone changes something.
+    fn next_wake(&self) -> Option<Instant> {
+        let now = clock::seconds();
+        let at = self.state.lock().desired.next_change(now)?;
+        Some(Instant::now() + Duration::from_secs(at.saturating_sub(now)).min(CLOCK_CHECK))
+    }
+
+    /// Carries out what the plan says, and removes old records. Says whether all of it worked.
+    async fn act(&mut self) -> bool {
+        let now = clock::seconds();
+        let actions = {
+            let state = self.state.lock();
+            if self.all_dirty {
+                plan(&state.desired, &state.observed, now)
+            } else {
+                plan_some(&self.dirty, &state.desired, &state.observed, now)
+            }
+        };
+        self.all_dirty = false;
+        self.dirty.clear();
+        let failed: Vec<AppId> = {
+            let this = &*self;
+            let work = stream::iter(actions).map(|action| async move { this.carry_out(action).await });
+            work.buffer_unordered(AT_ONCE).filter_map(|failed| async { failed }).collect().await
+        };
+        let cleaned = self.clean().await;
+        let done = failed.is_empty() && cleaned;
+        self.dirty.extend(failed);
+        done
+    }
+
+    /// Writes one assignment; answers with the app where that failed.
+    async fn carry_out(&self, action: Action) -> Option<AppId> {
+        let (node, id) = action.target();
+        let key = keys::assigned(node, &id.tenant, &id.app);
+        let assigned = action.assigned();
+        let written = match &assigned {
+            None => self.store.delete(&key, Expect::Any).await,
+            Some(assigned) => {
+                let suspended = assigned.suspended.as_deref().cloned();
+                match writer::encode(&Assignment { revision: assigned.revision, suspended }) {
+                    Ok(value) => self.store.put(&key, value, Expect::Any, None).await,
+                    Err(refusal) => Err(StoreError::Unreachable(refusal.problem.detail)),
+                }
+            }
+        };
+        if let Err(cause) = written {
+            tracing::warn!(%key, %cause, "an assignment cannot be written; trying again");
+            return Some(id.clone());
+        }
+        {
+            let mut state = self.state.lock();
+            let apps = &mut state.node(node).apps;
+            match assigned {
+                Some(assigned) => drop(apps.insert(id.clone(), assigned)),
+                None => drop(apps.remove(id)),
+            }
+        }
+        let subject = Subject::App(id.clone());
+        match &action {
+            Action::Suspend { reason, .. } => {
+                tracing::warn!(tenant = %id.tenant, app = %id.app, reason = %reason.message, "suspended");
+                self.events.control(event::SUSPENDED, subject, reason);
+            }
+            Action::Resume { revision, .. } => {
+                self.events.control(event::RESUMED, subject, &serde_json::json!({ "revision": revision }));
+            }
+            Action::Assign { .. } | Action::Unassign { .. } => {}
+        }
+        None
+    }
+
+    /// Removes the history of deleted apps, and records that are too old.
+    async fn clean(&mut self) -> bool {
+        for (id, head) in std::mem::take(&mut self.purge) {
+            match self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await {
+                Ok(listed) => {
+                    let last = keys::revision(&id.tenant, &id.app, head.revision);
+                    // What is above belongs to the next app of that name.
+                    self.prune.extend(listed.entries.into_iter().map(|e| e.key).filter(|key| *key <= last));
+                }
+                Err(cause) => {
+                    tracing::warn!(app = %id.app, %cause, "the history of a deleted app cannot be read; trying again");
+                    self.purge.push((id, head));
+                }
+            }
+        }
+        let keys = std::mem::take(&mut self.prune);
+        let store = &self.store;
+        let work = stream::iter(keys).map(|key| async move {
+            let done = store.delete(&key, Expect::Any).await;
+            done.err().map(|cause| {
+                tracing::warn!(%key, %cause, "an old revision cannot be removed; trying again");
+                key
+            })
+        });
+        let failed: Vec<String> = work.buffer_unordered(AT_ONCE).filter_map(|failed| async { failed }).collect().await;
+        self.prune = failed;
+        self.prune.is_empty() && self.purge.is_empty()
+    }
+}

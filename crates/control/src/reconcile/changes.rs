@@ -1,0 +1,179 @@
+//! What one change in the store means: for the state, for the plan, and for everybody who listens.
+
+use std::sync::Arc;
+
+use api::control::event;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use model::app::Revision;
+use model::observed::AppObserved;
+use model::plan::AppId;
+use model::tenant::TenantSettings;
+use model::{NodeName, TenantName};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use store::keys::{self, Head, NodeRecord, RevisionRecord};
+use store::{Change, Entry};
+
+use super::{AT_ONCE, HISTORY, Reconciler};
+use crate::events::Subject;
+use crate::http::Answer;
+use crate::load::{app_id, node_and_app};
+use crate::{clock, trust, writer};
+
+fn decode<T: DeserializeOwned>(change: &Change) -> Answer<Option<T>> {
+    let Some(value) = &change.value else { return Ok(None) };
+    let entry = Entry { key: change.key.clone(), value: value.clone(), revision: change.revision };
+    writer::decode(&entry).map(Some)
+}
+
+impl Reconciler {
+    /// Takes in one change.
+    pub(super) async fn take(&mut self, change: &Change) -> Answer<()> {
+        let key = change.key.as_str();
+        if self.floors.iter().any(|(prefix, floor)| key.starts_with(prefix) && change.revision <= *floor) {
+            return Ok(());
+        }
+        let mut names = keys::parts(key);
+        if key.starts_with(keys::APPS) {
+            if let Some(id) = app_id(key) {
+                return self.app(id, decode(change)?, change.revision).await;
+            }
+        } else if key.starts_with(keys::TENANTS) {
+            if let Some(name) = names.next().and_then(|n| n.parse().ok()) {
+                return self.tenant(name, decode(change)?, change.revision).await;
+            }
+        } else if key.starts_with(keys::NODES) {
+            if let Some(name) = names.next().and_then(|n| n.parse().ok()) {
+                self.node(name, decode(change)?);
+            }
+        } else if key.starts_with(keys::OBSERVED)
+            && let Some((node, id)) = node_and_app(key)
+        {
+            self.report(node, id, decode(change)?);
+        }
+        Ok(())
+    }
+
+    async fn app(&mut self, id: AppId, head: Option<Head>, at: u64) -> Answer<()> {
+        let subject = Subject::App(id.clone());
+        match head {
+            Some(head) if !head.deleted => {
+                self.wanted(&id, &head, at, subject).await?;
+                if let Some(old) = head.revision.0.checked_sub(HISTORY).filter(|old| *old > 0) {
+                    self.prune.push(keys::revision(&id.tenant, &id.app, Revision(old)));
+                }
+            }
+            deleted => {
+                {
+                    let mut state = self.state.lock();
+                    state.forget(&id, at);
+                    state.settle(&id, at);
+                }
+                let last = deleted.as_ref().map(|head| head.revision);
+                self.events.control(event::DELETED, subject, &json!({ "revision": last }));
+                self.purge.extend(deleted.map(|head| (id.clone(), head)));
+            }
+        }
+        self.dirty.insert(id);
+        Ok(())
+    }
+
+    async fn wanted(&mut self, id: &AppId, head: &Head, at: u64, subject: Subject) -> Answer<()> {
+        let entry = self.store.get(&keys::revision(&id.tenant, &id.app, head.revision)).await?;
+        let Some(entry) = entry else {
+            // Deleted since, with its history: that change is on its way.
+            self.events.control(event::DEPLOYED, subject, &json!({ "revision": head.revision }));
+            return Ok(());
+        };
+        let record: RevisionRecord = writer::decode(&entry)?;
+        let settings = self.tenants.get(&id.tenant).cloned().unwrap_or_default();
+        let wanted = trust::wanted(&record, &settings, clock::seconds());
+        self.state.lock().want(id, at, &record.app.routes, wanted);
+        self.events.control(
+            event::DEPLOYED,
+            subject,
+            &json!({ "revision": record.revision, "origin": record.origin, "message": record.message }),
+        );
+        Ok(())
+    }
+
+    /// Trust may have changed: every app of the tenant is judged again, from its record.
+    async fn tenant(&mut self, name: TenantName, settings: Option<TenantSettings>, etag: u64) -> Answer<()> {
+        let settings = Arc::new(settings.unwrap_or_default());
+        self.tenants.insert(name.clone(), settings.clone());
+        let apps: Vec<(AppId, Revision)> =
+            self.state.lock().apps_of(&name).map(|(id, revision, _)| (id.clone(), revision)).collect();
+        let store = &self.store;
+        let read = |(id, revision): (AppId, Revision)| async move {
+            let entry = store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
+            let record = entry.map(|e| writer::decode::<RevisionRecord>(&e)).transpose()?;
+            Answer::Ok((id, record))
+        };
+        let records: Vec<_> = stream::iter(apps)
+            .map(read)
+            .buffer_unordered(AT_ONCE)
+            .map_ok(|(id, record)| (id, record.map(|record| trust::wanted(&record, &settings, clock::seconds()))))
+            .try_collect()
+            .await?;
+        {
+            let mut state = self.state.lock();
+            for (id, wanted) in records {
+                // The head may have moved meanwhile; the change that says so judges by the new settings.
+                if let Some(wanted) = wanted
+                    && let Some(known) = state.desired.apps.get_mut(&id).filter(|k| k.revision == wanted.revision)
+                {
+                    *known = wanted;
+                    self.dirty.insert(id);
+                }
+            }
+        }
+        self.events.control(event::TENANT_CHANGED, Subject::Tenant(name), &json!({ "etag": etag }));
+        Ok(())
+    }
+
+    fn node(&mut self, name: NodeName, record: Option<NodeRecord>) {
+        let mut state = self.state.lock();
+        let was = state.nodes.get(&name).map(|r| r.pid);
+        state.node(&name).alive = record.is_some();
+        match record {
+            Some(record) => {
+                let data = json!({ "ingress": record.ingress, "pid": record.pid });
+                if was != Some(record.pid) {
+                    self.events.node(&name, event::NODE_JOINED, Subject::None, &data);
+                }
+                state.nodes.insert(name, record);
+                // Apps may wait for a place.
+                self.all_dirty = true;
+            }
+            None => {
+                state.nodes.remove(&name);
+                if was.is_some() {
+                    tracing::warn!(node = %name, "lost; what it runs stays assigned to it");
+                    self.events.node(&name, event::NODE_LOST, Subject::None, &json!({}));
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, node: NodeName, id: AppId, report: Option<AppObserved>) {
+        let mut state = self.state.lock();
+        let reports = state.reports.entry(node.clone()).or_default();
+        let subject = Subject::App(id.clone());
+        match report {
+            Some(report) => {
+                if reports.get(&id) != Some(&report) {
+                    self.events.node(&node, event::PHASE, subject, &report);
+                    reports.insert(id, report);
+                }
+            }
+            None => {
+                if reports.remove(&id).is_some() {
+                    self.events.node(&node, event::GONE, subject, &json!({}));
+                }
+                if reports.is_empty() {
+                    state.reports.remove(&node);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! The one place that changes what is wanted: revisions, deletions, tenant settings. Writes are made one after another,
+//! so that two apps can never both win the same route, and no deploy is judged by settings that were just replaced.
+//!
+//! A deploy writes the revision's record first and then moves the head to it, with compare-and-set: the head is the commit
+//! point. A crash in between leaves a record that nothing points to; its number is skipped by the next deploy.
+
+use std::sync::Arc;
+
+use api::client::Require;
+use api::control::{Accepted, LinkRequest, Origin};
+use api::problem::{Code, Problem};
+use bytes::Bytes;
+use model::app::{LockedApp, ProviderSpec, Revision};
+use model::plan::AppId;
+use model::rules::{self, provider::built_in};
+use model::tenant::TenantSettings;
+use model::{ProviderName, TenantName, admission};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use store::keys::{self, Head, Keyed, RevisionRecord};
+use store::{Entry, Expect, Store, StoreError};
+use tokio::sync::Mutex;
+
+use crate::clock;
+use crate::http::{Answer, Refusal};
+use crate::state::Shared;
+use crate::trust::{self, Vetted, Vetter};
+
+/// Idempotency keys that a head remembers.
+const KEYS: usize = 16;
+/// Numbers of abandoned records that one deploy skips: each is a crash at the same app between two writes.
+const MAX_SKIPS: u64 = 1000;
+
+/// Makes all changes.
+pub(crate) struct Writer {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) vetter: Vetter,
+    pub(crate) state: Arc<Shared>,
+    turn: Mutex<()>,
+}
+
+/// How a revision comes about.
+pub(crate) struct Cause {
+    pub(crate) origin: Origin,
+    pub(crate) message: Option<String>,
+    pub(crate) require: Require,
+    pub(crate) key: Option<String>,
+}
+
+/// An app that is there.
+pub(crate) struct Current {
+    pub(crate) head: Head,
+    pub(crate) record: RevisionRecord,
+}
+
+/// A tenant that is there.
+pub(crate) struct Tenant {
+    pub(crate) settings: Arc<TenantSettings>,
+    pub(crate) etag: u64,
+}
+
+impl Writer {
+    pub(crate) fn new(store: Arc<dyn Store>, vetter: Vetter, state: Arc<Shared>) -> Self {
+        Self { store, vetter, state, turn: Mutex::new(()) }
+    }
+
+    /// The tenant's settings as they are in the store.
+    pub(crate) async fn tenant(&self, name: &TenantName) -> Answer<Tenant> {
+        let entry = self.store.get(&keys::tenant(name)).await?;
+        let entry = entry.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no tenant `{name}`")))?;
+        Ok(Tenant { settings: Arc::new(decode(&entry)?), etag: entry.revision })
+    }
+
+    /// The app's wanted revision, from the store.
+    pub(crate) async fn current(&self, id: &AppId) -> Answer<Current> {
+        let head = self.head(id).await?.map(|(head, _)| head).filter(|head| !head.deleted);
+        let head = head.ok_or_else(|| no_app(id))?;
+        let record = self.record(id, head.revision).await?;
+        Ok(Current { head, record })
+    }
+
+    async fn head(&self, id: &AppId) -> Answer<Option<(Head, u64)>> {
+        let entry = self.store.get(&keys::app(&id.tenant, &id.app)).await?;
+        entry.map(|entry| Ok((decode(&entry)?, entry.revision))).transpose()
+    }
+
+    /// One recorded revision.
+    pub(crate) async fn record(&self, id: &AppId, revision: Revision) -> Answer<RevisionRecord> {
+        let entry = self.store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
+        let missing = || Refusal::new(Code::NotFound, format!("app `{}` has no revision {revision}", id.app));
+        decode(&entry.ok_or_else(missing)?)
+    }
+
+    /// The app's history, oldest first, without records that never became wanted.
+    pub(crate) async fn history(&self, id: &AppId) -> Answer<Vec<RevisionRecord>> {
+        let head = self.current(id).await?.head;
+        let listed = self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await?;
+        let records = listed.entries.iter().map(decode::<RevisionRecord>).collect::<Answer<Vec<_>>>()?;
+        Ok(records.into_iter().filter(|r| r.revision <= head.revision).collect())
+    }
+
+    /// Everything that keeps an app from being deployed now.
+    pub(crate) async fn judge(&self, id: &AppId, app: &LockedApp, tenant: &Tenant) -> Result<Vetted, Vec<Problem>> {
+        if app.name != id.app {
+            let text = format!("the request is for app `{}` and contains app `{}`", id.app, app.name);
+            return Err(vec![Problem::new(Code::RequestInvalid, text)]);
+        }
+        let vetted = self.vetter.vet(app, &tenant.settings, clock::seconds()).await?;
+        let routes = self.state.lock().routes_near(id, app);
+        let violations = admission::check(app, &vetted.infos, &id.tenant, &tenant.settings, &routes);
+        if violations.is_empty() {
+            return Ok(vetted);
+        }
+        let near = |v: &rules::Violation| {
+            // A collision inside the app is a mistake of its manifest, one with another app a conflict.
+            let ours = v.code == rules::Code::RouteCollision && routes.is_empty();
+            if ours { Code::ManifestInvalid } else { code(v.code) }
+        };
+        Err(violations
+            .into_iter()
+            .map(|v| Problem { help: v.help.clone(), ..Problem::new(near(&v), v.message.clone()) })
+            .collect())
+    }
+
+    /// `deploy`.
+    pub(crate) async fn deploy(&self, id: &AppId, app: LockedApp, cause: Cause) -> Answer<Accepted> {
+        // Reading artifacts takes time; done here first, the same check below finds them read.
+        self.vetter.vet(&app, &self.tenant(&id.tenant).await?.settings, clock::seconds()).await.map_err(refuse)?;
+        let _turn = self.turn.lock().await;
+        let head = self.head(id).await?;
+        if let Some(key) = &cause.key
+            && let Some((head, _)) = &head
+            && let Some(done) = head.keyed.iter().find(|k| k.key == *key).filter(|_| !head.deleted)
+        {
+            return self.repeated(id, &app, done).await;
+        }
+        check(id, head.as_ref().map(|(head, _)| head), cause.require)?;
+        self.append(id, head, app, cause).await
+    }
+
+    async fn repeated(&self, id: &AppId, app: &LockedApp, done: &Keyed) -> Answer<Accepted> {
+        match self.record(id, done.revision).await {
+            Ok(record) if record.app == *app => Ok(Accepted { revision: done.revision, unchanged: false }),
+            Ok(_) => Err(Refusal::new(
+                Code::Conflict,
+                format!("the idempotency key was used for revision {} with other content", done.revision),
+            )
+            .help("use a new key for new content")),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// `rollback`: a new revision with the content of an earlier one.
+    pub(crate) async fn rollback(&self, id: &AppId, to: Option<Revision>, require: Require) -> Answer<Accepted> {
+        let _turn = self.turn.lock().await;
+        let head = self.head(id).await?;
+        check(id, head.as_ref().map(|(head, _)| head), require)?;
+        let current = self.current(id).await?.head.revision;
+        let to = match to {
+            Some(to) if to <= current => self.record(id, to).await?,
+            Some(to) => return Err(Refusal::new(Code::NotFound, format!("app `{}` has no revision {to}", id.app))),
+            None => {
+                let earlier = self.history(id).await?.into_iter().rfind(|r| r.revision < current);
+                earlier.ok_or_else(|| {
+                    Refusal::new(Code::NotFound, format!("app `{}` has no revision before {current}", id.app))
+                })?
+            }
+        };
+        let origin = Origin::Rollback { to: to.revision };
+        self.append(id, head, to.app, Cause { origin, message: to.message, require, key: None }).await
+    }
+
+    /// `link set`: a new revision that differs in one link's provider.
+    pub(crate) async fn link(&self, id: &AppId, request: &LinkRequest, require: Require) -> Answer<Accepted> {
+        let _turn = self.turn.lock().await;
+        let head = self.head(id).await?;
+        check(id, head.as_ref().map(|(head, _)| head), require)?;
+        let tenant = self.tenant(&id.tenant).await?;
+        let app = relinked(self.current(id).await?.record.app, request, &tenant.settings)?;
+        self.append(id, head, app, Cause { origin: Origin::Link, message: None, require, key: None }).await
+    }
+
+    /// Judges, records and commits. The caller holds the turn.
+    async fn append(&self, id: &AppId, head: Option<(Head, u64)>, app: LockedApp, cause: Cause) -> Answer<Accepted> {
+        let tenant = self.tenant(&id.tenant).await?;
+        let vetted = self.judge(id, &app, &tenant).await.map_err(refuse)?;
+        if let Some((head, _)) = head.as_ref().filter(|(head, _)| !head.deleted)
+            && self.record(id, head.revision).await?.app == app
+        {
+            return Ok(Accepted { revision: head.revision, unchanged: true });
+        }
+        let (old, expect) = match head {
+            Some((head, at)) => (head, Expect::Revision(at)),
+            None => (Head { revision: Revision(0), deleted: false, keyed: Vec::new() }, Expect::Absent),
+        };
+        let mut record = RevisionRecord {
+            revision: old.revision,
+            created_ms: clock::millis(),
+            origin: serde_json::to_value(&cause.origin).map_err(defect)?,
+            message: cause.message,
+            app,
+            claims: vetted.claims,
+        };
+        self.put_record(id, &mut record).await?;
+        let mut head = Head { revision: record.revision, deleted: false, keyed: old.keyed };
+        if old.deleted {
+            head.keyed.clear();
+        }
+        if let Some(key) = cause.key {
+            head.keyed.push(Keyed { key, revision: record.revision });
+            let excess = head.keyed.len().saturating_sub(KEYS);
+            head.keyed.drain(..excess);
+        }
+        let at = self.store.put(&keys::app(&id.tenant, &id.app), encode(&head)?, expect, None).await?;
+        let wanted = trust::wanted(&record, &tenant.settings, clock::seconds());
+        self.state.lock().want(id, at, &record.app.routes, wanted);
+        Ok(Accepted { revision: record.revision, unchanged: false })
+    }
+
+    /// Writes the record under the next free number.
+    async fn put_record(&self, id: &AppId, record: &mut RevisionRecord) -> Answer<()> {
+        for _ in 0..MAX_SKIPS {
+            record.revision = Revision(record.revision.0.saturating_add(1));
+            let key = keys::revision(&id.tenant, &id.app, record.revision);
+            match self.store.put(&key, encode(&*record)?, Expect::Absent, None).await {
+                Err(StoreError::Conflict { .. }) => {
+                    tracing::info!(%key, "skipped the number of a revision that was never committed");
+                }
+                done => return done.map(drop).map_err(Refusal::from),
+            }
+        }
+        Err(Refusal::new(Code::Internal, format!("app `{}` has no free revision number", id.app)))
+    }
+
+    /// Deletes an app. Its routes and assignments go at once, its history soon after; its data stays.
+    pub(crate) async fn delete(&self, id: &AppId, require: Require) -> Answer<()> {
+        let _turn = self.turn.lock().await;
+        let head = self.head(id).await?;
+        check(id, head.as_ref().map(|(head, _)| head), require)?;
+        let (head, at) = head.filter(|(head, _)| !head.deleted).ok_or_else(|| no_app(id))?;
+        let head = Head { deleted: true, keyed: Vec::new(), ..head };
+        let at = self.store.put(&keys::app(&id.tenant, &id.app), encode(&head)?, Expect::Revision(at), None).await?;
+        self.state.lock().forget(id, at);
+        Ok(())
+    }
+
+    /// Writes a tenant's settings; answers with their etag.
+    pub(crate) async fn put_tenant(
+        &self,
+        name: &TenantName,
+        settings: &TenantSettings,
+        require: Require,
+    ) -> Answer<u64> {
+        let problems = trust::settings_problems(settings);
+        if !problems.is_empty() {
+            let mut refusal =
+                Refusal::new(Code::RequestInvalid, format!("the settings of tenant `{name}` cannot be used"));
+            refusal.problem.findings = problems;
+            return Err(refusal);
+        }
+        let key = keys::tenant(name);
+        let _turn = self.turn.lock().await;
+        let expect = match require {
+            Require::Any => Expect::Any,
+            Require::Absent => Expect::Absent,
+            Require::At(etag) => Expect::Revision(etag),
+            Require::Exists => Expect::Revision(self.tenant(name).await?.etag),
+        };
+        Ok(self.store.put(&key, encode(settings)?, expect, None).await?)
+    }
+}
+
+/// Compare-and-set, for people: which revision must be current.
+fn check(id: &AppId, head: Option<&Head>, require: Require) -> Answer<()> {
+    let current = head.filter(|head| !head.deleted).map(|head| head.revision.0);
+    let conflict = |text: String| Err(Refusal::new(Code::Conflict, text).help("look at it again, then decide anew"));
+    match (require, current) {
+        (Require::Any, _) | (Require::Exists, Some(_)) | (Require::Absent, None) => Ok(()),
+        (Require::At(wanted), Some(current)) if wanted == current => Ok(()),
+        (Require::Absent, Some(current)) => conflict(format!("app `{}` exists already, at revision {current}", id.app)),
+        (Require::At(wanted), Some(current)) => {
+            conflict(format!("app `{}` is at revision {current}, not at {wanted}", id.app))
+        }
+        (Require::Exists | Require::At(_), None) => conflict(format!("app `{}` does not exist", id.app)),
+    }
+}
+
+/// The app with one link moved. Providers that the lock added for a link only go when no link names them.
+fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings) -> Answer<LockedApp> {
+    let fits = |link: &model::Link| {
+        link.contract == request.contract
+            && request.component.as_ref().is_none_or(|c| *c == link.component)
+            && request.label.as_ref().is_none_or(|l| *l == link.label)
+    };
+    let what = &request.contract;
+    let mut found = (0..).zip(&app.links).filter(|(_, link)| fits(link)).map(|(index, _): (usize, _)| index);
+    let index = match (found.next(), found.next()) {
+        (Some(index), None) => index,
+        (None, _) => {
+            let there = app.links.iter().map(|l| format!("{} {} {}", l.component, l.contract, l.label));
+            let there = there.collect::<Vec<_>>().join(", ");
+            let help = if there.is_empty() { "it has no links".to_owned() } else { format!("its links: {there}") };
+            return Err(
+                Refusal::new(Code::NotFound, format!("app `{}` has no such link of `{what}`", app.name)).help(help)
+            );
+        }
+        (Some(_), Some(_)) => {
+            return Err(Refusal::new(Code::RequestInvalid, format!("several links of `{what}` are meant"))
+                .help("name the component and the label"));
+        }
+    };
+    if let Some(link) = app.links.get_mut(index) {
+        link.provider = request.provider.clone();
+    }
+    if !app.providers.contains_key(&request.provider) {
+        let spec = offered(&request.provider, tenant).ok_or_else(|| {
+            Refusal::new(Code::NotFound, format!("there is no provider `{}` for app `{}`", request.provider, app.name))
+                .help("`sidereal provider list` shows those there are")
+        })?;
+        app.providers.insert(request.provider.clone(), spec);
+    }
+    let links = &app.links;
+    app.providers.retain(|name, spec| {
+        let declared = !spec.operator && built_in(name.as_str()).is_none();
+        declared || links.iter().any(|link| link.provider == *name)
+    });
+    Ok(app)
+}
+
+/// A provider that an app need not declare.
+fn offered(name: &ProviderName, tenant: &TenantSettings) -> Option<ProviderSpec> {
+    let operators = || tenant.providers.get(name).map(|spec| ProviderSpec { operator: true, ..spec.clone() });
+    built_in(name.as_str()).or_else(operators)
+}
+
+/// One refusal for all findings: the first one's code, and every sentence.
+pub(crate) fn refuse(mut findings: Vec<Problem>) -> Refusal {
+    if findings.is_empty() {
+        return Refusal::new(Code::Internal, "refused without a reason");
+    }
+    let mut first = findings.swap_remove(0);
+    if !findings.is_empty() {
+        let rest = findings.iter().map(|f| f.detail.clone());
+        first.findings = std::iter::once(first.detail.clone()).chain(rest).collect();
+        first.detail = format!("the app cannot be deployed, for {} reasons", first.findings.len());
+    }
+    first.into()
+}
+
+/// The API's code of a broken rule.
+fn code(rule: rules::Code) -> Code {
+    match rule {
+        rules::Code::RouteCollision | rules::Code::RouteHostTaken => Code::RouteTaken,
+        rules::Code::LimitAboveCeiling => Code::LimitAboveCeiling,
+        rules::Code::ImportNotLinked | rules::Code::ImportNotOffered | rules::Code::ImportVersion => Code::LinkMissing,
+        rules::Code::ArtifactUnknown | rules::Code::ArtifactMissing => Code::ArtifactMissing,
+        rules::Code::ArtifactCoreModule | rules::Code::ArtifactInvalid | rules::Code::ArtifactNotWasm => {
+            Code::ArtifactInvalid
+        }
+        _ => Code::ManifestInvalid,
+    }
+}
+
+pub(crate) fn no_app(id: &AppId) -> Refusal {
+    Refusal::new(Code::NotFound, format!("tenant `{}` has no app `{}`", id.tenant, id.app))
+        .help("`sidereal status` shows the apps there are")
+}
+
+fn defect(cause: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Code::Internal, format!("a value cannot be written: {cause}"))
+}
+
+pub(crate) fn encode(value: &impl Serialize) -> Answer<Bytes> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(defect)
+}
+
+/// A value of the store as its type.
+pub(crate) fn decode<T: DeserializeOwned>(entry: &Entry) -> Answer<T> {
+    serde_json::from_slice(&entry.value)
+        .map_err(|cause| Refusal::new(Code::Internal, format!("`{}` in the store cannot be read: {cause}", entry.key)))
+}

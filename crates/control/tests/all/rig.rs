@@ -1,0 +1,362 @@
+//! What every test stands on: a control plane on a free port over a store in a temporary folder, signed components, and a
+//! node that does nothing but report.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::agent::{HostStatus, LogLine, LogStream};
+use api::client::{ClientError, ControlClient, EventQuery, Require};
+use api::control::{Accepted, DeployRequest, Event};
+use api::node::{LogQuery, NodeApi};
+use api::{Code, Problem};
+use bytes::Bytes;
+use control::{Control, ControlConfig};
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, StreamExt as _};
+use model::app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route};
+use model::claims::{Claims, KeyKind, KeyPair};
+use model::observed::{AppObserved, Phase};
+use model::tenant::TenantSettings;
+use model::{AppName, ComponentName, Digest, Limits, NodeName, TenantName};
+use store::blobs::Blobs;
+use store::keys::{self, Assignment, NodeRecord};
+use store::redb::RedbStore;
+use store::{Expect, LeaseId, Store};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+/// Longer than anything here takes; only a failure waits that long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().unwrap()
+}
+
+pub(crate) fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Answers calls with what was asked, and logs two lines.
+struct Nodes;
+
+impl NodeApi for Nodes {
+    fn logs(&self, _: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
+        let line = |text: &str| LogLine {
+            time_ms: 1,
+            app: app.clone(),
+            component: query.component.clone().unwrap_or_else(|| name("counter")),
+            revision: Revision(1),
+            shard: 0,
+            stream: LogStream::Stdout,
+            context: String::new(),
+            text: text.to_owned(),
+        };
+        let lines = futures::stream::iter([line("one"), line("two")]).take(query.last);
+        if query.follow { lines.chain(futures::stream::pending()).boxed() } else { lines.boxed() }
+    }
+
+    fn call(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        component: Option<&ComponentName>,
+        request: http::Request<Bytes>,
+    ) -> BoxFuture<'static, Result<http::Response<Bytes>, Problem>> {
+        let known = component.is_none_or(|c| c.as_str() == "counter");
+        let head = format!("{tenant} {app} {} {} ", request.method(), request.uri());
+        let kept = request.headers().get("x-test").cloned();
+        Box::pin(async move {
+            if !known {
+                return Err(Problem::new(Code::NotFound, "no such component"));
+            }
+            let body = [head.as_bytes(), request.body()].concat();
+            let mut response = http::Response::new(Bytes::from(body));
+            response.headers_mut().extend(kept.map(|v| (http::HeaderName::from_static("x-test"), v)));
+            Ok(response)
+        })
+    }
+
+    fn status(&self, _: &TenantName) -> BoxFuture<'static, Vec<HostStatus>> {
+        Box::pin(async { vec![HostStatus { in_flight: 3, rss: 4096, apps: vec![] }] })
+    }
+}
+
+/// A node that reports every phase of what it is assigned, as fast as it can.
+pub(crate) struct Node {
+    store: Arc<dyn Store>,
+    lease: LeaseId,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    pub(crate) async fn join(store: &Arc<RedbStore>, node: &str) -> Self {
+        let store: Arc<dyn Store> = store.clone();
+        let node: NodeName = name(node);
+        let lease = store.grant(Duration::from_secs(3600)).await.unwrap();
+        let record = NodeRecord {
+            ingress: vec!["127.0.0.1:8080".into()],
+            pid: std::process::id(),
+            since_ms: 1,
+            interfaces: vec![],
+        };
+        let record = serde_json::to_vec(&record).unwrap().into();
+        store.put(&keys::node(&node), record, Expect::Any, Some(lease)).await.unwrap();
+        let task = tokio::spawn(report(store.clone(), node, lease));
+        Self { store, lease, task }
+    }
+
+    pub(crate) async fn lose(self) {
+        self.task.abort();
+        let _ = self.task.await;
+        self.store.revoke(self.lease).await.unwrap();
+    }
+}
+
+async fn report(store: Arc<dyn Store>, node: NodeName, lease: LeaseId) {
+    let prefix = keys::assigned_to(&node);
+    let snapshot = store.list(&prefix).await.unwrap();
+    let mut changes = store.watch(&prefix, snapshot.revision);
+    let listed = snapshot.entries.into_iter().map(|e| (e.key, Some(e.value)));
+    let mut todo: Vec<(String, Option<Bytes>)> = listed.collect();
+    loop {
+        for (key, value) in todo.drain(..) {
+            let parts: Vec<&str> = keys::parts(&key).collect();
+            let observed = keys::observed(&node, &name(parts[1]), &name(parts[2]));
+            let Some(value) = value else {
+                store.delete(&observed, Expect::Any).await.unwrap();
+                continue;
+            };
+            let assignment: Assignment = serde_json::from_slice(&value).unwrap();
+            let (revision, reason) = (assignment.revision, assignment.suspended);
+            let phases: &[Phase] = match &reason {
+                Some(_) => &[Phase::Failed],
+                None => &[Phase::Fetching, Phase::Compiling, Phase::Starting, Phase::Probing, Phase::Serving],
+            };
+            for phase in phases {
+                let serving = (*phase == Phase::Serving).then_some(revision);
+                let report = AppObserved { revision, phase: *phase, serving, reason: reason.clone() };
+                let value = serde_json::to_vec(&report).unwrap().into();
+                store.put(&observed, value, Expect::Any, Some(lease)).await.unwrap();
+            }
+        }
+        let change = changes.next().await.unwrap().unwrap();
+        todo.push((change.key, change.value));
+    }
+}
+
+/// A running control plane and all that belongs to it.
+pub(crate) struct Rig {
+    _dir: TempDir,
+    pub(crate) store: Arc<RedbStore>,
+    pub(crate) blobs: Blobs,
+    pub(crate) client: ControlClient,
+    pub(crate) tenant: TenantName,
+    pub(crate) account: KeyPair,
+    pub(crate) addr: SocketAddr,
+    control: Option<Control>,
+    pub(crate) node: Option<Node>,
+}
+
+pub(crate) async fn control(store: &Arc<RedbStore>, blobs: &Blobs) -> Control {
+    let config = ControlConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        token: TOKEN.into(),
+        node: name("local"),
+        store: store.clone(),
+        blobs: blobs.clone(),
+        nodes: Arc::new(Nodes),
+        allowed_hosts: vec![],
+        version: "0.0.1".into(),
+    };
+    Control::start(config).await.unwrap()
+}
+
+impl Rig {
+    /// A tenant `t` that trusts one account, and a node.
+    pub(crate) async fn new() -> Self {
+        let mut rig = Self::without_node().await;
+        rig.node = Some(Node::join(&rig.store, "local").await);
+        rig
+    }
+
+    pub(crate) async fn without_node() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
+        let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
+        let control = control(&store, &blobs).await;
+        let addr = control.addr();
+        let client = ControlClient::new(addr, TOKEN);
+        let account = KeyPair::from_entropy(KeyKind::Account, [7; 32]);
+        let rig = Self {
+            _dir: dir,
+            store,
+            blobs,
+            client,
+            tenant: name("t"),
+            account,
+            addr,
+            control: Some(control),
+            node: None,
+        };
+        rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Absent).await.unwrap();
+        rig
+    }
+
+    pub(crate) fn settings(&self) -> TenantSettings {
+        TenantSettings { trust_anchors: vec![self.account.public_key()], ..TenantSettings::default() }
+    }
+
+    /// Stops the control plane and starts another one over the same store.
+    pub(crate) async fn restart(&mut self) {
+        self.control.take().unwrap().shutdown().await;
+        let control = control(&self.store, &self.blobs).await;
+        self.addr = control.addr();
+        self.client = ControlClient::new(self.addr, TOKEN);
+        self.control = Some(control);
+    }
+
+    pub(crate) async fn shutdown(&mut self) {
+        self.control.take().unwrap().shutdown().await;
+    }
+
+    /// A signed component that is `n`, uploaded.
+    pub(crate) async fn artifact(&self, n: u32) -> Bytes {
+        self.signed(n, |_| {}).await
+    }
+
+    /// The same with other claims.
+    pub(crate) async fn signed(&self, n: u32, edit: impl FnOnce(&mut Claims)) -> Bytes {
+        let module = KeyPair::from_entropy(KeyKind::Module, [9; 32]);
+        let mut claims = Claims::new("counter", &module.public(), format!("token-{n}"), now());
+        edit(&mut claims);
+        let bytes = model::claims::sign(&component(n), claims, &self.account).unwrap();
+        self.upload(bytes.into()).await
+    }
+
+    pub(crate) async fn upload(&self, bytes: Bytes) -> Bytes {
+        self.client.put_blob(&Digest::of(&bytes), bytes.clone()).await.unwrap();
+        bytes
+    }
+
+    /// Deploys app `app` of artifact `n`.
+    pub(crate) async fn deploy(&self, app: &str, n: u32) -> Accepted {
+        let locked = locked(app, &self.artifact(n).await);
+        self.put(&locked).await.unwrap()
+    }
+
+    pub(crate) async fn put(&self, app: &LockedApp) -> Result<Accepted, ClientError> {
+        self.put_if(app, Require::Any, None).await
+    }
+
+    pub(crate) async fn put_if(
+        &self,
+        app: &LockedApp,
+        require: Require,
+        key: Option<&str>,
+    ) -> Result<Accepted, ClientError> {
+        let request = DeployRequest { app: app.clone(), message: None };
+        self.client.deploy(&self.tenant, &app.name, &request, require, key).await
+    }
+
+    /// Events until one of type `kind` for which `good` holds; all of them, that one last.
+    pub(crate) async fn until(&self, after: Option<String>, good: impl Fn(&Event) -> bool) -> Vec<Event> {
+        let query = EventQuery { tenant: None, app: None, after };
+        let mut events = self.client.events(query).await.unwrap();
+        collect(&mut events, good).await
+    }
+
+    /// Waits until the store holds what `good` wants of the app's assignment.
+    pub(crate) async fn assigned(&self, app: &str, good: impl Fn(Option<&Assignment>) -> bool) -> Option<Assignment> {
+        let key = keys::assigned(&name("local"), &self.tenant, &name(app));
+        let after = self.store.list(&key).await.unwrap();
+        let mut changes = self.store.watch(&key, after.revision);
+        let mut value = after.entries.into_iter().next().map(|e| e.value);
+        let found = async {
+            loop {
+                let assignment: Option<Assignment> = value.as_ref().map(|v| serde_json::from_slice(v).unwrap());
+                if good(assignment.as_ref()) {
+                    return assignment;
+                }
+                value = changes.next().await.unwrap().unwrap().value;
+            }
+        };
+        tokio::time::timeout(PATIENCE, found).await.expect("the assignment never became as wanted")
+    }
+}
+
+pub(crate) async fn collect(events: &mut api::client::Events, good: impl Fn(&Event) -> bool) -> Vec<Event> {
+    let mut seen: Vec<Event> = Vec::new();
+    let all = async {
+        while let Some(event) = events.next().await {
+            let event = event.unwrap();
+            let done = good(&event);
+            seen.push(event);
+            if done {
+                return true;
+            }
+        }
+        false
+    };
+    let done = tokio::time::timeout(PATIENCE, all).await.unwrap_or(false);
+    assert!(done, "the event never came; seen: {seen:#?}");
+    seen
+}
+
+/// A component that imports key-value and exports an HTTP handler; `n` makes its bytes its own.
+pub(crate) fn component(n: u32) -> Vec<u8> {
+    let text = format!(
+        r#"(component
+            (import "wasi:keyvalue/store@0.2.0-draft" (instance))
+            (instance $handler)
+            (export "wasi:http/incoming-handler@0.2.12" (instance $handler))
+            (@custom "n" "{n}")
+        )"#
+    );
+    wat::parse_str(text).unwrap()
+}
+
+/// An app of one component with one link and the route `<app>.localhost/`.
+pub(crate) fn locked(app: &str, bytes: &[u8]) -> LockedApp {
+    let info = model::component::inspect(bytes).unwrap();
+    let component = LockedComponent {
+        digest: Digest::of(bytes),
+        size: bytes.len() as u64,
+        world: info.world,
+        imports: info.imports,
+        exports: info.exports,
+        config: [].into(),
+        limits: Limits::default(),
+        reuse: None,
+        allow_hosts: vec![],
+    };
+    let embedded = ProviderSpec { kind: ProviderKind::KeyvalueEmbedded, config: [].into(), operator: false };
+    LockedApp {
+        name: name(app),
+        version: None,
+        components: [(name("counter"), component)].into(),
+        providers: [(name("embedded"), embedded)].into(),
+        links: vec![Link {
+            component: name("counter"),
+            contract: name("wasi:keyvalue"),
+            label: name("default"),
+            provider: name("embedded"),
+            config: [].into(),
+        }],
+        routes: vec![Route {
+            host: format!("{app}.localhost"),
+            path: "/".into(),
+            methods: vec![],
+            component: name("counter"),
+        }],
+    }
+}
+
+/// The problem a request was refused with.
+pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> Problem {
+    match result {
+        Err(ClientError::Refused(problem)) => problem,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}

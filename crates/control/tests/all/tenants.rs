@@ -1,0 +1,94 @@
+//! Tenants: settings that can be meant, compare-and-set, and what the tenant's apps link to and answer.
+
+use api::client::Require;
+use api::problem::Code;
+use model::app::{ProviderKind, ProviderSpec};
+use model::tenant::TenantSettings;
+use serde_json::json;
+
+use crate::rig::{Rig, locked, name, refused};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_are_compared_and_set() {
+    let rig = Rig::without_node().await;
+    let first = rig.client.tenant(&rig.tenant).await.unwrap();
+    assert_eq!(first.settings, rig.settings());
+    let settings = TenantSettings { shards: 3, ..rig.settings() };
+    let put = |require| rig.client.put_tenant(&rig.tenant, &settings, require);
+    assert_eq!(refused(put(Require::Absent).await).code, Code::Conflict);
+    assert_eq!(refused(put(Require::At(first.etag + 1)).await).code, Code::Conflict);
+    let second = put(Require::At(first.etag)).await.unwrap();
+    assert!(second.etag > first.etag);
+    assert_eq!(refused(put(Require::At(first.etag)).await).code, Code::Conflict);
+    assert_eq!(rig.client.tenant(&rig.tenant).await.unwrap(), second);
+    put(Require::Exists).await.unwrap();
+    let nobody = name("nobody");
+    assert_eq!(refused(rig.client.put_tenant(&nobody, &settings, Require::Exists).await).code, Code::NotFound);
+    assert_eq!(refused(rig.client.tenant(&nobody).await).code, Code::NotFound);
+    rig.client.put_tenant(&nobody, &settings, Require::Any).await.unwrap();
+    let names: Vec<String> = rig.client.tenants().await.unwrap().into_iter().map(|t| t.name.to_string()).collect();
+    assert_eq!(names, ["nobody", "t"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_cannot_be_meant_are_refused_all_at_once() {
+    let rig = Rig::without_node().await;
+    let module = model::claims::KeyPair::from_entropy(model::claims::KeyKind::Module, [1; 32]);
+    let bad: TenantSettings = serde_json::from_value(json!({
+        "trust_anchors": ["A123", module.public_key()],
+        "revoked": ["", "sha256:12"],
+        "egress": ["10.0.0.0/33", "10.0.0.1/8"],
+        "shards": 0,
+        "providers": {
+            "memory": {"type": "keyvalue-memory"},
+            "cache": {"type": "keyvalue-redis"},
+            "other": {"type": "keyvalue-redis", "config": {"url": "http://x", "uri": "y"}},
+        },
+    }))
+    .unwrap();
+    let problem = refused(rig.client.put_tenant(&rig.tenant, &bad, Require::Any).await);
+    assert_eq!(problem.code, Code::RequestInvalid);
+    assert_eq!(problem.findings.len(), 11, "{:#?}", problem.findings);
+    assert_eq!(rig.client.tenant(&rig.tenant).await.unwrap().settings, rig.settings());
+    let many = TenantSettings { shards: 65, ..rig.settings() };
+    assert_eq!(refused(rig.client.put_tenant(&rig.tenant, &many, Require::Any).await).findings.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn providers_and_routes_are_listed_with_who_uses_them() {
+    let rig = Rig::new().await;
+    let redis = |url: &str| ProviderSpec {
+        kind: ProviderKind::KeyvalueRedis,
+        config: [("url".to_owned(), url.to_owned())].into(),
+        operator: false,
+    };
+    let mut settings = rig.settings();
+    settings.providers.insert(name("cache"), redis("redis://cache.example"));
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Any).await.unwrap();
+    rig.deploy("a", 1).await;
+    let mut app = locked("b", &rig.artifact(2).await);
+    app.providers = [(name("own"), redis("redis://own.example"))].into();
+    app.links[0].provider = name("own");
+    rig.put(&app).await.unwrap();
+    let listed: Vec<String> = rig
+        .client
+        .providers(&rig.tenant)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|p| format!("{} {} {} {:?}", p.from, p.name, p.kind.as_str(), p.links))
+        .collect();
+    assert_eq!(
+        listed,
+        [
+            r#"app b own keyvalue-redis ["b/counter wasi:keyvalue default"]"#,
+            r#"built-in embedded keyvalue-embedded ["a/counter wasi:keyvalue default"]"#,
+            r#"built-in memory keyvalue-memory []"#,
+            r#"operator cache keyvalue-redis []"#,
+        ]
+    );
+    rig.until(Some("0".into()), |e| e.kind == api::control::event::NODE_JOINED).await;
+    let routes = rig.client.routes(&rig.tenant).await.unwrap();
+    let urls: Vec<&String> = routes.iter().flat_map(|r| &r.urls).collect();
+    assert_eq!(urls, ["http://a.localhost:8080/", "http://b.localhost:8080/"]);
+}

@@ -1,0 +1,151 @@
+//! What an app may be: judged from the artifacts' bytes when it is deployed, and again while it runs.
+
+use api::client::Require;
+use api::control::event;
+use api::problem::Code;
+use model::claims::{KeyKind, KeyPair, LEEWAY};
+use model::tenant::TenantSettings;
+use model::{Digest, World};
+
+use crate::rig::{Rig, collect, component, locked, name, now, refused};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_a_client_says_of_an_artifact_counts() {
+    let rig = Rig::without_node().await;
+    let signed = rig.artifact(1).await;
+    let good = locked("counter", &signed);
+    let lie = |change: fn(&mut model::LockedComponent)| {
+        let mut app = good.clone();
+        app.components.values_mut().for_each(change);
+        app
+    };
+    let rows = [
+        ("never uploaded", lie(|c| c.digest = Digest::of(b"other")), Code::ArtifactMissing),
+        ("fewer imports", lie(|c| c.imports.clear()), Code::ManifestInvalid),
+        ("more exports", lie(|c| c.exports.push(name("a:b/c"))), Code::ManifestInvalid),
+        ("another world", lie(|c| c.world = World::P3), Code::ManifestInvalid),
+        ("another size", lie(|c| c.size += 1), Code::ManifestInvalid),
+        (
+            "above the ceiling",
+            lie(|c| c.limits.memory = model::unit::ByteSize::mib(64 * 1024)),
+            Code::LimitAboveCeiling,
+        ),
+    ];
+    for (what, app, code) in rows {
+        assert_eq!(refused(rig.put(&app).await).code, code, "{what}");
+    }
+    let mut unlinked = good.clone();
+    unlinked.links.clear();
+    assert_eq!(refused(rig.put(&unlinked).await).code, Code::LinkMissing);
+    let mut renamed = good.clone();
+    renamed.name = name("other");
+    let request = api::control::DeployRequest { app: renamed, message: None };
+    let answer = rig.client.deploy(&rig.tenant, &name("counter"), &request, Require::Any, None).await;
+    assert_eq!(refused(answer).code, Code::RequestInvalid);
+    let request = api::control::DeployRequest { app: good.clone(), message: None };
+    let answer = rig.client.deploy(&name("nobody"), &name("counter"), &request, Require::Any, None).await;
+    assert_eq!(refused(answer).code, Code::NotFound);
+    assert!(rig.client.apps(&rig.tenant).await.unwrap().is_empty());
+    rig.put(&good).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn untrusted_artifacts_are_refused_by_reason() {
+    let rig = Rig::without_node().await;
+    let unsigned = rig.upload(component(1).into()).await;
+    let mut tampered = rig.artifact(2).await.to_vec();
+    let at = tampered.windows(20).position(|w| w == b"wasi:keyvalue/store@").unwrap();
+    tampered[at + 5] = b'K';
+    let tampered = rig.upload(tampered.into()).await;
+    let expired = rig.signed(3, |c| c.expires = Some(now() - LEEWAY - 1)).await;
+    let early = rig.signed(4, |c| c.not_before = Some(now() + LEEWAY + 100)).await;
+    let ungranted = rig.signed(5, |c| c.component.granted = Some(vec![])).await;
+    let stranger = KeyPair::from_entropy(KeyKind::Account, [8; 32]);
+    let module = KeyPair::from_entropy(KeyKind::Module, [9; 32]);
+    let claims = model::claims::Claims::new("x", &module.public(), "id", now());
+    let foreign = model::claims::sign(&component(6), claims, &stranger).unwrap();
+    let foreign = rig.upload(foreign.into()).await;
+    let core = rig.upload(wat::parse_str("(module)").unwrap().into()).await;
+    let rows = [
+        ("unsigned", unsigned.clone(), Code::ArtifactUnsigned),
+        ("tampered", tampered, Code::ArtifactTampered),
+        ("expired", expired, Code::ArtifactExpired),
+        ("early", early, Code::ArtifactNotYetValid),
+        ("ungranted", ungranted, Code::InterfaceNotGranted),
+        ("foreign", foreign, Code::IssuerUntrusted),
+    ];
+    for (what, bytes, code) in rows {
+        let problem = refused(rig.put(&locked("counter", &bytes)).await);
+        assert_eq!(problem.code, code, "{what}");
+        assert!(problem.detail.contains("`counter`") && problem.help.is_some(), "{what}: {problem:?}");
+    }
+    let mut app = locked("counter", &unsigned);
+    app.components.values_mut().for_each(|c| c.digest = Digest::of(&core));
+    assert_eq!(refused(rig.put(&app).await).code, Code::ArtifactInvalid);
+    // The same bytes are judged by each tenant's own settings, also when they were read before.
+    let lax = TenantSettings { allow_unsigned: true, ..TenantSettings::default() };
+    rig.client.put_tenant(&name("lax"), &lax, Require::Any).await.unwrap();
+    let request = api::control::DeployRequest { app: locked("counter", &unsigned), message: None };
+    rig.client.deploy(&name("lax"), &name("counter"), &request, Require::Any, None).await.unwrap();
+    assert_eq!(refused(rig.put(&locked("other", &unsigned)).await).code, Code::ArtifactUnsigned);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_that_expire_while_running_suspend_the_app() {
+    let rig = Rig::new().await;
+    // Valid for two or three seconds more.
+    let bytes = rig.signed(1, |c| c.expires = Some(now() - LEEWAY + 3)).await;
+    let mut events = rig.client.events(api::client::EventQuery::default()).await.unwrap();
+    rig.put(&locked("counter", &bytes)).await.unwrap();
+    let seen = collect(&mut events, |e| e.kind == event::SUSPENDED).await;
+    let served = |e: &&api::control::Event| e.kind == event::PHASE && e.data["phase"] == "serving";
+    assert_eq!(seen.iter().filter(served).count(), 1, "it served until then: {seen:#?}");
+    let assignment = rig.assigned("counter", |a| a.is_some_and(|a| a.suspended.is_some())).await.unwrap();
+    let reason = assignment.suspended.unwrap();
+    assert_eq!(reason.code, Code::ArtifactExpired.as_str());
+    assert!(reason.message.contains("`counter`"), "{}", reason.message);
+    let view = rig.client.app(&rig.tenant, &name("counter")).await.unwrap();
+    assert_eq!(view.reason, Some(reason));
+    // A good revision brings it back.
+    rig.deploy("counter", 2).await;
+    collect(&mut events, |e| e.kind == event::RESUMED).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.suspended.is_none() && a.revision.0 == 2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revocation_suspends_before_it_is_answered_and_a_pardon_resumes() {
+    let rig = Rig::new().await;
+    rig.deploy("a", 1).await;
+    rig.deploy("b", 2).await;
+    rig.assigned("a", |a| a.is_some()).await;
+    rig.assigned("b", |a| a.is_some()).await;
+    let digest = rig.client.app(&rig.tenant, &name("b")).await.unwrap().desired.app.components[&name("counter")].digest;
+    let none: &[&str] = &[];
+    let lists: [(Vec<String>, &[&str]); 5] = [
+        (vec!["token-1".into()], &["a"]),
+        (vec![digest.to_string()], &["b"]),
+        (vec![rig.account.public_key()], &["a", "b"]),
+        (vec!["token-9".into()], none),
+        (vec![], none),
+    ];
+    for (revoked, suspended) in lists {
+        let settings = TenantSettings { revoked: revoked.clone(), ..rig.settings() };
+        rig.client.put_tenant(&rig.tenant, &settings, Require::Any).await.unwrap();
+        for app in ["a", "b"] {
+            let key = store::keys::assigned(&name("local"), &rig.tenant, &name(app));
+            let entry = store::Store::get(&*rig.store, &key).await.unwrap().unwrap();
+            let assignment: store::keys::Assignment = serde_json::from_slice(&entry.value).unwrap();
+            let code = assignment.suspended.map(|r| r.code);
+            let expected = suspended.contains(&app).then(|| Code::ArtifactRevoked.as_str().to_owned());
+            assert_eq!(code, expected, "{app} with {revoked:?}");
+        }
+    }
+    // Revoked now: nothing new of it gets in, although it was read before.
+    let settings = TenantSettings { revoked: vec!["token-1".into()], ..rig.settings() };
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Any).await.unwrap();
+    assert_eq!(refused(rig.put(&locked("c", &rig.artifact(1).await)).await).code, Code::ArtifactRevoked);
+    let settings = TenantSettings { trust_anchors: vec![], ..rig.settings() };
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Any).await.unwrap();
+    let view = rig.client.app(&rig.tenant, &name("b")).await.unwrap();
+    assert_eq!(view.reason.unwrap().code, Code::IssuerUntrusted.as_str());
+}
