@@ -82,7 +82,7 @@ impl Answer {
     }
 
     /// No shard can be reached.
-    pub(super) fn unreachable() -> Self {
+    fn unreachable() -> Self {
         let text = "service unavailable: no host of this app can be reached; try again\n";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unreachable, text)
     }

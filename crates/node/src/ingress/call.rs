@@ -173,7 +173,8 @@ impl Exchange<'_> {
         let mut attempt = Attempt::default();
         let mut body = Some(body);
         loop {
-            let mut lease = self.gateway.lease(self.target, &mut attempt).await.map_err(|_| Answer::unreachable())?;
+            let mut lease =
+                self.gateway.lease(self.target, &mut attempt).await.map_err(|_| Answer::no_shard(self.target))?;
             if let Err(sent) = send(&mut lease.upstream.stream, self.head).await
                 && sent == 0
                 && lease.pooled

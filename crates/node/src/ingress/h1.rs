@@ -190,7 +190,7 @@ impl Connection<'_, '_> {
         let mut rerouted = false;
         loop {
             let failed = match self.worker.gateway.lease(&call.target, &mut attempt).await {
-                Err(_) => Failed::Answer(Answer::unreachable()),
+                Err(_) => Failed::Answer(Answer::no_shard(&call.target)),
                 Ok(lease) => match self.exchange(lease, &call, whole.is_some(), rerouted, until).await {
                     Ok(keep) => {
                         self.buffer.consume(whole.unwrap_or(0));

@@ -345,3 +345,14 @@ async fn draining_ends_at_its_deadline() {
     let _ = stuck.read_to_end(&mut bytes).await;
     assert!(bytes.is_empty());
 }
+
+#[tokio::test]
+async fn a_suspended_app_says_so_at_once() {
+    let rig = Rig::new(1);
+    rig.routes.store(table(&ShardSet::suspended(), "1"));
+    let began = Instant::now();
+    let response = rig.get("/").await;
+    assert_eq!(status(&response), 503, "{response}");
+    assert!(response.contains("sidereal-fault: suspended\r\n"), "{response}");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
