@@ -1,1 +1,60 @@
-//! host
+//! One tenant's components behind the agent API, in one single-threaded process.
+//!
+//! ```text
+//! agent.sock ─▶ agent ─▶ apps (what runs) ◀─ data ◀─ data.sock
+//!                          │ first call: code ─▶ node.sock (compiled code)
+//!                          └ links ─▶ providers ─▶ embedded, dialer ─▶ node.sock (key-value, connections)
+//! ```
+//! A host has no files, no network and no store: what it needs comes over `node.sock` from the node that started it,
+//! and it ends when that node ends.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod apps;
+mod code;
+mod data;
+mod dialer;
+mod embedded;
+mod entry;
+mod error;
+mod escape;
+mod fault;
+mod links;
+mod listen;
+mod logs;
+mod serve;
+
+use std::path::PathBuf;
+
+pub use error::HostError;
+use model::TenantName;
+pub use runtime::RuntimeSettings;
+pub use serve::{run, run_with};
+
+/// Who this host is; given by whoever starts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostArgs {
+    /// The directory with the host's sockets: `node.sock` is there already, the others are made.
+    pub dir: PathBuf,
+    /// Whose components it runs.
+    pub tenant: TenantName,
+    /// Which of the tenant's hosts it is.
+    pub shard: u32,
+}
+
+/// How much a host keeps in memory.
+#[derive(Debug, Clone)]
+pub struct HostSettings {
+    /// Components whose compiled code is kept at once; beyond it the one that was idle longest is unloaded.
+    pub max_loaded: usize,
+    /// Sizes of the instance pool.
+    pub runtime: RuntimeSettings,
+    /// How long calls in flight may take after SIGTERM, milliseconds.
+    pub drain_ms: u64,
+}
+
+impl Default for HostSettings {
+    fn default() -> Self {
+        Self { max_loaded: 2000, runtime: RuntimeSettings::default(), drain_ms: 10_000 }
+    }
+}

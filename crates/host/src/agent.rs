@@ -1,0 +1,154 @@
+//! The agent API on `agent.sock`: what it takes to read a request strictly and to answer it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::agent::{DrainRequest, HostInfo, StartRequest};
+use api::{Code, Problem};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::stream;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::Incoming;
+use model::{AppName, Revision, World};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use crate::apps::{Apps, Identity};
+
+/// The largest body of a request, bytes: a locked app with every list at its limit is far smaller.
+const MAX_BODY: usize = 16 << 20;
+
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// What the agent API acts on.
+pub(crate) struct Agent {
+    pub(crate) apps: Arc<Apps>,
+    pub(crate) identity: Identity,
+    /// Cancelled once the host is drained.
+    pub(crate) done: CancellationToken,
+}
+
+/// Answers one request.
+pub(crate) async fn answer(agent: Arc<Agent>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+    Ok(agent.route(request).await.unwrap_or_else(|problem| {
+        let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        json(status, "application/problem+json", &problem)
+    }))
+}
+
+fn json<T: Serialize>(status: StatusCode, kind: &'static str, value: &T) -> Answer {
+    let (status, body) = match serde_json::to_vec(value) {
+        Ok(body) => (status, body),
+        Err(cause) => (StatusCode::INTERNAL_SERVER_ERROR, cause.to_string().into_bytes()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+fn ok<T: Serialize>(value: &T) -> Result<Answer, Problem> {
+    Ok(json(StatusCode::OK, "application/json", value))
+}
+
+impl Agent {
+    async fn route(&self, request: Request<Incoming>) -> Result<Answer, Problem> {
+        let path = request.uri().path().to_owned();
+        let mut parts = path.trim_start_matches('/').split('/');
+        let parts: [Option<&str>; 7] = std::array::from_fn(|_| parts.next());
+        match (request.method(), parts) {
+            (&Method::GET, [Some("v1"), Some("info"), None, ..]) => ok(&self.info()?),
+            (&Method::GET, [Some("v1"), Some("status"), None, ..]) => ok(&self.apps.status()),
+            (&Method::GET, [Some("v1"), Some("logs"), None, ..]) => Ok(self.logs()),
+            (&Method::POST, [Some("v1"), Some("drain"), None, ..]) => {
+                let drain: DrainRequest = read(request).await?;
+                let drained = self.apps.drain(Duration::from_millis(drain.deadline_ms)).await;
+                self.done.cancel();
+                ok(&drained)
+            }
+            (&Method::PUT, [Some("v1"), Some("apps"), Some(app), Some("revisions"), Some(revision), None, ..]) => {
+                let (app, revision) = revision_of(app, revision)?;
+                let start: StartRequest = read(request).await?;
+                self.apps.start(&app, revision, start).await?;
+                ok(&serde_json::json!({}))
+            }
+            (
+                &Method::POST,
+                [Some("v1"), Some("apps"), Some(app), Some("revisions"), Some(revision), Some("drain"), None],
+            ) => {
+                let (app, revision) = revision_of(app, revision)?;
+                let drain: DrainRequest = read(request).await?;
+                let deadline = Duration::from_millis(drain.deadline_ms);
+                ok(&self.apps.drain_revision(&app, revision, deadline).await)
+            }
+            (method, _) => Err(Problem::new(Code::NotFound, format!("the agent API has no {method} {path}"))),
+        }
+    }
+
+    fn info(&self) -> Result<HostInfo, Problem> {
+        let runtime = self.apps.code().runtime();
+        let fingerprint = |world| {
+            let text = runtime.fingerprint(world).map_err(|cause| Problem::new(Code::Internal, cause.to_string()))?;
+            Ok((world, text))
+        };
+        Ok(HostInfo {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            tenant: self.identity.tenant.clone(),
+            shard: self.identity.shard,
+            fingerprints: [World::P2, World::P3].into_iter().map(fingerprint).collect::<Result<_, Problem>>()?,
+            interfaces: runtime.interfaces().map(str::to_owned).collect(),
+        })
+    }
+
+    /// Ends when the reader hangs up or the host ends.
+    fn logs(&self) -> Answer {
+        let done = self.done.clone();
+        let lines = stream::unfold(self.apps.logs().reader(), move |mut reader| {
+            let done = done.clone();
+            async move {
+                let lines = tokio::select! {
+                    lines = reader.next() => lines,
+                    () = done.cancelled() => return None,
+                };
+                let mut bytes = BytesMut::new();
+                for line in &lines {
+                    // A line is plain data: writing it to memory cannot fail.
+                    if serde_json::to_writer((&mut bytes).writer(), line).is_ok() {
+                        bytes.put_u8(b'\n');
+                    }
+                }
+                Some((Ok(Frame::data(bytes.freeze())), reader))
+            }
+        });
+        let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+        response
+    }
+}
+
+fn revision_of(app: &str, revision: &str) -> Result<(AppName, Revision), Problem> {
+    let invalid = |detail: String| Problem::new(Code::RequestInvalid, detail);
+    let app = app.parse().map_err(|cause| invalid(format!("the app in the path: {cause}")))?;
+    let number = revision.parse().map_err(|_| invalid(format!("`{}` is not a revision", revision.escape_debug())))?;
+    Ok((app, Revision(number)))
+}
+
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Problem> {
+    let body = Limited::new(request.into_body(), MAX_BODY).collect().await.map_err(|cause| {
+        let code = match cause.downcast_ref::<http_body_util::LengthLimitError>() {
+            Some(_) => Code::TooLarge,
+            None => Code::RequestInvalid,
+        };
+        Problem::new(code, format!("the request's body cannot be read: {cause}"))
+    })?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|cause| {
+        Problem::new(Code::RequestInvalid, format!("the request's body is not what it should be: {cause}"))
+    })
+}

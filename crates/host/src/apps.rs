@@ -1,0 +1,357 @@
+//! What this host answers for: revisions by name, their components by route.
+//!
+//! The host has one thread, so the table behind its lock is never waited for; a revision's routes appear together and
+//! vanish together.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use api::agent::{AppOnHost, Drained, HostStatus, StartRequest};
+use api::{Code, Problem};
+use model::{AppName, Digest, LockedApp, ProviderName, Revision, TenantName};
+use providers::dial::Dialer;
+use providers::http_out::{HttpOut, Tls};
+use runtime::Outbound;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::code::CodeStore;
+use crate::entry::{Entry, Spec};
+use crate::error::StartError;
+use crate::links::{self, Opened, Providers};
+use crate::logs::{Logs, Origin};
+
+/// After a drain is asked for, calls that were sent before the sender knew of it are still taken.
+const LATE: Duration = Duration::from_millis(250);
+/// How long ended calls may take to be gone.
+const ENDED: Duration = Duration::from_secs(1);
+
+/// One revision of an app.
+struct Running {
+    /// Of what it was started with: the same again is no change.
+    request: Digest,
+    entries: Vec<Arc<Entry>>,
+    /// Held open for as long as the revision is here.
+    _providers: BTreeMap<ProviderName, Arc<Opened>>,
+    draining: AtomicBool,
+}
+
+/// Everything that runs.
+pub(crate) struct Apps {
+    code: CodeStore,
+    providers: Providers,
+    dialer: Arc<dyn Dialer>,
+    tls: Tls,
+    logs: Arc<Logs>,
+    max_loaded: usize,
+    routes: RwLock<HashMap<Box<str>, Arc<Entry>>>,
+    revisions: Mutex<BTreeMap<(AppName, Revision), Arc<Running>>>,
+    /// Counts calls: the clock of [`Entry::idle_since`].
+    clock: AtomicU64,
+    in_flight: AtomicU32,
+    closed: AtomicBool,
+    /// Drains under way; only then is the end of a call worth telling.
+    drains: AtomicUsize,
+    left: Notify,
+}
+
+/// A call's place: among those of its component, and of the host.
+pub(crate) struct Place {
+    apps: Arc<Apps>,
+    entry: Arc<Entry>,
+}
+
+impl Place {
+    pub(crate) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.entry.leave();
+        self.apps.in_flight.fetch_sub(1, Relaxed);
+        if self.apps.drains.load(Relaxed) > 0 {
+            self.apps.left.notify_waiters();
+        }
+    }
+}
+
+/// Why a call has no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// No such route here.
+    Unknown,
+    /// The component has all the calls it may have.
+    Busy,
+    /// The host is ending.
+    Closed,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Apps {
+    pub(crate) fn new(
+        code: CodeStore,
+        providers: Providers,
+        dialer: Arc<dyn Dialer>,
+        tls: Tls,
+        logs: Arc<Logs>,
+        max_loaded: usize,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            code,
+            providers,
+            dialer,
+            tls,
+            logs,
+            max_loaded,
+            routes: RwLock::default(),
+            revisions: Mutex::default(),
+            clock: AtomicU64::new(0),
+            in_flight: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+            drains: AtomicUsize::new(0),
+            left: Notify::new(),
+        })
+    }
+
+    pub(crate) fn code(&self) -> &CodeStore {
+        &self.code
+    }
+
+    pub(crate) fn logs(&self) -> &Arc<Logs> {
+        &self.logs
+    }
+
+    /// A place for a call of the component behind `route`.
+    pub(crate) fn enter(self: &Arc<Self>, route: &str) -> Result<Place, NoPlace> {
+        if self.closed.load(Relaxed) {
+            return Err(NoPlace::Closed);
+        }
+        let entry = {
+            let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+            routes.get(route).ok_or(NoPlace::Unknown)?.clone()
+        };
+        if !entry.enter(self.clock.fetch_add(1, Relaxed)) {
+            return Err(NoPlace::Busy);
+        }
+        self.in_flight.fetch_add(1, Relaxed);
+        Ok(Place { apps: self.clone(), entry })
+    }
+
+    /// Makes a revision answer. The same again changes nothing.
+    pub(crate) async fn start(&self, app: &AppName, revision: Revision, request: StartRequest) -> Result<(), Problem> {
+        if request.app.name != *app {
+            let detail = format!("the path names app `{app}`, the body `{}`", request.app.name);
+            return Err(Problem::new(Code::RequestInvalid, detail));
+        }
+        let encoded = serde_json::to_vec(&request.app);
+        let digest = Digest::of(&encoded.map_err(|cause| Problem::new(Code::Internal, cause.to_string()))?);
+        let running = match self.running(app, revision) {
+            Some(running) if running.request != digest => {
+                let detail = format!("revision {revision} of `{app}` is here already, and is another one");
+                return Err(Problem::new(Code::Conflict, detail));
+            }
+            Some(running) if !running.draining.load(Relaxed) => running,
+            _ => Arc::new(self.build(&request.app, revision, digest)?),
+        };
+        if request.load {
+            for provider in running._providers.values() {
+                provider.check().await?;
+            }
+            for entry in &running.entries {
+                entry.probe(&self.code).await?;
+                self.trim();
+            }
+        }
+        let mut revisions = lock(&self.revisions);
+        let known = revisions.get(&(app.clone(), revision)).filter(|known| !known.draining.load(Relaxed));
+        if known.is_none() {
+            let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+            for entry in &running.entries {
+                routes.insert(route(app, revision, entry), entry.clone());
+            }
+            revisions.insert((app.clone(), revision), running);
+        }
+        Ok(())
+    }
+
+    fn build(&self, app: &LockedApp, revision: Revision, request: Digest) -> Result<Running, StartError> {
+        let opened = self.providers.open(app)?;
+        let mut entries = Vec::with_capacity(app.components.len());
+        for (name, component) in &app.components {
+            let origin = Origin { app: app.name.clone(), revision, component: name.clone() };
+            let outbound: Option<Arc<dyn Outbound>> = if component.allow_hosts.is_empty() {
+                None
+            } else {
+                let out = HttpOut::new(
+                    app.name.clone(),
+                    name.clone(),
+                    &component.allow_hosts,
+                    self.tls.clone(),
+                    self.dialer.clone(),
+                );
+                Some(Arc::new(out.map_err(|cause| StartError::Http { component: name.clone(), cause })?))
+            };
+            entries.push(Arc::new(Entry::new(Spec {
+                component: name.clone(),
+                digest: component.digest,
+                world: component.world,
+                imports: self.code.share_imports(&component.imports),
+                limits: component.limits,
+                reuse: component.reuse,
+                bindings: links::bindings(app, name, &component.config, &opened),
+                outbound,
+                log: self.logs.component(origin, component.limits.log_rate),
+            })));
+        }
+        Ok(Running { request, entries, _providers: opened, draining: AtomicBool::new(false) })
+    }
+
+    fn running(&self, app: &AppName, revision: Revision) -> Option<Arc<Running>> {
+        lock(&self.revisions).get(&(app.clone(), revision)).cloned()
+    }
+
+    /// Unloads what was idle longest until the code in memory is within its budget, and a little more, so that not
+    /// every load pays for a search.
+    pub(crate) fn trim(&self) {
+        if self.code.count() <= self.max_loaded {
+            return;
+        }
+        let goal = self.max_loaded - self.max_loaded / 32;
+        let mut idle: Vec<(u64, Arc<Entry>)> = {
+            let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+            routes.values().filter_map(|entry| Some((entry.idle_since()?, entry.clone()))).collect()
+        };
+        idle.sort_unstable_by_key(|(since, _)| *since);
+        for (_, entry) in idle {
+            if self.code.count() <= goal {
+                break;
+            }
+            entry.unload();
+        }
+    }
+
+    /// Ends a revision: late calls are taken for a moment, those in flight may finish until `deadline`. One that is
+    /// not here is ended already.
+    pub(crate) async fn drain_revision(&self, app: &AppName, revision: Revision, deadline: Duration) -> Drained {
+        let Some(running) = self.running(app, revision) else { return Drained { ended: 0 } };
+        running.draining.store(true, Relaxed);
+        let ended = {
+            let _told = Told::new(&self.drains);
+            let until = Instant::now() + deadline;
+            tokio::time::sleep(LATE.min(deadline)).await;
+            {
+                let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+                for entry in &running.entries {
+                    let route = route(app, revision, entry);
+                    if routes.get(&route).is_some_and(|routed| Arc::ptr_eq(routed, entry)) {
+                        routes.remove(&route);
+                    }
+                }
+            }
+            self.finish(&running.entries, until).await
+        };
+        {
+            let mut revisions = lock(&self.revisions);
+            let key = (app.clone(), revision);
+            if revisions.get(&key).is_some_and(|known| Arc::ptr_eq(known, &running)) {
+                revisions.remove(&key);
+            }
+        }
+        drop(running);
+        self.providers.prune();
+        self.code.prune();
+        Drained { ended }
+    }
+
+    /// Ends the host's work: as [`Apps::drain_revision`], for everything.
+    pub(crate) async fn drain(&self, deadline: Duration) -> Drained {
+        let _told = Told::new(&self.drains);
+        let until = Instant::now() + deadline;
+        if self.in_flight.load(Relaxed) > 0 || !lock(&self.revisions).is_empty() {
+            tokio::time::sleep(LATE.min(deadline)).await;
+        }
+        self.closed.store(true, Relaxed);
+        let all: Vec<Arc<Entry>> = lock(&self.revisions).values().flat_map(|running| running.entries.clone()).collect();
+        Drained { ended: self.finish(&all, until).await }
+    }
+
+    /// Waits for the calls of `entries` until `until`, then ends them; how many.
+    async fn finish(&self, entries: &[Arc<Entry>], until: Instant) -> u64 {
+        let calls = || entries.iter().map(|entry| u64::from(entry.in_flight())).sum::<u64>();
+        if tokio::time::timeout_at(until, self.none_left(&calls)).await.is_ok() {
+            return 0;
+        }
+        let ended = calls();
+        for entry in entries {
+            entry.ended().cancel();
+        }
+        if tokio::time::timeout(ENDED, self.none_left(&calls)).await.is_err() {
+            tracing::warn!(calls = calls(), "calls are still there after they were ended");
+        }
+        ended
+    }
+
+    async fn none_left(&self, calls: &impl Fn() -> u64) {
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if calls() == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    pub(crate) fn status(&self) -> HostStatus {
+        let revisions = lock(&self.revisions);
+        let apps = revisions.iter().map(|((app, revision), running)| AppOnHost {
+            app: app.clone(),
+            revision: *revision,
+            draining: running.draining.load(Relaxed),
+            components: running.entries.iter().map(|entry| (entry.component().clone(), entry.status())).collect(),
+        });
+        HostStatus { in_flight: self.in_flight.load(Relaxed), rss: resident(), apps: apps.collect() }
+    }
+}
+
+/// The text of [`api::agent::ROUTE_HEADER`].
+fn route(app: &AppName, revision: Revision, entry: &Entry) -> Box<str> {
+    format!("{app}/{revision}/{}", entry.component()).into_boxed_str()
+}
+
+/// Counts a drain for as long as it lasts.
+struct Told<'a>(&'a AtomicUsize);
+
+impl<'a> Told<'a> {
+    fn new(drains: &'a AtomicUsize) -> Self {
+        drains.fetch_add(1, Relaxed);
+        Self(drains)
+    }
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Resident memory of this process, bytes; 0 where the kernel does not say.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map_or(0, |kib: u64| kib * 1024)
+}
+
+/// Who a host is, for those it has to tell.
+pub(crate) struct Identity {
+    pub(crate) tenant: TenantName,
+    pub(crate) shard: u32,
+}

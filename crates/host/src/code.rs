@@ -1,0 +1,113 @@
+//! Compiled code in this process: brought from the node on the first call, shared by every component that has the same
+//! artifact, mapped only for as long as somebody holds it.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use api::services::FileRequest;
+use api::services::client::FilesClient;
+use model::{ComponentName, Digest, InterfaceId, World};
+use runtime::{Linked, Runtime};
+
+use crate::error::StartError;
+
+/// For a node that does not answer at all.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Code that is mapped and linked. Unmapped with its last holder.
+pub(crate) struct Loaded {
+    pub(crate) linked: Linked,
+    count: Arc<AtomicUsize>,
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Relaxed);
+    }
+}
+
+type Key = (Digest, World);
+/// Held while the code is brought: whoever else wants it waits for the one that does.
+type Slot = Arc<tokio::sync::Mutex<Weak<Loaded>>>;
+
+/// What is loaded, and how to load more.
+pub(crate) struct CodeStore {
+    runtime: Runtime,
+    files: Arc<FilesClient>,
+    slots: Mutex<HashMap<Key, Slot>>,
+    count: Arc<AtomicUsize>,
+    imports: Mutex<HashSet<Arc<[InterfaceId]>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl CodeStore {
+    pub(crate) fn new(runtime: Runtime, files: Arc<FilesClient>) -> Self {
+        Self { runtime, files, slots: Mutex::default(), count: Arc::default(), imports: Mutex::default() }
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// How many artifacts are mapped.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+
+    /// Equal lists of imports share their memory: thousands of components import the same few things.
+    pub(crate) fn share_imports(&self, imports: &[InterfaceId]) -> Arc<[InterfaceId]> {
+        let mut known = lock(&self.imports);
+        if let Some(found) = known.get(imports) {
+            return found.clone();
+        }
+        let fresh: Arc<[InterfaceId]> = imports.into();
+        known.insert(fresh.clone());
+        fresh
+    }
+
+    /// Forgets what nobody holds any more.
+    pub(crate) fn prune(&self) {
+        lock(&self.imports).retain(|imports| Arc::strong_count(imports) > 1);
+        lock(&self.slots).retain(|_, slot| {
+            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|loaded| loaded.strong_count() > 0)
+        });
+    }
+
+    /// The code of an artifact, linked: from memory, or by way of the node. Called many times at once for one
+    /// artifact, it is brought once.
+    pub(crate) async fn load(
+        &self,
+        component: &ComponentName,
+        digest: Digest,
+        world: World,
+        imports: &[InterfaceId],
+    ) -> Result<Arc<Loaded>, StartError> {
+        let slot = lock(&self.slots).entry((digest, world)).or_default().clone();
+        let mut loaded = slot.lock().await;
+        if let Some(loaded) = loaded.upgrade() {
+            return Ok(loaded);
+        }
+        let component = || component.clone();
+        let unavailable = |cause: String| StartError::Code { component: component(), cause };
+        let request = FileRequest::Compiled { digest, world };
+        let answer = tokio::time::timeout(TIMEOUT, self.files.request(&request)).await;
+        let answer = answer.map_err(|_| unavailable(format!("the node did not answer within {TIMEOUT:?}")))?;
+        let (fd, _) = answer.map_err(|cause| unavailable(cause.to_string()))?;
+        let code = self
+            .runtime
+            .load(world, File::from(fd))
+            .map_err(|cause| StartError::Load { component: component(), cause })?;
+        let linked =
+            self.runtime.link(&code, imports).map_err(|cause| StartError::Link { component: component(), cause })?;
+        self.count.fetch_add(1, Relaxed);
+        let fresh = Arc::new(Loaded { linked, count: self.count.clone() });
+        *loaded = Arc::downgrade(&fresh);
+        Ok(fresh)
+    }
+}

@@ -1,0 +1,179 @@
+//! Requests of apps on `data.sock`: find the component by the route header, hand it the request, stream its answer.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use api::Code;
+use api::agent::ROUTE_HEADER;
+use bytes::Bytes;
+use futures::FutureExt;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, Uri};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use runtime::{Fault, ResponseBody};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::apps::{Apps, NoPlace, Place};
+use crate::fault;
+
+/// [`ROUTE_HEADER`], parsed.
+const ROUTE: HeaderName = HeaderName::from_static(ROUTE_HEADER);
+/// How headers of the platform's own start: none reaches a component, none comes from one.
+const OURS: &str = "sidereal-";
+/// Set by the ingress: how the caller reached it.
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Answers one request. Never fails and never panics: whatever happens is an answer.
+pub(crate) async fn answer(apps: Arc<Apps>, request: Request<Incoming>) -> Result<Response<DataBody>, Infallible> {
+    let answered = AssertUnwindSafe(call(apps, request)).catch_unwind().await;
+    Ok(answered.unwrap_or_else(|_| {
+        tracing::error!("a call panicked in the host");
+        refuse(Code::Internal, "the host failed; this is a defect of the platform")
+    }))
+}
+
+fn refuse(code: Code, sentence: &str) -> Response<DataBody> {
+    fault::answer(code, sentence).map(DataBody::Text)
+}
+
+async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataBody> {
+    let Some(route) = request.headers_mut().remove(ROUTE) else {
+        return refuse(Code::RequestInvalid, "the request names no component");
+    };
+    let place = route.to_str().map_err(|_| NoPlace::Unknown).and_then(|route| apps.enter(route));
+    let place = match place {
+        Ok(place) => place,
+        Err(NoPlace::Unknown) => return refuse(Code::NotFound, "this host does not have that revision"),
+        Err(NoPlace::Closed) => return refuse(Code::Unreachable, "this host is ending"),
+        Err(NoPlace::Busy) => return refuse(Code::Busy, "the component has all the calls it may have; try again"),
+    };
+    let entry = place.entry().clone();
+    let workload = match entry.live() {
+        Some(workload) => workload,
+        None => match entry.load(apps.code()).await {
+            Ok(workload) => {
+                apps.trim();
+                workload
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a component could not be loaded for a call");
+                return refuse(Code::StartFailed, "the component could not be loaded; try again");
+            }
+        },
+    };
+    clean(&mut request);
+    let result = tokio::select! {
+        biased;
+        result = workload.handle(request) => result,
+        () = entry.ended().cancelled() => Err(Fault::Cancelled),
+    };
+    match result {
+        Ok(response) => {
+            let mut response = response.map(|body| DataBody::guest(body, place));
+            strip(response.headers_mut());
+            response
+        }
+        Err(fault) => {
+            entry.failed(&fault);
+            let (code, sentence) = fault::describe(&fault);
+            refuse(code, &sentence)
+        }
+    }
+}
+
+/// Makes the request what the caller sent, as far as a component may know.
+fn clean(request: &mut Request<Incoming>) {
+    strip(request.headers_mut());
+    let secure = request.headers().get(FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes() == b"https");
+    // Without a scheme the runtime takes `http` and the authority of the `Host` header.
+    if secure && let Some(authority) = authority(request.headers()) {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = Some(Scheme::HTTPS);
+        parts.authority.get_or_insert(authority);
+        parts.path_and_query.get_or_insert_with(|| http::uri::PathAndQuery::from_static("/"));
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+}
+
+fn authority(headers: &HeaderMap) -> Option<Authority> {
+    headers.get(http::header::HOST).map(HeaderValue::as_bytes).and_then(|host| Authority::try_from(host).ok())
+}
+
+fn strip(headers: &mut HeaderMap) {
+    while let Some(ours) = headers.keys().find(|name| name.as_str().starts_with(OURS)).cloned() {
+        headers.remove(ours);
+    }
+}
+
+/// The body of an answer.
+pub(crate) enum DataBody {
+    /// The host's own.
+    Text(Full<Bytes>),
+    /// A component's: its call has its place until the end.
+    Guest(Box<Guest>),
+}
+
+pub(crate) struct Guest {
+    body: ResponseBody,
+    place: Place,
+    /// Made when the body first waits.
+    ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+impl DataBody {
+    fn guest(body: ResponseBody, place: Place) -> Self {
+        Self::Guest(Box::new(Guest { body, place, ended: None }))
+    }
+}
+
+impl Body for DataBody {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        match self.get_mut() {
+            Self::Text(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Guest(guest) => guest.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Text(body) => body.is_end_stream(),
+            Self::Guest(guest) => guest.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Text(body) => body.size_hint(),
+            Self::Guest(guest) => guest.body.size_hint(),
+        }
+    }
+}
+
+impl Guest {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &polled {
+            Poll::Pending => {
+                let entry = self.place.entry();
+                let ended = self.ended.get_or_insert_with(|| Box::pin(entry.ended().clone().cancelled_owned()));
+                ended.as_mut().poll(cx).map(|()| Some(Err(Fault::Cancelled)))
+            }
+            Poll::Ready(Some(Err(fault))) => {
+                self.place.entry().failed(fault);
+                polled
+            }
+            Poll::Ready(_) => polled,
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The embedded key-value store as a backend: the node owns it, one connection carries every call of this host.
+
+use std::sync::Arc;
+
+use api::services::client::{KvClient, KvError};
+use api::services::{KvAnswer, KvFault, KvOp, KvScope};
+use futures::FutureExt;
+use model::{AppName, ProviderName};
+use providers::keyvalue::{Answer, Backend, BackendError, PAGE, Page};
+
+/// One app's keys under one provider.
+pub(crate) struct Embedded {
+    client: Arc<KvClient>,
+    app: AppName,
+    provider: ProviderName,
+}
+
+impl Embedded {
+    pub(crate) fn new(client: Arc<KvClient>, app: AppName, provider: ProviderName) -> Self {
+        Self { client, app, provider }
+    }
+
+    async fn call(&self, bucket: &str, op: KvOp) -> Result<KvAnswer, BackendError> {
+        let scope = KvScope { app: self.app.clone(), provider: self.provider.clone(), bucket: bucket.to_owned() };
+        self.client.call(&scope, &op).await.map_err(|error| match error {
+            KvError::Fault(KvFault::NotANumber(key)) => BackendError::NotANumber(key),
+            KvError::Fault(KvFault::TooLarge(why)) => BackendError::TooLarge(why),
+            KvError::TimedOut(limit) => BackendError::TimedOut { ms: limit.as_millis() as u64 },
+            other => BackendError::Unavailable(other.to_string()),
+        })
+    }
+}
+
+fn wrong(answer: &KvAnswer) -> BackendError {
+    BackendError::Unavailable(format!("the node answered another question: {answer:?}"))
+}
+
+macro_rules! expect {
+    ($call:expr, $pattern:pat => $value:expr) => {
+        match $call.await? {
+            $pattern => Ok($value),
+            other => Err(wrong(&other)),
+        }
+    };
+}
+
+impl Backend for Embedded {
+    fn get<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, Option<Vec<u8>>> {
+        async move { expect!(self.call(bucket, KvOp::Get { key: key.to_owned() }), KvAnswer::Value(value) => value) }
+            .boxed()
+    }
+
+    fn set<'a>(&'a self, bucket: &'a str, key: &'a str, value: Vec<u8>) -> Answer<'a, ()> {
+        async move { expect!(self.call(bucket, KvOp::Set { key: key.to_owned(), value }), KvAnswer::Done => ()) }
+            .boxed()
+    }
+
+    fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, ()> {
+        async move { expect!(self.call(bucket, KvOp::Delete { key: key.to_owned() }), KvAnswer::Done => ()) }.boxed()
+    }
+
+    fn exists<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, bool> {
+        async move { expect!(self.call(bucket, KvOp::Exists { key: key.to_owned() }), KvAnswer::Bool(there) => there) }
+            .boxed()
+    }
+
+    fn list_keys<'a>(&'a self, bucket: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page> {
+        async move {
+            let op = KvOp::ListKeys { cursor: cursor.map(str::to_owned), limit: PAGE };
+            expect!(self.call(bucket, op), KvAnswer::Keys { keys, cursor } => Page { keys, cursor })
+        }
+        .boxed()
+    }
+
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+        async move {
+            let op = KvOp::Increment { key: key.to_owned(), delta };
+            expect!(self.call(bucket, op), KvAnswer::Number(sum) => sum)
+        }
+        .boxed()
+    }
+
+    fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {
+        async move { expect!(self.call(bucket, KvOp::GetMany { keys }), KvAnswer::Values(values) => values) }.boxed()
+    }
+
+    fn set_many<'a>(&'a self, bucket: &'a str, pairs: Vec<(String, Vec<u8>)>) -> Answer<'a, ()> {
+        async move { expect!(self.call(bucket, KvOp::SetMany { pairs }), KvAnswer::Done => ()) }.boxed()
+    }
+
+    fn delete_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, ()> {
+        async move { expect!(self.call(bucket, KvOp::DeleteMany { keys }), KvAnswer::Done => ()) }.boxed()
+    }
+}

@@ -1,0 +1,181 @@
+//! One component of one revision on this host: small while nobody calls it, with code while somebody does.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use api::agent::ComponentStatus;
+use model::app::Reuse;
+use model::{ComponentName, Digest, InterfaceId, Limits, World};
+use runtime::{Bindings, Fault, MeterSnapshot, Outbound, Sinks, Workload};
+use tokio_util::sync::CancellationToken;
+
+use crate::code::{CodeStore, Loaded};
+use crate::error::StartError;
+use crate::fault;
+use crate::logs::ComponentLog;
+
+/// What does not change between calls.
+pub(crate) struct Spec {
+    pub(crate) component: ComponentName,
+    pub(crate) digest: Digest,
+    pub(crate) world: World,
+    pub(crate) imports: Arc<[InterfaceId]>,
+    pub(crate) limits: Limits,
+    pub(crate) reuse: Option<Reuse>,
+    pub(crate) bindings: Arc<Bindings>,
+    pub(crate) outbound: Option<Arc<dyn Outbound>>,
+    pub(crate) log: Arc<ComponentLog>,
+}
+
+/// A component that can be called.
+pub(crate) struct Entry {
+    spec: Spec,
+    state: Mutex<State>,
+    in_flight: AtomicU32,
+    refused: AtomicU64,
+    /// When it was called last, on the clock of [`crate::apps::Apps`].
+    used: AtomicU64,
+    ended: CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    live: Option<Live>,
+    /// What workloads counted that are unloaded by now.
+    before: MeterSnapshot,
+    last_fault: Option<Box<str>>,
+}
+
+struct Live {
+    workload: Arc<Workload>,
+    _code: Arc<Loaded>,
+}
+
+impl Entry {
+    pub(crate) fn new(spec: Spec) -> Self {
+        Self {
+            spec,
+            state: Mutex::default(),
+            in_flight: AtomicU32::new(0),
+            refused: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn component(&self) -> &ComponentName {
+        &self.spec.component
+    }
+
+    /// Cancelled when its calls must end now.
+    pub(crate) fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+
+    /// Takes a place among the calls at once; `false` where there is none.
+    pub(crate) fn enter(&self, now: u64) -> bool {
+        if self.in_flight.fetch_add(1, Relaxed) >= self.spec.limits.concurrency {
+            self.in_flight.fetch_sub(1, Relaxed);
+            self.refused.fetch_add(1, Relaxed);
+            return false;
+        }
+        self.used.store(now, Relaxed);
+        true
+    }
+
+    /// Gives the place back.
+    pub(crate) fn leave(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Ready to be called, where its code is in memory.
+    pub(crate) fn live(&self) -> Option<Arc<Workload>> {
+        self.state().live.as_ref().map(|live| live.workload.clone())
+    }
+
+    /// Ready to be called; brings its code where that is not in memory.
+    pub(crate) async fn load(&self, code: &CodeStore) -> Result<Arc<Workload>, StartError> {
+        if let Some(live) = self.live() {
+            return Ok(live);
+        }
+        let spec = &self.spec;
+        let loaded = code.load(&spec.component, spec.digest, spec.world, &spec.imports).await?;
+        let mut state = self.state();
+        // Another call may have waited for the same code.
+        if let Some(live) = &state.live {
+            return Ok(live.workload.clone());
+        }
+        let sinks = Sinks { log: spec.log.clone(), outbound: spec.outbound.clone() };
+        let workload = Workload::new(loaded.linked.clone(), spec.limits, spec.reuse, spec.bindings.clone(), sinks);
+        state.live = Some(Live { workload: workload.clone(), _code: loaded });
+        Ok(workload)
+    }
+
+    /// Makes one instance to see that it can be made.
+    pub(crate) async fn probe(&self, code: &CodeStore) -> Result<(), StartError> {
+        let workload = self.load(code).await?;
+        workload.probe().await.map_err(|fault| {
+            self.failed(&fault);
+            StartError::Probe { component: self.spec.component.clone(), fault }
+        })
+    }
+
+    /// Gives up its code, where nobody is calling. Says whether it had any.
+    pub(crate) fn unload(&self) -> bool {
+        let mut state = self.state();
+        if self.in_flight() > 0 {
+            return false;
+        }
+        let Some(live) = state.live.take() else { return false };
+        state.before = add(state.before, live.workload.meter().snapshot());
+        true
+    }
+
+    /// When it was called last, where it has code that nobody is using.
+    pub(crate) fn idle_since(&self) -> Option<u64> {
+        (self.in_flight() == 0 && self.state().live.is_some()).then(|| self.used.load(Relaxed))
+    }
+
+    /// Remembers why a call failed and says so in the component's log.
+    pub(crate) fn failed(&self, fault: &Fault) {
+        if fault::blames_component(fault) {
+            let sentence = fault.to_string();
+            self.spec.log.remark(&sentence);
+            self.state().last_fault = Some(sentence.into_boxed_str());
+        }
+    }
+
+    pub(crate) fn status(&self) -> ComponentStatus {
+        let state = self.state();
+        let now = state.live.as_ref().map(|live| live.workload.meter().snapshot()).unwrap_or_default();
+        let sum = add(state.before, now);
+        ComponentStatus {
+            loaded: state.live.is_some(),
+            in_flight: self.in_flight(),
+            calls: sum.calls,
+            failed: sum.failed,
+            refused: self.refused.load(Relaxed),
+            cpu_us: sum.cpu_us,
+            log_dropped: self.spec.log.dropped_bytes(),
+            last_fault: state.last_fault.as_deref().map(str::to_owned),
+        }
+    }
+}
+
+fn add(a: MeterSnapshot, b: MeterSnapshot) -> MeterSnapshot {
+    MeterSnapshot {
+        calls: a.calls + b.calls,
+        failed: a.failed + b.failed,
+        cpu_us: a.cpu_us + b.cpu_us,
+        in_flight: 0,
+        instances: a.instances + b.instances,
+    }
+}

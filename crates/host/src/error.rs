@@ -1,0 +1,94 @@
+//! Why a host does not start or cannot go on.
+
+use std::path::PathBuf;
+
+use api::{Code, Problem};
+use model::{ComponentName, ContractId, Label, ProviderName};
+
+/// The host ended, and not because it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// A variable that makes every dropped instance slow.
+    #[error("{0} is set in the host's environment; start the host without it, it costs milliseconds per call")]
+    Environment(&'static str),
+    /// The node is not there.
+    #[error("the node does not answer at {socket}: {cause}")]
+    Node {
+        /// Where it should listen.
+        socket: PathBuf,
+        /// What happened.
+        cause: api::services::WireError,
+    },
+    /// The node ended; a host without a node can load nothing and save nothing.
+    #[error("the node that started this host has ended")]
+    NodeGone,
+    /// A socket of the host cannot be made.
+    #[error("cannot listen at {socket}: {cause}")]
+    Listen {
+        /// Where.
+        socket: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The process cannot be set up.
+    #[error("the host cannot start: {0}")]
+    Setup(#[from] std::io::Error),
+    /// The engine cannot start.
+    #[error(transparent)]
+    Runtime(#[from] runtime::RuntimeError),
+    /// Outgoing HTTP cannot be set up.
+    #[error(transparent)]
+    Http(#[from] providers::http_out::SetupError),
+}
+
+/// Why a component of a revision cannot be made ready.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// The node has no compiled code for it, or could not hand it over.
+    #[error("component `{component}`: its compiled code is not available: {cause}")]
+    Code { component: ComponentName, cause: String },
+    /// The code is for another engine.
+    #[error("component `{component}`: {cause}")]
+    Load { component: ComponentName, cause: runtime::LoadError },
+    /// An import has no answer.
+    #[error("component `{component}` cannot be linked: {cause}")]
+    Link { component: ComponentName, cause: runtime::LinkError },
+    /// No instance could be made of it.
+    #[error("component `{component}` did not start: {fault}")]
+    Probe { component: ComponentName, fault: runtime::Fault },
+    /// A link names a provider that is not there, or a contract it does not answer.
+    #[error("component `{component}`: its link `{label}` of {contract} names provider `{provider}`, {why}")]
+    BadLink { component: ComponentName, contract: ContractId, label: Label, provider: ProviderName, why: &'static str },
+    /// A provider's settings.
+    #[error("provider `{provider}`: {cause}")]
+    Settings { provider: ProviderName, cause: providers::keyvalue::redis::SettingsError },
+    /// A provider does not answer.
+    #[error("provider `{provider}`: {cause}")]
+    Provider { provider: ProviderName, cause: providers::keyvalue::BackendError },
+    /// `allow_hosts` or TLS.
+    #[error("component `{component}`: {cause}")]
+    Http { component: ComponentName, cause: providers::http_out::SetupError },
+}
+
+impl StartError {
+    /// The stable code it travels with.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Code { .. } | Self::Load { .. } | Self::Http { .. } => Code::StartFailed,
+            Self::Link { .. } | Self::BadLink { .. } => Code::LinkMissing,
+            Self::Probe { .. } => Code::ProbeFailed,
+            Self::Settings { .. } | Self::Provider { .. } => Code::ProviderUnavailable,
+        }
+    }
+}
+
+impl From<StartError> for Problem {
+    fn from(error: StartError) -> Self {
+        let help = match &error {
+            StartError::Provider { .. } => "start the provider's server, or link to another provider",
+            StartError::Link { .. } => "link the interface in app.toml, or build the component without it",
+            _ => return Problem::new(error.code(), error.to_string()),
+        };
+        Problem::new(error.code(), error.to_string()).help(help)
+    }
+}

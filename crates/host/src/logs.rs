@@ -1,0 +1,369 @@
+//! The host's log: every component's lines in one bounded ring, read by whoever follows `/v1/logs`.
+//!
+//! Two budgets hold a flood back: that of the call, kept by the runtime, and bytes a second per component, kept here.
+//! What they drop is counted, and once a second said in a line of the platform's own. A reader that is too slow loses
+//! the oldest lines, and is told how many.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use api::agent::{LogLine, LogStream};
+use model::unit::ByteSize;
+use model::{AppName, ComponentName, Revision};
+use runtime::{LogSink, LogStreamKind};
+use tokio::sync::Notify;
+
+use crate::escape;
+
+/// The most lines kept for readers.
+const MAX_LINES: usize = 8192;
+/// The most bytes of text kept for readers.
+const MAX_BYTES: usize = 4 << 20;
+/// How often dropped bytes are told.
+const TELL: Duration = Duration::from_secs(1);
+/// Lines of the platform's own about one component within [`TELL`].
+const REMARKS: u32 = 20;
+
+/// The ring.
+#[derive(Debug)]
+pub(crate) struct Logs {
+    ring: Mutex<Ring>,
+    more: Notify,
+    /// Components that have dropped bytes nobody was told of.
+    untold: Mutex<Vec<Weak<ComponentLog>>>,
+    tell: Notify,
+    shard: u32,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    lines: VecDeque<Arc<Line>>,
+    bytes: usize,
+    /// The number of the first line in `lines`.
+    first: u64,
+    /// Somebody follows or followed: a new reader starts at the end, the first one at the start.
+    read: bool,
+}
+
+#[derive(Debug)]
+struct Line {
+    time_ms: u64,
+    origin: Arc<Origin>,
+    stream: LogStream,
+    context: Box<str>,
+    text: Box<str>,
+}
+
+/// Whose lines.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) app: AppName,
+    pub(crate) revision: Revision,
+    pub(crate) component: ComponentName,
+}
+
+/// The log of one component: what the runtime writes to.
+#[derive(Debug)]
+pub(crate) struct ComponentLog {
+    logs: Arc<Logs>,
+    origin: Arc<Origin>,
+    this: Weak<Self>,
+    budget: Mutex<Budget>,
+    dropped: AtomicU64,
+    untold: AtomicU64,
+    listed: AtomicBool,
+}
+
+/// Bytes that may be logged now: refilled every second, never more than a second's worth.
+#[derive(Debug)]
+struct Budget {
+    rate: u64,
+    left: u64,
+    since: Instant,
+    remarks: u32,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+impl Logs {
+    pub(crate) fn new(shard: u32) -> Arc<Self> {
+        Arc::new(Self {
+            ring: Mutex::default(),
+            more: Notify::new(),
+            untold: Mutex::default(),
+            tell: Notify::new(),
+            shard,
+        })
+    }
+
+    /// The log of one component.
+    pub(crate) fn component(self: &Arc<Self>, origin: Origin, rate: ByteSize) -> Arc<ComponentLog> {
+        Arc::new_cyclic(|this| ComponentLog {
+            logs: self.clone(),
+            origin: Arc::new(origin),
+            this: this.clone(),
+            budget: Mutex::new(Budget { rate: rate.0, left: rate.0, since: Instant::now(), remarks: 0 }),
+            dropped: AtomicU64::new(0),
+            untold: AtomicU64::new(0),
+            listed: AtomicBool::new(false),
+        })
+    }
+
+    fn push(&self, line: Line) {
+        let mut ring = lock(&self.ring);
+        ring.bytes += line.cost();
+        ring.lines.push_back(Arc::new(line));
+        while ring.lines.len() > MAX_LINES || ring.bytes > MAX_BYTES {
+            let Some(oldest) = ring.lines.pop_front() else { break };
+            ring.bytes -= oldest.cost();
+            ring.first += 1;
+        }
+        drop(ring);
+        self.more.notify_waiters();
+    }
+
+    /// Tells once a second what was dropped. Never ends.
+    pub(crate) async fn tell_dropped(&self) {
+        loop {
+            self.tell.notified().await;
+            tokio::time::sleep(TELL).await;
+            let listed = std::mem::take(&mut *lock(&self.untold));
+            for log in listed.iter().filter_map(Weak::upgrade) {
+                log.listed.store(false, Relaxed);
+                let bytes = log.untold.swap(0, Relaxed);
+                log.platform(&format!(
+                    "{bytes} bytes of this component's log were dropped: it logs more than `limits.log_per_call` or \
+                     `limits.log_rate` allow"
+                ));
+            }
+        }
+    }
+
+    /// A reader: the first one from the oldest line that is kept, any other from now on.
+    pub(crate) fn reader(self: &Arc<Self>) -> Reader {
+        let mut ring = lock(&self.ring);
+        let next = if ring.read { ring.first + ring.lines.len() as u64 } else { ring.first };
+        ring.read = true;
+        drop(ring);
+        Reader { logs: self.clone(), next }
+    }
+}
+
+impl Line {
+    fn cost(&self) -> usize {
+        128 + self.text.len() + self.context.len()
+    }
+
+    fn wire(&self, shard: u32) -> LogLine {
+        LogLine {
+            time_ms: self.time_ms,
+            app: self.origin.app.clone(),
+            component: self.origin.component.clone(),
+            revision: self.origin.revision,
+            shard,
+            stream: self.stream,
+            context: self.context.to_string(),
+            text: self.text.to_string(),
+        }
+    }
+}
+
+/// Follows the log.
+pub(crate) struct Reader {
+    logs: Arc<Logs>,
+    next: u64,
+}
+
+impl Reader {
+    /// The next lines, at least one; waits for it. Lines that are gone already are told as one line of the platform's.
+    pub(crate) async fn next(&mut self) -> Vec<LogLine> {
+        let logs = self.logs.clone();
+        loop {
+            let mut more = std::pin::pin!(logs.more.notified());
+            more.as_mut().enable();
+            let lines = self.take();
+            if !lines.is_empty() {
+                return lines;
+            }
+            more.await;
+        }
+    }
+
+    fn take(&mut self) -> Vec<LogLine> {
+        const AT_ONCE: usize = 256;
+        let ring = lock(&self.logs.ring);
+        let lost = ring.first.saturating_sub(self.next);
+        self.next += lost;
+        let skip = usize::try_from(self.next - ring.first).unwrap_or(usize::MAX);
+        let shard = self.logs.shard;
+        let mut lines: Vec<LogLine> = ring.lines.iter().skip(skip).take(AT_ONCE).map(|line| line.wire(shard)).collect();
+        self.next += lines.len() as u64;
+        if lost > 0
+            && let Some(first) = lines.first()
+        {
+            let text = format!("{lost} lines of this host's log were lost here: their reader was too slow");
+            let remark = LogLine { stream: LogStream::Platform, context: String::new(), text, ..first.clone() };
+            lines.insert(0, remark);
+        }
+        lines
+    }
+}
+
+impl ComponentLog {
+    /// Bytes dropped so far.
+    pub(crate) fn dropped_bytes(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    /// A line of the platform's own: a trap, a limit. A flood of them is cut.
+    pub(crate) fn remark(&self, text: &str) {
+        let mut budget = lock(&self.budget);
+        budget.refill(Instant::now());
+        budget.remarks += 1;
+        let told = budget.remarks;
+        drop(budget);
+        if told < REMARKS {
+            self.platform(text);
+        } else if told == REMARKS {
+            self.platform("more of these follow within this second and are not shown");
+        }
+    }
+
+    fn platform(&self, text: &str) {
+        self.push(LogStream::Platform, "", escape::one_line(text));
+    }
+
+    fn push(&self, stream: LogStream, context: &str, text: String) {
+        let (context, text) = (context.into(), text.into_boxed_str());
+        self.logs.push(Line { time_ms: now_ms(), origin: self.origin.clone(), stream, context, text });
+    }
+}
+
+impl Budget {
+    fn refill(&mut self, now: Instant) {
+        if now.duration_since(self.since) >= Duration::from_secs(1) {
+            self.since = now;
+            self.left = self.rate;
+            self.remarks = 0;
+        }
+    }
+
+    fn take(&mut self, bytes: usize, now: Instant) -> usize {
+        self.refill(now);
+        let taken = bytes.min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.left -= taken as u64;
+        taken
+    }
+}
+
+impl LogSink for ComponentLog {
+    fn write(&self, stream: LogStreamKind, context: &str, bytes: &[u8]) {
+        // A line costs at least a byte of its own, so that empty ones are no way around the budget.
+        let granted = lock(&self.budget).take(bytes.len().max(1), Instant::now());
+        if granted < bytes.len().max(1) {
+            self.dropped(bytes.len().max(1).saturating_sub(granted) as u64);
+        }
+        let Some(bytes) = bytes.get(..granted.min(bytes.len())).filter(|_| granted > 0) else { return };
+        let stream = match stream {
+            LogStreamKind::Stdout => LogStream::Stdout,
+            LogStreamKind::Stderr => LogStream::Stderr,
+            LogStreamKind::Trace => LogStream::Trace,
+            LogStreamKind::Debug => LogStream::Debug,
+            LogStreamKind::Info => LogStream::Info,
+            LogStreamKind::Warn => LogStream::Warn,
+            LogStreamKind::Error => LogStream::Error,
+            LogStreamKind::Critical => LogStream::Critical,
+        };
+        let context = if context.is_empty() { String::new() } else { escape::one_line(context) };
+        escape::lines(bytes, |text| self.push(stream, &context, text));
+    }
+
+    fn dropped(&self, bytes: u64) {
+        self.dropped.fetch_add(bytes, Relaxed);
+        self.untold.fetch_add(bytes, Relaxed);
+        if !self.listed.swap(true, Relaxed) {
+            lock(&self.logs.untold).push(self.this.clone());
+            self.logs.tell.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(logs: &Arc<Logs>, rate: u64) -> Arc<ComponentLog> {
+        let origin = Origin { app: "a".parse().unwrap(), revision: Revision(1), component: "c".parse().unwrap() };
+        logs.component(origin, ByteSize(rate))
+    }
+
+    fn texts(lines: &[LogLine]) -> Vec<&str> {
+        lines.iter().map(|line| line.text.as_str()).collect()
+    }
+
+    #[tokio::test]
+    async fn the_first_reader_sees_what_came_before_it_and_the_next_does_not() {
+        let logs = Logs::new(3);
+        let component = log(&logs, 1000);
+        component.write(LogStreamKind::Stdout, "", b"early\n");
+        let mut first = logs.reader();
+        let mut second = logs.reader();
+        component.write(LogStreamKind::Warn, "ctx\n", b"late");
+        assert_eq!(texts(&first.next().await), ["early", "late"]);
+        let lines = second.next().await;
+        assert_eq!(texts(&lines), ["late"]);
+        assert_eq!((lines[0].stream, lines[0].context.as_str(), lines[0].shard), (LogStream::Warn, "ctx\\n", 3));
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_is_told_how_much_it_lost_and_memory_stays_bounded() {
+        let logs = Logs::new(0);
+        let component = log(&logs, u64::MAX);
+        let mut reader = logs.reader();
+        for n in 0..MAX_LINES + 10 {
+            component.write(LogStreamKind::Stdout, "", format!("{n}\n").as_bytes());
+        }
+        let lines = reader.next().await;
+        assert_eq!(lines[0].stream, LogStream::Platform);
+        assert!(lines[0].text.starts_with("10 lines"), "{}", lines[0].text);
+        assert_eq!(lines[1].text, "10");
+        for _ in 0..1000 {
+            component.write(LogStreamKind::Stdout, "", &[b'x'; 15_000]);
+        }
+        let ring = lock(&logs.ring);
+        assert!(ring.bytes <= MAX_BYTES && ring.lines.len() <= MAX_LINES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_cut_counted_and_told() {
+        let logs = Logs::new(0);
+        let component = log(&logs, 100);
+        let mut reader = logs.reader();
+        for _ in 0..5 {
+            component.write(LogStreamKind::Stdout, "", &[b'x'; 60]);
+        }
+        assert_eq!(component.dropped_bytes(), 200);
+        for _ in 0..1000 {
+            component.write(LogStreamKind::Stdout, "", b"\n");
+        }
+        assert_eq!(component.dropped_bytes(), 1200, "empty lines cost as well");
+        assert_eq!(texts(&reader.next().await).iter().map(|text| text.len()).sum::<usize>(), 100);
+        let telling = logs.clone();
+        tokio::select! {
+            () = telling.tell_dropped() => {}
+            lines = reader.next() => assert!(lines[0].text.starts_with("1200 bytes"), "{}", lines[0].text),
+        }
+        for _ in 0..1000 {
+            component.remark("trap");
+        }
+        assert_eq!(reader.next().await.len(), REMARKS as usize);
+    }
+}

@@ -1,0 +1,164 @@
+//! Puts a host together, runs it on one thread, and ends it: when it is drained, or when its node is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::agent::{AGENT_SOCKET, DATA_SOCKET, NODE_SOCKET};
+use api::services::client::{self, FilesClient, KvClient};
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use providers::config::Config;
+use providers::dial::Dialer;
+use providers::http_out::{Tls, public_roots};
+use providers::keyvalue::KeyValue;
+use providers::logging::Logging;
+use runtime::{Capability, Runtime};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agent::{self, Agent};
+use crate::apps::{Apps, Identity};
+use crate::code::CodeStore;
+use crate::data;
+use crate::dialer::NodeDialer;
+use crate::links::Providers;
+use crate::listen::listen;
+use crate::logs::Logs;
+use crate::{HostArgs, HostError, HostSettings};
+
+/// A key-value call that the node does not answer for this long has failed.
+const KV_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is written already may take this long to be sent when the host ends.
+const FLUSH: Duration = Duration::from_secs(1);
+/// Headers a request may have: what the ingress lets through, and what it adds.
+const MAX_HEADERS: usize = 128;
+/// Bytes a request's head may have.
+const MAX_HEAD: usize = 128 << 10;
+
+/// Runs a host until it is drained.
+///
+/// # Errors
+/// Any [`HostError`]: the process should end with a failure.
+pub fn run(args: HostArgs) -> Result<(), HostError> {
+    run_with(args, HostSettings::default())
+}
+
+/// As [`run`], with other settings.
+///
+/// # Errors
+/// Any [`HostError`].
+pub fn run_with(args: HostArgs, settings: HostSettings) -> Result<(), HostError> {
+    for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        // Every dropped instance would look its backtrace up in all code that is loaded.
+        if std::env::var_os(name).is_some_and(|value| value != "0") {
+            return Err(HostError::Environment(name));
+        }
+    }
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = tokio.block_on(serve(args, settings));
+    // Guests that were ended and still run have nothing to wait for.
+    tokio.shutdown_background();
+    ended
+}
+
+async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> {
+    let socket = args.dir.join(NODE_SOCKET);
+    let node = client::alive(&socket).await.map_err(|cause| HostError::Node { socket: socket.clone(), cause })?;
+    let apps = assemble(&args, &settings)?;
+    let done = CancellationToken::new();
+    let agent = Arc::new(Agent {
+        apps: apps.clone(),
+        identity: Identity { tenant: args.tenant, shard: args.shard },
+        done: done.clone(),
+    });
+    let telling = apps.logs().clone();
+    tokio::spawn(async move { telling.tell_dropped().await });
+
+    let connections = TaskTracker::new();
+    let calls = listen(&args.dir.join(DATA_SOCKET))?;
+    let control = listen(&args.dir.join(AGENT_SOCKET))?;
+    let serving = apps.clone();
+    accept(&connections, &done, calls, move |request| data::answer(serving.clone(), request));
+    accept(&connections, &done, control, move |request| agent::answer(agent.clone(), request));
+
+    let stop = telemetry::shutdown_signal()?;
+    tokio::select! {
+        () = node => return Err(HostError::NodeGone),
+        () = done.cancelled() => {}
+        () = stop.cancelled() => {
+            apps.drain(Duration::from_millis(settings.drain_ms)).await;
+            done.cancel();
+        }
+    }
+    connections.close();
+    if tokio::time::timeout(FLUSH, connections.wait()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "connections were still open when the host ended");
+    }
+    Ok(())
+}
+
+fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostError> {
+    let socket = args.dir.join(NODE_SOCKET);
+    let capabilities: Vec<Box<dyn Capability>> = vec![Box::new(KeyValue), Box::new(Config), Box::new(Logging)];
+    let runtime = Runtime::new(settings.runtime, capabilities)?;
+    let files = Arc::new(FilesClient::new(&socket));
+    let store = Arc::new(KvClient::new(&socket, KV_TIMEOUT));
+    let dialer: Arc<dyn Dialer> = Arc::new(NodeDialer::new(files.clone()));
+    let providers = Providers::new(args.tenant.clone(), store, dialer.clone());
+    let code = CodeStore::new(runtime, files);
+    let tls = Tls::new(public_roots())?;
+    Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), settings.max_loaded))
+}
+
+/// Serves HTTP/1.1 on a listener until `done`; then each connection ends after its answer.
+fn accept<B, F>(
+    connections: &TaskTracker,
+    done: &CancellationToken,
+    listener: UnixListener,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+) where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    F: Future<Output = Result<Response<B>, std::convert::Infallible>> + Send + 'static,
+{
+    let (connections, done) = (connections.clone(), done.clone());
+    tokio::spawn(async move {
+        let mut http = http1::Builder::new();
+        http.max_headers(MAX_HEADERS).max_buf_size(MAX_HEAD).pipeline_flush(true);
+        loop {
+            let stream = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(cause) => {
+                        // Out of descriptors: others must close before there is room.
+                        tracing::warn!(%cause, "a connection could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    }
+                },
+                () = done.cancelled() => return,
+            };
+            let connection = http.serve_connection(TokioIo::new(stream), service_fn(answer.clone()));
+            let done = done.clone();
+            connections.spawn(async move {
+                let mut connection = std::pin::pin!(connection);
+                let ended = tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = done.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                };
+                if let Err(cause) = ended {
+                    tracing::debug!(%cause, "a connection ended early");
+                }
+            });
+        }
+    });
+}
