@@ -401,7 +401,12 @@ impl ControlClient {
         if let Some(kind) = kind {
             request.headers_mut().insert(header::CONTENT_TYPE, kind);
         }
-        let response = self.http.request(request).await.map_err(|cause| self.unreachable(&cause))?;
+        let answered = match self.http.request(request.clone()).await {
+            // A kept connection can have ended meanwhile: what only reads is asked again, on a new one.
+            Err(cause) if request.method().is_safe() && !cause.is_connect() => self.http.request(request).await,
+            other => other,
+        };
+        let response = answered.map_err(|cause| self.unreachable(&cause))?;
         if response.status().is_success() {
             return Ok(response);
         }

@@ -26,7 +26,8 @@
 //! means it must exist. `If-None-Match: *` means it must not. A failed condition is `conflict` (409) and nothing is
 //! changed. Without a condition a write applies to whatever is current; writes to all apps are made one after another.
 //! `Idempotency-Key` (1 to 128 visible ASCII characters) makes a repeated deploy answer with the revision the first one
-//! made, as long as that revision is in the app's history; the same key with other content is `conflict`.
+//! made; the same key with other content is `conflict`. The last 16 keys of an app are remembered, over restarts too; a
+//! deploy that changed nothing is not, since repeating it changes nothing either.
 //!
 //! **Reading.** Query parameters and body fields that are not listed are errors, not ignored.
 

@@ -31,7 +31,7 @@ use crate::http::{Api, Guard};
 use crate::reconcile::Reconciler;
 use crate::state::Shared;
 use crate::trust::Vetter;
-use crate::writer::Writer;
+use crate::writer::{Turn, Writer};
 
 /// The shortest token that is accepted, characters.
 const MIN_TOKEN: usize = 16;
@@ -60,11 +60,13 @@ impl Control {
         let (listener, addr) = bound.map_err(|cause| ControlError::Listen { address: listen, cause })?;
         let (stop, state) = (CancellationToken::new(), Arc::new(Shared::default()));
         let (settled_in, settled) = watch::channel(0);
+        let turn = Turn::default();
         let events = Events::new(clock::millis());
-        let reconciler = Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in).await?;
+        let reconciler =
+            Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in, turn.clone()).await?;
         let api = Arc::new(Api {
             guard: Guard::new(addr, allowed_hosts, &token),
-            writer: Writer::new(store.clone(), Vetter::new(blobs.clone()), state.clone()),
+            writer: Writer::new(store.clone(), Vetter::new(blobs.clone()), state.clone(), turn),
             store,
             blobs,
             nodes,

@@ -54,13 +54,13 @@ pub(crate) async fn load(store: &Arc<dyn Store>) -> Result<Loaded, ControlError>
     for entry in &nodes.entries {
         if let Some(name) = keys::parts(&entry.key).next().and_then(|n| n.parse::<NodeName>().ok()) {
             loaded.state.node(&name).alive = true;
-            loaded.state.nodes.insert(name, decode::<NodeRecord>(entry)?);
+            loaded.state.nodes.extend(reported::<NodeRecord>(entry).map(|record| (name, record)));
         }
     }
     for entry in &observed.entries {
         if let Some((node, id)) = node_and_app(&entry.key) {
-            let report = decode::<AppObserved>(entry)?;
-            loaded.state.reports.entry(node).or_default().insert(id, report);
+            let report = reported::<AppObserved>(entry);
+            loaded.state.reports.entry(node).or_default().extend(report.map(|report| (id, report)));
         }
     }
     for entry in &assigned.entries {
@@ -116,6 +116,11 @@ pub(crate) fn node_and_app(key: &str) -> Option<(NodeName, AppId)> {
         return None;
     };
     Some((node.parse().ok()?, AppId { tenant: tenant.parse().ok()?, app: app.parse().ok()? }))
+}
+
+/// What a node said. One that cannot be understood must not stop the others.
+pub(crate) fn reported<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
+    decode(entry).inspect_err(|cause| tracing::error!(%cause, "a node's report is ignored")).ok()
 }
 
 fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, ControlError> {

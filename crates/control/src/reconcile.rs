@@ -23,6 +23,7 @@ use crate::config::ControlError;
 use crate::events::{Events, Subject};
 use crate::load::{Loaded, load};
 use crate::state::Shared;
+use crate::writer::Turn;
 use crate::{clock, writer};
 
 /// Writes that are under way at once; the store commits them in groups.
@@ -53,6 +54,8 @@ pub(crate) struct Reconciler {
     prune: Vec<String>,
     /// The store revision up to which everything was seen and acted on.
     settled: watch::Sender<u64>,
+    /// Held while all is read anew, so that no deploy is lost from the state in between.
+    turn: Turn,
     backoff: Duration,
 }
 
@@ -63,6 +66,7 @@ impl Reconciler {
         state: Arc<Shared>,
         events: Events,
         settled: watch::Sender<u64>,
+        turn: Turn,
     ) -> Result<Self, ControlError> {
         let mut this = Self {
             store,
@@ -75,6 +79,7 @@ impl Reconciler {
             purge: Vec::new(),
             prune: Vec::new(),
             settled,
+            turn,
             backoff: BACKOFF.0,
         };
         this.adopt(load(&this.store).await?);
@@ -111,6 +116,8 @@ impl Reconciler {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(self.longer_backoff()) => {}
                 }
+                let turn = self.turn.clone();
+                let _turn = turn.lock().await;
                 match load(&self.store).await {
                     Ok(loaded) => {
                         self.adopt(loaded);

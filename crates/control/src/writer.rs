@@ -31,12 +31,15 @@ const KEYS: usize = 16;
 /// Numbers of abandoned records that one deploy skips: each is a crash at the same app between two writes.
 const MAX_SKIPS: u64 = 1000;
 
+/// Whoever holds it is the only one who changes what is wanted.
+pub(crate) type Turn = Arc<Mutex<()>>;
+
 /// Makes all changes.
 pub(crate) struct Writer {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) vetter: Vetter,
     pub(crate) state: Arc<Shared>,
-    turn: Mutex<()>,
+    turn: Turn,
 }
 
 /// How a revision comes about.
@@ -60,8 +63,8 @@ pub(crate) struct Tenant {
 }
 
 impl Writer {
-    pub(crate) fn new(store: Arc<dyn Store>, vetter: Vetter, state: Arc<Shared>) -> Self {
-        Self { store, vetter, state, turn: Mutex::new(()) }
+    pub(crate) fn new(store: Arc<dyn Store>, vetter: Vetter, state: Arc<Shared>, turn: Turn) -> Self {
+        Self { store, vetter, state, turn }
     }
 
     /// The tenant's settings as they are in the store.

@@ -41,11 +41,11 @@ pub fn diff(old: Option<&LockedApp>, new: &LockedApp) -> Vec<String> {
     lines
 }
 
+/// A value before and after.
+type Pair<'a, V> = (Option<&'a V>, Option<&'a V>);
+
 /// Both values of each key that either map has.
-fn both<'a, K: Ord, V>(
-    old: &'a BTreeMap<K, V>,
-    new: &'a BTreeMap<K, V>,
-) -> Vec<(&'a K, (Option<&'a V>, Option<&'a V>))> {
+fn both<'a, K: Ord, V>(old: &'a BTreeMap<K, V>, new: &'a BTreeMap<K, V>) -> Vec<(&'a K, Pair<'a, V>)> {
     let keys: BTreeSet<&K> = old.keys().chain(new.keys()).collect();
     keys.into_iter().map(|k| (k, (old.get(k), new.get(k)))).collect()
 }

@@ -65,9 +65,24 @@ const MAX_CALL: usize = MAX_CALL_BODY / 3 * 4 + (256 << 10);
                        `code`. Fields and query parameters that are not listed here are refused, not ignored.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    components(schemas(api::control::Event, api::agent::LogLine, api::Problem))
+    components(schemas(api::control::Event, api::agent::LogLine, api::Problem)),
+    security(("token" = [])),
+    modifiers(&Token)
 )]
 struct Document;
+
+/// The bearer token, as OpenAPI says it.
+struct Token;
+
+impl utoipa::Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+        // The document speaks of the API, not of a build of it: it changes when the API does.
+        document.info.version = "v1".to_owned();
+    }
+}
 
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(Document::openapi())

@@ -17,13 +17,17 @@ use store::{Change, Entry};
 use super::{AT_ONCE, HISTORY, Reconciler};
 use crate::events::Subject;
 use crate::http::Answer;
-use crate::load::{app_id, node_and_app};
+use crate::load::{app_id, node_and_app, reported};
 use crate::{clock, trust, writer};
 
+/// What the key holds now; `None` where it is gone.
+fn entry(change: &Change) -> Option<Entry> {
+    let value = change.value.clone()?;
+    Some(Entry { key: change.key.clone(), value, revision: change.revision })
+}
+
 fn decode<T: DeserializeOwned>(change: &Change) -> Answer<Option<T>> {
-    let Some(value) = &change.value else { return Ok(None) };
-    let entry = Entry { key: change.key.clone(), value: value.clone(), revision: change.revision };
-    writer::decode(&entry).map(Some)
+    entry(change).map(|entry| writer::decode(&entry)).transpose()
 }
 
 impl Reconciler {
@@ -44,12 +48,12 @@ impl Reconciler {
             }
         } else if key.starts_with(keys::NODES) {
             if let Some(name) = names.next().and_then(|n| n.parse().ok()) {
-                self.node(name, decode(change)?);
+                self.node(name, entry(change).and_then(|e| reported(&e)));
             }
         } else if key.starts_with(keys::OBSERVED)
             && let Some((node, id)) = node_and_app(key)
         {
-            self.report(node, id, decode(change)?);
+            self.report(node, id, entry(change).and_then(|e| reported(&e)));
         }
         Ok(())
     }

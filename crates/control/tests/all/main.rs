@@ -1,7 +1,16 @@
 //! The control plane over real HTTP and a real store, with a double of the node: what people and nodes rely on.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail the test they help"
+)]
+
 mod events;
 mod guard;
+mod many;
 mod openapi;
 mod restart;
 mod revisions;
