@@ -136,10 +136,11 @@ fn flipped_bits_are_refused_or_harmless_and_the_file_is_not_touched() {
         let good = sample(&path, clean);
         let last = std::fs::read(&witness).unwrap();
         let used = good.iter().rposition(|byte| *byte != 0).unwrap();
-        // A bit of every byte of the header, then a walk through what is written of the pages.
+        // Bits all over the header and the two commit slots, all of the flags, then a walk through what is written.
         let pages: Vec<usize> = (320..used).filter(|byte| good[*byte] != 0).collect();
-        let pages = pages.iter().step_by((pages.len() / 300).max(1)).map(|byte| byte * 8 + byte % 8);
-        let bits = (0..320).map(|byte| byte * 8 + byte % 8).chain(72..80).chain(pages);
+        let pages = pages.iter().step_by((pages.len() / 100).max(1)).copied();
+        let bytes = (0..64).chain((64..320).step_by(5)).chain(pages);
+        let bits = bytes.map(|byte| byte * 8 + byte % 8).chain(72..80);
         let (mut refused, mut tried) = (0, 0);
         for bit in bits {
             let mut bad = good.clone();
