@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 use model::{AppName, ComponentName, LockedApp, Revision, TenantName, World};
 use serde::{Deserialize, Serialize};
 
+pub use crate::agent_document::openapi;
+
 /// Set by the ingress on every request to a host: `app/revision/component`. Never accepted from outside.
 pub const ROUTE_HEADER: &str = "sidereal-route";
 /// Set by the host when it, not the component, made the answer: one of the [`crate::Code`] texts.
@@ -29,7 +31,7 @@ pub const DATA_SOCKET: &str = "data.sock";
 pub const NODE_SOCKET: &str = "node.sock";
 
 /// Who a host is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct HostInfo {
     /// Its process.
     pub pid: u32,
@@ -46,7 +48,7 @@ pub struct HostInfo {
 }
 
 /// Make a revision answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StartRequest {
     /// The revision.
     pub app: LockedApp,
@@ -55,14 +57,14 @@ pub struct StartRequest {
 }
 
 /// How long calls in flight may take to finish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DrainRequest {
     /// Milliseconds; then they are ended.
     pub deadline_ms: u64,
 }
 
 /// What became of the calls in flight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Drained {
     /// Calls that were ended by the deadline.
     pub ended: u64,

@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod agent_client;
+mod agent_document;
 pub mod client;
 pub mod control;
 pub mod node;

@@ -1,16 +1,19 @@
-//! The committed document is the one the code describes; with `UPDATE=1` it is written instead.
+//! The committed documents are those the code describes; with `UPDATE=1` they are written instead.
 
 use std::path::Path;
 
 #[test]
-fn no_drift_of_the_committed_document() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../openapi/control.json");
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, control::openapi()).unwrap();
+fn no_drift_of_the_committed_documents() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../openapi");
+    for (name, text) in [("control.json", control::openapi()), ("agent.json", api::agent::openapi())] {
+        let file = folder.join(name);
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&file, &text).unwrap();
+        }
+        let committed = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(committed == text, "openapi/{name} has drifted: run `cargo xtask openapi`");
     }
-    let committed = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(committed == control::openapi(), "openapi/control.json has drifted: run `cargo xtask openapi`");
 }
 
 #[test]

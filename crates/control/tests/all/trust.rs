@@ -93,8 +93,8 @@ async fn untrusted_artifacts_are_refused_by_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_that_expire_while_running_suspend_the_app() {
     let rig = Rig::new().await;
-    // Valid for two or three seconds more.
-    let bytes = rig.signed(1, |c| c.expires = Some(now() - LEEWAY + 3)).await;
+    // Valid for four or five seconds more.
+    let bytes = rig.signed(1, |c| c.expires = Some(now() - LEEWAY + 5)).await;
     let mut events = rig.client.events(api::client::EventQuery::default()).await.unwrap();
     rig.put(&locked("counter", &bytes)).await.unwrap();
     let seen = collect(&mut events, |e| e.kind == event::SUSPENDED).await;
