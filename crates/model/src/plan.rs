@@ -266,7 +266,8 @@ mod tests {
     #[test]
     fn table() {
         // wanted, nodes, expected
-        let rows: &[(&str, &[&str], &[&str], &[&str])] = &[
+        type Row = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
+        let rows: &[Row] = &[
             ("nothing", &[], &[], &[]),
             ("nothing to do", &["a@1"], &["n1: a@1"], &[]),
             ("a new app", &["a@1"], &["n1:"], &["assign n1 a@1"]),

@@ -9,6 +9,7 @@
 )]
 
 mod events;
+mod failures;
 mod guard;
 mod many;
 mod openapi;

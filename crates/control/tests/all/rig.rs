@@ -159,12 +159,12 @@ pub(crate) struct Rig {
     pub(crate) node: Option<Node>,
 }
 
-pub(crate) async fn control(store: &Arc<RedbStore>, blobs: &Blobs) -> Control {
+pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs) -> Control {
     let config = ControlConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         token: TOKEN.into(),
         node: name("local"),
-        store: store.clone(),
+        store,
         blobs: blobs.clone(),
         nodes: Arc::new(Nodes),
         allowed_hosts: vec![],
@@ -185,7 +185,7 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
         let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
-        let control = control(&store, &blobs).await;
+        let control = control(store.clone(), &blobs).await;
         let addr = control.addr();
         let client = ControlClient::new(addr, TOKEN);
         let account = KeyPair::from_entropy(KeyKind::Account, [7; 32]);
@@ -211,7 +211,7 @@ impl Rig {
     /// Stops the control plane and starts another one over the same store.
     pub(crate) async fn restart(&mut self) {
         self.control.take().unwrap().shutdown().await;
-        let control = control(&self.store, &self.blobs).await;
+        let control = control(self.store.clone(), &self.blobs).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);
         self.control = Some(control);
