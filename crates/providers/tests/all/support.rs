@@ -1,0 +1,170 @@
+//! What the tests share: a dialer that connects, a Redis of the test's own, and guests in a small runtime.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http_body_util::{BodyExt, Full};
+use model::{Limits, World};
+use providers::config::Config;
+use providers::dial::{DialError, Dialer, Dialled, Target};
+use providers::keyvalue::KeyValue;
+use providers::logging::Logging;
+use runtime::wasmtime::Engine;
+use runtime::wasmtime::component::Component;
+use runtime::{Bindings, LogSink, LogStreamKind, Outbound, Runtime, RuntimeSettings, Sinks, Workload};
+
+/// Connects every name to one address, and counts.
+pub(crate) struct Direct {
+    pub(crate) address: Mutex<SocketAddr>,
+    pub(crate) dials: AtomicU32,
+    pub(crate) asked: Mutex<Vec<Target>>,
+    pub(crate) refuse: Mutex<Option<DialError>>,
+}
+
+impl Direct {
+    pub(crate) fn to(address: SocketAddr) -> Arc<Self> {
+        Arc::new(Self {
+            address: Mutex::new(address),
+            dials: AtomicU32::new(0),
+            asked: Mutex::default(),
+            refuse: Mutex::default(),
+        })
+    }
+}
+
+impl Dialer for Direct {
+    fn dial(&self, target: Target) -> BoxFuture<'_, Result<Dialled, DialError>> {
+        self.dials.fetch_add(1, SeqCst);
+        self.asked.lock().unwrap().push(target);
+        let refusal = self.refuse.lock().unwrap().clone();
+        let address = *self.address.lock().unwrap();
+        async move {
+            match refusal {
+                // Stands for an address that never answers.
+                Some(DialError::TimedOut { .. }) => std::future::pending().await,
+                Some(refusal) => Err(refusal),
+                None => {
+                    let stream = tokio::net::TcpStream::connect(address).await;
+                    let stream = stream.map_err(|cause| DialError::Connect(cause.to_string()))?;
+                    Ok(Dialled { stream, address: Some(address) })
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+/// A Redis on a free port, killed with the test.
+pub(crate) struct RedisServer {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl RedisServer {
+    pub(crate) fn start() -> Self {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self::start_at(address, &[])
+    }
+
+    pub(crate) fn start_at(address: SocketAddr, more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let child = Command::new("redis-server")
+            .args(["--port", &address.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(more)
+            .arg("--dir")
+            .arg(dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| {
+                panic!("cannot start redis-server: {e}. Install it (Debian: apt-get install redis-server)")
+            });
+        let server = Self { child, address, _dir: dir };
+        let start = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(10), "redis-server does not answer at {address}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Remembers the log.
+#[derive(Default)]
+pub(crate) struct Log(pub(crate) Mutex<Vec<(LogStreamKind, String, String)>>);
+
+impl LogSink for Log {
+    fn write(&self, stream: LogStreamKind, context: &str, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        self.0.lock().unwrap().push((stream, context.to_owned(), text));
+    }
+    fn dropped(&self, bytes: u64) {
+        panic!("{bytes} bytes of log dropped");
+    }
+}
+
+/// A guest with what it is given.
+pub(crate) struct Guest {
+    pub(crate) work: Arc<Workload>,
+    pub(crate) log: Arc<Log>,
+    _runtime: Runtime,
+}
+
+impl Guest {
+    pub(crate) fn new(name: &str, bindings: Bindings, outbound: Option<Arc<dyn Outbound>>) -> Self {
+        let dir = std::env::var_os("SIDEREAL_GUESTS")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/guests"), PathBuf::from);
+        let path = dir.join(format!("{name}.wasm"));
+        let wasm = std::fs::read(&path)
+            .unwrap_or_else(|e| panic!("{}: {e}. Run `cargo xtask guests` or set SIDEREAL_GUESTS.", path.display()));
+        let settings = RuntimeSettings { instances: 16, ..RuntimeSettings::default() };
+        let runtime = Runtime::new(settings, vec![Box::new(KeyValue), Box::new(Config), Box::new(Logging)]).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&runtime::compile(&wasm, World::P2).unwrap()).unwrap();
+        let code = runtime.load(World::P2, file).unwrap();
+        let engine = Engine::default();
+        let component = Component::new(&engine, wasm).unwrap();
+        let imports: Vec<_> =
+            component.component_type().imports(&engine).map(|(name, _)| name.parse().unwrap()).collect();
+        let linked = runtime.link(&code, &imports).unwrap();
+        let log = Arc::new(Log::default());
+        let sinks = Sinks { log: log.clone(), outbound };
+        let work = Workload::new(linked, Limits::default(), None, Arc::new(bindings), sinks);
+        Self { work, log, _runtime: runtime }
+    }
+
+    /// Status and body of a GET.
+    pub(crate) async fn get(&self, target: &str) -> (u16, String) {
+        let request =
+            http::Request::get(target).header("host", "test.localhost").body(Full::<Bytes>::default()).unwrap();
+        let response = self.work.handle(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+}
+
+pub(crate) fn config(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
