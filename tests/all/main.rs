@@ -7,6 +7,7 @@ mod doctor;
 mod embedded;
 mod hostile;
 mod oci;
+mod quickstart;
 mod refusals;
 mod surface;
 mod swap;

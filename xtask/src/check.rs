@@ -39,8 +39,11 @@ pub fn step(name: &str, command: &mut Command, root: &Path) -> anyhow::Result<()
 fn deny(root: &Path) -> anyhow::Result<()> {
     let tool = cargo_deny(root)?;
     step("cargo-deny", Command::new(&tool).args(["check", "bans", "licenses", "sources"]), root)?;
-    let advisories =
-        Command::new(&tool).args(["check", "advisories"]).current_dir(root).output().context("cannot run cargo-deny")?;
+    let advisories = Command::new(&tool)
+        .args(["check", "advisories"])
+        .current_dir(root)
+        .output()
+        .context("cannot run cargo-deny")?;
     if advisories.status.success() {
         eprintln!("advisories ok");
         return Ok(());

@@ -23,7 +23,12 @@ fn on_path(program: &str) -> bool {
 pub const TEST_NEEDS: &[Need] = &[
     Need { found: || on_path("redis-server"), why: "the Redis provider's tests", packages: &["redis-server"] },
     Need { found: guest_toolchain, why: "building the test guests", packages: GUEST_PACKAGES },
-    Need { found: || on_path("docker-registry"), why: "deploying from an OCI registry", packages: &["docker-registry"] },
+    Need { found: || on_path("curl"), why: "executing docs/quickstart.md", packages: &["curl"] },
+    Need {
+        found: || on_path("docker-registry"),
+        why: "deploying from an OCI registry",
+        packages: &["docker-registry"],
+    },
 ];
 
 /// Debian's Rust with its sources and a linker for WebAssembly.

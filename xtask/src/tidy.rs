@@ -86,7 +86,18 @@ fn map(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(root.join("ARCHITECTURE.md"))?;
     for (index, path) in text.split('`').enumerate().filter(|(i, _)| i % 2 == 1) {
         let plain = path.contains('/') && path.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
-        let ours = ["crates/", "docs/", "wit/", "guests/", "examples/", "tests/", "benches/", "xtask/", "openapi/", "schemas/"];
+        let ours = [
+            "crates/",
+            "docs/",
+            "wit/",
+            "guests/",
+            "examples/",
+            "tests/",
+            "benches/",
+            "xtask/",
+            "openapi/",
+            "schemas/",
+        ];
         if plain && ours.iter().any(|dir| path.starts_with(dir)) && !root.join(path).exists() {
             findings.push(format!("ARCHITECTURE.md: `{path}` does not exist (backtick {index})"));
         }

@@ -410,9 +410,6 @@ pub struct HostArgs {
     /// The directory of its sockets.
     #[arg(long)]
     pub dir: PathBuf,
-    /// Whose components.
-    #[arg(long = "for-tenant")]
-    pub for_tenant: TenantName,
     /// Which of the tenant's hosts.
     #[arg(long)]
     pub shard: u32,

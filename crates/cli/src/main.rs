@@ -41,7 +41,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     match cli.command {
         Command::Host(args) => {
             telemetry::init();
-            host::run(host::HostArgs { dir: args.dir, tenant: args.for_tenant, shard: args.shard })?;
+            host::run(host::HostArgs { dir: args.dir, tenant: cli.global.tenant, shard: args.shard })?;
             return Ok(0);
         }
         Command::Compile { world } => return compile::run(&world).map(|()| 0),

@@ -57,7 +57,7 @@ impl Project {
                         let spinner = context.out.spinner(&format!("bringing {name} from {}", reference.registry));
                         let pulled = oci::pull(reference).await;
                         spinner.finish_and_clear();
-                        Ok(pulled?)
+                        Ok(Bytes::from(pulled?))
                     }
                 };
                 found.insert(name.clone(), facts(bytes, &mut artifacts));

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::args::{Inspect, KeyKind as KindArg, KeysCommand, Sign};
 use crate::context::Context;
-use crate::home::write_private;
+use crate::home::write_whole;
 use crate::keys;
 use crate::output::table;
 
@@ -76,7 +76,7 @@ pub fn sign(context: &Context, args: &Sign) -> anyhow::Result<()> {
     let signed = claims::sign(&bytes, claims, &account)
         .map_err(|cause| Problem::new(Code::ArtifactInvalid, format!("cannot sign {}: {cause}", args.file.display())))?;
     let out = args.out.as_ref().unwrap_or(&args.file);
-    write_private(out, &signed)?;
+    write_whole(out, &signed, 0o644)?;
     let result = Signed { file: out.display().to_string(), digest: Digest::of(&signed), claims: claims::peek(&signed)? };
     context.out.result(&result, || format!("{} {} signed by {}", result.file, result.digest, account.public_key()));
     Ok(())

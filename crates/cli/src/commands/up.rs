@@ -56,31 +56,24 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     keys::ensure(&context.home, keys::OPERATOR, KeyKind::Operator)?;
     let account = keys::ensure(&context.home, keys::ACCOUNT, KeyKind::Account)?.public_key();
 
-    let store: Arc<dyn Store> = RedbStore::open(&context.home.store()).map_err(storage)?;
-    let blobs = Blobs::open(&context.home.blobs()).map_err(|cause| storage_text(cause.to_string()))?;
-    let data = DataEngine::open(&context.home.data()).map_err(|cause| storage_text(cause.to_string()))?;
+    let store: Arc<dyn Store> = RedbStore::open(context.home.store()).map_err(storage)?;
+    let blobs = Blobs::open(context.home.blobs()).map_err(|cause| storage_text(cause.to_string()))?;
+    let data = DataEngine::open(context.home.data()).map_err(|cause| storage_text(cause.to_string()))?;
     seed_tenant(context, &args, &store, &account).await?;
 
     let name: NodeName = "local".parse()?;
-    let node = Node::start(NodeConfig {
-        name: name.clone(),
-        data_dir: context.home.dir().to_owned(),
-        run_dir: context.home.run_dir()?,
-        exe: std::env::current_exe().context("cannot find this program's own file")?,
-        store: store.clone(),
-        blobs: blobs.clone(),
-        data: data.clone(),
-        ingress_listen: args.listen,
-    })
-    .await?;
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let home = context.home.dir();
+    let config = NodeConfig::new(name.clone(), home, exe, store.clone(), blobs.clone(), data, args.listen);
+    let node = Node::start(NodeConfig { run_dir: context.home.run_dir()?, ..config }).await?;
     let control = start_control(context, &args, &token, &name, &store, &blobs, &node).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
-        ingress: node.ingress_addr().to_string(),
+        ingress: node.ingress().to_string(),
         pid: std::process::id(),
         since_ms,
     };
-    say_moved(context, "ingress", args.listen, node.ingress_addr());
+    say_moved(context, "ingress", args.listen, node.ingress());
     context.home.announce(&running)?;
     write_lock(&lock, &running)?;
 
