@@ -50,11 +50,12 @@ pub(super) struct Compiler {
     exe: PathBuf,
     at_once: Semaphore,
     wall: Duration,
+    max_code: u64,
 }
 
 impl Compiler {
     pub(super) fn new(exe: PathBuf) -> Self {
-        Self { exe, at_once: Semaphore::new(AT_ONCE), wall: WALL }
+        Self { exe, at_once: Semaphore::new(AT_ONCE), wall: WALL, max_code: MAX_CODE }
     }
 
     pub(super) async fn compile(&self, wasm: Bytes, world: World) -> Result<Vec<u8>, CompileError> {
@@ -90,13 +91,15 @@ impl Compiler {
             }
             drop(stdin);
         };
-        let stdout = read(child.stdout.take(), MAX_CODE);
+        let stdout = read(child.stdout.take(), self.max_code);
         let stderr = read(child.stderr.take(), MAX_WORDS);
-        let ((), code, words) = tokio::join!(feed, stdout, stderr);
-        let code = code.map_err(failed)?;
-        if code.len() as u64 > MAX_CODE {
-            return Err(CompileError::TooLarge(MAX_CODE));
-        }
+        // A child past its cap is not read any further, so its other streams need not end either.
+        let stdout = async {
+            let code = stdout.await.map_err(failed)?;
+            if code.len() as u64 > self.max_code { Err(CompileError::TooLarge(self.max_code)) } else { Ok(code) }
+        };
+        let both = async { Ok(tokio::join!(feed, stderr)) };
+        let (code, ((), words)) = tokio::try_join!(stdout, both)?;
         let status = child.wait().await.map_err(failed)?;
         verdict(status, code, &words.unwrap_or_default())
     }
@@ -136,7 +139,48 @@ fn last_line(words: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    async fn compile(script: &str, adjust: impl Fn(&mut Compiler)) -> Result<Vec<u8>, CompileError> {
+        let dir = tempfile::tempdir().unwrap();
+        let exe = dir.path().join("exe");
+        std::fs::write(&exe, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let mut compiler = Compiler::new(exe);
+        adjust(&mut compiler);
+        compiler.compile(Bytes::from(vec![7; 300_000]), World::P2).await
+    }
+
+    #[tokio::test]
+    async fn every_end_of_the_child_is_an_answer() {
+        let plain = |_: &mut Compiler| {};
+        assert_eq!(compile("exec /bin/cat", plain).await, Ok(vec![7; 300_000]));
+        assert_eq!(compile("echo \"$@\"", plain).await, Ok(b"compile --world p2\n".to_vec()));
+        assert!(matches!(compile("kill -SEGV $$", plain).await, Err(CompileError::Crashed { signal: 11, .. })));
+        let refused = compile("echo first >&2; echo 'not a component' >&2; exit 1", plain).await;
+        assert_eq!(refused, Err(CompileError::Refused("not a component".into())));
+        assert!(matches!(compile("exit 0", plain).await, Err(CompileError::Refused(_))));
+        let wall = Duration::from_millis(200);
+        let slow = compile("exec /bin/sleep 60", |compiler| compiler.wall = wall).await;
+        assert_eq!(slow, Err(CompileError::TimedOut(wall)));
+        let endless = compile("exec /bin/cat /dev/zero", |compiler| compiler.max_code = 1 << 20).await;
+        assert_eq!(endless, Err(CompileError::TooLarge(1 << 20)));
+        let shout = compile("exec /bin/cat /dev/zero >&2", |compiler| compiler.wall = Duration::from_secs(5)).await;
+        assert!(shout.is_err());
+        assert!(matches!(
+            Compiler::new("/nowhere".into()).compile(Bytes::new(), World::P3).await,
+            Err(CompileError::Spawn(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn nothing_of_the_environment_is_inherited() {
+        // `env` of the child: what the shell itself adds is PWD and such, never ours.
+        let seen = String::from_utf8(compile("exec /usr/bin/env", |_| {}).await.unwrap()).unwrap();
+        assert!(!seen.contains("CARGO") && !seen.contains("RUST_BACKTRACE") && !seen.contains("HOME="), "{seen}");
+    }
 
     #[test]
     fn the_last_words_are_one_clean_line() {

@@ -1,0 +1,183 @@
+//! Compiled code on disk: made once, shared, and never loaded when it is not ours.
+
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use model::{Digest, World};
+use node::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
+use store::blobs::Blobs;
+
+struct Rig {
+    dir: tempfile::TempDir,
+    blobs: Blobs,
+}
+
+impl Rig {
+    /// A compiler that notes each run, takes a moment, and does `last`.
+    fn new(last: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path().join("runs");
+        let exe = dir.path().join("exe");
+        std::fs::write(&exe, format!("#!/bin/sh\necho run >> {}\n{last}\n", runs.display())).unwrap();
+        std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
+        Self { dir, blobs }
+    }
+
+    fn open(&self, keys: &str) -> Arc<Artifacts> {
+        let path = self.dir.path();
+        let artifacts = Artifacts::open(path.join("cache"), path.join(keys), path.join("exe"), self.blobs.clone());
+        Arc::new(artifacts.unwrap())
+    }
+
+    fn blob(&self, content: &[u8]) -> CodeKey {
+        let digest = Digest::of(content);
+        self.blobs.put(&digest, content).unwrap();
+        CodeKey { digest, world: World::P2, fingerprint: "abc123".into() }
+    }
+
+    fn runs(&self) -> usize {
+        std::fs::read_to_string(self.dir.path().join("runs")).map_or(0, |text| text.lines().count())
+    }
+
+    fn file(&self, key: &CodeKey) -> PathBuf {
+        let name = format!("{}.{}.cwasm", key.digest.hex(), key.world.as_str());
+        self.dir.path().join("cache").join(&key.fingerprint).join(name)
+    }
+}
+
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    format!("{}{suffix}", path.display()).into()
+}
+
+async fn content(artifacts: &Artifacts, key: &CodeKey) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    artifacts.open_code(key).await.unwrap().read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+const COMPILE: &str = "printf compiled:; exec /bin/cat";
+
+#[tokio::test]
+async fn code_is_made_once_and_shared() {
+    let rig = Rig::new("/bin/sleep 0.2\nprintf compiled:; exec /bin/cat");
+    let artifacts = rig.open("keys");
+    let key = rig.blob(b"one");
+    let all = (0..20).map(|_| {
+        let (artifacts, key) = (artifacts.clone(), key.clone());
+        tokio::spawn(async move { artifacts.ensure(&key).await })
+    });
+    for result in futures::future::join_all(all).await {
+        result.unwrap().unwrap();
+    }
+    assert_eq!(rig.runs(), 1);
+    assert!(artifacts.is_cached(&key));
+    assert_eq!(content(&artifacts, &key).await, b"compiled:one");
+    // Twice from the start: hosts do not share a place in the file.
+    assert_eq!(content(&artifacts, &key).await, b"compiled:one");
+    assert_eq!(content(&rig.open("keys"), &key).await, b"compiled:one");
+    assert_eq!(rig.runs(), 1);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&rig.dir.path().join("keys/mac.key")), 0o600);
+    assert_eq!(mode(&rig.file(&key)), 0o600);
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_made_anew() {
+    let rig = Rig::new(COMPILE);
+    let artifacts = rig.open("keys");
+    let (one, two) = (rig.blob(b"one"), rig.blob(b"two"));
+    artifacts.ensure(&one).await.unwrap();
+    artifacts.ensure(&two).await.unwrap();
+    let mut runs = rig.runs();
+    assert_eq!(runs, 2);
+
+    // changed in place, also after it was checked by this very process
+    let mut bytes = std::fs::read(rig.file(&one)).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    assert_eq!(content(&artifacts, &one).await, b"compiled:one");
+    std::fs::write(rig.file(&one), &bytes).unwrap();
+    assert_eq!(content(&artifacts, &one).await, b"compiled:one");
+    runs += 1;
+    assert_eq!(rig.runs(), runs, "a flipped bit");
+
+    // the right content of another artifact, with its MAC
+    std::fs::copy(rig.file(&two), rig.file(&one)).unwrap();
+    std::fs::copy(with(&rig.file(&two), ".mac"), with(&rig.file(&one), ".mac")).unwrap();
+    assert_eq!(content(&artifacts, &one).await, b"compiled:one");
+    runs += 1;
+    assert_eq!(rig.runs(), runs, "another artifact's code");
+
+    // the same code under another engine
+    let other = CodeKey { fingerprint: "def456".into(), ..one.clone() };
+    std::fs::create_dir_all(rig.file(&other).parent().unwrap()).unwrap();
+    std::fs::copy(rig.file(&one), rig.file(&other)).unwrap();
+    std::fs::copy(with(&rig.file(&one), ".mac"), with(&rig.file(&other), ".mac")).unwrap();
+    assert_eq!(content(&artifacts, &other).await, b"compiled:one");
+    runs += 1;
+    assert_eq!(rig.runs(), runs, "another engine's code");
+
+    // no MAC, half a MAC, cut short
+    for damage in 0..3 {
+        match damage {
+            0 => std::fs::remove_file(with(&rig.file(&one), ".mac")).unwrap(),
+            1 => std::fs::write(with(&rig.file(&one), ".mac"), [0; 16]).unwrap(),
+            _ => std::fs::write(rig.file(&one), b"compi").unwrap(),
+        }
+        assert_eq!(content(&rig.open("keys"), &one).await, b"compiled:one");
+        runs += 1;
+        assert_eq!(rig.runs(), runs, "damage {damage}");
+    }
+
+    // made by somebody with another key
+    assert_eq!(content(&rig.open("other-keys"), &one).await, b"compiled:one");
+    assert_eq!(rig.runs(), runs + 1, "another key");
+}
+
+#[tokio::test]
+async fn failures_have_their_reasons_and_are_not_repeated_at_once() {
+    let rig = Rig::new("echo 'unexpected end at 0x9' >&2; exit 1");
+    let artifacts = rig.open("keys");
+    let key = rig.blob(b"bad");
+    let refused = artifacts.open_code(&key).await.unwrap_err();
+    assert!(refused.to_string().contains("unexpected end at 0x9"), "{refused}");
+    for _ in 0..5 {
+        assert!(artifacts.open_code(&key).await.is_err());
+    }
+    assert_eq!(rig.runs(), 1, "a host that insists gets the same answer");
+    assert!(artifacts.ensure(&key).await.is_err());
+    assert_eq!(rig.runs(), 2, "a deploy tries again");
+
+    let absent = CodeKey { digest: Digest::of(b"absent"), ..key.clone() };
+    assert!(matches!(artifacts.ensure(&absent).await, Err(ArtifactError::Blob { .. })));
+    std::fs::write(rig.blobs.path(&key.digest), b"changed").unwrap();
+    assert!(matches!(artifacts.ensure(&key).await, Err(ArtifactError::Blob { .. })), "the blob is hashed again");
+    for bad in ["", "../../etc", "a/b", "xyz"] {
+        let key = CodeKey { fingerprint: bad.into(), ..key.clone() };
+        assert!(matches!(artifacts.ensure(&key).await, Err(ArtifactError::Fingerprint(_))), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_crash_of_the_compiler_harms_nothing() {
+    let rig = Rig::new("kill -KILL $$");
+    let artifacts = rig.open("keys");
+    let key = rig.blob(b"bomb");
+    let crash = artifacts.ensure(&key).await.unwrap_err();
+    assert!(matches!(crash, ArtifactError::Compile { cause: CompileError::Crashed { signal: 9, .. }, .. }), "{crash}");
+    assert!(!artifacts.is_cached(&key));
+}
+
+#[test]
+fn a_damaged_key_is_refused_and_not_replaced() {
+    let rig = Rig::new(COMPILE);
+    let path = rig.dir.path().join("keys/mac.key");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, b"short").unwrap();
+    let opened =
+        Artifacts::open(rig.dir.path().join("cache"), rig.dir.path().join("keys"), "exe".into(), rig.blobs.clone());
+    assert!(matches!(opened, Err(node::NodeError::KeyDamaged(_))));
+    assert_eq!(std::fs::read(path).unwrap(), b"short");
+}

@@ -1,0 +1,397 @@
+//! A whole node with its store, ingress and host processes; only what runs in the hosts is a stand-in.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::node::NodeApi;
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use model::observed::{AppObserved, Phase, Reason};
+use model::tenant::TenantSettings;
+use model::{AppName, Digest, LockedApp, NodeName, Revision, TenantName};
+use node::{Node, NodeConfig};
+use store::blobs::Blobs;
+use store::data::DataEngine;
+use store::keys::{self, Assignment, RevisionRecord};
+use store::redb::RedbStore;
+use store::{Expect, Store};
+
+struct Rig {
+    dir: tempfile::TempDir,
+    store: Arc<dyn Store>,
+    blobs: Blobs,
+    data: DataEngine,
+}
+
+fn tenant() -> TenantName {
+    "t".parse().unwrap()
+}
+
+fn node_name() -> NodeName {
+    "n".parse().unwrap()
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        super::fake_host::program(dir.path());
+        let store: Arc<dyn Store> = RedbStore::open(dir.path().join("store.redb")).unwrap();
+        let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
+        let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
+        Self { dir, store, blobs, data }
+    }
+
+    async fn start(&self) -> Arc<Node> {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let exe = self.dir.path().join("exe");
+        let (store, blobs, data) = (self.store.clone(), self.blobs.clone(), self.data.clone());
+        let mut config = NodeConfig::new(node_name(), self.dir.path(), exe, store, blobs, data, listen);
+        config.ingress.workers = 1;
+        Node::start(config).await.unwrap()
+    }
+
+    fn run(&self, name: &str) -> PathBuf {
+        self.dir.path().join("run").join(name)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.run("notes")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    async fn put<T: serde::Serialize>(&self, key: &str, value: &T) {
+        let value = serde_json::to_vec(value).unwrap().into();
+        self.store.put(key, value, Expect::Any, None).await.unwrap();
+    }
+
+    /// What the control plane does: a revision, then its assignment.
+    async fn deploy(&self, app: &str, revision: u64, version: &str) {
+        self.deploy_linked(app, revision, version, "[]").await;
+    }
+
+    async fn deploy_linked(&self, app: &str, revision: u64, version: &str, links: &str) {
+        let name: AppName = app.parse().unwrap();
+        let digest = Digest::of(app.as_bytes());
+        self.blobs.put(&digest, app.as_bytes()).unwrap();
+        let locked: LockedApp = serde_json::from_str(&format!(
+            r#"{{"name":"{app}","version":"{version}","links":{links},
+                "components":{{"web":{{"digest":"{digest}","size":1,"world":"p2","imports":[],
+                               "exports":["wasi:http/incoming-handler@0.2.0"]}}}},
+                "routes":[{{"host":"{app}.test","path":"/","component":"web"}}]}}"#
+        ))
+        .unwrap();
+        let revision = Revision(revision);
+        let record = serde_json::json!({ "revision": revision, "created_ms": 0, "origin": null, "app": locked });
+        self.put(&keys::revision(&tenant(), &name, revision), &record).await;
+        self.assign(app, Assignment { revision, suspended: None }).await;
+    }
+
+    async fn assign(&self, app: &str, assignment: Assignment) {
+        self.put(&keys::assigned(&node_name(), &tenant(), &app.parse().unwrap()), &assignment).await;
+    }
+
+    async fn observed(&self, app: &str) -> Option<AppObserved> {
+        let key = keys::observed(&node_name(), &tenant(), &app.parse().unwrap());
+        let entry = self.store.get(&key).await.unwrap()?;
+        Some(serde_json::from_slice(&entry.value).unwrap())
+    }
+
+    /// Waits until the report of an app is as `wanted` says.
+    async fn until(&self, app: &str, wanted: impl Fn(&AppObserved) -> bool) -> AppObserved {
+        let started = Instant::now();
+        loop {
+            let seen = self.observed(app).await;
+            if let Some(seen) = seen.clone().filter(|seen| wanted(seen)) {
+                return seen;
+            }
+            assert!(started.elapsed() < Duration::from_secs(30), "{app} is {seen:?}; {:?}", self.notes());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn serving(&self, app: &str, revision: u64) {
+        self.until(app, |seen| seen.phase == Phase::Serving && seen.serving == Some(Revision(revision))).await;
+    }
+}
+
+/// One request on its own connection.
+async fn get(node: &Node, app: &str, path: &str) -> (u16, String, http::HeaderMap) {
+    let stream = tokio::net::TcpStream::connect(node.ingress()).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get(path).header("host", format!("{app}.test")).body(Full::<Bytes>::default()).unwrap();
+    let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
+    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    (parts.status.as_u16(), text, parts.headers)
+}
+
+fn pid_of(text: &str) -> i32 {
+    text.rsplit_once("pid=").unwrap().1.parse().unwrap()
+}
+
+fn kill(pid: i32) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_lives_from_deploy_to_delete() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    assert!(node.settled(Duration::from_secs(10)).await);
+    rig.deploy("a", 1, "good").await;
+    rig.serving("a", 1).await;
+    let (status, text, _) = get(&node, "a", "/").await;
+    assert!(status == 200 && text.starts_with("a/1/web "), "{status} {text}");
+    let loads: Vec<_> = rig.notes().into_iter().filter(|line| line.contains("load=true")).collect();
+    assert_eq!(loads.len(), 1, "one host loads it: {:?}", rig.notes());
+
+    // A deploy under load: no request fails, and the old revision leaves after its last call.
+    let stop = tokio_util::sync::CancellationToken::new();
+    let load = {
+        let (node, stop) = (node.clone(), stop.clone());
+        tokio::spawn(async move {
+            let mut seen = std::collections::BTreeSet::new();
+            while !stop.is_cancelled() {
+                let (status, text, _) = get(&node, "a", "/").await;
+                assert_eq!(status, 200, "{text}");
+                seen.insert(text.chars().take(3).collect::<String>());
+            }
+            seen
+        })
+    };
+    let slow = tokio::spawn({
+        let node = node.clone();
+        async move { get(&node, "a", "/slow").await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    rig.deploy("a", 2, "good").await;
+    rig.serving("a", 2).await;
+    let (status, text, _) = slow.await.unwrap();
+    assert!(status == 200 && text.starts_with("a/1/"), "{status} {text}");
+    let drained = |rig: &Rig| rig.notes().iter().filter(|line| line.contains("drain a/1")).count();
+    let started = Instant::now();
+    while drained(&rig) < 2 {
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", rig.notes());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stop.cancel();
+    assert_eq!(load.await.unwrap().into_iter().collect::<Vec<_>>(), ["a/1", "a/2"]);
+
+    // Calls that do not come through the ingress.
+    let call = |component: Option<&str>| {
+        let component = component.map(|name| name.parse().unwrap());
+        let request = Request::get("/x").body(Bytes::new()).unwrap();
+        node.call(&tenant(), &"a".parse().unwrap(), component.as_ref(), request)
+    };
+    assert!(call(None).await.unwrap().body().starts_with(b"a/2/web "));
+    assert_eq!(call(Some("nope")).await.unwrap_err().code, api::Code::NotFound);
+    assert_eq!(node.status(&tenant()).await.len(), 2);
+
+    let assigned = keys::assigned(&node_name(), &tenant(), &"a".parse().unwrap());
+    rig.store.delete(&assigned, Expect::Any).await.unwrap();
+    let started = Instant::now();
+    while rig.observed("a").await.is_some() || get(&node, "a", "/").await.0 != 404 {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    node.shutdown(Duration::from_secs(5)).await;
+    assert!(rig.store.list(keys::NODES).await.unwrap().entries.is_empty(), "a node that left is not there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_names_its_reason_and_the_old_revision_goes_on() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    rig.deploy("a", 1, "good").await;
+    rig.serving("a", 1).await;
+    for (revision, version, code) in [(2, "bad", "link-missing"), (3, "crash", "start-failed")] {
+        rig.deploy("a", revision, version).await;
+        let seen =
+            rig.until("a", |seen| seen.revision == Revision(revision) && matches!(seen.phase, Phase::Failed)).await;
+        assert_eq!(seen.serving, Some(Revision(1)));
+        assert_eq!(seen.reason.unwrap().code, code);
+        assert_eq!(get(&node, "a", "/").await.0, 200);
+    }
+    // An artifact that is not there.
+    let missing = Digest::of(b"b");
+    rig.deploy("b", 1, "good").await;
+    rig.serving("b", 1).await;
+    std::fs::remove_file(rig.blobs.path(&missing)).unwrap();
+    std::fs::remove_dir_all(rig.dir.path().join("cache/aa")).unwrap();
+    rig.deploy_raw_again("b", 2).await;
+    let seen = rig.until("b", |seen| seen.revision == Revision(2) && seen.phase == Phase::Failed).await;
+    assert_eq!((seen.serving, seen.reason.unwrap().code.as_str()), (Some(Revision(1)), "artifact-missing"));
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
+impl Rig {
+    /// A new revision of an app with the content of its first, without uploading anything.
+    async fn deploy_raw_again(&self, app: &str, revision: u64) {
+        let name: AppName = app.parse().unwrap();
+        let entry = self.store.get(&keys::revision(&tenant(), &name, Revision(1))).await.unwrap().unwrap();
+        let mut record: RevisionRecord = serde_json::from_slice(&entry.value).unwrap();
+        record.revision = Revision(revision);
+        self.put(&keys::revision(&tenant(), &name, Revision(revision)), &record).await;
+        self.assign(app, Assignment { revision: Revision(revision), suspended: None }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_host_is_back_within_a_second_with_all_it_had() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    for n in 0..20 {
+        rig.deploy(&format!("a{n}"), 1, "good").await;
+    }
+    for n in 0..20 {
+        rig.serving(&format!("a{n}"), 1).await;
+    }
+    for _ in 0..3 {
+        let (_, text, _) = get(&node, "a0", "/").await;
+        let victim = pid_of(&text);
+        kill(victim);
+        let started = Instant::now();
+        // The other shard answers meanwhile; the same shard is back when its requests go to a new process.
+        loop {
+            let (status, text, _) = get(&node, "a0", "/").await;
+            assert!(status == 200 || status == 502, "{status} {text}");
+            let ups = rig.notes().iter().filter(|line| line.contains(" up ")).count();
+            if status == 200 && pid_of(&text) != victim && ups >= 3 {
+                break;
+            }
+            assert!(started.elapsed() < Duration::from_secs(10), "{:?}", rig.notes());
+        }
+        for n in 0..20 {
+            assert_eq!(get(&node, &format!("a{n}"), "/").await.0, 200);
+        }
+        println!("back after {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    }
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_never_starts_is_reported_and_not_hammered() {
+    let rig = Rig::new();
+    std::fs::create_dir_all(rig.run("")).unwrap();
+    std::fs::write(rig.run("broken"), "").unwrap();
+    let node = rig.start().await;
+    rig.deploy("a", 1, "good").await;
+    let seen = rig.until("a", |seen| seen.reason.is_some()).await;
+    let reason = seen.reason.unwrap();
+    assert!(reason.message.contains("this host is broken"), "{reason:?}");
+    let before = rig.notes().len();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(rig.notes().len() - before <= 4, "{:?}", rig.notes());
+    // It heals without anybody's help.
+    std::fs::remove_file(rig.run("broken")).unwrap();
+    rig.serving("a", 1).await;
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspended_app_says_so_and_comes_back() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    rig.deploy("a", 1, "good").await;
+    rig.serving("a", 1).await;
+    let expired = Reason { code: "artifact-expired".into(), message: "expired".into(), help: None };
+    rig.assign("a", Assignment { revision: Revision(1), suspended: Some(expired.clone()) }).await;
+    let seen = rig.until("a", |seen| seen.reason.is_some()).await;
+    assert_eq!((seen.serving, seen.reason), (None, Some(expired)));
+    let (status, _, headers) = get(&node, "a", "/").await;
+    assert_eq!((status, headers.get(api::agent::FAULT_HEADER).unwrap().as_bytes()), (503, b"suspended".as_slice()));
+    rig.assign("a", Assignment { revision: Revision(1), suspended: None }).await;
+    rig.serving("a", 1).await;
+    assert_eq!(get(&node, "a", "/").await.0, 200);
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_it_serves_what_it_served() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    let apps = 300;
+    for n in 0..apps {
+        rig.deploy(&format!("a{n}"), 1, "good").await;
+    }
+    for n in 0..apps {
+        rig.serving(&format!("a{n}"), 1).await;
+    }
+    // The head moved on to a revision that does not start.
+    rig.deploy("a0", 2, "bad").await;
+    rig.until("a0", |seen| seen.phase == Phase::Failed).await;
+    node.shutdown(Duration::from_secs(5)).await;
+    assert!(rig.observed("a1").await.is_none());
+    std::fs::remove_file(rig.run("notes")).unwrap();
+
+    let started = Instant::now();
+    let node = rig.start().await;
+    assert!(node.settled(Duration::from_secs(20)).await);
+    println!("{apps} apps back after {:?}", started.elapsed());
+    for n in 0..apps {
+        let (status, text, _) = get(&node, &format!("a{n}"), "/").await;
+        assert!(status == 200 && text.starts_with(&format!("a{n}/1/")), "{status} {text}");
+    }
+    rig.serving("a1", 1).await;
+    let seen = rig.until("a0", |seen| seen.phase == Phase::Failed).await;
+    assert_eq!((seen.revision, seen.serving), (Revision(2), Some(Revision(1))));
+    let loaded = rig.notes().into_iter().filter(|line| line.contains("load=true")).collect::<Vec<_>>();
+    assert_eq!(loaded.len(), 1, "only the new revision is loaded at once: {loaded:?}");
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_will_not_drain_does_not_hold_the_node_up() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    rig.deploy("a", 1, "good").await;
+    rig.serving("a", 1).await;
+    let (_, text, _) = get(&node, "a", "/").await;
+    std::fs::write(rig.run("stubborn"), "").unwrap();
+    let started = Instant::now();
+    node.shutdown(Duration::from_millis(1500)).await;
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    let pid = rustix::process::Pid::from_raw(pid_of(&text)).unwrap();
+    assert!(rustix::process::test_kill_process(pid).is_err(), "its process is gone and reaped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_with_state_in_memory_runs_on_one_shard_and_shards_can_change() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    let links = r#"[{"component":"web","contract":"wasi:keyvalue","label":"default","provider":"memory"}]"#;
+    for n in 0..6 {
+        rig.deploy_linked(&format!("m{n}"), 1, "good", links).await;
+    }
+    for n in 0..6 {
+        rig.serving(&format!("m{n}"), 1).await;
+    }
+    let homes = |app: &str| {
+        let starts = rig.notes().into_iter().filter(|line| line.contains(&format!("start {app}/1")));
+        starts.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect::<std::collections::BTreeSet<_>>()
+    };
+    for n in 0..6 {
+        assert_eq!(homes(&format!("m{n}")).len(), 1, "{:?}", rig.notes());
+    }
+    for shards in [4, 1, 2] {
+        rig.put(&keys::tenant(&tenant()), &TenantSettings { shards, ..TenantSettings::default() }).await;
+        let started = Instant::now();
+        loop {
+            let up = node.status(&tenant()).await.len();
+            for n in 0..6 {
+                let (status, text, _) = get(&node, &format!("m{n}"), "/").await;
+                assert_eq!(status, 200, "{shards} shards, m{n}: {text}");
+            }
+            if up == shards as usize {
+                break;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "{up} of {shards} hosts");
+        }
+    }
+    node.shutdown(Duration::from_secs(5)).await;
+}
