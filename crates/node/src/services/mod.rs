@@ -90,7 +90,8 @@ pub async fn connection(
         Accepted::Alive(mut stream) => {
             let mut byte = [0; 1];
             // Nothing is ever said here; whatever arrives, or the end, ends it.
-            stream.read(&mut byte).await?;
+            let said = stream.read(&mut byte).await?;
+            tracing::debug!(said, "the process at the other end is gone");
             Ok(())
         }
     }
