@@ -50,7 +50,8 @@ async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataB
     let place = match place {
         Ok(place) => place,
         Err(NoPlace::Unknown) => return refuse(Code::NotFound, "this host does not have that revision"),
-        Err(NoPlace::Closed) => return refuse(Code::Unreachable, "this host is ending"),
+        // The same code: whoever sent it may try another host, nothing has run.
+        Err(NoPlace::Closed) => return refuse(Code::NotFound, "this host is ending"),
         Err(NoPlace::Busy) => return refuse(Code::Busy, "the component has all the calls it may have; try again"),
     };
     let entry = place.entry().clone();

@@ -9,14 +9,15 @@ use model::{AppName, ProviderName};
 use providers::keyvalue::{Answer, Backend, BackendError, PAGE, Page};
 
 /// One app's keys under one provider.
-pub(crate) struct Embedded {
+pub struct Embedded {
     client: Arc<KvClient>,
     app: AppName,
     provider: ProviderName,
 }
 
 impl Embedded {
-    pub(crate) fn new(client: Arc<KvClient>, app: AppName, provider: ProviderName) -> Self {
+    /// The app's keys, by way of `client`.
+    pub fn new(client: Arc<KvClient>, app: AppName, provider: ProviderName) -> Self {
         Self { client, app, provider }
     }
 

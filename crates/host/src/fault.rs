@@ -37,7 +37,6 @@ pub(crate) fn answer(code: Code, sentence: &str) -> Response<Full<Bytes>> {
     let status = match code {
         // The route is the ingress's, the missing revision ours: the caller asked for nothing that is not there.
         Code::NotFound | Code::StartFailed => StatusCode::SERVICE_UNAVAILABLE,
-        Code::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
     };
     let mut response = Response::new(Full::new(Bytes::from(format!("{sentence}\n"))));

@@ -26,6 +26,7 @@ mod serve;
 
 use std::path::PathBuf;
 
+pub use embedded::Embedded;
 pub use error::HostError;
 use model::TenantName;
 pub use runtime::RuntimeSettings;

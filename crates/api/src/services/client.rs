@@ -64,7 +64,7 @@ async fn greet(socket: &Path, hello: Hello) -> Result<UnixStream, WireError> {
 ///
 /// # Errors
 /// Where the node does not listen.
-pub async fn alive(socket: &Path) -> Result<impl Future<Output = ()> + Send + 'static, WireError> {
+pub async fn alive(socket: &Path) -> Result<impl Future<Output = ()> + Send + 'static + use<>, WireError> {
     let mut stream = greet(socket, Hello::Alive).await?;
     Ok(async move {
         let mut byte = [0; 64];

@@ -13,6 +13,8 @@ pub mod client;
 pub mod codec;
 mod descriptor;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 pub use codec::WireError;
 

@@ -1,0 +1,155 @@
+//! The node's end of `node.sock`: compiles guests, keeps their data in memory, dials one address.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use api::services::codec::{FrameReader, FrameWriter};
+use api::services::server::{Accepted, FilesConnection, accept};
+use api::services::{Dial, FileFault, FileReply, FileRequest, KvAnswer, KvCall, KvFault, KvOp, KvReply, KvScope};
+use model::{Digest, World};
+use providers::keyvalue::{Backend, BackendError, Memory};
+use tokio::net::UnixListener;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+type Artifacts = HashMap<(Digest, World), Arc<Vec<u8>>>;
+
+/// What the node knows and what it was asked.
+#[derive(Default)]
+pub(crate) struct Node {
+    artifacts: Mutex<Artifacts>,
+    pub(crate) compiled_asked: AtomicU32,
+    pub(crate) dials: Mutex<Vec<Dial>>,
+    /// Where every dial ends up; refused where absent.
+    pub(crate) dial_to: Mutex<Option<SocketAddr>>,
+    stores: Mutex<HashMap<String, Arc<Memory>>>,
+    alive: Mutex<Vec<tokio::net::UnixStream>>,
+}
+
+impl Node {
+    /// Listens in `dir`, as the node does before it starts a host.
+    pub(crate) fn start(dir: &Path) -> Arc<Self> {
+        let node = Arc::new(Self::default());
+        let listener = UnixListener::bind(dir.join(api::agent::NODE_SOCKET)).unwrap();
+        let serving = node.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let node = serving.clone();
+                tokio::spawn(async move {
+                    match accept(stream).await.unwrap() {
+                        Accepted::Alive(held) => node.alive.lock().unwrap().push(held),
+                        Accepted::Files(files) => node.serve_files(files).await,
+                        Accepted::KeyValue(reader, writer) => node.serve_keyvalue(reader, writer).await,
+                    }
+                });
+            }
+        });
+        node
+    }
+
+    /// Compiles a guest and offers it. Compiled once for all tests.
+    pub(crate) fn offer(&self, name: &str, world: World) -> Digest {
+        static DONE: OnceLock<Mutex<HashMap<(String, World), Arc<Vec<u8>>>>> = OnceLock::new();
+        let wasm = crate::rig::guest(name);
+        let digest = Digest::of(&wasm);
+        let code = {
+            let mut done = DONE.get_or_init(Mutex::default).lock().unwrap();
+            let compile = || Arc::new(runtime::compile(&wasm, world).unwrap());
+            done.entry((name.to_owned(), world)).or_insert_with(compile).clone()
+        };
+        self.artifacts.lock().unwrap().insert((digest, world), code);
+        digest
+    }
+
+    /// The same code under a digest of its own.
+    pub(crate) fn offer_as(&self, digest: Digest, name: &str) {
+        let original = self.offer(name, World::P2);
+        let mut artifacts = self.artifacts.lock().unwrap();
+        let code = artifacts[&(original, World::P2)].clone();
+        artifacts.insert((digest, World::P2), code);
+    }
+
+    /// The node ends, as far as a host can see.
+    pub(crate) fn end(&self) {
+        self.alive.lock().unwrap().clear();
+    }
+
+    async fn serve_files(&self, mut files: FilesConnection) {
+        while let Ok(Some(request)) = files.next().await {
+            match request {
+                FileRequest::Compiled { digest, world } => {
+                    self.compiled_asked.fetch_add(1, SeqCst);
+                    let code = self.artifacts.lock().unwrap().get(&(digest, world)).cloned();
+                    match code {
+                        Some(code) => {
+                            let mut file = tempfile::tempfile().unwrap();
+                            file.write_all(&code).unwrap();
+                            files.reply(&FileReply::Ready { address: None }, Some(file.as_fd())).await.unwrap();
+                        }
+                        None => {
+                            let fault = FileFault::NoCode("the tenant runs no such artifact".into());
+                            files.reply(&FileReply::Refused(fault), None).await.unwrap();
+                        }
+                    }
+                }
+                FileRequest::Dial(dial) => {
+                    self.dials.lock().unwrap().push(dial);
+                    let to = *self.dial_to.lock().unwrap();
+                    match to {
+                        Some(address) => {
+                            let stream = std::net::TcpStream::connect(address).unwrap();
+                            let reply = FileReply::Ready { address: Some(address) };
+                            files.reply(&reply, Some(stream.as_fd())).await.unwrap();
+                        }
+                        None => {
+                            let fault = FileFault::Denied { address: "10.0.0.1".into(), what: "private".into() };
+                            files.reply(&FileReply::Refused(fault), None).await.unwrap();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn store(&self, scope: &KvScope) -> Arc<Memory> {
+        let key = format!("{}/{}", scope.app, scope.provider);
+        self.stores.lock().unwrap().entry(key).or_insert_with(|| Arc::new(Memory::new(64 << 20))).clone()
+    }
+
+    async fn serve_keyvalue(&self, mut reader: FrameReader<OwnedReadHalf>, mut writer: FrameWriter<OwnedWriteHalf>) {
+        while let Ok(Some(call)) = reader.next::<KvCall>().await {
+            let id = call.id;
+            let result = self.operate(call).await.map_err(|error| match error {
+                BackendError::NotANumber(key) => KvFault::NotANumber(key),
+                BackendError::TooLarge(why) => KvFault::TooLarge(why),
+                other => KvFault::Unavailable(other.to_string()),
+            });
+            writer.push(&KvReply { id, result }).unwrap();
+            writer.flush().await.unwrap();
+        }
+    }
+
+    async fn operate(&self, KvCall { scope, op, .. }: KvCall) -> Result<KvAnswer, BackendError> {
+        let (store, bucket) = (self.store(&scope), scope.bucket.as_str());
+        Ok(match op {
+            KvOp::Get { key } => KvAnswer::Value(store.get(bucket, &key).await?),
+            KvOp::Set { key, value } => store.set(bucket, &key, value).await.map(|()| KvAnswer::Done)?,
+            KvOp::Delete { key } => store.delete(bucket, &key).await.map(|()| KvAnswer::Done)?,
+            KvOp::Exists { key } => KvAnswer::Bool(store.exists(bucket, &key).await?),
+            KvOp::ListKeys { cursor, .. } => {
+                let page = store.list_keys(bucket, cursor.as_deref()).await?;
+                KvAnswer::Keys { keys: page.keys, cursor: page.cursor }
+            }
+            KvOp::Increment { key, delta } => KvAnswer::Number(store.increment(bucket, &key, delta).await?),
+            KvOp::GetMany { keys } => KvAnswer::Values(store.get_many(bucket, keys).await?),
+            KvOp::SetMany { pairs } => store.set_many(bucket, pairs).await.map(|()| KvAnswer::Done)?,
+            KvOp::DeleteMany { keys } => store.delete_many(bucket, keys).await.map(|()| KvAnswer::Done)?,
+            KvOp::CompareAndSet { .. } => panic!("the contract has no compare-and-set"),
+        })
+    }
+}
