@@ -47,6 +47,10 @@ pub(crate) enum Pulled {
 /// Bytes gathered before a body that is still being written is handed on as a stream.
 const GATHER: usize = 64 * 1024;
 
+fn length(frame: &Frame<Bytes>) -> usize {
+    frame.data_ref().map_or(0, Bytes::len)
+}
+
 impl ResponseBody {
     pub(crate) fn new(body: HttpBody, call: Arc<Call>, limit: ByteSize) -> Self {
         let rest = Rest { body, call, guest: None, left: limit.0, limit };
@@ -60,17 +64,17 @@ impl ResponseBody {
         }
     }
 
-    /// Takes what the guest has written so far, up to [`GATHER`] bytes.
+    /// Takes what the guest has written so far, until [`GATHER`] bytes are here.
     pub(crate) fn pull(&mut self, cx: &mut Context<'_>) -> Result<Pulled, Fault> {
         let mut pulled = Pulled::None;
-        let mut gathered = 0;
+        let mut gathered: usize = self.frames.iter().map(length).sum();
         while gathered < GATHER {
             match self.poll_rest(cx) {
                 Poll::Pending => return Ok(pulled),
                 Poll::Ready(None) => return Ok(Pulled::End),
                 Poll::Ready(Some(frame)) => {
                     let frame = frame?;
-                    gathered += frame.data_ref().map_or(0, Bytes::len);
+                    gathered += length(&frame);
                     self.frames.push_back(frame);
                     pulled = Pulled::Some;
                 }
@@ -86,16 +90,13 @@ impl ResponseBody {
         };
         let fault = match Pin::new(&mut rest.body).poll_frame(cx) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Some(Ok(frame))) => {
-                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                match rest.left.checked_sub(length) {
-                    Some(left) => {
-                        rest.left = left;
-                        return Poll::Ready(Some(Ok(frame)));
-                    }
-                    None => Some(Fault::ResponseTooLarge { limit: rest.limit }),
+            Poll::Ready(Some(Ok(frame))) => match rest.left.checked_sub(length(&frame) as u64) {
+                Some(left) => {
+                    rest.left = left;
+                    return Poll::Ready(Some(Ok(frame)));
                 }
-            }
+                None => Some(Fault::ResponseTooLarge { limit: rest.limit }),
+            },
             Poll::Ready(Some(Err(error))) => {
                 Some(rest.call.fault().unwrap_or_else(|| Fault::BodyBroken { message: error.to_string() }))
             }
@@ -142,7 +143,7 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let here = self.frames.iter().filter_map(|f| f.data_ref()).map(|d| d.len() as u64).sum();
+        let here: u64 = self.frames.iter().map(|frame| length(frame) as u64).sum();
         match &self.rest {
             None => SizeHint::with_exact(here),
             Some(rest) => match rest.body.size_hint().exact() {
@@ -174,8 +175,7 @@ impl Body for Capped {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpBodyError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled {
-            let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-            match self.left.checked_sub(length) {
+            match self.left.checked_sub(length(frame) as u64) {
                 Some(left) => self.left = left,
                 None => {
                     self.call.fail(&Fault::RequestTooLarge { limit: self.limit });

@@ -1,7 +1,7 @@
 //! What one call shares between the guest's store, the task that drives it and the reader of its response.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use model::Limits;
 
 use crate::clock::thread_cpu_ns;
 use crate::fault::Fault;
+use crate::meter::Meter;
 use crate::outbound::HttpBody;
 
 /// The head the guest set, or the error code it answered with.
@@ -18,6 +19,7 @@ pub(crate) type Head = Result<http::Response<HttpBody>, Fault>;
 struct State {
     head: Option<Head>,
     fault: Option<Fault>,
+    settled: bool,
     body_read: bool,
     body_waker: Option<Waker>,
 }
@@ -31,10 +33,11 @@ pub(crate) struct Call {
     subrequests: AtomicU32,
     has_head: AtomicBool,
     state: Mutex<State>,
+    meter: Arc<Meter>,
 }
 
 impl Call {
-    pub(crate) fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits, meter: Arc<Meter>) -> Self {
         Self {
             began: Instant::now(),
             cpu_limit_ns: limits.cpu.0.saturating_mul(1_000_000),
@@ -43,6 +46,7 @@ impl Call {
             subrequests: AtomicU32::new(limits.subrequests),
             has_head: AtomicBool::new(false),
             state: Mutex::default(),
+            meter,
         }
     }
 
@@ -85,6 +89,9 @@ impl Call {
 
     /// The guest answered. Only the first answer counts.
     pub(crate) fn set_head(&self, head: Head) {
+        if let Err(fault) = &head {
+            self.fail(fault);
+        }
         if !self.has_head.swap(true, SeqCst) {
             self.state().head = Some(head);
         }
@@ -103,14 +110,30 @@ impl Call {
     /// The call has failed; must be said before the guest's end of the body goes away, so that its reader never takes
     /// a cut body for a whole one. Only the first reason counts.
     pub(crate) fn fail(&self, fault: &Fault) {
-        self.state().fault.get_or_insert_with(|| fault.clone());
+        let mut state = self.state();
+        if state.fault.is_none() {
+            state.fault = Some(fault.clone());
+            if state.settled {
+                self.meter.fail(fault.clone());
+            }
+        }
+    }
+
+    /// The guest has ended: the meter gets what it used and why it failed, where it did.
+    pub(crate) fn settle(&self) {
+        let mut state = self.state();
+        state.settled = true;
+        self.meter.end(self.cpu_ns(), state.fault.clone());
     }
 
     /// The reader has seen the end of the body.
     pub(crate) fn body_read(&self) {
-        let mut state = self.state();
-        state.body_read = true;
-        if let Some(waker) = state.body_waker.take() {
+        let waker = {
+            let mut state = self.state();
+            state.body_read = true;
+            state.body_waker.take()
+        };
+        if let Some(waker) = waker {
             waker.wake();
         }
     }
@@ -138,7 +161,7 @@ mod tests {
 
     #[test]
     fn budgets_run_out() {
-        let call = Call::new(&Limits { subrequests: 1, cpu: Millis(0), ..Limits::default() });
+        let call = Call::new(&Limits { subrequests: 1, cpu: Millis(0), ..Limits::default() }, Arc::default());
         assert!(call.take_subrequest());
         assert!(!call.take_subrequest());
         call.poll_begins();
@@ -147,13 +170,18 @@ mod tests {
 
     #[test]
     fn first_answer_and_first_fault_count() {
-        let call = Call::new(&Limits::default());
+        let meter = Arc::new(Meter::default());
+        let call = Call::new(&Limits::default(), meter.clone());
+        meter.begin();
+        call.settle();
+        assert_eq!(meter.failed(), 0);
         call.set_head(Err(Fault::NoResponse));
         call.set_head(Err(Fault::Cancelled));
         assert!(matches!(call.take_head(), Some(Err(Fault::NoResponse))));
         assert!(call.take_head().is_none() && call.has_head());
         call.fail(&Fault::NoHandler);
-        call.fail(&Fault::Cancelled);
-        assert_eq!(call.fault(), Some(Fault::NoHandler));
+        assert_eq!(call.fault(), Some(Fault::NoResponse));
+        // A fault found after the guest had ended is still the call's, once.
+        assert_eq!((meter.failed(), meter.last_fault()), (1, Some(Fault::NoResponse)));
     }
 }

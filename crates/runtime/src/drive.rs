@@ -12,14 +12,11 @@ use crate::fault::Fault;
 use crate::workload::Workload;
 
 /// Settles the meter when the call ends, also when its future is dropped half-way.
-struct Account<'a> {
-    work: &'a Workload,
-    call: &'a Call,
-}
+struct Account<'a>(&'a Call);
 
 impl Drop for Account<'_> {
     fn drop(&mut self) {
-        self.work.meter().end(self.call.cpu_ns(), self.call.fault());
+        self.0.settle();
     }
 }
 
@@ -30,7 +27,7 @@ pub(crate) async fn drive<T>(
     guest: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
     work.meter().begin();
-    let _account = Account { work: &work, call: &call };
+    let _account = Account(&call);
     let mut guest = pin!(guest);
     let ticker = &work.linked().set.ticker;
     // Made when the guest first waits; most calls end without it.

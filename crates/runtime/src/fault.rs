@@ -4,6 +4,7 @@ use model::unit::{ByteSize, Millis};
 use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Trap};
 use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::FieldMapError;
 
 use crate::limiter::{Hit, Limiter};
 
@@ -63,6 +64,12 @@ pub enum Fault {
     /// More random bytes asked for at once than allowed.
     #[error("the component asked for more than {limit} of random bytes at once")]
     Random {
+        /// The limit it ran into.
+        limit: ByteSize,
+    },
+    /// One set of headers or trailers grew too large.
+    #[error("the component built headers larger than {limit} in host memory")]
+    Headers {
         /// The limit it ran into.
         limit: ByteSize,
     },
@@ -159,6 +166,7 @@ impl Fault {
             | Self::Handles { .. }
             | Self::HostCopy { .. }
             | Self::Random { .. }
+            | Self::Headers { .. }
             | Self::ResponseTooLarge { .. } => FaultKind::Limit,
             Self::Trap { .. }
             | Self::Exit { .. }
@@ -185,6 +193,7 @@ impl Fault {
             Self::Handles { .. } => "handles",
             Self::HostCopy { .. } => "hostcall-copy",
             Self::Random { .. } => "random",
+            Self::Headers { .. } => "headers",
             Self::RequestTooLarge { .. } => "request-too-large",
             Self::ResponseTooLarge { .. } => "response-too-large",
             Self::Trap { .. } => "trap",
@@ -227,6 +236,9 @@ pub(crate) fn classify(error: &wasmtime::Error, limiter: &Limiter, during: Durin
     }
     if let Some(ResourceTableError::Full) = error.downcast_ref::<ResourceTableError>() {
         return Fault::Handles { limit: limits.handles };
+    }
+    if let Some(FieldMapError::TotalSizeTooBig | FieldMapError::TooManyFields) = error.downcast_ref() {
+        return Fault::Headers { limit: crate::config::FIELDS };
     }
     match limiter.hit() {
         Some(Hit::Memory) => return Fault::Memory { limit: limits.memory },

@@ -75,14 +75,14 @@ impl Instance {
             Exports::None => return Err(Fault::NoHandler),
         };
         self.store.data().end();
-        result.map_err(|stop| {
-            let fault = match stop {
-                Stop::Fault(fault) => fault,
-                Stop::Engine(error) => classify(&error, &self.store.data().limiter, During::Call),
-            };
-            call.fail(&fault);
-            fault
-        })
+        let fault = match result {
+            Ok(()) if call.has_head() => return Ok(()),
+            Ok(()) => Fault::NoResponse,
+            Err(Stop::Fault(fault)) => fault,
+            Err(Stop::Engine(error)) => classify(&error, &self.store.data().limiter, During::Call),
+        };
+        call.fail(&fault);
+        Err(fault)
     }
 }
 

@@ -70,10 +70,13 @@ impl Meter {
         self.in_flight.fetch_sub(1, Relaxed);
         self.calls.fetch_add(1, Relaxed);
         self.cpu_ns.fetch_add(cpu_ns, Relaxed);
-        if fault.is_some() {
-            self.failed.fetch_add(1, Relaxed);
-            *self.last_fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+        if let Some(fault) = fault {
+            self.fail(fault);
         }
+    }
+    pub(crate) fn fail(&self, fault: Fault) {
+        self.failed.fetch_add(1, Relaxed);
+        *self.last_fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
     }
     pub(crate) fn instantiated(&self) {
         self.instances.fetch_add(1, Relaxed);

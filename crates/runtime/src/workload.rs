@@ -51,7 +51,7 @@ pub struct Workload {
     reuse: Option<Reuse>,
     bindings: Arc<Bindings>,
     sinks: Sinks,
-    meter: Meter,
+    meter: Arc<Meter>,
     /// Instances that wait for their next call, the longest waiting first. Empty unless reuse is on.
     idle: Mutex<Vec<Idle>>,
     reaping: AtomicBool,
@@ -73,7 +73,7 @@ impl Workload {
             reuse,
             bindings,
             sinks,
-            meter: Meter::default(),
+            meter: Arc::default(),
             idle: Mutex::default(),
             reaping: AtomicBool::new(false),
         })
@@ -84,7 +84,7 @@ impl Workload {
     /// # Errors
     /// The fault a call would end with.
     pub async fn probe(self: &Arc<Self>) -> Result<(), Fault> {
-        let call = Arc::new(Call::new(&self.limits));
+        let call = Arc::new(Call::new(&self.limits, self.meter.clone()));
         let instance = drive(self.clone(), call.clone(), Instance::new(self, &call)).await?;
         self.keep(instance);
         Ok(())
@@ -100,17 +100,14 @@ impl Workload {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<HttpBodyError>,
     {
-        let call = Arc::new(Call::new(&self.limits));
+        let call = Arc::new(Call::new(&self.limits, self.meter.clone()));
         let request = self.admit(request, &call)?;
         let mut task = Box::pin(drive(self.clone(), call.clone(), serve(self.clone(), call.clone(), request)));
         let mut ended = until_head(&mut task, &call).await;
         if let Some(Err(fault)) = ended {
             return Err(fault);
         }
-        let Some(head) = call.take_head() else {
-            let fault = Fault::NoResponse;
-            return Err(call.fault().unwrap_or(fault));
-        };
+        let head = call.take_head().unwrap_or(Err(Fault::NoResponse));
         let (head, body) = head?.into_parts();
         let mut body = ResponseBody::new(body, call.clone(), self.limits.response_body);
         gather(&mut body, &mut task, &mut ended).await?;
@@ -130,6 +127,11 @@ impl Workload {
     /// The limits of one call.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Instances that wait for their next call; 0 unless reuse is on.
+    pub fn idle_instances(&self) -> usize {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     pub(crate) fn linked(&self) -> &Linked {
@@ -251,7 +253,8 @@ async fn gather(
             match task.as_mut().poll(cx) {
                 Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
                 Poll::Ready(Ok(())) => *ended = Some(Ok(())),
-                Poll::Pending => return Poll::Ready(Ok(())),
+                // It may have written more, now that there is room.
+                Poll::Pending => {}
             }
         }
     })

@@ -1,1 +1,15 @@
-//! The runtime seen from outside.
+//! The runtime seen from outside: real components, compiled, loaded, linked and called.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod limits;
+mod link;
+mod outbound;
+mod reuse;
+mod serve;
+mod support;
