@@ -1,4 +1,11 @@
 //! Whole-system scenarios: the real binary, real services, real kills.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod crash;
 mod demo;

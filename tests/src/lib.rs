@@ -1,5 +1,12 @@
 //! Drives the real binary as a user would: starts it in an empty directory on free ports, talks to it through its own
 //! command line and plain sockets, stops it by pid.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 #![forbid(unsafe_code)]
 
 pub mod http;

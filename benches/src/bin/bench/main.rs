@@ -1,0 +1,56 @@
+//! `cargo xtask bench`: us and the twins in one run, one table. Every figure is a ratio to a twin where there is one.
+#![forbid(unsafe_code)]
+
+mod apps;
+mod neighbours;
+mod table;
+mod throughput;
+mod us;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Parser;
+
+use crate::table::Table;
+
+/// Measures Sidereal and its twins on this machine.
+#[derive(Debug, Clone, Parser)]
+struct Args {
+    /// Seconds of each load.
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+    /// Distinct apps of the density measures; the goal speaks of 10000.
+    #[arg(long, default_value_t = 1000)]
+    apps: usize,
+    /// Also measure this server: a program that takes a component and prints the address it listens on.
+    #[arg(long)]
+    peer: Option<PathBuf>,
+    /// Only measures whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// `text` or `json`.
+    #[arg(short, long, default_value = "text")]
+    output: String,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let mut table = Table::new();
+    let wanted = |name: &str| args.only.as_deref().is_none_or(|only| name.contains(only));
+    if wanted("throughput") {
+        throughput::run(&args, &mut table).context("throughput")?;
+    }
+    if wanted("neighbours") {
+        neighbours::run(&args, &mut table).context("neighbours")?;
+    }
+    if wanted("apps") {
+        apps::run(&args, &mut table).context("apps")?;
+    }
+    if args.output == "json" {
+        println!("{}", serde_json::to_string(&table)?);
+    } else {
+        println!("{table}");
+    }
+    Ok(())
+}
