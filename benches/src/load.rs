@@ -100,7 +100,8 @@ pub fn run(spec: &LoadSpec) -> Result<LoadReport, LoadError> {
 
 async fn measure(spec: &LoadSpec) -> Result<LoadReport, LoadError> {
     let method = &spec.method;
-    let render = |(host, path): &(String, String)| format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
+    let render =
+        |(host, path): &(String, String)| format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
     let requests: Arc<Vec<Vec<u8>>> = Arc::new(spec.targets.iter().map(render).collect());
     let from = Instant::now() + spec.warm_up;
     let until = from + spec.duration;
