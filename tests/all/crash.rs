@@ -34,7 +34,9 @@ impl Step {
 /// What the platform says it has: the content, not its number.
 fn state(platform: &Platform) -> String {
     match platform.ok(&["status", "shop"]) {
-        Ok(view) => format!("{} {}", view["desired"]["app"]["components"]["main"]["digest"], view["desired"]["app"]["links"]),
+        Ok(view) => {
+            format!("{} {}", view["desired"]["app"]["components"]["main"]["digest"], view["desired"]["app"]["links"])
+        }
         Err(_) => "deleted".to_owned(),
     }
 }
@@ -47,9 +49,11 @@ fn serves(platform: &Platform, state: &str) {
 #[test]
 fn no_acknowledged_change_is_lost_by_kill_9() {
     let kills = std::env::var("SIDEREAL_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS);
-    let (dir, hello, counter) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (dir, hello, counter) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_app(hello.path(), "shop", "hello", "").unwrap();
-    write_app(counter.path(), "shop", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"").unwrap();
+    write_app(counter.path(), "shop", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"")
+        .unwrap();
     let (hello, counter) = (hello.path().to_str().unwrap(), counter.path().to_str().unwrap());
     let mut rng = rand::rng();
     let mut platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
@@ -89,7 +93,10 @@ fn no_acknowledged_change_is_lost_by_kill_9() {
             Step::Hello => !after.contains("wasi:keyvalue") && after != "deleted",
             Step::Counter => after.contains("wasi:keyvalue"),
         };
-        assert!(after == before || wanted, "kill {done}: {step:?} left {after}, which is neither before ({before}) nor after");
+        assert!(
+            after == before || wanted,
+            "kill {done}: {step:?} left {after}, which is neither before ({before}) nor after"
+        );
         serves(&platform, &after);
         done += 1;
     }

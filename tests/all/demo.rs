@@ -36,7 +36,10 @@ fn a_second_up_says_who_runs() {
     let second = cli(dir.path(), &["up"]).unwrap();
     let text = String::from_utf8_lossy(&second.stderr);
     assert_eq!(second.status.code(), Some(4), "{text}");
-    assert!(text.contains("already running") && text.contains(&platform.pid().to_string()) && text.contains("since"), "{text}");
+    assert!(
+        text.contains("already running") && text.contains(&platform.pid().to_string()) && text.contains("since"),
+        "{text}"
+    );
 }
 
 #[test]

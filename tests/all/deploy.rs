@@ -16,7 +16,8 @@ fn no_request_fails_during_deploys_and_rollbacks() {
     let load = Load::start(platform.ingress, "shop.localhost", "/", 8, Duration::from_millis(2));
     load.wait(50);
     for guest in ["kv-counter", "hello", "probe", "hello-p3"] {
-        let link = if guest.starts_with("kv") { "[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"" } else { "" };
+        let link =
+            if guest.starts_with("kv") { "[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"" } else { "" };
         let logging = if guest == "probe" { "config = { greeting = \"hi\" }" } else { link };
         write_app(app.path(), "shop", guest, logging).unwrap();
         platform.ok(&["deploy", folder]).unwrap();

@@ -33,7 +33,10 @@ fn seeded_faults_are_found_and_nothing_is_changed() {
     let dir = tempfile::tempdir().unwrap();
     let home = dir.path();
     Platform::start(home, &["--demo"]).unwrap();
-    assert!(codes(&cli(home, &["doctor", "-o", "json"]).unwrap()).iter().all(|c| c != "key-damaged"), "healthy at first");
+    assert!(
+        codes(&cli(home, &["doctor", "-o", "json"]).unwrap()).iter().all(|c| c != "key-damaged"),
+        "healthy at first"
+    );
 
     let mode = |name: &str, mode: u32| fs::set_permissions(home.join(name), fs::Permissions::from_mode(mode)).unwrap();
     mode(".", 0o755);
@@ -45,7 +48,11 @@ fn seeded_faults_are_found_and_nothing_is_changed() {
     fs::File::options().append(true).open(home.join("store.redb")).unwrap().set_modified(future).unwrap();
     let blob = fs::read_dir(home.join("blobs/sha256")).unwrap().next().unwrap().unwrap().path();
     fs::write(&blob, "other bytes").unwrap();
-    fs::write(home.join("api.json"), r#"{"api":"http://127.0.0.1:1","ingress":"127.0.0.1:1","pid":4194303,"since_ms":1}"#).unwrap();
+    fs::write(
+        home.join("api.json"),
+        r#"{"api":"http://127.0.0.1:1","ingress":"127.0.0.1:1","pid":4194303,"since_ms":1}"#,
+    )
+    .unwrap();
     let app = tempfile::tempdir().unwrap();
     fs::write(app.path().join("app.toml"), "schema = 1\nnam = \"x\"\n").unwrap();
     let _taken = std::net::TcpListener::bind("127.0.0.1:8080");

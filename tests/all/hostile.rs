@@ -10,7 +10,10 @@ fn four_endless_loops_per_core_slow_nobody_else_and_do_not_keep_the_platform_fro
     let (dir, evil, good) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut platform = Platform::start(dir.path(), &[]).unwrap();
     let account = platform.ok(&["keys", "list"]).unwrap();
-    let account = account.as_array().unwrap().iter().find(|k| k["name"] == "account").unwrap()["key"].as_str().unwrap().to_owned();
+    let account = account.as_array().unwrap().iter().find(|k| k["name"] == "account").unwrap()["key"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     platform.ok(&["--tenant", "noisy", "tenant-settings", "set", "--trust", &account]).unwrap();
     write_app(evil.path(), "evil", "probe", "limits = { cpu = \"20s\", wall = \"60s\" }").unwrap();
     platform.ok(&["--tenant", "noisy", "deploy", evil.path().to_str().unwrap()]).unwrap();

@@ -45,7 +45,8 @@ impl Registry {
         );
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(body).unwrap();
-        let lines: Vec<String> = BufReader::new(stream).lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+        let lines: Vec<String> =
+            BufReader::new(stream).lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
         let status = lines[0].split(' ').nth(1).unwrap().parse().unwrap();
         let location = lines.iter().find_map(|l| l.strip_prefix("Location: ").map(str::to_owned));
         (status, location)

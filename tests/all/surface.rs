@@ -35,10 +35,14 @@ fn every_command_in_an_empty_folder_says_what_to_do() {
             }
             let out = run.output().unwrap();
             let (stdout, stderr) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
-            assert!(!stdout.contains('\u{1b}') && !stderr.contains('\u{1b}'), "{command:?}: escapes without a terminal");
+            assert!(
+                !stdout.contains('\u{1b}') && !stderr.contains('\u{1b}'),
+                "{command:?}: escapes without a terminal"
+            );
             assert!(!stderr.contains("Usage:"), "{command:?}: a stack of flags: {stderr}");
             if json {
-                let envelope: serde_json::Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{command:?}: {e}: {stdout}"));
+                let envelope: serde_json::Value =
+                    serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{command:?}: {e}: {stdout}"));
                 assert_eq!(envelope["schema"], 1);
                 assert_eq!(envelope["ok"].as_bool().unwrap(), envelope.get("error").is_none(), "{envelope}");
             } else if !out.status.success() && command != &["doctor"] {

@@ -21,7 +21,8 @@ use std::path::PathBuf;
 /// # Panics
 /// When there is none: a whole-system suite without its system is not green.
 pub fn binary() -> PathBuf {
-    let path = std::env::var_os("SIDEREAL_BIN").map_or_else(|| workspace().join("target/release/sidereal"), PathBuf::from);
+    let path =
+        std::env::var_os("SIDEREAL_BIN").map_or_else(|| workspace().join("target/release/sidereal"), PathBuf::from);
     assert!(path.is_file(), "no binary at {}: run `cargo xtask test`, or build with --release first", path.display());
     path
 }

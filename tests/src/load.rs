@@ -59,7 +59,11 @@ impl Load {
     /// Stops and reports.
     pub fn stop(self) -> Report {
         self.stop.store(true, Ordering::Relaxed);
-        let failures = self.threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|_| vec!["a load thread panicked".into()])).collect();
+        let failures = self
+            .threads
+            .into_iter()
+            .flat_map(|t| t.join().unwrap_or_else(|_| vec!["a load thread panicked".into()]))
+            .collect();
         Report { good: self.count.load(Ordering::Relaxed), failures }
     }
 }
@@ -77,7 +81,9 @@ fn run(addr: SocketAddr, host: &str, path: &str, pause: Duration, stop: &AtomicB
                 count.fetch_add(1, Ordering::Relaxed);
                 connection = Some(open);
             }
-            Ok((_, answer)) => failures.push(format!("{} {:?}: {}", answer.status, answer.header("sidereal-fault"), answer.body)),
+            Ok((_, answer)) => {
+                failures.push(format!("{} {:?}: {}", answer.status, answer.header("sidereal-fault"), answer.body))
+            }
             Err(cause) => failures.push(format!("{cause:#}")),
         }
         if !pause.is_zero() {

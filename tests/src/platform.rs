@@ -82,10 +82,16 @@ impl Platform {
         let out = self.cli(&[args, &["-o", "json"]].concat())?;
         let stdout = String::from_utf8_lossy(&out.stdout);
         if !out.status.success() {
-            bail!("`sidereal {}` failed ({}): {stdout}{}", args.join(" "), out.status, String::from_utf8_lossy(&out.stderr));
+            bail!(
+                "`sidereal {}` failed ({}): {stdout}{}",
+                args.join(" "),
+                out.status,
+                String::from_utf8_lossy(&out.stderr)
+            );
         }
         let line = stdout.lines().last().unwrap_or_default();
-        let envelope: serde_json::Value = serde_json::from_str(line).with_context(|| format!("no envelope: {stdout}"))?;
+        let envelope: serde_json::Value =
+            serde_json::from_str(line).with_context(|| format!("no envelope: {stdout}"))?;
         Ok(envelope.get("data").cloned().unwrap_or_default())
     }
 

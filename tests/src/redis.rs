@@ -32,7 +32,8 @@ impl Redis {
             .spawn()
             .context("cannot start redis-server; install the package redis-server")?;
         let redis = Self { child, addr, _dir: dir };
-        until(Duration::from_secs(10), || TcpStream::connect(redis.addr).is_ok()).context("redis-server does not answer")?;
+        until(Duration::from_secs(10), || TcpStream::connect(redis.addr).is_ok())
+            .context("redis-server does not answer")?;
         Ok(redis)
     }
 

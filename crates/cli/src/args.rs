@@ -9,8 +9,10 @@ use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, T
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]
 #[command(name = "sidereal", version, propagate_version = true, max_term_width = 110)]
-#[command(after_help = "Start with `sidereal up --demo`. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, \
-                        5 denied, 6 unreachable, 7 timed out, 130 interrupted.")]
+#[command(
+    after_help = "Start with `sidereal up --demo`. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, \
+                        5 denied, 6 unreachable, 7 timed out, 130 interrupted."
+)]
 pub struct Cli {
     /// What everything else shares.
     #[command(flatten)]
@@ -251,13 +253,15 @@ impl std::str::FromStr for LinkArg {
         let (edge, provider) =
             text.split_once('=').ok_or("expected contract[#label]=provider, for example wasi:keyvalue=redis")?;
         let (contract, label) = match edge.split_once('#') {
-            Some((contract, label)) => (contract, Some(label.parse().map_err(|e: model::name::NameError| e.to_string())?)),
+            Some((contract, label)) => {
+                (contract, Some(label.parse().map_err(|e: model::name::NameError| e.to_string())?))
+            }
             None => (edge, None),
         };
         Ok(Self {
-            contract: contract
-                .parse()
-                .map_err(|_| format!("`{contract}` is not a contract: write namespace:package, for example wasi:keyvalue"))?,
+            contract: contract.parse().map_err(|_| {
+                format!("`{contract}` is not a contract: write namespace:package, for example wasi:keyvalue")
+            })?,
             label,
             provider: provider.parse().map_err(|e: model::name::NameError| e.to_string())?,
         })

@@ -25,7 +25,11 @@ impl Context {
     /// # Errors
     /// When there is no data directory.
     pub fn new(global: &Global) -> anyhow::Result<Self> {
-        Ok(Self { home: Home::new(global.data_dir.as_deref())?, out: Output::new(global), tenant: global.tenant.clone() })
+        Ok(Self {
+            home: Home::new(global.data_dir.as_deref())?,
+            out: Output::new(global),
+            tenant: global.tenant.clone(),
+        })
     }
 
     /// The running platform's API.

@@ -61,7 +61,9 @@ impl Follow {
                     if observed.revision == revision && last != Some(observed.phase) {
                         last = Some(observed.phase);
                         spinner.set_message(format!("{} revision {revision}: {}", self.app, word(observed.phase)));
-                        spinner.suspend(|| out.step(&format!("{} revision {revision}: {}", self.app, word(observed.phase))));
+                        spinner.suspend(|| {
+                            out.step(&format!("{} revision {revision}: {}", self.app, word(observed.phase)))
+                        });
                     }
                     if verdict(observed, revision)? {
                         return Ok(view.urls);
@@ -75,7 +77,11 @@ impl Follow {
                     .into());
                 }
                 if self.events.next().await.transpose().map_err(refused)?.is_none() {
-                    return Err(Problem::new(Code::Unreachable, "the control plane stopped while the app was starting").into());
+                    return Err(Problem::new(
+                        Code::Unreachable,
+                        "the control plane stopped while the app was starting",
+                    )
+                    .into());
                 }
             }
         };

@@ -37,7 +37,10 @@ impl Home {
     pub fn new(flag: Option<&Path>) -> anyhow::Result<Self> {
         let dir = match flag {
             Some(dir) => std::path::absolute(dir)?,
-            None => etcetera::choose_base_strategy().context("no home directory; use --data-dir")?.data_dir().join("sidereal"),
+            None => etcetera::choose_base_strategy()
+                .context("no home directory; use --data-dir")?
+                .data_dir()
+                .join("sidereal"),
         };
         Ok(Self { dir })
     }
@@ -123,8 +126,11 @@ impl Home {
     /// [`Code::Unreachable`] when none does.
     pub fn running(&self) -> anyhow::Result<Running> {
         let text = fs::read_to_string(self.running_file()).map_err(|_| {
-            Problem::new(Code::Unreachable, format!("nothing runs here: {} has no running platform", self.dir.display()))
-                .help("start it with `sidereal up`, or name its directory with --data-dir")
+            Problem::new(
+                Code::Unreachable,
+                format!("nothing runs here: {} has no running platform", self.dir.display()),
+            )
+            .help("start it with `sidereal up`, or name its directory with --data-dir")
         })?;
         serde_json::from_str(&text).with_context(|| format!("{} is damaged", self.running_file().display()))
     }
@@ -158,9 +164,11 @@ impl Home {
                 write_private(&file, token.as_bytes())?;
                 Ok(token)
             }
-            Err(cause) => Err(Problem::new(Code::Unauthorized, format!("cannot read the API token {}: {cause}", file.display()))
-                .help("run the command as the user who runs `sidereal up`")
-                .into()),
+            Err(cause) => {
+                Err(Problem::new(Code::Unauthorized, format!("cannot read the API token {}: {cause}", file.display()))
+                    .help("run the command as the user who runs `sidereal up`")
+                    .into())
+            }
         }
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use api::{Code, Problem};
-use model::name::ComponentName;
 use model::claims::keys::{KeyKind, KeyPair};
+use model::name::ComponentName;
 use serde::Serialize;
 
 use crate::home::{Home, write_private};

@@ -53,7 +53,11 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     }
     let context = Context::new(&cli.global)?;
     let daemon = matches!(cli.command, Command::Up(_));
-    let mut builder = if daemon { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
+    let mut builder = if daemon {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
     let runtime = builder.worker_threads(2).enable_all().build().context("cannot start the async runtime")?;
     if daemon {
         telemetry::init();

@@ -35,7 +35,8 @@ pub async fn pull(reference: &OciReference) -> anyhow::Result<Vec<u8>> {
         ..ClientConfig::default()
     };
     let client = Client::new(config);
-    let image = Reference::with_digest(reference.registry.clone(), reference.repository.clone(), reference.digest.to_string());
+    let image =
+        Reference::with_digest(reference.registry.clone(), reference.repository.clone(), reference.digest.to_string());
     let auth = credentials(&reference.registry);
     let failed = |cause: oci_client::errors::OciDistributionError| {
         Problem::new(Code::Unreachable, format!("cannot bring {shown}: {cause}"))
@@ -57,7 +58,9 @@ pub async fn pull(reference: &OciReference) -> anyhow::Result<Vec<u8>> {
     while let Some(chunk) = stream.stream.next().await {
         bytes.extend_from_slice(&chunk.with_context(|| format!("reading {shown}"))?);
         if bytes.len() > MAX_ARTIFACT {
-            return Err(Problem::new(Code::TooLarge, format!("{shown} is larger than {} MiB", MAX_ARTIFACT >> 20)).into());
+            return Err(
+                Problem::new(Code::TooLarge, format!("{shown} is larger than {} MiB", MAX_ARTIFACT >> 20)).into()
+            );
         }
     }
     matches(&bytes, wanted, &shown)?;

@@ -51,7 +51,8 @@ impl Output {
             Format::Text => text(),
             Format::Json => {
                 let envelope = Envelope { schema: SCHEMA, ok: true, data: Some(data), error: None };
-                serde_json::to_string(&envelope).unwrap_or_else(|cause| format!("{{\"ok\":false,\"error\":\"{cause}\"}}"))
+                serde_json::to_string(&envelope)
+                    .unwrap_or_else(|cause| format!("{{\"ok\":false,\"error\":\"{cause}\"}}"))
             }
         };
         stdout(&line);

@@ -147,7 +147,13 @@ fn facts(
 
 /// Signs a local build that carries no claims. The same build gives the same artifact: the token's time is the file's,
 /// its id comes from the bytes.
-fn signed(context: &Context, manifest: &Manifest, name: &ComponentName, bytes: Bytes, file: &Path) -> Result<Bytes, ArtifactProblem> {
+fn signed(
+    context: &Context,
+    manifest: &Manifest,
+    name: &ComponentName,
+    bytes: Bytes,
+    file: &Path,
+) -> Result<Bytes, ArtifactProblem> {
     let is_signed = matches!(claims::peek(&bytes), Ok(Some(_)) | Err(_));
     if is_signed {
         return Ok(bytes);
@@ -173,7 +179,8 @@ fn module_key(context: &Context, app: &AppName, component: &ComponentName) -> an
 
 /// The report as a problem. People get the picture on stderr, programs every finding in the envelope.
 fn invalid(context: &Context, report: &Report) -> Problem {
-    let mut problem = Problem::new(Code::ManifestInvalid, report.to_string()).help("mend what is listed, then try again");
+    let mut problem =
+        Problem::new(Code::ManifestInvalid, report.to_string()).help("mend what is listed, then try again");
     if context.out.json() {
         problem.findings = report
             .findings

@@ -42,7 +42,9 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
     let mut connection = Connection::open(platform.ingress)?;
     let last = format!("app{}.localhost", args.apps - 1);
     sidereal_tests::platform::until(Duration::from_secs(60), || {
-        Connection::open(platform.ingress).and_then(|mut c| c.send("GET", &last, "/", &[])).is_ok_and(|a| a.status == 200)
+        Connection::open(platform.ingress)
+            .and_then(|mut c| c.send("GET", &last, "/", &[]))
+            .is_ok_and(|a| a.status == 200)
     })?;
     let ready = platform.ready + restarted.elapsed();
     table.at_most(&format!("restart with {} apps to ready", args.apps), ready.as_secs_f64(), 5.0, "s", "");
@@ -82,7 +84,10 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
     let m: serde_json::Value = serde_json::from_slice(&out.stdout).context("twin-m")?;
     let m = m.get("p50_us").and_then(serde_json::Value::as_f64).context("twin-m gave no p50")?;
     let hop = single.p50_us;
-    table.note(&format!("{few} apps in turn, p50, whole path"), format!("{:.0} µs; one app {hop:.0} µs; M at {few} {m:.0} µs", turn.p50_us));
+    table.note(
+        &format!("{few} apps in turn, p50, whole path"),
+        format!("{:.0} µs; one app {hop:.0} µs; M at {few} {m:.0} µs", turn.p50_us),
+    );
     drop(dir);
     Ok(())
 }

@@ -41,13 +41,28 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
         .collect();
     std::thread::sleep(Duration::from_millis(500));
     let noisy = load::run(&spec)?;
-    table.at_most("failures of tenant B while A loops on 4 x cores", (noisy.not_ok + noisy.broken) as f64, 0.0, "of its requests", &format!("{} asked", noisy.requests));
-    table.at_most("p99 of tenant B meanwhile", noisy.p99_us / quiet.p99_us, 3.0, "x quiet", &format!("{:.0} µs, quiet {:.0} µs", noisy.p99_us, quiet.p99_us));
+    table.at_most(
+        "failures of tenant B while A loops on 4 x cores",
+        (noisy.not_ok + noisy.broken) as f64,
+        0.0,
+        "of its requests",
+        &format!("{} asked", noisy.requests),
+    );
+    table.at_most(
+        "p99 of tenant B meanwhile",
+        noisy.p99_us / quiet.p99_us,
+        3.0,
+        "x quiet",
+        &format!("{:.0} µs, quiet {:.0} µs", noisy.p99_us, quiet.p99_us),
+    );
     stop.store(true, Ordering::Relaxed);
     let begun = std::time::Instant::now();
     let mut us = us;
     let status = us.platform.stop(Duration::from_secs(30))?;
-    table.note("stop on SIGTERM with the loops running", format!("{:.1} s, exit {:?}", begun.elapsed().as_secs_f64(), status.code()));
+    table.note(
+        "stop on SIGTERM with the loops running",
+        format!("{:.1} s, exit {:?}", begun.elapsed().as_secs_f64(), status.code()),
+    );
     loops.into_iter().for_each(|l| drop(l.join()));
     Ok(())
 }

@@ -53,7 +53,11 @@ impl Table {
     }
 
     fn row(&mut self, measure: &str, value: f64, goal: f64, unit: &str, detail: &str, (sign, met): (&str, bool)) {
-        let figure = format!("{} {unit}{}", short(value), if detail.is_empty() { String::new() } else { format!(" ({detail})") });
+        let figure = format!(
+            "{} {unit}{}",
+            short(value),
+            if detail.is_empty() { String::new() } else { format!(" ({detail})") }
+        );
         eprintln!("  {measure}: {figure}");
         let goal = format!("{sign} {} {unit}", short(goal));
         self.rows.push(Row { measure: measure.to_owned(), figure, goal, met: Some(met) });

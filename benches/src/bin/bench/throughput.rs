@@ -44,10 +44,19 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
     let p99 = |all: &[Both]| median(all, |b| b.one.p99_us);
     let failed: u64 = ours.iter().map(|b| b.many.not_ok + b.one.not_ok + b.many.broken + b.one.broken).sum();
     anyhow::ensure!(failed == 0, "{failed} of our answers were not 200");
-    table.note("twin H (hyper), req/s and p50/p99 µs", format!("{:.0}; {:.0}/{:.0}", rate(&hyper), p50(&hyper), p99(&hyper)));
-    table.note("twin P (serve), req/s, CPU µs, p50 µs", format!("{:.0}; {:.1}; {:.0}", rate(&serve), cpu(&serve), p50(&serve)));
+    table.note(
+        "twin H (hyper), req/s and p50/p99 µs",
+        format!("{:.0}; {:.0}/{:.0}", rate(&hyper), p50(&hyper), p99(&hyper)),
+    );
+    table.note(
+        "twin P (serve), req/s, CPU µs, p50 µs",
+        format!("{:.0}; {:.1}; {:.0}", rate(&serve), cpu(&serve), p50(&serve)),
+    );
     if !theirs.is_empty() {
-        table.note("peer, req/s, CPU µs, p50 µs", format!("{:.0}; {:.1}; {:.0}", rate(&theirs), cpu(&theirs), p50(&theirs)));
+        table.note(
+            "peer, req/s, CPU µs, p50 µs",
+            format!("{:.0}; {:.1}; {:.0}", rate(&theirs), cpu(&theirs), p50(&theirs)),
+        );
     }
     let detail = format!("{:.0} req/s", rate(&ours));
     table.at_least("hello, fresh instance, 32 connections, against P", rate(&ours) / rate(&serve), 3.0, "x P", &detail);
@@ -60,16 +69,34 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
 
     us.deploy("warm", "hello", "reuse = { requests = 100000, idle = \"10s\" }")?;
     let warm = load(args, us.platform.ingress, "warm.localhost", 32, us.pids())?;
-    table.at_least("reuse on, Rust hello, 32 connections", warm.per_second / rate(&hyper), 0.6, "x H", &format!("{:.0} req/s", warm.per_second));
+    table.at_least(
+        "reuse on, Rust hello, 32 connections",
+        warm.per_second / rate(&hyper),
+        0.6,
+        "x H",
+        &format!("{:.0} req/s", warm.per_second),
+    );
     drop(h);
 
     us.deploy("durable", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"")?;
     let durable = load(args, us.platform.ingress, "durable.localhost", 32, us.pids())?;
     anyhow::ensure!(durable.not_ok == 0, "increments failed");
-    table.at_least("counter on the embedded store, 32 connections", durable.per_second, 5000.0, "durable increments/s", &format!("p50 {:.1} ms", durable.p50_us / 1000.0));
+    table.at_least(
+        "counter on the embedded store, 32 connections",
+        durable.per_second,
+        5000.0,
+        "durable increments/s",
+        &format!("p50 {:.1} ms", durable.p50_us / 1000.0),
+    );
     us.deploy("quick", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"memory\"")?;
     let quick = load(args, us.platform.ingress, "quick.localhost", 32, us.pids())?;
-    table.at_least("counter in memory against own hello", quick.per_second / rate(&ours), 0.6, "x hello", &format!("{:.0} req/s", quick.per_second));
+    table.at_least(
+        "counter in memory against own hello",
+        quick.per_second / rate(&ours),
+        0.6,
+        "x hello",
+        &format!("{:.0} req/s", quick.per_second),
+    );
     limit(args, table)
 }
 
@@ -88,7 +115,13 @@ fn limit(args: &Args, table: &mut Table) -> anyhow::Result<()> {
     };
     let calls = (args.seconds * 10_000).to_string();
     let (m, host) = (figure("twin-m", &[&calls])?, figure("in-host", &[&calls])?);
-    table.at_most("in-host path (route to response) against M", host / m, 1.3, "x M", &format!("{host:.1} µs, M {m:.1} µs"));
+    table.at_most(
+        "in-host path (route to response) against M",
+        host / m,
+        1.3,
+        "x M",
+        &format!("{host:.1} µs, M {m:.1} µs"),
+    );
     Ok(())
 }
 
@@ -96,7 +129,13 @@ fn both(args: &Args, addr: std::net::SocketAddr, host: &str, pids: Vec<u32>) -> 
     Ok(Both { one: load(args, addr, host, 1, pids.clone())?, many: load(args, addr, host, 32, pids)? })
 }
 
-fn load(args: &Args, addr: std::net::SocketAddr, host: &str, connections: usize, pids: Vec<u32>) -> anyhow::Result<LoadReport> {
+fn load(
+    args: &Args,
+    addr: std::net::SocketAddr,
+    host: &str,
+    connections: usize,
+    pids: Vec<u32>,
+) -> anyhow::Result<LoadReport> {
     let mut spec = LoadSpec::new(addr, host, connections);
     spec.duration = Duration::from_secs(args.seconds);
     spec.servers = pids;

@@ -44,11 +44,10 @@ pub async fn delete(context: &Context, args: Delete) -> anyhow::Result<()> {
         problem.findings = view.urls.iter().map(|url| format!("would stop answering: {url}")).collect();
         return Err(problem.into());
     }
-    client
-        .delete_app(&context.tenant, &args.app, Require::At(view.desired.revision.0))
-        .await
-        .map_err(refused)?;
-    context.out.result(&serde_json::json!({ "app": args.app, "deleted": true }), || format!("{} is deleted; its data is kept", args.app));
+    client.delete_app(&context.tenant, &args.app, Require::At(view.desired.revision.0)).await.map_err(refused)?;
+    context.out.result(&serde_json::json!({ "app": args.app, "deleted": true }), || {
+        format!("{} is deleted; its data is kept", args.app)
+    });
     Ok(())
 }
 
@@ -109,7 +108,8 @@ fn detail(view: &AppView) -> String {
     let mut text = format!("{} revision {}\n", view.name, view.desired.revision);
     for (node, observed) in &view.nodes {
         text.push_str(&format!("  node {node}: revision {} {}", observed.revision, word(observed.phase)));
-        if let Some(serving) = observed.serving.filter(|s| *s != observed.revision || observed.phase != Phase::Serving) {
+        if let Some(serving) = observed.serving.filter(|s| *s != observed.revision || observed.phase != Phase::Serving)
+        {
             text.push_str(&format!("; revision {serving} serves"));
         }
         text.push('\n');

@@ -59,7 +59,10 @@ pub async fn doctor(context: &Context) -> anyhow::Result<bool> {
     context.out.result(&found, || {
         let mut text = String::new();
         for diagnosis in &found {
-            text.push_str(&format!("{} [{}] {}\n  do: {}\n", diagnosis.severity, diagnosis.code, diagnosis.message, diagnosis.help));
+            text.push_str(&format!(
+                "{} [{}] {}\n  do: {}\n",
+                diagnosis.severity, diagnosis.code, diagnosis.message, diagnosis.help
+            ));
         }
         text.push_str(&format!("{faults} faults, {} risks; nothing was changed", found.len() - faults));
         text
@@ -72,30 +75,54 @@ fn directory(home: &Home, found: &mut Vec<Diagnosis>) {
     let Ok(meta) = fs::metadata(dir) else { return };
     let shown = dir.display();
     if !meta.is_dir() {
-        found.push(fault("data-dir-no-folder", format!("{shown} is no folder"), "move the file away, or use --data-dir"));
+        found.push(fault(
+            "data-dir-no-folder",
+            format!("{shown} is no folder"),
+            "move the file away, or use --data-dir",
+        ));
         return;
     }
     if meta.uid() != rustix::process::geteuid().as_raw() {
-        found.push(fault("data-dir-owner", format!("{shown} belongs to user {}", meta.uid()), "run as that user, or use --data-dir"));
+        found.push(fault(
+            "data-dir-owner",
+            format!("{shown} belongs to user {}", meta.uid()),
+            "run as that user, or use --data-dir",
+        ));
     }
     if meta.mode() & 0o077 != 0 {
         found.push(risk("data-dir-open", format!("{shown} can be read by other users"), format!("chmod 700 {shown}")));
     }
     if rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_err() {
-        found.push(fault("data-dir-read-only", format!("{shown} cannot be written"), "check the file system and its permissions"));
+        found.push(fault(
+            "data-dir-read-only",
+            format!("{shown} cannot be written"),
+            "check the file system and its permissions",
+        ));
     }
     if let Ok(disk) = rustix::fs::statvfs(dir) {
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         if free < 256 << 20 {
-            found.push(fault("disk-full", format!("{shown} has {} MiB left", free >> 20), "free some space; deploys and writes are refused meanwhile"));
+            found.push(fault(
+                "disk-full",
+                format!("{shown} has {} MiB left", free >> 20),
+                "free some space; deploys and writes are refused meanwhile",
+            ));
         }
         if disk.f_files > 0 && disk.f_favail < 1000 {
-            found.push(fault("inodes-full", format!("{shown} has {} inodes left", disk.f_favail), "remove files; artifacts and code need some"));
+            found.push(fault(
+                "inodes-full",
+                format!("{shown} has {} inodes left", disk.f_favail),
+                "remove files; artifacts and code need some",
+            ));
         }
     }
     let ahead = [home.store(), home.data()].into_iter().filter_map(|file| fs::metadata(file).ok()?.modified().ok());
     if ahead.into_iter().any(|time| time > SystemTime::now() + Duration::from_secs(60)) {
-        found.push(fault("clock-behind", "the state was written in the future of this machine's clock".to_owned(), "set the clock; signatures expire by it"));
+        found.push(fault(
+            "clock-behind",
+            "the state was written in the future of this machine's clock".to_owned(),
+            "set the clock; signatures expire by it",
+        ));
     }
 }
 
@@ -107,7 +134,11 @@ fn private_files(home: &Home, found: &mut Vec<Diagnosis>) {
     for file in files {
         if fs::metadata(&file).is_ok_and(|meta| meta.mode() & 0o077 != 0) {
             let shown = file.display();
-            found.push(fault("secret-open", format!("{shown} can be read by other users"), format!("chmod 600 {shown}, and consider it known to them")));
+            found.push(fault(
+                "secret-open",
+                format!("{shown} can be read by other users"),
+                format!("chmod 600 {shown}, and consider it known to them"),
+            ));
         }
     }
 }
@@ -117,9 +148,17 @@ fn signing_keys(home: &Home, found: &mut Vec<Diagnosis>) {
         return;
     }
     if let Err(cause) = keys::list(home) {
-        found.push(fault("key-damaged", format!("{cause:#}"), "restore the file from a backup, or remove it and trust a new key"));
+        found.push(fault(
+            "key-damaged",
+            format!("{cause:#}"),
+            "restore the file from a backup, or remove it and trust a new key",
+        ));
     } else if keys::load(home, keys::ACCOUNT).is_err() && home.store().exists() {
-        found.push(fault("key-missing", "the account key that signs local builds is gone".to_owned(), "restore it, or `sidereal keys generate account account` and trust the new key"));
+        found.push(fault(
+            "key-missing",
+            "the account key that signs local builds is gone".to_owned(),
+            "restore it, or `sidereal keys generate account account` and trust the new key",
+        ));
     }
 }
 
@@ -135,7 +174,11 @@ async fn platform(home: &Home, found: &mut Vec<Diagnosis>) -> bool {
     };
     let alive = Path::new(&format!("/proc/{}", running.pid)).exists();
     if !alive {
-        found.push(risk("stopped-hard", format!("process {} ended without stopping", running.pid), "`sidereal up` takes over; acknowledged writes are kept"));
+        found.push(risk(
+            "stopped-hard",
+            format!("process {} ended without stopping", running.pid),
+            "`sidereal up` takes over; acknowledged writes are kept",
+        ));
         return false;
     }
     let answer = match home.token(false).and_then(|token| connect(&running, &token)) {
@@ -148,11 +191,19 @@ async fn platform(home: &Home, found: &mut Vec<Diagnosis>) -> bool {
     match answer {
         Ok(nodes) => {
             for node in nodes.iter().filter(|node| !node.alive) {
-                found.push(fault("node-lost", format!("node {} does not report", node.name), "see its log; restart it"));
+                found.push(fault(
+                    "node-lost",
+                    format!("node {} does not report", node.name),
+                    "see its log; restart it",
+                ));
             }
         }
         Err(cause) => {
-            found.push(fault("api-silent", format!("process {} runs but {} does not answer: {cause}", running.pid, running.api), "see its log; stop it with SIGTERM and start it again"));
+            found.push(fault(
+                "api-silent",
+                format!("process {} runs but {} does not answer: {cause}", running.pid, running.api),
+                "see its log; stop it with SIGTERM and start it again",
+            ));
         }
     }
     true
@@ -165,7 +216,11 @@ fn databases(home: &Home, found: &mut Vec<Diagnosis>) {
         let Ok(mut opened) = fs::File::open(&file) else { continue };
         let mut head = [0; 4];
         if opened.read_exact(&mut head).is_err() || head != MAGIC {
-            found.push(fault(code, format!("{} is damaged: it does not begin as a store does", file.display()), "restore it from a backup; it is not touched meanwhile"));
+            found.push(fault(
+                code,
+                format!("{} is damaged: it does not begin as a store does", file.display()),
+                "restore it from a backup; it is not touched meanwhile",
+            ));
         }
     }
 }
@@ -173,7 +228,11 @@ fn databases(home: &Home, found: &mut Vec<Diagnosis>) {
 fn ports(found: &mut Vec<Diagnosis>) {
     for (name, port) in [("ingress", 8080), ("API", 8088)] {
         if let Err(cause) = TcpListener::bind(("127.0.0.1", port)) {
-            found.push(risk("port-taken", format!("port {port}, where the {name} listens by default, is taken: {cause}"), "nothing to do: another port is chosen and said"));
+            found.push(risk(
+                "port-taken",
+                format!("port {port}, where the {name} listens by default, is taken: {cause}"),
+                "nothing to do: another port is chosen and said",
+            ));
         }
     }
 }
@@ -184,7 +243,11 @@ fn artifacts(home: &Home, found: &mut Vec<Diagnosis>) {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let Ok(bytes) = fs::read(&path) else { continue };
         if format!("sha256:{name}").parse::<model::Digest>().is_ok_and(|digest| digest != model::Digest::of(&bytes)) {
-            found.push(fault("artifact-damaged", format!("{} is not what its name says", path.display()), "remove it and deploy again"));
+            found.push(fault(
+                "artifact-damaged",
+                format!("{} is not what its name says", path.display()),
+                "remove it and deploy again",
+            ));
         }
     }
 }
@@ -192,23 +255,43 @@ fn artifacts(home: &Home, found: &mut Vec<Diagnosis>) {
 fn limits(found: &mut Vec<Diagnosis>) {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if files < 4096 {
-        found.push(risk("few-files", format!("this shell allows {files} open files"), "ulimit -n 65536; each connection needs one"));
+        found.push(risk(
+            "few-files",
+            format!("this shell allows {files} open files"),
+            "ulimit -n 65536; each connection needs one",
+        ));
     }
     if let Some(bytes) = getrlimit(Resource::As).current {
-        found.push(fault("address-space-limited", format!("this shell limits address space to {} MiB", bytes >> 20), "ulimit -v unlimited; instances are reserved address space, not memory"));
+        found.push(fault(
+            "address-space-limited",
+            format!("this shell limits address space to {} MiB", bytes >> 20),
+            "ulimit -v unlimited; instances are reserved address space, not memory",
+        ));
     }
     if let Some(0..64) = getrlimit(Resource::Nproc).current {
-        found.push(fault("few-processes", "this shell allows fewer than 64 processes".to_owned(), "ulimit -u 1024; every host is a process"));
+        found.push(fault(
+            "few-processes",
+            "this shell allows fewer than 64 processes".to_owned(),
+            "ulimit -u 1024; every host is a process",
+        ));
     }
 }
 
 fn kernel(found: &mut Vec<Diagnosis>) {
     let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
     if number("/proc/sys/vm/overcommit_memory") == Some(2) {
-        found.push(fault("overcommit-strict", "vm.overcommit_memory is 2: instance pools cannot be reserved".to_owned(), "sysctl vm.overcommit_memory=0"));
+        found.push(fault(
+            "overcommit-strict",
+            "vm.overcommit_memory is 2: instance pools cannot be reserved".to_owned(),
+            "sysctl vm.overcommit_memory=0",
+        ));
     }
     if let Some(maps @ 0..65530) = number("/proc/sys/vm/max_map_count") {
-        found.push(risk("few-maps", format!("vm.max_map_count is {maps}: fewer apps fit in a host"), "sysctl vm.max_map_count=262144"));
+        found.push(risk(
+            "few-maps",
+            format!("vm.max_map_count is {maps}: fewer apps fit in a host"),
+            "sysctl vm.max_map_count=262144",
+        ));
     }
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut parts = release.split(['.', '-']).filter_map(|part| part.parse::<u32>().ok());
@@ -216,16 +299,28 @@ fn kernel(found: &mut Vec<Diagnosis>) {
     if version < (5, 15) {
         found.push(fault("kernel-old", format!("kernel {release} is older than 5.15"), "use a newer kernel"));
     } else if version < (6, 7) {
-        found.push(risk("kernel-slower", format!("kernel {release} cannot scan page maps: instances are reset more slowly"), "6.7 or newer is faster; nothing else changes"));
+        found.push(risk(
+            "kernel-slower",
+            format!("kernel {release} cannot scan page maps: instances are reset more slowly"),
+            "6.7 or newer is faster; nothing else changes",
+        ));
     }
 }
 
 fn environment(found: &mut Vec<Diagnosis>) {
     if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
-        found.push(risk("backtrace-set", "RUST_BACKTRACE is set in this shell".to_owned(), "nothing to do: hosts start without it, because it costs milliseconds a request"));
+        found.push(risk(
+            "backtrace-set",
+            "RUST_BACKTRACE is set in this shell".to_owned(),
+            "nothing to do: hosts start without it, because it costs milliseconds a request",
+        ));
     }
     if let Some(tmp) = std::env::var_os("TMPDIR").filter(|dir| !Path::new(dir).is_dir()) {
-        found.push(fault("tmpdir-missing", format!("TMPDIR names {}, which is no folder", tmp.to_string_lossy()), "unset TMPDIR, or create it"));
+        found.push(fault(
+            "tmpdir-missing",
+            format!("TMPDIR names {}, which is no folder", tmp.to_string_lossy()),
+            "unset TMPDIR, or create it",
+        ));
     }
 }
 
@@ -233,6 +328,10 @@ fn environment(found: &mut Vec<Diagnosis>) {
 fn manifest(found: &mut Vec<Diagnosis>) {
     let Ok(text) = fs::read_to_string("app.toml") else { return };
     if let Err(report) = model::manifest::parse(&text, "app.toml") {
-        found.push(fault("manifest-invalid", format!("app.toml in this folder: {report}"), "`sidereal plan` shows each problem with its line"));
+        found.push(fault(
+            "manifest-invalid",
+            format!("app.toml in this folder: {report}"),
+            "`sidereal plan` shows each problem with its line",
+        ));
     }
 }

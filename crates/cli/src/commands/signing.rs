@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use api::{Code, Problem};
@@ -63,21 +63,24 @@ pub fn sign(context: &Context, args: &Sign) -> anyhow::Result<()> {
     let name = args.name.clone().unwrap_or(stem);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     // A component keeps its identity when it is signed again.
-    let earlier = claims::peek(&bytes).ok().flatten().and_then(|c| model::claims::keys::PublicKey::parse(&c.subject).ok());
+    let earlier =
+        claims::peek(&bytes).ok().flatten().and_then(|c| model::claims::keys::PublicKey::parse(&c.subject).ok());
     let subject = match earlier {
         Some(subject) => subject,
         None => KeyPair::from_entropy(KeyKind::Module, rand::random()).public(),
     };
     let mut claims = Claims::new(name, &subject, format!("{:032x}", rand::random::<u128>()), now);
-    claims.expires = args.expires.map(|after| now + Duration::from(after.duration()).as_secs());
+    claims.expires = args.expires.map(|after| now + after.duration().as_secs());
     if !args.grant.is_empty() {
         claims.component.granted = Some(args.grant.clone());
     }
-    let signed = claims::sign(&bytes, claims, &account)
-        .map_err(|cause| Problem::new(Code::ArtifactInvalid, format!("cannot sign {}: {cause}", args.file.display())))?;
+    let signed = claims::sign(&bytes, claims, &account).map_err(|cause| {
+        Problem::new(Code::ArtifactInvalid, format!("cannot sign {}: {cause}", args.file.display()))
+    })?;
     let out = args.out.as_ref().unwrap_or(&args.file);
     write_whole(out, &signed, 0o644)?;
-    let result = Signed { file: out.display().to_string(), digest: Digest::of(&signed), claims: claims::peek(&signed)? };
+    let result =
+        Signed { file: out.display().to_string(), digest: Digest::of(&signed), claims: claims::peek(&signed)? };
     context.out.result(&result, || format!("{} {} signed by {}", result.file, result.digest, account.public_key()));
     Ok(())
 }
@@ -126,17 +129,23 @@ fn fault(bytes: &[u8], claims: &Result<Option<Claims>, claims::ClaimsError>) -> 
 }
 
 fn text(found: &Inspected) -> String {
-    let mut text = format!("{}\n{} bytes, WASI {}\n", found.digest, found.size, if found.world == "p3" { "0.3" } else { "0.2" });
+    let mut text =
+        format!("{}\n{} bytes, WASI {}\n", found.digest, found.size, if found.world == "p3" { "0.3" } else { "0.2" });
     found.imports.iter().for_each(|i| text.push_str(&format!("  imports {i}\n")));
     found.exports.iter().for_each(|e| text.push_str(&format!("  exports {e}\n")));
     match &found.claims {
         Some(claims) => {
             let name = claims.component.name.as_deref().unwrap_or("without a name");
-            text.push_str(&format!("signed as {name}\n  by {}\n  component {}\n  token {}\n", claims.issuer, claims.subject, claims.id));
+            text.push_str(&format!(
+                "signed as {name}\n  by {}\n  component {}\n  token {}\n",
+                claims.issuer, claims.subject, claims.id
+            ));
             if let Some(granted) = &claims.component.granted {
                 text.push_str(&format!("  granted {}\n", granted.join(", ")));
             }
-            if let Some(expires) = claims.expires.and_then(|s| i64::try_from(s).ok()).and_then(|s| jiff::Timestamp::from_second(s).ok()) {
+            if let Some(expires) =
+                claims.expires.and_then(|s| i64::try_from(s).ok()).and_then(|s| jiff::Timestamp::from_second(s).ok())
+            {
                 text.push_str(&format!("  expires {expires}\n"));
             }
         }
@@ -150,7 +159,8 @@ fn text(found: &Inspected) -> String {
 
 fn component(file: &Path) -> anyhow::Result<Vec<u8>> {
     let meta = fs::metadata(file).map_err(|cause| {
-        Problem::new(Code::NotFound, format!("cannot read {}: {cause}", file.display())).help("name a component: `sidereal inspect counter.wasm`")
+        Problem::new(Code::NotFound, format!("cannot read {}: {cause}", file.display()))
+            .help("name a component: `sidereal inspect counter.wasm`")
     })?;
     if meta.len() > model::component::MAX_COMPONENT as u64 {
         return Err(Problem::new(Code::TooLarge, format!("{} has {} bytes", file.display(), meta.len())).into());

@@ -11,9 +11,9 @@ use anyhow::Context as _;
 use api::client::{ControlClient, Require};
 use api::{Code, Problem};
 use control::{Control, ControlConfig, ControlError};
-use model::tenant::TenantSettings;
 use model::NodeName;
 use model::claims::keys::KeyKind;
+use model::tenant::TenantSettings;
 use node::{Node, NodeConfig};
 use serde::Serialize;
 use store::Store;
@@ -88,13 +88,20 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
         Err(error) => Err(error),
     };
     context.home.retract();
-    node.shutdown(DRAIN).await;
+    // The control plane first: that its only node leaves now is no news.
     control.shutdown().await;
+    node.shutdown(DRAIN).await;
     drop(lock);
     outcome
 }
 
-async fn get_ready(context: &Context, args: &Up, running: &Running, token: &str, begun: Instant) -> anyhow::Result<Ready> {
+async fn get_ready(
+    context: &Context,
+    args: &Up,
+    running: &Running,
+    token: &str,
+    begun: Instant,
+) -> anyhow::Result<Ready> {
     let client = connect(running, token)?;
     apply_flags(context, args, &client).await?;
     let app = match args.demo {
@@ -118,11 +125,24 @@ fn greeting(ready: &Ready) -> String {
         }
     }
     text.push_str(&format!("  ingress  http://{}\n  api      {}\n  stop     Ctrl-C\n", ready.ingress, ready.api));
-    text.push_str(match &ready.app {
-        Some(_) => "  next     sidereal link set counter wasi:keyvalue=memory   (in another terminal: swaps its store, nothing restarts)",
-        None => "  next     sidereal deploy examples/counter   (in another terminal)",
-    });
+    let next = match &ready.app {
+        Some(_) => "link set counter wasi:keyvalue=memory   (in another terminal: swaps its store, nothing restarts)",
+        None => "deploy examples/counter   (in another terminal)",
+    };
+    text.push_str(&format!("  next     {} {next}", program()));
     text
+}
+
+/// How the user can start this program again: by name where it is on the `PATH`, else by its file.
+fn program() -> String {
+    let Ok(own) = std::env::current_exe() else { return "sidereal".to_owned() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let named = std::env::split_paths(&path).map(|dir| dir.join("sidereal")).find(|file| file.is_file());
+    if named.and_then(|file| file.canonicalize().ok()) == Some(own.clone()) {
+        return "sidereal".to_owned();
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    own.strip_prefix(&here).unwrap_or(&own).display().to_string()
 }
 
 /// One platform per data directory: whoever holds the lock runs.
@@ -157,11 +177,15 @@ fn already(running: Option<Running>, context: &Context) -> Problem {
             });
             Problem::new(
                 Code::Conflict,
-                format!("already running: pid {}{since}, API {}, ingress http://{}", running.pid, running.api, running.ingress),
+                format!(
+                    "already running: pid {}{since}, API {}, ingress http://{}",
+                    running.pid, running.api, running.ingress
+                ),
             )
             .help("`sidereal status` shows what it runs; another one needs another --data-dir")
         }
-        None => Problem::new(Code::Conflict, format!("another `sidereal up` is starting in {dir}")).help("wait a moment, then `sidereal status`"),
+        None => Problem::new(Code::Conflict, format!("another `sidereal up` is starting in {dir}"))
+            .help("wait a moment, then `sidereal status`"),
     }
 }
 
@@ -253,7 +277,9 @@ fn storage(cause: store::StoreError) -> anyhow::Error {
 
 fn storage_text(text: String) -> anyhow::Error {
     Problem::new(Code::StoreUnavailable, text)
-        .help("nothing was changed; `sidereal doctor` looks for the cause, and a damaged file is restored from a backup")
+        .help(
+            "nothing was changed; `sidereal doctor` looks for the cause, and a damaged file is restored from a backup",
+        )
         .into()
 }
 

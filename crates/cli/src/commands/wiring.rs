@@ -25,14 +25,18 @@ pub async fn link(context: &Context, command: LinkCommand) -> anyhow::Result<()>
             let begun = Instant::now();
             let follow = Follow::open(&client, &context.tenant, &app).await?;
             let provider = link.provider.clone();
-            let request = LinkRequest { component, contract: link.contract, label: link.label, provider: link.provider };
+            let request =
+                LinkRequest { component, contract: link.contract, label: link.label, provider: link.provider };
             let accepted = client.link(&context.tenant, &app, &request, Require::Exists).await.map_err(refused)?;
             let urls = follow.serving(&context.out, accepted.revision, Duration::from_secs(60)).await?;
             let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             context.out.note("keys are not copied: the new provider answers with what it has");
             let served = Served { app, revision: accepted.revision, unchanged: accepted.unchanged, urls, ms };
             context.out.result(&served, || {
-                format!("{}: {} is answered by {provider} from revision {} on ({ms} ms)", served.app, request.contract, served.revision)
+                format!(
+                    "{}: {} is answered by {provider} from revision {} on ({ms} ms)",
+                    served.app, request.contract, served.revision
+                )
             });
         }
         LinkCommand::List { app } => list_links(context, &client, app).await?,
@@ -47,7 +51,9 @@ async fn list_links(context: &Context, client: &ControlClient, app: Option<AppNa
     };
     let links: Vec<serde_json::Value> = apps
         .iter()
-        .flat_map(|app| app.desired.app.links.iter().map(move |link| serde_json::json!({ "app": app.name, "link": link })))
+        .flat_map(|app| {
+            app.desired.app.links.iter().map(move |link| serde_json::json!({ "app": app.name, "link": link }))
+        })
         .collect();
     let rows = apps.iter().flat_map(|app| {
         app.desired.app.links.iter().map(move |link| {
@@ -62,7 +68,11 @@ async fn list_links(context: &Context, client: &ControlClient, app: Option<AppNa
     });
     let rows: Vec<_> = rows.collect();
     context.out.result(&links, || {
-        if rows.is_empty() { "no links".to_owned() } else { table(&["APP", "COMPONENT", "CONTRACT", "LABEL", "PROVIDER"], rows) }
+        if rows.is_empty() {
+            "no links".to_owned()
+        } else {
+            table(&["APP", "COMPONENT", "CONTRACT", "LABEL", "PROVIDER"], rows)
+        }
     });
     Ok(())
 }
@@ -77,7 +87,13 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
         ProviderCommand::List => {
             let providers = client.providers(&context.tenant).await.map_err(refused)?;
             let rows = providers.iter().map(|p| {
-                vec![p.name.to_string(), p.kind.as_str().to_owned(), p.contract.clone(), p.from.clone(), p.links.join(", ")]
+                vec![
+                    p.name.to_string(),
+                    p.kind.as_str().to_owned(),
+                    p.contract.clone(),
+                    p.from.clone(),
+                    p.links.join(", "),
+                ]
             });
             let rows = rows.collect();
             context.out.result(&providers, || table(&["PROVIDER", "TYPE", "CONTRACT", "FROM", "LINKED BY"], rows));
@@ -103,12 +119,15 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
                     .help("`sidereal provider list` shows them")
             })?;
             if !view.links.is_empty() {
-                let mut problem = Problem::new(Code::Conflict, format!("`{name}` is linked")).help("move the links first");
+                let mut problem =
+                    Problem::new(Code::Conflict, format!("`{name}` is linked")).help("move the links first");
                 problem.findings = view.links.clone();
                 return Err(problem.into());
             }
             change(context, &client, |settings| drop(settings.providers.remove(&name))).await?;
-            context.out.result(&serde_json::json!({ "provider": name, "removed": true }), || format!("{name} is withdrawn"));
+            context
+                .out
+                .result(&serde_json::json!({ "provider": name, "removed": true }), || format!("{name} is withdrawn"));
         }
     }
     Ok(())
@@ -129,7 +148,9 @@ pub async fn route(context: &Context, command: RouteCommand) -> anyhow::Result<(
             vec![r.app.to_string(), methods, r.urls.join(" "), r.route.component.to_string()]
         })
         .collect();
-    context.out.result(&routes, || if rows.is_empty() { "no routes".to_owned() } else { table(&["APP", "METHODS", "URL", "COMPONENT"], rows) });
+    context.out.result(&routes, || {
+        if rows.is_empty() { "no routes".to_owned() } else { table(&["APP", "METHODS", "URL", "COMPONENT"], rows) }
+    });
     Ok(())
 }
 
@@ -167,7 +188,11 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result
 }
 
 /// Reads, changes and writes the tenant's settings; tries again when somebody else was faster.
-async fn change(context: &Context, client: &ControlClient, edit: impl Fn(&mut TenantSettings)) -> anyhow::Result<TenantView> {
+async fn change(
+    context: &Context,
+    client: &ControlClient,
+    edit: impl Fn(&mut TenantSettings),
+) -> anyhow::Result<TenantView> {
     loop {
         let (mut settings, require) = match client.tenant(&context.tenant).await {
             Ok(view) => (view.settings, Require::At(view.etag)),

@@ -1,0 +1,67 @@
+//! The in-host path without sockets: a request for a linked workload to the end of its answer, with limits, metering and
+//! log. `in-host COMPONENT [CALLS]`; prints one line of JSON, as `twin-m` does for bare wasmtime.
+#![forbid(unsafe_code)]
+
+use std::io::{Seek as _, Write as _};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use model::Limits;
+use runtime::{Bindings, LogSink, LogStreamKind, Runtime, RuntimeSettings, Sinks, Workload};
+use serde::Serialize;
+use sidereal_benches::load::percentile;
+
+/// A log nobody reads.
+struct Nowhere;
+
+impl LogSink for Nowhere {
+    fn write(&self, _: LogStreamKind, _: &str, _: &[u8]) {}
+    fn dropped(&self, _: u64) {}
+}
+
+#[derive(Serialize)]
+struct Report {
+    calls: usize,
+    p50_us: f64,
+    p99_us: f64,
+    load_us: f64,
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let path = args.next().context("usage: in-host COMPONENT [CALLS]")?;
+    let calls: usize = args.next().map_or(Ok(30_000), |calls| calls.parse())?;
+    let wasm = std::fs::read(&path)?;
+    let info = model::component::inspect(&wasm)?;
+    let mut file = tempfile::tempfile()?;
+    file.write_all(&runtime::compile(&wasm, info.world)?)?;
+    file.rewind()?;
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio.block_on(async {
+        let runtime = Runtime::new(RuntimeSettings::default(), Vec::new())?;
+        let began = Instant::now();
+        let linked = runtime.link(&runtime.load(info.world, file)?, &info.imports)?;
+        let load_us = began.elapsed().as_secs_f64() * 1e6;
+        let sinks = Sinks { log: Arc::new(Nowhere), outbound: None };
+        let workload = Workload::new(linked, Limits::default(), None, Arc::new(Bindings::new()), sinks);
+        let mut latencies_ns = Vec::with_capacity(calls);
+        for call in 0..calls + calls / 10 {
+            let began = Instant::now();
+            let request =
+                http::Request::get("http://localhost/").header("host", "localhost").body(Full::<Bytes>::default())?;
+            let answer = workload.handle(request).await?;
+            let body = answer.into_body().collect().await?.to_bytes();
+            anyhow::ensure!(!body.is_empty(), "no answer");
+            if call >= calls / 10 {
+                latencies_ns.push(u32::try_from(began.elapsed().as_nanos()).unwrap_or(u32::MAX));
+            }
+        }
+        latencies_ns.sort_unstable();
+        let (p50_us, p99_us) = (percentile(&latencies_ns, 50), percentile(&latencies_ns, 99));
+        println!("{}", serde_json::to_string(&Report { calls, p50_us, p99_us, load_us })?);
+        Ok(())
+    })
+}
