@@ -44,6 +44,9 @@ struct State {
     /// What workloads counted that are unloaded by now.
     before: MeterSnapshot,
     last_fault: Option<Box<str>>,
+    /// Probes that the workloads counted as calls, and how many of them failed.
+    probes: u64,
+    failed_probes: u64,
 }
 
 struct Live {
@@ -122,7 +125,13 @@ impl Entry {
     /// Makes one instance to see that it can be made.
     pub(crate) async fn probe(&self, code: &CodeStore) -> Result<(), StartError> {
         let workload = self.load(code).await?;
-        workload.probe().await.map_err(|fault| {
+        let probed = workload.probe().await;
+        {
+            let mut state = self.state();
+            state.probes += 1;
+            state.failed_probes += u64::from(probed.is_err());
+        }
+        probed.map_err(|fault| {
             self.failed(&fault);
             StartError::Probe { component: self.spec.component.clone(), fault }
         })
@@ -160,8 +169,8 @@ impl Entry {
         ComponentStatus {
             loaded: state.live.is_some(),
             in_flight: self.in_flight(),
-            calls: sum.calls,
-            failed: sum.failed,
+            calls: sum.calls.saturating_sub(state.probes),
+            failed: sum.failed.saturating_sub(state.failed_probes),
             refused: self.refused.load(Relaxed),
             cpu_us: sum.cpu_us,
             log_dropped: self.spec.log.dropped_bytes(),

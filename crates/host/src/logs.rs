@@ -342,7 +342,7 @@ mod tests {
         assert!(ring.bytes <= MAX_BYTES && ring.lines.len() <= MAX_LINES);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_flood_is_cut_counted_and_told() {
         let logs = Logs::new(0);
         let component = log(&logs, 100);

@@ -120,9 +120,9 @@ async fn bodies_have_their_limits() {
     assert_eq!(rig.answer(post(64 << 10)).await.text.len(), 64 << 10);
     assert_eq!(rig.answer(post((64 << 10) + 1)).await.fault(), (413, "too-large"));
     let broken = rig.send(request("probe/1/main", "/bigresponse")).await;
-    match broken {
-        Ok(response) => assert!(response.into_body().collect().await.is_err(), "a cut body is never a whole one"),
-        Err(cause) => panic!("{cause}"),
+    // Depending on how far it came: no answer, or one that breaks off. Never one that looks whole.
+    if let Ok(response) = broken {
+        assert!(response.into_body().collect().await.is_err());
     }
 }
 

@@ -74,7 +74,8 @@ async fn the_agent_api_reads_strictly() {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         let request = Request::builder().method(method).uri(path).header("host", "host");
-        let response = sender.send_request(request.body(Full::from(body.to_owned())).unwrap()).await.unwrap();
+        let response =
+            sender.send_request(request.body(Full::<bytes::Bytes>::from(body.to_owned())).unwrap()).await.unwrap();
         assert_eq!(response.headers()["content-type"], "application/problem+json");
         let body = response.into_body().collect().await.unwrap().to_bytes();
         serde_json::from_slice::<api::Problem>(&body).unwrap().code
