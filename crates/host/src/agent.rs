@@ -1,7 +1,7 @@
 //! The agent API on `agent.sock`: what it takes to read a request strictly and to answer it.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use api::agent::{DrainRequest, HostInfo, StartRequest};
@@ -32,6 +32,8 @@ pub(crate) struct Agent {
     pub(crate) identity: Identity,
     /// Cancelled once the host is drained.
     pub(crate) done: CancellationToken,
+    /// Made when first asked for: a fingerprint costs an engine.
+    pub(crate) info: OnceLock<HostInfo>,
 }
 
 /// Answers one request.
@@ -63,7 +65,7 @@ impl Agent {
         let mut parts = path.trim_start_matches('/').split('/');
         let parts: [Option<&str>; 7] = std::array::from_fn(|_| parts.next());
         match (request.method(), parts) {
-            (&Method::GET, [Some("v1"), Some("info"), None, ..]) => ok(&self.info()?),
+            (&Method::GET, [Some("v1"), Some("info"), None, ..]) => ok(self.info()?),
             (&Method::GET, [Some("v1"), Some("status"), None, ..]) => ok(&self.apps.status()),
             (&Method::GET, [Some("v1"), Some("logs"), None, ..]) => Ok(self.logs()),
             (&Method::POST, [Some("v1"), Some("drain"), None, ..]) => {
@@ -91,20 +93,24 @@ impl Agent {
         }
     }
 
-    fn info(&self) -> Result<HostInfo, Problem> {
+    fn info(&self) -> Result<&HostInfo, Problem> {
+        if let Some(info) = self.info.get() {
+            return Ok(info);
+        }
         let runtime = self.apps.code().runtime();
         let fingerprint = |world| {
             let text = runtime.fingerprint(world).map_err(|cause| Problem::new(Code::Internal, cause.to_string()))?;
             Ok((world, text))
         };
-        Ok(HostInfo {
+        let info = HostInfo {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tenant: self.identity.tenant.clone(),
             shard: self.identity.shard,
             fingerprints: [World::P2, World::P3].into_iter().map(fingerprint).collect::<Result<_, Problem>>()?,
             interfaces: runtime.interfaces().map(str::to_owned).collect(),
-        })
+        };
+        Ok(self.info.get_or_init(|| info))
     }
 
     /// Ends when the reader hangs up or the host ends.

@@ -11,6 +11,9 @@ pub enum HostError {
     /// A variable that makes every dropped instance slow.
     #[error("{0} is set in the host's environment; start the host without it, it costs milliseconds per call")]
     Environment(&'static str),
+    /// A variable with a setting.
+    #[error("{0} is not a whole number above 0")]
+    Setting(&'static str),
     /// The node is not there.
     #[error("the node does not answer at {socket}: {cause}")]
     Node {

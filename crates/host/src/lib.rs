@@ -54,6 +54,24 @@ pub struct HostSettings {
     pub drain_ms: u64,
 }
 
+/// Environment variable with [`HostSettings::max_loaded`], for whoever starts the host.
+pub const MAX_LOADED_ENV: &str = "SIDEREAL_HOST_MAX_LOADED";
+
+impl HostSettings {
+    /// The defaults, and what the environment says otherwise.
+    ///
+    /// # Errors
+    /// [`HostError::Setting`] where it says something that is no number above 0.
+    pub fn from_env() -> Result<Self, HostError> {
+        let mut settings = Self::default();
+        if let Some(text) = std::env::var_os(MAX_LOADED_ENV) {
+            let number = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
+            settings.max_loaded = number.ok_or(HostError::Setting(MAX_LOADED_ENV))?;
+        }
+        Ok(settings)
+    }
+}
+
 impl Default for HostSettings {
     fn default() -> Self {
         Self { max_loaded: 2000, runtime: RuntimeSettings::default(), drain_ms: 10_000 }

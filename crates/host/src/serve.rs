@@ -40,12 +40,12 @@ const MAX_HEADERS: usize = 128;
 /// Bytes a request's head may have.
 const MAX_HEAD: usize = 128 << 10;
 
-/// Runs a host until it is drained.
+/// Runs a host until it is drained, with the settings of its environment.
 ///
 /// # Errors
 /// Any [`HostError`]: the process should end with a failure.
 pub fn run(args: HostArgs) -> Result<(), HostError> {
-    run_with(args, HostSettings::default())
+    run_with(args, HostSettings::from_env()?)
 }
 
 /// As [`run`], with other settings.
@@ -75,6 +75,7 @@ async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> 
         apps: apps.clone(),
         identity: Identity { tenant: args.tenant, shard: args.shard },
         done: done.clone(),
+        info: Default::default(),
     });
     let telling = apps.logs().clone();
     tokio::spawn(async move { telling.tell_dropped().await });

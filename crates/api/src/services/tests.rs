@@ -141,7 +141,8 @@ async fn serve_files(listener: UnixListener, connections: Arc<AtomicU32>) {
                 }
                 let name = format!("sidereal-api-fd-{}-{}", std::process::id(), digest.short());
                 let path = std::env::temp_dir().join(name);
-                let mut file = std::fs::File::options().read(true).write(true).create(true).open(&path).unwrap();
+                let mut file =
+                    std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
                 std::fs::remove_file(&path).unwrap();
                 file.write_all(digest.to_string().as_bytes()).unwrap();
                 files.reply(&FileReply::Ready { address: None }, Some(file.as_fd())).await.unwrap();

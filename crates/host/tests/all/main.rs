@@ -1,4 +1,11 @@
 //! A whole host on its own thread, against a node made by the test: real sockets, real compiled code, real components.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod calls;
 mod lifecycle;

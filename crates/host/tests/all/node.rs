@@ -16,6 +16,7 @@ use providers::keyvalue::{Backend, BackendError, Memory};
 use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+type Compiled = HashMap<(String, World), Arc<Vec<u8>>>;
 type Artifacts = HashMap<(Digest, World), Arc<Vec<u8>>>;
 
 /// What the node knows and what it was asked.
@@ -54,7 +55,7 @@ impl Node {
 
     /// Compiles a guest and offers it. Compiled once for all tests.
     pub(crate) fn offer(&self, name: &str, world: World) -> Digest {
-        static DONE: OnceLock<Mutex<HashMap<(String, World), Arc<Vec<u8>>>>> = OnceLock::new();
+        static DONE: OnceLock<Mutex<Compiled>> = OnceLock::new();
         let wasm = crate::rig::guest(name);
         let digest = Digest::of(&wasm);
         let code = {
