@@ -30,8 +30,10 @@ impl Platform {
     /// When it does not get ready.
     pub fn start(dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
         let begun = Instant::now();
+        let listen: &[&str] = if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
         let mut child = Command::new(crate::binary())
-            .args(["up", "-o", "json", "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"])
+            .args(["up", "-o", "json", "--api-listen", "127.0.0.1:0"])
+            .args(listen)
             .args(flags)
             .env("SIDEREAL_DATA_DIR", dir)
             .env_remove("RUST_BACKTRACE")
@@ -134,6 +136,14 @@ impl Platform {
     /// When it does not end by itself.
     pub fn stop(&mut self, within: Duration) -> anyhow::Result<std::process::ExitStatus> {
         Self::signal(self.child.id(), Signal::TERM)?;
+        self.ended(within)
+    }
+
+    /// Waits until it ended by itself.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn ended(&mut self, within: Duration) -> anyhow::Result<std::process::ExitStatus> {
         let mut status = None;
         until(within, || {
             status = self.child.try_wait().ok().flatten();

@@ -21,6 +21,17 @@ use clap::{CommandFactory as _, Parser as _};
 use context::Context;
 use output::{Output, problem_of};
 
+/// As many open files as the system lets this process have: every connection is one, and shells start with few.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(cause) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(%cause, "cannot raise the limit of open files");
+    }
+}
+
 /// Exit code of an interrupted command.
 const INTERRUPTED: u8 = 130;
 
@@ -41,6 +52,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     match cli.command {
         Command::Host(args) => {
             telemetry::init();
+            raise_file_limit();
             host::run(host::HostArgs { dir: args.dir, tenant: cli.global.tenant, shard: args.shard })?;
             return Ok(0);
         }
@@ -61,6 +73,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     let runtime = builder.worker_threads(2).enable_all().build().context("cannot start the async runtime")?;
     if daemon {
         telemetry::init();
+        raise_file_limit();
         let code = runtime.block_on(dispatch(&context, cli.command));
         // A blocking read of a dying disk must not keep the process from ending.
         runtime.shutdown_timeout(std::time::Duration::from_secs(1));

@@ -32,7 +32,7 @@ use crate::serving::ServingIndex;
 use crate::supervisor::{Host, HostState};
 
 /// Variables of the node's environment that its hosts get too; they get no other.
-const PASSED_ON: [&str; 1] = ["SIDEREAL_LOG"];
+const PASSED_ON: [&str; 2] = ["SIDEREAL_LOG", "SIDEREAL_HOST_MAX_LOADED"];
 /// How long a host may take to say how it is.
 const STATUS: Duration = Duration::from_secs(2);
 /// The longest a call from inside may take, and its largest answer, bytes.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use api::agent::AppOnHost;
 use api::client::Require;
 use api::control::{AppView, NodeView, RollbackRequest};
 use api::{Code, Problem};
@@ -51,6 +52,15 @@ pub async fn delete(context: &Context, args: Delete) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One app: what is wanted, what is seen, and what its components did on each shard.
+#[derive(Serialize)]
+struct Detailed {
+    #[serde(flatten)]
+    view: AppView,
+    in_flight: u32,
+    shards: Vec<Vec<AppOnHost>>,
+}
+
 #[derive(Serialize)]
 struct Everything {
     nodes: Vec<NodeView>,
@@ -66,7 +76,12 @@ pub async fn status(context: &Context, args: Status) -> anyhow::Result<()> {
     let client = context.client()?;
     if let Some(app) = args.app {
         let view = client.app(&context.tenant, &app).await.map_err(refused)?;
-        context.out.result(&view, || detail(&view));
+        let hosts = client.hosts(&context.tenant).await.map_err(refused)?;
+        let shards: Vec<Vec<AppOnHost>> =
+            hosts.into_iter().map(|host| host.apps.into_iter().filter(|a| a.app == app).collect()).collect();
+        let components = || shards.iter().flatten().flat_map(|a| a.components.values());
+        let detailed = Detailed { in_flight: components().map(|c| c.in_flight).sum(), view, shards };
+        context.out.result(&detailed, || detail(&detailed));
         return Ok(());
     }
     let tenant = client.tenant(&context.tenant).await.map_err(refused)?;
@@ -104,7 +119,8 @@ fn overview(context: &Context, all: &Everything) -> String {
     text
 }
 
-fn detail(view: &AppView) -> String {
+fn detail(detailed: &Detailed) -> String {
+    let view = &detailed.view;
     let mut text = format!("{} revision {}\n", view.name, view.desired.revision);
     for (node, observed) in &view.nodes {
         text.push_str(&format!("  node {node}: revision {} {}", observed.revision, word(observed.phase)));
@@ -128,6 +144,24 @@ fn detail(view: &AppView) -> String {
     }
     for link in &view.desired.app.links {
         text.push_str(&format!("  link {} {} {} -> {}\n", link.component, link.contract, link.label, link.provider));
+    }
+    for (shard, revisions) in detailed.shards.iter().enumerate() {
+        for (name, c) in
+            revisions.iter().flat_map(|r| r.components.iter().map(move |(n, c)| (format!("{n} r{}", r.revision), c)))
+        {
+            let loaded = if c.loaded { "loaded" } else { "not loaded" };
+            text.push_str(&format!(
+                "  shard {shard} {name}: {loaded}, {} in flight, {} calls, {} failed, {} refused, {} ms CPU\n",
+                c.in_flight,
+                c.calls,
+                c.failed,
+                c.refused,
+                c.cpu_us / 1000
+            ));
+            if let Some(fault) = &c.last_fault {
+                text.push_str(&format!("    last failure: {fault}\n"));
+            }
+        }
     }
     text.trim_end().to_owned()
 }

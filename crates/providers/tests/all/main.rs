@@ -1,4 +1,11 @@
 //! Providers against real servers and real components.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod components;
 mod http_out;

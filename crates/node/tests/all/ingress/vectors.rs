@@ -221,9 +221,7 @@ async fn unusual_requests_arrive_once() {
         ("100 fields", format!("GET /a HTTP/1.1\r\nHost: h\r\n{}{close}", "x: 1\r\n".repeat(98)), "/a"),
         (
             "chunked in upper case",
-            format!(
-                "POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: CHUNKED\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\nx: y\r\n\r\n"
-            ),
+            "POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: CHUNKED\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\nx: y\r\n\r\n".to_owned(),
             "/a",
         ),
         (
