@@ -89,7 +89,10 @@ impl ResponseBody {
             return Poll::Ready(None);
         };
         let fault = match Pin::new(&mut rest.body).poll_frame(cx) {
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => match rest.call.fault_or_wake(cx) {
+                None => return Poll::Pending,
+                fault => fault,
+            },
             Poll::Ready(Some(Ok(frame))) => match rest.left.checked_sub(length(&frame) as u64) {
                 Some(left) => {
                     rest.left = left;

@@ -22,6 +22,7 @@ struct State {
     settled: bool,
     body_read: bool,
     body_waker: Option<Waker>,
+    reader: Option<Waker>,
 }
 
 /// One call.
@@ -110,13 +111,30 @@ impl Call {
     /// The call has failed; must be said before the guest's end of the body goes away, so that its reader never takes
     /// a cut body for a whole one. Only the first reason counts.
     pub(crate) fn fail(&self, fault: &Fault) {
-        let mut state = self.state();
-        if state.fault.is_none() {
+        let reader = {
+            let mut state = self.state();
+            if state.fault.is_some() {
+                return;
+            }
             state.fault = Some(fault.clone());
             if state.settled {
                 self.meter.fail(fault.clone());
             }
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
         }
+    }
+
+    /// Why the call failed, where it has; otherwise the reader of the body is woken when it does. A body need not end
+    /// with its guest: one that passes the request's body on is not the guest's at all.
+    pub(crate) fn fault_or_wake(&self, cx: &Context<'_>) -> Option<Fault> {
+        let mut state = self.state();
+        if state.fault.is_none() {
+            state.reader = Some(cx.waker().clone());
+        }
+        state.fault.clone()
     }
 
     /// The guest has ended: the meter gets what it used and why it failed, where it did.

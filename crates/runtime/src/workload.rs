@@ -253,6 +253,8 @@ async fn gather(
             match task.as_mut().poll(cx) {
                 Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
                 Poll::Ready(Ok(())) => *ended = Some(Ok(())),
+                // It goes on after its answer.
+                Poll::Pending if pulled == Pulled::End => return Poll::Ready(Ok(())),
                 // It may have written more, now that there is room.
                 Poll::Pending => {}
             }

@@ -10,6 +10,7 @@
 mod limits;
 mod link;
 mod outbound;
+mod p3;
 mod reuse;
 mod serve;
 mod support;

@@ -10,7 +10,7 @@ use runtime::{HttpBody, Outbound, OutboundError, OutboundOptions, OutboundRespon
 use crate::support::{Rig, call};
 
 #[derive(Default)]
-struct Client {
+pub(crate) struct Client {
     sent: AtomicU32,
     last: Mutex<Option<http::Uri>>,
     fail: Mutex<Option<OutboundError>>,
