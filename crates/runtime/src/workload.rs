@@ -180,7 +180,7 @@ impl Workload {
 
     /// Keeps an instance for its next call, where it may have one.
     fn keep(self: &Arc<Self>, instance: Instance) {
-        if !self.reuse.is_some_and(|reuse| instance.served < reuse.requests) {
+        if self.reuse.is_none_or(|reuse| instance.served >= reuse.requests) {
             return;
         }
         let waiting = Idle { instance, since: Instant::now() };

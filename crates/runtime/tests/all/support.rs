@@ -28,7 +28,8 @@ pub(crate) fn guest(name: &str) -> Vec<u8> {
 
 /// Compiled code of a guest, as a file like those of the node's cache. Compiled once for all tests.
 pub(crate) fn compiled(name: &str, world: World) -> std::fs::File {
-    static DONE: OnceLock<Mutex<BTreeMap<(String, World), Arc<Vec<u8>>>>> = OnceLock::new();
+    type Done = BTreeMap<(String, World), Arc<Vec<u8>>>;
+    static DONE: OnceLock<Mutex<Done>> = OnceLock::new();
     let code = {
         let mut done = DONE.get_or_init(Mutex::default).lock().unwrap();
         done.entry((name.to_owned(), world))
