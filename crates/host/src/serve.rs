@@ -59,6 +59,7 @@ pub fn run_with(args: HostArgs, settings: HostSettings) -> Result<(), HostError>
             return Err(HostError::Environment(name));
         }
     }
+    telemetry::schedule::batch(telemetry::schedule::Share::Host);
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = tokio.block_on(serve(args, settings));
     // Guests that were ended and still run have nothing to wait for.

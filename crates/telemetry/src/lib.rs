@@ -1,6 +1,8 @@
 //! What every long-running process needs before its own work: a log on stderr, and the signal to stop.
 #![forbid(unsafe_code)]
 
+pub mod schedule;
+
 use std::io::IsTerminal;
 
 use tokio::signal::unix::{SignalKind, signal};

@@ -169,6 +169,7 @@ fn start_worker(
     };
     let (done, receiver) = oneshot::channel();
     std::thread::Builder::new().name(format!("ingress-{number}")).spawn(move || {
+        telemetry::schedule::batch(telemetry::schedule::Share::Platform);
         runtime.block_on(work(worker, listener, ended));
         drop(runtime);
         // Nobody may be waiting.
