@@ -319,9 +319,15 @@ pub enum TenantCommand {
         /// Refuse this key, token id or digest from now on, running or not.
         #[arg(long, value_name = "ID")]
         revoke: Vec<String>,
+        /// Take an entry off the revocation list.
+        #[arg(long, value_name = "ID")]
+        unrevoke: Vec<String>,
         /// Grant an address range outside the public internet.
         #[arg(long, value_name = "CIDR")]
         allow_egress: Vec<String>,
+        /// Take a granted range back, for new connections.
+        #[arg(long, value_name = "CIDR")]
+        deny_egress: Vec<String>,
         /// Host processes that share the tenant's load.
         #[arg(long, value_name = "N")]
         shards: Option<u32>,

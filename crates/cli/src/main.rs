@@ -21,6 +21,10 @@ use clap::{CommandFactory as _, Parser as _};
 use context::Context;
 use output::{Output, problem_of};
 
+/// Gives memory of unloaded components back to the system; the C library's keeps it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// As many open files as the system lets this process have: every connection is one, and shells start with few.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -36,7 +40,10 @@ fn raise_file_limit() {
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let out = Output::new(&cli.global);
     match run(cli) {
         Ok(code) => ExitCode::from(code),
@@ -46,6 +53,48 @@ fn main() -> ExitCode {
             ExitCode::from(problem.code.exit())
         }
     }
+}
+
+/// What a wrong command line gets: help and version as asked for; else one sentence and what to do, in the envelope where
+/// programs read.
+fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    const USAGE: u8 = 2;
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        output::stdout(error.render().ansi().to_string().trim_end());
+        return ExitCode::SUCCESS;
+    }
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let command: Vec<&str> = args.iter().map(String::as_str).take_while(|arg| !arg.starts_with('-')).collect();
+    let text = error.render().to_string();
+    // clap's first paragraph says what is wrong; the usage below it is for `--help`.
+    let said: Vec<&str> = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim).collect();
+    let said = said.join(" ").trim().trim_start_matches("error: ").to_owned();
+    let problem = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand if command.is_empty() => {
+            api::Problem::new(api::Code::RequestInvalid, "no command was given")
+                .help("start with `sidereal up --demo`; `sidereal --help` lists the commands")
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            let name = command.first().copied().unwrap_or_default();
+            let mut root = Cli::command();
+            let known: Vec<String> = root
+                .find_subcommand_mut(name)
+                .map(|c| c.get_subcommands().map(|s| format!("`sidereal {name} {}`", s.get_name())).collect())
+                .unwrap_or_default();
+            api::Problem::new(api::Code::RequestInvalid, format!("`sidereal {name}` needs to know what to do"))
+                .help(if known.is_empty() { "`sidereal --help`".to_owned() } else { known.join(", ") })
+        }
+        _ => {
+            let name = command.first().map_or_else(String::new, |name| format!(" {name}"));
+            api::Problem::new(api::Code::RequestInvalid, said).help(format!("`sidereal{name} --help` shows what it takes"))
+        }
+    };
+    let asked = args.windows(2).any(|pair| matches!(pair, [flag, value] if (flag == "-o" || flag == "--output") && value == "json"))
+        || args.iter().any(|arg| arg == "-ojson" || arg == "--output=json" || arg == "-o=json")
+        || std::env::var("SIDEREAL_OUTPUT").is_ok_and(|value| value == "json");
+    Output::of(asked).failure(&problem);
+    ExitCode::from(USAGE)
 }
 
 fn run(cli: Cli) -> anyhow::Result<u8> {
@@ -58,7 +107,9 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         }
         Command::Compile { world } => return compile::run(&world).map(|()| 0),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "sidereal", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "sidereal", &mut script);
+            output::stdout(String::from_utf8_lossy(&script).trim_end());
             return Ok(0);
         }
         _ => {}

@@ -40,6 +40,11 @@ impl Output {
         Self { format: global.output, quiet: global.quiet }
     }
 
+    /// Before the flags could be read.
+    pub fn of(json: bool) -> Self {
+        Self { format: if json { Format::Json } else { Format::Text }, quiet: false }
+    }
+
     /// Whether programs read the result.
     pub fn json(&self) -> bool {
         self.format == Format::Json
@@ -47,7 +52,20 @@ impl Output {
 
     /// The result: `text` for people, an envelope with `data` for programs.
     pub fn result<T: Serialize>(&self, data: &T, text: impl FnOnce() -> String) {
-        let line = match self.format {
+        stdout(&self.line(data, text));
+    }
+
+    /// As [`Output::result`], by a process that goes on whether it is read or not.
+    pub fn announce<T: Serialize>(&self, data: &T, text: impl FnOnce() -> String) {
+        let line = self.line(data, text);
+        let mut out = anstream::stdout();
+        if let Err(cause) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+            tracing::warn!(%cause, "nobody reads stdout");
+        }
+    }
+
+    fn line<T: Serialize>(&self, data: &T, text: impl FnOnce() -> String) -> String {
+        match self.format {
             Format::Text => text(),
             Format::Json => {
                 let envelope = Envelope { schema: SCHEMA, ok: true, data: Some(data), error: None };
@@ -110,11 +128,16 @@ impl Output {
     }
 }
 
-/// A line on stdout. A reader that hung up (`sidereal logs | head`) is no failure.
+/// A line on stdout. A reader that hung up (`sidereal logs | head`) is no failure; a result that cannot be written is.
 pub fn stdout(line: &str) {
     let mut out = anstream::stdout();
-    if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(cause) if cause.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(cause) => {
+            eprintln!("cannot write the result: {cause}");
+            std::process::exit(1);
+        }
     }
 }
 

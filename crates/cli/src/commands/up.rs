@@ -80,7 +80,8 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let ready = get_ready(context, &args, &running, &token, begun).await;
     let outcome = match ready {
         Ok(ready) => {
-            context.out.result(&ready, || greeting(&ready));
+            // A ready line nobody can read ends nothing: `sidereal up >/dev/full` goes on and stops as it should.
+            context.out.announce(&ready, || greeting(&ready));
             signal.cancelled().await;
             context.out.note("stopping: finishing the calls in flight");
             Ok(())
@@ -219,7 +220,8 @@ async fn apply_flags(context: &Context, args: &Up, client: &ControlClient) -> an
     if args.demo && !settings.trust_anchors.iter().any(|key| key == demo::signer()) {
         settings.trust_anchors.push(demo::signer().to_owned());
     }
-    settings.allow_unsigned = args.allow_unsigned;
+    // The flag switches the policy on; switching it off again is said by name (`tenant-settings set`).
+    settings.allow_unsigned |= args.allow_unsigned;
     settings.shards = args.shards.unwrap_or(settings.shards);
     for range in &args.allow_egress {
         if !settings.egress.contains(range) {
@@ -230,7 +232,7 @@ async fn apply_flags(context: &Context, args: &Up, client: &ControlClient) -> an
         client.put_tenant(&context.tenant, &settings, Require::At(view.etag)).await.map_err(refused)?;
     }
     if settings.allow_unsigned {
-        context.out.warn("unsigned components run (--allow-unsigned): for development only");
+        context.out.warn("unsigned components run: for development only; off with `sidereal tenant-settings set --allow-unsigned false`");
     }
     Ok(())
 }

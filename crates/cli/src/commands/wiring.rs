@@ -169,13 +169,13 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result
             let tenants = client.tenants().await.map_err(refused)?;
             context.out.result(&tenants, || tenants.iter().map(|t| t.name.to_string()).collect::<Vec<_>>().join("\n"));
         }
-        TenantCommand::Set { trust, distrust, revoke, allow_egress, shards, allow_unsigned } => {
+        TenantCommand::Set { trust, distrust, revoke, unrevoke, allow_egress, deny_egress, shards, allow_unsigned } => {
             let view = change(context, &client, |settings| {
                 settings.trust_anchors.retain(|key| !distrust.contains(key) && !trust.contains(key));
                 settings.trust_anchors.extend(trust.iter().cloned());
-                settings.revoked.retain(|id| !revoke.contains(id));
+                settings.revoked.retain(|id| !revoke.contains(id) && !unrevoke.contains(id));
                 settings.revoked.extend(revoke.iter().cloned());
-                settings.egress.retain(|cidr| !allow_egress.contains(cidr));
+                settings.egress.retain(|cidr| !allow_egress.contains(cidr) && !deny_egress.contains(cidr));
                 settings.egress.extend(allow_egress.iter().cloned());
                 settings.shards = shards.unwrap_or(settings.shards);
                 settings.allow_unsigned = allow_unsigned.unwrap_or(settings.allow_unsigned);
