@@ -61,6 +61,22 @@ fn usage_errors_exit_2_and_unreachable_6() {
 }
 
 #[test]
+fn a_wrong_command_line_gets_one_sentence_and_a_next_step() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [&[][..], &["link"], &["rollback"], &["status", "BAD_NAME"], &["deploy", "--bogus"], &["keys"]] {
+        let out = cli(dir.path(), args).unwrap();
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {text}");
+        assert!(text.contains("help: ") && !text.contains("Usage:"), "{args:?}: {text}");
+        let out = cli(dir.path(), &[&["-o", "json"], args].concat()).unwrap();
+        let envelope: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(envelope["error"]["code"], "request-invalid", "{args:?}");
+    }
+    let bare = cli(dir.path(), &[]).unwrap();
+    assert!(String::from_utf8_lossy(&bare.stderr).contains("up --demo"));
+}
+
+#[test]
 fn plan_call_route_and_logs_speak_of_the_running_app() {
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let folder = app.path().to_str().unwrap();

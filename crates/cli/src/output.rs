@@ -72,8 +72,7 @@ impl Output {
                 serde_json::to_string(&envelope)
                     .unwrap_or_else(|cause| format!("{{\"ok\":false,\"error\":\"{cause}\"}}"))
             }
-        };
-        stdout(&line);
+        }
     }
 
     /// The failure, in the same words as the API's.
