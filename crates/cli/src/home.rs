@@ -1,8 +1,8 @@
 //! Where this machine keeps keys and state, and how a command finds the running platform.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -83,11 +83,14 @@ impl Home {
     /// When it cannot be made.
     pub fn create(&self) -> anyhow::Result<()> {
         for dir in [self.dir.clone(), self.keys()] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&dir)
-                .with_context(|| format!("cannot create {}", dir.display()))?;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|cause| match cause.kind() {
+                ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
+                    Problem::new(Code::RequestInvalid, format!("{} is no folder: {cause}", dir.display()))
+                        .help("name a folder with --data-dir; it is made where there is none")
+                        .into()
+                }
+                _ => unwritable(&dir, cause),
+            })?;
         }
         Ok(())
     }
@@ -178,25 +181,93 @@ impl Home {
 /// # Errors
 /// When it cannot be written.
 pub fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    write_whole(path, bytes, 0o600)
+    let name = |from: &Path| fs::rename(from, path);
+    unfinished(path, bytes, Mode::New(0o600), name).map_err(|cause| unwritable(path, cause))
 }
 
-/// Writes a file, whole or not at all.
+/// Writes a file only this user can read, unless there is one of that name; whether it did. Of several writers at once
+/// one does.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    let temporary = path.with_extension("new");
-    let write = || -> std::io::Result<()> {
-        if let Err(cause) = fs::remove_file(&temporary)
-            && cause.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(cause);
+pub fn write_new(path: &Path, bytes: &[u8]) -> anyhow::Result<bool> {
+    let name = |from: &Path| fs::hard_link(from, path).and_then(|()| fs::remove_file(from));
+    match unfinished(path, bytes, Mode::New(0o600), name) {
+        Ok(()) => Ok(true),
+        Err(cause) if cause.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(cause) => Err(unwritable(path, cause)),
+    }
+}
+
+/// Replaces the file that `path` leads to, whole or not at all. It keeps its permissions; a new one gets the usual.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let real = match path.canonicalize() {
+        Ok(real) => real,
+        Err(cause) if cause.kind() == ErrorKind::NotFound => path.to_owned(),
+        Err(cause) => return Err(unwritable(path, cause)),
+    };
+    let mode = match fs::metadata(&real) {
+        Ok(meta) => Mode::Exactly(meta.mode() & 0o777),
+        Err(_) => Mode::New(0o644),
+    };
+    unfinished(&real, bytes, mode, |from| fs::rename(from, &real)).map_err(|cause| unwritable(path, cause))
+}
+
+/// Permissions of a file that is written.
+#[derive(Debug, Clone, Copy)]
+enum Mode {
+    /// These, less what the user's mask takes.
+    New(u32),
+    /// These.
+    Exactly(u32),
+}
+
+/// Writes a file of its own beside `path` and has `name` give it its name. What was not named is removed.
+fn unfinished(
+    path: &Path,
+    bytes: &[u8],
+    mode: Mode,
+    name: impl FnOnce(&Path) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let stem: String = path.file_name().map(|n| n.to_string_lossy().chars().take(40).collect()).unwrap_or_default();
+    let temporary = path.with_file_name(format!(".{stem}.{}.{:016x}.tmp", std::process::id(), rand::random::<u64>()));
+    let (Mode::New(bits) | Mode::Exactly(bits)) = mode;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(bits).open(&temporary)?;
+    let done = (|| {
+        if let Mode::Exactly(bits) = mode {
+            file.set_permissions(fs::Permissions::from_mode(bits))?;
         }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        name(&temporary)
+    })();
+    if done.is_err()
+        && let Err(cause) = fs::remove_file(&temporary)
+    {
+        tracing::debug!(%cause, path = %temporary.display(), "an unfinished file stays");
+    }
+    done
+}
+
+/// Why a file or folder could not be written, as people can mend it.
+fn unwritable(path: &Path, cause: std::io::Error) -> anyhow::Error {
+    let detail = format!("cannot write {}: {cause}", path.display());
+    let (code, help) = match cause.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            (Code::StoreUnavailable, "free some space, then try again")
+        }
+        ErrorKind::ReadOnlyFilesystem => {
+            (Code::StoreUnavailable, "the file system is read-only; choose a path on another one")
+        }
+        ErrorKind::PermissionDenied => (Code::Forbidden, "check the permissions of the folder, or choose another"),
+        ErrorKind::NotFound => (Code::NotFound, "create the folder first"),
+        ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            (Code::RequestInvalid, "a file lies where a folder is needed, or the other way round; choose another path")
+        }
+        _ => return anyhow::Error::new(cause).context(format!("cannot write {}", path.display())),
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    Problem::new(code, detail).help(help).into()
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::args::{Inspect, KeyKind as KindArg, KeysCommand, Sign};
 use crate::context::Context;
-use crate::home::write_whole;
+use crate::home::replace;
 use crate::keys;
 use crate::output::table;
 
@@ -78,7 +78,7 @@ pub fn sign(context: &Context, args: &Sign) -> anyhow::Result<()> {
         Problem::new(Code::ArtifactInvalid, format!("cannot sign {}: {cause}", args.file.display()))
     })?;
     let out = args.out.as_ref().unwrap_or(&args.file);
-    write_whole(out, &signed, 0o644)?;
+    replace(out, &signed)?;
     let result =
         Signed { file: out.display().to_string(), digest: Digest::of(&signed), claims: claims::peek(&signed)? };
     context.out.result(&result, || format!("{} {} signed by {}", result.file, result.digest, account.public_key()));
