@@ -11,6 +11,8 @@ use wasmtime_wasi_http::{p2, p3};
 use crate::config::{self, RuntimeSettings};
 use crate::ctx::{Capability, Ctx};
 use crate::error::{LinkError, LoadError, RuntimeError};
+use crate::idle::Shelves;
+use crate::instance::Instance;
 use crate::ticker::Ticker;
 use crate::{compile, linker, load};
 
@@ -18,6 +20,8 @@ use crate::{compile, linker, load};
 pub(crate) struct Set {
     pub(crate) engine: Engine,
     pub(crate) ticker: Arc<Ticker>,
+    /// Instances that wait for their next call; they give way when the pool is full.
+    pub(crate) shelves: Shelves<Instance>,
     linker: Linker<Ctx>,
     world: World,
 }
@@ -156,7 +160,7 @@ impl Set {
             capability.link(&mut linker).map_err(failed)?;
         }
         ticker.add(engine.clone());
-        Ok(Self { engine, ticker, linker, world })
+        Ok(Self { engine, ticker, shelves: Shelves::new(settings.instances), linker, world })
     }
 }
 

@@ -47,7 +47,6 @@ impl Instance {
                 UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
             })
         });
-        work.meter().instantiated();
         let made = match &work.linked().pre {
             Pre::P2(pre) => pre.instantiate_async(&mut store).await.map(Exports::P2),
             Pre::P3(pre) => pre.instantiate_async(&mut store).await.map(Exports::P3),

@@ -20,6 +20,7 @@ mod drive;
 mod engine;
 mod error;
 mod fault;
+mod idle;
 mod instance;
 mod limiter;
 mod linker;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Instant;
 
@@ -19,6 +19,7 @@ use crate::ctx::Bindings;
 use crate::drive::{drive, until_head};
 use crate::engine::Linked;
 use crate::fault::Fault;
+use crate::idle::Shelf;
 use crate::instance::Instance;
 use crate::log::LogSink;
 use crate::meter::Meter;
@@ -39,11 +40,6 @@ impl fmt::Debug for Sinks {
     }
 }
 
-struct Idle {
-    instance: Instance,
-    since: Instant,
-}
-
 /// One component of one revision.
 pub struct Workload {
     linked: Linked,
@@ -52,8 +48,8 @@ pub struct Workload {
     bindings: Arc<Bindings>,
     sinks: Sinks,
     meter: Arc<Meter>,
-    /// Instances that wait for their next call, the longest waiting first. Empty unless reuse is on.
-    idle: Mutex<Vec<Idle>>,
+    /// Instances that wait for their next call. Empty unless reuse is on.
+    idle: Arc<Shelf<Instance>>,
     reaping: AtomicBool,
 }
 
@@ -67,6 +63,7 @@ impl Workload {
         bindings: Arc<Bindings>,
         sinks: Sinks,
     ) -> Arc<Self> {
+        let idle = linked.set.shelves.shelf();
         Arc::new(Self {
             linked,
             limits,
@@ -74,7 +71,7 @@ impl Workload {
             bindings,
             sinks,
             meter: Arc::default(),
-            idle: Mutex::default(),
+            idle,
             reaping: AtomicBool::new(false),
         })
     }
@@ -85,7 +82,7 @@ impl Workload {
     /// The fault a call would end with.
     pub async fn probe(self: &Arc<Self>) -> Result<(), Fault> {
         let call = Arc::new(Call::new(&self.limits, self.meter.clone()));
-        let instance = drive(self.clone(), call.clone(), Instance::new(self, &call)).await?;
+        let instance = drive(self.clone(), call.clone(), self.instantiate(&call)).await?;
         self.keep(instance);
         Ok(())
     }
@@ -131,7 +128,7 @@ impl Workload {
 
     /// Instances that wait for their next call; 0 unless reuse is on.
     pub fn idle_instances(&self) -> usize {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.idle.len()
     }
 
     pub(crate) fn linked(&self) -> &Linked {
@@ -167,24 +164,27 @@ impl Workload {
 
     /// An instance that waits for its next call.
     fn take_idle(&self) -> Option<Instance> {
-        let reuse = self.reuse?;
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest = idle.pop()?;
-        if newest.since.elapsed() < reuse.idle.duration() {
-            return Some(newest.instance);
-        }
-        // The others have waited longer still.
-        idle.clear();
-        None
+        self.idle.take(self.reuse?.idle.duration())
     }
 
-    /// Keeps an instance for its next call, where it may have one.
+    /// A fresh instance. Where the pool is full, instances that only wait give way to it, whosever they are.
+    async fn instantiate(&self, call: &Arc<Call>) -> Result<Instance, Fault> {
+        self.meter.instantiated();
+        loop {
+            match Instance::new(self, call).await {
+                // Ends: every round drops half of what waits.
+                Err(Fault::NoCapacity { .. }) if self.linked.set.shelves.make_room() => {}
+                made => return made,
+            }
+        }
+    }
+
+    /// Keeps an instance for its next call, where it may have one and the workload does not keep too many.
     fn keep(self: &Arc<Self>, instance: Instance) {
         if self.reuse.is_none_or(|reuse| instance.served >= reuse.requests) {
             return;
         }
-        let waiting = Idle { instance, since: Instant::now() };
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
+        self.idle.put(instance);
         if !self.reaping.swap(true, SeqCst) {
             tokio::spawn(reap(Arc::downgrade(self)));
         }
@@ -192,11 +192,7 @@ impl Workload {
 
     /// Drops the instances that have waited too long; says when the next one will have, where one is left.
     fn drop_expired(&self) -> Option<Instant> {
-        let limit = self.reuse?.idle.duration();
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let expired = idle.partition_point(|waiting| waiting.since.elapsed() >= limit);
-        idle.drain(..expired);
-        idle.first().map(|oldest| oldest.since + limit)
+        self.idle.expire(self.reuse?.idle.duration())
     }
 }
 
@@ -228,7 +224,7 @@ async fn serve(work: Arc<Workload>, call: Arc<Call>, request: http::Request<Http
             instance.begin(&call);
             instance
         }
-        None => Instance::new(&work, &call).await?,
+        None => work.instantiate(&call).await?,
     };
     instance.serve(&call, request).await?;
     work.keep(instance);

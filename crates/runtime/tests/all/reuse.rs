@@ -1,12 +1,15 @@
 //! Instance reuse: off unless asked for, bounded by calls and idle time, ended by a trap.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::World;
 use model::app::Reuse;
 use model::unit::Millis;
 
-use crate::support::{Rig, call, until};
+use runtime::{Runtime, RuntimeSettings};
+
+use crate::support::{Extras, Rig, call, until};
 
 fn rig(requests: u32, idle_ms: u64) -> Rig {
     let mut rig = Rig::new();
@@ -88,4 +91,44 @@ async fn workloads_do_not_share_instances() {
     call(&one, "/").await.unwrap();
     call(&two, "/").await.unwrap();
     assert_eq!((one.meter().snapshot().instances, two.meter().snapshot().instances), (1, 1));
+}
+
+/// A rig with a pool of `instances` slots.
+fn small(instances: u32, reuse: Option<Reuse>) -> Rig {
+    let settings = RuntimeSettings { instances, ..RuntimeSettings::default() };
+    Rig { runtime: Runtime::new(settings, vec![Box::new(Extras)]).unwrap(), reuse, ..Rig::new() }
+}
+
+#[tokio::test]
+async fn a_workload_keeps_only_a_part_of_the_pool() {
+    let rig = small(32, Some(Reuse { requests: 100, idle: Millis(60_000) }));
+    let work = rig.workload("probe");
+    let slow = || call(&work, "/slow?ms=200");
+    let (a, b, c, d, e, f) = tokio::join!(slow(), slow(), slow(), slow(), slow(), slow());
+    assert!([a, b, c, d, e, f].iter().all(Result::is_ok));
+    assert_eq!((work.meter().snapshot().instances, work.idle_instances()), (6, 2));
+}
+
+#[tokio::test]
+async fn waiting_instances_give_way_when_the_pool_is_full() {
+    let mut rig = small(4, Some(Reuse { requests: 100, idle: Millis(60_000) }));
+    let mut waiting: Vec<Arc<_>> = Vec::new();
+    for _ in 0..4 {
+        let work = rig.workload("hello");
+        call(&work, "/").await.unwrap();
+        waiting.push(work);
+    }
+    let idle = |works: &[Arc<runtime::Workload>]| works.iter().map(|work| work.idle_instances()).sum::<usize>();
+    assert_eq!(idle(&waiting), 4, "every slot is held by an instance that waits");
+    rig.reuse = None;
+    let other = rig.workload("probe");
+    other.probe().await.unwrap();
+    assert_eq!(idle(&waiting), 2, "the longest waiting half went");
+    assert_eq!(waiting[0].idle_instances(), 0, "the oldest first");
+    let slow = || call(&other, "/slow?ms=100");
+    let (a, b, c, d) = tokio::join!(slow(), slow(), slow(), slow());
+    assert!([a, b, c, d].iter().all(Result::is_ok), "calls take every slot that only waits");
+    assert_eq!(idle(&waiting), 0);
+    // Those that gave way are made anew.
+    assert_eq!(call(&waiting[0], "/").await.unwrap().0, 200);
 }
