@@ -61,9 +61,12 @@ impl Follow {
                     if observed.revision == revision && last != Some(observed.phase) {
                         last = Some(observed.phase);
                         spinner.set_message(format!("{} revision {revision}: {}", self.app, word(observed.phase)));
-                        spinner.suspend(|| {
-                            out.step(&format!("{} revision {revision}: {}", self.app, word(observed.phase)))
-                        });
+                        // A failure is no step that was done; the error says it.
+                        if observed.phase != Phase::Failed {
+                            spinner.suspend(|| {
+                                out.step(&format!("{} revision {revision}: {}", self.app, word(observed.phase)))
+                            });
+                        }
                     }
                     if verdict(observed, revision)? {
                         return Ok(view.urls);

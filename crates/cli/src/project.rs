@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -14,6 +14,7 @@ use model::claims::{self, Claims};
 use model::component::{MAX_COMPONENT, inspect};
 use model::lock::{ArtifactFacts, ArtifactProblem, Artifacts, Locked, lock_draft};
 use model::manifest::{ComponentSource, Manifest, Report, draft};
+use model::rules::MAX_MANIFEST;
 use model::tenant::TenantSettings;
 use model::{AppName, ComponentName, Digest, LockedApp};
 
@@ -41,7 +42,7 @@ impl Project {
     /// `not-found` without a manifest; `manifest-invalid` with every finding.
     pub async fn read(context: &Context, client: &ControlClient, dir: &AppDir, sign: bool) -> anyhow::Result<Self> {
         let (folder, file) = locate(&dir.path)?;
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text = manifest_text(&file)?;
         let shown = file.strip_prefix(std::env::current_dir()?).unwrap_or(&file).display().to_string();
         let draft = draft(&text, &shown);
         let settings = tenant(context, client).await?;
@@ -50,14 +51,16 @@ impl Project {
         if let Some(manifest) = draft.manifest.clone() {
             for (name, component) in &manifest.components {
                 let bytes = match &component.source.value {
-                    ComponentSource::Path(path) => local(&folder, path).and_then(|bytes| {
-                        if sign { signed(context, &manifest, name, bytes, &folder.join(path)) } else { Ok(bytes) }
-                    }),
+                    ComponentSource::Path(path) => match local(&folder, path) {
+                        Ok(bytes) if sign => signed(context, &manifest, name, bytes, &folder.join(path))?,
+                        other => other,
+                    },
                     ComponentSource::Oci(reference) => {
                         let spinner = context.out.spinner(&format!("bringing {name} from {}", reference.registry));
                         let pulled = oci::pull(reference).await;
                         spinner.finish_and_clear();
-                        Ok(Bytes::from(pulled?))
+                        // The others are looked at all the same, so that one report has every problem.
+                        pulled.map(Bytes::from).map_err(|cause| ArtifactProblem::Unreadable(format!("{cause:#}")))
                     }
                 };
                 found.insert(name.clone(), facts(bytes, &mut artifacts));
@@ -112,6 +115,40 @@ fn locate(path: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     Ok((folder, file))
 }
 
+/// The manifest's text. What is no text, or too much of it, is a fault of the manifest.
+fn manifest_text(file: &Path) -> anyhow::Result<String> {
+    let shown = file.display();
+    let mut bytes = Vec::new();
+    // One byte more than a manifest may have tells a large file without reading it.
+    fs::File::open(file)
+        .and_then(|opened| opened.take(MAX_MANIFEST as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|cause| unreadable_manifest(file, &cause))?;
+    if bytes.len() > MAX_MANIFEST {
+        return Err(Problem::new(
+            Code::ManifestInvalid,
+            format!("{shown} is too large: a manifest has at most {MAX_MANIFEST} bytes"),
+        )
+        .help("keep data out of app.toml; is this the right file?")
+        .into());
+    }
+    String::from_utf8(bytes).map_err(|cause| {
+        let at = cause.utf8_error().valid_up_to();
+        let line = cause.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1;
+        Problem::new(Code::ManifestInvalid, format!("{shown} is not UTF-8 text: line {line}, byte {at} of the file"))
+            .help("save it as UTF-8")
+            .into()
+    })
+}
+
+fn unreadable_manifest(file: &Path, cause: &std::io::Error) -> Problem {
+    let code = match cause.kind() {
+        std::io::ErrorKind::NotFound => Code::NotFound,
+        std::io::ErrorKind::PermissionDenied => Code::Forbidden,
+        _ => Code::ManifestInvalid,
+    };
+    Problem::new(code, format!("cannot read {}: {cause}", file.display())).help("check the file and its permissions")
+}
+
 /// The bytes of a file in the app's folder; links that lead outside are refused.
 fn local(folder: &Path, path: &str) -> Result<Bytes, ArtifactProblem> {
     let unreadable = |cause: std::io::Error| match cause.kind() {
@@ -146,28 +183,36 @@ fn facts(
 }
 
 /// Signs a local build that carries no claims. The same build gives the same artifact: the token's time is the file's,
-/// its id comes from the bytes.
+/// its id comes from the bytes. The outer error is this machine's, such as a key that cannot be made; the inner one the
+/// artifact's.
 fn signed(
     context: &Context,
     manifest: &Manifest,
     name: &ComponentName,
     bytes: Bytes,
     file: &Path,
-) -> Result<Bytes, ArtifactProblem> {
+) -> anyhow::Result<Result<Bytes, ArtifactProblem>> {
     let is_signed = matches!(claims::peek(&bytes), Ok(Some(_)) | Err(_));
     if is_signed {
-        return Ok(bytes);
+        return Ok(Ok(bytes));
     }
-    let failed = |cause: String| ArtifactProblem::Unreadable(format!("cannot sign it: {cause}"));
-    let account = keys::load(&context.home, keys::ACCOUNT).map_err(|cause| failed(format!("{cause:#}")))?;
-    let module = module_key(context, &manifest.name.value, name).map_err(|cause| failed(format!("{cause:#}")))?;
-    let time = fs::metadata(file).and_then(|meta| meta.modified()).map_err(|cause| failed(cause.to_string()))?;
+    let account = keys::load(&context.home, keys::ACCOUNT)?;
+    let module = module_key(context, &manifest.name.value, name)?;
+    let time = match fs::metadata(file).and_then(|meta| meta.modified()) {
+        Ok(time) => time,
+        Err(cause) => return Ok(Err(ArtifactProblem::Unreadable(cause.to_string()))),
+    };
     let issued_at = time.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let claims = Claims::new(name.as_str(), &module.public(), Digest::of(&bytes).short(), issued_at);
     match claims::sign(&bytes, claims, &account) {
-        Ok(signed) => Ok(signed.into()),
-        Err(claims::SignError::Artifact(cause)) => Err(cause.into()),
-        Err(cause) => Err(failed(cause.to_string())),
+        Ok(signed) => Ok(Ok(signed.into())),
+        Err(claims::SignError::Artifact(cause)) => Ok(Err(cause.into())),
+        Err(claims::SignError::NotAnAccount(key)) => {
+            Err(Problem::new(Code::Forbidden, format!("the key `{}` is no account's: {key}", keys::ACCOUNT))
+                .help("restore the account key, or deploy signed components with --no-sign")
+                .into())
+        }
+        Err(cause) => Err(anyhow::Error::new(cause).context(format!("cannot sign component `{name}`"))),
     }
 }
 

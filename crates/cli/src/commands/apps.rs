@@ -6,7 +6,7 @@ use api::agent::AppOnHost;
 use api::client::Require;
 use api::control::{AppView, NodeView, RollbackRequest};
 use api::{Code, Problem};
-use model::observed::Phase;
+use model::observed::{AppObserved, Phase};
 use serde::Serialize;
 
 use crate::args::{Delete, Rollback, Status};
@@ -109,14 +109,22 @@ fn overview(context: &Context, all: &Everything) -> String {
     }
     let rows = all.apps.iter().map(|app| {
         let observed = app.nodes.values().next();
-        let phase = observed.map_or("waiting for a node", |o| word(o.phase));
+        let state = observed.map_or_else(|| "waiting for a node".to_owned(), state);
         let reason = observed.and_then(|o| o.reason.as_ref()).map(|r| r.message.clone()).unwrap_or_default();
         let url = app.urls.first().cloned().unwrap_or_default();
-        vec![app.name.to_string(), app.desired.revision.to_string(), phase.to_owned(), url, reason]
+        vec![app.name.to_string(), app.desired.revision.to_string(), state, url, reason]
     });
     text.push('\n');
     text.push_str(&table(&["APP", "REVISION", "STATE", "URL", "WHY"], rows.collect()));
     text
+}
+
+/// Where a revision stands, and which other one serves meanwhile.
+fn state(observed: &AppObserved) -> String {
+    match observed.serving.filter(|serving| *serving != observed.revision) {
+        Some(serving) => format!("{}; revision {serving} serves", word(observed.phase)),
+        None => word(observed.phase).to_owned(),
+    }
 }
 
 fn detail(detailed: &Detailed) -> String {

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use api::client::{ControlClient, Require};
 use api::control::{Accepted, DeployRequest};
-use api::{Code, Problem};
 
 use crate::args::{AppDir, Deploy};
 use crate::context::{Context, refused};
 use crate::follow::{Follow, Served};
+use crate::output::problem_of;
 use crate::project::{self, Project};
 
 /// `sidereal deploy`
@@ -68,23 +68,26 @@ pub async fn upload(context: &Context, client: &ControlClient, project: &Project
     Ok(())
 }
 
-/// `sidereal plan`: 0 nothing to do, 1 something, 255 it would be refused.
+/// Exit code of a plan whose app would be refused, or could not be looked at.
+const REFUSED: u8 = 255;
+
+/// `sidereal plan`: 0 nothing to do, 1 something, 255 it would be refused. No failure exits with 1.
 ///
 /// # Errors
 /// When the platform cannot be reached.
 pub async fn plan(context: &Context, args: &AppDir) -> anyhow::Result<u8> {
-    const REFUSED: u8 = 255;
-    let client = context.client()?;
-    let project = match Project::read(context, &client, args, true).await {
-        Ok(project) => project,
-        Err(error) => {
-            let Some(problem) = error.downcast_ref::<Problem>().filter(|p| p.code == Code::ManifestInvalid) else {
-                return Err(error);
-            };
-            context.out.failure(problem);
-            return Ok(REFUSED);
+    match compare(context, args).await {
+        Err(error) if problem_of(&error).code.exit() == 1 => {
+            context.out.failure(&problem_of(&error));
+            Ok(REFUSED)
         }
-    };
+        other => other,
+    }
+}
+
+async fn compare(context: &Context, args: &AppDir) -> anyhow::Result<u8> {
+    let client = context.client()?;
+    let project = Project::read(context, &client, args, true).await?;
     upload(context, &client, &project).await?;
     let request = DeployRequest { app: project.app.clone(), message: None };
     let plan = client.plan(&context.tenant, &project.app.name, &request).await.map_err(refused)?;

@@ -1,6 +1,6 @@
 //! `logs` and `call`: listening to a component and speaking to it.
 
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 
 use anyhow::Context as _;
 use api::agent::{LogLine, LogStream};
@@ -9,6 +9,7 @@ use api::node::LogQuery;
 use api::{Code, Problem};
 use data_encoding::BASE64;
 use futures::StreamExt as _;
+use model::{AppName, ComponentName};
 
 use crate::args::{Call, Logs};
 use crate::context::{Context, refused};
@@ -57,11 +58,7 @@ fn pretty(line: &LogLine) -> String {
 /// # Errors
 /// When the component cannot be called. A status of 400 or more is an answer, and exit 1.
 pub async fn call(context: &Context, args: Call) -> anyhow::Result<bool> {
-    let (app, component) = match args.target.split_once('/') {
-        Some((app, component)) => (app, Some(component.parse()?)),
-        None => (args.target.as_str(), None),
-    };
-    let app = app.parse().map_err(|cause| Problem::new(Code::RequestInvalid, format!("{cause}")))?;
+    let (app, component) = target(&args.target)?;
     let headers = args.headers.iter().map(|field| {
         let (name, value) = field.split_once(':').ok_or_else(|| {
             Problem::new(Code::RequestInvalid, format!("`{field}` is no header field")).help("write -H 'name: value'")
@@ -91,6 +88,19 @@ pub async fn call(context: &Context, args: Call) -> anyhow::Result<bool> {
     Ok(answer.status < 400)
 }
 
+/// `APP` or `APP/COMPONENT`.
+fn target(text: &str) -> Result<(AppName, Option<ComponentName>), Problem> {
+    let odd = |cause: String| {
+        Problem::new(Code::RequestInvalid, format!("`{text}` names nothing that can be called: {cause}"))
+            .help("write APP or APP/COMPONENT; `sidereal status` shows the apps")
+    };
+    let (app, component) = match text.split_once('/') {
+        Some((app, component)) => (app, Some(component.parse().map_err(|cause| odd(format!("{cause}")))?)),
+        None => (text, None),
+    };
+    Ok((app.parse().map_err(|cause| odd(format!("{cause}")))?, component))
+}
+
 fn body(data: Option<&str>) -> anyhow::Result<Vec<u8>> {
     match data.map(|data| (data, data.strip_prefix('@'))) {
         None => Ok(Vec::new()),
@@ -99,7 +109,35 @@ fn body(data: Option<&str>) -> anyhow::Result<Vec<u8>> {
             std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read stdin")?;
             Ok(bytes)
         }
-        Some((_, Some(file))) => std::fs::read(file).with_context(|| format!("cannot read {file}")),
+        Some((_, Some(file))) => Ok(std::fs::read(file).map_err(|cause| {
+            let code = match cause.kind() {
+                ErrorKind::NotFound => Code::NotFound,
+                _ => Code::RequestInvalid,
+            };
+            Problem::new(code, format!("cannot read the body from `{file}`: {cause}"))
+                .help("after -d, `@FILE` is a file's content, `@-` is stdin, anything else is the body itself")
+        })?),
         Some((text, None)) => Ok(text.as_bytes().to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_called_is_the_callers_fault() {
+        assert!(target("counter").is_ok_and(|(app, component)| app.as_str() == "counter" && component.is_none()));
+        assert!(target("counter/api").is_ok_and(|(_, component)| component.is_some()));
+        for odd in ["a/b/c", "/", "a/", "/a", "A", ""] {
+            assert_eq!(target(odd).unwrap_err().code, Code::RequestInvalid, "{odd}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let code = |file: &std::path::Path| {
+            let error = body(Some(&format!("@{}", file.display()))).unwrap_err();
+            error.downcast_ref::<Problem>().map(|problem| problem.code)
+        };
+        assert_eq!(code(&dir.path().join("missing")), Some(Code::NotFound));
+        assert_eq!(code(dir.path()), Some(Code::RequestInvalid));
     }
 }
