@@ -69,9 +69,11 @@ async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataB
         },
     };
     clean(&mut request);
+    let considerate = place.apps().considerate().clone();
+    let handled = std::pin::pin!(workload.handle(request));
     let result = tokio::select! {
         biased;
-        result = workload.handle(request) => result,
+        result = considerate.watch(handled) => result,
         () = entry.ended().cancelled() => Err(Fault::Cancelled),
     };
     match result {

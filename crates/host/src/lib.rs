@@ -12,6 +12,7 @@
 mod agent;
 mod apps;
 mod code;
+mod considerate;
 mod data;
 mod dialer;
 mod embedded;
