@@ -174,7 +174,7 @@ impl ControlClient {
     /// Writes a tenant's settings; makes the tenant where it does not exist.
     ///
     /// # Errors
-    /// `conflict` where `require` does not hold; [`ClientError`], as every method here.
+    /// `conflict` where `require` does not hold, `request-invalid` where it is [`Require::Any`]; [`ClientError`], as every method here.
     pub async fn put_tenant(
         &self,
         tenant: &TenantName,

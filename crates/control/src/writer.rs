@@ -4,13 +4,16 @@
 //! A deploy writes the revision's record first and then moves the head to it, with compare-and-set: the head is the commit
 //! point. A crash in between leaves a record that nothing points to; its number is skipped by the next deploy.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::client::Require;
 use api::control::{Accepted, LinkRequest, Origin};
 use api::problem::{Code, Problem};
+use axum::http::StatusCode;
 use bytes::Bytes;
 use model::app::{LockedApp, ProviderSpec, Revision};
+use model::observed::{AppObserved, Phase};
 use model::plan::AppId;
 use model::rules::{self, provider::built_in};
 use model::tenant::TenantSettings;
@@ -80,6 +83,14 @@ impl Writer {
         let head = head.ok_or_else(|| no_app(id))?;
         let record = self.record(id, head.revision).await?;
         Ok(Current { head, record })
+    }
+
+    /// The app that a request changes: it is there, and then it is as the request requires.
+    async fn there(&self, id: &AppId, require: Require) -> Answer<(Current, Option<(Head, u64)>)> {
+        let current = self.current(id).await?;
+        let head = self.head(id).await?;
+        check(id, head.as_ref().map(|(head, _)| head), require)?;
+        Ok((current, head))
     }
 
     async fn head(&self, id: &AppId) -> Answer<Option<(Head, u64)>> {
@@ -156,9 +167,8 @@ impl Writer {
     /// `rollback`: a new revision with the content of an earlier one.
     pub(crate) async fn rollback(&self, id: &AppId, to: Option<Revision>, require: Require) -> Answer<Accepted> {
         let _turn = self.turn.lock().await;
-        let head = self.head(id).await?;
-        check(id, head.as_ref().map(|(head, _)| head), require)?;
-        let current = self.current(id).await?.head.revision;
+        let (current, head) = self.there(id, require).await?;
+        let current = current.head.revision;
         let to = match to {
             Some(to) if to <= current => self.record(id, to).await?,
             Some(to) => return Err(Refusal::new(Code::NotFound, format!("app `{}` has no revision {to}", id.app))),
@@ -176,10 +186,9 @@ impl Writer {
     /// `link set`: a new revision that differs in one link's provider.
     pub(crate) async fn link(&self, id: &AppId, request: &LinkRequest, require: Require) -> Answer<Accepted> {
         let _turn = self.turn.lock().await;
-        let head = self.head(id).await?;
-        check(id, head.as_ref().map(|(head, _)| head), require)?;
+        let (current, head) = self.there(id, require).await?;
         let tenant = self.tenant(&id.tenant).await?;
-        let app = relinked(self.current(id).await?.record.app, request, &tenant.settings)?;
+        let app = relinked(current.record.app, request, &tenant.settings)?;
         self.append(id, head, app, Cause { origin: Origin::Link, message: None, require, key: None }).await
     }
 
@@ -187,8 +196,10 @@ impl Writer {
     async fn append(&self, id: &AppId, head: Option<(Head, u64)>, app: LockedApp, cause: Cause) -> Answer<Accepted> {
         let tenant = self.tenant(&id.tenant).await?;
         let vetted = self.judge(id, &app, &tenant).await.map_err(refuse)?;
+        // Where the same content failed on its node, asking for it again means trying it again: as a new revision.
         if let Some((head, _)) = head.as_ref().filter(|(head, _)| !head.deleted)
             && self.record(id, head.revision).await?.app == app
+            && !self.failed(id, head.revision).await?
         {
             return Ok(Accepted { revision: head.revision, unchanged: true });
         }
@@ -220,6 +231,25 @@ impl Writer {
         Ok(Accepted { revision: record.revision, unchanged: false })
     }
 
+    /// A node reports that the revision does not start there. One that is suspended is not meant: settings end that.
+    async fn failed(&self, id: &AppId, revision: Revision) -> Answer<bool> {
+        let nodes: Vec<_> = {
+            let state = self.state.lock();
+            if state.desired.apps.get(id).is_some_and(|wanted| wanted.barred(clock::seconds()).is_some()) {
+                return Ok(false);
+            }
+            state.nodes.keys().cloned().collect()
+        };
+        for node in nodes {
+            let entry = self.store.get(&keys::observed(&node, &id.tenant, &id.app)).await?;
+            let report = entry.map(|entry| decode::<AppObserved>(&entry)).transpose()?;
+            if report.is_some_and(|report| report.revision == revision && report.phase == Phase::Failed) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Writes the record under the next free number.
     async fn put_record(&self, id: &AppId, record: &mut RevisionRecord) -> Answer<()> {
         for _ in 0..MAX_SKIPS {
@@ -238,9 +268,8 @@ impl Writer {
     /// Deletes an app. Its routes and assignments go at once, its history soon after; its data stays.
     pub(crate) async fn delete(&self, id: &AppId, require: Require) -> Answer<()> {
         let _turn = self.turn.lock().await;
-        let head = self.head(id).await?;
-        check(id, head.as_ref().map(|(head, _)| head), require)?;
-        let (head, at) = head.filter(|(head, _)| !head.deleted).ok_or_else(|| no_app(id))?;
+        let (head, at) = self.head(id).await?.filter(|(head, _)| !head.deleted).ok_or_else(|| no_app(id))?;
+        check(id, Some(&head), require)?;
         let head = Head { deleted: true, keyed: Vec::new(), ..head };
         let at = self.store.put(&keys::app(&id.tenant, &id.app), encode(&head)?, Expect::Revision(at), None).await?;
         self.state.lock().forget(id, at);
@@ -264,12 +293,57 @@ impl Writer {
         let key = keys::tenant(name);
         let _turn = self.turn.lock().await;
         let expect = match require {
-            Require::Any => Expect::Any,
+            Require::Any => {
+                return Err(Refusal::new(
+                    Code::RequestInvalid,
+                    format!("the request replaces all settings of tenant `{name}` without saying which ones"),
+                )
+                .status(StatusCode::PRECONDITION_REQUIRED)
+                .help("send If-Match: <etag>, or If-None-Match: * for a new tenant"));
+            }
             Require::Absent => Expect::Absent,
             Require::At(etag) => Expect::Revision(etag),
             Require::Exists => Expect::Revision(self.tenant(name).await?.etag),
         };
+        self.kinds_kept(name, settings).await?;
         Ok(self.store.put(&key, encode(settings)?, expect, None).await?)
+    }
+
+    /// An operator's provider keeps its type while links go there: their data would be in another place of another
+    /// kind without anybody having said so. Its address may change.
+    async fn kinds_kept(&self, name: &TenantName, settings: &TenantSettings) -> Answer<()> {
+        let Some(entry) = self.store.get(&keys::tenant(name)).await? else { return Ok(()) };
+        let old: TenantSettings = decode(&entry)?;
+        // One that is new here may have been taken away a moment ago, under links that are still there.
+        let turned: BTreeMap<_, _> = settings
+            .providers
+            .iter()
+            .filter(|(provider, spec)| old.providers.get(*provider).is_none_or(|old| old.kind != spec.kind))
+            .collect();
+        if turned.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<AppId> = self.state.lock().apps_of(name).map(|(id, _, _)| id.clone()).collect();
+        let mut links = Vec::new();
+        for id in ids {
+            let app = self.current(&id).await?.record.app;
+            for link in &app.links {
+                let linked = app.providers.get(&link.provider).filter(|spec| spec.operator);
+                let (Some(linked), Some(new)) = (linked, turned.get(&link.provider)) else { continue };
+                if linked.kind != new.kind {
+                    let at = format!("{}/{} {} {}", id.app, link.component, link.contract, link.label);
+                    links.push(format!("{at} goes to `{}` of type {}", link.provider, linked.kind.as_str()));
+                }
+            }
+        }
+        if links.is_empty() {
+            return Ok(());
+        }
+        let text = format!("the type of a provider cannot change while links go there: {}", links.join(", "));
+        // Not `conflict`: that means "read again and retry", and this stays so however often it is tried.
+        Err(Refusal::new(Code::RequestInvalid, text)
+            .status(StatusCode::CONFLICT)
+            .help("offer the new one under another name, move the links there, then remove the old one"))
     }
 }
 

@@ -10,6 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt as _;
 use model::Digest;
+use store::blobs::BlobError;
 
 use super::extract::{At, json};
 use super::refusal::{Answer, Refusal};
@@ -61,14 +62,19 @@ pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Response {
     json(&views)
 }
 
-/// Whether an artifact is there.
+/// Whether an artifact is there and whole. One that is damaged counts as missing: sending it again replaces it.
 #[utoipa::path(head, path = "/v1/blobs/{digest}", params(("digest" = Digest, Path)),
     responses((status = 200, description = "it is there"), (status = 404, description = "it is not"), (status = "default", body = Problem)))]
 pub(super) async fn has_blob(State(api): State<Arc<Api>>, At(digest): At<Digest>) -> Answer<StatusCode> {
-    if api.blobs.has(&digest) {
-        return Ok(StatusCode::OK);
+    let blobs = api.blobs.clone();
+    let read = tokio::task::spawn_blocking(move || blobs.get(&digest).map(drop)).await;
+    match read.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not read: {cause}")))? {
+        Ok(()) => Ok(StatusCode::OK),
+        Err(cause @ (BlobError::Missing(_) | BlobError::Damaged { .. })) => {
+            Err(Refusal::new(Code::NotFound, cause.to_string()))
+        }
+        Err(cause) => Err(cause.into()),
     }
-    Err(Refusal::new(Code::NotFound, format!("there is no artifact {digest}")))
 }
 
 /// Keeps an artifact. The bytes must hash to the digest.

@@ -47,10 +47,11 @@ pub(super) async fn read(State(api): State<Arc<Api>>, At(name): At<TenantName>) 
     Ok(json(&TenantView { name, settings: (*tenant.settings).clone(), etag: tenant.etag }))
 }
 
-/// Writes a tenant's settings whole; makes the tenant where there is none. Answers once running apps are judged by them.
+/// Writes a tenant's settings whole; makes the tenant where there is none. Needs a condition: settings are replaced only by
+/// somebody who has seen them. Answers once running apps are judged by them.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}",
-    params(("tenant" = TenantName, Path), ("if-match" = Option<String>, Header, description = "the etag, or `*`"),
-        ("if-none-match" = Option<String>, Header, description = "`*`")),
+    params(("tenant" = TenantName, Path), ("if-match" = Option<String>, Header, description = "the etag, or `*`; this or `if-none-match` must be there"),
+        ("if-none-match" = Option<String>, Header, description = "`*`: a new tenant")),
     request_body = TenantSettings, responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
 pub(super) async fn write(
     State(api): State<Arc<Api>>,

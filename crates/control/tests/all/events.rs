@@ -34,9 +34,9 @@ async fn every_transition_is_seen_in_order() {
     );
     rig.deploy("counter", 2).await;
     seen.extend(collect(&mut events, |e| e.data["phase"] == "serving").await);
-    rig.client.put_tenant(&rig.tenant, &Default::default(), Require::Any).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &Default::default(), Require::Exists).await.unwrap();
     seen.extend(collect(&mut events, |e| e.data["phase"] == "failed").await);
-    rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Any).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Exists).await.unwrap();
     seen.extend(collect(&mut events, |e| e.data["phase"] == "serving").await);
     rig.client.delete_app(&rig.tenant, &name("counter"), Require::Any).await.unwrap();
     seen.extend(collect(&mut events, |e| e.kind == event::GONE).await);
@@ -91,7 +91,7 @@ async fn whoever_comes_back_gets_what_was_missed() {
     let mut open = rig.client.events(EventQuery::default()).await.unwrap();
     rig.restart().await;
     assert!(open.next().await.is_none());
-    rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Any).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Exists).await.unwrap();
     let after = rig.until(Some(last.clone()), |e| e.kind == event::TENANT_CHANGED).await;
     assert_eq!(after[0].kind, event::MISSED);
     assert!(after.last().unwrap().id.parse::<u64>().unwrap() > last.parse().unwrap());

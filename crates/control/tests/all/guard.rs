@@ -113,6 +113,7 @@ async fn what_is_not_known_is_refused_not_ignored() {
         ("PUT /v1/tenants/t", &json, r#"{"shard":1}"#, (400, Code::RequestInvalid)),
         ("PUT /v1/tenants/t", &json, r#"{"ceilings":{"cpus":1}}"#, (400, Code::RequestInvalid)),
         ("PUT /v1/tenants/t", &json, r#"{"shards":1} x"#, (400, Code::RequestInvalid)),
+        ("PUT /v1/tenants/t", &json, r#"{"shards":1}"#, (428, Code::RequestInvalid)),
         ("PUT /v1/tenants/t", &common, r#"{"shards":1}"#, (415, Code::RequestInvalid)),
         (
             "PUT /v1/tenants/t",
@@ -185,6 +186,12 @@ async fn artifacts_are_what_their_digest_says() {
     rig.client.put_blob(&right, "right".into()).await.unwrap();
     assert!(rig.client.has_blob(&right).await.unwrap());
     assert!(!rig.client.has_blob(&wrong).await.unwrap());
+    // What the disk spoiled counts as missing, and sending it again heals it.
+    std::fs::write(rig.blobs.path(&right), b"rihgt").unwrap();
+    assert!(!rig.client.has_blob(&right).await.unwrap());
+    rig.client.put_blob(&right, "right".into()).await.unwrap();
+    assert!(rig.client.has_blob(&right).await.unwrap());
+    assert_eq!(rig.blobs.get(&right).unwrap(), "right");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ const APPS: usize = 10_000;
 async fn ten_thousand_apps_are_there_in_seconds() {
     let mut rig = Rig::without_node().await;
     let lax = model::tenant::TenantSettings { allow_unsigned: true, ..rig.settings() };
-    rig.client.put_tenant(&rig.tenant, &lax, api::client::Require::Any).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &lax, api::client::Require::Exists).await.unwrap();
     rig.shutdown().await;
     let app = locked("app", &crate::rig::component(1));
     let put = |n: usize| {

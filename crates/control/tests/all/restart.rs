@@ -22,7 +22,7 @@ async fn a_restart_changes_nothing() {
     rig.restart().await;
     assert_eq!(rig.client.apps(&rig.tenant).await.unwrap(), before);
     // Settings are answered once all before was acted on.
-    rig.client.put_tenant(&rig.tenant, &rig.settings(), api::client::Require::Any).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &rig.settings(), api::client::Require::Exists).await.unwrap();
     assert_eq!(rig.store.list(keys::ASSIGNED).await.unwrap().entries, written.entries);
     assert!(rig.store.list(&keys::revisions_of(&rig.tenant, &name("c"))).await.unwrap().entries.is_empty());
     assert_eq!(rig.deploy("c", 3).await.revision, Revision(2));

@@ -4,7 +4,8 @@ use api::client::Require;
 use api::control::{DeployRequest, LinkRequest, Origin, RollbackRequest};
 use api::problem::Code;
 use model::app::Revision;
-use store::keys::{self, RevisionRecord};
+use model::observed::{AppObserved, Phase, Reason};
+use store::keys::{self, NodeRecord, RevisionRecord};
 use store::{Expect, Store as _};
 
 use crate::rig::{Rig, locked, name, refused};
@@ -162,6 +163,63 @@ async fn rollback_and_link_are_new_revisions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_failed_on_its_node_is_tried_again_when_it_is_asked_for_again() {
+    let rig = Rig::without_node().await;
+    let node: model::NodeName = name("local");
+    let record = NodeRecord { ingress: vec![], pid: 1, since_ms: 1, interfaces: vec![] };
+    let record = serde_json::to_vec(&record).unwrap().into();
+    rig.store.put(&keys::node(&node), record, Expect::Any, None).await.unwrap();
+    let (id, app) = (name("counter"), locked("counter", &rig.artifact(1).await));
+    let observed = keys::observed(&node, &rig.tenant, &id);
+    let report = |revision, phase| {
+        let reason = (phase == Phase::Failed).then(|| Reason {
+            code: "provider-unavailable".into(),
+            message: "it is down".into(),
+            help: None,
+        });
+        let value = serde_json::to_vec(&AppObserved { revision, phase, serving: None, reason }).unwrap();
+        rig.store.put(&observed, value.into(), Expect::Any, None)
+    };
+    rig.put(&app).await.unwrap();
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(1))).await;
+    for phase in [Phase::Fetching, Phase::Starting, Phase::Serving] {
+        report(Revision(1), phase).await.unwrap();
+        assert!(rig.put(&app).await.unwrap().unchanged, "{phase:?}");
+    }
+    report(Revision(1), Phase::Failed).await.unwrap();
+    let again = rig.put(&app).await.unwrap();
+    assert_eq!((again.revision, again.unchanged), (Revision(2), false));
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    // The failure of an older revision is not this one's.
+    assert!(rig.put(&app).await.unwrap().unchanged);
+    report(Revision(2), Phase::Failed).await.unwrap();
+    let link =
+        LinkRequest { component: None, contract: name("wasi:keyvalue"), label: None, provider: name("embedded") };
+    let again = rig.client.link(&rig.tenant, &id, &link, Require::Any).await.unwrap();
+    assert_eq!((again.revision, again.unchanged), (Revision(3), false));
+    assert!(rig.client.link(&rig.tenant, &id, &link, Require::Any).await.unwrap().unchanged);
+    report(Revision(3), Phase::Failed).await.unwrap();
+    let back = RollbackRequest { to: Some(Revision(1)) };
+    let again = rig.client.rollback(&rig.tenant, &id, &back, Require::Any).await.unwrap();
+    assert_eq!((again.revision, again.unchanged), (Revision(4), false));
+    assert!(rig.client.rollback(&rig.tenant, &id, &back, Require::Any).await.unwrap().unchanged);
+    assert_eq!(rig.client.app(&rig.tenant, &id).await.unwrap().desired.app, app);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_is_not_there_is_not_found_whatever_is_required() {
+    let rig = Rig::without_node().await;
+    let id = name("nothing");
+    let back = RollbackRequest { to: None };
+    let link = LinkRequest { component: None, contract: name("wasi:keyvalue"), label: None, provider: name("memory") };
+    for require in [Require::Any, Require::Exists, Require::At(1)] {
+        assert_eq!(refused(rig.client.rollback(&rig.tenant, &id, &back, require).await).code, Code::NotFound);
+        assert_eq!(refused(rig.client.link(&rig.tenant, &id, &link, require).await).code, Code::NotFound);
+        assert_eq!(refused(rig.client.delete_app(&rig.tenant, &id, require).await).code, Code::NotFound);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn create_delete_create_as_often_as_one_likes() {
     let rig = Rig::new().await;
     let app = locked("counter", &rig.artifact(1).await);
@@ -224,7 +282,7 @@ async fn only_the_last_fifty_revisions_are_kept() {
     }
     rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(55))).await;
     // Settings are answered once everything before was acted on, the removal of old records too.
-    rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Any).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Exists).await.unwrap();
     let history = rig.client.revisions(&rig.tenant, &name("counter")).await.unwrap();
     assert_eq!((history.len(), history[49].revision), (50, Revision(6)));
 }

@@ -22,10 +22,15 @@ async fn settings_are_compared_and_set() {
     assert_eq!(refused(put(Require::At(first.etag)).await).code, Code::Conflict);
     assert_eq!(rig.client.tenant(&rig.tenant).await.unwrap(), second);
     put(Require::Exists).await.unwrap();
+    let blind = refused(put(Require::Any).await);
+    assert_eq!(blind.code, Code::RequestInvalid);
+    assert!(blind.help.is_some_and(|help| help.contains("If-Match") && help.contains("If-None-Match")));
+    let kept = rig.client.tenant(&rig.tenant).await.unwrap();
+    assert_eq!(kept.settings, settings);
     let nobody = name("nobody");
     assert_eq!(refused(rig.client.put_tenant(&nobody, &settings, Require::Exists).await).code, Code::NotFound);
     assert_eq!(refused(rig.client.tenant(&nobody).await).code, Code::NotFound);
-    rig.client.put_tenant(&nobody, &settings, Require::Any).await.unwrap();
+    rig.client.put_tenant(&nobody, &settings, Require::Absent).await.unwrap();
     let names: Vec<String> = rig.client.tenants().await.unwrap().into_iter().map(|t| t.name.to_string()).collect();
     assert_eq!(names, ["nobody", "t"]);
 }
@@ -46,12 +51,46 @@ async fn settings_that_cannot_be_meant_are_refused_all_at_once() {
         },
     }))
     .unwrap();
-    let problem = refused(rig.client.put_tenant(&rig.tenant, &bad, Require::Any).await);
+    let problem = refused(rig.client.put_tenant(&rig.tenant, &bad, Require::Exists).await);
     assert_eq!(problem.code, Code::RequestInvalid);
     assert_eq!(problem.findings.len(), 11, "{:#?}", problem.findings);
     assert_eq!(rig.client.tenant(&rig.tenant).await.unwrap().settings, rig.settings());
     let many = TenantSettings { shards: 65, ..rig.settings() };
-    assert_eq!(refused(rig.client.put_tenant(&rig.tenant, &many, Require::Any).await).findings.len(), 1);
+    assert_eq!(refused(rig.client.put_tenant(&rig.tenant, &many, Require::Exists).await).findings.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_linked_provider_keeps_its_type_and_may_move() {
+    let rig = Rig::new().await;
+    let spec = |kind: &str, url: Option<&str>| {
+        let config: serde_json::Map<_, _> = url.map(|url| ("url".to_owned(), url.into())).into_iter().collect();
+        serde_json::from_value::<ProviderSpec>(json!({"type": kind, "config": config})).unwrap()
+    };
+    let put = |spec: Option<ProviderSpec>| {
+        let mut settings = rig.settings();
+        settings.providers.extend(spec.map(|spec| (name("cache"), spec)));
+        let (client, tenant) = (rig.client.clone(), rig.tenant.clone());
+        async move { client.put_tenant(&tenant, &settings, Require::Exists).await }
+    };
+    let redis = |url| spec("keyvalue-redis", Some(url));
+    put(Some(spec("keyvalue-memory", None))).await.unwrap();
+    put(Some(redis("redis://one.example"))).await.expect("nothing is linked to it yet");
+    let mut app = locked("a", &rig.artifact(1).await);
+    app.providers = [(name("cache"), ProviderSpec { operator: true, ..redis("redis://one.example") })].into();
+    app.links[0].provider = name("cache");
+    rig.put(&app).await.unwrap();
+    put(Some(redis("redis://two.example"))).await.expect("its address may change");
+    let before = rig.client.tenant(&rig.tenant).await.unwrap();
+    let problem = refused(put(Some(spec("keyvalue-memory", None))).await);
+    assert_eq!(problem.code, Code::RequestInvalid);
+    assert!(problem.detail.contains("a/counter wasi:keyvalue default"), "{}", problem.detail);
+    assert_eq!(rig.client.tenant(&rig.tenant).await.unwrap(), before);
+    // Nor on a detour; and an unrelated change is not held up by what is missing.
+    put(None).await.unwrap();
+    assert_eq!(refused(put(Some(spec("keyvalue-memory", None))).await).code, Code::RequestInvalid);
+    put(None).await.unwrap();
+    rig.client.delete_app(&rig.tenant, &name("a"), Require::Any).await.unwrap();
+    put(Some(spec("keyvalue-memory", None))).await.expect("no link is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +103,7 @@ async fn providers_and_routes_are_listed_with_who_uses_them() {
     };
     let mut settings = rig.settings();
     settings.providers.insert(name("cache"), redis("redis://cache.example"));
-    rig.client.put_tenant(&rig.tenant, &settings, Require::Any).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
     rig.deploy("a", 1).await;
     let mut app = locked("b", &rig.artifact(2).await);
     app.providers = [(name("own"), redis("redis://own.example"))].into();

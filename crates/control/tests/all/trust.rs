@@ -84,7 +84,7 @@ async fn untrusted_artifacts_are_refused_by_reason() {
     assert_eq!(refused(rig.put(&app).await).code, Code::ArtifactInvalid);
     // The same bytes are judged by each tenant's own settings, also when they were read before.
     let lax = TenantSettings { allow_unsigned: true, ..TenantSettings::default() };
-    rig.client.put_tenant(&name("lax"), &lax, Require::Any).await.unwrap();
+    rig.client.put_tenant(&name("lax"), &lax, Require::Absent).await.unwrap();
     let request = api::control::DeployRequest { app: locked("counter", &unsigned), message: None };
     rig.client.deploy(&name("lax"), &name("counter"), &request, Require::Any, None).await.unwrap();
     assert_eq!(refused(rig.put(&locked("other", &unsigned)).await).code, Code::ArtifactUnsigned);
@@ -130,7 +130,7 @@ async fn revocation_suspends_before_it_is_answered_and_a_pardon_resumes() {
     ];
     for (revoked, suspended) in lists {
         let settings = TenantSettings { revoked: revoked.clone(), ..rig.settings() };
-        rig.client.put_tenant(&rig.tenant, &settings, Require::Any).await.unwrap();
+        rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
         for app in ["a", "b"] {
             let key = store::keys::assigned(&name("local"), &rig.tenant, &name(app));
             let entry = store::Store::get(&*rig.store, &key).await.unwrap().unwrap();
@@ -142,10 +142,10 @@ async fn revocation_suspends_before_it_is_answered_and_a_pardon_resumes() {
     }
     // Revoked now: nothing new of it gets in, although it was read before.
     let settings = TenantSettings { revoked: vec!["token-1".into()], ..rig.settings() };
-    rig.client.put_tenant(&rig.tenant, &settings, Require::Any).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
     assert_eq!(refused(rig.put(&locked("c", &rig.artifact(1).await)).await).code, Code::ArtifactRevoked);
     let settings = TenantSettings { trust_anchors: vec![], ..rig.settings() };
-    rig.client.put_tenant(&rig.tenant, &settings, Require::Any).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
     let view = rig.client.app(&rig.tenant, &name("b")).await.unwrap();
     assert_eq!(view.reason.unwrap().code, Code::IssuerUntrusted.as_str());
 }
