@@ -32,6 +32,7 @@ pub async fn run(backend: &dyn Backend) -> Result<(), Mismatch> {
     buckets(backend).await?;
     increments(backend).await?;
     batches(backend).await?;
+    large_answers(backend).await?;
     listing(backend).await
 }
 
@@ -116,6 +117,31 @@ async fn batches(kv: &dyn Backend) -> Result<(), Mismatch> {
         Ok(vec![found("a", None), found("b", Some("4")), found("c", None)]),
     )?;
     same("delete-many", kv.delete_many(BUCKET, keys(&["b"])).await, Ok(()))
+}
+
+/// What is asked in few bytes may not be answered in many.
+async fn large_answers(kv: &dyn Backend) -> Result<(), Mismatch> {
+    let large = vec![7; 6 << 20];
+    same("set of a large value", kv.set(BUCKET, "large", large.clone()).await, Ok(()))?;
+    let ask = |times| kv.get_many(BUCKET, vec!["large".to_owned(); times]);
+    let sizes = |found: Vec<(String, Option<Vec<u8>>)>| -> Vec<_> {
+        found.into_iter().map(|(_, value)| value.map(|value| value.len())).collect()
+    };
+    same("get-many within the limit", ask(2).await.map(sizes), Ok(vec![Some(large.len()); 2]))?;
+    for times in [3, super::MAX_BATCH] {
+        let refused = ask(times).await.map(sizes);
+        let what = format!("get-many of {times} times 6 MiB is too large: {:?}", refused.as_ref().err());
+        same(&what, matches!(refused, Err(BackendError::TooLarge(_))), true)?;
+    }
+    for key in ["large-2", "large-3"] {
+        same("set of a large value", kv.set(BUCKET, key, large.clone()).await, Ok(()))?;
+    }
+    let keys = || ["large", "large-2", "large-3"].map(str::to_owned).to_vec();
+    let refused = kv.get_many(BUCKET, keys()).await.map(sizes);
+    same("get-many of three large values is too large", matches!(refused, Err(BackendError::TooLarge(_))), true)?;
+    let page = kv.list_keys(BUCKET, None).await.map(|page| page.keys.into_iter().collect::<BTreeSet<_>>());
+    same("large values do not stand in the way of a listing", page, Ok(keys().into_iter().collect()))?;
+    same("delete-many", kv.delete_many(BUCKET, keys()).await, Ok(()))
 }
 
 async fn listing(kv: &dyn Backend) -> Result<(), Mismatch> {

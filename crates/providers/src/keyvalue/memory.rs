@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use futures::FutureExt;
 use futures::future::ready;
 
-use super::{Answer, Backend, BackendError, PAGE, Page};
+use super::{Answer, Backend, BackendError, Gathered, PAGE, Page};
 
 /// What one key costs beside its bytes, about.
 const OVERHEAD: usize = 128;
@@ -134,11 +134,12 @@ impl Backend for Memory {
 
     fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {
         let state = self.lock();
-        let found = keys.into_iter().map(|key| {
-            let value = state.get(bucket, &key).cloned();
-            (key, value)
+        let mut found = Gathered::default();
+        let all = keys.into_iter().try_for_each(|key| {
+            let value = state.get(bucket, &key);
+            found.push(key, value)
         });
-        ready(Ok(found.collect())).boxed()
+        ready(all.map(|()| found.values)).boxed()
     }
 
     fn set_many<'a>(&'a self, bucket: &'a str, pairs: Vec<(String, Vec<u8>)>) -> Answer<'a, ()> {

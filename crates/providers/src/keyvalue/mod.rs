@@ -79,7 +79,8 @@ pub trait Backend: Send + Sync + 'static {
     fn list_keys<'a>(&'a self, bucket: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page>;
     /// Adds to an integer kept as decimal text; a missing key counts as 0. Atomic.
     fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64>;
-    /// Several values, in the order asked.
+    /// Several values, in the order asked; [`BackendError::TooLarge`] where keys and values together have more than
+    /// [`MAX_BATCH_BYTES`].
     fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>>;
     /// Sets several keys, all or none; the last of equal keys wins.
     fn set_many<'a>(&'a self, bucket: &'a str, pairs: Vec<(String, Vec<u8>)>) -> Answer<'a, ()>;
@@ -138,7 +139,11 @@ fn check_key(key: &str) -> Result<(), BackendError> {
 }
 
 fn check_value(value: &[u8]) -> Result<(), BackendError> {
-    match value.len() {
+    check_length(value.len())
+}
+
+fn check_length(length: usize) -> Result<(), BackendError> {
+    match length {
         0..=MAX_VALUE => Ok(()),
         n => Err(BackendError::TooLarge(format!("a value has at most {MAX_VALUE} bytes, this one has {n}"))),
     }
@@ -153,6 +158,33 @@ fn check_batch(count: usize, bytes: usize) -> Result<(), BackendError> {
         return Err(BackendError::TooLarge(format!("a batch has at most {MAX_BATCH_BYTES} bytes, this one {bytes}")));
     }
     Ok(())
+}
+
+/// The answer to a batch read while it grows: a value is copied only where it still fits, because a short list of keys
+/// may name the same large value again and again.
+#[derive(Default)]
+struct Gathered {
+    values: Vec<(String, Option<Vec<u8>>)>,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn push(&mut self, key: String, value: Option<&Vec<u8>>) -> Result<(), BackendError> {
+        self.bytes = self.bytes.saturating_add(key.len()).saturating_add(value.map_or(0, Vec::len));
+        check_answer(self.bytes)?;
+        self.values.push((key, value.cloned()));
+        Ok(())
+    }
+}
+
+/// Refuses an answer of `bytes` bytes, keys and values together.
+fn check_answer(bytes: usize) -> Result<(), BackendError> {
+    if bytes <= MAX_BATCH_BYTES {
+        return Ok(());
+    }
+    Err(BackendError::TooLarge(format!(
+        "the keys and values asked for have more than {MAX_BATCH_BYTES} bytes together; ask for fewer"
+    )))
 }
 
 #[cfg(test)]

@@ -4,17 +4,21 @@
 //! `/`, and the bucket comes last, so no two tenants and no two apps can name the same hash whatever their buckets are
 //! called. A batch is one command on one hash, and one command is atomic.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use model::{AppName, ProviderName, TenantName};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError,
+};
 use redis::{RedisConnectionInfo, ServerErrorKind, cmd};
 
-use super::{Answer, Backend, BackendError, PAGE, Page};
+use super::{Answer, Backend, BackendError, Gathered, PAGE, Page, check_answer, check_length};
 use crate::dial::{Caller, Dialer, Target};
 
 /// Time to connect and to introduce ourselves, and time to answer one command.
@@ -23,6 +27,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause between two tries to connect.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// Fields per step of a listing where the server sends each with its value: what is held at once is this many values.
+const STEP_WITH_VALUES: u32 = 8;
 
 /// The settings of the provider are wrong. Never holds the URL: it may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +51,8 @@ pub struct Redis {
     connecting: tokio::sync::Mutex<()>,
     line: Arc<Mutex<Line>>,
     jitter: RandomState,
+    /// The server is older than `HSCAN … NOVALUES` (Redis 7.4, Valkey 8).
+    sends_values: AtomicBool,
 }
 
 /// The one connection, or when to try again.
@@ -54,6 +63,13 @@ struct Line {
     generation: u64,
     failures: u32,
     retry_at: Option<(Instant, String)>,
+}
+
+/// What is sent at once.
+#[derive(Clone, Copy)]
+enum Question<'a> {
+    One(&'a Cmd),
+    Together(&'a Pipeline),
 }
 
 impl Redis {
@@ -79,6 +95,7 @@ impl Redis {
             connecting: tokio::sync::Mutex::new(()),
             line: Arc::default(),
             jitter: RandomState::new(),
+            sends_values: AtomicBool::new(false),
         })
     }
 
@@ -165,13 +182,51 @@ impl Redis {
         Ok((connection, generation))
     }
 
+    /// One step of a listing.
+    async fn scan(&self, bucket: &str, cursor: Option<&str>) -> Result<Page, BackendError> {
+        let mut command = cmd("HSCAN");
+        command.arg(self.hash(bucket)).arg(cursor.unwrap_or("0")).arg("COUNT");
+        let (next, keys) = loop {
+            if self.sends_values.load(Ordering::Relaxed) {
+                let (next, fields): (String, Vec<(String, redis::Value)>) =
+                    self.run(true, command.clone().arg(STEP_WITH_VALUES), "").await?;
+                break (next, fields.into_iter().map(|(key, _)| key).collect());
+            }
+            match self.run(true, command.clone().arg(PAGE).arg("NOVALUES"), "").await {
+                Err(BackendError::Unavailable(why)) if why.contains("syntax error") => {
+                    self.sends_values.store(true, Ordering::Relaxed);
+                }
+                answer => break answer?,
+            }
+        };
+        Ok(Page { keys, cursor: Some(next).filter(|next| next != "0") })
+    }
+
+    /// The length of each value, 0 for one that is not there: asked for together.
+    async fn lengths(&self, bucket: &str, keys: &[&str]) -> Result<Vec<usize>, BackendError> {
+        let hash = self.hash(bucket);
+        let mut together = redis::pipe();
+        for key in keys {
+            together.cmd("HSTRLEN").arg(&hash).arg(*key);
+        }
+        self.ask(true, Question::Together(&together), "").await
+    }
+
     /// One command. What only reads is tried once more where the connection broke under it.
     async fn run<T: FromRedisValue>(&self, reads: bool, command: &Cmd, key: &str) -> Result<T, BackendError> {
+        self.ask(reads, Question::One(command), key).await
+    }
+
+    async fn ask<T: FromRedisValue>(&self, reads: bool, what: Question<'_>, key: &str) -> Result<T, BackendError> {
         let mut tries = if reads { 2 } else { 1 };
         loop {
             tries -= 1;
             let (mut connection, generation) = self.connection().await?;
-            match command.query_async::<T>(&mut connection).await {
+            let answer = match what {
+                Question::One(command) => command.query_async::<T>(&mut connection).await,
+                Question::Together(pipeline) => pipeline.query_async::<T>(&mut connection).await,
+            };
+            match answer {
                 Ok(value) => return Ok(value),
                 Err(cause) => {
                     if cause.is_connection_dropped() || cause.is_unrecoverable_error() {
@@ -220,7 +275,12 @@ fn translate(cause: &RedisError, key: &str) -> BackendError {
 
 impl Backend for Redis {
     fn get<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, Option<Vec<u8>>> {
-        async move { self.run(true, cmd("HGET").arg(self.hash(bucket)).arg(key), key).await }.boxed()
+        async move {
+            // Others may write to the same server: a value is fetched only once its length is known.
+            check_length(self.run(true, cmd("HSTRLEN").arg(self.hash(bucket)).arg(key), key).await?)?;
+            self.run(true, cmd("HGET").arg(self.hash(bucket)).arg(key), key).await
+        }
+        .boxed()
     }
 
     fn set<'a>(&'a self, bucket: &'a str, key: &'a str, value: Vec<u8>) -> Answer<'a, ()> {
@@ -238,11 +298,18 @@ impl Backend for Redis {
     /// In no order; a page may be larger than asked, and a key that is there all the time may come twice.
     fn list_keys<'a>(&'a self, bucket: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page> {
         async move {
-            let mut command = cmd("HSCAN");
-            command.arg(self.hash(bucket)).arg(cursor.unwrap_or("0")).arg("COUNT").arg(PAGE);
-            let (next, fields): (String, Vec<(String, redis::Value)>) = self.run(true, &command, "").await?;
-            let keys = fields.into_iter().map(|(key, _)| key).collect();
-            Ok(Page { keys, cursor: Some(next).filter(|next| next != "0") })
+            let mut page = Page { keys: Vec::new(), cursor: cursor.map(str::to_owned) };
+            let mut bytes = 0;
+            loop {
+                let step = self.scan(bucket, page.cursor.as_deref()).await?;
+                bytes += step.keys.iter().map(String::len).sum::<usize>();
+                check_answer(bytes)?;
+                page.keys.extend(step.keys);
+                page.cursor = step.cursor;
+                if page.cursor.is_none() || page.keys.len() >= PAGE as usize {
+                    return Ok(page);
+                }
+            }
         }
         .boxed()
     }
@@ -256,9 +323,26 @@ impl Backend for Redis {
             if keys.is_empty() {
                 return Ok(Vec::new());
             }
+            // Each key once: one that is asked for again must not be sent again.
+            let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+            for key in &keys {
+                *times.entry(key).or_default() += 1;
+            }
+            let unique: Vec<&str> = times.keys().copied().collect();
+            let lengths = self.lengths(bucket, &unique).await?;
+            let bytes = times.iter().zip(lengths).fold(0_usize, |bytes, ((key, times), length)| {
+                bytes.saturating_add(key.len().saturating_add(length).saturating_mul(*times))
+            });
+            check_answer(bytes)?;
             let values: Vec<Option<Vec<u8>>> =
-                self.run(true, cmd("HMGET").arg(self.hash(bucket)).arg(&keys), "").await?;
-            Ok(keys.into_iter().zip(values).collect())
+                self.run(true, cmd("HMGET").arg(self.hash(bucket)).arg(&unique), "").await?;
+            let values: BTreeMap<&str, Option<Vec<u8>>> = unique.into_iter().zip(values).collect();
+            // Counted again: a value may have grown since it was measured.
+            let mut found = Gathered::default();
+            for key in &keys {
+                found.push(key.clone(), values.get(key.as_str()).and_then(Option::as_ref))?;
+            }
+            Ok(found.values)
         }
         .boxed()
     }
