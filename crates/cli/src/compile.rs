@@ -7,9 +7,9 @@ use model::World;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// CPU seconds of one compilation.
-const CPU_SECONDS: u64 = 60;
+const CPU_SECONDS: u64 = 30;
 /// Writable memory of one compilation, bytes. Reserved but unused address space does not count.
-const MEMORY: u64 = 2 << 30;
+const MEMORY: u64 = 1 << 30;
 /// The largest artifact, bytes.
 const ARTIFACT: u64 = 50 << 20;
 
