@@ -1,7 +1,7 @@
 //! `doctor`: looks for faults of this machine and this directory, says what to do, and changes nothing.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
+use store::StoreError;
 
 use crate::context::{Context, connect};
 use crate::home::Home;
@@ -44,6 +45,7 @@ pub async fn doctor(context: &Context) -> anyhow::Result<bool> {
     let home = &context.home;
     directory(home, &mut found);
     private_files(home, &mut found);
+    token(home, &mut found);
     signing_keys(home, &mut found);
     let runs = platform(home, &mut found).await;
     if !runs {
@@ -209,20 +211,53 @@ async fn platform(home: &Home, found: &mut Vec<Diagnosis>) -> bool {
     true
 }
 
-/// The databases of a platform that does not run, read only.
+/// The databases of a platform that does not run, by the check they get before they are opened; nothing is written.
 fn databases(home: &Home, found: &mut Vec<Diagnosis>) {
-    const MAGIC: &[u8] = b"redb";
-    for (code, file) in [("store-damaged", home.store()), ("data-damaged", home.data())] {
-        let Ok(mut opened) = fs::File::open(&file) else { continue };
-        let mut head = [0; 4];
-        if opened.read_exact(&mut head).is_err() || head != MAGIC {
-            found.push(fault(
+    let checks =
+        [("store-damaged", store::redb::check(home.store())), ("data-damaged", store::data::check(home.data()))];
+    for (code, checked) in checks {
+        match checked {
+            Ok(()) => {}
+            Err(cause @ StoreError::Damaged { .. }) => found.push(fault(
                 code,
-                format!("{} is damaged: it does not begin as a store does", file.display()),
-                "restore it from a backup; it is not touched meanwhile",
-            ));
+                cause.to_string(),
+                "restore it from a backup together with the file `.last` beside it; it is not touched meanwhile",
+            )),
+            Err(cause @ StoreError::CannotWrite { .. }) => {
+                found.push(fault(
+                    "store-read-only",
+                    cause.to_string(),
+                    "check the file's permissions, its file system and its free space",
+                ));
+            }
+            Err(cause) => found.push(fault(
+                "store-busy",
+                cause.to_string(),
+                "another process uses this directory; stop it, or use --data-dir",
+            )),
         }
     }
+}
+
+/// A token that others could guess, or that the platform refuses.
+fn token(home: &Home, found: &mut Vec<Diagnosis>) {
+    const SHORTEST: usize = 16;
+    let file = home.token_file();
+    let shown = file.display();
+    let why = match fs::read(&file) {
+        Ok(bytes) => match std::str::from_utf8(&bytes).map(|text| text.trim().len()) {
+            Ok(length) if length >= SHORTEST => return,
+            Ok(length) => format!("it has {length} characters, at least {SHORTEST} are needed"),
+            Err(_) => "it is no text".to_owned(),
+        },
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return,
+        Err(cause) => cause.to_string(),
+    };
+    found.push(fault(
+        "token-damaged",
+        format!("the API token {shown} cannot be used: {why}"),
+        "stop the platform and remove the file; `sidereal up` makes a new one",
+    ));
 }
 
 fn ports(found: &mut Vec<Diagnosis>) {
@@ -238,6 +273,13 @@ fn ports(found: &mut Vec<Diagnosis>) {
 }
 
 fn artifacts(home: &Home, found: &mut Vec<Diagnosis>) {
+    if home.store().exists() && !home.blobs().is_dir() {
+        found.push(fault(
+            "artifacts-missing",
+            format!("{} is gone, with the artifacts of every app", home.blobs().display()),
+            "restore it from a backup, or deploy each app again",
+        ));
+    }
     let Ok(entries) = fs::read_dir(home.blobs().join("sha256")) else { return };
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();

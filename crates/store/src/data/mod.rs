@@ -17,7 +17,7 @@ use model::{AppName, ProviderName, TenantName};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::StoreError;
-use crate::disk::{Disk, Fail, Kind};
+use crate::disk::{self, Disk, Fail, Kind};
 use apply::{DATA, Stop, Write};
 use key::Scope;
 
@@ -35,6 +35,15 @@ const KIND: Kind = Kind {
         Ok(())
     },
 };
+
+/// Looks whether the file can be used, without changing it; fine where there never was one.
+///
+/// # Errors
+/// [`StoreError::Damaged`] as opening it would say, also where the file is gone; [`StoreError::CannotWrite`] where it
+/// cannot be written; [`StoreError::InUse`] where a process has it open.
+pub fn check(path: impl AsRef<Path>) -> Result<(), StoreError> {
+    disk::check(path.as_ref(), KIND)
+}
 
 /// Bytes that wait for the writer at once, in KiB; callers above that wait.
 const QUEUED_KIB: usize = 64 << 10;

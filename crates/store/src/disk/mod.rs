@@ -86,10 +86,7 @@ impl Disk {
         let witness_path = witness::path_of(path);
         if !path.try_exists().map_err(|e| explain(e.into()))? {
             if witness::read(&witness_path).map_err(explain)? != Seen::Nothing {
-                return Err(explain(Fail::Damaged(format!(
-                    "it is gone but was written to; to start empty, remove {} too",
-                    witness_path.display()
-                ))));
+                return Err(explain(lost(&witness_path)));
             }
             create::create(path, |file| new_file(file, kind)).map_err(explain)?;
         }
@@ -201,6 +198,25 @@ impl Disk {
         *database = Some(again);
         outcome
     }
+}
+
+/// Checks a file that nobody has open as [`Disk::open`] does before it writes, whole whatever its size, and changes
+/// nothing. Where there is none and never was, there is nothing to say.
+pub(crate) fn check(path: &Path, kind: Kind) -> Result<(), StoreError> {
+    let look = || {
+        let witness_path = witness::path_of(path);
+        let acknowledged = witness::read(&witness_path)?;
+        if path.try_exists()? {
+            return verify(path, Kind { verify_up_to: u64::MAX, ..kind }, acknowledged);
+        }
+        if acknowledged == Seen::Nothing { Ok(()) } else { Err(lost(&witness_path)) }
+    };
+    look().map_err(|fail: Fail| fail.explain(path))
+}
+
+/// A file that was written to is not there.
+fn lost(witness: &Path) -> Fail {
+    Fail::Damaged(format!("it is gone but was written to; to start empty, remove {} too", witness.display()))
 }
 
 /// Checks a file without changing it.

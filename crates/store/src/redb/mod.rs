@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::disk::{Disk, Fail, Kind, META};
+use crate::disk::{self, Disk, Fail, Kind, META};
 use crate::{Change, Entry, Expect, LeaseId, Snapshot, Store, StoreError};
 use feed::Feed;
 use state::{ENTRIES, State};
@@ -39,6 +39,15 @@ const KIND: Kind = Kind {
         Ok(())
     },
 };
+
+/// Looks whether the file can be used, without changing it; fine where there never was one.
+///
+/// # Errors
+/// [`StoreError::Damaged`] as opening it would say, also where the file is gone; [`StoreError::CannotWrite`] where it
+/// cannot be written; [`StoreError::InUse`] where a process has it open.
+pub fn check(path: impl AsRef<Path>) -> Result<(), StoreError> {
+    disk::check(path.as_ref(), KIND)
+}
 
 /// The embedded store. Use it within a tokio runtime with time; dropping it closes the file.
 #[derive(Debug)]
