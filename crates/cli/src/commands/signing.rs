@@ -1,15 +1,16 @@
 //! `keys`, `sign`, `inspect`: who vouches for a component, and what it is.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 use std::time::SystemTime;
 
-use anyhow::Context as _;
 use api::{Code, Problem};
 use model::Digest;
 use model::claims::keys::{KeyKind, KeyPair};
 use model::claims::{self, Claims};
-use model::component::inspect as read;
+use model::component::{MAX_COMPONENT, inspect as read};
+use model::interface::{ContractId, InterfaceId};
 use serde::Serialize;
 
 use crate::args::{Inspect, KeyKind as KindArg, KeysCommand, Sign};
@@ -70,8 +71,9 @@ pub fn sign(context: &Context, args: &Sign) -> anyhow::Result<()> {
         None => KeyPair::from_entropy(KeyKind::Module, rand::random()).public(),
     };
     let mut claims = Claims::new(name, &subject, format!("{:032x}", rand::random::<u128>()), now);
-    claims.expires = args.expires.map(|after| now + after.duration().as_secs());
+    claims.expires = args.expires.map(|after| expiry(now, after)).transpose()?;
     if !args.grant.is_empty() {
+        granted(&bytes, args)?;
         claims.component.granted = Some(args.grant.clone());
     }
     let signed = claims::sign(&bytes, claims, &account).map_err(|cause| {
@@ -83,6 +85,34 @@ pub fn sign(context: &Context, args: &Sign) -> anyhow::Result<()> {
         Signed { file: out.display().to_string(), digest: Digest::of(&signed), claims: claims::peek(&signed)? };
     context.out.result(&result, || format!("{} {} signed by {}", result.file, result.digest, account.public_key()));
     Ok(())
+}
+
+/// When claims end, seconds since 1970. They count whole seconds.
+fn expiry(now: u64, after: model::unit::Millis) -> Result<u64, Problem> {
+    match after.duration().as_secs() {
+        0 => Err(Problem::new(Code::RequestInvalid, "claims that expire at once are worth nothing")
+            .help("at least `--expires 1s`; for ever without the flag")),
+        seconds => Ok(now.saturating_add(seconds)),
+    }
+}
+
+/// A grant must be readable and cover what the component imports; with less no host would run it.
+fn granted(bytes: &[u8], args: &Sign) -> Result<(), Problem> {
+    let odd = |entry: &&String| entry.parse::<ContractId>().is_err() && entry.parse::<InterfaceId>().is_err();
+    if let Some(entry) = args.grant.iter().find(odd) {
+        return Err(Problem::new(Code::RequestInvalid, format!("`{entry}` is neither a contract nor an interface"))
+            .help("for example `--grant wasi:keyvalue` or `--grant wasi:keyvalue/store@0.2.0-draft`"));
+    }
+    let imports = read(bytes).map_err(|cause| invalid(&args.file, &cause))?.imports;
+    let missing: Vec<String> = claims::ungranted(&args.grant, &imports).map(ToString::to_string).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let detail = format!("{} imports interfaces that --grant does not cover", args.file.display());
+    let mut problem = Problem::new(Code::InterfaceNotGranted, detail)
+        .help("grant them too, or leave --grant out to grant what the component imports");
+    problem.findings = missing;
+    Err(problem)
 }
 
 #[derive(Serialize)]
@@ -162,10 +192,37 @@ fn component(file: &Path) -> anyhow::Result<Vec<u8>> {
         Problem::new(Code::NotFound, format!("cannot read {}: {cause}", file.display()))
             .help("name a component: `sidereal inspect counter.wasm`")
     })?;
-    if meta.len() > model::component::MAX_COMPONENT as u64 {
-        return Err(Problem::new(Code::TooLarge, format!("{} has {} bytes", file.display(), meta.len())).into());
+    // A pipe or a device may never end.
+    if !meta.is_file() {
+        return Err(Problem::new(Code::RequestInvalid, format!("{} is no regular file", file.display()))
+            .help("name a component: `sidereal inspect counter.wasm`")
+            .into());
     }
-    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let too_large = |size: u64| {
+        Problem::new(
+            Code::TooLarge,
+            format!("{} has {size} bytes; a component has at most {MAX_COMPONENT}", file.display()),
+        )
+        .help("build it for release and strip debug information (`wasm-tools strip`)")
+    };
+    if meta.len() > MAX_COMPONENT as u64 {
+        return Err(too_large(meta.len()).into());
+    }
+    let mut bytes = Vec::new();
+    // It may grow while it is read.
+    fs::File::open(file).and_then(|opened| opened.take(MAX_COMPONENT as u64 + 1).read_to_end(&mut bytes)).map_err(
+        |cause| {
+            let code = match cause.kind() {
+                std::io::ErrorKind::PermissionDenied => Code::Forbidden,
+                _ => Code::NotFound,
+            };
+            Problem::new(code, format!("cannot read {}: {cause}", file.display()))
+                .help("check the file and its permissions")
+        },
+    )?;
+    if bytes.len() > MAX_COMPONENT {
+        return Err(too_large(bytes.len() as u64).into());
+    }
     read(&bytes).map_err(|cause| invalid(file, &cause))?;
     Ok(bytes)
 }

@@ -39,7 +39,12 @@ fn covers(entry: &str, import: &InterfaceId) -> bool {
 
 /// The first import that is neither baseline nor granted.
 pub(super) fn missing<'a>(granted: &[String], imports: &'a [InterfaceId]) -> Option<&'a InterfaceId> {
-    imports.iter().find(|import| !is_baseline(import) && !granted.iter().any(|entry| covers(entry, import)))
+    ungranted(granted, imports).next()
+}
+
+/// Every import that is neither baseline nor granted, in order.
+pub fn ungranted<'a>(granted: &[String], imports: &'a [InterfaceId]) -> impl Iterator<Item = &'a InterfaceId> {
+    imports.iter().filter(|import| !is_baseline(import) && !granted.iter().any(|entry| covers(entry, import)))
 }
 
 /// The contracts a component needs granted, in order.

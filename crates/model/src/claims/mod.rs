@@ -21,7 +21,7 @@ mod token;
 
 use serde::{Deserialize, Serialize};
 
-pub use grants::is_baseline;
+pub use grants::{is_baseline, ungranted};
 pub use keys::{KeyError, KeyKind, KeyPair, PublicKey};
 pub use section::MAX_TOKEN;
 
