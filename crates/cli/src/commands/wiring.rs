@@ -7,7 +7,7 @@ use api::client::{ControlClient, Require};
 use api::control::{LinkRequest, TenantView};
 use api::{Code, Problem};
 use model::tenant::TenantSettings;
-use model::{AppName, ProviderKind, ProviderSpec};
+use model::{AppName, ProviderKind, ProviderName, ProviderSpec};
 
 use crate::args::{LinkCommand, ProviderCommand, RouteCommand, TenantCommand};
 use crate::context::{Context, refused};
@@ -107,7 +107,12 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
             })?;
             let config: BTreeMap<String, String> = url.map(|url| ("url".to_owned(), url)).into_iter().collect();
             let spec = ProviderSpec { kind, config, operator: true };
-            change(context, &client, |settings| drop(settings.providers.insert(name.clone(), spec.clone()))).await?;
+            replaceable(context, &client, &name, kind).await?;
+            change(context, &client, |settings| {
+                settings.providers.insert(name.clone(), spec.clone());
+                Ok(())
+            })
+            .await?;
             context.out.result(&serde_json::json!({ "provider": name, "type": kind }), || {
                 format!("{name} answers {}: `sidereal link set APP {}={name}`", kind.contract(), kind.contract())
             });
@@ -124,13 +129,40 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
                 problem.findings = view.links.clone();
                 return Err(problem.into());
             }
-            change(context, &client, |settings| drop(settings.providers.remove(&name))).await?;
+            change(context, &client, |settings| {
+                settings.providers.remove(&name);
+                Ok(())
+            })
+            .await?;
             context
                 .out
                 .result(&serde_json::json!({ "provider": name, "removed": true }), || format!("{name} is withdrawn"));
         }
     }
     Ok(())
+}
+
+/// A provider that is linked keeps its type: another one would answer with other data, or another contract.
+async fn replaceable(
+    context: &Context,
+    client: &ControlClient,
+    name: &ProviderName,
+    kind: ProviderKind,
+) -> anyhow::Result<()> {
+    let views = match client.providers(&context.tenant).await {
+        Ok(views) => views,
+        Err(error) => match error.problem() {
+            // The tenant is made with its first settings.
+            problem if problem.code == Code::NotFound => Vec::new(),
+            problem => return Err(problem.into()),
+        },
+    };
+    let taken = views.iter().find(|p| p.name == *name && p.from == "operator" && p.kind != kind && !p.links.is_empty());
+    let Some(view) = taken else { return Ok(()) };
+    let detail = format!("`{name}` is linked and of type {}; it cannot become {}", view.kind.as_str(), kind.as_str());
+    let mut problem = Problem::new(Code::Conflict, detail).help("add it under another name, or move the links first");
+    problem.findings = view.links.clone();
+    Err(problem.into())
 }
 
 /// `sidereal route`
@@ -170,7 +202,16 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result
             context.out.result(&tenants, || tenants.iter().map(|t| t.name.to_string()).collect::<Vec<_>>().join("\n"));
         }
         TenantCommand::Set { trust, distrust, revoke, unrevoke, allow_egress, deny_egress, shards, allow_unsigned } => {
+            let lists = [&trust, &distrust, &revoke, &unrevoke, &allow_egress, &deny_egress];
+            if lists.iter().all(|list| list.is_empty()) && shards.is_none() && allow_unsigned.is_none() {
+                return Err(Problem::new(Code::RequestInvalid, "nothing to set: no flag was given")
+                    .help("for example `sidereal tenant-settings set --shards 2`; `--help` lists the flags")
+                    .into());
+            }
             let view = change(context, &client, |settings| {
+                all_there("trusted key", &distrust, &settings.trust_anchors)?;
+                all_there("revoked key, token or digest", &unrevoke, &settings.revoked)?;
+                all_there("granted range", &deny_egress, &settings.egress)?;
                 settings.trust_anchors.retain(|key| !distrust.contains(key) && !trust.contains(key));
                 settings.trust_anchors.extend(trust.iter().cloned());
                 settings.revoked.retain(|id| !revoke.contains(id) && !unrevoke.contains(id));
@@ -179,6 +220,7 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result
                 settings.egress.extend(allow_egress.iter().cloned());
                 settings.shards = shards.unwrap_or(settings.shards);
                 settings.allow_unsigned = allow_unsigned.unwrap_or(settings.allow_unsigned);
+                Ok(())
             })
             .await?;
             context.out.result(&view, || format!("tenant {} is set", view.name));
@@ -187,11 +229,20 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result
     Ok(())
 }
 
+/// What is taken away must be there: a mistyped key that "was removed" would go on being trusted.
+fn all_there(what: &str, asked: &[String], present: &[String]) -> Result<(), Problem> {
+    match asked.iter().find(|entry| !present.contains(entry)) {
+        Some(entry) => Err(Problem::new(Code::NotFound, format!("there is no {what} `{entry}`; nothing was changed"))
+            .help("`sidereal tenant-settings show` lists what there is")),
+        None => Ok(()),
+    }
+}
+
 /// Reads, changes and writes the tenant's settings; tries again when somebody else was faster.
 async fn change(
     context: &Context,
     client: &ControlClient,
-    edit: impl Fn(&mut TenantSettings),
+    edit: impl Fn(&mut TenantSettings) -> Result<(), Problem>,
 ) -> anyhow::Result<TenantView> {
     loop {
         let (mut settings, require) = match client.tenant(&context.tenant).await {
@@ -201,7 +252,7 @@ async fn change(
                 problem => return Err(problem.into()),
             },
         };
-        edit(&mut settings);
+        edit(&mut settings)?;
         match client.put_tenant(&context.tenant, &settings, require).await {
             Ok(view) => return Ok(view),
             Err(error) => match error.problem() {
