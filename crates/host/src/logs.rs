@@ -256,22 +256,25 @@ impl Budget {
         }
     }
 
-    fn take(&mut self, bytes: usize, now: Instant) -> usize {
+    /// How many of `bytes` may be logged with `context` bytes to each line.
+    fn take(&mut self, bytes: &[u8], context: usize, now: Instant) -> usize {
         self.refill(now);
-        let taken = bytes.min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        self.left -= taken as u64;
+        let (taken, spent) = runtime::affordable(bytes, context, self.left);
+        self.left = self.left.saturating_sub(spent);
         taken
     }
 }
 
 impl LogSink for ComponentLog {
     fn write(&self, stream: LogStreamKind, context: &str, bytes: &[u8]) {
-        // A line costs at least a byte of its own, so that empty ones are no way around the budget.
-        let granted = lock(&self.budget).take(bytes.len().max(1), Instant::now());
-        if granted < bytes.len().max(1) {
-            self.dropped(bytes.len().max(1).saturating_sub(granted) as u64);
+        // Escaping makes it longer; what is kept is what counts.
+        let context = if context.is_empty() { String::new() } else { escape::one_line(context) };
+        // An empty line costs its end, so that empty ones are no way around the budget.
+        let granted = lock(&self.budget).take(bytes, context.len(), Instant::now());
+        if granted < bytes.len() {
+            self.dropped((bytes.len() - granted) as u64);
         }
-        let Some(bytes) = bytes.get(..granted.min(bytes.len())).filter(|_| granted > 0) else { return };
+        let Some(bytes) = bytes.get(..granted).filter(|granted| !granted.is_empty()) else { return };
         let stream = match stream {
             LogStreamKind::Stdout => LogStream::Stdout,
             LogStreamKind::Stderr => LogStream::Stderr,
@@ -282,7 +285,6 @@ impl LogSink for ComponentLog {
             LogStreamKind::Error => LogStream::Error,
             LogStreamKind::Critical => LogStream::Critical,
         };
-        let context = if context.is_empty() { String::new() } else { escape::one_line(context) };
         escape::lines(bytes, |text| self.push(stream, &context, text));
     }
 
@@ -340,6 +342,17 @@ mod tests {
         }
         let ring = lock(&logs.ring);
         assert!(ring.bytes <= MAX_BYTES && ring.lines.len() <= MAX_LINES);
+    }
+
+    #[tokio::test]
+    async fn every_line_pays_for_its_context() {
+        let logs = Logs::new(0);
+        let component = log(&logs, 1000);
+        let mut reader = logs.reader();
+        component.write(LogStreamKind::Info, &"c".repeat(99), &[b'\n'; 100]);
+        let lines = reader.next().await;
+        assert_eq!(lines.len(), 10);
+        assert_eq!(component.dropped_bytes(), 90);
     }
 
     #[tokio::test]

@@ -36,10 +36,37 @@ pub enum LogStreamKind {
 /// Takes the log of one component. Called on the request path: must not block.
 pub trait LogSink: Send + Sync {
     /// Bytes a guest wrote: one or more lines, each ended by `\n` but for a last one that was cut or never ended.
-    /// Never a part of two calls' lines. `context` is that of `wasi:logging`, empty otherwise.
+    /// Never a part of two calls' lines. `context` is that of `wasi:logging`, at most [`MAX_CONTEXT`] bytes, empty
+    /// otherwise; it belongs to every line.
     fn write(&self, stream: LogStreamKind, context: &str, bytes: &[u8]);
     /// A call wrote this many bytes more than it may; they are gone.
     fn dropped(&self, bytes: u64);
+}
+
+/// Longest context of a `wasi:logging` message, bytes; the rest of it is cut.
+pub const MAX_CONTEXT: usize = 256;
+
+/// How many of `bytes` a budget of `left` bytes pays for, and what they cost: every line costs its bytes and the
+/// `context` bytes that are kept with each of them, so that many short lines are no way around a budget.
+pub fn affordable(bytes: &[u8], context: usize, left: u64) -> (usize, u64) {
+    let budget = usize::try_from(left).unwrap_or(usize::MAX);
+    if context == 0 {
+        let taken = bytes.len().min(budget);
+        return (taken, taken as u64);
+    }
+    let (mut taken, mut spent) = (0, 0);
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let rest = (budget - spent).saturating_sub(context).min(line.len());
+        if rest == 0 {
+            break;
+        }
+        taken += rest;
+        spent += rest + context;
+        if rest < line.len() {
+            break;
+        }
+    }
+    (taken, spent as u64)
 }
 
 /// Longest line held back while its end is awaited.
@@ -85,18 +112,19 @@ impl CallLog {
         }
     }
 
-    /// Takes what the budget allows of `bytes`; the rest is counted as dropped.
-    fn admit<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+    /// Takes what the budget allows of `bytes` with `context` bytes to each line; the rest is counted as dropped.
+    fn admit<'a>(&self, bytes: &'a [u8], context: usize) -> &'a [u8] {
         let left = self.left.load(Relaxed);
-        let take = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        self.left.store(left - take as u64, Relaxed);
+        let (take, spent) = affordable(bytes, context, left);
+        self.left.store(left.saturating_sub(spent), Relaxed);
         self.dropped.fetch_add((bytes.len() - take) as u64, Relaxed);
         bytes.get(..take).unwrap_or(bytes)
     }
 
     /// One message of `wasi:logging`.
     pub(crate) fn message(&self, stream: LogStreamKind, context: &str, text: &[u8]) {
-        let text = self.admit(text);
+        let context = context.get(..context.floor_char_boundary(MAX_CONTEXT)).unwrap_or_default();
+        let text = self.admit(text, context.len());
         if !text.is_empty() {
             self.sink.write(stream, context, text);
         }
@@ -104,7 +132,7 @@ impl CallLog {
 
     /// Bytes of standard output or error.
     fn stream(&self, stream: LogStreamKind, bytes: &[u8]) {
-        let bytes = self.admit(bytes);
+        let bytes = self.admit(bytes, 0);
         if bytes.is_empty() {
             return;
         }
@@ -211,6 +239,43 @@ mod tests {
         log.end();
         assert_eq!(*seen.0.lock().unwrap(), ["Stdout:one\n", "Stderr:err\n", "Stdout:two\n", "Stdout:01234567"]);
         assert_eq!(seen.1.load(Relaxed), 3);
+    }
+
+    #[derive(Default)]
+    struct Kept(AtomicU64, AtomicU64, Mutex<String>);
+    impl LogSink for Kept {
+        fn write(&self, _: LogStreamKind, context: &str, bytes: &[u8]) {
+            let kept: usize = bytes.split_inclusive(|b| *b == b'\n').map(|line| line.len() + context.len()).sum();
+            self.0.fetch_add(kept as u64, Relaxed);
+            *self.2.lock().unwrap() = context.to_owned();
+        }
+        fn dropped(&self, bytes: u64) {
+            self.1.fetch_add(bytes, Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_context_is_cut_and_every_line_pays_for_it() {
+        let kept = Arc::new(Kept::default());
+        let log = CallLog::new(kept.clone(), ByteSize(10_000));
+        log.message(LogStreamKind::Info, &"\u{20ac}".repeat(1000), b"text");
+        // 85 characters of three bytes; the 86th would be cut apart.
+        assert_eq!(*kept.2.lock().unwrap(), "\u{20ac}".repeat(85));
+        log.message(LogStreamKind::Info, &"c".repeat(1 << 20), &[b'\n'; 5000]);
+        log.message(LogStreamKind::Info, "c", &[b'\n'; 5000]);
+        log.end();
+        assert_eq!(kept.0.load(Relaxed), 255 + 4 + 37 * 257 + 2 * 116);
+        assert!(kept.0.load(Relaxed) <= 10_000);
+        assert_eq!(kept.1.load(Relaxed), 10_000 - 37 - 116);
+    }
+
+    #[test]
+    fn a_budget_pays_for_whole_lines_and_a_cut_one() {
+        assert_eq!(affordable(b"ab\ncd\n", 0, 4), (4, 4));
+        assert_eq!(affordable(b"ab\ncd\n", 2, 9), (5, 9));
+        assert_eq!(affordable(b"ab\ncd\n", 2, 7), (3, 5));
+        assert_eq!(affordable(b"ab\ncd\n", 2, 2), (0, 0));
+        assert_eq!(affordable(b"ab\ncd\n", 2, u64::MAX), (6, 10));
     }
 
     #[test]

@@ -137,6 +137,16 @@ async fn one_host_call_copies_only_so_much() {
 }
 
 #[tokio::test]
+async fn a_component_may_lower_what_one_host_call_copies() {
+    let mut rig = Rig::new();
+    rig.limits.hostcall_copy = ByteSize::kib(64);
+    let work = rig.workload("probe");
+    // The default lets the same call pass: there it fails at the header, see above.
+    assert_eq!(call(&work, "/hostcopy?mib=1").await, Err(Fault::HostCopy { limit: ByteSize::kib(64) }));
+    assert_eq!(call(&work, "/").await.unwrap(), (200, "probe".to_owned()));
+}
+
+#[tokio::test]
 async fn headers_have_a_limit() {
     let rig = Rig::new();
     let work = rig.workload("probe");
