@@ -19,8 +19,8 @@ use crate::limits::Limits;
 use crate::name::{AppName, ComponentName, Label, NameError, ProviderName};
 use crate::rules::route::{check_host, check_method, check_path};
 use crate::rules::{
-    Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, MAX_REUSE_REQUESTS, Unknown, Violation, allow_host,
-    provider, shown,
+    Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, MAX_REUSE_IDLE, MAX_REUSE_REQUESTS, Unknown, Violation,
+    allow_host, provider, shown,
 };
 use crate::unit::{ByteSize, Millis};
 
@@ -205,11 +205,14 @@ impl Reader<'_, '_> {
     fn quantity(&mut self, field: &LimitField, value: &TomlSpanned<DeValue<'_>>) -> Option<u64> {
         let written = value.get_ref().as_str();
         match field.unit {
-            LimitUnit::Duration => self.duration(written?, value.span()).map(|v| v.0),
+            LimitUnit::Duration => {
+                let ceiling = Millis((field.get)(&Limits::ceiling()));
+                self.duration(written?, value.span(), ceiling).map(|v| v.0)
+            }
             LimitUnit::Size => match written?.parse::<ByteSize>() {
                 Ok(size) => Some(size.0),
                 Err(err) => {
-                    let help = size_help(written?);
+                    let help = size_help(written?, ByteSize((field.get)(&Limits::ceiling())));
                     self.out.add(value.span(), Violation::new(Code::BadSize, err.to_string()).help(help));
                     None
                 }
@@ -218,11 +221,11 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn duration(&mut self, written: &str, span: Range<usize>) -> Option<Millis> {
+    fn duration(&mut self, written: &str, span: Range<usize>, ceiling: Millis) -> Option<Millis> {
         match written.parse::<Millis>() {
             Ok(duration) => Some(duration),
             Err(err) => {
-                let help = duration_help(written);
+                let help = duration_help(written, ceiling);
                 self.out.add(span, Violation::new(Code::BadDuration, err.to_string()).help(help));
                 None
             }
@@ -232,7 +235,7 @@ impl Reader<'_, '_> {
     fn reuse(&mut self, value: Value<'_, '_>) -> Option<Spanned<Reuse>> {
         let (doc, span) = (table(value)?, value?.span());
         let idle = match text(doc.get("idle")) {
-            Some(idle) => self.duration(idle.value, idle.span),
+            Some(idle) => self.duration(idle.value, idle.span, MAX_REUSE_IDLE),
             None => Some(DEFAULT_IDLE),
         };
         let requests = u32::try_from(integer(doc.get("requests")?)?).ok()?;

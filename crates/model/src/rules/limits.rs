@@ -154,4 +154,4 @@ pub(crate) fn check(name: &ComponentName, component: &LockedComponent, ceilings:
 }
 
 /// The longest time an idle instance may be kept.
-pub(super) const MAX_REUSE_IDLE: Millis = Millis::secs(3600);
+pub const MAX_REUSE_IDLE: Millis = Millis::secs(3600);

@@ -17,7 +17,7 @@ pub use code::Code;
 
 use crate::name::{ComponentName, ProviderName};
 
-pub use limits::{LIMIT_FIELDS, LimitField, Unit as LimitUnit};
+pub use limits::{LIMIT_FIELDS, LimitField, MAX_REUSE_IDLE, Unit as LimitUnit};
 
 /// The largest manifest, bytes.
 pub const MAX_MANIFEST: usize = 1024 * 1024;
