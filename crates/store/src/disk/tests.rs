@@ -108,8 +108,11 @@ fn sample(path: &Path, clean: bool) -> Vec<u8> {
 
 fn damaged_or_whole(path: &Path, what: &str) -> bool {
     let before = std::fs::read(path).unwrap();
+    let checked = check(path, KIND);
+    assert!(std::fs::read(path).unwrap() == before, "{what}: looking changed the file");
     match Disk::open(path, KIND) {
         Ok(disk) => {
+            assert!(checked.is_ok(), "{what}: {checked:?}");
             let table = disk.read().unwrap().open_table(ROWS).unwrap();
             for row in 0..10u64 {
                 let value = table.get(row).unwrap().unwrap_or_else(|| panic!("{what}: row {row} vanished"));
@@ -121,6 +124,7 @@ fn damaged_or_whole(path: &Path, what: &str) -> bool {
         Err(StoreError::Damaged { path: named, .. }) => {
             assert_eq!(named, path.display().to_string());
             assert!(std::fs::read(path).unwrap() == before, "{what}: the damaged file was changed");
+            assert!(matches!(checked, Err(StoreError::Damaged { .. })), "{what}: {checked:?}");
             true
         }
         Err(other) => panic!("{what}: {other}"),
@@ -221,4 +225,20 @@ fn a_second_opener_is_told_so_and_leftovers_are_swept() {
     put(&disk, 1, b"still mine").unwrap();
     drop(disk);
     assert_eq!(rows(&Disk::open(&path, KIND).unwrap()), [1]);
+}
+
+#[test]
+fn looking_for_a_file_makes_none_and_misses_one_that_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.redb");
+    check(&path, KIND).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    let disk = Disk::open(&path, KIND).unwrap();
+    put(&disk, 1, b"one").unwrap();
+    assert!(matches!(check(&path, KIND), Err(StoreError::InUse { .. })));
+    drop(disk);
+    check(&path, KIND).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(check(&path, KIND), Err(StoreError::Damaged { .. })));
+    assert!(!path.exists());
 }
