@@ -71,7 +71,11 @@ struct Failure {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        let again = matches!(problem.code, Code::Unreachable | Code::TimedOut | Code::StoreUnavailable | Code::Busy);
+        // All of these are about something beside the revision, and that may come back.
+        let again = matches!(
+            problem.code,
+            Code::Unreachable | Code::TimedOut | Code::StoreUnavailable | Code::Busy | Code::ProviderUnavailable
+        );
         Self { reason: problem.reason(), again }
     }
 }
@@ -244,4 +248,20 @@ fn refusal(cause: &ArtifactError) -> Failure {
         ArtifactError::Fingerprint(_) => (Code::Internal, false),
     };
     Failure { reason: Problem::new(code, cause.to_string()).reason(), again }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_what_is_the_revisions_own_is_not() {
+        let again = |code| Failure::from(Problem::new(code, "x")).again;
+        for code in [Code::ProviderUnavailable, Code::TimedOut, Code::Unreachable, Code::StoreUnavailable, Code::Busy] {
+            assert!(again(code), "{code:?}");
+        }
+        for code in [Code::ProbeFailed, Code::LinkMissing, Code::StartFailed, Code::CompileFailed, Code::NotFound] {
+            assert!(!again(code), "{code:?}");
+        }
+    }
 }
