@@ -43,7 +43,7 @@ pub struct Control {
     addr: SocketAddr,
     stop: CancellationToken,
     reconciler: JoinHandle<()>,
-    server: JoinHandle<std::io::Result<()>>,
+    server: JoinHandle<()>,
 }
 
 impl Control {
@@ -79,9 +79,8 @@ impl Control {
             version,
             since_ms: clock::millis(),
         });
-        let server = axum::serve(listener, http::router(api)).with_graceful_shutdown(stop.clone().cancelled_owned());
         let reconciler = tokio::spawn(reconciler.run(stop.clone()));
-        let server = tokio::spawn(server.into_future());
+        let server = tokio::spawn(http::serve(listener, http::router(api), stop.clone()));
         Ok(Self { addr, stop, reconciler, server })
     }
 

@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::de::DeserializeOwned;
 
+use super::body::{Stalled, patient};
 use super::refusal::{Answer, Refusal};
 
 /// The names in the path.
@@ -44,8 +45,10 @@ impl<S: Send + Sync> FromRequest<S> for Whole {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Answer<Self> {
-        Bytes::from_request(request, state).await.map(Self).map_err(|cause| {
-            if cause.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        Bytes::from_request(request.map(patient), state).await.map(Self).map_err(|cause| {
+            if let Some(stalled) = Stalled::behind(&cause) {
+                Refusal::from(stalled)
+            } else if cause.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 Refusal::new(Code::TooLarge, "the body is larger than this request may have")
             } else {
                 Refusal::new(Code::RequestInvalid, format!("the body cannot be read: {}", cause.body_text()))

@@ -1,10 +1,12 @@
 //! The API over HTTP: which handler answers what, and what every request passes on its way there.
 
 mod apps;
+mod body;
 mod extract;
 mod guard;
 mod refusal;
 mod revisions;
+mod serve;
 mod streams;
 mod system;
 mod tenants;
@@ -32,9 +34,11 @@ use crate::state::Shared;
 use crate::writer::Writer;
 pub(crate) use guard::Guard;
 pub(crate) use refusal::{Answer, Refusal};
+pub(crate) use serve::serve;
 
-/// Artifacts that are received at once: each is held in memory whole.
-pub(crate) const UPLOADS: usize = 4;
+/// Bytes of artifacts that are held in memory while they are received, all uploads together. Only what has arrived
+/// counts: one that does not send takes nothing from the others.
+pub(crate) const UPLOADS: usize = 4 * api::control::MAX_BLOB;
 
 /// What handlers work with.
 pub(crate) struct Api {

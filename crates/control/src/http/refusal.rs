@@ -6,6 +6,8 @@ use axum::response::{IntoResponse, Response};
 use store::StoreError;
 use store::blobs::BlobError;
 
+use super::body::Stalled;
+
 /// A problem on its way out.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -36,6 +38,12 @@ impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
         let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self { problem, status }
+    }
+}
+
+impl From<Stalled> for Refusal {
+    fn from(stalled: Stalled) -> Self {
+        Self::new(Code::TimedOut, stalled.to_string()).status(StatusCode::REQUEST_TIMEOUT)
     }
 }
 

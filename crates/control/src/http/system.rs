@@ -5,13 +5,18 @@ use std::sync::Arc;
 use api::Problem;
 use api::control::{MAX_BLOB, NodeView, Version};
 use api::problem::Code;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use http_body_util::BodyExt as _;
+use bytes::BytesMut;
+use futures::StreamExt as _;
 use model::Digest;
 use store::blobs::BlobError;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
+use super::body::{IDLE, Stalled, patient};
 use super::extract::{At, json};
 use super::refusal::{Answer, Refusal};
 use super::{Api, openapi};
@@ -86,23 +91,41 @@ pub(super) async fn put_blob(
     At(digest): At<Digest>,
     request: Request,
 ) -> Answer<StatusCode> {
-    let too_large = || Refusal::new(Code::TooLarge, format!("an artifact has at most {MAX_BLOB} bytes"));
     // What announces its size is refused before a byte of it is read.
     if http_body::Body::size_hint(request.body()).lower() > MAX_BLOB as u64 {
         return Err(too_large());
     }
-    let stopped = |_| Refusal::new(Code::Unreachable, "the control plane is stopping");
-    let _turn = api.uploads.acquire().await.map_err(stopped)?;
-    let body = http_body_util::Limited::new(request.into_body(), MAX_BLOB).collect().await;
-    let bytes = body.map_err(|cause| {
-        if cause.is::<http_body_util::LengthLimitError>() {
-            too_large()
-        } else {
-            Refusal::new(Code::RequestInvalid, format!("the artifact did not arrive whole: {cause}"))
-        }
-    })?;
-    let (blobs, bytes) = (api.blobs.clone(), bytes.to_bytes());
+    let (bytes, _room) = receive(&api.uploads, request.into_body()).await?;
+    let blobs = api.blobs.clone();
     let put = tokio::task::spawn_blocking(move || blobs.put(&digest, &bytes)).await;
     put.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not kept: {cause}")))??;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The whole of an artifact, and the room it takes in memory. Room is taken for what has arrived, never for what is
+/// only announced, and not waited for longer than for the next piece: two halves cannot wait for each other for ever.
+async fn receive(room: &Semaphore, body: Body) -> Answer<(BytesMut, Option<SemaphorePermit<'_>>)> {
+    let mut pieces = patient(body).into_data_stream();
+    let (mut bytes, mut held) = (BytesMut::new(), None::<SemaphorePermit<'_>>);
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|cause| match Stalled::behind(&cause) {
+            Some(stalled) => stalled.into(),
+            None => Refusal::new(Code::RequestInvalid, format!("the artifact did not arrive whole: {cause}")),
+        })?;
+        let size = bytes.len().saturating_add(piece.len());
+        let more = u32::try_from(piece.len()).ok().filter(|_| size <= MAX_BLOB).ok_or_else(too_large)?;
+        let busy = |_| Refusal::new(Code::Busy, "too many artifacts are being uploaded").help("try again in a moment");
+        let stopped = |_| Refusal::new(Code::Unreachable, "the control plane is stopping");
+        let taken = timeout(IDLE, room.acquire_many(more)).await.map_err(busy)?.map_err(stopped)?;
+        match &mut held {
+            Some(held) => held.merge(taken),
+            None => held = Some(taken),
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok((bytes, held))
+}
+
+fn too_large() -> Refusal {
+    Refusal::new(Code::TooLarge, format!("an artifact has at most {MAX_BLOB} bytes"))
 }

@@ -8,7 +8,7 @@ use api::problem::Code;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::rig::{Rig, TOKEN, name, refused};
+use crate::rig::{PATIENCE, Rig, TOKEN, name, refused};
 
 /// Sends a request as it is and answers with status, head and body.
 async fn raw(addr: SocketAddr, request: &str) -> (u16, String, String) {
@@ -174,6 +174,40 @@ async fn large_bodies_are_refused() {
         read = reader.read_exact(&mut answer) => { read.unwrap(); }
     }
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 413");
+    assert!(!rig.blobs.has(&digest));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_send_nothing_hold_up_nobody() {
+    let rig = Rig::new().await;
+    let digest = model::Digest::of(b"never sent");
+    let head = format!(
+        "PUT /v1/blobs/{digest} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 1000000\r\n\r\n",
+        rig.addr
+    );
+    let mut stalled = Vec::new();
+    for n in 0..8 {
+        let mut stream = TcpStream::connect(rig.addr).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Half of them begin.
+        stream.write_all(&vec![0; 1000 * (n % 2)]).await.unwrap();
+        stalled.push(stream);
+    }
+    let start = std::time::Instant::now();
+    assert_eq!(rig.deploy("counter", 1).await.revision.0, 1);
+    assert!(start.elapsed().as_secs() < 8, "it waited for the stalled ones: {:?}", start.elapsed());
+    // They are not kept for ever; nor is a connection that never says what it wants.
+    let mut silent = TcpStream::connect(rig.addr).await.unwrap();
+    silent.write_all(b"GET /v1/healthz HTTP/1.1\r\n").await.unwrap();
+    let mut ended = Vec::new();
+    for stream in &mut stalled {
+        let mut answer = String::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        ended.push(answer.split(' ').nth(1).unwrap().to_owned());
+    }
+    assert_eq!(ended, ["408"; 8]);
+    let read = tokio::time::timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await;
+    read.expect("the connection is ended").unwrap();
     assert!(!rig.blobs.has(&digest));
 }
 
