@@ -21,8 +21,11 @@ use super::{FileFault, FileReply, FileRequest, Hello, KvAnswer, KvFault, KvOp, K
 pub const MAX_CALLS: usize = 16_384;
 /// Bytes of key-value calls that wait to be written.
 const MAX_QUEUED: usize = 256 << 20;
-/// Connections for descriptors that one host opens at once.
-const MAX_FILES: usize = 32;
+/// Dials of one host under way at once.
+const MAX_DIALS: usize = 32;
+/// Compiled code asked for by one host at once. Apart from dials: addresses that do not answer hold every one of
+/// those for seconds, and code must still load.
+const MAX_LOADS: usize = 16;
 
 /// Why a key-value call has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -258,14 +261,20 @@ impl Line {
 #[derive(Debug)]
 pub struct FilesClient {
     socket: PathBuf,
-    permits: Semaphore,
+    dials: Semaphore,
+    loads: Semaphore,
     idle: Mutex<Vec<UnixStream>>,
 }
 
 impl FilesClient {
     /// A client of the node that listens on `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), permits: Semaphore::new(MAX_FILES), idle: Mutex::new(Vec::new()) }
+        Self {
+            socket: socket.into(),
+            dials: Semaphore::new(MAX_DIALS),
+            loads: Semaphore::new(MAX_LOADS),
+            idle: Mutex::new(Vec::new()),
+        }
     }
 
     /// One request: the descriptor, and for a dial the address it is connected to.
@@ -273,7 +282,11 @@ impl FilesClient {
     /// # Errors
     /// Any [`FileError`]. The caller bounds the time; a call that is given up closes its connection.
     pub async fn request(&self, request: &FileRequest) -> Result<(OwnedFd, Option<std::net::SocketAddr>), FileError> {
-        let _permit = self.permits.acquire().await.map_err(|_| WireError::Closed)?;
+        let permits = match request {
+            FileRequest::Compiled { .. } => &self.loads,
+            FileRequest::Dial(_) => &self.dials,
+        };
+        let _permit = permits.acquire().await.map_err(|_| WireError::Closed)?;
         let idle = lock(&self.idle).pop();
         let stream = match idle {
             Some(stream) if still_open(&stream) => stream,
