@@ -106,8 +106,13 @@ impl Dialer {
         }
         let late = || FileFault::TimedOut { address: place(&dial.host, dial.port), ms: millis(self.timeout) };
         let deadline = tokio::time::Instant::now() + self.timeout;
-        let _permit = match timeout_at(deadline, self.at_once.acquire()).await {
-            Ok(Ok(permit)) => permit,
+        // The tenant's own first: who waits for it takes nothing from anybody else.
+        let _permits = match timeout_at(deadline, async {
+            (tenant.dialing.acquire().await, self.at_once.acquire().await)
+        })
+        .await
+        {
+            Ok((Ok(own), Ok(shared))) => (own, shared),
             _ => return Err(late()),
         };
         let addresses = match &destination {

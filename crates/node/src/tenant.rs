@@ -11,12 +11,15 @@ use bytes::{BufMut, Bytes, BytesMut};
 use model::egress::Policy;
 use model::tenant::TenantSettings;
 use model::{AppName, ComponentName, Digest, LockedApp, ProviderKind, Revision, Route, TenantName, World};
+use tokio::sync::Semaphore;
 
 use crate::converge;
 
 /// Connections a tenant may open per second over time, and at once.
 const DIALS_PER_SECOND: f64 = 200.0;
 const DIALS_BURST: f64 = 400.0;
+/// Connections of a tenant being made at once: a part of what the node makes for all.
+const DIALS_AT_ONCE: usize = 64;
 
 /// One revision, reduced to what the node needs again and again.
 #[derive(Debug)]
@@ -109,6 +112,8 @@ pub struct Tenant {
     pub name: TenantName,
     /// Its outgoing connections.
     pub flows: Flows,
+    /// One permit for each connection that is being made.
+    pub dialing: Semaphore,
     policy: ArcSwap<Policy>,
     runs: RwLock<Runs>,
     dials: Mutex<(f64, Instant)>,
@@ -120,6 +125,7 @@ impl Tenant {
         Arc::new(Self {
             name,
             flows: Flows::default(),
+            dialing: Semaphore::new(DIALS_AT_ONCE),
             policy: ArcSwap::default(),
             runs: RwLock::default(),
             dials: Mutex::new((DIALS_BURST, Instant::now())),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use api::services::{Caller, Dial, FileFault};
 use futures::future::BoxFuture;
@@ -16,18 +16,27 @@ use node::tenant::{Prepared, Tenant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-struct FakeDns(HashMap<&'static str, Vec<&'static str>>);
+/// Names and their addresses; how often the name that is never resolved was asked for.
+struct FakeDns(HashMap<&'static str, Vec<&'static str>>, Arc<AtomicUsize>);
 
 impl Resolve for FakeDns {
     fn resolve(&self, name: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        if name == "stuck.example" {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            return Box::pin(std::future::pending());
+        }
         let found = self.0.get(name.as_str()).map(|all| all.iter().map(|a| a.parse().unwrap()).collect());
         Box::pin(async move { found.ok_or_else(|| io::Error::other("no such name")) })
     }
 }
 
 fn dialer() -> Dialer {
+    dialer_that_counts(Arc::default())
+}
+
+fn dialer_that_counts(stuck: Arc<AtomicUsize>) -> Dialer {
     let many: Vec<&'static str> = vec!["8.8.8.8"; 1000];
-    Dialer::new(Arc::new(FakeDns(HashMap::from([
+    let names = HashMap::from([
         ("home.example", vec!["127.0.0.1"]),
         ("mixed.example", vec!["8.8.8.8", "127.0.0.1"]),
         ("mapped.example", vec!["::ffff:127.0.0.1"]),
@@ -36,7 +45,8 @@ fn dialer() -> Dialer {
         ("two.example", vec!["127.0.0.2", "127.0.0.1"]),
         ("many.example", many),
         ("none.example", vec![]),
-    ]))))
+    ]);
+    Dialer::new(Arc::new(FakeDns(names, stuck)))
 }
 
 fn tenant(settings: &TenantSettings) -> Arc<Tenant> {
@@ -154,4 +164,27 @@ async fn odd_answers_and_odd_askers_are_refused() {
     }
     assert_eq!(limited, 500);
     assert!(open.flows.limited.load(Ordering::Relaxed) > 50, "a scan runs into the rate limit");
+}
+
+#[tokio::test]
+async fn the_stuck_dials_of_one_tenant_stop_no_other_tenant() {
+    let (_listener, port) = listener().await;
+    let stuck = Arc::new(AtomicUsize::new(0));
+    let dialer = Arc::new(dialer_that_counts(stuck.clone()));
+    let greedy = tenant(&TenantSettings::default());
+    let mut dials = tokio::task::JoinSet::new();
+    for _ in 0..350 {
+        let (dialer, greedy) = (dialer.clone(), greedy.clone());
+        dials.spawn(async move { dialer.dial(&greedy, &by_component("stuck.example", 80)).await });
+    }
+    // One thread runs every task, so after a few turns each of them waits for what it will not get.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(stuck.load(Ordering::Relaxed), 64, "no more than its share is under way");
+    let other = tenant(&granted(&["127.0.0.0/8"]));
+    let dial = by_component("127.0.0.1", port);
+    let reached = tokio::time::timeout(std::time::Duration::from_secs(3), dialer.dial(&other, &dial)).await;
+    assert!(matches!(reached, Ok(Ok(_))), "{reached:?}");
+    assert!(dials.try_join_next().is_none(), "the others still wait");
 }
