@@ -70,7 +70,7 @@ impl Limits {
             hostcall_copy: ByteSize::mib(128),
             request_body: ByteSize::mib(1024),
             response_body: ByteSize::mib(1024),
-            concurrency: 4096,
+            concurrency: 512,
             subrequests: 1024,
             log_per_call: ByteSize::mib(4),
             log_rate: ByteSize::mib(16),

@@ -32,9 +32,22 @@ pub(crate) struct Call {
     cpu_used_ns: AtomicU64,
     poll_began_ns: AtomicU64,
     subrequests: AtomicU32,
+    open: AtomicU32,
     has_head: AtomicBool,
     state: Mutex<State>,
     meter: Arc<Meter>,
+}
+
+/// Outgoing requests one call may have open at once (`docs/limits.md`).
+pub(crate) const OPEN_SUBREQUESTS: u32 = 16;
+
+/// An outgoing request that is open.
+pub(crate) struct Subrequest(Arc<Call>);
+
+impl Drop for Subrequest {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Call {
@@ -45,6 +58,7 @@ impl Call {
             cpu_used_ns: AtomicU64::new(0),
             poll_began_ns: AtomicU64::new(0),
             subrequests: AtomicU32::new(limits.subrequests),
+            open: AtomicU32::new(0),
             has_head: AtomicBool::new(false),
             state: Mutex::default(),
             meter,
@@ -83,9 +97,14 @@ impl Call {
         self.began.checked_add(wall).unwrap_or(self.began + Duration::from_secs(86_400))
     }
 
-    /// Takes one from the budget of outgoing requests.
-    pub(crate) fn take_subrequest(&self) -> bool {
-        self.subrequests.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
+    /// Takes one from the budget of outgoing requests. It is open until what is returned goes away; `None` where the
+    /// budget is used up or [`OPEN_SUBREQUESTS`] are open.
+    pub(crate) fn take_subrequest(self: &Arc<Self>) -> Option<Subrequest> {
+        let more = |open: u32| (open < OPEN_SUBREQUESTS).then_some(open + 1);
+        self.open.fetch_update(Relaxed, Relaxed, more).ok()?;
+        let subrequest = Subrequest(self.clone());
+        self.subrequests.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).ok()?;
+        Some(subrequest)
     }
 
     /// The guest answered. Only the first answer counts.
@@ -179,9 +198,11 @@ mod tests {
 
     #[test]
     fn budgets_run_out() {
-        let call = Call::new(&Limits { subrequests: 1, cpu: Millis(0), ..Limits::default() }, Arc::default());
-        assert!(call.take_subrequest());
-        assert!(!call.take_subrequest());
+        let limits = Limits { subrequests: 1, cpu: Millis(0), ..Limits::default() };
+        let call = Arc::new(Call::new(&limits, Arc::default()));
+        assert!(call.take_subrequest().is_some());
+        assert!(call.take_subrequest().is_none());
+        assert_eq!(call.open.load(Relaxed), 0);
         call.poll_begins();
         assert!(call.over_cpu());
     }

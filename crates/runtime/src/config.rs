@@ -23,7 +23,8 @@ pub(crate) const TABLES: usize = 32;
 /// Sizes of the instance pool. Slots reserve address space only; memory is used by slots in use and warm ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RuntimeSettings {
-    /// Components that can be instantiated at once, per engine.
+    /// Components that can be instantiated at once, per engine. More than one component may run calls at once, so that
+    /// no component alone fills the pool.
     pub instances: u32,
     /// The most linear memory one memory may have; the largest ceiling of the tenant.
     pub max_memory: ByteSize,
@@ -72,7 +73,9 @@ pub(crate) fn code(world: World) -> Config {
         .wasm_wide_arithmetic(false)
         .wasm_custom_page_sizes(false)
         .wasm_relaxed_simd(false)
-        // On: what LLVM, componentize-js and componentize-py emit, and what wit-component joins them with.
+        // On: what LLVM, componentize-js and componentize-py emit, and what wit-component joins them with. The engine's
+        // own adapters between the parts of a composed component need multi-memory: without it such a component would
+        // not be refused but make the compiler panic.
         .wasm_simd(true)
         .wasm_bulk_memory(true)
         .wasm_multi_value(true)
@@ -92,9 +95,13 @@ pub(crate) fn host(world: World, settings: &RuntimeSettings) -> Config {
     pool.total_component_instances(instances)
         .total_stacks(instances)
         // A component from wit-component is a main module, an adapter and two shims; dynamic linking adds more.
-        .total_core_instances(instances.saturating_mul(8))
-        .total_tables(instances.saturating_mul(4))
-        .total_memories(instances.saturating_add(instances / 4).max(u32::try_from(MEMORIES).unwrap_or(8)))
+        // Never fewer than one component may have of each: a small pool still holds any component that is accepted.
+        .total_core_instances(instances.saturating_mul(8).max(CORE_INSTANCES as u32))
+        .total_tables(instances.saturating_mul(4).max(TABLES as u32))
+        .total_memories(instances.saturating_add(instances / 4).max(MEMORIES as u32))
+        // One module may hold all its component's memories and tables; the pool's own default is one of each.
+        .max_memories_per_module(MEMORIES as u32)
+        .max_tables_per_module(TABLES as u32)
         .max_memory_size(settings.max_memory.as_usize())
         .table_elements(settings.max_table_elements as usize)
         .max_unused_warm_slots(settings.warm_slots)
@@ -105,4 +112,15 @@ pub(crate) fn host(world: World, settings: &RuntimeSettings) -> Config {
     let mut config = code(world);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_component_alone_fills_the_pool() {
+        let (pool, one) = (RuntimeSettings::default().instances, model::Limits::ceiling().concurrency);
+        assert!(one < pool && pool - one >= pool / 4, "{one} of {pool}");
+    }
 }

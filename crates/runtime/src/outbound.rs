@@ -3,11 +3,15 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use crate::call::Call;
+use crate::call::{Call, Subrequest};
 
 /// A request or response body on its way between guests and the world.
 pub type HttpBody = WasiBody;
@@ -109,6 +113,42 @@ pub(crate) struct Hooks {
 const BODY_CHUNKS: usize = 15;
 const BODY_CHUNK: usize = 64 * 1024;
 
+/// A response body that keeps its request open until its end.
+struct Held {
+    body: HttpBody,
+    open: Option<Subrequest>,
+}
+
+fn held(body: HttpBody, open: Subrequest) -> HttpBody {
+    if body.is_end_stream() { body } else { Held { body, open: Some(open) }.boxed_unsync() }
+}
+
+impl Body for Held {
+    type Data = Bytes;
+    type Error = HttpBodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpBodyError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let ended = match &polled {
+            Poll::Pending => false,
+            Poll::Ready(Some(Ok(_))) => self.body.is_end_stream(),
+            Poll::Ready(Some(Err(_)) | None) => true,
+        };
+        if ended {
+            self.open = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 type Sent = Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>;
 
 impl WasiHttpHooks for Hooks {
@@ -121,9 +161,9 @@ impl WasiHttpHooks for Hooks {
         let Some(outbound) = &self.outbound else {
             return Box::new(async { Err(Error::HttpRequestDenied) });
         };
-        if !self.call.take_subrequest() {
+        let Some(open) = self.call.take_subrequest() else {
             return Box::new(async { Err(OutboundError::LimitReached.into()) });
-        }
+        };
         let options = options.unwrap_or_default();
         let response = outbound.send(
             request,
@@ -134,7 +174,7 @@ impl WasiHttpHooks for Hooks {
             },
         );
         Box::new(async move {
-            let response = response.await?;
+            let response = response.await?.map(|body| held(body, open));
             let done: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(async { Ok(()) });
             Ok((response, done))
         })
@@ -150,5 +190,50 @@ impl WasiHttpHooks for Hooks {
 
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         BODY_CHUNK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+    use model::Limits;
+
+    use super::*;
+    use crate::call::OPEN_SUBREQUESTS;
+
+    struct Echo;
+    impl Outbound for Echo {
+        fn send(&self, request: http::Request<HttpBody>, _: OutboundOptions) -> OutboundResponse {
+            Box::pin(async { Ok(http::Response::new(request.into_body())) })
+        }
+    }
+
+    async fn send(hooks: &mut Hooks, body: &'static str) -> Result<HttpBody, Error> {
+        let body = Full::new(Bytes::from_static(body.as_bytes())).map_err(|e| match e {}).boxed_unsync();
+        let sent = hooks.send_request(http::Request::new(body), None, Box::new(async { Ok(()) }));
+        Box::into_pin(sent).await.map(|(response, _)| response.into_body())
+    }
+
+    #[tokio::test]
+    async fn a_call_has_only_so_many_requests_open() {
+        let limits = Limits { subrequests: 100, ..Limits::default() };
+        let call = Arc::new(Call::new(&limits, Arc::default()));
+        let mut hooks = Hooks { outbound: Some(Arc::new(Echo)), call };
+        let mut open = Vec::new();
+        for _ in 0..OPEN_SUBREQUESTS {
+            open.push(send(&mut hooks, "body").await.ok().unwrap());
+        }
+        assert!(matches!(send(&mut hooks, "body").await, Err(Error::ConnectionLimitReached)));
+        // One whose body has been read is no longer open, nor is one that was let go.
+        let read = open.pop().unwrap();
+        let mut read = std::pin::pin!(read);
+        assert!(matches!(read.frame().await, Some(Ok(_))));
+        open.pop();
+        open.push(send(&mut hooks, "body").await.ok().unwrap());
+        // An empty answer ends with its head.
+        let empty = send(&mut hooks, "").await.ok().unwrap();
+        open.push(send(&mut hooks, "body").await.ok().unwrap());
+        assert!(matches!(send(&mut hooks, "").await, Err(Error::ConnectionLimitReached)));
+        drop(empty);
     }
 }

@@ -248,6 +248,10 @@ async fn probe_wat(rig: &Rig, text: &str) -> Result<(), Fault> {
     Workload::new(linked, rig.limits, None, Arc::new(Bindings::new()), sinks).probe().await
 }
 
+fn one_module(part: &str, count: usize) -> String {
+    format!("(component (core module $m {}) (core instance (instantiate $m)))", part.repeat(count))
+}
+
 #[tokio::test]
 async fn tables_memories_and_instances_are_counted_together() {
     let mut rig = Rig::new();
@@ -262,6 +266,10 @@ async fn tables_memories_and_instances_are_counted_together() {
     probe_wat(&rig, &format!("(component {table})")).await.unwrap();
     let two = format!("(component {table} (core instance (instantiate $m)))");
     assert_eq!(probe_wat(&rig, &two).await, Err(Fault::TableElements { limit: 1000 }));
+
+    // All in one module: as many as in several.
+    probe_wat(&rig, &one_module("(memory 0)", 8)).await.unwrap();
+    probe_wat(&rig, &one_module("(table 1 funcref)", 32)).await.unwrap();
 
     let many = "(core instance (instantiate $m))".repeat(120);
     let instances = format!("(component (core module $m) {many})");
