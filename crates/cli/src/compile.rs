@@ -8,8 +8,8 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// CPU seconds of one compilation.
 const CPU_SECONDS: u64 = 30;
-/// Writable memory of one compilation, bytes. Reserved but unused address space does not count.
-const MEMORY: u64 = 1 << 30;
+/// Writable memory of one compilation, bytes: 1 GiB, and the 1 GiB that the allocator reserves at once and need not use.
+const MEMORY: u64 = 2 << 30;
 /// The largest artifact, bytes.
 const ARTIFACT: u64 = 50 << 20;
 
