@@ -87,10 +87,13 @@ fn usage(error: &clap::Error) -> ExitCode {
         }
         _ => {
             let name = command.first().map_or_else(String::new, |name| format!(" {name}"));
-            api::Problem::new(api::Code::RequestInvalid, said).help(format!("`sidereal{name} --help` shows what it takes"))
+            api::Problem::new(api::Code::RequestInvalid, said)
+                .help(format!("`sidereal{name} --help` shows what it takes"))
         }
     };
-    let asked = args.windows(2).any(|pair| matches!(pair, [flag, value] if (flag == "-o" || flag == "--output") && value == "json"))
+    let asked = args
+        .windows(2)
+        .any(|pair| matches!(pair, [flag, value] if (flag == "-o" || flag == "--output") && value == "json"))
         || args.iter().any(|arg| arg == "-ojson" || arg == "--output=json" || arg == "-o=json")
         || std::env::var("SIDEREAL_OUTPUT").is_ok_and(|value| value == "json");
     Output::of(asked).failure(&problem);
