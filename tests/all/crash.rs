@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::Rng as _;
-use sidereal_tests::platform::{Platform, cli, write_app};
+use sidereal_tests::platform::{Platform, cli, until, write_app};
 
 /// Kills in CI; `SIDEREAL_KILLS` raises it.
 const KILLS: usize = 200;
@@ -42,8 +42,10 @@ fn state(platform: &Platform) -> String {
 }
 
 fn serves(platform: &Platform, state: &str) {
-    let status = platform.get("shop.localhost", "/").unwrap().status;
-    assert_eq!(status, if state == "deleted" { 404 } else { 200 }, "{state}");
+    // What was recorded a moment before the kill is brought up after it.
+    let wanted = if state == "deleted" { 404 } else { 200 };
+    let answers = || platform.get("shop.localhost", "/").is_ok_and(|answer| answer.status == wanted);
+    until(Duration::from_secs(10), answers).unwrap_or_else(|cause| panic!("{state}: {cause}"));
 }
 
 #[test]

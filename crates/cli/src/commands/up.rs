@@ -77,6 +77,10 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     context.home.announce(&running)?;
     write_lock(&lock, &running)?;
 
+    // The ready line means that what ran before answers again.
+    if !node.settled(Duration::from_secs(10)).await {
+        context.out.warn("some apps are still starting; `sidereal status` names them");
+    }
     let ready = get_ready(context, &args, &running, &token, begun).await;
     let outcome = match ready {
         Ok(ready) => {

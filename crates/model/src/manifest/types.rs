@@ -56,7 +56,7 @@ pub struct OciReference {
     pub repository: String,
     /// A tag, for people only: the digest decides.
     pub tag: Option<String>,
-    /// What the bytes must hash to.
+    /// The digest of the registry's manifest, as in every OCI reference; the manifest names the digest of the bytes.
     pub digest: Digest,
 }
 
