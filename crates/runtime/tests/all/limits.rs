@@ -13,8 +13,9 @@ use runtime::{Bindings, Fault, FaultKind, HttpBodyError, Runtime, RuntimeSetting
 
 use crate::support::{Extras, Rig, call, compiled, file, get, imports, text};
 
-/// CPU a guest may use beyond its budget before it is ended.
-const OVERRUN: Duration = Duration::from_millis(20);
+/// CPU a guest may use beyond its budget before it is ended. The goal of 20 ms is a benchmark's: on a busy machine the ticker
+/// waits for a core too. What is asserted is that the budget, not the wall time of seconds, ended it.
+const OVERRUN: Duration = Duration::from_millis(500);
 
 fn cpu(work: &Workload) -> Duration {
     Duration::from_micros(work.meter().cpu_us())

@@ -47,8 +47,7 @@ async fn what_follows_the_answer_is_finished() {
     let work = probe(&rig);
     let start = Instant::now();
     assert_eq!(call(&work, "/work-after").await.unwrap().1, "done");
-    assert!(start.elapsed() < Duration::from_millis(90), "the answer waited: {:?}", start.elapsed());
-    assert_eq!(work.meter().in_flight(), 1);
+    assert_eq!(work.meter().in_flight(), 1, "the answer did not wait for what follows it");
     until("the guest ends", || work.meter().in_flight() == 0).await;
     assert!(start.elapsed() >= Duration::from_millis(100));
     assert_eq!(work.meter().failed(), 0);

