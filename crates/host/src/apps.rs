@@ -18,7 +18,6 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::code::CodeStore;
-use crate::considerate::Considerate;
 use crate::entry::{Entry, Spec};
 use crate::error::StartError;
 use crate::links::{self, Opened, Providers};
@@ -56,7 +55,6 @@ pub(crate) struct Apps {
     /// Drains under way; only then is the end of a call worth telling.
     drains: AtomicUsize,
     left: Notify,
-    considerate: Arc<Considerate>,
 }
 
 /// A call's place: among those of its component, and of the host.
@@ -66,10 +64,6 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn apps(&self) -> &Arc<Apps> {
-        &self.apps
-    }
-
     pub(crate) fn entry(&self) -> &Arc<Entry> {
         &self.entry
     }
@@ -123,13 +117,7 @@ impl Apps {
             closed: AtomicBool::new(false),
             drains: AtomicUsize::new(0),
             left: Notify::new(),
-            considerate: Considerate::new(),
         })
-    }
-
-    /// Watches calls for those that compute for long.
-    pub(crate) fn considerate(&self) -> &Arc<Considerate> {
-        &self.considerate
     }
 
     pub(crate) fn code(&self) -> &CodeStore {

@@ -69,11 +69,9 @@ async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataB
         },
     };
     clean(&mut request);
-    let considerate = place.apps().considerate().clone();
-    let handled = std::pin::pin!(workload.handle(request));
     let result = tokio::select! {
         biased;
-        result = considerate.watch(handled) => result,
+        result = workload.handle(request) => result,
         () = entry.ended().cancelled() => Err(Fault::Cancelled),
     };
     match result {

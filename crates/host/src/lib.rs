@@ -12,7 +12,6 @@
 mod agent;
 mod apps;
 mod code;
-mod considerate;
 mod data;
 mod dialer;
 mod embedded;

@@ -6,8 +6,8 @@
 //! An idle core is woken as fast as before.
 
 use thread_priority::{
-    NormalThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
-    set_thread_priority_and_policy, thread_native_id,
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
 };
 
 /// A place in the order of processes that want the same core.
@@ -32,29 +32,11 @@ impl Share {
 /// Schedules the calling thread, and those it starts from now on, without wake-up preemption. Where the system refuses,
 /// everything works as before, only slower.
 pub fn batch(share: Share) {
-    set(share, NormalThreadSchedulePolicy::Batch);
-}
-
-/// Lets the calling thread run only when no other wants its core (`SCHED_IDLE`); [`batch`] ends that.
-pub fn step_back() {
-    set(Share::Host, NormalThreadSchedulePolicy::Idle);
-}
-
-/// Whether a thread that stepped back could come forward again: that takes a privilege or a limit on niceness.
-pub fn may_step_back() -> bool {
-    let tried =
-        || set(Share::Host, NormalThreadSchedulePolicy::Idle) && set(Share::Host, NormalThreadSchedulePolicy::Batch);
-    std::thread::Builder::new().spawn(tried).is_ok_and(|thread| thread.join().unwrap_or(false))
-}
-
-fn set(share: Share, policy: NormalThreadSchedulePolicy) -> bool {
-    let Ok(value) = ThreadPriorityValue::try_from(share.value()) else { return false };
-    let (thread, priority) = (thread_native_id(), ThreadPriority::Crossplatform(value));
-    let done = set_thread_priority_and_policy(thread, priority, ThreadSchedulePolicy::Normal(policy));
-    if let Err(cause) = &done {
-        tracing::debug!(?cause, ?share, ?policy, "the scheduling policy stays as it is");
+    let Ok(value) = ThreadPriorityValue::try_from(share.value()) else { return };
+    let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Batch);
+    if let Err(cause) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Crossplatform(value), policy) {
+        tracing::debug!(?cause, ?share, "the scheduling policy stays as it is");
     }
-    done.is_ok()
 }
 
 #[cfg(test)]
