@@ -6,8 +6,8 @@
 //! An idle core is woken as fast as before.
 
 use thread_priority::{
-    NormalThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy, set_thread_priority_and_policy,
-    thread_native_id,
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id,
 };
 
 /// A place in the order of processes that want the same core.
@@ -34,7 +34,8 @@ impl Share {
 pub fn batch(share: Share) {
     let Ok(value) = ThreadPriorityValue::try_from(share.value()) else { return };
     let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Batch);
-    if let Err(cause) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Crossplatform(value), policy) {
+    if let Err(cause) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Crossplatform(value), policy)
+    {
         tracing::debug!(?cause, ?share, "the scheduling policy stays as it is");
     }
 }
