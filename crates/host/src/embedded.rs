@@ -26,6 +26,7 @@ impl Embedded {
         self.client.call(&scope, &op).await.map_err(|error| match error {
             KvError::Fault(KvFault::NotANumber(key)) => BackendError::NotANumber(key),
             KvError::Fault(KvFault::TooLarge(why)) => BackendError::TooLarge(why),
+            KvError::Unsendable(why) => BackendError::TooLarge(why),
             KvError::TimedOut(limit) => BackendError::TimedOut { ms: limit.as_millis() as u64 },
             other => BackendError::Unavailable(other.to_string()),
         })

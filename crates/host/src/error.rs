@@ -64,10 +64,10 @@ pub(crate) enum StartError {
     BadLink { component: ComponentName, contract: ContractId, label: Label, provider: ProviderName, why: &'static str },
     /// A provider's settings.
     #[error("provider `{provider}`: {cause}")]
-    Settings { provider: ProviderName, cause: providers::keyvalue::redis::SettingsError },
+    Settings { provider: ProviderName, cause: String },
     /// A provider does not answer.
     #[error("provider `{provider}`: {cause}")]
-    Provider { provider: ProviderName, cause: providers::keyvalue::BackendError },
+    Provider { provider: ProviderName, cause: String },
     /// `allow_hosts` or TLS.
     #[error("component `{component}`: {cause}")]
     Http { component: ComponentName, cause: providers::http_out::SetupError },

@@ -26,7 +26,7 @@ use crate::apps::{Apps, Identity};
 use crate::code::CodeStore;
 use crate::data;
 use crate::dialer::NodeDialer;
-use crate::links::Providers;
+use crate::links::{Means, Providers};
 use crate::listen::listen;
 use crate::logs::Logs;
 use crate::{HostArgs, HostError, HostSettings};
@@ -111,7 +111,7 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
     let files = Arc::new(FilesClient::new(&socket));
     let store = Arc::new(KvClient::new(&socket, KV_TIMEOUT));
     let dialer: Arc<dyn Dialer> = Arc::new(NodeDialer::new(files.clone()));
-    let providers = Providers::new(args.tenant.clone(), store, dialer.clone());
+    let providers = Providers::new(Means { tenant: args.tenant.clone(), store, dialer: dialer.clone() });
     let code = CodeStore::new(runtime, files);
     let tls = Tls::new(public_roots())?;
     Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), settings.max_loaded))

@@ -3,6 +3,7 @@
 //! * [`keyvalue`]: `wasi:keyvalue` over memory, Redis, and whatever else implements its `Backend`.
 //! * [`config`] and [`logging`]: answered in the host itself, no link needed.
 //! * [`http_out`]: outgoing HTTP of one component.
+//! * [`meter`]: what each link carries.
 //! * [`dial`]: the only way any of them reaches the network.
 //!
 //! Everything a provider needs arrives as a value: no environment, no files, no sockets of its own.
@@ -13,3 +14,4 @@ pub mod dial;
 pub mod http_out;
 pub mod keyvalue;
 pub mod logging;
+pub mod meter;

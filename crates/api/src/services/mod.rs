@@ -5,6 +5,7 @@
 //! frame of a connection is a [`Hello`] that fixes what the connection is for:
 //!
 //! * [`Hello::KeyValue`]: then [`KvCall`]s one way and [`KvReply`]s the other, multiplexed by `id`, any order.
+//! * [`Hello::Calls`]: the same with [`ServiceCall`]s and [`ServiceReply`]s, for every other service.
 //! * [`Hello::Files`]: then one [`FileRequest`] at a time, each answered by a [`FileReply`]; where the reply is
 //!   [`FileReply::Ready`], the descriptor travels with the reply's bytes by `SCM_RIGHTS`.
 //! * [`Hello::Alive`]: nothing more; whoever sees it close knows the other process is gone.
@@ -12,6 +13,7 @@
 pub mod client;
 pub mod codec;
 mod descriptor;
+pub mod line;
 pub mod server;
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,8 @@ pub const MAX_FRAME: usize = 20 << 20;
 pub enum Hello {
     /// Embedded key-value calls.
     KeyValue,
+    /// Calls of every other service.
+    Calls,
     /// Compiled code and connected sockets.
     Files,
     /// Held open for as long as the process lives.
@@ -84,12 +88,49 @@ pub enum KvOp {
 
 /// The answer to the call of the same `id`. A write is answered after it is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KvReply {
+pub struct Reply<R> {
     /// The call's.
     pub id: u64,
     /// What became of it.
-    pub result: Result<KvAnswer, KvFault>,
+    pub result: R,
 }
+
+/// The answer to a [`KvCall`].
+pub type KvReply = Reply<Result<KvAnswer, KvFault>>;
+
+/// One call to any other service of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCall {
+    /// Chosen by the host; comes back in the reply.
+    pub id: u64,
+    /// On whose behalf. The tenant is the socket's.
+    pub app: AppName,
+    /// What.
+    pub request: ServiceRequest,
+}
+
+/// What can be asked on a [`Hello::Calls`] connection: one variant per service, each with an enum of its own in a
+/// file of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServiceRequest {}
+
+/// What is answered, variant by variant as [`ServiceRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServiceAnswer {}
+
+/// Why a service refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum ServiceFault {
+    /// The host asked for something that is not its app's, or that makes no sense.
+    #[error("{0}")]
+    Refused(String),
+    /// The service cannot do it now: disk full, too much under way.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// The answer to a [`ServiceCall`].
+pub type ServiceReply = Reply<Result<ServiceAnswer, ServiceFault>>;
 
 /// What a call returns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,6 +15,8 @@ use super::{FileReply, FileRequest, Hello};
 pub enum Accepted {
     /// Read [`super::KvCall`]s (`next`, then `ready` for those that came together), write [`super::KvReply`]s.
     KeyValue(FrameReader<OwnedReadHalf>, FrameWriter<OwnedWriteHalf>),
+    /// The same with [`super::ServiceCall`]s and [`super::ServiceReply`]s.
+    Calls(FrameReader<OwnedReadHalf>, FrameWriter<OwnedWriteHalf>),
     /// Answer [`FileRequest`]s one by one.
     Files(FilesConnection),
     /// Hold it; its end is the host's end.
@@ -33,6 +35,10 @@ pub async fn accept(stream: UnixStream) -> Result<Accepted, WireError> {
         Hello::KeyValue => {
             let (read, write) = stream.into_split();
             Accepted::KeyValue(FrameReader::with_buffer(read, rest), FrameWriter::new(write))
+        }
+        Hello::Calls => {
+            let (read, write) = stream.into_split();
+            Accepted::Calls(FrameReader::with_buffer(read, rest), FrameWriter::new(write))
         }
         Hello::Files => Accepted::Files(FilesConnection { reader: FrameReader::with_buffer(stream, rest) }),
         Hello::Alive => Accepted::Alive(stream),

@@ -1,6 +1,7 @@
 //! What a host may ask over the `node.sock` in its own directory. Who asks is known by which listener accepted the
 //! connection; every answer is limited to that tenant.
 
+mod calls;
 mod files;
 mod keyvalue;
 
@@ -86,6 +87,7 @@ pub async fn connection(
     let Ok(accepted) = tokio::time::timeout(HELLO, accept(stream)).await else { return Ok(()) };
     match accepted? {
         Accepted::KeyValue(reader, writer) => keyvalue::serve(reader, writer, client.tenant, &services.data).await,
+        Accepted::Calls(reader, writer) => calls::serve(reader, writer, client, services).await,
         Accepted::Files(files) => files::serve(files, client, services).await,
         Accepted::Alive(mut stream) => {
             let mut byte = [0; 1];

@@ -108,33 +108,33 @@ impl store::Host for View<'_> {
 impl store::HostBucket for View<'_> {
     async fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<Option<Vec<u8>>> {
         check_key(&key)?;
-        let Linked { backend, bucket } = self.linked(&bucket)?;
-        Ok(backend.get(&bucket, &key).await?)
+        let Linked { backend, bucket, meter } = self.linked(&bucket)?;
+        Ok(meter.observe(backend.get(&bucket, &key)).await?)
     }
 
     async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Answer<()> {
         check_key(&key)?;
         check_value(&value)?;
-        let Linked { backend, bucket } = self.linked(&bucket)?;
-        Ok(backend.set(&bucket, &key, value).await?)
+        let Linked { backend, bucket, meter } = self.linked(&bucket)?;
+        Ok(meter.observe(backend.set(&bucket, &key, value)).await?)
     }
 
     async fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<()> {
         check_key(&key)?;
-        let Linked { backend, bucket } = self.linked(&bucket)?;
-        Ok(backend.delete(&bucket, &key).await?)
+        let Linked { backend, bucket, meter } = self.linked(&bucket)?;
+        Ok(meter.observe(backend.delete(&bucket, &key)).await?)
     }
 
     async fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<bool> {
         check_key(&key)?;
-        let Linked { backend, bucket } = self.linked(&bucket)?;
-        Ok(backend.exists(&bucket, &key).await?)
+        let Linked { backend, bucket, meter } = self.linked(&bucket)?;
+        Ok(meter.observe(backend.exists(&bucket, &key)).await?)
     }
 
     async fn list_keys(&mut self, bucket: Resource<Bucket>, cursor: Option<u64>) -> Answer<KeyResponse> {
         let cursors = self.0.table().get(&bucket)?.cursors.clone();
-        let Linked { backend, bucket } = self.linked(&bucket)?;
-        let (keys, cursor) = cursors.list(&*backend, &bucket, cursor).await?;
+        let Linked { backend, bucket, meter } = self.linked(&bucket)?;
+        let (keys, cursor) = meter.observe(cursors.list(&*backend, &bucket, cursor)).await?;
         Ok(KeyResponse { keys, cursor })
     }
 
@@ -147,11 +147,11 @@ impl store::HostBucket for View<'_> {
 impl atomics::Host for View<'_> {
     async fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: u64) -> Answer<u64> {
         check_key(&key)?;
-        let Linked { backend, bucket } = self.linked(&bucket)?;
+        let Linked { backend, bucket, meter } = self.linked(&bucket)?;
         // The draft counts in unsigned numbers, every backend in signed ones: what both have is what there is.
         let not_a_number = || BackendError::NotANumber(key.clone());
         let delta = i64::try_from(delta).map_err(|_| not_a_number())?;
-        let sum = backend.increment(&bucket, &key, delta).await?;
+        let sum = meter.observe(backend.increment(&bucket, &key, delta)).await?;
         Ok(u64::try_from(sum).map_err(|_| not_a_number())?)
     }
 }
@@ -163,8 +163,8 @@ impl batch::Host for View<'_> {
         keys: Vec<String>,
     ) -> Answer<Vec<Option<(String, Vec<u8>)>>> {
         check_keys(&keys)?;
-        let Linked { backend, bucket } = self.linked(&bucket)?;
-        let found = backend.get_many(&bucket, keys).await?;
+        let Linked { backend, bucket, meter } = self.linked(&bucket)?;
+        let found = meter.observe(backend.get_many(&bucket, keys)).await?;
         Ok(found.into_iter().map(|(key, value)| value.map(|value| (key, value))).collect())
     }
 
@@ -174,14 +174,14 @@ impl batch::Host for View<'_> {
             check_value(value)?;
         }
         check_batch(pairs.len(), pairs.iter().map(|(key, value)| key.len() + value.len()).sum())?;
-        let Linked { backend, bucket } = self.linked(&bucket)?;
-        Ok(backend.set_many(&bucket, pairs).await?)
+        let Linked { backend, bucket, meter } = self.linked(&bucket)?;
+        Ok(meter.observe(backend.set_many(&bucket, pairs)).await?)
     }
 
     async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Answer<()> {
         check_keys(&keys)?;
-        let Linked { backend, bucket } = self.linked(&bucket)?;
-        Ok(backend.delete_many(&bucket, keys).await?)
+        let Linked { backend, bucket, meter } = self.linked(&bucket)?;
+        Ok(meter.observe(backend.delete_many(&bucket, keys)).await?)
     }
 }
 

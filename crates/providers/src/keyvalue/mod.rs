@@ -18,6 +18,8 @@ use futures::future::BoxFuture;
 pub use memory::Memory;
 pub use redis::Redis;
 
+use crate::meter::{ErrorKind, Kind, LinkMeter};
+
 /// The longest key, bytes; the shortest has one.
 pub const MAX_KEY: usize = 1024;
 /// The largest value, bytes.
@@ -61,6 +63,17 @@ pub enum BackendError {
     },
 }
 
+impl Kind for BackendError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotANumber(_) | Self::TooLarge(_) => ErrorKind::Refused,
+            Self::Denied(_) => ErrorKind::Denied,
+            Self::Unavailable(_) => ErrorKind::Unavailable,
+            Self::TimedOut { .. } => ErrorKind::TimedOut,
+        }
+    }
+}
+
 /// An answer that may take a while.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, BackendError>>;
 
@@ -100,6 +113,7 @@ pub struct KeyValueLinks {
 struct Linked {
     backend: Arc<dyn Backend>,
     bucket: Arc<str>,
+    meter: Arc<LinkMeter>,
 }
 
 /// The label of `open("")`.
@@ -113,8 +127,14 @@ impl KeyValueLinks {
 
     /// Adds what `open(label)` gives: `bucket` of `backend`.
     #[must_use]
-    pub fn with(mut self, label: &model::Label, backend: Arc<dyn Backend>, bucket: &str) -> Self {
-        self.by_label.insert(label.as_str().to_owned(), Linked { backend, bucket: bucket.into() });
+    pub fn with(
+        mut self,
+        label: &model::Label,
+        backend: Arc<dyn Backend>,
+        bucket: &str,
+        meter: Arc<LinkMeter>,
+    ) -> Self {
+        self.by_label.insert(label.as_str().to_owned(), Linked { backend, bucket: bucket.into(), meter });
         self
     }
 
@@ -206,11 +226,9 @@ mod tests {
     #[test]
     fn a_label_is_found_whole_and_the_empty_identifier_is_the_default() {
         let memory: Arc<dyn Backend> = Arc::new(Memory::new(1024));
-        let links = KeyValueLinks::new().with(&model::Label::default_label(), memory.clone(), "one").with(
-            &"cart".parse().unwrap(),
-            memory,
-            "two",
-        );
+        let links = KeyValueLinks::new()
+            .with(&model::Label::default_label(), memory.clone(), "one", Arc::default())
+            .with(&"cart".parse().unwrap(), memory, "two", Arc::default());
         let bucket = |identifier| links.find(identifier).map(|linked| linked.bucket.to_string());
         assert_eq!(bucket(""), Some("one".into()));
         assert_eq!(bucket("default"), Some("one".into()));

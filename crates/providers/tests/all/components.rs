@@ -9,10 +9,11 @@ use runtime::{Bindings, LogStreamKind};
 use crate::support::{Guest, config};
 
 fn linked(memory: Arc<Memory>) -> Guest {
-    let links = KeyValueLinks::new().with(&model::Label::default_label(), memory.clone(), "main").with(
+    let links = KeyValueLinks::new().with(&model::Label::default_label(), memory.clone(), "main", Arc::default()).with(
         &"cart".parse().unwrap(),
         memory,
         "carts",
+        Arc::default(),
     );
     Guest::new("kv-probe", Bindings::new().with(Arc::new(links)), None)
 }

@@ -1,52 +1,68 @@
 //! From the links of a revision to the bindings of its components. A provider of an app is opened once and shared by
 //! the app's components and revisions for as long as one of them holds it; no two apps share one.
 
+mod keyvalue;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use api::services::client::KvClient;
-use model::{AppName, ComponentName, LockedApp, ProviderKind, ProviderName, ProviderSpec, TenantName};
+use model::{AppName, ComponentName, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, TenantName};
 use providers::config::ConfigValues;
 use providers::dial::Dialer;
-use providers::keyvalue::{Backend, KeyValueLinks, Memory, Redis};
+use providers::keyvalue::KeyValueLinks;
+use providers::meter::LinkMeter;
 use runtime::Bindings;
 
-use crate::embedded::Embedded;
 use crate::error::StartError;
-
-/// What one provider of kind `keyvalue-memory` may hold, bytes.
-const MEMORY: usize = 64 << 20;
-/// The only contract that is linked in this version.
-const KEYVALUE: &str = "wasi:keyvalue";
 
 /// A provider of an app.
 pub(crate) struct Opened {
     name: ProviderName,
-    backend: Arc<dyn Backend>,
-    redis: Option<Arc<Redis>>,
+    backing: Backing,
+}
+
+/// What a provider is in this process, by contract. Each contract opens its own in a file of its own.
+pub(crate) enum Backing {
+    /// `wasi:keyvalue`.
+    KeyValue(keyvalue::Store),
 }
 
 impl Opened {
     /// Fails where no call could succeed.
     pub(crate) async fn check(&self) -> Result<(), StartError> {
-        let Some(redis) = &self.redis else { return Ok(()) };
-        redis.check().await.map_err(|cause| StartError::Provider { provider: self.name.clone(), cause })
+        match &self.backing {
+            Backing::KeyValue(store) => store.check().await.map_err(|cause| cause.to_string()),
+        }
+        .map_err(|cause| StartError::Provider { provider: self.name.clone(), cause })
     }
+}
+
+/// What opening a provider may need.
+pub(crate) struct Means {
+    pub(crate) tenant: TenantName,
+    pub(crate) store: Arc<KvClient>,
+    pub(crate) dialer: Arc<dyn Dialer>,
+}
+
+/// Which provider is opened, for whom.
+pub(crate) struct Wanted<'a> {
+    pub(crate) app: &'a AppName,
+    pub(crate) name: &'a ProviderName,
+    pub(crate) spec: &'a ProviderSpec,
 }
 
 type Known = HashMap<(AppName, ProviderName), (ProviderSpec, Weak<Opened>)>;
 
 /// Every provider that is open in this host.
 pub(crate) struct Providers {
-    tenant: TenantName,
-    store: Arc<KvClient>,
-    dialer: Arc<dyn Dialer>,
+    means: Means,
     known: Mutex<Known>,
 }
 
 impl Providers {
-    pub(crate) fn new(tenant: TenantName, store: Arc<KvClient>, dialer: Arc<dyn Dialer>) -> Self {
-        Self { tenant, store, dialer, known: Mutex::default() }
+    pub(crate) fn new(means: Means) -> Self {
+        Self { means, known: Mutex::default() }
     }
 
     /// The providers that the links of `app` name.
@@ -64,7 +80,7 @@ impl Providers {
                 Some(spec) => spec.clone(),
                 None => built_in(&link.provider).ok_or_else(|| bad("which is not declared"))?,
             };
-            if link.contract.to_string() != spec.kind.contract() || spec.kind.contract() != KEYVALUE {
+            if link.contract.to_string() != spec.kind.contract() {
                 return Err(bad("which answers another contract"));
             }
             if !opened.contains_key(&link.provider) {
@@ -80,20 +96,13 @@ impl Providers {
         if let Some(open) = known.get(&key).filter(|(as_was, _)| *as_was == spec).and_then(|(_, open)| open.upgrade()) {
             return Ok(open);
         }
-        let (backend, redis): (Arc<dyn Backend>, _) = match spec.kind {
-            ProviderKind::KeyvalueMemory => (Arc::new(Memory::new(MEMORY)), None),
-            ProviderKind::KeyvalueEmbedded => {
-                (Arc::new(Embedded::new(self.store.clone(), app.clone(), name.clone())), None)
-            }
-            ProviderKind::KeyvalueRedis => {
-                let settings = |cause| StartError::Settings { provider: name.clone(), cause };
-                let url = spec.config.get("url").ok_or(providers::keyvalue::redis::SettingsError::NoUrl);
-                let redis = Redis::new(&self.tenant, app, name, url.map_err(settings)?, self.dialer.clone());
-                let redis = Arc::new(redis.map_err(settings)?);
-                (redis.clone(), Some(redis))
+        let wanted = Wanted { app, name, spec: &spec };
+        let backing = match spec.kind {
+            ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded | ProviderKind::KeyvalueRedis => {
+                Backing::KeyValue(keyvalue::open(&self.means, &wanted)?)
             }
         };
-        let fresh = Arc::new(Opened { name: name.clone(), backend, redis });
+        let fresh = Arc::new(Opened { name: name.clone(), backing });
         known.insert(key, (spec, Arc::downgrade(&fresh)));
         Ok(fresh)
     }
@@ -121,16 +130,35 @@ pub(crate) fn bindings(
     if !config.is_empty() {
         bindings = bindings.with(Arc::new(ConfigValues(config.clone())));
     }
-    let mut links = app.links.iter().filter(|link| link.component == *component).peekable();
-    if links.peek().is_some() {
-        let links = links.fold(KeyValueLinks::new(), |links, link| match opened.get(&link.provider) {
-            Some(open) => {
-                let bucket = link.config.get("bucket").map_or(link.label.as_str(), String::as_str);
-                links.with(&link.label, open.backend.clone(), bucket)
-            }
-            None => links,
-        });
-        bindings = bindings.with(Arc::new(links));
+    let mut links = Given::default();
+    for link in app.links.iter().filter(|link| link.component == *component) {
+        if let Some(open) = opened.get(&link.provider) {
+            links.add(link, open, Arc::default());
+        }
     }
-    Arc::new(bindings)
+    Arc::new(links.bind(bindings))
+}
+
+/// The links of one component, by contract, while its bindings are made.
+#[derive(Default)]
+struct Given {
+    keyvalue: Option<KeyValueLinks>,
+}
+
+impl Given {
+    fn add(&mut self, link: &Link, open: &Opened, meter: Arc<LinkMeter>) {
+        match &open.backing {
+            Backing::KeyValue(store) => {
+                let links = self.keyvalue.take().unwrap_or_default();
+                self.keyvalue = Some(store.link(links, link, meter));
+            }
+        }
+    }
+
+    fn bind(self, mut bindings: Bindings) -> Bindings {
+        if let Some(links) = self.keyvalue {
+            bindings = bindings.with(Arc::new(links));
+        }
+        bindings
+    }
 }

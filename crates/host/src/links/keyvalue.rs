@@ -1,0 +1,56 @@
+//! Opens the providers of `wasi:keyvalue` and gives their buckets to components.
+
+use std::sync::Arc;
+
+use model::{Link, ProviderKind};
+use providers::keyvalue::redis::SettingsError;
+use providers::keyvalue::{Backend, BackendError, KeyValueLinks, Memory, Redis};
+use providers::meter::LinkMeter;
+
+use super::{Means, Wanted};
+use crate::embedded::Embedded;
+use crate::error::StartError;
+
+/// What one provider of kind `keyvalue-memory` may hold, bytes.
+const MEMORY: usize = 64 << 20;
+
+/// One key-value provider of an app.
+pub(crate) struct Store {
+    backend: Arc<dyn Backend>,
+    /// The same where it has a server that can be asked whether it is there.
+    server: Option<Arc<Redis>>,
+}
+
+impl Store {
+    pub(super) async fn check(&self) -> Result<(), BackendError> {
+        match &self.server {
+            Some(redis) => redis.check().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Adds what `link` gives: the bucket of its setting, or the one named like its label.
+    pub(super) fn link(&self, links: KeyValueLinks, link: &Link, meter: Arc<LinkMeter>) -> KeyValueLinks {
+        let bucket = link.config.get("bucket").map_or(link.label.as_str(), String::as_str);
+        links.with(&link.label, self.backend.clone(), bucket, meter)
+    }
+}
+
+pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartError> {
+    let (app, name) = (wanted.app, wanted.name);
+    let local = |backend: Arc<dyn Backend>| Store { backend, server: None };
+    Ok(match wanted.spec.kind {
+        ProviderKind::KeyvalueMemory => local(Arc::new(Memory::new(MEMORY))),
+        ProviderKind::KeyvalueEmbedded => {
+            local(Arc::new(Embedded::new(means.store.clone(), app.clone(), name.clone())))
+        }
+        ProviderKind::KeyvalueRedis => {
+            let settings =
+                |cause: SettingsError| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
+            let url = wanted.spec.config.get("url").ok_or(SettingsError::NoUrl);
+            let redis = Redis::new(&means.tenant, app, name, url.map_err(settings)?, means.dialer.clone());
+            let redis = Arc::new(redis.map_err(settings)?);
+            Store { backend: redis.clone(), server: Some(redis) }
+        }
+    })
+}
