@@ -50,12 +50,26 @@ pub struct Linked {
     pub(crate) set: Arc<Set>,
 }
 
+/// A component that can be instantiated, and where it takes HTTP requests.
+#[derive(Clone)]
+pub(crate) struct Pre {
+    pub(crate) instance: InstancePre<Ctx>,
+    pub(crate) http: Http,
+}
+
 /// The ways a component takes a request.
 #[derive(Clone)]
-pub(crate) enum Pre {
-    P2(p2::bindings::ProxyPre<Ctx>),
-    P3(p3::bindings::ServicePre<Ctx>),
-    Other(InstancePre<Ctx>),
+pub(crate) enum Http {
+    P2(p2::bindings::ProxyIndices),
+    P3(p3::bindings::ServiceIndices),
+    None,
+}
+
+impl Linked {
+    /// The component ready to be instantiated: what generated bindings look the indices of its exports up in.
+    pub fn instance_pre(&self) -> &InstancePre<Ctx> {
+        &self.pre.instance
+    }
 }
 
 impl Runtime {
@@ -106,14 +120,14 @@ impl Runtime {
         let pre = set.linker.instantiate_pre(&code.component).map_err(|e| link_error(&e))?;
         let exports = |prefix: &str| ty.exports(&set.engine).any(|(name, _)| name.starts_with(prefix));
         let mismatch = |e: wasmtime::Error| LinkError::Mismatch(format!("{e:#}"));
-        let pre = if set.world == World::P3 && exports("wasi:http/handler@0.3.") {
-            Pre::P3(p3::bindings::ServicePre::new(pre).map_err(mismatch)?)
+        let http = if set.world == World::P3 && exports("wasi:http/handler@0.3.") {
+            Http::P3(p3::bindings::ServiceIndices::new(&pre).map_err(mismatch)?)
         } else if exports("wasi:http/incoming-handler@0.2.") {
-            Pre::P2(p2::bindings::ProxyPre::new(pre).map_err(mismatch)?)
+            Http::P2(p2::bindings::ProxyIndices::new(&pre).map_err(mismatch)?)
         } else {
-            Pre::Other(pre)
+            Http::None
         };
-        Ok(Linked { pre, set: set.clone() })
+        Ok(Linked { pre: Pre { instance: pre, http }, set: set.clone() })
     }
 
     /// The interfaces offered beyond WASI itself.

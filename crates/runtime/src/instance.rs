@@ -1,17 +1,19 @@
 //! One instance: a store, the component in it, and one call on it.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 
+use wasmtime::component::Instance as Exports;
 use wasmtime::{Store, UpdateDeadline};
-use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p3::bindings::Service;
 use wasmtime_wasi_http::{WasiHttpView, p3};
 
 use crate::call::Call;
 use crate::ctx::Ctx;
-use crate::engine::Pre;
+use crate::engine::Http;
 use crate::fault::{During, Fault, classify};
 use crate::outbound::HttpBody;
 use crate::workload::Workload;
@@ -20,14 +22,19 @@ use crate::workload::Workload;
 pub(crate) struct Instance {
     store: Store<Ctx>,
     exports: Exports,
+    /// Its HTTP handler, looked up by the first request.
+    handler: Option<Handler>,
     pub(crate) served: u32,
 }
 
-enum Exports {
+/// What takes a request.
+enum Handler {
     P2(Proxy),
     P3(Service),
-    None,
 }
+
+/// What runs on an instance for [`Workload::invoke`].
+pub type Invoked<'a, T> = Pin<Box<dyn Future<Output = wasmtime::Result<T>> + Send + 'a>>;
 
 impl Instance {
     /// Makes an instance; its start code already runs on the budget of `call`.
@@ -47,13 +54,8 @@ impl Instance {
                 UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
             })
         });
-        let made = match &work.linked().pre {
-            Pre::P2(pre) => pre.instantiate_async(&mut store).await.map(Exports::P2),
-            Pre::P3(pre) => pre.instantiate_async(&mut store).await.map(Exports::P3),
-            Pre::Other(pre) => pre.instantiate_async(&mut store).await.map(|_| Exports::None),
-        };
-        match made {
-            Ok(exports) => Ok(Self { store, exports, served: 0 }),
+        match work.linked().pre.instance.instantiate_async(&mut store).await {
+            Ok(exports) => Ok(Self { store, exports, handler: None, served: 0 }),
             Err(error) => Err(classify(&error, &store.data().limiter, During::Instantiate)),
         }
     }
@@ -66,13 +68,14 @@ impl Instance {
 
     /// Runs one call to its end: the guest's answer goes to `call`, and the guest runs on until it returns. On an
     /// error the call is marked failed before anything of the instance goes away.
-    pub(crate) async fn serve(&mut self, call: &Arc<Call>, request: http::Request<HttpBody>) -> Result<(), Fault> {
+    pub(crate) async fn serve(
+        &mut self,
+        http: &Http,
+        call: &Arc<Call>,
+        request: http::Request<HttpBody>,
+    ) -> Result<(), Fault> {
         self.served = self.served.saturating_add(1);
-        let result = match &self.exports {
-            Exports::P2(proxy) => serve_p2(&mut self.store, proxy, call, request).await,
-            Exports::P3(service) => serve_p3(&mut self.store, service, call, request).await,
-            Exports::None => return Err(Fault::NoHandler),
-        };
+        let result = self.answer(http, call, request).await;
         self.store.data().end();
         let fault = match result {
             Ok(()) if call.has_head() => return Ok(()),
@@ -82,6 +85,38 @@ impl Instance {
         };
         call.fail(&fault);
         Err(fault)
+    }
+
+    async fn answer(&mut self, http: &Http, call: &Arc<Call>, request: http::Request<HttpBody>) -> Result<(), Stop> {
+        let handler = match (&mut self.handler, http) {
+            (Some(known), _) => known,
+            (empty, Http::P2(indices)) => {
+                empty.insert(Handler::P2(indices.load(&mut self.store, &self.exports)?))
+            }
+            (empty, Http::P3(indices)) => {
+                empty.insert(Handler::P3(indices.load(&mut self.store, &self.exports)?))
+            }
+            (None, Http::None) => return Err(Stop::Fault(Fault::NoHandler)),
+        };
+        match handler {
+            Handler::P2(proxy) => serve_p2(&mut self.store, proxy, call, request).await,
+            Handler::P3(service) => serve_p3(&mut self.store, service, call, request).await,
+        }
+    }
+
+    /// Runs one call of any of its exports to its end.
+    pub(crate) async fn invoke<T, F>(&mut self, call: &Call, body: F) -> Result<T, Fault>
+    where
+        F: for<'a> FnOnce(&'a mut Store<Ctx>, Exports) -> Invoked<'a, T>,
+    {
+        self.served = self.served.saturating_add(1);
+        let result = body(&mut self.store, self.exports).await;
+        self.store.data().end();
+        result.map_err(|error| {
+            let fault = classify(&error, &self.store.data().limiter, During::Call);
+            call.fail(&fault);
+            fault
+        })
     }
 }
 

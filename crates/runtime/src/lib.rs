@@ -38,6 +38,7 @@ pub use ctx::{Bindings, Capability, Ctx};
 pub use engine::{Code, Linked, Runtime, fingerprint};
 pub use error::{CompileError, LinkError, LoadError, RuntimeError};
 pub use fault::{Fault, FaultKind};
+pub use instance::Invoked;
 pub use log::{LogSink, LogStreamKind, MAX_CONTEXT, affordable};
 pub use meter::{Meter, MeterSnapshot};
 pub use model::app::Reuse;

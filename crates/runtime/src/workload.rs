@@ -12,15 +12,17 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use model::Limits;
 use model::app::Reuse;
+use wasmtime::Store;
+use wasmtime::component::InstancePre;
 
 use crate::body::{Capped, Pulled, ResponseBody};
 use crate::call::Call;
-use crate::ctx::Bindings;
+use crate::ctx::{Bindings, Ctx};
 use crate::drive::{drive, until_head};
 use crate::engine::Linked;
 use crate::fault::Fault;
 use crate::idle::Shelf;
-use crate::instance::Instance;
+use crate::instance::{Instance, Invoked};
 use crate::log::LogSink;
 use crate::meter::Meter;
 use crate::outbound::{HttpBody, HttpBodyError, Outbound};
@@ -116,6 +118,32 @@ impl Workload {
         Ok(http::Response::from_parts(head, body))
     }
 
+    /// Calls any export of the component, within the limits of a call and counted as one: `body` runs on an instance of
+    /// its own or a reused one, which is kept for further calls only if it returns `Ok`. Generated bindings find their
+    /// functions with the indices they made from [`Workload::instance_pre`]; asynchronous exports run in
+    /// `Store::run_concurrent`. Must run inside a tokio runtime with timers; dropping the future ends the guest.
+    ///
+    /// # Errors
+    /// Why the call failed: a limit, a trap, or what `body` returned.
+    pub async fn invoke<T, F>(self: &Arc<Self>, body: F) -> Result<T, Fault>
+    where
+        F: for<'a> FnOnce(&'a mut Store<Ctx>, wasmtime::component::Instance) -> Invoked<'a, T>,
+    {
+        let call = Arc::new(Call::new(&self.limits, self.meter.clone()));
+        let guest = async {
+            let mut instance = self.instance(&call).await?;
+            let value = instance.invoke(&call, body).await?;
+            self.keep(instance);
+            Ok(value)
+        };
+        drive(self.clone(), call.clone(), guest).await
+    }
+
+    /// The component ready to be instantiated: what generated bindings look the indices of its exports up in.
+    pub fn instance_pre(&self) -> &InstancePre<Ctx> {
+        self.linked.instance_pre()
+    }
+
     /// The workload's counters.
     pub fn meter(&self) -> &Meter {
         &self.meter
@@ -165,6 +193,17 @@ impl Workload {
     /// An instance that waits for its next call.
     fn take_idle(&self) -> Option<Instance> {
         self.idle.take(self.reuse?.idle.duration())
+    }
+
+    /// An instance for a call: a waiting one or a fresh one.
+    async fn instance(&self, call: &Arc<Call>) -> Result<Instance, Fault> {
+        match self.take_idle() {
+            Some(mut instance) => {
+                instance.begin(call);
+                Ok(instance)
+            }
+            None => self.instantiate(call).await,
+        }
     }
 
     /// A fresh instance. Where the pool is full, instances that only wait give way to it, whosever they are.
@@ -217,16 +256,10 @@ async fn reap(work: Weak<Workload>) {
     }
 }
 
-/// One call on an instance: a waiting one or a fresh one.
+/// One call on an instance.
 async fn serve(work: Arc<Workload>, call: Arc<Call>, request: http::Request<HttpBody>) -> Result<(), Fault> {
-    let mut instance = match work.take_idle() {
-        Some(mut instance) => {
-            instance.begin(&call);
-            instance
-        }
-        None => work.instantiate(&call).await?,
-    };
-    instance.serve(&call, request).await?;
+    let mut instance = work.instance(&call).await?;
+    instance.serve(&work.linked.pre.http, &call, request).await?;
     work.keep(instance);
     Ok(())
 }

@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod invoke;
 mod limits;
 mod link;
 mod outbound;
