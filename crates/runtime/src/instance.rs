@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use wasmtime::component::Instance as Exports;
 use wasmtime::{Store, UpdateDeadline};
-use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p3::bindings::Service;
 use wasmtime_wasi_http::{WasiHttpView, p3};
 
@@ -90,12 +90,8 @@ impl Instance {
     async fn answer(&mut self, http: &Http, call: &Arc<Call>, request: http::Request<HttpBody>) -> Result<(), Stop> {
         let handler = match (&mut self.handler, http) {
             (Some(known), _) => known,
-            (empty, Http::P2(indices)) => {
-                empty.insert(Handler::P2(indices.load(&mut self.store, &self.exports)?))
-            }
-            (empty, Http::P3(indices)) => {
-                empty.insert(Handler::P3(indices.load(&mut self.store, &self.exports)?))
-            }
+            (empty, Http::P2(indices)) => empty.insert(Handler::P2(indices.load(&mut self.store, &self.exports)?)),
+            (empty, Http::P3(indices)) => empty.insert(Handler::P3(indices.load(&mut self.store, &self.exports)?)),
             (None, Http::None) => return Err(Stop::Fault(Fault::NoHandler)),
         };
         match handler {

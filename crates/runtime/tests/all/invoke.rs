@@ -47,7 +47,8 @@ const LATER: &str = r#"(component
   (export "acme:math/later@1.0.0" (instance $ops)))"#;
 
 fn workload(rig: &Rig, text: &str, world: World) -> Arc<Workload> {
-    let code = rig.runtime.load(world, file(&runtime::compile(&wat::parse_str(text).unwrap(), world).unwrap())).unwrap();
+    let code =
+        rig.runtime.load(world, file(&runtime::compile(&wat::parse_str(text).unwrap(), world).unwrap())).unwrap();
     let linked = rig.runtime.link(&code, &[]).unwrap();
     let sinks = Sinks { log: rig.log.clone(), outbound: None };
     Workload::new(linked, rig.limits, rig.reuse, Arc::new(rig.bindings.clone()), sinks)
@@ -142,7 +143,9 @@ async fn a_component_with_a_handler_is_called_both_ways() {
     rig.reuse = Some(Reuse { requests: 100, idle: Millis(60_000) });
     let work = rig.workload("hello");
     let found = work.invoke(|store, instance| {
-        Box::pin(async move { Ok(instance.get_export_index(store, None, "wasi:http/incoming-handler@0.2.0").is_some()) })
+        Box::pin(
+            async move { Ok(instance.get_export_index(store, None, "wasi:http/incoming-handler@0.2.0").is_some()) },
+        )
     });
     found.await.unwrap();
     assert_eq!(call(&work, "/").await.unwrap(), (200, "hello".to_owned()));
