@@ -6,6 +6,7 @@
 //! | `PUT /v1/apps/{app}/revisions/{n}` ([`StartRequest`]) | make a revision answer; idempotent; 200 or a problem |
 //! | `POST /v1/apps/{app}/revisions/{n}/drain` ([`DrainRequest`]) | finish calls in flight, then forget the revision; [`Drained`] |
 //! | `GET /v1/status` | [`HostStatus`] |
+//! | `GET /v1/metrics` | [`crate::metrics::HostMetrics`]: counters over all revisions |
 //! | `GET /v1/logs` | newline-delimited [`LogLine`]s, from now on, until the caller hangs up |
 //! | `POST /v1/drain` ([`DrainRequest`]) | refuse new calls, finish those in flight, exit 0 |
 //!

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest};
+use crate::metrics::HostMetrics;
 use crate::{Code, Problem};
 
 /// The largest answer a host may give, bytes.
@@ -92,6 +93,14 @@ impl HostClient {
     /// As [`HostClient::info`].
     pub async fn status(&self) -> Result<HostStatus, Problem> {
         self.json(Method::GET, "/v1/status", Bytes::new()).await
+    }
+
+    /// Everything the host counted, over all revisions.
+    ///
+    /// # Errors
+    /// As [`HostClient::info`].
+    pub async fn metrics(&self) -> Result<HostMetrics, Problem> {
+        self.json(Method::GET, "/v1/metrics", Bytes::new()).await
     }
 
     /// Ends the host: calls in flight have until `deadline`, then the process exits 0.

@@ -6,6 +6,7 @@ use utoipa::OpenApi as _;
 
 use crate::Problem;
 use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest};
+use crate::metrics::HostMetrics;
 
 /// Who the host is.
 #[utoipa::path(get, path = "/v1/info", responses((status = 200, body = HostInfo), (status = "default", body = Problem)))]
@@ -27,6 +28,10 @@ fn drain_revision() {}
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = HostStatus), (status = "default", body = Problem)))]
 fn status() {}
 
+/// Everything the host counted, over all revisions.
+#[utoipa::path(get, path = "/v1/metrics", responses((status = 200, body = HostMetrics), (status = "default", body = Problem)))]
+fn metrics() {}
+
 /// Log lines from now on, newline-delimited JSON, until the caller hangs up.
 #[utoipa::path(get, path = "/v1/logs",
     responses((status = 200, description = "lines of JSON", body = LogLine, content_type = "application/x-ndjson"), (status = "default", body = Problem)))]
@@ -46,7 +51,7 @@ fn drain() {}
                        Whoever can open the socket may use it.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    paths(info, start, drain_revision, status, logs, drain)
+    paths(info, start, drain_revision, status, metrics, logs, drain)
 )]
 struct Document;
 

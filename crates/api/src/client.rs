@@ -25,6 +25,7 @@ use crate::control::{
     Accepted, AppView, CallRequest, CallResponse, DeployRequest, IDEMPOTENCY_KEY, LinkRequest, MAX_BLOB, NodeView,
     Plan, ProviderView, RevisionView, RollbackRequest, RouteView, TenantView, Version,
 };
+use crate::metrics::TenantMetrics;
 use crate::problem::{Code, Problem};
 
 pub use stream::{EventQuery, Events, Logs};
@@ -350,6 +351,14 @@ impl ControlClient {
     /// [`ClientError`], as every method here.
     pub async fn hosts(&self, tenant: &TenantName) -> Result<Vec<HostStatus>, ClientError> {
         self.get(&format!("/v1/tenants/{tenant}/hosts")).await
+    }
+
+    /// What is counted of the tenant's components and links.
+    ///
+    /// # Errors
+    /// [`ClientError`], as every method here.
+    pub async fn metrics(&self, tenant: &TenantName) -> Result<TenantMetrics, ClientError> {
+        self.get(&format!("/v1/tenants/{tenant}/metrics")).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

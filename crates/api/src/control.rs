@@ -20,7 +20,8 @@
 //! | `GET /v1/tenants/{t}/providers` | [`ProviderView`]s |
 //! | `GET /v1/tenants/{t}/routes` | [`RouteView`]s |
 //! | `GET /v1/tenants/{t}/hosts` | [`crate::agent::HostStatus`], in shard order |
-//! | `GET /v1/events?tenant&app` | server-sent events, each a CloudEvent ([`Event`]); `Last-Event-ID` resumes |
+//! | `GET /v1/tenants/{t}/metrics` | [`crate::metrics::TenantMetrics`] |
+//! | `GET /v1/events?tenant&app&metrics` | server-sent events, each a CloudEvent ([`Event`]); `Last-Event-ID` resumes |
 //!
 //! **Writes.** `If-Match: <n>` on an app is the number of the revision that must be current, on a tenant the etag; `*`
 //! means it must exist. `If-None-Match: *` means it must not. A failed condition is `conflict` (409) and nothing is
@@ -284,6 +285,10 @@ pub mod event {
     pub const NODE_JOINED: &str = "dev.sidereal.node.joined";
     /// A node's lease ended: `{}`. `source` is the node.
     pub const NODE_LOST: &str = "dev.sidereal.node.lost";
+    /// What a tenant's components and links have counted: a [`crate::metrics::TenantMetrics`]. Only on streams that
+    /// ask for it with `metrics`, and not kept: its id is that of the event before it and a time, and going on after
+    /// it goes on after that event. `subject` is the tenant.
+    pub const METRICS: &str = "dev.sidereal.metrics";
     /// Events before this one are no longer kept: read the state anew.
     pub const MISSED: &str = "dev.sidereal.events.missed";
 }

@@ -3,6 +3,7 @@
 //! * [`control`]: HTTP and JSON between people (cli, canvas) and the control plane.
 //! * [`client`]: the typed client of [`control`], for the cli.
 //! * [`agent`]: HTTP and JSON over a unix socket, the only way into a host.
+//! * [`metrics`]: what is counted of components and links.
 //! * [`services`]: what a host asks of its node (dial, key-value, compiled code), framed postcard over a unix socket.
 //! * [`problem`]: the one shape of a refusal and the closed list of its codes.
 #![forbid(unsafe_code)]
@@ -12,6 +13,7 @@ pub mod agent_client;
 mod agent_document;
 pub mod client;
 pub mod control;
+pub mod metrics;
 pub mod node;
 pub mod problem;
 pub mod services;

@@ -1,5 +1,7 @@
-//! What the control plane asks of nodes beside the store: logs, and calls that bypass the ingress. On one machine the
+//! What the control plane asks of nodes beside the store: logs, counters, and calls that bypass the ingress. On one machine the
 //! node is in the same process; a cluster puts a network client behind the same trait.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -8,6 +10,7 @@ use model::{AppName, ComponentName, TenantName};
 
 use crate::Problem;
 use crate::agent::{HostStatus, LogLine};
+use crate::metrics::TenantMetrics;
 
 /// Which log lines.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +36,9 @@ pub trait NodeApi: Send + Sync + 'static {
         component: Option<&ComponentName>,
         request: http::Request<Bytes>,
     ) -> BoxFuture<'static, Result<http::Response<Bytes>, Problem>>;
+
+    /// What is counted of the tenant's components and links. Hosts are asked for it, at most a few times a second.
+    fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>>;
 
     /// What the tenant's hosts report now, in shard order; a host that does not answer in time is left out.
     fn status(&self, tenant: &TenantName) -> BoxFuture<'static, Vec<HostStatus>>;

@@ -77,6 +77,8 @@ pub enum Command {
     Delete(Delete),
     /// What runs, where it answers, and why something does not.
     Status(Status),
+    /// Calls, errors and latencies of components and links, as they happen.
+    Top(Top),
     /// What an app's components wrote.
     Logs(Logs),
     /// Links between components and providers.
@@ -198,6 +200,24 @@ pub struct Delete {
 pub struct Status {
     /// Only this app, in detail.
     pub app: Option<AppName>,
+}
+
+/// `sidereal top`
+#[derive(Debug, Args)]
+pub struct Top {
+    /// Only this app.
+    pub app: Option<AppName>,
+    /// How often to look, 250ms to 60s.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: model::unit::Millis,
+    /// Go on where stdout is no terminal, and with `-o json`: one result per interval.
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+fn interval(text: &str) -> Result<model::unit::Millis, String> {
+    let every: model::unit::Millis = text.parse().map_err(|e: model::unit::UnitError| e.to_string())?;
+    if (250..=60_000).contains(&every.0) { Ok(every) } else { Err("an interval is 250ms to 60s".to_owned()) }
 }
 
 /// `sidereal logs`

@@ -42,7 +42,7 @@ impl Follow {
     /// # Errors
     /// When the control plane cannot be reached.
     pub async fn open(client: &ControlClient, tenant: &TenantName, app: &AppName) -> anyhow::Result<Self> {
-        let query = EventQuery { tenant: Some(tenant.clone()), app: Some(app.clone()), after: None };
+        let query = EventQuery { tenant: Some(tenant.clone()), app: Some(app.clone()), ..EventQuery::default() };
         let events = client.events(query).await.map_err(refused)?;
         Ok(Self { events, client: client.clone(), tenant: tenant.clone(), app: app.clone() })
     }

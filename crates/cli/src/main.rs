@@ -12,6 +12,7 @@ mod keys;
 mod oci;
 mod output;
 mod project;
+mod top;
 
 use std::process::ExitCode;
 
@@ -133,10 +134,12 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         return code;
     }
+    // Somebody who has seen enough has interrupted nothing.
+    let interrupted = if matches!(cli.command, Command::Top(_)) { 0 } else { INTERRUPTED };
     runtime.block_on(async {
         tokio::select! {
             done = dispatch(&context, cli.command) => done,
-            _ = tokio::signal::ctrl_c() => Ok(INTERRUPTED),
+            _ = tokio::signal::ctrl_c() => Ok(interrupted),
         }
     })
 }
@@ -151,6 +154,7 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         Command::Rollback(args) => commands::apps::rollback(context, args).await.map(ok),
         Command::Delete(args) => commands::apps::delete(context, args).await.map(ok),
         Command::Status(args) => commands::apps::status(context, args).await.map(ok),
+        Command::Top(args) => commands::top::top(context, args).await.map(ok),
         Command::Logs(args) => commands::talk::logs(context, args).await.map(ok),
         Command::Call(args) => commands::talk::call(context, args).await.map(yes),
         Command::Link(command) => commands::wiring::link(context, command).await.map(ok),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::control::{Event, event};
+use api::metrics::TenantMetrics;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, Stream};
 use model::plan::AppId;
@@ -110,6 +111,17 @@ impl Events {
         self.changed.send_replace(latest);
     }
 
+    /// A frame with what a tenant's hosts counted, of `app` alone where that is given. It is not kept: its id is that
+    /// of the event before it and the time.
+    pub(crate) fn reading(&self, metrics: &TenantMetrics, app: Option<&AppName>) -> Bytes {
+        let mut shown = metrics.clone();
+        shown.components.retain(|c| app.is_none_or(|app| c.app == *app));
+        shown.links.retain(|l| app.is_none_or(|app| l.link.app == *app));
+        let id = format!("{}-{}", *self.changed.borrow(), metrics.time_ms);
+        let data = serde_json::to_value(shown).unwrap_or_default();
+        frame(id, "/control".to_owned(), event::METRICS, Some(metrics.tenant.to_string()), data)
+    }
+
     /// Server-sent event frames: those after `after` that are still kept, or from now on; then every new one.
     pub(crate) fn stream(&self, filter: Filter, after: Option<u64>) -> impl Stream<Item = Bytes> + Send + 'static {
         let reader = Reader {
@@ -169,21 +181,22 @@ impl Reader {
     }
 }
 
-fn frame(id: u64, source: String, kind: &str, subject: Option<String>, data: serde_json::Value) -> Bytes {
+fn frame(id: impl Display, source: String, kind: &str, subject: Option<String>, data: serde_json::Value) -> Bytes {
+    let id = id.to_string();
     let event = Event {
         specversion: "1.0".to_owned(),
-        id: id.to_string(),
+        id: id.clone(),
         source,
         kind: kind.to_owned(),
         subject,
         time: jiff::Timestamp::now().to_string(),
         data,
     };
-    sse(id, kind, &serde_json::to_string(&event).unwrap_or_default())
+    sse(&id, kind, &serde_json::to_string(&event).unwrap_or_default())
 }
 
 /// One server-sent event. `data` is JSON and has no line ends.
-fn sse(id: u64, kind: impl Display, data: &str) -> Bytes {
+fn sse(id: &str, kind: impl Display, data: &str) -> Bytes {
     format!("id: {id}\nevent: {kind}\ndata: {data}\n\n").into()
 }
 

@@ -67,6 +67,7 @@ impl Agent {
         match (request.method(), parts) {
             (&Method::GET, [Some("v1"), Some("info"), None, ..]) => ok(self.info()?),
             (&Method::GET, [Some("v1"), Some("status"), None, ..]) => ok(&self.apps.status()),
+            (&Method::GET, [Some("v1"), Some("metrics"), None, ..]) => ok(&self.apps.metrics()),
             (&Method::GET, [Some("v1"), Some("logs"), None, ..]) => Ok(self.logs()),
             (&Method::POST, [Some("v1"), Some("drain"), None, ..]) => {
                 let drain: DrainRequest = read(request).await?;

@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::agent::{AppOnHost, Drained, HostStatus, StartRequest};
+use api::metrics::{ComponentCounts, ComponentMetrics, Counts as _, HostMetrics};
 use api::{Code, Problem};
-use model::{AppName, Digest, LockedApp, ProviderName, Revision, TenantName};
+use model::{AppName, ComponentName, Digest, LockedApp, ProviderName, Revision, TenantName};
 use providers::dial::Dialer;
 use providers::http_out::{HttpOut, Tls};
 use runtime::Outbound;
@@ -22,6 +23,7 @@ use crate::entry::{Entry, Spec};
 use crate::error::StartError;
 use crate::links::{self, Opened, Providers};
 use crate::logs::{Logs, Origin};
+use crate::totals::{self, Totals};
 
 /// After a drain is asked for, calls that were sent before the sender knew of it are still taken.
 const LATE: Duration = Duration::from_millis(250);
@@ -45,6 +47,8 @@ pub(crate) struct Apps {
     dialer: Arc<dyn Dialer>,
     tls: Tls,
     logs: Arc<Logs>,
+    totals: Totals,
+    since_us: u64,
     max_loaded: usize,
     routes: RwLock<HashMap<Box<str>, Arc<Entry>>>,
     revisions: Mutex<BTreeMap<(AppName, Revision), Arc<Running>>>,
@@ -109,6 +113,8 @@ impl Apps {
             dialer,
             tls,
             logs,
+            totals: Totals::default(),
+            since_us: now_us(),
             max_loaded,
             routes: RwLock::default(),
             revisions: Mutex::default(),
@@ -146,6 +152,14 @@ impl Apps {
 
     /// Makes a revision answer. The same again changes nothing.
     pub(crate) async fn start(&self, app: &AppName, revision: Revision, request: StartRequest) -> Result<(), Problem> {
+        let started = self.bring(app, revision, request).await;
+        if started.is_err() {
+            self.forget_if_gone(app);
+        }
+        started
+    }
+
+    async fn bring(&self, app: &AppName, revision: Revision, request: StartRequest) -> Result<(), Problem> {
         if request.app.name != *app {
             let detail = format!("the path names app `{app}`, the body `{}`", request.app.name);
             return Err(Problem::new(Code::RequestInvalid, detail));
@@ -205,7 +219,7 @@ impl Apps {
                 imports: self.code.share_imports(&component.imports),
                 limits: component.limits,
                 reuse: component.reuse,
-                bindings: links::bindings(app, name, &component.config, &opened),
+                bindings: links::bindings(app, name, &component.config, &opened, &self.totals),
                 outbound,
                 log: self.logs.component(origin, component.limits.log_rate),
             })));
@@ -262,9 +276,13 @@ impl Apps {
             let key = (app.clone(), revision);
             if revisions.get(&key).is_some_and(|known| Arc::ptr_eq(known, &running)) {
                 revisions.remove(&key);
+                for entry in &running.entries {
+                    self.totals.keep(app, entry.component(), &totals::counts(&entry.status()));
+                }
             }
         }
         drop(running);
+        self.forget_if_gone(app);
         self.providers.prune();
         self.code.prune();
         Drained { ended }
@@ -309,6 +327,40 @@ impl Apps {
         }
     }
 
+    /// An app without a revision here has nothing to count.
+    fn forget_if_gone(&self, app: &AppName) {
+        let revisions = lock(&self.revisions);
+        if !revisions.keys().any(|(known, _)| known == app) {
+            self.totals.forget(app);
+        }
+    }
+
+    /// Every counter, over all revisions.
+    pub(crate) fn metrics(&self) -> HostMetrics {
+        let mut sums: BTreeMap<(AppName, ComponentName), ComponentCounts> = BTreeMap::new();
+        {
+            // Held until both are added up: no revision is counted twice, or not at all, while it leaves.
+            let revisions = lock(&self.revisions);
+            for ((app, _), running) in &*revisions {
+                for entry in &running.entries {
+                    let counts = totals::counts(&entry.status());
+                    let sum = sums.entry((app.clone(), entry.component().clone())).or_default();
+                    sum.add(&counts);
+                    sum.in_flight += counts.in_flight;
+                }
+            }
+            self.totals.add_past(&mut sums);
+        }
+        let components = sums.into_iter().map(|((app, component), counts)| ComponentMetrics { app, component, counts });
+        HostMetrics {
+            since_us: self.since_us,
+            in_flight: self.in_flight.load(Relaxed),
+            rss: resident(),
+            components: components.collect(),
+            links: self.totals.links(),
+        }
+    }
+
     pub(crate) fn status(&self) -> HostStatus {
         let revisions = lock(&self.revisions);
         let apps = revisions.iter().map(|((app, revision), running)| AppOnHost {
@@ -340,6 +392,11 @@ impl Drop for Told<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Resident memory of this process, bytes; 0 where the kernel does not say.

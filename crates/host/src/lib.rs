@@ -23,6 +23,7 @@ mod links;
 mod listen;
 mod logs;
 mod serve;
+mod totals;
 
 use std::path::PathBuf;
 

@@ -10,6 +10,7 @@
 //! | `services` | what a host may ask over its `node.sock` |
 //! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
 //! | `logs` | the last lines of every app |
+//! | `metrics` | what hosts counted, over shards and restarts |
 //! | [`ingress`] | requests from outside |
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ mod error;
 mod front;
 pub mod ingress;
 pub mod logs;
+mod metrics;
 mod node;
 mod publisher;
 pub mod services;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::agent::{HostStatus, LogLine};
+use api::metrics::TenantMetrics;
 use api::node::{LogQuery, NodeApi};
 use api::{Code, Problem};
 use bytes::Bytes;
@@ -26,6 +27,7 @@ use crate::artifacts::{Artifacts, make_dir};
 use crate::dialer::{Dialer, Resolve, SystemResolver};
 use crate::ingress::{Ingress, IngressConfig, IngressError, Routes, forward};
 use crate::logs::Logs;
+use crate::metrics::Metrics;
 use crate::publisher::{Said, publish};
 use crate::services::Services;
 use crate::serving::ServingIndex;
@@ -96,6 +98,7 @@ pub struct Node {
     logs: Arc<Logs>,
     index: Arc<ServingIndex>,
     hosts: Arc<HostIndex>,
+    metrics: Arc<Metrics>,
     settled: watch::Receiver<bool>,
     running: Mutex<Option<Running>>,
 }
@@ -131,6 +134,7 @@ impl Node {
         let logs = Arc::new(Logs::default());
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());
+        let metrics = Arc::new(Metrics::default());
         let (said_in, said) = mpsc::unbounded_channel::<Said>();
         let publisher = tokio::spawn(publish(config.store.clone(), said));
         let (settled_in, settled) = watch::channel(false);
@@ -150,6 +154,7 @@ impl Node {
             artifacts,
             services,
             logs: logs.clone(),
+            metrics: metrics.clone(),
             routes,
             index: index.clone(),
             hosts: hosts.clone(),
@@ -160,7 +165,7 @@ impl Node {
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent::run(setup, stopped));
         let running = Mutex::new(Some(Running { ingress, stop, agent, publisher }));
-        Ok(Arc::new(Self { address, logs, index, hosts, settled, running }))
+        Ok(Arc::new(Self { address, logs, index, hosts, metrics, settled, running }))
     }
 
     /// Where the ingress listens.
@@ -266,6 +271,11 @@ impl NodeApi for Node {
             })
         });
         Box::pin(async move { Ok(forward(target?.as_ref(), request, CALL, MAX_ANSWER).await) })
+    }
+
+    fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>> {
+        let (metrics, hosts, tenant) = (self.metrics.clone(), self.hosts.of(tenant), tenant.clone());
+        Box::pin(async move { metrics.read(&tenant, &hosts).await })
     }
 
     fn status(&self, tenant: &TenantName) -> BoxFuture<'static, Vec<HostStatus>> {

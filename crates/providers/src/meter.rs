@@ -1,7 +1,7 @@
 //! What one link carries: calls, errors by kind, and how long calls took. Written on every call without a lock, read
 //! by whoever asks for status.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 /// The kinds of error that a call over any link can end with.
@@ -15,11 +15,13 @@ pub enum ErrorKind {
     Unavailable,
     /// No answer in time.
     TimedOut,
+    /// Given up before its answer: the call of the component ended first. No provider answers with this.
+    Cancelled,
 }
 
 impl ErrorKind {
     /// Every kind, in the order of the counters.
-    pub const ALL: [Self; 4] = [Self::Refused, Self::Denied, Self::Unavailable, Self::TimedOut];
+    pub const ALL: [Self; 5] = [Self::Refused, Self::Denied, Self::Unavailable, Self::TimedOut, Self::Cancelled];
 
     /// The name in metrics and status.
     pub fn as_str(self) -> &'static str {
@@ -28,6 +30,7 @@ impl ErrorKind {
             Self::Denied => "denied",
             Self::Unavailable => "unavailable",
             Self::TimedOut => "timed-out",
+            Self::Cancelled => "cancelled",
         }
     }
 }
@@ -44,6 +47,7 @@ pub const BUCKETS: usize = 25;
 /// Counters of one link of one component.
 #[derive(Debug, Default)]
 pub struct LinkMeter {
+    in_flight: AtomicU32,
     calls: AtomicU64,
     errors: [AtomicU64; ErrorKind::ALL.len()],
     took: [AtomicU64; BUCKETS],
@@ -53,6 +57,8 @@ pub struct LinkMeter {
 /// The counters at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LinkCounts {
+    /// Calls that wait for their answer now.
+    pub in_flight: u32,
     /// Calls ended.
     pub calls: u64,
     /// Of those, how many failed, in the order of [`ErrorKind::ALL`].
@@ -64,14 +70,14 @@ pub struct LinkCounts {
 }
 
 impl LinkMeter {
-    /// Counts one call. A call that is dropped before its end is not counted.
+    /// Counts one call, also one that is dropped before its end: that one is [`ErrorKind::Cancelled`].
     ///
     /// # Errors
     /// What the call answers.
     pub async fn observe<T, E: Kind>(&self, call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-        let began = Instant::now();
+        let mut waiting = Waiting::new(self);
         let result = call.await;
-        self.ended(began, result.as_ref().err().map(Kind::kind));
+        waiting.outcome = result.as_ref().err().map(Kind::kind);
         result
     }
 
@@ -91,11 +97,33 @@ impl LinkMeter {
     /// Everything at once.
     pub fn counts(&self) -> LinkCounts {
         LinkCounts {
+            in_flight: self.in_flight.load(Relaxed),
             calls: self.calls.load(Relaxed),
             errors: self.errors.each_ref().map(|n| n.load(Relaxed)),
             took: self.took.each_ref().map(|n| n.load(Relaxed)),
             took_us: self.took_us.load(Relaxed),
         }
+    }
+}
+
+/// A call that waits for its answer. Counted when it goes away, however that comes about.
+struct Waiting<'a> {
+    meter: &'a LinkMeter,
+    began: Instant,
+    outcome: Option<ErrorKind>,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(meter: &'a LinkMeter) -> Self {
+        meter.in_flight.fetch_add(1, Relaxed);
+        Self { meter, began: Instant::now(), outcome: Some(ErrorKind::Cancelled) }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.meter.in_flight.fetch_sub(1, Relaxed);
+        self.meter.ended(self.began, self.outcome);
     }
 }
 
@@ -128,7 +156,19 @@ mod tests {
             assert!(meter.observe(async { Err::<(), _>(No(kind)) }).await.is_err());
         }
         let counts = meter.counts();
-        assert_eq!((counts.calls, counts.errors), (5, [1, 1, 1, 1]));
-        assert_eq!(counts.took.iter().sum::<u64>(), 5);
+        assert_eq!((counts.calls, counts.errors), (6, [1; 5]));
+        assert_eq!(counts.took.iter().sum::<u64>(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_call_is_in_flight_until_it_ends_or_is_given_up() {
+        let meter = LinkMeter::default();
+        {
+            let mut call = std::pin::pin!(meter.observe(std::future::pending::<Result<(), No>>()));
+            assert!(futures::poll!(call.as_mut()).is_pending());
+            assert_eq!((meter.counts().in_flight, meter.counts().calls), (1, 0));
+        }
+        let counts = meter.counts();
+        assert_eq!((counts.in_flight, counts.calls, counts.errors), (0, 1, [0, 0, 0, 0, 1]));
     }
 }

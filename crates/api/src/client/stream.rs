@@ -14,8 +14,8 @@ use crate::agent::LogLine;
 use crate::control::Event;
 use crate::node::LogQuery;
 
-/// The longest line either stream may have, bytes.
-const MAX_LINE: usize = 1 << 20;
+/// The longest line either stream may have, bytes: the counters of thousands of apps are one line.
+const MAX_LINE: usize = 32 << 20;
 
 /// Which events.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +26,8 @@ pub struct EventQuery {
     pub app: Option<AppName>,
     /// Go on after the event with this id.
     pub after: Option<String>,
+    /// Also counters ([`crate::control::event::METRICS`]), so often, milliseconds; needs a tenant.
+    pub metrics: Option<u64>,
 }
 
 impl ControlClient {
@@ -35,7 +37,11 @@ impl ControlClient {
     /// # Errors
     /// [`ClientError`].
     pub async fn events(&self, query: EventQuery) -> Result<Events, ClientError> {
-        let pairs = [query.tenant.map(|t| format!("tenant={t}")), query.app.map(|a| format!("app={a}"))];
+        let pairs = [
+            query.tenant.map(|t| format!("tenant={t}")),
+            query.app.map(|a| format!("app={a}")),
+            query.metrics.map(|ms| format!("metrics={ms}")),
+        ];
         let path = with_query("/v1/events", pairs);
         let mut headers = HeaderMap::new();
         if let Some(after) = query.after {
@@ -72,28 +78,33 @@ fn with_query(path: &str, pairs: impl IntoIterator<Item = Option<String>>) -> St
 struct Lines {
     body: Incoming,
     buffer: BytesMut,
+    /// Bytes of the buffer that are known to have no line end.
+    scanned: usize,
     ended: bool,
     client: ControlClient,
 }
 
 impl Lines {
     fn new(body: Incoming, client: ControlClient) -> Self {
-        Self { body, buffer: BytesMut::new(), ended: false, client }
+        Self { body, buffer: BytesMut::new(), scanned: 0, ended: false, client }
     }
 
     fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ClientError>>> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+            let new = self.buffer.get(self.scanned..).unwrap_or_default();
+            if let Some(end) = new.iter().position(|b| *b == b'\n').map(|at| at + self.scanned) {
+                self.scanned = 0;
                 let line = self.buffer.split_to(end).freeze();
                 self.buffer.advance(1);
                 return Poll::Ready(Some(Ok(line)));
             }
+            self.scanned = self.buffer.len();
             if self.ended {
                 return Poll::Ready(None);
             }
             if self.buffer.len() > MAX_LINE {
                 self.ended = true;
-                return Poll::Ready(Some(Err(self.client.protocol("a line longer than 1 MiB"))));
+                return Poll::Ready(Some(Err(self.client.protocol("a line longer than 32 MiB"))));
             }
             match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => {

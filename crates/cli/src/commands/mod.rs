@@ -5,5 +5,6 @@ pub mod deploy;
 pub mod doctor;
 pub mod signing;
 pub mod talk;
+pub mod top;
 pub mod up;
 pub mod wiring;

@@ -99,6 +99,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(tenants::providers))
         .routes(routes!(tenants::routes))
         .routes(routes!(tenants::hosts))
+        .routes(routes!(tenants::metrics))
         .routes(routes!(system::has_blob, system::put_blob))
         .routes(routes!(apps::list))
         .routes(routes!(apps::read, apps::delete))

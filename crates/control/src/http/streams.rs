@@ -36,14 +36,20 @@ pub(super) struct EventsQuery {
     tenant: Option<TenantName>,
     /// Only of this app; needs a tenant.
     app: Option<AppName>,
+    /// Also what the tenant's components and links have counted, so often: 250 to 60000 milliseconds. Needs a tenant.
+    metrics: Option<u64>,
 }
+
+/// How often counters can be asked for, milliseconds.
+const EVERY: std::ops::RangeInclusive<u64> = 250..=60_000;
 
 fn endless(api: &Api, kind: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     let chunks = chunks.take_until(api.stop.clone().cancelled_owned()).map(Ok::<_, Infallible>);
     ([(header::CONTENT_TYPE, kind)], Body::from_stream(chunks)).into_response()
 }
 
-/// Server-sent events, each a CloudEvent; the last 4096 are kept for those who come back.
+/// Server-sent events, each a CloudEvent; the last 4096 are kept for those who come back. With `metrics`, also counters,
+/// which are read from the hosts only while somebody watches.
 #[utoipa::path(get, path = "/v1/events",
     params(EventsQuery, ("last-event-id" = Option<String>, Header, description = "go on after this event")),
     responses((status = 200, description = "an endless stream", body = Event, content_type = "text/event-stream"), (status = "default", body = Problem)))]
@@ -55,10 +61,50 @@ pub(super) async fn events(
     if query.app.is_some() && query.tenant.is_none() {
         return Err(Refusal::new(Code::RequestInvalid, "`app` needs a `tenant`"));
     }
+    let every = query.metrics.map(|ms| match (&query.tenant, EVERY.contains(&ms)) {
+        (Some(tenant), true) => Ok((tenant.clone(), Duration::from_millis(ms))),
+        (None, _) => Err(Refusal::new(Code::RequestInvalid, "`metrics` needs a `tenant`")),
+        (_, false) => Err(Refusal::new(Code::RequestInvalid, "`metrics` is 250 to 60000 milliseconds")),
+    });
+    let every = every.transpose()?;
+    if let Some((tenant, _)) = &every {
+        api.writer.tenant(tenant).await?;
+    }
     let bad = || Refusal::new(Code::RequestInvalid, "`Last-Event-ID` is not the id of an event");
-    let after = headers.get("last-event-id").map(|v| v.to_str().ok().and_then(|v| v.parse().ok()).ok_or_else(bad));
-    let filter = Filter { tenant: query.tenant, app: query.app };
-    Ok(endless(&api, "text/event-stream", api.events.stream(filter, after.transpose()?)))
+    let after = headers.get("last-event-id").map(|v| v.to_str().ok().and_then(after_event).ok_or_else(bad));
+    let filter = Filter { tenant: query.tenant, app: query.app.clone() };
+    let events = api.events.stream(filter, after.transpose()?);
+    Ok(match every {
+        None => endless(&api, "text/event-stream", events),
+        Some((tenant, every)) => {
+            let readings = readings(api.clone(), tenant, query.app, every);
+            endless(&api, "text/event-stream", futures::stream::select(events, readings))
+        }
+    })
+}
+
+/// The event to go on after; of a reading, the one before it.
+fn after_event(id: &str) -> Option<u64> {
+    id.split_once('-').map_or(id, |(event, _)| event).parse().ok()
+}
+
+/// What a tenant's hosts counted, now and then every so often, for as long as somebody reads it.
+fn readings(
+    api: Arc<Api>,
+    tenant: TenantName,
+    app: Option<AppName>,
+    every: Duration,
+) -> impl Stream<Item = Bytes> + Send + 'static {
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    futures::stream::unfold((api, tick), move |(api, mut tick)| {
+        let (tenant, app) = (tenant.clone(), app.clone());
+        async move {
+            tick.tick().await;
+            let metrics = api.nodes.metrics(&tenant).await;
+            Some((api.events.reading(&metrics, app.as_ref()), (api, tick)))
+        }
+    })
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use api::Problem;
 use api::agent::HostStatus;
 use api::control::{ProviderView, RouteView, TenantView};
+use api::metrics::TenantMetrics;
 use axum::extract::State;
 use axum::response::Response;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -144,6 +145,15 @@ pub(super) async fn routes(State(api): State<Arc<Api>>, At(name): At<TenantName>
         }));
     }
     Ok(json(&views))
+}
+
+/// What is counted of the tenant's components and links, over all shards and revisions. Asking is what costs: nothing is
+/// read from the hosts while nobody asks.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/metrics", params(("tenant" = TenantName, Path)),
+    responses((status = 200, body = TenantMetrics), (status = "default", body = Problem)))]
+pub(super) async fn metrics(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
+    api.writer.tenant(&name).await?;
+    Ok(json(&*api.nodes.metrics(&name).await))
 }
 
 /// What the tenant's hosts report now, in shard order; one that does not answer in time is left out.

@@ -81,7 +81,12 @@ async fn whoever_comes_back_gets_what_was_missed() {
     assert_eq!(rest, all[middle + 1..]);
     // Only one app's, and what is about no app.
     rig.deploy("b", 2).await;
-    let query = EventQuery { tenant: Some(name("t")), app: Some(name("b")), after: Some(all[middle].id.clone()) };
+    let query = EventQuery {
+        tenant: Some(name("t")),
+        app: Some(name("b")),
+        after: Some(all[middle].id.clone()),
+        metrics: None,
+    };
     let mut events = rig.client.events(query).await.unwrap();
     let of_b = collect(&mut events, |e| e.data["phase"] == "serving").await;
     assert!(of_b.iter().all(|e| e.subject.as_deref().is_none_or(|s| s == "t/b")), "{of_b:#?}");
@@ -141,4 +146,35 @@ async fn logs_and_calls_are_passed_through() {
     assert_eq!(lines.next().await.unwrap().unwrap().text, "one");
     rig.shutdown().await;
     assert_eq!(lines.count().await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_come_to_those_who_ask_and_are_not_kept() {
+    let rig = Rig::new().await;
+    let watch = |metrics, after| EventQuery { tenant: Some(name("t")), app: None, after, metrics: Some(metrics) };
+    for bad in [249, 60_001] {
+        let asked = rig.client.events(watch(bad, None)).await.map(drop);
+        assert_eq!(refused(asked).code, Code::RequestInvalid);
+    }
+    let nobody = EventQuery { tenant: Some(name("nobody")), ..watch(250, None) };
+    assert_eq!(refused(rig.client.events(nobody).await.map(drop)).code, Code::NotFound);
+    let all = EventQuery { tenant: None, ..watch(250, None) };
+    assert_eq!(refused(rig.client.events(all).await.map(drop)).code, Code::RequestInvalid);
+
+    let mut events = rig.client.events(watch(250, None)).await.unwrap();
+    let first = collect(&mut events, |e| e.kind == event::METRICS).await.pop().unwrap();
+    assert_eq!((first.subject.as_deref(), first.data["hosts"][0]["rss"].as_u64()), (Some("t"), Some(4096)));
+    let metrics = rig.client.metrics(&rig.tenant).await.unwrap();
+    assert_eq!(serde_json::from_value::<api::metrics::TenantMetrics>(first.data.clone()).unwrap(), metrics);
+    // They go on, between the events that happen, and one can go on after a reading as after an event.
+    rig.deploy("counter", 1).await;
+    let seen = collect(&mut events, |e| e.data["phase"] == "serving").await;
+    let after = collect(&mut events, |e| e.kind == event::METRICS).await.pop().unwrap();
+    let kinds = |of: &[Event]| of.iter().filter(|e| e.kind != event::METRICS).cloned().collect::<Vec<_>>();
+    let again = rig.until(Some(first.id), |e| e.data["phase"] == "serving").await;
+    assert_eq!(kinds(&again), again, "a reading is not kept");
+    assert_eq!(again, kinds(&seen));
+    rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Exists).await.unwrap();
+    let rest = rig.until(Some(after.id), |e| e.kind == event::TENANT_CHANGED).await;
+    assert_eq!(rest.len(), 1);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use api::agent::{HostStatus, LogLine, LogStream};
 use api::client::{ClientError, ControlClient, EventQuery, Require};
 use api::control::{Accepted, DeployRequest, Event};
+use api::metrics::{HostLoad, TenantMetrics};
 use api::node::{LogQuery, NodeApi};
 use api::{Code, Problem};
 use bytes::Bytes;
@@ -76,6 +77,12 @@ impl NodeApi for Nodes {
             response.headers_mut().extend(kept.map(|v| (http::HeaderName::from_static("x-test"), v)));
             Ok(response)
         })
+    }
+
+    fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>> {
+        let hosts = vec![HostLoad { shard: 0, in_flight: 3, rss: 4096 }];
+        let (tenant, components, links) = (tenant.clone(), vec![], vec![]);
+        Box::pin(async { Arc::new(TenantMetrics { tenant, time_ms: 1, hosts, components, links }) })
     }
 
     fn status(&self, _: &TenantName) -> BoxFuture<'static, Vec<HostStatus>> {
@@ -262,7 +269,7 @@ impl Rig {
 
     /// Events until one of type `kind` for which `good` holds; all of them, that one last.
     pub(crate) async fn until(&self, after: Option<String>, good: impl Fn(&Event) -> bool) -> Vec<Event> {
-        let query = EventQuery { tenant: None, app: None, after };
+        let query = EventQuery { after, ..EventQuery::default() };
         let mut events = self.client.events(query).await.unwrap();
         collect(&mut events, good).await
     }

@@ -15,6 +15,7 @@ use providers::meter::LinkMeter;
 use runtime::Bindings;
 
 use crate::error::StartError;
+use crate::totals::Totals;
 
 /// A provider of an app.
 pub(crate) struct Opened {
@@ -125,6 +126,7 @@ pub(crate) fn bindings(
     component: &ComponentName,
     config: &BTreeMap<String, String>,
     opened: &BTreeMap<ProviderName, Arc<Opened>>,
+    totals: &Totals,
 ) -> Arc<Bindings> {
     let mut bindings = Bindings::new();
     if !config.is_empty() {
@@ -133,7 +135,7 @@ pub(crate) fn bindings(
     let mut links = Given::default();
     for link in app.links.iter().filter(|link| link.component == *component) {
         if let Some(open) = opened.get(&link.provider) {
-            links.add(link, open, Arc::default());
+            links.add(link, open, totals.meter(&app.name, link));
         }
     }
     Arc::new(links.bind(bindings))

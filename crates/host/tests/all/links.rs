@@ -155,3 +155,35 @@ async fn a_caller_that_leaves_ends_the_call() {
     assert!(tokio::time::timeout(Duration::from_millis(200), gone).await.is_err());
     until("the call is gone", || async { rig.agent.status().await.unwrap().in_flight == 0 }).await;
 }
+
+#[tokio::test]
+async fn calls_over_links_are_counted_over_revisions() {
+    let rig = Rig::new().await;
+    let mut before = rig.app("counter", "kv-counter");
+    link(&mut before, "default", "embedded", None);
+    let mut after = rig.app("counter", "kv-counter");
+    link(&mut after, "default", "memory", None);
+    rig.run(&before).await;
+    for _ in 0..3 {
+        rig.get("counter/1/main", "/").await;
+    }
+    rig.start(&after, 2, true).await.unwrap();
+    rig.get("counter/2/main", "/").await;
+    let seen = rig.agent.metrics().await.unwrap();
+    let calls = |of: &api::metrics::HostMetrics| {
+        let links = of.links.iter().map(|l| (l.link.provider.to_string(), l.counts.calls, l.counts.errors.sum()));
+        links.collect::<Vec<_>>()
+    };
+    let each = calls(&seen);
+    let [(_, embedded, 0), (_, memory, 0)] = each.as_slice() else { panic!("{each:?}") };
+    assert!(*embedded > 0 && *embedded == 3 * memory, "{each:?}");
+    assert_eq!(seen.components[0].counts.calls, 4);
+    // The revision leaves, what it counted does not.
+    rig.drain("counter", 1, Duration::from_secs(5)).await;
+    let later = rig.agent.metrics().await.unwrap();
+    assert_eq!((calls(&later), later.components[0].counts.calls), (each, 4));
+    // With its last revision the app is gone.
+    rig.drain("counter", 2, Duration::from_secs(5)).await;
+    let last = rig.agent.metrics().await.unwrap();
+    assert!(last.links.is_empty() && last.components.is_empty() && last.since_us == seen.since_us);
+}

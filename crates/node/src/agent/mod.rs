@@ -25,6 +25,7 @@ use crate::bring::{Job, News, Progress, drain};
 use crate::converge::{self, Step, Wanted};
 use crate::ingress::{RouteTable, Routes};
 use crate::logs::Logs;
+use crate::metrics::Metrics;
 use crate::publisher::Said;
 use crate::services::Services;
 use crate::serving::{Serving, ServingIndex};
@@ -50,6 +51,7 @@ pub(crate) struct Setup {
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) services: Arc<Services>,
     pub(crate) logs: Arc<Logs>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) index: Arc<ServingIndex>,
     pub(crate) hosts: Arc<HostIndex>,
@@ -244,6 +246,7 @@ impl Agent {
                 if app.is_gone() {
                     account.apps.remove(name);
                     self.setup.logs.forget(tenant, name);
+                    self.setup.metrics.forget(tenant, name);
                 }
                 false
             }
