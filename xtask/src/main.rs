@@ -5,6 +5,7 @@ mod check;
 mod counter;
 mod guests;
 mod packages;
+mod servers;
 mod test;
 mod tidy;
 

@@ -12,6 +12,7 @@ use crate::packages;
 /// When something is missing and cannot be installed, does not build, or a test fails.
 pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     packages::ensure(packages::TEST_NEEDS)?;
+    crate::servers::ensure(root);
     let guests = root.join("target/guests");
     crate::guests::build(root, &guests)?;
     // Whole-system tests start this very binary, so it is built first and named to them.

@@ -3,15 +3,19 @@
 //! * [`keyvalue`]: `wasi:keyvalue` over memory, Redis, and whatever else implements its `Backend`.
 //! * [`config`] and [`logging`]: answered in the host itself, no link needed.
 //! * [`http_out`]: outgoing HTTP of one component.
+//! * [`http_json`]: the client of providers whose server speaks JSON over HTTP; [`breaker`] keeps a dead one cheap.
 //! * [`meter`]: what each link carries.
 //! * [`dial`]: the only way any of them reaches the network.
 //!
 //! Everything a provider needs arrives as a value: no environment, no files, no sockets of its own.
 #![forbid(unsafe_code)]
 
+pub mod breaker;
 pub mod config;
 pub mod dial;
+pub mod http_json;
 pub mod http_out;
 pub mod keyvalue;
 pub mod logging;
 pub mod meter;
+mod path;

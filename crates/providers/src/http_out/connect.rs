@@ -1,4 +1,5 @@
-//! The connector of the pooled client: dials through the `Dialer`, then TLS with the name that was asked for.
+//! The connector of the pooled clients, a component's and a provider's: dials through the `Dialer`, then TLS with the
+//! name that was asked for.
 
 use std::io;
 use std::pin::Pin;
@@ -23,7 +24,7 @@ use crate::dial::{Caller, DialError, Dialer, Target};
 
 /// Why there is no connection to send a request on.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(crate) enum ConnectError {
     /// The URI has no origin we know.
     #[error("the address has no host")]
     Uri,
@@ -35,20 +36,20 @@ pub(super) enum ConnectError {
     Tls(Arc<io::Error>),
 }
 
-/// Connects on behalf of one component.
+/// Connects on behalf of one part of an app.
 #[derive(Clone)]
-pub(super) struct Connector {
-    pub(super) dialer: Arc<dyn Dialer>,
-    pub(super) app: model::AppName,
-    pub(super) component: model::ComponentName,
-    pub(super) tls: Arc<ClientConfig>,
+pub(crate) struct Connector {
+    pub(crate) dialer: Arc<dyn Dialer>,
+    pub(crate) app: model::AppName,
+    pub(crate) caller: Caller,
+    pub(crate) tls: Arc<ClientConfig>,
 }
 
 /// TLS that trusts `roots` and speaks HTTP/1.1.
 ///
 /// # Errors
 /// Where the TLS library was built without a protocol version that is safe.
-pub(super) fn tls(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Error> {
+pub(crate) fn tls(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
@@ -56,7 +57,7 @@ pub(super) fn tls(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Err
 
 tokio::task_local! {
     /// The time the request that is being polled gives a new connection.
-    pub(super) static CONNECT: Duration;
+    pub(crate) static CONNECT: Duration;
 }
 
 impl tower::Service<Uri> for Connector {
@@ -74,8 +75,7 @@ impl tower::Service<Uri> for Connector {
         let limit = CONNECT.try_with(|limit| *limit).unwrap_or(super::CONNECT_TIMEOUT);
         let connect = async move {
             let origin = Origin::of(&uri).ok_or(ConnectError::Uri)?;
-            let caller = Caller::Component(this.component);
-            let target = Target { app: this.app, caller, host: origin.host.clone(), port: origin.port };
+            let target = Target { app: this.app, caller: this.caller, host: origin.host.clone(), port: origin.port };
             let tcp = this.dialer.dial(target).await?.stream;
             let stream = match origin.scheme {
                 Scheme::Http => Stream::Plain(tcp),
@@ -93,7 +93,7 @@ impl tower::Service<Uri> for Connector {
 }
 
 /// A connection, plain or not.
-pub(super) enum Stream {
+pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }

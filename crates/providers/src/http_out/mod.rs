@@ -3,7 +3,7 @@
 
 mod allow;
 mod body;
-mod connect;
+pub(crate) mod connect;
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use runtime::{HttpBody, Outbound, OutboundError, OutboundOptions, OutboundRespon
 use rustls::RootCertStore;
 use tokio::sync::Semaphore;
 
-use crate::dial::{DialError, Dialer};
+use crate::dial::{Caller, DialError, Dialer};
 use body::{Progress, Watched};
 
 /// To connect, TLS included.
@@ -76,6 +76,11 @@ impl Tls {
     pub fn new(roots: RootCertStore) -> Result<Self, SetupError> {
         Ok(Self(connect::tls(roots)?))
     }
+
+    /// For a connector.
+    pub(crate) fn config(&self) -> Arc<rustls::ClientConfig> {
+        self.0.clone()
+    }
 }
 
 impl HttpOut {
@@ -98,7 +103,7 @@ impl HttpOut {
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_max_headers(100)
             .http1_max_buf_size(128 << 10)
-            .build(Connector { dialer, app, component, tls: tls.0 });
+            .build(Connector { dialer, app, caller: Caller::Component(component), tls: tls.0 });
         Ok(Self { shared: Arc::new(Shared { allow, client, open: Arc::new(Semaphore::new(MAX_OPEN)) }) })
     }
 }

@@ -5,7 +5,27 @@ use std::fmt::Debug;
 
 use futures::future::join_all;
 
-use super::{Backend, BackendError, PAGE};
+use super::{Backend, BackendError, MAX_BATCH, MAX_BATCH_BYTES, MAX_VALUE, PAGE};
+
+/// What a backend can do of what the contract has. Where one does less, the suite checks that it refuses the rest with
+/// an error that says so and changes nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Promises {
+    /// It adds to a number in one step.
+    pub increments: bool,
+    /// The largest value, bytes.
+    pub max_value: usize,
+    /// The most keys that are changed together, all or none; 1 is no batches.
+    pub max_batch: usize,
+    /// The most bytes of values that are set together.
+    pub max_batch_bytes: usize,
+}
+
+impl Promises {
+    /// Everything, up to the limits of the contract.
+    pub const ALL: Self =
+        Self { increments: true, max_value: MAX_VALUE, max_batch: MAX_BATCH, max_batch_bytes: MAX_BATCH_BYTES };
+}
 
 /// Where a backend differs: what was done, what came back, what should have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,12 +48,27 @@ fn same<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> Result<(), Mis
 /// # Errors
 /// The first [`Mismatch`].
 pub async fn run(backend: &dyn Backend) -> Result<(), Mismatch> {
+    run_with(backend, Promises::ALL).await
+}
+
+/// Runs the suite over a backend that does not do everything.
+///
+/// # Errors
+/// The first [`Mismatch`].
+pub async fn run_with(backend: &dyn Backend, promises: Promises) -> Result<(), Mismatch> {
     values(backend).await?;
     buckets(backend).await?;
-    increments(backend).await?;
-    batches(backend).await?;
-    large_answers(backend).await?;
-    listing(backend).await
+    match promises.increments {
+        true => increments(backend).await?,
+        false => no_increments(backend).await?,
+    }
+    match promises.max_batch {
+        0 | 1 => no_batches(backend).await?,
+        _ => batches(backend).await?,
+    }
+    limits(backend, promises).await?;
+    large_answers(backend, promises).await?;
+    listing(backend, promises).await
 }
 
 const BUCKET: &str = "conformance";
@@ -90,6 +125,59 @@ async fn increments(kv: &dyn Backend) -> Result<(), Mismatch> {
     same("delete", kv.delete(BUCKET, "n").await, Ok(()))
 }
 
+async fn no_increments(kv: &dyn Backend) -> Result<(), Mismatch> {
+    same("set", kv.set(BUCKET, "n", b"41".to_vec()).await, Ok(()))?;
+    refused("an increment", kv.increment(BUCKET, "n", 1).await)?;
+    same("a refused increment changes nothing", kv.get(BUCKET, "n").await, Ok(Some(b"41".to_vec())))?;
+    same("delete", kv.delete(BUCKET, "n").await, Ok(()))
+}
+
+fn refused<T: Debug>(what: &str, answer: Result<T, BackendError>) -> Result<(), Mismatch> {
+    same(&format!("{what} is refused: {answer:?}"), matches!(answer, Err(BackendError::Unsupported(_))), true)
+}
+
+fn too_large<T: Debug>(what: &str, answer: Result<T, BackendError>) -> Result<(), Mismatch> {
+    same(&format!("{what} is too large: {answer:?}"), matches!(answer, Err(BackendError::TooLarge(_))), true)
+}
+
+/// A batch of one key is none.
+async fn no_batches(kv: &dyn Backend) -> Result<(), Mismatch> {
+    let two = || ["a", "b"].map(|key| (key.to_owned(), b"new".to_vec())).to_vec();
+    let keys = || ["a", "b"].map(str::to_owned).to_vec();
+    same("nothing set", kv.set_many(BUCKET, vec![]).await, Ok(()))?;
+    same("nothing deleted", kv.delete_many(BUCKET, vec![]).await, Ok(()))?;
+    same("set-many of one", kv.set_many(BUCKET, two().into_iter().take(1).collect()).await, Ok(()))?;
+    refused("set-many of two", kv.set_many(BUCKET, two()).await)?;
+    refused("delete-many of two", kv.delete_many(BUCKET, keys()).await)?;
+    let found = vec![("a".to_owned(), Some(b"new".to_vec())), ("b".to_owned(), None)];
+    same("get-many sees that nothing else was changed", kv.get_many(BUCKET, keys()).await, Ok(found))?;
+    same("delete-many of one", kv.delete_many(BUCKET, keys().into_iter().take(1).collect()).await, Ok(()))?;
+    same("get after delete-many of one", kv.get(BUCKET, "a").await, Ok(None))
+}
+
+/// The backend's own limits, where they are below those of the contract.
+async fn limits(kv: &dyn Backend, promises: Promises) -> Result<(), Mismatch> {
+    let Promises { max_value, max_batch, max_batch_bytes, .. } = promises;
+    if max_value < MAX_VALUE {
+        same("set of the largest value", kv.set(BUCKET, "k", vec![7; max_value]).await, Ok(()))?;
+        too_large("a value above it", kv.set(BUCKET, "k", vec![8; max_value + 1]).await)?;
+        same("it changes nothing", kv.get(BUCKET, "k").await, Ok(Some(vec![7; max_value])))?;
+        same("delete", kv.delete(BUCKET, "k").await, Ok(()))?;
+    }
+    let pairs = |count: usize, bytes: usize| -> Vec<_> {
+        (0..count).map(|n| (format!("{n:05}"), vec![7; bytes / count])).collect()
+    };
+    if (2..MAX_BATCH).contains(&max_batch) {
+        too_large("a batch of too many", kv.set_many(BUCKET, pairs(max_batch + 1, 0)).await)?;
+        same("it sets nothing", all_keys(kv).await?, BTreeSet::new())?;
+    }
+    if max_batch > 1 && max_batch_bytes < MAX_BATCH_BYTES {
+        too_large("a batch of too much", kv.set_many(BUCKET, pairs(2, max_batch_bytes + 2)).await)?;
+        same("it sets nothing", all_keys(kv).await?, BTreeSet::new())?;
+    }
+    Ok(())
+}
+
 async fn batches(kv: &dyn Backend) -> Result<(), Mismatch> {
     let pair = |key: &str, value: &str| (key.to_owned(), value.as_bytes().to_vec());
     let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
@@ -120,44 +208,65 @@ async fn batches(kv: &dyn Backend) -> Result<(), Mismatch> {
 }
 
 /// What is asked in few bytes may not be answered in many.
-async fn large_answers(kv: &dyn Backend) -> Result<(), Mismatch> {
-    let large = vec![7; 6 << 20];
-    same("set of a large value", kv.set(BUCKET, "large", large.clone()).await, Ok(()))?;
-    let ask = |times| kv.get_many(BUCKET, vec!["large".to_owned(); times]);
+async fn large_answers(kv: &dyn Backend, promises: Promises) -> Result<(), Mismatch> {
+    // The smallest batch that is too large has one value more than fits.
+    let large = vec![7; promises.max_value.min(6 << 20)];
+    let fit = MAX_BATCH_BYTES / (large.len() + 16);
+    let names: Vec<String> = (0..=fit).map(|n| format!("large-{n}")).collect();
+    for key in &names {
+        same("set of a large value", kv.set(BUCKET, key, large.clone()).await, Ok(()))?;
+    }
+    let ask = |times| kv.get_many(BUCKET, vec!["large-0".to_owned(); times]);
     let sizes = |found: Vec<(String, Option<Vec<u8>>)>| -> Vec<_> {
         found.into_iter().map(|(_, value)| value.map(|value| value.len())).collect()
     };
-    same("get-many within the limit", ask(2).await.map(sizes), Ok(vec![Some(large.len()); 2]))?;
-    for times in [3, super::MAX_BATCH] {
-        let refused = ask(times).await.map(sizes);
-        let what = format!("get-many of {times} times 6 MiB is too large: {:?}", refused.as_ref().err());
-        same(&what, matches!(refused, Err(BackendError::TooLarge(_))), true)?;
+    same("get-many within the limit", ask(fit).await.map(sizes), Ok(vec![Some(large.len()); fit]))?;
+    for times in [fit + 1, MAX_BATCH] {
+        too_large(&format!("get-many of {times} times a large value"), ask(times).await.map(sizes))?;
     }
-    for key in ["large-2", "large-3"] {
-        same("set of a large value", kv.set(BUCKET, key, large.clone()).await, Ok(()))?;
-    }
-    let keys = || ["large", "large-2", "large-3"].map(str::to_owned).to_vec();
-    let refused = kv.get_many(BUCKET, keys()).await.map(sizes);
-    same("get-many of three large values is too large", matches!(refused, Err(BackendError::TooLarge(_))), true)?;
+    too_large("get-many of large values", kv.get_many(BUCKET, names.clone()).await.map(sizes))?;
     let page = kv.list_keys(BUCKET, None).await.map(|page| page.keys.into_iter().collect::<BTreeSet<_>>());
-    same("large values do not stand in the way of a listing", page, Ok(keys().into_iter().collect()))?;
-    same("delete-many", kv.delete_many(BUCKET, keys()).await, Ok(()))
+    same("large values do not stand in the way of a listing", page, Ok(names.iter().cloned().collect()))?;
+    delete_all(kv, &names, promises).await
 }
 
-async fn listing(kv: &dyn Backend) -> Result<(), Mismatch> {
+async fn delete_all(kv: &dyn Backend, keys: &[String], promises: Promises) -> Result<(), Mismatch> {
+    if promises.max_batch > 1 {
+        for part in keys.chunks(promises.max_batch) {
+            same("delete-many", kv.delete_many(BUCKET, part.to_vec()).await, Ok(()))?;
+        }
+        return Ok(());
+    }
+    for answer in join_all(keys.iter().map(|key| kv.delete(BUCKET, key))).await {
+        same("delete", answer, Ok(()))?;
+    }
+    Ok(())
+}
+
+async fn set_all(kv: &dyn Backend, keys: &BTreeSet<String>, promises: Promises) -> Result<(), Mismatch> {
+    let pairs: Vec<_> = keys.iter().map(|key| (key.clone(), b"v".to_vec())).collect();
+    if promises.max_batch > 1 {
+        for part in pairs.chunks(promises.max_batch) {
+            same("set-many", kv.set_many(BUCKET, part.to_vec()).await, Ok(()))?;
+        }
+        return Ok(());
+    }
+    for answer in join_all(pairs.into_iter().map(|(key, value)| async move { kv.set(BUCKET, &key, value).await })).await
+    {
+        same("set", answer, Ok(()))?;
+    }
+    Ok(())
+}
+
+async fn listing(kv: &dyn Backend, promises: Promises) -> Result<(), Mismatch> {
     same("an empty bucket", all_keys(kv).await?, BTreeSet::new())?;
     let expected: BTreeSet<String> = (0..PAGE * 2 + PAGE / 2).map(|n| format!("key-{n}")).collect();
-    let pairs: Vec<_> = expected.iter().map(|key| (key.clone(), b"v".to_vec())).collect();
-    for part in pairs.chunks(super::MAX_BATCH) {
-        same("set-many", kv.set_many(BUCKET, part.to_vec()).await, Ok(()))?;
-    }
+    set_all(kv, &expected, promises).await?;
     same("set elsewhere", kv.set(OTHER, "not-here", vec![]).await, Ok(()))?;
     same("every key of the bucket and no other", all_keys(kv).await?, expected.clone())?;
     same("delete", kv.delete(OTHER, "not-here").await, Ok(()))?;
     let keys: Vec<_> = expected.into_iter().collect();
-    for part in keys.chunks(super::MAX_BATCH) {
-        same("delete-many", kv.delete_many(BUCKET, part.to_vec()).await, Ok(()))?;
-    }
+    delete_all(kv, &keys, promises).await?;
     same("nothing is left", all_keys(kv).await?, BTreeSet::new())
 }
 

@@ -5,16 +5,21 @@
 
 mod adapter;
 pub mod conformance;
+pub mod consul;
+mod count;
 mod cursor;
+pub(crate) mod escape;
 pub mod memory;
 pub mod redis;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 pub use adapter::KeyValue;
+pub use consul::Consul;
 use cursor::Cursors;
 use futures::future::BoxFuture;
+use futures::{StreamExt, stream};
 pub use memory::Memory;
 pub use redis::Redis;
 
@@ -49,6 +54,9 @@ pub enum BackendError {
     /// A key, value, batch or bucket above its limit.
     #[error("{0}")]
     TooLarge(String),
+    /// The backend has no way to do it as the contract says.
+    #[error("{0}")]
+    Unsupported(String),
     /// The backend refuses this app: credentials, policy.
     #[error("the key-value store denies access: {0}")]
     Denied(String),
@@ -66,7 +74,7 @@ pub enum BackendError {
 impl Kind for BackendError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotANumber(_) | Self::TooLarge(_) => ErrorKind::Refused,
+            Self::NotANumber(_) | Self::TooLarge(_) | Self::Unsupported(_) => ErrorKind::Refused,
             Self::Denied(_) => ErrorKind::Denied,
             Self::Unavailable(_) => ErrorKind::Unavailable,
             Self::TimedOut { .. } => ErrorKind::TimedOut,
@@ -197,6 +205,52 @@ impl Gathered {
     }
 }
 
+impl Gathered {
+    /// Asks for each key once, `at_once` of them together, and stops where the answer grows too large.
+    async fn each<F: Future<Output = Result<Option<Vec<u8>>, BackendError>>>(
+        keys: Vec<String>,
+        ask: impl Fn(String) -> F,
+        at_once: usize,
+    ) -> Result<Vec<(String, Option<Vec<u8>>)>, BackendError> {
+        let mut times: BTreeMap<String, usize> = BTreeMap::new();
+        for key in &keys {
+            *times.entry(key.clone()).or_default() += 1;
+        }
+        let mut found: BTreeMap<String, Option<Vec<u8>>> = BTreeMap::new();
+        let mut bytes = 0_usize;
+        let mut answers = stream::iter(times)
+            .map(|(key, times)| {
+                let answer = ask(key.clone());
+                async move { (key, times, answer.await) }
+            })
+            .buffer_unordered(at_once);
+        while let Some((key, times, answer)) = answers.next().await {
+            let value = answer?;
+            let length = key.len().saturating_add(value.as_ref().map_or(0, Vec::len));
+            bytes = bytes.saturating_add(length.saturating_mul(times));
+            check_answer(bytes)?;
+            found.insert(key, value);
+        }
+        let mut gathered = Self::default();
+        for key in keys {
+            let value = found.get(&key).and_then(Option::as_ref);
+            gathered.push(key, value)?;
+        }
+        Ok(gathered.values)
+    }
+}
+
+/// One page of names that a server tells all at once; the cursor is the last name of the page before. A name that
+/// `key_of` does not know is somebody else's and no key.
+fn paged(mut names: Vec<String>, cursor: Option<&str>, size: usize, key_of: fn(&str) -> Option<String>) -> Page {
+    names.sort_unstable();
+    let start = cursor.map_or(0, |cursor| names.partition_point(|name| name.as_str() <= cursor));
+    let rest = names.get(start..).unwrap_or_default();
+    let page = rest.get(..size).unwrap_or(rest);
+    let cursor = page.last().filter(|_| page.len() < rest.len()).cloned();
+    Page { keys: page.iter().filter_map(|name| key_of(name)).collect(), cursor }
+}
+
 /// Refuses an answer of `bytes` bytes, keys and values together.
 fn check_answer(bytes: usize) -> Result<(), BackendError> {
     if bytes <= MAX_BATCH_BYTES {
@@ -221,6 +275,21 @@ mod tests {
         assert!(check_batch(MAX_BATCH, MAX_BATCH_BYTES).is_ok());
         assert!(check_batch(MAX_BATCH + 1, 0).is_err());
         assert!(check_batch(1, MAX_BATCH_BYTES + 1).is_err());
+    }
+
+    #[test]
+    fn names_told_all_at_once_are_paged() {
+        let names = || ["c", "a", "?", "b"].map(str::to_owned).to_vec();
+        let known = |name: &str| (name != "?").then(|| name.to_uppercase());
+        let page = |cursor| paged(names(), cursor, 2, known);
+        let is = |keys: &[&str], cursor: Option<&str>| Page {
+            keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+            cursor: cursor.map(str::to_owned),
+        };
+        assert_eq!(page(None), is(&["A"], Some("a")));
+        assert_eq!(page(Some("a")), is(&["B", "C"], None));
+        assert_eq!(page(Some("aa")), is(&["B", "C"], None), "the name the cursor stands on may be gone");
+        assert_eq!(page(Some("c")), is(&[], None));
     }
 
     #[test]

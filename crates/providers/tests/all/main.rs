@@ -8,6 +8,7 @@
 )]
 
 mod components;
+mod consul;
 mod http_out;
 mod keyvalue;
 mod support;

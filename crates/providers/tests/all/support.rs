@@ -168,3 +168,59 @@ impl Guest {
 pub(crate) fn config(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
+
+/// A server that says one thing whatever it is asked; an empty answer is none.
+pub(crate) struct Scripted {
+    pub(crate) address: SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Scripted {
+    pub(crate) async fn start(answer: &str) -> Self {
+        Self::with(answer.as_bytes().to_vec(), None).await
+    }
+
+    /// After `head`, pieces of `length` bytes in `frame` and a line's end, for as long as somebody reads them.
+    pub(crate) async fn endless(head: &str, frame: &str, length: usize) -> Self {
+        let mut piece = frame.as_bytes().to_vec();
+        piece.extend(vec![b'x'; length]);
+        piece.extend(b"\r\n");
+        Self::with(head.as_bytes().to_vec(), Some(piece)).await
+    }
+
+    async fn with(answer: Vec<u8>, piece: Option<Vec<u8>>) -> Self {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (answer, piece) = (answer.clone(), piece.clone());
+                tokio::spawn(async move {
+                    let mut request = vec![0; 64 << 10];
+                    while stream.read(&mut request).await.is_ok_and(|n| n > 0) {
+                        if stream.write_all(&answer).await.is_err() {
+                            return;
+                        }
+                        while let Some(piece) = &piece {
+                            if stream.write_all(piece).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, task }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

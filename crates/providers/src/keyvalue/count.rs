@@ -1,0 +1,220 @@
+//! Atomic increments over a server that has check-and-set and no increment: read, add, and write only if nobody wrote
+//! in between. Calls of this host for one key take turns, so that they do not fail each other.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::BackendError;
+
+/// All tries of one increment together.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Keys remembered before those nobody waits for are forgotten.
+const FORGET_AT: usize = 1024;
+
+/// The longest text of a number: `-9223372036854775808`.
+const MAX_DIGITS: usize = 20;
+
+/// What check-and-set needs. A version means something to its server only; `None` is that of a key that is not there.
+pub(super) trait Versioned: Sync {
+    /// The value and its version. The version may be there without a value, where the server remembers deleted keys.
+    fn read<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<Found, BackendError>>;
+    /// Writes where the version still is `version`; the version after that, or `None` where it was another.
+    fn swap<'a>(
+        &'a self,
+        bucket: &'a str,
+        key: &'a str,
+        value: String,
+        version: u64,
+    ) -> BoxFuture<'a, Result<Option<u64>, BackendError>>;
+}
+
+/// What a key holds.
+pub(super) struct Found {
+    pub(super) value: Option<Vec<u8>>,
+    /// 0 for a key that never was.
+    pub(super) version: u64,
+}
+
+/// The number a key was seen to hold, and its version.
+type Seen = Option<(i64, u64)>;
+type Turn = tokio::sync::Mutex<Seen>;
+
+/// Whose turn it is, by bucket and key.
+#[derive(Default)]
+pub(super) struct Counting {
+    turns: Mutex<HashMap<(String, String), Weak<Turn>>>,
+    jitter: RandomState,
+}
+
+impl Counting {
+    /// Adds `delta` to what `key` holds.
+    pub(super) async fn increment(
+        &self,
+        store: &dyn Versioned,
+        bucket: &str,
+        key: &str,
+        delta: i64,
+    ) -> Result<i64, BackendError> {
+        let late = || BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
+        let deadline = Instant::now() + TIMEOUT;
+        let turn = self.turn(bucket, key);
+        let mut seen = tokio::time::timeout_at(deadline, turn.lock()).await.map_err(|_| late())?;
+        let mut tries = 0_u32;
+        loop {
+            // Taken: whoever gives up in the middle leaves nothing behind that may be wrong.
+            let (number, version) = match seen.take() {
+                Some(seen) => seen,
+                None => {
+                    let Found { value, version } = store.read(bucket, key).await?;
+                    (value.map_or(Ok(0), |value| number(&value, key))?, version)
+                }
+            };
+            let sum = number.checked_add(delta).ok_or_else(|| BackendError::NotANumber(key.to_owned()))?;
+            if let Some(version) = store.swap(bucket, key, sum.to_string(), version).await? {
+                *seen = Some((sum, version));
+                return Ok(sum);
+            }
+            tries += 1;
+            let pause = Duration::from_millis(u64::from(tries.min(50)));
+            let random = self.jitter.hash_one(tries);
+            tokio::time::sleep(crate::breaker::pause(0, pause, pause, random)).await;
+            if Instant::now() >= deadline {
+                return Err(BackendError::Unavailable(format!(
+                    "others wrote the same key between {tries} reads and writes of this increment; it did not happen"
+                )));
+            }
+        }
+    }
+
+    fn turn(&self, bucket: &str, key: &str) -> Arc<Turn> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if turns.len() >= FORGET_AT {
+            turns.retain(|_, turn| turn.strong_count() > 0);
+        }
+        let place = turns.entry((bucket.to_owned(), key.to_owned())).or_default();
+        place.upgrade().unwrap_or_else(|| {
+            let fresh = Arc::new(Turn::default());
+            *place = Arc::downgrade(&fresh);
+            fresh
+        })
+    }
+}
+
+/// A number as every backend reads one.
+fn number(value: &[u8], key: &str) -> Result<i64, BackendError> {
+    let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= MAX_DIGITS);
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| BackendError::NotANumber(key.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    use futures::FutureExt;
+    use futures::future::join_all;
+
+    use super::*;
+
+    /// A key that others write too: every `meddle`-th swap finds another version.
+    struct Contested {
+        at: Mutex<(i64, u64)>,
+        reads: AtomicU32,
+        swaps: AtomicU32,
+        meddle: u32,
+    }
+
+    impl Versioned for Contested {
+        fn read<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Found, BackendError>> {
+            self.reads.fetch_add(1, SeqCst);
+            let (number, version) = *self.at.lock().unwrap();
+            let value = (version > 0).then(|| number.to_string().into_bytes());
+            async move {
+                tokio::task::yield_now().await;
+                Ok(Found { value, version })
+            }
+            .boxed()
+        }
+
+        fn swap<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'a str,
+            value: String,
+            version: u64,
+        ) -> BoxFuture<'a, Result<Option<u64>, BackendError>> {
+            async move {
+                tokio::task::yield_now().await;
+                let mut at = self.at.lock().unwrap();
+                if self.swaps.fetch_add(1, SeqCst) % self.meddle == self.meddle - 1 {
+                    at.0 += 1000;
+                    at.1 += 1;
+                }
+                if at.1 != version {
+                    return Ok(None);
+                }
+                *at = (value.parse().unwrap(), version + 1);
+                Ok(Some(version + 1))
+            }
+            .boxed()
+        }
+    }
+
+    fn contested(meddle: u32) -> Contested {
+        Contested { at: Mutex::default(), reads: AtomicU32::new(0), swaps: AtomicU32::new(0), meddle }
+    }
+
+    #[tokio::test]
+    async fn increments_at_once_read_once_and_all_count() {
+        let (store, counting) = (contested(u32::MAX), Counting::default());
+        let mut sums = join_all((0..100).map(|_| counting.increment(&store, "b", "k", 1))).await;
+        sums.sort_by_key(|sum| *sum.as_ref().unwrap());
+        assert!(sums.into_iter().map(Result::unwrap).eq(1..=100));
+        assert_eq!(store.reads.load(SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn what_others_write_in_between_is_kept() {
+        let (store, counting) = (contested(3), Counting::default());
+        for sum in join_all((0..20).map(|_| counting.increment(&store, "b", "k", 1))).await {
+            sum.unwrap();
+        }
+        let meddled = i64::from(store.swaps.load(SeqCst) / 3);
+        assert!(meddled > 0);
+        assert_eq!(store.at.lock().unwrap().0, 20 + 1000 * meddled);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_dropped_leaves_no_number_behind() {
+        let (store, counting) = (contested(u32::MAX), Counting::default());
+        let other = counting.turn("b", "k");
+        counting.increment(&store, "b", "k", 1).await.unwrap();
+        let half_way = counting.increment(&store, "b", "k", 1).now_or_never();
+        assert!(half_way.is_none());
+        assert_eq!(*other.lock().await, None);
+        *store.at.lock().unwrap() = (50, 9);
+        assert_eq!(counting.increment(&store, "b", "k", 1).await.unwrap(), 51);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_always_written_by_others_ends_in_an_error() {
+        let (store, counting) = (contested(1), Counting::default());
+        let refused = counting.increment(&store, "b", "k", 1).await.unwrap_err();
+        assert!(matches!(refused, BackendError::Unavailable(_)), "{refused:?}");
+    }
+
+    #[test]
+    fn keys_nobody_waits_for_are_forgotten() {
+        let counting = Counting::default();
+        let held = counting.turn("b", "held");
+        for n in 0..FORGET_AT * 2 {
+            counting.turn("b", &n.to_string());
+        }
+        assert!(counting.turns.lock().unwrap().len() <= FORGET_AT);
+        assert!(Arc::ptr_eq(&held, &counting.turn("b", "held")));
+    }
+}
