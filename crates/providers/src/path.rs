@@ -48,7 +48,9 @@ mod tests {
         for (text, path) in [("secret", "secret"), ("/apps/kv-2/", "apps/kv-2"), ("a.b/c_d", "a.b/c_d")] {
             assert_eq!(Segments::setting("mount", text).unwrap().to_string(), path);
         }
-        for bad in ["", "/", "a//b", "..", "a/../b", "a/.b", "a..b", "a b", "a?b", "a%2fb", "a#b", "ä", &"a".repeat(257)] {
+        for bad in
+            ["", "/", "a//b", "..", "a/../b", "a/.b", "a..b", "a b", "a?b", "a%2fb", "a#b", "ä", &"a".repeat(257)]
+        {
             assert!(Segments::setting("mount", bad).is_err(), "{bad}");
         }
     }
