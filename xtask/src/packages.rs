@@ -22,6 +22,7 @@ fn on_path(program: &str) -> bool {
 /// Everything `cargo xtask test` needs beside Rust.
 pub const TEST_NEEDS: &[Need] = &[
     Need { found: || on_path("redis-server"), why: "the Redis provider's tests", packages: &["redis-server"] },
+    Need { found: || on_path("nats-server"), why: "the NATS providers' tests", packages: &["nats-server"] },
     Need { found: guest_toolchain, why: "building the test guests", packages: GUEST_PACKAGES },
     Need { found: || on_path("curl"), why: "executing docs/quickstart.md", packages: &["curl"] },
     Need {

@@ -5,6 +5,7 @@
 //! * [`http_out`]: outgoing HTTP of one component.
 //! * [`http_json`]: the client of providers whose server speaks JSON over HTTP; [`breaker`] keeps a dead one cheap.
 //! * [`meter`]: what each link carries.
+//! * [`nats`]: the client of NATS that several contracts share.
 //! * [`dial`]: the only way any of them reaches the network.
 //!
 //! Everything a provider needs arrives as a value: no environment, no files, no sockets of its own.
@@ -19,3 +20,4 @@ pub mod keyvalue;
 pub mod logging;
 pub mod meter;
 mod path;
+pub mod nats;

@@ -11,4 +11,6 @@ mod components;
 mod consul;
 mod http_out;
 mod keyvalue;
+mod nats;
+mod nats_server;
 mod support;

@@ -1,0 +1,240 @@
+//! The task that owns the connection: makes it when somebody wants something, keeps it while it lives, and makes it
+//! again, with jitter, while there are subscriptions.
+
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use rand::Rng;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::TIMEOUT;
+use super::client::{Command, Gone};
+use super::connect::{Connected, Door};
+use super::error::NatsError;
+use super::session::Session;
+
+/// The first pause after a failed connection, doubled up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between two tries to connect.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// A server that was silent for so long is asked whether it is there.
+const SILENCE: Duration = Duration::from_secs(15);
+/// The time it has to say so.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A connection that held for less counts as one that failed.
+const SHORT: Duration = Duration::from_secs(1);
+/// No more is taken from callers while so many bytes wait to be written.
+const HIGH: usize = 1 << 20;
+/// Read at once, bytes.
+const READ: usize = 64 << 10;
+
+pub(super) struct Driver {
+    door: Door,
+    session: Session,
+    commands: mpsc::Receiver<Command>,
+    gone: mpsc::UnboundedReceiver<Gone>,
+    failures: u32,
+    /// Until then every call fails with what connecting failed with.
+    refuse: Option<(Instant, NatsError)>,
+    /// When to connect for the subscriptions.
+    wake: Instant,
+}
+
+/// What disturbed the connection.
+enum Event {
+    Asked(Option<Command>),
+    Gone(Gone),
+    Read(std::io::Result<usize>),
+    Wrote(std::io::Result<Written>),
+    Silent,
+}
+
+enum Written {
+    Some(usize),
+    Flushed,
+}
+
+impl Driver {
+    pub(super) fn new(
+        door: Door,
+        inbox: String,
+        commands: mpsc::Receiver<Command>,
+        gone: mpsc::UnboundedReceiver<Gone>,
+    ) -> Self {
+        let session = Session::new(inbox);
+        Self { door, session, commands, gone, failures: 0, refuse: None, wake: Instant::now() }
+    }
+
+    /// Until every handle is dropped.
+    pub(super) async fn run(mut self) {
+        while let Some(first) = self.wanted().await {
+            let opened = timeout(TIMEOUT, self.door.open()).await;
+            let late = NatsError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
+            let began = Instant::now();
+            let why = match opened.unwrap_or(Err(late)) {
+                Ok(connected) => {
+                    self.refuse = None;
+                    match self.serve(connected, first).await {
+                        Some(why) => self.session.closed(why),
+                        None => return,
+                    }
+                }
+                Err(cause) => {
+                    if let Some(command) = first {
+                        fail(command, &cause);
+                    }
+                    cause
+                }
+            };
+            let held = self.refuse.is_none() && began.elapsed() >= SHORT;
+            self.failures = if held { 0 } else { self.failures.saturating_add(1) };
+            let pause = pause(self.failures.max(1), rand::rng().random());
+            self.wake = Instant::now() + pause;
+            // Right after a connection that worked the next call may try at once.
+            self.refuse = (!held).then_some((self.wake, why));
+        }
+    }
+
+    /// Waits while there is no connection and nobody wants one. `None` once there are no handles.
+    async fn wanted(&mut self) -> Option<Option<Command>> {
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => {
+                    let command = command?;
+                    match &self.refuse {
+                        Some((until, why)) if *until > Instant::now() => fail(command, &unsent(why)),
+                        _ => return Some(Some(command)),
+                    }
+                }
+                Some(gone) = self.gone.recv() => {
+                    self.session.forget(gone, false);
+                }
+                () = sleep_until(self.wake), if self.session.listens() => return Some(None),
+            }
+        }
+    }
+
+    /// Runs one connection. Says why it ended; `None` where there are no handles any more.
+    async fn serve(&mut self, connected: Connected, first: Option<Command>) -> Option<String> {
+        let Connected { stream, mut decoder, mut buf, info } = connected;
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        self.session.opened(info);
+        if let Some(first) = first {
+            self.session.ask(first);
+        }
+        let mut alarm = Instant::now() + SILENCE;
+        let (mut probed, mut unflushed, mut closing) = (false, false, false);
+        loop {
+            let idle = self.session.out.is_empty() && !unflushed;
+            if closing && idle {
+                return None;
+            }
+            buf.reserve(decoder.missing(&buf).clamp(READ, 16 * READ));
+            let event = tokio::select! {
+                read = reader.read_buf(&mut buf) => Event::Read(read),
+                wrote = write(&mut writer, &self.session.out), if !idle => Event::Wrote(wrote),
+                command = self.commands.recv(), if !closing && self.session.out.len() < HIGH => Event::Asked(command),
+                Some(gone) = self.gone.recv() => Event::Gone(gone),
+                () = sleep_until(alarm) => Event::Silent,
+            };
+            match event {
+                Event::Read(Ok(0)) => return Some("the server closed the connection".into()),
+                Event::Read(Ok(_)) => {
+                    (probed, alarm) = (false, Instant::now() + SILENCE);
+                    loop {
+                        match decoder.decode(&mut buf) {
+                            Ok(Some(said)) => self.session.hear(said),
+                            Ok(None) => break,
+                            Err(cause) => return Some(cause.to_string()),
+                        }
+                    }
+                }
+                Event::Wrote(Ok(Written::Some(0))) => return Some("the server takes nothing any more".into()),
+                Event::Wrote(Ok(Written::Some(count))) => {
+                    self.session.out.advance(count);
+                    unflushed = true;
+                }
+                Event::Wrote(Ok(Written::Flushed)) => unflushed = false,
+                Event::Read(Err(cause)) | Event::Wrote(Err(cause)) => return Some(cause.to_string()),
+                Event::Asked(Some(command)) => {
+                    self.session.ask(command);
+                    // What waits goes out in one write.
+                    while self.session.out.len() < HIGH
+                        && let Ok(command) = self.commands.try_recv()
+                    {
+                        self.session.ask(command);
+                    }
+                }
+                Event::Asked(None) => (closing, alarm) = (true, Instant::now() + PATIENCE),
+                Event::Gone(gone) => {
+                    if self.session.forget(gone, true) && !probed {
+                        self.session.probe();
+                        (probed, alarm) = (true, Instant::now() + PATIENCE);
+                    }
+                }
+                Event::Silent if closing => return None,
+                Event::Silent if probed => return Some("the server is silent and does not answer `PING`".into()),
+                Event::Silent => {
+                    self.session.probe();
+                    (probed, alarm) = (true, Instant::now() + PATIENCE);
+                }
+            }
+        }
+    }
+}
+
+/// Writes some of `out`, or flushes where there is nothing.
+async fn write(writer: &mut (impl AsyncWrite + Unpin), out: &BytesMut) -> std::io::Result<Written> {
+    if out.is_empty() {
+        return writer.flush().await.map(|()| Written::Flushed);
+    }
+    writer.write(out).await.map(Written::Some)
+}
+
+fn fail(command: Command, why: &NatsError) {
+    let why = why.clone();
+    match command {
+        Command::Publish { done, .. } | Command::Subscribe { done, .. } => drop(done.send(Err(why))),
+        Command::Request { done, .. } => drop(done.send(Err(why))),
+        Command::Flush { done } => drop(done.send(Err(why))),
+    }
+}
+
+/// What went wrong with the connection, said to a call that was never sent.
+fn unsent(why: &NatsError) -> NatsError {
+    match why {
+        NatsError::Denied(_) => why.clone(),
+        NatsError::Lost(why) | NatsError::Unavailable(why) => NatsError::Unavailable(why.clone()),
+        other => NatsError::Unavailable(other.to_string()),
+    }
+}
+
+/// How long to wait after `failures` failures in a row: between half and all of a doubling time.
+fn pause(failures: u32, random: u64) -> Duration {
+    let full = MIN_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MAX_PAUSE);
+    let half = full / 2;
+    half + Duration::from_nanos(random % (half.as_nanos() as u64 + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_stay_bounded() {
+        for random in [0, 1, u64::MAX] {
+            assert!(pause(1, random) >= MIN_PAUSE / 2 && pause(1, random) <= MIN_PAUSE);
+            for failures in [20, u32::MAX] {
+                assert!(pause(failures, random) <= MAX_PAUSE && pause(failures, random) >= MAX_PAUSE / 2);
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_that_was_not_sent_is_not_called_lost() {
+        assert_eq!(unsent(&NatsError::Lost("x".into())), NatsError::Unavailable("x".into()));
+        assert_eq!(unsent(&NatsError::Denied("x".into())), NatsError::Denied("x".into()));
+    }
+}
