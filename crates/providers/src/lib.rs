@@ -19,5 +19,5 @@ pub mod http_out;
 pub mod keyvalue;
 pub mod logging;
 pub mod meter;
-mod path;
 pub mod nats;
+mod path;
