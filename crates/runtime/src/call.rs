@@ -6,11 +6,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use model::Limits;
+use model::unit::Millis;
 
 use crate::clock::thread_cpu_ns;
 use crate::fault::Fault;
 use crate::meter::Meter;
 use crate::outbound::HttpBody;
+use crate::peer::MAX_CALL_DEPTH;
 
 /// The head the guest set, or the error code it answered with.
 pub(crate) type Head = Result<http::Response<HttpBody>, Fault>;
@@ -28,9 +30,15 @@ struct State {
 /// One call.
 pub(crate) struct Call {
     began: Instant,
+    wall: Millis,
+    /// The call of the component that makes this one, where it is one between components.
+    outer: Option<Arc<Call>>,
+    depth: u32,
     cpu_limit_ns: u64,
     cpu_used_ns: AtomicU64,
     poll_began_ns: AtomicU64,
+    /// CPU time of calls made from within the current poll: theirs, not this one's.
+    poll_other_ns: AtomicU64,
     subrequests: AtomicU32,
     open: AtomicU32,
     has_head: AtomicBool,
@@ -54,9 +62,13 @@ impl Call {
     pub(crate) fn new(limits: &Limits, meter: Arc<Meter>) -> Self {
         Self {
             began: Instant::now(),
+            wall: limits.wall,
+            outer: None,
+            depth: 1,
             cpu_limit_ns: limits.cpu.0.saturating_mul(1_000_000),
             cpu_used_ns: AtomicU64::new(0),
             poll_began_ns: AtomicU64::new(0),
+            poll_other_ns: AtomicU64::new(0),
             subrequests: AtomicU32::new(limits.subrequests),
             open: AtomicU32::new(0),
             has_head: AtomicBool::new(false),
@@ -65,19 +77,33 @@ impl Call {
         }
     }
 
+    /// A call that the component of `outer` makes.
+    pub(crate) fn within(limits: &Limits, meter: Arc<Meter>, outer: &Arc<Call>) -> Result<Self, Fault> {
+        let depth = outer.depth + 1;
+        if depth > MAX_CALL_DEPTH {
+            return Err(Fault::Depth { limit: MAX_CALL_DEPTH });
+        }
+        Ok(Self { outer: Some(outer.clone()), depth, ..Self::new(limits, meter) })
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The guest is about to run on this thread.
     pub(crate) fn poll_begins(&self) {
+        self.poll_other_ns.store(0, Relaxed);
         self.poll_began_ns.store(thread_cpu_ns(), Relaxed);
     }
 
     /// The guest stopped running on this thread.
     pub(crate) fn poll_ends(&self) {
-        let used = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Relaxed));
-        self.cpu_used_ns.fetch_add(used, Relaxed);
+        let all = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Relaxed));
+        let own = all.saturating_sub(self.poll_other_ns.load(Relaxed));
+        self.cpu_used_ns.fetch_add(own, Relaxed);
+        if let Some(outer) = &self.outer {
+            outer.poll_other_ns.fetch_add(all, Relaxed);
+        }
     }
 
     /// CPU time used up to the end of the last poll, nanoseconds.
@@ -88,13 +114,24 @@ impl Call {
     /// Asked at every tick, while the guest runs on this thread.
     pub(crate) fn over_cpu(&self) -> bool {
         let now = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Relaxed));
-        self.cpu_ns().saturating_add(now) >= self.cpu_limit_ns
+        let own = now.saturating_sub(self.poll_other_ns.load(Relaxed));
+        self.cpu_ns().saturating_add(own) >= self.cpu_limit_ns
     }
 
-    /// When a call that began now must have ended.
-    pub(crate) fn deadline(&self, wall: Duration) -> Instant {
+    /// When the call must have ended: by its own limit, or by that of the call it is made from.
+    pub(crate) fn deadline(&self) -> Instant {
         // A wall limit beyond the end of the clock is no limit.
-        self.began.checked_add(wall).unwrap_or(self.began + Duration::from_secs(86_400))
+        let own = self.began.checked_add(self.wall.duration());
+        let own = own.unwrap_or(self.began + Duration::from_secs(86_400));
+        self.outer.as_ref().map_or(own, |outer| outer.deadline().min(own))
+    }
+
+    /// Why a call that reached its deadline ends: the limit is that of the call whose deadline it was.
+    pub(crate) fn late(&self) -> Fault {
+        match &self.outer {
+            Some(outer) if outer.deadline() <= self.deadline() => outer.late(),
+            _ => Fault::WallTime { limit: self.wall },
+        }
     }
 
     /// Takes one from the budget of outgoing requests. It is open until what is returned goes away; `None` where the
@@ -194,7 +231,6 @@ impl Call {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::unit::Millis;
 
     #[test]
     fn budgets_run_out() {

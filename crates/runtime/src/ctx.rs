@@ -16,6 +16,7 @@ use crate::config;
 use crate::limiter::Limiter;
 use crate::log::{CallLog, LogStreamKind, Stdio};
 use crate::outbound::Hooks;
+use crate::peer::Held;
 use crate::workload::Sinks;
 
 /// Offers interfaces to every component of the process. What a component may use of it comes from its [`Bindings`].
@@ -65,6 +66,8 @@ pub struct Ctx {
     pub(crate) table: ResourceTable,
     pub(crate) limiter: Limiter,
     pub(crate) call: Arc<Call>,
+    /// Instances of other components that own resources of this one's.
+    pub(crate) held: Held,
     http: WasiHttpCtx,
     hooks: Hooks,
     bindings: Arc<Bindings>,
@@ -85,6 +88,7 @@ impl Ctx {
             limiter: Limiter::new(*limits),
             hooks: Hooks { outbound: sinks.outbound.clone(), call: call.clone() },
             call,
+            held: Held::default(),
             http,
             bindings,
             sinks: sinks.clone(),

@@ -43,10 +43,8 @@ pub(crate) async fn drive<T>(
         if polled.is_ready() {
             return polled;
         }
-        let wall = work.limits().wall;
-        let timer =
-            timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(call.deadline(wall.duration()).into())));
-        timer.as_mut().poll(cx).map(|()| Err(Fault::WallTime { limit: wall }))
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(call.deadline().into())));
+        timer.as_mut().poll(cx).map(|()| Err(call.late()))
     })
     .await;
     if let Err(fault) = &result {

@@ -1,11 +1,13 @@
 //! The engines of a process: code is loaded into them and linked against what the process offers.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use model::{InterfaceId, World};
 use wasmtime::Engine;
-use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 use wasmtime_wasi_http::{p2, p3};
 
 use crate::config::{self, RuntimeSettings};
@@ -14,7 +16,7 @@ use crate::error::{LinkError, LoadError, RuntimeError};
 use crate::idle::Shelves;
 use crate::instance::Instance;
 use crate::ticker::Ticker;
-use crate::{compile, linker, load};
+use crate::{compile, linker, load, peer};
 
 /// One engine with its linker. Shared by everything loaded into it.
 pub(crate) struct Set {
@@ -48,6 +50,32 @@ pub struct Code {
 pub struct Linked {
     pub(crate) pre: Pre,
     pub(crate) set: Arc<Set>,
+    exported: Arc<OnceLock<Exported>>,
+}
+
+/// Where the functions of a component's exported interfaces are.
+#[derive(Default)]
+pub(crate) struct Exported(HashMap<Box<str>, HashMap<Box<str>, ComponentExportIndex>>);
+
+impl Exported {
+    fn new(component: &Component) -> Self {
+        let ty = component.component_type();
+        let mut all = HashMap::new();
+        for (interface, item) in ty.exports(component.engine()) {
+            let ComponentItem::ComponentInstance(instance) = item.ty else { continue };
+            let Some(at) = component.get_export_index(None, interface) else { continue };
+            let functions = instance.exports(component.engine()).filter_map(|(function, item)| {
+                matches!(item.ty, ComponentItem::ComponentFunc(_)).then_some(())?;
+                Some((function.into(), component.get_export_index(Some(&at), function)?))
+            });
+            all.insert(interface.into(), functions.collect());
+        }
+        Self(all)
+    }
+
+    pub(crate) fn get(&self, interface: &str, function: &str) -> Option<&ComponentExportIndex> {
+        self.0.get(interface)?.get(function)
+    }
 }
 
 /// A component that can be instantiated, and where it takes HTTP requests.
@@ -69,6 +97,19 @@ impl Linked {
     /// The component ready to be instantiated: what generated bindings look the indices of its exports up in.
     pub fn instance_pre(&self) -> &InstancePre<Ctx> {
         &self.pre.instance
+    }
+
+    /// Whether `callee` has what this component imports from it: pairs of (interface as imported, as exported).
+    ///
+    /// # Errors
+    /// [`LinkError::Disagree`] names the interface and what differs.
+    pub fn agrees(&self, callee: &Linked, pairs: &[(&str, &str)]) -> Result<(), LinkError> {
+        peer::agree(self.pre.instance.component(), callee.pre.instance.component(), pairs)
+    }
+
+    /// Made by the first call from another component; most are never called by one.
+    pub(crate) fn exported(&self) -> &Exported {
+        self.exported.get_or_init(|| Exported::new(self.pre.instance.component()))
     }
 }
 
@@ -109,6 +150,20 @@ impl Runtime {
     /// # Errors
     /// [`LinkError`] names the interface.
     pub fn link(&self, code: &Code, imports: &[InterfaceId]) -> Result<Linked, LinkError> {
+        self.link_with_peers(code, imports, &[])
+    }
+
+    /// As [`Self::link`], where the imports in `forwarded` are answered by other components: each call asks the
+    /// [`crate::Peers`] among the bindings of its workload.
+    ///
+    /// # Errors
+    /// [`LinkError`] names the interface.
+    pub fn link_with_peers(
+        &self,
+        code: &Code,
+        imports: &[InterfaceId],
+        forwarded: &[InterfaceId],
+    ) -> Result<Linked, LinkError> {
         let set = &code.set;
         let ty = code.component.component_type();
         for (name, _) in ty.imports(&set.engine) {
@@ -117,7 +172,15 @@ impl Runtime {
                 return Err(LinkError::Undeclared { interface: name.to_owned() });
             }
         }
-        let pre = set.linker.instantiate_pre(&code.component).map_err(|e| link_error(&e))?;
+        let pre = if forwarded.is_empty() {
+            set.linker.instantiate_pre(&code.component)
+        } else {
+            let names: Vec<String> = forwarded.iter().map(ToString::to_string).collect();
+            let mut linker = set.linker.clone();
+            peer::define(&mut linker, &code.component, &names)?;
+            linker.instantiate_pre(&code.component)
+        };
+        let pre = pre.map_err(|e| link_error(&e))?;
         let exports = |prefix: &str| ty.exports(&set.engine).any(|(name, _)| name.starts_with(prefix));
         let mismatch = |e: wasmtime::Error| LinkError::Mismatch(format!("{e:#}"));
         let http = if set.world == World::P3 && exports("wasi:http/handler@0.3.") {
@@ -127,7 +190,7 @@ impl Runtime {
         } else {
             Http::None
         };
-        Ok(Linked { pre: Pre { instance: pre, http }, set: set.clone() })
+        Ok(Linked { pre: Pre { instance: pre, http }, set: set.clone(), exported: Arc::default() })
     }
 
     /// The interfaces offered beyond WASI itself.

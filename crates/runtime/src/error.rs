@@ -70,6 +70,22 @@ pub enum LinkError {
         /// The interface as the component names it.
         interface: String,
     },
+    /// The component imports an interface of another component that passes what cannot go from one to the other.
+    #[error("the component imports {interface} from another component, and {detail}, which cannot pass between components")]
+    NotForwarded {
+        /// The interface as the component names it.
+        interface: String,
+        /// The function and what it passes.
+        detail: String,
+    },
+    /// The component that answers an interface has another form of it.
+    #[error("the component behind {interface} does not have it as it is imported: {detail}")]
+    Disagree {
+        /// The interface as the caller names it.
+        interface: String,
+        /// What differs.
+        detail: String,
+    },
     /// The interface is offered, but not with the functions or types the component expects.
     #[error("the component's imports do not fit what is offered: {0}")]
     Mismatch(String),

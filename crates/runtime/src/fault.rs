@@ -127,6 +127,25 @@ pub enum Fault {
         /// Which pool is empty.
         message: String,
     },
+    /// The component has all the calls it may have.
+    #[error("the component has all the calls it may have at once; try again, or raise `limits.concurrency`")]
+    Busy,
+    /// Components that call components, too many on one another.
+    #[error("calls between components stand more than {limit} deep")]
+    Depth {
+        /// The limit it ran into.
+        limit: u32,
+    },
+    /// A component that the component called failed.
+    #[error("its call of {interface} failed in component `{name}`: {fault}")]
+    Callee {
+        /// The component that was called.
+        name: String,
+        /// The interface it was called by.
+        interface: String,
+        /// Why it failed.
+        fault: Box<Fault>,
+    },
     /// The component could not be instantiated.
     #[error("the component cannot be instantiated: {message}")]
     Instantiate {
@@ -167,6 +186,7 @@ impl Fault {
             | Self::HostCopy { .. }
             | Self::Random { .. }
             | Self::Headers { .. }
+            | Self::Depth { .. }
             | Self::ResponseTooLarge { .. } => FaultKind::Limit,
             Self::Trap { .. }
             | Self::Exit { .. }
@@ -176,8 +196,21 @@ impl Fault {
             | Self::NoHandler
             | Self::Instantiate { .. } => FaultKind::Component,
             Self::RequestTooLarge { .. } | Self::BadRequest { .. } => FaultKind::Request,
-            Self::NoCapacity { .. } => FaultKind::Busy,
+            Self::NoCapacity { .. } | Self::Busy => FaultKind::Busy,
+            // What a component was asked was its caller's doing, not that of whoever sent the request.
+            Self::Callee { fault, .. } => match fault.kind() {
+                FaultKind::Request => FaultKind::Component,
+                kind => kind,
+            },
             Self::Cancelled => FaultKind::Cancelled,
+        }
+    }
+
+    /// The fault itself, where this is one of a component that was called, or of one that that called.
+    pub fn root(&self) -> &Fault {
+        match self {
+            Self::Callee { fault, .. } => fault.root(),
+            fault => fault,
         }
     }
 
@@ -204,6 +237,9 @@ impl Fault {
             Self::BadRequest { .. } => "bad-request",
             Self::NoHandler => "no-handler",
             Self::NoCapacity { .. } => "no-capacity",
+            Self::Busy => "busy",
+            Self::Depth { .. } => "depth",
+            Self::Callee { .. } => "callee",
             Self::Instantiate { .. } => "instantiate",
             Self::Cancelled => "cancelled",
         }
@@ -225,6 +261,9 @@ pub(crate) fn classify(error: &wasmtime::Error, limiter: &Limiter, during: Durin
     let limits = limiter.limits();
     if let Some(error) = error.downcast_ref::<PoolConcurrencyLimitError>() {
         return Fault::NoCapacity { message: error.to_string() };
+    }
+    if let Some(fault) = error.downcast_ref::<Fault>() {
+        return fault.clone();
     }
     match error.downcast_ref::<Trap>() {
         Some(Trap::Interrupt) => return Fault::CpuTime { limit: limits.cpu },

@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use wasmtime::component::Instance as Exports;
+use wasmtime::component::{Instance as Exports, ResourceAny, Val};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
@@ -13,7 +13,7 @@ use wasmtime_wasi_http::{WasiHttpView, p3};
 
 use crate::call::Call;
 use crate::ctx::Ctx;
-use crate::engine::Http;
+use crate::engine::{Exported, Http};
 use crate::fault::{During, Fault, classify};
 use crate::outbound::HttpBody;
 use crate::workload::Workload;
@@ -107,6 +107,34 @@ impl Instance {
     {
         self.served = self.served.saturating_add(1);
         let result = body(&mut self.store, self.exports).await;
+        self.ended(call, result)
+    }
+
+    /// Runs one call of one export, by name, to its end.
+    pub(crate) async fn call(
+        &mut self,
+        call: &Call,
+        exports: &Exported,
+        (interface, function): (&str, &str),
+        params: &[Val],
+        results: &mut [Val],
+    ) -> Result<(), Fault> {
+        self.served = self.served.saturating_add(1);
+        let found = exports.get(interface, function).and_then(|at| self.exports.get_func(&mut self.store, at));
+        let result = match found {
+            Some(func) => func.call_async(&mut self.store, params, results).await,
+            None => Err(wasmtime::format_err!("it has no function `{function}` in {interface}")),
+        };
+        self.ended(call, result)
+    }
+
+    /// Ends one of its resources.
+    pub(crate) async fn drop_resource(&mut self, call: &Call, resource: ResourceAny) -> Result<(), Fault> {
+        let result = resource.resource_drop_async(&mut self.store).await;
+        self.ended(call, result)
+    }
+
+    fn ended<T>(&self, call: &Call, result: wasmtime::Result<T>) -> Result<T, Fault> {
         self.store.data().end();
         result.map_err(|error| {
             let fault = classify(&error, &self.store.data().limiter, During::Call);

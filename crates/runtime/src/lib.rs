@@ -28,6 +28,7 @@ mod load;
 mod log;
 mod meter;
 mod outbound;
+mod peer;
 mod ticker;
 mod workload;
 
@@ -43,6 +44,7 @@ pub use log::{LogSink, LogStreamKind, MAX_CONTEXT, affordable};
 pub use meter::{Meter, MeterSnapshot};
 pub use model::app::Reuse;
 pub use outbound::{HttpBody, HttpBodyError, Outbound, OutboundError, OutboundOptions, OutboundResponse};
+pub use peer::{Callee, Loading, MAX_CALL_DEPTH, Peer, Peers};
 pub use workload::{Sinks, Workload};
 
 /// The engine this build embeds, for code that implements a [`Capability`] or measures a bare twin.

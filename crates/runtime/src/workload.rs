@@ -195,8 +195,12 @@ impl Workload {
         self.idle.take(self.reuse?.idle.duration())
     }
 
+    pub(crate) fn shared_meter(&self) -> Arc<Meter> {
+        self.meter.clone()
+    }
+
     /// An instance for a call: a waiting one or a fresh one.
-    async fn instance(&self, call: &Arc<Call>) -> Result<Instance, Fault> {
+    pub(crate) async fn instance(&self, call: &Arc<Call>) -> Result<Instance, Fault> {
         match self.take_idle() {
             Some(mut instance) => {
                 instance.begin(call);
@@ -219,7 +223,7 @@ impl Workload {
     }
 
     /// Keeps an instance for its next call, where it may have one and the workload does not keep too many.
-    fn keep(self: &Arc<Self>, instance: Instance) {
+    pub(crate) fn keep(self: &Arc<Self>, instance: Instance) {
         if self.reuse.is_none_or(|reuse| instance.served >= reuse.requests) {
             return;
         }

@@ -12,6 +12,7 @@ mod limits;
 mod link;
 mod outbound;
 mod p3;
+mod peers;
 mod reuse;
 mod serve;
 mod support;

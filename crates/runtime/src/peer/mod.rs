@@ -1,0 +1,91 @@
+//! Calls from one component to another in this process: an import that no capability answers is answered by the export
+//! of another component, each side in a store of its own with its own limits, bindings and log.
+//!
+//! ```text
+//! caller's import ── plan (at link) ── define ─▶ forward ─▶ Callee ─▶ Workload of the callee
+//!                                                   │ resources: held, in the instance that owns them
+//! ```
+
+mod agree;
+mod define;
+mod forward;
+mod held;
+mod plan;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+pub(crate) use agree::agree;
+pub(crate) use define::define;
+pub(crate) use held::Held;
+
+use crate::fault::Fault;
+use crate::workload::Workload;
+
+/// Calls that stand on one another: a call from outside and the calls between components it led to.
+pub const MAX_CALL_DEPTH: u32 = 16;
+
+/// A workload that is being brought.
+pub type Loading<'a> = Pin<Box<dyn Future<Output = Result<Arc<Workload>, Fault>> + Send + 'a>>;
+
+/// The component behind an import: whoever runs the components says when it may be called and brings its code.
+pub trait Callee: Send + Sync {
+    /// Takes a place among the calls of the component; given back by [`Callee::leave`]. Returns the workload where its
+    /// code is in memory; otherwise [`Callee::load`] brings it.
+    ///
+    /// # Errors
+    /// [`Fault::Busy`] where it has all the calls it may have, [`Fault::Cancelled`] where it has ended.
+    fn enter(&self) -> Result<Option<Arc<Workload>>, Fault>;
+
+    /// Brings the code of the component.
+    fn load(&self) -> Loading<'_>;
+
+    /// Gives the place back.
+    fn leave(&self);
+
+    /// A call of the component failed.
+    fn failed(&self, fault: &Fault);
+}
+
+/// Which component answers an import.
+pub struct Peer {
+    /// The interface as the caller imports it.
+    pub import: Box<str>,
+    /// The interface as the callee exports it; the version may be a later one of the same track.
+    pub export: Box<str>,
+    /// The callee's name, for messages.
+    pub name: Box<str>,
+    /// The callee.
+    pub callee: Arc<dyn Callee>,
+}
+
+/// The components behind a component's imports: a binding.
+#[derive(Default)]
+pub struct Peers(pub Vec<Peer>);
+
+impl Peers {
+    fn get(&self, import: &str) -> Option<&Peer> {
+        self.0.iter().find(|peer| *peer.import == *import)
+    }
+}
+
+/// A place among the calls of a callee.
+struct Place(Arc<dyn Callee>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// Takes a place, and brings the code where it is not in memory.
+async fn enter(callee: &Arc<dyn Callee>) -> Result<(Place, Arc<Workload>), Fault> {
+    let ready = callee.enter()?;
+    let place = Place(callee.clone());
+    let work = match ready {
+        Some(work) => work,
+        None => callee.load().await?,
+    };
+    Ok((place, work))
+}
