@@ -71,7 +71,9 @@ pub enum LinkError {
         interface: String,
     },
     /// The component imports an interface of another component that passes what cannot go from one to the other.
-    #[error("the component imports {interface} from another component, and {detail}, which cannot pass between components")]
+    #[error(
+        "the component imports {interface} from another component, and {detail}, which cannot pass between components"
+    )]
     NotForwarded {
         /// The interface as the component names it.
         interface: String,

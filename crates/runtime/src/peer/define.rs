@@ -19,9 +19,7 @@ pub(crate) fn define(linker: &mut Linker<Ctx>, component: &Component, forwarded:
         let mut instance = linker.instance(&interface.name).map_err(failed)?;
         for resource in &interface.resources {
             let kind = ResourceType::host_dynamic(KIND);
-            instance
-                .resource_async(resource, kind, |store, rep| Box::new(drop_handle(store, rep)))
-                .map_err(failed)?;
+            instance.resource_async(resource, kind, |store, rep| Box::new(drop_handle(store, rep))).map_err(failed)?;
         }
         for function in interface.functions {
             let target = Arc::new(Target {

@@ -142,9 +142,9 @@ fn each_resource(
             each_resource(value, each)
         }),
         Val::Record(fields) => fields.iter_mut().try_for_each(|(_, value)| each_resource(value, each)),
-        Val::Variant(_, Some(value))
-        | Val::Option(Some(value))
-        | Val::Result(Ok(Some(value)) | Err(Some(value))) => each_resource(value, each),
+        Val::Variant(_, Some(value)) | Val::Option(Some(value)) | Val::Result(Ok(Some(value)) | Err(Some(value))) => {
+            each_resource(value, each)
+        }
         _ => Ok(()),
     }
 }

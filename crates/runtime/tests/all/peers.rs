@@ -129,10 +129,9 @@ async fn each_side_has_its_own_limits_bindings_and_log() {
     assert_eq!(ask(&pair, "/act?what=log%20hello").await, "logged");
     assert_eq!(other.log.lines.lock().unwrap()[0].2, "hello\n");
     assert!(rig.log.lines.lock().unwrap().is_empty());
-    for (what, root) in [
-        ("spin", Fault::CpuTime { limit: Millis(60) }),
-        ("grow", Fault::Memory { limit: ByteSize::mib(16) }),
-    ] {
+    for (what, root) in
+        [("spin", Fault::CpuTime { limit: Millis(60) }), ("grow", Fault::Memory { limit: ByteSize::mib(16) })]
+    {
         let fault = call(&pair.shop, &format!("/act?what={what}")).await.unwrap_err();
         assert_eq!((fault.root(), fault.kind()), (&root, FaultKind::Limit));
         assert!(fault.to_string().starts_with("its call of acme:pricing/quote@1.0.0 failed in component `pricing`: "));
@@ -148,8 +147,11 @@ async fn each_side_has_its_own_limits_bindings_and_log() {
 async fn a_trap_is_typed_and_a_full_callee_is_busy() {
     let pair = pair(&Rig::new(), &Rig::new(), (World::P2, World::P2));
     let fault = call(&pair.shop, "/act?what=trap").await.unwrap_err();
-    assert!(matches!(&fault, Fault::Callee { name, interface, fault } if name == "pricing" && interface == QUOTE
-        && matches!(**fault, Fault::Trap { .. })), "{fault}");
+    assert!(
+        matches!(&fault, Fault::Callee { name, interface, fault } if name == "pricing" && interface == QUOTE
+        && matches!(**fault, Fault::Trap { .. })),
+        "{fault}"
+    );
     assert_eq!(ask(&pair, "/next").await, "1", "the next call is served");
     pair.callee.places.store(0, SeqCst);
     let fault = call(&pair.shop, "/next").await.unwrap_err();
@@ -240,7 +242,10 @@ fn code_imports(text: &str) -> Vec<&str> {
 #[test]
 fn what_cannot_pass_is_refused_at_link() {
     for (text, words) in [
-        (r#"(component (import "acme:a/b" (instance (export "f" (func (param "s" (stream u8)))))))"#, "`f` passes a stream"),
+        (
+            r#"(component (import "acme:a/b" (instance (export "f" (func (param "s" (stream u8)))))))"#,
+            "`f` passes a stream",
+        ),
         (
             r#"(component (import "acme:a/b" (instance (export "f" (func (result (option (future u8))))))))"#,
             "`f` passes a future",
