@@ -13,6 +13,7 @@ mod deploy;
 mod doctor;
 mod hostile;
 mod keyvalue;
+mod observe;
 mod oci;
 mod quickstart;
 mod refusals;

@@ -11,6 +11,7 @@ const COMMANDS: &[&[&str]] = &[
     &["delete", "x"],
     &["status"],
     &["logs", "x"],
+    &["top"],
     &["link", "list"],
     &["link", "set", "x", "wasi:keyvalue=memory"],
     &["provider", "list"],

@@ -32,7 +32,7 @@ impl Platform {
         let begun = Instant::now();
         let listen: &[&str] = if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
         let mut child = Command::new(crate::binary())
-            .args(["up", "-o", "json", "--api-listen", "127.0.0.1:0"])
+            .args(["up", "-o", "json", "--api-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
             .args(listen)
             .args(flags)
             .env("SIDEREAL_DATA_DIR", dir)

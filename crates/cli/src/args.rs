@@ -133,6 +133,10 @@ pub struct Up {
     /// Where the API listens.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8088", env = "SIDEREAL_API_LISTEN")]
     pub api_listen: SocketAddr,
+    /// Where Prometheus can read metrics, without a token; `off`: nowhere. Another port is chosen, and said, where this
+    /// one is taken.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8089", env = "SIDEREAL_METRICS_LISTEN")]
+    pub metrics_listen: Listen,
     /// Host processes of each new tenant.
     #[arg(long, value_name = "N", env = "SIDEREAL_SHARDS")]
     pub shards: Option<u32>,
@@ -142,6 +146,25 @@ pub struct Up {
     /// Address ranges outside the public internet that apps may connect to.
     #[arg(long, value_name = "CIDR")]
     pub allow_egress: Vec<String>,
+}
+
+/// A listener one can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// None.
+    Off,
+    /// This one.
+    At(SocketAddr),
+}
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            _ => text.parse().map(Self::At).map_err(|_| "expected an address such as 127.0.0.1:8089, or `off`".into()),
+        }
+    }
 }
 
 /// Where an app is described.

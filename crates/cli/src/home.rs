@@ -23,6 +23,9 @@ pub struct Running {
     pub api: String,
     /// `127.0.0.1:port` of the ingress.
     pub ingress: String,
+    /// `http://127.0.0.1:port/metrics`, where monitoring is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
     /// Its process.
     pub pid: u32,
     /// Milliseconds since 1970.

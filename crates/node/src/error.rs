@@ -18,6 +18,14 @@ pub enum NodeError {
     /// The ingress cannot listen.
     #[error("the ingress cannot start: {0}")]
     Ingress(crate::ingress::IngressError),
+    /// The listener for monitoring cannot be had.
+    #[error("cannot listen for monitoring on {address}: {cause}; choose another `--metrics-listen`, or `off`")]
+    Admin {
+        /// What was asked for.
+        address: std::net::SocketAddr,
+        /// Why not.
+        cause: std::io::Error,
+    },
     /// The MAC key is not 32 bytes.
     #[error("{path} is damaged: a key has 32 bytes. Remove it: compiled code is made anew on the next start", path = .0.display())]
     KeyDamaged(PathBuf),

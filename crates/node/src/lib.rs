@@ -10,10 +10,12 @@
 //! | `services` | what a host may ask over its `node.sock` |
 //! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
 //! | `logs` | the last lines of every app |
+//! | `admin` | the listener for monitoring |
 //! | `metrics` | what hosts counted, over shards and restarts |
 //! | [`ingress`] | requests from outside |
 #![forbid(unsafe_code)]
 
+mod admin;
 mod agent;
 pub mod artifacts;
 mod bring;
@@ -32,5 +34,6 @@ pub mod supervisor;
 pub mod tenant;
 mod watch;
 
+pub use admin::AdminConfig;
 pub use error::NodeError;
 pub use node::{Node, NodeConfig};

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::NodeError;
+use crate::admin::{Admin, AdminConfig, Source};
 use crate::agent::{self, HostIndex, Setup};
 use crate::artifacts::{Artifacts, make_dir};
 use crate::dialer::{Dialer, Resolve, SystemResolver};
@@ -61,6 +62,8 @@ pub struct NodeConfig {
     pub ingress: IngressConfig,
     /// Where the ingress port is taken, listen on a free one.
     pub ingress_fallback: bool,
+    /// Where monitoring listens; `None`: nowhere.
+    pub admin: Option<AdminConfig>,
     /// How names are resolved; `None` for the system's way.
     pub resolver: Option<Arc<dyn Resolve>>,
 }
@@ -86,6 +89,7 @@ impl NodeConfig {
             data,
             ingress: IngressConfig::new(ingress_listen),
             ingress_fallback: true,
+            admin: None,
             resolver: None,
         }
     }
@@ -95,6 +99,7 @@ impl NodeConfig {
 #[derive(Debug)]
 pub struct Node {
     address: SocketAddr,
+    admin: Option<Admin>,
     logs: Arc<Logs>,
     index: Arc<ServingIndex>,
     hosts: Arc<HostIndex>,
@@ -139,6 +144,21 @@ impl Node {
         let publisher = tokio::spawn(publish(config.store.clone(), said));
         let (settled_in, settled) = watch::channel(false);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let admin = match &config.admin {
+            None => None,
+            Some(admin) => {
+                let source = Source {
+                    hosts: hosts.clone(),
+                    metrics: metrics.clone(),
+                    index: index.clone(),
+                    ingress: ingress.meters().to_vec(),
+                    files: admin.files.clone(),
+                    since: since.as_secs_f64(),
+                };
+                let failed = |cause| NodeError::Admin { address: admin.listen, cause };
+                Some(Admin::start(admin, source).await.map_err(failed)?)
+            }
+        };
         let record = NodeRecord {
             ingress: vec![address.to_string()],
             pid: std::process::id(),
@@ -165,12 +185,17 @@ impl Node {
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent::run(setup, stopped));
         let running = Mutex::new(Some(Running { ingress, stop, agent, publisher }));
-        Ok(Arc::new(Self { address, logs, index, hosts, metrics, settled, running }))
+        Ok(Arc::new(Self { address, admin, logs, index, hosts, metrics, settled, running }))
     }
 
     /// Where the ingress listens.
     pub fn ingress(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where monitoring listens.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::addr)
     }
 
     /// Waits until everything that was assigned at the start serves or has failed; false where `within` is over first.

@@ -100,6 +100,11 @@ impl ServingIndex {
         all.get(&(tenant.clone(), app.clone())).cloned()
     }
 
+    /// Apps that serve.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
     pub(crate) fn set(&self, tenant: &TenantName, app: &AppName, serving: Option<Arc<Serving>>) {
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         match serving {

@@ -112,6 +112,8 @@ pub struct Tenant {
     pub name: TenantName,
     /// Its outgoing connections.
     pub flows: Flows,
+    /// Its hosts that ended and were started again.
+    pub restarts: AtomicU64,
     /// One permit for each connection that is being made.
     pub dialing: Semaphore,
     policy: ArcSwap<Policy>,
@@ -125,6 +127,7 @@ impl Tenant {
         Arc::new(Self {
             name,
             flows: Flows::default(),
+            restarts: AtomicU64::new(0),
             dialing: Semaphore::new(DIALS_AT_ONCE),
             policy: ArcSwap::default(),
             runs: RwLock::default(),

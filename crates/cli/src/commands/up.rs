@@ -14,14 +14,14 @@ use control::{Control, ControlConfig, ControlError};
 use model::NodeName;
 use model::claims::keys::KeyKind;
 use model::tenant::TenantSettings;
-use node::{Node, NodeConfig};
+use node::{AdminConfig, Node, NodeConfig};
 use serde::Serialize;
 use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
 use store::redb::RedbStore;
 
-use crate::args::Up;
+use crate::args::{Listen, Up};
 use crate::commands::deploy::deploy_built_in;
 use crate::context::{Context, connect, refused};
 use crate::follow::Served;
@@ -36,6 +36,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 struct Ready {
     api: String,
     ingress: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<String>,
     pid: u32,
     ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,14 +67,19 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let home = context.home.dir();
     let config = NodeConfig::new(name.clone(), home, exe, store.clone(), blobs.clone(), data, args.listen);
-    let node = Node::start(NodeConfig { run_dir: context.home.run_dir()?, ..config }).await?;
+    let admin = admin(context, &args);
+    let node = Node::start(NodeConfig { run_dir: context.home.run_dir()?, admin, ..config }).await?;
     let control = start_control(context, &args, &token, &name, &store, &blobs, &node).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
         ingress: node.ingress().to_string(),
+        metrics: node.admin().map(|address| format!("http://{address}/metrics")),
         pid: std::process::id(),
         since_ms,
     };
+    if let (Listen::At(wished), Some(got)) = (args.metrics_listen, node.admin()) {
+        say_moved(context, "metrics listener", wished, got);
+    }
     say_moved(context, "ingress", args.listen, node.ingress());
     context.home.announce(&running)?;
     write_lock(&lock, &running)?;
@@ -100,6 +107,13 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     outcome
 }
 
+/// Where monitoring listens, and whose sizes it tells.
+fn admin(context: &Context, args: &Up) -> Option<AdminConfig> {
+    let Listen::At(listen) = args.metrics_listen else { return None };
+    let files = vec![("state", context.home.store()), ("data", context.home.data())];
+    Some(AdminConfig { listen, fallback: true, files })
+}
+
 async fn get_ready(
     context: &Context,
     args: &Up,
@@ -116,6 +130,7 @@ async fn get_ready(
     Ok(Ready {
         api: running.api.clone(),
         ingress: running.ingress.clone(),
+        metrics: running.metrics.clone(),
         pid: running.pid,
         ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         app,

@@ -121,7 +121,7 @@ impl Agent {
                 futures::future::join_all(stops).await;
             });
         }
-        self.setup.hosts.set(name, account.refer());
+        self.setup.hosts.set(&account.shared, account.refer());
     }
 
     fn later(&self, tenant: &TenantName, wait: Duration, what: HostChange) {

@@ -62,17 +62,22 @@ pub(crate) struct Setup {
 
 /// The hosts of every tenant, for those who ask them.
 #[derive(Debug, Default)]
-pub(crate) struct HostIndex(std::sync::RwLock<BTreeMap<TenantName, Vec<HostRef>>>);
+pub(crate) struct HostIndex(std::sync::RwLock<BTreeMap<TenantName, (Arc<Tenant>, Vec<HostRef>)>>);
 
 impl HostIndex {
     pub(crate) fn of(&self, tenant: &TenantName) -> Vec<HostRef> {
         let all = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        all.get(tenant).cloned().unwrap_or_default()
+        all.get(tenant).map(|(_, hosts)| hosts.clone()).unwrap_or_default()
     }
 
-    fn set(&self, tenant: &TenantName, hosts: Vec<HostRef>) {
+    /// Every tenant with its hosts.
+    pub(crate) fn all(&self) -> Vec<(Arc<Tenant>, Vec<HostRef>)> {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn set(&self, tenant: &Arc<Tenant>, hosts: Vec<HostRef>) {
         let mut all = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        all.insert(tenant.clone(), hosts);
+        all.insert(tenant.name.clone(), (tenant.clone(), hosts));
     }
 }
 

@@ -66,11 +66,25 @@ pub(super) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, client: Cl
         timer: Timer::new(Instant::now() + worker.config.keep_alive),
         draining: Box::pin(worker.draining.clone().cancelled_owned()),
         served: 0,
+        answered: None,
     };
     loop {
         let end = match connection.next_head().await {
-            Ok(length) => connection.request(length).await,
-            Err(end) => Err(end),
+            Ok(length) => {
+                let mut measured = worker.meter.begin();
+                let end = connection.request(length).await;
+                if let Some(status) = connection.answered.take() {
+                    measured.answered(status);
+                }
+                end
+            }
+            Err(end) => {
+                // What is no request is refused all the same.
+                if let Some(status) = connection.answered.take() {
+                    worker.meter.begin().answered(status);
+                }
+                Err(end)
+            }
         };
         match end {
             Ok(()) => {}
@@ -124,6 +138,8 @@ struct Connection<'a, 'b> {
     timer: Timer,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
     served: u64,
+    /// The status of the answer that was sent whole, until it is counted.
+    answered: Option<StatusCode>,
 }
 
 impl Connection<'_, '_> {
@@ -269,7 +285,7 @@ impl Connection<'_, '_> {
         rerouted: bool,
         until: Instant,
     ) -> Result<bool, Failed> {
-        let Self { worker, reader, writer, buffer, out, request, timer, .. } = self;
+        let Self { worker, reader, writer, buffer, out, request, timer, answered, .. } = self;
         let stall = worker.config.body_timeout;
         let pooled = lease.pooled;
         let (mut from_host, mut to_host) = lease.upstream.stream.split();
@@ -285,7 +301,7 @@ impl Connection<'_, '_> {
         }
 
         let all_sent = AtomicBool::new(whole);
-        let (close, keep) = {
+        let (close, keep, status) = {
             let mut inbound = pin!(async {
                 if !whole {
                     let decoder = call.framing.decoder();
@@ -301,7 +317,7 @@ impl Connection<'_, '_> {
             });
 
             let mut interim = 0;
-            let (close, keep, decoder, chunks) = loop {
+            let (close, keep, status, decoder, chunks) = loop {
                 let length = tokio::select! {
                     biased;
                     head = pump::response_head(&mut from_host, host_buffer) => match head {
@@ -338,9 +354,9 @@ impl Connection<'_, '_> {
                 out.clear();
                 head.write(out, call.is_11, !keep);
                 let decoder = head.framing.decoder();
-                let close = head.close;
+                let (close, status) = (head.close, head.status);
                 host_buffer.consume(length);
-                break (close, keep, decoder, chunks);
+                break (close, keep, status, decoder, chunks);
             };
             tokio::select! {
                 biased;
@@ -351,8 +367,9 @@ impl Connection<'_, '_> {
                 _ = &mut inbound => return Err(Failed::Aborted),
                 () = timer.until(until) => return Err(Failed::Aborted),
             }
-            (close, keep)
+            (close, keep, status)
         };
+        *answered = Some(status);
         if !close && all_sent.load(Ordering::Relaxed) {
             worker.gateway.give_back(lease);
         }
@@ -370,6 +387,7 @@ impl Connection<'_, '_> {
         self.out.clear();
         answer.write(&mut self.out, to_head, close);
         let sent = write_all(self.writer, &self.out, self.worker.config.body_timeout).await;
+        self.answered = sent.is_ok().then_some(answer.status);
         match sent {
             Ok(()) if !close => Ok(()),
             Ok(()) => Err(End::Linger),

@@ -25,6 +25,7 @@ use super::buffer::Buffer;
 use super::call::{self, Exchange, HostBody};
 use super::h1::Client;
 use super::head::{MAX_FIELDS, MAX_HEAD};
+use super::meter;
 use super::table::Lookup;
 use super::target::{check_path_and_query, host_name, path_of, routing_path};
 
@@ -55,12 +56,13 @@ pub(super) async fn serve(worker: Arc<Worker>, stream: TcpStream, client: Client
     let service = service_fn({
         let last_used = Arc::clone(&last_used);
         move |request| {
-            let busy = Busy::new(&last_used);
+            let mut busy = Busy::new(&last_used, &worker);
             let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
             async move {
                 let response = respond(worker, &client, request).await.unwrap_or_else(|answer| {
                     answer.into_response().map(|text| H2Body { source: Source::Text(Some(text)), busy: None })
                 });
+                busy.status = Some(response.status());
                 Ok::<_, Infallible>(response.map(|mut body| {
                     body.busy = Some(busy);
                     body
@@ -108,19 +110,30 @@ impl Activity {
     }
 }
 
-/// One open stream.
-struct Busy(Arc<std::sync::Mutex<Activity>>);
+/// One open stream, and the request on it.
+struct Busy {
+    activity: Arc<std::sync::Mutex<Activity>>,
+    worker: Arc<Worker>,
+    began: Instant,
+    status: Option<http::StatusCode>,
+    /// The whole answer was handed over.
+    whole: bool,
+}
 
 impl Busy {
-    fn new(activity: &Arc<std::sync::Mutex<Activity>>) -> Self {
+    fn new(activity: &Arc<std::sync::Mutex<Activity>>, worker: &Arc<Worker>) -> Self {
         activity.lock().unwrap_or_else(std::sync::PoisonError::into_inner).open += 1;
-        Self(Arc::clone(activity))
+        worker.meter.enter();
+        let (activity, worker) = (Arc::clone(activity), Arc::clone(worker));
+        Self { activity, worker, began: Instant::now(), status: None, whole: false }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut activity = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let class = self.status.filter(|_| self.whole).map_or(meter::ABORTED, meter::class);
+        self.worker.meter.leave(self.began, class);
+        let mut activity = self.activity.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         activity.open = activity.open.saturating_sub(1);
         activity.since = Instant::now();
     }
@@ -222,7 +235,9 @@ impl Body for H2Body {
                     && let Some(source) = body.take()
                 {
                     source.give_back(&worker.gateway);
-                    this.busy = None;
+                    if let Some(mut busy) = this.busy.take() {
+                        busy.whole = true;
+                    }
                 }
                 Poll::Ready(data.map(|data| data.map(Frame::data)))
             }
@@ -249,7 +264,13 @@ impl Body for H2Body {
 
 impl Drop for H2Body {
     fn drop(&mut self) {
-        // A response without a body is never polled.
+        // A response without a body, or with a text of our own, need not be polled to its end.
+        if let Some(busy) = &mut self.busy {
+            busy.whole |= match &self.source {
+                Source::Text(_) => true,
+                Source::Host { body, .. } => body.as_ref().is_none_or(HostBody::is_done),
+            };
+        }
         if let Source::Host { body, worker, .. } = &mut self.source
             && let Some(source) = body.take_if(|body| body.is_done())
         {

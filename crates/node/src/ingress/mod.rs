@@ -28,6 +28,7 @@ mod gateway;
 mod h1;
 mod h2;
 mod head;
+mod meter;
 mod pool;
 mod pump;
 mod response;
@@ -50,6 +51,7 @@ use tokio_util::task::TaskTracker;
 
 pub use call::forward;
 pub use config::IngressConfig;
+pub(crate) use meter::{CLASSES, Meter, Requests};
 pub use shard::{SPILL, Shard, ShardSet, Target};
 pub use table::{Lookup, RouteEntry, RouteTable, Routes};
 
@@ -86,6 +88,7 @@ struct Worker {
     routes: Arc<Routes>,
     gateway: Gateway,
     door: Arc<Door>,
+    meter: Arc<Meter>,
     draining: CancellationToken,
 }
 
@@ -96,6 +99,7 @@ pub struct Ingress {
     draining: CancellationToken,
     ended: CancellationToken,
     workers: Vec<oneshot::Receiver<()>>,
+    meters: Vec<Arc<Meter>>,
 }
 
 impl Ingress {
@@ -110,16 +114,23 @@ impl Ingress {
         let listeners = accept::listeners(address, count).map_err(failed)?;
         let addr = listeners.first().map_or(Ok(address), TcpListener::local_addr).map_err(failed)?;
         let door = Door::new(config.connections, config.connections_per_ip);
-        let mut ingress =
-            Self { addr, draining: CancellationToken::new(), ended: CancellationToken::new(), workers: Vec::new() };
+        let mut ingress = Self {
+            addr,
+            draining: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            workers: Vec::new(),
+            meters: Vec::new(),
+        };
         for (number, listener) in listeners.into_iter().enumerate() {
             let worker = Arc::new(Worker {
                 gateway: Gateway::new(config.shard_wait, config.shard_waiters),
                 config: config.clone(),
                 routes: Arc::clone(&routes),
                 door: Arc::clone(&door),
+                meter: Arc::default(),
                 draining: ingress.draining.clone(),
             });
+            ingress.meters.push(Arc::clone(&worker.meter));
             let done = start_worker(number, worker, listener, ingress.ended.clone()).map_err(IngressError::Worker)?;
             ingress.workers.push(done);
         }
@@ -129,6 +140,11 @@ impl Ingress {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// What its workers count.
+    pub(crate) fn meters(&self) -> &[Arc<Meter>] {
+        &self.meters
     }
 
     /// Stops accepting, closes idle connections, lets requests in flight finish for at most `within`, then ends all.

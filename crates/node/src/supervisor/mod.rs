@@ -195,6 +195,7 @@ impl Supervisor {
             self.client.reset();
             let End::Ended(reason) = end else { break };
             self.plan.front.down(self.shard);
+            Tenant::count(&self.plan.tenant.restarts);
             let pause = backoff.after_end(Instant::now());
             tracing::warn!(tenant = %self.plan.tenant.name, shard = self.shard, reason = %reason.message, wait = ?pause.wait, "a host ended");
             if pause.degraded {
