@@ -67,7 +67,7 @@ impl Families {
             bucket.set_cumulative_count(below(n));
             bucket
         };
-        histogram.set_bucket(BOUNDS.step_by(2).map(bound).collect::<Vec<_>>().into());
+        histogram.set_bucket(BOUNDS.step_by(2).map(bound).collect());
         histogram.set_sample_count(took.iter().sum());
         histogram.set_sample_sum(sum_us as f64 / 1e6);
         let mut metric = labelled(labels);
@@ -84,7 +84,7 @@ fn labelled(labels: Labels<'_>) -> Metric {
         pair
     };
     let mut metric = Metric::default();
-    metric.set_label(labels.iter().map(pair).collect::<Vec<_>>().into());
+    metric.set_label(labels.iter().map(pair).collect());
     metric
 }
 

@@ -60,9 +60,12 @@ pub(crate) struct Setup {
     pub(crate) settled: watch::Sender<bool>,
 }
 
+/// A tenant and its hosts.
+type Hosted = (Arc<Tenant>, Vec<HostRef>);
+
 /// The hosts of every tenant, for those who ask them.
 #[derive(Debug, Default)]
-pub(crate) struct HostIndex(std::sync::RwLock<BTreeMap<TenantName, (Arc<Tenant>, Vec<HostRef>)>>);
+pub(crate) struct HostIndex(std::sync::RwLock<BTreeMap<TenantName, Hosted>>);
 
 impl HostIndex {
     pub(crate) fn of(&self, tenant: &TenantName) -> Vec<HostRef> {
@@ -71,7 +74,7 @@ impl HostIndex {
     }
 
     /// Every tenant with its hosts.
-    pub(crate) fn all(&self) -> Vec<(Arc<Tenant>, Vec<HostRef>)> {
+    pub(crate) fn all(&self) -> Vec<Hosted> {
         self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
     }
 
