@@ -9,6 +9,9 @@ pub mod consul;
 mod count;
 mod cursor;
 pub(crate) mod escape;
+pub mod copy;
+mod cursor;
+pub mod journal;
 pub mod memory;
 pub mod redis;
 

@@ -1,0 +1,213 @@
+//! Copying the keys of one store to another, a page at a time. Each page is read back: what was counted as copied is
+//! there, byte for byte. Copying the same page twice writes nothing the second time.
+
+use super::{BackendError, Backend, MAX_BATCH, MAX_BATCH_BYTES};
+
+/// Keys per step: small enough that one step of a slow store stays well below any time-out.
+const STEP: usize = 100;
+
+/// A bucket of a store.
+#[derive(Clone, Copy)]
+pub struct End<'a> {
+    /// The store.
+    pub backend: &'a dyn Backend,
+    /// The bucket.
+    pub bucket: &'a str,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Keys looked at.
+    pub read: u64,
+    /// Keys written or removed, because the target had something else.
+    pub written: u64,
+    /// Bytes of the values written.
+    pub bytes: u64,
+    /// Where to go on; `None` at the end.
+    pub next: Option<String>,
+}
+
+/// Why a copy cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CopyError {
+    /// Reading.
+    #[error("reading from the present provider failed: {0}")]
+    Source(BackendError),
+    /// Writing, or reading back.
+    #[error("writing to the new provider failed: {0}")]
+    Target(BackendError),
+    /// What was written is not what is read back.
+    #[error("key `{0}` reads back from the new provider with another value than was written")]
+    Differs(String),
+}
+
+/// Copies the keys of one listing step.
+///
+/// # Errors
+/// Any [`CopyError`]; what was copied until then stays.
+pub async fn page(from: End<'_>, to: End<'_>, cursor: Option<&str>) -> Result<Copied, CopyError> {
+    let page = from.backend.list_keys(from.bucket, cursor).await.map_err(CopyError::Source)?;
+    let mut copied = keys(from, to, page.keys).await?;
+    copied.next = page.cursor;
+    Ok(copied)
+}
+
+/// Makes these keys in the target what they are in the source: set, or not there.
+///
+/// # Errors
+/// Any [`CopyError`].
+pub async fn keys(from: End<'_>, to: End<'_>, keys: Vec<String>) -> Result<Copied, CopyError> {
+    let mut sum = Copied::default();
+    for chunk in keys.chunks(STEP.min(MAX_BATCH)) {
+        let wanted = read(from, chunk).await.map_err(CopyError::Source)?;
+        let present = read(to, chunk).await.map_err(CopyError::Target)?;
+        let differing = |(want, have): &(Pair, Pair)| want.1 != have.1;
+        let work: Vec<(Pair, Pair)> = wanted.into_iter().zip(present).filter(differing).collect();
+        sum.read += chunk.len() as u64;
+        sum.written += work.len() as u64;
+        let mut written = Vec::with_capacity(work.len());
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        for ((key, value), _) in work {
+            written.push((key.clone(), value.clone()));
+            match value {
+                None => to.backend.delete(to.bucket, &key).await.map_err(CopyError::Target)?,
+                Some(value) => {
+                    let size = key.len() + value.len();
+                    if bytes + size > MAX_BATCH_BYTES / 2 && !batch.is_empty() {
+                        write(to, std::mem::take(&mut batch)).await?;
+                        bytes = 0;
+                    }
+                    bytes += size;
+                    sum.bytes += value.len() as u64;
+                    batch.push((key, value));
+                }
+            }
+        }
+        if !batch.is_empty() {
+            write(to, batch).await?;
+        }
+        verify(to, &written).await?;
+    }
+    Ok(sum)
+}
+
+/// Of one listing step of the target, the keys that the source does not have.
+///
+/// # Errors
+/// Any [`CopyError`].
+pub async fn extra(
+    from: End<'_>,
+    to: End<'_>,
+    cursor: Option<&str>,
+) -> Result<(Vec<String>, Option<String>), CopyError> {
+    let page = to.backend.list_keys(to.bucket, cursor).await.map_err(CopyError::Target)?;
+    let mut extra = Vec::new();
+    for key in page.keys {
+        if !from.backend.exists(from.bucket, &key).await.map_err(CopyError::Source)? {
+            extra.push(key);
+        }
+    }
+    Ok((extra, page.cursor))
+}
+
+type Pair = (String, Option<Vec<u8>>);
+
+/// Several values. Where they are too large together, one by one.
+async fn read(end: End<'_>, keys: &[String]) -> Result<Vec<Pair>, BackendError> {
+    match end.backend.get_many(end.bucket, keys.to_vec()).await {
+        Err(BackendError::TooLarge(_)) => {
+            let mut values = Vec::with_capacity(keys.len());
+            for key in keys {
+                values.push((key.clone(), end.backend.get(end.bucket, key).await?));
+            }
+            Ok(values)
+        }
+        other => other,
+    }
+}
+
+/// A store that writes no batch takes the pairs one by one.
+async fn write(to: End<'_>, pairs: Vec<(String, Vec<u8>)>) -> Result<(), CopyError> {
+    match to.backend.set_many(to.bucket, pairs.clone()).await {
+        Err(BackendError::TooLarge(_)) => {
+            for (key, value) in pairs {
+                to.backend.set(to.bucket, &key, value).await.map_err(CopyError::Target)?;
+            }
+            Ok(())
+        }
+        other => other.map_err(CopyError::Target),
+    }
+}
+
+async fn verify(to: End<'_>, written: &[Pair]) -> Result<(), CopyError> {
+    let keys: Vec<String> = written.iter().map(|(key, _)| key.clone()).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let found = read(to, &keys).await.map_err(CopyError::Target)?;
+    match written.iter().zip(found).find(|(want, have)| **want != *have) {
+        Some(((key, _), _)) => Err(CopyError::Differs(key.clone())),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Memory;
+    use super::*;
+
+    fn end<'a>(store: &'a Memory, bucket: &'a str) -> End<'a> {
+        End { backend: store, bucket }
+    }
+
+    async fn whole(from: &Memory, to: &Memory) -> Copied {
+        let mut sum = Copied::default();
+        let mut cursor = None;
+        loop {
+            let step = page(end(from, "a"), end(to, "b"), cursor.as_deref()).await.unwrap();
+            sum = Copied {
+                read: sum.read + step.read,
+                written: sum.written + step.written,
+                bytes: sum.bytes + step.bytes,
+                next: None,
+            };
+            cursor = step.next;
+            if cursor.is_none() {
+                return sum;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn every_key_arrives_and_a_second_time_costs_no_write() {
+        let (from, to) = (Memory::new(64 << 20), Memory::new(64 << 20));
+        for n in 0..2500 {
+            from.set("a", &format!("k{n}"), vec![7; n % 50]).await.unwrap();
+        }
+        from.set("a", "large", vec![1; 8 << 20]).await.unwrap();
+        from.set("a", "larger", vec![2; 8 << 20]).await.unwrap();
+        to.set("b", "k3", b"old".to_vec()).await.unwrap();
+        let first = whole(&from, &to).await;
+        assert_eq!((first.read, first.written), (2502, 2502));
+        assert_eq!(to.get("b", "k49").await.unwrap(), Some(vec![7; 49]));
+        assert_eq!(to.get("b", "larger").await.unwrap(), Some(vec![2; 8 << 20]));
+        let second = whole(&from, &to).await;
+        assert_eq!((second.read, second.written, second.bytes), (2502, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn keys_that_went_away_go_away_and_extra_ones_are_found() {
+        let (from, to) = (Memory::new(1 << 20), Memory::new(1 << 20));
+        from.set("a", "kept", b"1".to_vec()).await.unwrap();
+        to.set("b", "gone", b"1".to_vec()).await.unwrap();
+        to.set("b", "kept", b"2".to_vec()).await.unwrap();
+        let (found, next) = extra(end(&from, "a"), end(&to, "b"), None).await.unwrap();
+        assert_eq!((found, next), (vec!["gone".to_owned()], None));
+        let done = keys(end(&from, "a"), end(&to, "b"), vec!["gone".into(), "kept".into()]).await.unwrap();
+        assert_eq!(done.written, 2);
+        assert!(!to.exists("b", "gone").await.unwrap());
+        assert_eq!(to.get("b", "kept").await.unwrap(), Some(b"1".to_vec()));
+    }
+}

@@ -1,0 +1,204 @@
+//! Which keys were written while somebody copies a store: what a copy has to look at again before it is whole.
+//!
+//! A key is noted before its write begins and once more after it ended, so that whoever takes the notes in between
+//! finds it in the next ones, and so that a write that was under way when the notes began is not missed. While nobody
+//! copies, a write costs two looks at a flag.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::FutureExt;
+
+use super::{Answer, Backend, Page};
+
+/// Keys noted at once; beyond it the copy has to begin again.
+pub const MAX_NOTED: usize = 1 << 20;
+
+/// The notes of one provider.
+#[derive(Debug, Default)]
+pub struct Journal {
+    open: AtomicBool,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    by_bucket: BTreeMap<String, BTreeSet<String>>,
+    count: usize,
+    overflowed: bool,
+}
+
+/// More was written than can be noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more than {MAX_NOTED} keys were written during the copy")]
+pub struct Overflow;
+
+impl Journal {
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to note, with nothing noted.
+    pub fn begin(&self) {
+        *self.notes() = Notes::default();
+        self.open.store(true, SeqCst);
+    }
+
+    /// Notes nothing any more.
+    pub fn end(&self) {
+        self.open.store(false, SeqCst);
+        *self.notes() = Notes::default();
+    }
+
+    /// Takes what was noted of a bucket since the last time.
+    ///
+    /// # Errors
+    /// [`Overflow`] where not everything could be noted.
+    pub fn take(&self, bucket: &str) -> Result<Vec<String>, Overflow> {
+        let mut notes = self.notes();
+        if notes.overflowed {
+            return Err(Overflow);
+        }
+        let keys = notes.by_bucket.remove(bucket).unwrap_or_default();
+        notes.count -= keys.len();
+        Ok(keys.into_iter().collect())
+    }
+
+    fn note<'a>(&self, bucket: &str, keys: impl Iterator<Item = &'a str>) {
+        if !self.open.load(SeqCst) {
+            return;
+        }
+        let mut notes = self.notes();
+        for key in keys {
+            if notes.count >= MAX_NOTED {
+                *notes = Notes { overflowed: true, ..Notes::default() };
+                return;
+            }
+            if notes.by_bucket.entry(bucket.to_owned()).or_default().insert(key.to_owned()) {
+                notes.count += 1;
+            }
+        }
+    }
+}
+
+/// A backend whose writes are noted.
+pub struct Journaled {
+    inner: Arc<dyn Backend>,
+    journal: Arc<Journal>,
+}
+
+impl Journaled {
+    /// Notes the writes to `inner` in `journal`.
+    pub fn new(inner: Arc<dyn Backend>, journal: Arc<Journal>) -> Self {
+        Self { inner, journal }
+    }
+
+    fn one<'a, T: 'a>(&'a self, bucket: &'a str, key: &'a str, write: Answer<'a, T>) -> Answer<'a, T> {
+        async move {
+            self.journal.note(bucket, std::iter::once(key));
+            let result = write.await;
+            self.journal.note(bucket, std::iter::once(key));
+            result
+        }
+        .boxed()
+    }
+
+    fn many<'a, T: 'a>(&'a self, bucket: &'a str, keys: Vec<String>, write: Answer<'a, T>) -> Answer<'a, T> {
+        async move {
+            self.journal.note(bucket, keys.iter().map(String::as_str));
+            let result = write.await;
+            self.journal.note(bucket, keys.iter().map(String::as_str));
+            result
+        }
+        .boxed()
+    }
+}
+
+impl Backend for Journaled {
+    fn get<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, Option<Vec<u8>>> {
+        self.inner.get(bucket, key)
+    }
+
+    fn set<'a>(&'a self, bucket: &'a str, key: &'a str, value: Vec<u8>) -> Answer<'a, ()> {
+        self.one(bucket, key, self.inner.set(bucket, key, value))
+    }
+
+    fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, ()> {
+        self.one(bucket, key, self.inner.delete(bucket, key))
+    }
+
+    fn exists<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, bool> {
+        self.inner.exists(bucket, key)
+    }
+
+    fn list_keys<'a>(&'a self, bucket: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page> {
+        self.inner.list_keys(bucket, cursor)
+    }
+
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+        self.one(bucket, key, self.inner.increment(bucket, key, delta))
+    }
+
+    fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {
+        self.inner.get_many(bucket, keys)
+    }
+
+    fn set_many<'a>(&'a self, bucket: &'a str, pairs: Vec<(String, Vec<u8>)>) -> Answer<'a, ()> {
+        let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
+        self.many(bucket, keys, self.inner.set_many(bucket, pairs))
+    }
+
+    fn delete_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, ()> {
+        self.many(bucket, keys.clone(), self.inner.delete_many(bucket, keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Memory;
+    use super::*;
+
+    #[tokio::test]
+    async fn writes_are_noted_while_somebody_copies() {
+        let journal = Arc::new(Journal::default());
+        let store = Journaled::new(Arc::new(Memory::new(1 << 20)), journal.clone());
+        store.set("b", "before", vec![1]).await.unwrap();
+        journal.begin();
+        assert_eq!(journal.take("b"), Ok(vec![]));
+        store.set("b", "x", vec![1]).await.unwrap();
+        store.increment("b", "n", 1).await.unwrap();
+        store.delete("b", "x").await.unwrap();
+        store.set_many("b", vec![("p".into(), vec![]), ("q".into(), vec![])]).await.unwrap();
+        store.set("other", "o", vec![]).await.unwrap();
+        assert_eq!(journal.take("b"), Ok(["n", "p", "q", "x"].map(str::to_owned).to_vec()));
+        assert_eq!(journal.take("b"), Ok(vec![]));
+        journal.end();
+        store.set("b", "after", vec![1]).await.unwrap();
+        assert_eq!(journal.take("b"), Ok(vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_ends_after_the_notes_were_taken_is_in_the_next_ones() {
+        let journal = Arc::new(Journal::default());
+        let store = Journaled::new(Arc::new(Memory::new(1 << 20)), journal.clone());
+        journal.begin();
+        let (go, wait) = tokio::sync::oneshot::channel::<()>();
+        let slow: Answer<'_, ()> = async move { wait.await.map_err(|_| super::super::BackendError::Unavailable("".into())) }.boxed();
+        let mut write = store.one("b", "k", slow);
+        assert!((&mut write).now_or_never().is_none());
+        assert_eq!(journal.take("b"), Ok(vec!["k".to_owned()]));
+        go.send(()).unwrap();
+        write.await.unwrap();
+        assert_eq!(journal.take("b"), Ok(vec!["k".to_owned()]));
+    }
+
+    #[test]
+    fn too_many_are_said() {
+        let journal = Journal::default();
+        journal.begin();
+        journal.notes().count = MAX_NOTED;
+        journal.note("b", std::iter::once("k"));
+        assert_eq!(journal.take("b"), Err(Overflow));
+    }
+}
