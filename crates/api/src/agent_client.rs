@@ -12,11 +12,13 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use model::{AppName, Revision};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest};
 use crate::metrics::HostMetrics;
+use crate::copy::{Held, Release};
 use crate::{Code, Problem};
 
 /// The largest answer a host may give, bytes.
@@ -85,6 +87,39 @@ impl HostClient {
         deadline: Duration,
     ) -> Result<Drained, Problem> {
         self.json(Method::POST, &format!("/v1/apps/{app}/revisions/{revision}/drain"), within(deadline)?).await
+    }
+
+    /// Lets new calls of a revision wait, and gives those in flight until `deadline` to end.
+    ///
+    /// # Errors
+    /// As [`HostClient::start`].
+    pub async fn hold(&self, app: &AppName, revision: Revision, deadline: Duration) -> Result<Held, Problem> {
+        self.json(Method::POST, &format!("/v1/apps/{app}/revisions/{revision}/hold"), within(deadline)?).await
+    }
+
+    /// Lets the calls that wait go on: on revision `to`, or their own.
+    ///
+    /// # Errors
+    /// As [`HostClient::start`].
+    pub async fn release(&self, app: &AppName, revision: Revision, to: Option<Revision>) -> Result<(), Problem> {
+        let path = format!("/v1/apps/{app}/revisions/{revision}/release");
+        self.bytes(Method::POST, &path, encode(&Release { to })?).await.map(drop)
+    }
+
+    /// One step of the copy `id`; which one is the last part of its path ([`crate::copy`]).
+    ///
+    /// # Errors
+    /// As [`HostClient::start`]; [`Code::NotFound`] where the host does not know the copy, for example because it was
+    /// started again.
+    pub async fn copy<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        method: Method,
+        app: &AppName,
+        id: &str,
+        step: &str,
+        request: &Q,
+    ) -> Result<A, Problem> {
+        self.json(method, &format!("/v1/apps/{app}/copies/{id}{step}"), encode(request)?).await
     }
 
     /// Counters and memory.
@@ -215,7 +250,7 @@ fn refusal(status: StatusCode, body: &[u8]) -> Problem {
     })
 }
 
-fn encode<T: serde::Serialize>(value: &T) -> Result<Bytes, Problem> {
+fn encode<T: Serialize>(value: &T) -> Result<Bytes, Problem> {
     let text = serde_json::to_vec(value);
     text.map(Bytes::from).map_err(|cause| Problem::new(Code::Internal, format!("cannot write JSON: {cause}")))
 }

@@ -6,6 +6,7 @@ use utoipa::OpenApi as _;
 
 use crate::Problem;
 use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest};
+use crate::copy::{CopyRequest, Cursor, Held, Keys, Release, Round, Step};
 use crate::metrics::HostMetrics;
 
 /// Who the host is.
@@ -23,6 +24,54 @@ fn start() {}
     params(("app" = model::AppName, Path), ("revision" = model::Revision, Path)), request_body = DrainRequest,
     responses((status = 200, body = Drained), (status = "default", body = Problem)))]
 fn drain_revision() {}
+
+/// Lets new calls of the revision wait, and those in flight end.
+#[utoipa::path(post, path = "/v1/apps/{app}/revisions/{revision}/hold",
+    params(("app" = model::AppName, Path), ("revision" = model::Revision, Path)), request_body = DrainRequest,
+    responses((status = 200, body = Held), (status = "default", body = Problem)))]
+fn hold() {}
+
+/// Lets the waiting calls go on, on this revision or another.
+#[utoipa::path(post, path = "/v1/apps/{app}/revisions/{revision}/release",
+    params(("app" = model::AppName, Path), ("revision" = model::Revision, Path)), request_body = Release,
+    responses((status = 200, description = "they go on"), (status = "default", body = Problem)))]
+fn release() {}
+
+/// Opens both providers of a copy and begins to note the keys that are written.
+#[utoipa::path(put, path = "/v1/apps/{app}/copies/{id}",
+    params(("app" = model::AppName, Path), ("id" = String, Path)), request_body = CopyRequest,
+    responses((status = 200, description = "keys can be copied"), (status = "default", body = Problem)))]
+fn copy_begin() {}
+
+/// Copies one page of keys.
+#[utoipa::path(post, path = "/v1/apps/{app}/copies/{id}/page",
+    params(("app" = model::AppName, Path), ("id" = String, Path)), request_body = Cursor,
+    responses((status = 200, body = Step), (status = "default", body = Problem)))]
+fn copy_page() {}
+
+/// Of one page of the target, the keys that the source does not have.
+#[utoipa::path(post, path = "/v1/apps/{app}/copies/{id}/extra",
+    params(("app" = model::AppName, Path), ("id" = String, Path)), request_body = Cursor,
+    responses((status = 200, body = Keys), (status = "default", body = Problem)))]
+fn copy_extra() {}
+
+/// The keys written since the round before.
+#[utoipa::path(post, path = "/v1/apps/{app}/copies/{id}/noted",
+    params(("app" = model::AppName, Path), ("id" = String, Path)), request_body = Round,
+    responses((status = 200, body = Keys), (status = "default", body = Problem)))]
+fn copy_noted() {}
+
+/// Makes these keys in the target what they are in the source.
+#[utoipa::path(post, path = "/v1/apps/{app}/copies/{id}/keys",
+    params(("app" = model::AppName, Path), ("id" = String, Path)), request_body = Keys,
+    responses((status = 200, body = Step), (status = "default", body = Problem)))]
+fn copy_keys() {}
+
+/// Ends a copy.
+#[utoipa::path(delete, path = "/v1/apps/{app}/copies/{id}",
+    params(("app" = model::AppName, Path), ("id" = String, Path)),
+    responses((status = 200, description = "it is ended"), (status = "default", body = Problem)))]
+fn copy_end() {}
 
 /// Everything the host has.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = HostStatus), (status = "default", body = Problem)))]
@@ -51,7 +100,9 @@ fn drain() {}
                        Whoever can open the socket may use it.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    paths(info, start, drain_revision, status, metrics, logs, drain)
+    paths(
+        info, start, drain_revision, hold, release, copy_begin, copy_page, copy_extra, copy_noted, copy_keys, copy_end, status, metrics, logs, drain
+    )
 )]
 struct Document;
 

@@ -13,6 +13,7 @@ pub mod agent_client;
 mod agent_document;
 pub mod client;
 pub mod control;
+pub mod copy;
 pub mod metrics;
 pub mod node;
 pub mod problem;

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use api::agent::{DrainRequest, HostInfo, StartRequest};
+use api::copy::{Held, Keys, Release, Round};
 use api::{Code, Problem};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream;
@@ -90,7 +91,61 @@ impl Agent {
                 let deadline = Duration::from_millis(drain.deadline_ms);
                 ok(&self.apps.drain_revision(&app, revision, deadline).await)
             }
+            (
+                &Method::POST,
+                [Some("v1"), Some("apps"), Some(app), Some("revisions"), Some(revision), Some("hold"), None],
+            ) => {
+                let (app, revision) = revision_of(app, revision)?;
+                let hold: DrainRequest = read(request).await?;
+                let in_flight = self.apps.hold(&app, revision, Duration::from_millis(hold.deadline_ms)).await?;
+                ok(&Held { in_flight })
+            }
+            (
+                &Method::POST,
+                [Some("v1"), Some("apps"), Some(app), Some("revisions"), Some(revision), Some("release"), None],
+            ) => {
+                let (app, revision) = revision_of(app, revision)?;
+                let release: Release = read(request).await?;
+                self.apps.release(&app, revision, release.to);
+                ok(&serde_json::json!({}))
+            }
+            (_, [Some("v1"), Some("apps"), Some(app), Some("copies"), Some(id), step, None]) => {
+                let (app, id, step) = (app_of(app)?, id.to_owned(), step.map(str::to_owned));
+                self.copy(&app, &id, step.as_deref(), request).await
+            }
             (method, _) => Err(Problem::new(Code::NotFound, format!("the agent API has no {method} {path}"))),
+        }
+    }
+
+    /// Copies of data; see [`api::copy`].
+    async fn copy(
+        &self,
+        app: &AppName,
+        id: &str,
+        step: Option<&str>,
+        request: Request<Incoming>,
+    ) -> Result<Answer, Problem> {
+        let copies = self.apps.copies();
+        match (request.method(), step) {
+            (&Method::PUT, None) => {
+                copies.begin(self.apps.providers(), app, id, read(request).await?).await?;
+                ok(&serde_json::json!({}))
+            }
+            (&Method::DELETE, None) => {
+                copies.end(app, id);
+                ok(&serde_json::json!({}))
+            }
+            (&Method::POST, Some("page")) => ok(&copies.find(app, id)?.page(&read(request).await?).await?),
+            (&Method::POST, Some("extra")) => ok(&copies.find(app, id)?.extra(&read(request).await?).await?),
+            (&Method::POST, Some("noted")) => {
+                let Round { round } = read(request).await?;
+                ok(&copies.find(app, id)?.noted(round)?)
+            }
+            (&Method::POST, Some("keys")) => {
+                let Keys { keys, .. } = read(request).await?;
+                ok(&copies.find(app, id)?.keys(keys).await?)
+            }
+            (method, _) => Err(Problem::new(Code::NotFound, format!("a copy has no such step for {method}"))),
         }
     }
 
@@ -140,11 +195,14 @@ impl Agent {
     }
 }
 
+fn app_of(app: &str) -> Result<AppName, Problem> {
+    app.parse().map_err(|cause| Problem::new(Code::RequestInvalid, format!("the app in the path: {cause}")))
+}
+
 fn revision_of(app: &str, revision: &str) -> Result<(AppName, Revision), Problem> {
     let invalid = |detail: String| Problem::new(Code::RequestInvalid, detail);
-    let app = app.parse().map_err(|cause| invalid(format!("the app in the path: {cause}")))?;
     let number = revision.parse().map_err(|_| invalid(format!("`{}` is not a revision", revision.escape_debug())))?;
-    Ok((app, Revision(number)))
+    Ok((app_of(app)?, Revision(number)))
 }
 
 async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Problem> {

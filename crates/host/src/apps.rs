@@ -20,13 +20,17 @@ use tokio::time::Instant;
 
 use crate::code::CodeStore;
 use crate::entry::{Entry, Spec};
+use crate::copies::Copies;
 use crate::error::StartError;
+use crate::hold::{self, Holds};
 use crate::links::{self, Opened, Providers};
 use crate::logs::{Logs, Origin};
 use crate::totals::{self, Totals};
 
 /// After a drain is asked for, calls that were sent before the sender knew of it are still taken.
 const LATE: Duration = Duration::from_millis(250);
+/// How long a call that was held may wait for its turn among those that were.
+const TURN: Duration = Duration::from_secs(10);
 /// How long ended calls may take to be gone.
 const ENDED: Duration = Duration::from_secs(1);
 
@@ -58,6 +62,8 @@ pub(crate) struct Apps {
     closed: AtomicBool,
     /// Drains under way; only then is the end of a call worth telling.
     drains: AtomicUsize,
+    holds: Holds,
+    copies: Copies,
     left: Notify,
 }
 
@@ -90,6 +96,8 @@ pub(crate) enum NoPlace {
     Unknown,
     /// The component has all the calls it may have.
     Busy,
+    /// The revision is held.
+    Held,
     /// The host is ending.
     Closed,
 }
@@ -122,6 +130,8 @@ impl Apps {
             in_flight: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             drains: AtomicUsize::new(0),
+            holds: Holds::default(),
+            copies: Copies::default(),
             left: Notify::new(),
         })
     }
@@ -143,11 +153,77 @@ impl Apps {
             let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
             routes.get(route).ok_or(NoPlace::Unknown)?.clone()
         };
+        if entry.is_held() {
+            return Err(NoPlace::Held);
+        }
         if !entry.enter(self.clock.fetch_add(1, Relaxed)) {
             return Err(NoPlace::Busy);
         }
         self.in_flight.fetch_add(1, Relaxed);
         Ok(Place { apps: self.clone(), entry })
+    }
+
+    /// A place for a call of a revision that is held: once it is released, on the revision that is named then. A call
+    /// that had to wait is not refused for those that waited with it.
+    pub(crate) async fn enter_later(self: &Arc<Self>, route: &str) -> Result<Place, NoPlace> {
+        let mut parts = route.splitn(3, '/');
+        let (Some(app), Some(revision), Some(component)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(NoPlace::Unknown);
+        };
+        let app: AppName = app.parse().map_err(|_| NoPlace::Unknown)?;
+        let mut revision = Revision(revision.parse().map_err(|_| NoPlace::Unknown)?);
+        let _told = Told::new(&self.drains);
+        let until = Instant::now() + TURN;
+        loop {
+            revision = self.holds.wait(&app, revision).await.map_err(|hold::InVain| NoPlace::Busy)?;
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            match self.enter(&format!("{app}/{revision}/{component}")) {
+                Err(NoPlace::Held) => {}
+                Err(NoPlace::Busy) => {
+                    tokio::time::timeout_at(until, left).await.map_err(|_| NoPlace::Busy)?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Lets new calls of a revision wait, and gives those in flight until `deadline` to end. Where they do not, nothing
+    /// is held; how many there are.
+    pub(crate) async fn hold(&self, app: &AppName, revision: Revision, deadline: Duration) -> Result<u64, Problem> {
+        let missing = || Problem::new(Code::NotFound, format!("revision {revision} of `{app}` is not here"));
+        let running = self.running(app, revision).ok_or_else(missing)?;
+        let _told = Told::new(&self.drains);
+        self.holds.hold(app, revision);
+        running.entries.iter().for_each(|entry| entry.set_held(true));
+        let calls = || running.entries.iter().map(|entry| u64::from(entry.in_flight())).sum::<u64>();
+        if tokio::time::timeout(deadline, self.none_left(&calls)).await.is_ok() {
+            return Ok(0);
+        }
+        let left = calls();
+        self.release(app, revision, None);
+        Ok(left)
+    }
+
+    /// Lets the calls of a held revision go on, on `to` or where they are.
+    pub(crate) fn release(&self, app: &AppName, revision: Revision, to: Option<Revision>) {
+        if to.is_none()
+            && let Some(running) = self.running(app, revision)
+        {
+            running.entries.iter().for_each(|entry| entry.set_held(false));
+        }
+        self.holds.release(app, revision, to);
+        // A revision that was left behind stays held: calls that were sent to it before go to the new one at once.
+    }
+
+    /// Copies between providers.
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    /// Opens a provider for a copy.
+    pub(crate) fn providers(&self) -> &Providers {
+        &self.providers
     }
 
     /// Makes a revision answer. The same again changes nothing.
@@ -276,6 +352,7 @@ impl Apps {
             let key = (app.clone(), revision);
             if revisions.get(&key).is_some_and(|known| Arc::ptr_eq(known, &running)) {
                 revisions.remove(&key);
+                self.holds.forget(app, revision);
                 for entry in &running.entries {
                     self.totals.keep(app, entry.component(), &totals::counts(&entry.status()));
                 }

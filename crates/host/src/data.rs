@@ -46,13 +46,19 @@ async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataB
     let Some(route) = request.headers_mut().remove(ROUTE) else {
         return refuse(Code::RequestInvalid, "the request names no component");
     };
-    let place = route.to_str().map_err(|_| NoPlace::Unknown).and_then(|route| apps.enter(route));
+    let Ok(route) = route.to_str() else {
+        return refuse(Code::RequestInvalid, "the route is no text");
+    };
+    let place = match apps.enter(route) {
+        Err(NoPlace::Held) => apps.enter_later(route).await,
+        other => other,
+    };
     let place = match place {
         Ok(place) => place,
         Err(NoPlace::Unknown) => return refuse(Code::NotFound, "this host does not have that revision"),
         // The same code: whoever sent it may try another host, nothing has run.
         Err(NoPlace::Closed) => return refuse(Code::NotFound, "this host is ending"),
-        Err(NoPlace::Busy) => return refuse(Code::Busy, "the component has all the calls it may have; try again"),
+        Err(NoPlace::Busy | NoPlace::Held) => return refuse(Code::Busy, "the component has all the calls it may have; try again"),
     };
     let entry = place.entry().clone();
     let workload = match entry.live() {

@@ -1,6 +1,6 @@
 //! One component of one revision on this host: small while nobody calls it, with code while somebody does.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::agent::ComponentStatus;
@@ -36,6 +36,7 @@ pub(crate) struct Entry {
     /// When it was called last, on the clock of [`crate::apps::Apps`].
     used: AtomicU64,
     ended: CancellationToken,
+    held: AtomicBool,
 }
 
 #[derive(Default)]
@@ -63,6 +64,7 @@ impl Entry {
             refused: AtomicU64::new(0),
             used: AtomicU64::new(0),
             ended: CancellationToken::new(),
+            held: AtomicBool::new(false),
         }
     }
 
@@ -77,6 +79,15 @@ impl Entry {
     /// Cancelled when its calls must end now.
     pub(crate) fn ended(&self) -> &CancellationToken {
         &self.ended
+    }
+
+    /// Whether new calls from outside have to wait.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.load(Relaxed)
+    }
+
+    pub(crate) fn set_held(&self, held: bool) {
+        self.held.store(held, Relaxed);
     }
 
     /// Takes a place among the calls at once; `false` where there is none.

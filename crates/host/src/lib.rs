@@ -12,6 +12,7 @@
 mod agent;
 mod apps;
 mod code;
+mod copies;
 mod data;
 mod dialer;
 mod embedded;
@@ -19,6 +20,7 @@ mod entry;
 mod error;
 mod escape;
 mod fault;
+mod hold;
 mod links;
 mod listen;
 mod logs;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use model::{Link, ProviderKind};
+use providers::keyvalue::journal::{Journal, Journaled};
 use providers::keyvalue::redis::SettingsError;
 use providers::keyvalue::{Backend, BackendError, KeyValueLinks, Memory, Redis};
 use providers::meter::LinkMeter;
@@ -17,11 +18,27 @@ const MEMORY: usize = 64 << 20;
 /// One key-value provider of an app.
 pub(crate) struct Store {
     backend: Arc<dyn Backend>,
+    journal: Arc<Journal>,
     /// The same where it has a server that can be asked whether it is there.
     server: Option<Arc<Redis>>,
 }
 
 impl Store {
+    fn new(backend: Arc<dyn Backend>, server: Option<Arc<Redis>>) -> Self {
+        let journal = Arc::new(Journal::default());
+        Self { backend: Arc::new(Journaled::new(backend, journal.clone())), journal, server }
+    }
+
+    /// What components use.
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// What is written, for as long as somebody copies.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
     pub(super) async fn check(&self) -> Result<(), BackendError> {
         match &self.server {
             Some(redis) => redis.check().await,
@@ -38,7 +55,7 @@ impl Store {
 
 pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartError> {
     let (app, name) = (wanted.app, wanted.name);
-    let local = |backend: Arc<dyn Backend>| Store { backend, server: None };
+    let local = |backend: Arc<dyn Backend>| Store::new(backend, None);
     Ok(match wanted.spec.kind {
         ProviderKind::KeyvalueMemory => local(Arc::new(Memory::new(MEMORY))),
         ProviderKind::KeyvalueEmbedded => {
@@ -50,7 +67,7 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             let url = wanted.spec.config.get("url").ok_or(SettingsError::NoUrl);
             let redis = Redis::new(&means.tenant, app, name, url.map_err(settings)?, means.dialer.clone());
             let redis = Arc::new(redis.map_err(settings)?);
-            Store { backend: redis.clone(), server: Some(redis) }
+            Store::new(redis.clone(), Some(redis))
         }
     })
 }

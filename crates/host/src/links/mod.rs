@@ -30,6 +30,13 @@ pub(crate) enum Backing {
 }
 
 impl Opened {
+    /// Its keys, where it is a key-value store.
+    pub(crate) fn keyvalue(&self) -> Option<&keyvalue::Store> {
+        match &self.backing {
+            Backing::KeyValue(store) => Some(store),
+        }
+    }
+
     /// Fails where no call could succeed.
     pub(crate) async fn check(&self) -> Result<(), StartError> {
         match &self.backing {
@@ -91,7 +98,8 @@ impl Providers {
         Ok(opened)
     }
 
-    fn shared(&self, app: &AppName, name: &ProviderName, spec: ProviderSpec) -> Result<Arc<Opened>, StartError> {
+    /// One provider, opened as for a link to it.
+    pub(crate) fn shared(&self, app: &AppName, name: &ProviderName, spec: ProviderSpec) -> Result<Arc<Opened>, StartError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (app.clone(), name.clone());
         if let Some(open) = known.get(&key).filter(|(as_was, _)| *as_was == spec).and_then(|(_, open)| open.upgrade()) {

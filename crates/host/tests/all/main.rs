@@ -8,6 +8,7 @@
 )]
 
 mod calls;
+mod copies;
 mod lifecycle;
 mod links;
 mod logs;

@@ -4,7 +4,7 @@
 //! finds it in the next ones, and so that a write that was under way when the notes began is not missed. While nobody
 //! copies, a write costs two looks at a flag.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,8 +24,11 @@ pub struct Journal {
 
 #[derive(Debug, Default)]
 struct Notes {
-    by_bucket: BTreeMap<String, BTreeSet<String>>,
-    count: usize,
+    bucket: String,
+    fresh: BTreeSet<String>,
+    /// Those of the last round, until the next one is asked for.
+    given: BTreeSet<String>,
+    round: u64,
     overflowed: bool,
 }
 
@@ -39,9 +42,9 @@ impl Journal {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to note, with nothing noted.
-    pub fn begin(&self) {
-        *self.notes() = Notes::default();
+    /// Begins to note what is written to `bucket`, with nothing noted.
+    pub fn begin(&self, bucket: &str) {
+        *self.notes() = Notes { bucket: bucket.to_owned(), ..Notes::default() };
         self.open.store(true, SeqCst);
     }
 
@@ -51,18 +54,22 @@ impl Journal {
         *self.notes() = Notes::default();
     }
 
-    /// Takes what was noted of a bucket since the last time.
+    /// What was noted since the round before. The rounds count from 1; a round asked for once more, because its answer
+    /// was lost, gives again what it gave.
     ///
     /// # Errors
     /// [`Overflow`] where not everything could be noted.
-    pub fn take(&self, bucket: &str) -> Result<Vec<String>, Overflow> {
-        let mut notes = self.notes();
+    pub fn round(&self, round: u64) -> Result<Vec<String>, Overflow> {
+        let notes = &mut *self.notes();
         if notes.overflowed {
             return Err(Overflow);
         }
-        let keys = notes.by_bucket.remove(bucket).unwrap_or_default();
-        notes.count -= keys.len();
-        Ok(keys.into_iter().collect())
+        if round != notes.round {
+            notes.given.clear();
+            notes.round = round;
+        }
+        notes.given.append(&mut notes.fresh);
+        Ok(notes.given.iter().cloned().collect())
     }
 
     fn note<'a>(&self, bucket: &str, keys: impl Iterator<Item = &'a str>) {
@@ -70,13 +77,16 @@ impl Journal {
             return;
         }
         let mut notes = self.notes();
+        if notes.bucket != bucket {
+            return;
+        }
         for key in keys {
-            if notes.count >= MAX_NOTED {
+            if notes.fresh.len() + notes.given.len() >= MAX_NOTED {
                 *notes = Notes { overflowed: true, ..Notes::default() };
                 return;
             }
-            if notes.by_bucket.entry(bucket.to_owned()).or_default().insert(key.to_owned()) {
-                notes.count += 1;
+            if !notes.fresh.contains(key) {
+                notes.fresh.insert(key.to_owned());
             }
         }
     }
@@ -159,46 +169,55 @@ mod tests {
     use super::super::Memory;
     use super::*;
 
+    fn keys(keys: &[&str]) -> Result<Vec<String>, Overflow> {
+        Ok(keys.iter().map(|key| (*key).to_owned()).collect())
+    }
+
     #[tokio::test]
     async fn writes_are_noted_while_somebody_copies() {
         let journal = Arc::new(Journal::default());
         let store = Journaled::new(Arc::new(Memory::new(1 << 20)), journal.clone());
         store.set("b", "before", vec![1]).await.unwrap();
-        journal.begin();
-        assert_eq!(journal.take("b"), Ok(vec![]));
+        journal.begin("b");
+        assert_eq!(journal.round(1), keys(&[]));
         store.set("b", "x", vec![1]).await.unwrap();
         store.increment("b", "n", 1).await.unwrap();
         store.delete("b", "x").await.unwrap();
+        assert_eq!(journal.round(2), keys(&["n", "x"]));
         store.set_many("b", vec![("p".into(), vec![]), ("q".into(), vec![])]).await.unwrap();
         store.set("other", "o", vec![]).await.unwrap();
-        assert_eq!(journal.take("b"), Ok(["n", "p", "q", "x"].map(str::to_owned).to_vec()));
-        assert_eq!(journal.take("b"), Ok(vec![]));
+        assert_eq!(journal.round(2), keys(&["n", "p", "q", "x"]), "an answer that was lost is given again");
+        assert_eq!(journal.round(3), keys(&[]));
         journal.end();
         store.set("b", "after", vec![1]).await.unwrap();
-        assert_eq!(journal.take("b"), Ok(vec![]));
+        assert_eq!(journal.round(4), keys(&[]));
     }
 
     #[tokio::test]
     async fn a_write_that_ends_after_the_notes_were_taken_is_in_the_next_ones() {
         let journal = Arc::new(Journal::default());
         let store = Journaled::new(Arc::new(Memory::new(1 << 20)), journal.clone());
-        journal.begin();
         let (go, wait) = tokio::sync::oneshot::channel::<()>();
-        let slow: Answer<'_, ()> = async move { wait.await.map_err(|_| super::super::BackendError::Unavailable("".into())) }.boxed();
+        let slow: Answer<'_, ()> = async move {
+            drop(wait.await);
+            Ok(())
+        }
+        .boxed();
         let mut write = store.one("b", "k", slow);
         assert!((&mut write).now_or_never().is_none());
-        assert_eq!(journal.take("b"), Ok(vec!["k".to_owned()]));
+        journal.begin("b");
+        assert_eq!(journal.round(1), keys(&[]), "it began before the notes did");
         go.send(()).unwrap();
         write.await.unwrap();
-        assert_eq!(journal.take("b"), Ok(vec!["k".to_owned()]));
+        assert_eq!(journal.round(2), keys(&["k"]));
     }
 
     #[test]
     fn too_many_are_said() {
         let journal = Journal::default();
-        journal.begin();
-        journal.notes().count = MAX_NOTED;
+        journal.begin("b");
+        journal.notes().fresh = (0..MAX_NOTED).map(|n| n.to_string()).collect();
         journal.note("b", std::iter::once("k"));
-        assert_eq!(journal.take("b"), Err(Overflow));
+        assert_eq!(journal.round(1), Err(Overflow));
     }
 }

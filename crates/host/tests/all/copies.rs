@@ -1,0 +1,136 @@
+//! Moving data between providers while calls go on: nothing written is lost, no call fails, and whoever directs it can
+//! ask for every step twice.
+
+use std::time::Duration;
+
+use api::copy::{CopyEnd, CopyRequest, Cursor, Keys, Round, Step};
+use api::{Code, Problem};
+use futures::future::join_all;
+use http::Method;
+use model::{AppName, Link, LockedApp, ProviderKind, ProviderSpec, Revision};
+
+use crate::rig::{Answer, Rig};
+
+fn linked(rig: &Rig, provider: &str) -> LockedApp {
+    let mut app = rig.app("counter", "kv-counter");
+    app.links.push(Link {
+        component: "main".parse().unwrap(),
+        contract: "wasi:keyvalue".parse().unwrap(),
+        label: "default".parse().unwrap(),
+        provider: provider.parse().unwrap(),
+        config: Default::default(),
+    });
+    app
+}
+
+fn end(provider: &str, kind: ProviderKind) -> CopyEnd {
+    let spec = ProviderSpec { kind, ..rule(kind) };
+    CopyEnd { provider: provider.parse().unwrap(), spec, bucket: "default".to_owned() }
+}
+
+fn rule(kind: ProviderKind) -> ProviderSpec {
+    ProviderSpec { kind, config: Default::default(), operator: false }
+}
+
+fn request() -> CopyRequest {
+    CopyRequest {
+        from: end("memory", ProviderKind::KeyvalueMemory),
+        to: end("embedded", ProviderKind::KeyvalueEmbedded),
+    }
+}
+
+struct Copying<'a>(&'a Rig);
+
+impl Copying<'_> {
+    async fn ask<Q: serde::Serialize, A: serde::de::DeserializeOwned>(
+        &self,
+        method: Method,
+        step: &str,
+        what: &Q,
+    ) -> Result<A, Problem> {
+        let app: AppName = "counter".parse().unwrap();
+        self.0.agent.copy(method, &app, "one", step, what).await
+    }
+
+    async fn begin(&self, request: &CopyRequest) -> Result<(), Problem> {
+        self.ask::<_, serde_json::Value>(Method::PUT, "", request).await.map(drop)
+    }
+
+    async fn noted(&self, round: u64) -> Vec<String> {
+        self.ask::<_, Keys>(Method::POST, "/noted", &Round { round }).await.unwrap().keys
+    }
+
+    async fn keys(&self, keys: &[&str]) -> Step {
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        self.ask(Method::POST, "/keys", &Keys { keys, cursor: None }).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_counter_moves_with_its_count_under_calls() {
+    let rig = Rig::new().await;
+    let app: AppName = "counter".parse().unwrap();
+    rig.run(&linked(&rig, "memory")).await;
+    for _ in 0..3 {
+        rig.get("counter/1/main", "/").await;
+    }
+    let copy = Copying(&rig);
+    copy.begin(&request()).await.unwrap();
+    let first: Step = copy.ask(Method::POST, "/page", &Cursor::default()).await.unwrap();
+    assert_eq!((first.read, first.written, first.cursor), (1, 1, None));
+    assert_eq!(copy.noted(1).await, Vec::<String>::new());
+    rig.get("counter/1/main", "/").await;
+    let noted = copy.noted(2).await;
+    assert_eq!(noted.len(), 1);
+    assert_eq!(copy.noted(2).await, noted, "asked once more");
+    assert_eq!(copy.keys(&[&noted[0]]).await.written, 1);
+
+    rig.start(&linked(&rig, "embedded"), 2, true).await.unwrap();
+    assert_eq!(rig.agent.hold(&app, Revision(1), Duration::from_secs(5)).await.unwrap().in_flight, 0);
+    assert_eq!(copy.noted(3).await, Vec::<String>::new());
+    let waiting = join_all((0..20).map(|_| rig.get("counter/1/main", "/")));
+    let released = async {
+        // They reach the host before the release does: both go over the same thread, in this order or the other.
+        tokio::task::yield_now().await;
+        rig.agent.release(&app, Revision(1), Some(Revision(2))).await.unwrap();
+    };
+    let (answers, ()) = futures::join!(waiting, released);
+    let mut counts: Vec<u64> = answers.iter().map(|answer| answer.text.parse().unwrap()).collect();
+    counts.sort_unstable();
+    assert!(counts.iter().copied().eq(5..=24), "{counts:?}");
+    assert_eq!(rig.get("counter/1/main", "/").await, Answer::ok("25"), "a late call goes to the new revision too");
+    copy.ask::<_, serde_json::Value>(Method::DELETE, "", &()).await.unwrap();
+    assert_eq!(rig.drain("counter", 1, Duration::from_secs(5)).await, 0);
+    assert_eq!(rig.get("counter/2/main", "/").await, Answer::ok("26"));
+}
+
+#[tokio::test]
+async fn a_hold_that_a_call_outlasts_is_none() {
+    let rig = Rig::new().await;
+    let probe = rig.app("slow", "probe");
+    rig.run(&probe).await;
+    let slow = rig.get("slow/1/main", "/slow?ms=1500");
+    let held = async {
+        crate::rig::until("the call runs", || async { rig.status("slow").await.in_flight == 1 }).await;
+        let held = rig.agent.hold(&probe.name, Revision(1), Duration::from_millis(50)).await.unwrap();
+        assert_eq!(held.in_flight, 1);
+        assert_eq!(rig.get("slow/1/main", "/").await.status, 200, "new calls do not wait");
+    };
+    let (answer, ()) = futures::join!(slow, held);
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn what_cannot_be_copied_is_refused() {
+    let rig = Rig::new().await;
+    rig.run(&linked(&rig, "memory")).await;
+    let copy = Copying(&rig);
+    let itself = CopyRequest { to: request().from, ..request() };
+    assert_eq!(copy.begin(&itself).await.unwrap_err().code, Code::RequestInvalid);
+    let unknown = copy.ask::<_, Step>(Method::POST, "/page", &Cursor::default()).await;
+    assert_eq!(unknown.unwrap_err().code, Code::NotFound);
+    let mut down = request();
+    down.to.spec.kind = ProviderKind::KeyvalueRedis;
+    down.to.spec.config.insert("url".into(), "redis://127.0.0.1:1".into());
+    assert_eq!(copy.begin(&down).await.unwrap_err().code, Code::ProviderUnavailable);
+}
