@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest};
-use crate::metrics::HostMetrics;
 use crate::copy::{Held, Release};
+use crate::metrics::HostMetrics;
 use crate::{Code, Problem};
 
 /// The largest answer a host may give, bytes.

@@ -101,7 +101,21 @@ fn drain() {}
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     paths(
-        info, start, drain_revision, hold, release, copy_begin, copy_page, copy_extra, copy_noted, copy_keys, copy_end, status, metrics, logs, drain
+        info,
+        start,
+        drain_revision,
+        hold,
+        release,
+        copy_begin,
+        copy_page,
+        copy_extra,
+        copy_noted,
+        copy_keys,
+        copy_end,
+        status,
+        metrics,
+        logs,
+        drain
     )
 )]
 struct Document;

@@ -19,8 +19,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::code::CodeStore;
-use crate::entry::{Entry, Spec};
 use crate::copies::Copies;
+use crate::entry::{Entry, Spec};
 use crate::error::StartError;
 use crate::hold::{self, Holds};
 use crate::links::{self, Opened, Providers};

@@ -109,8 +109,7 @@ impl Copy {
 
     pub(crate) async fn extra(&self, cursor: &Cursor) -> Result<Keys, Problem> {
         let (from, to) = self.ends()?;
-        let (keys, cursor) =
-            copy::extra(from, to, cursor.cursor.as_deref()).await.map_err(|error| problem(&error))?;
+        let (keys, cursor) = copy::extra(from, to, cursor.cursor.as_deref()).await.map_err(|error| problem(&error))?;
         Ok(Keys { keys, cursor })
     }
 

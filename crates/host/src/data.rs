@@ -58,7 +58,9 @@ async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataB
         Err(NoPlace::Unknown) => return refuse(Code::NotFound, "this host does not have that revision"),
         // The same code: whoever sent it may try another host, nothing has run.
         Err(NoPlace::Closed) => return refuse(Code::NotFound, "this host is ending"),
-        Err(NoPlace::Busy | NoPlace::Held) => return refuse(Code::Busy, "the component has all the calls it may have; try again"),
+        Err(NoPlace::Busy | NoPlace::Held) => {
+            return refuse(Code::Busy, "the component has all the calls it may have; try again");
+        }
     };
     let entry = place.entry().clone();
     let workload = match entry.live() {

@@ -99,7 +99,12 @@ impl Providers {
     }
 
     /// One provider, opened as for a link to it.
-    pub(crate) fn shared(&self, app: &AppName, name: &ProviderName, spec: ProviderSpec) -> Result<Arc<Opened>, StartError> {
+    pub(crate) fn shared(
+        &self,
+        app: &AppName,
+        name: &ProviderName,
+        spec: ProviderSpec,
+    ) -> Result<Arc<Opened>, StartError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (app.clone(), name.clone());
         if let Some(open) = known.get(&key).filter(|(as_was, _)| *as_was == spec).and_then(|(_, open)| open.upgrade()) {

@@ -1,7 +1,7 @@
 //! Copying the keys of one store to another, a page at a time. Each page is read back: what was counted as copied is
 //! there, byte for byte. Copying the same page twice writes nothing the second time.
 
-use super::{BackendError, Backend, MAX_BATCH, MAX_BATCH_BYTES};
+use super::{Backend, BackendError, MAX_BATCH, MAX_BATCH_BYTES};
 
 /// Keys per step: small enough that one step of a slow store stays well below any time-out.
 const STEP: usize = 100;

@@ -6,11 +6,10 @@
 mod adapter;
 pub mod conformance;
 pub mod consul;
+pub mod copy;
 mod count;
 mod cursor;
 pub(crate) mod escape;
-pub mod copy;
-mod cursor;
 pub mod journal;
 pub mod memory;
 pub mod redis;
