@@ -6,6 +6,7 @@
 //! * [`http_json`]: the client of providers whose server speaks JSON over HTTP; [`breaker`] keeps a dead one cheap.
 //! * [`meter`]: what each link carries.
 //! * [`nats`]: the client of NATS that several contracts share.
+//! * [`vault`]: logins, tokens and errors of Vault and OpenBao.
 //! * [`dial`]: the only way any of them reaches the network.
 //!
 //! Everything a provider needs arrives as a value: no environment, no files, no sockets of its own.
@@ -21,3 +22,4 @@ pub mod logging;
 pub mod meter;
 pub mod nats;
 mod path;
+pub mod vault;

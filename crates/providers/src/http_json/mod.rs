@@ -7,13 +7,13 @@
 mod server;
 
 use std::error::Error as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper_util::client::legacy;
+use hyper_util::client::legacy::{self, connect::capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use model::AppName;
 use serde::Serialize;
@@ -203,7 +203,12 @@ impl HttpJson {
         // What only reads is asked once more where a kept connection turns out to have been closed by the server.
         let again = method == Method::GET;
         let body = Bytes::from_owner(body);
-        let request = || self.request(&method, path, &headers, body.clone());
+        let carrier = Mutex::new(None);
+        let request = || {
+            let mut request = self.request(&method, path, &headers, body.clone())?;
+            *carrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(capture_connection(&mut request));
+            Ok(request)
+        };
         let connected = CONNECT.scope(TIMEOUT, self.client.request(request()?)).await;
         let response = match connected {
             Err(cause) if again && was_closed(&cause) => {
@@ -212,6 +217,13 @@ impl HttpJson {
             other => other.map_err(|cause| translate(&cause))?,
         };
         let (head, mut incoming) = response.into_parts();
+        if head.status == StatusCode::PAYLOAD_TOO_LARGE
+            && let Some(connection) = carrier.lock().unwrap_or_else(PoisonError::into_inner).take()
+            && let Some(connection) = connection.connection_metadata().as_ref()
+        {
+            // Servers refuse what is too large without reading it, and some then take the rest for the next request.
+            connection.poison();
+        }
         let too_large = HttpError::TooLarge { limit };
         let expected = head.headers.get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse().ok());
         if expected.is_some_and(|length: usize| length > limit) {

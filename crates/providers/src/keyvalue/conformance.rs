@@ -40,7 +40,12 @@ fn same<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> Result<(), Mis
     if got == expected {
         return Ok(());
     }
-    Err(Mismatch { what: what.to_owned(), expected: format!("{expected:?}"), got: format!("{got:?}") })
+    Err(Mismatch { what: what.to_owned(), expected: shown(&expected), got: shown(&got) })
+}
+
+/// Values may be large.
+fn shown(value: &impl Debug) -> String {
+    format!("{value:?}").chars().take(300).collect()
 }
 
 /// Runs the suite. The backend holds no keys in the buckets `conformance` and `other` before it.

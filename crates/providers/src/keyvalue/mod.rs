@@ -13,6 +13,7 @@ pub(crate) mod escape;
 pub mod journal;
 pub mod memory;
 pub mod redis;
+pub mod vault;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 pub use memory::Memory;
 pub use redis::Redis;
+pub use vault::VaultKv;
 
 use crate::meter::{ErrorKind, Kind, LinkMeter};
 

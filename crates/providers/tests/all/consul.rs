@@ -1,6 +1,6 @@
 //! Key-value in Consul: a real server of the test's own, with its access rules on; and what happens when it is away.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use providers::dial::{Caller, DialError};
 use providers::keyvalue::conformance::{self, Promises};
 use providers::keyvalue::{Backend, BackendError, Consul, consul};
 
-use crate::support::{Direct, Scripted};
+use crate::support::{Direct, Scripted, plain_http};
 
 const PROMISES: Promises = Promises {
     increments: true,
@@ -87,20 +87,8 @@ impl Server {
 
     /// A request of the operator's.
     fn curl(&self, method: &str, path: &str, body: &str) -> Option<String> {
-        use std::io::{Read, Write};
-        let mut stream = TcpStream::connect(self.address).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        write!(
-            stream,
-            "{method} {path} HTTP/1.0\r\nx-consul-token: {}\r\ncontent-length: {}\r\n\r\n{body}",
-            self.token,
-            body.len()
-        )
-        .ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        head.contains(" 200 ").then(|| body.to_owned())
+        let answer = plain_http(self.address, method, path, ("x-consul-token", &self.token), body);
+        answer.filter(|(status, _)| *status == 200).map(|(_, body)| body)
     }
 
     /// A token with these rules.

@@ -9,8 +9,10 @@
 
 mod components;
 mod consul;
+mod fake_vault;
 mod http_out;
 mod keyvalue;
 mod nats;
 mod nats_server;
 mod support;
+mod vault;

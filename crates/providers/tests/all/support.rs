@@ -224,3 +224,23 @@ impl Drop for Scripted {
         self.task.abort();
     }
 }
+
+/// One request of an operator, past everything that is tested: status and body.
+pub(crate) fn plain_http(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    header: (&str, &str),
+    body: &str,
+) -> Option<(u16, String)> {
+    use std::io::Read as _;
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    let (name, value) = header;
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.0\r\nhost: {address}\r\n{name}: {value}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
