@@ -74,7 +74,9 @@ codes! {
     ProbeFailed = "probe-failed", 422, 1;
     /// A provider cannot be reached or refused its settings.
     ProviderUnavailable = "provider-unavailable", 422, 1;
-    /// Tenant, app, revision, component, link or provider does not exist.
+    /// The app names a secret that its tenant does not have: `sidereal secret set`, then deploy again.
+    SecretMissing = "secret-missing", 422, 1;
+    /// Tenant, app, revision, component, link, provider or secret does not exist.
     NotFound = "not-found", 404, 3;
     /// Somebody else changed it first.
     Conflict = "conflict", 409, 4;

@@ -7,6 +7,7 @@ use api::node::NodeApi;
 use model::NodeName;
 use store::Store;
 use store::blobs::Blobs;
+use store::secrets::Secrets;
 
 /// What a control plane is started with.
 pub struct ControlConfig {
@@ -20,6 +21,8 @@ pub struct ControlConfig {
     pub store: Arc<dyn Store>,
     /// The artifacts of this machine.
     pub blobs: Blobs,
+    /// The tenants' secrets.
+    pub secrets: Arc<Secrets>,
     /// Logs and calls.
     pub nodes: Arc<dyn NodeApi>,
     /// Values of `Host` that are accepted beside loopback names and `listen` itself, `name` or `name:port`.

@@ -52,7 +52,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn start(config: ControlConfig) -> Result<Self, ControlError> {
-        let ControlConfig { listen, token, node, store, blobs, nodes, allowed_hosts, version } = config;
+        let ControlConfig { listen, token, node, store, blobs, secrets, nodes, allowed_hosts, version } = config;
         if token.len() < MIN_TOKEN {
             return Err(ControlError::Token(token.len()));
         }
@@ -66,7 +66,7 @@ impl Control {
             Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in, turn.clone()).await?;
         let api = Arc::new(Api {
             guard: Guard::new(addr, allowed_hosts, &token),
-            writer: Writer::new(store.clone(), Vetter::new(blobs.clone()), state.clone(), turn),
+            writer: Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn),
             store,
             blobs,
             nodes,

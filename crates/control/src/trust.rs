@@ -185,19 +185,7 @@ pub(crate) fn settings_problems(settings: &TenantSettings) -> Vec<String> {
         if model::rules::provider::built_in(name.as_str()).is_some() {
             problems.push(format!("provider `{name}` has the name of a built-in one"));
         }
-        let known = model::rules::provider::settings(spec.kind);
-        for key in spec.config.keys().filter(|key| known.iter().all(|s| s.name != key.as_str())) {
-            problems
-                .push(format!("provider `{name}` has a setting `{}` that its type does not know", key.escape_debug()));
-        }
-        for setting in known.iter().filter(|s| s.required && !spec.config.contains_key(s.name)) {
-            problems.push(format!("provider `{name}` has no `{}`", setting.name));
-        }
-        if let (model::ProviderKind::KeyvalueRedis, Some(url)) = (spec.kind, spec.config.get("url"))
-            && let Err(violation) = model::rules::provider::redis_url(url)
-        {
-            problems.push(format!("provider `{name}`: {}", violation.message));
-        }
+        problems.extend(model::rules::provider::problems(name, spec).into_iter().map(|violation| violation.message));
     }
     problems
 }

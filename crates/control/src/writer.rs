@@ -21,6 +21,7 @@ use model::{ProviderName, TenantName, admission};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::keys::{self, Head, Keyed, RevisionRecord};
+use store::secrets::Secrets;
 use store::{Entry, Expect, Store, StoreError};
 use tokio::sync::Mutex;
 
@@ -41,6 +42,7 @@ pub(crate) type Turn = Arc<Mutex<()>>;
 pub(crate) struct Writer {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) vetter: Vetter,
+    pub(crate) secrets: Arc<Secrets>,
     pub(crate) state: Arc<Shared>,
     turn: Turn,
 }
@@ -66,8 +68,14 @@ pub(crate) struct Tenant {
 }
 
 impl Writer {
-    pub(crate) fn new(store: Arc<dyn Store>, vetter: Vetter, state: Arc<Shared>, turn: Turn) -> Self {
-        Self { store, vetter, state, turn }
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        vetter: Vetter,
+        secrets: Arc<Secrets>,
+        state: Arc<Shared>,
+        turn: Turn,
+    ) -> Self {
+        Self { store, vetter, secrets, state, turn }
     }
 
     /// The tenant's settings as they are in the store.
@@ -122,7 +130,8 @@ impl Writer {
         let vetted = self.vetter.vet(app, &tenant.settings, clock::seconds()).await?;
         let routes = self.state.lock().routes_near(id, app);
         let violations = admission::check(app, &vetted.infos, &id.tenant, &tenant.settings, &routes);
-        if violations.is_empty() {
+        let missing = self.missing_secrets(&id.tenant, app).await?;
+        if violations.is_empty() && missing.is_empty() {
             return Ok(vetted);
         }
         let near = |v: &rules::Violation| {
@@ -133,6 +142,25 @@ impl Writer {
         Err(violations
             .into_iter()
             .map(|v| Problem { help: v.help.clone(), ..Problem::new(near(&v), v.message.clone()) })
+            .chain(missing)
+            .collect())
+    }
+
+    /// What the app names as secrets and the tenant does not have.
+    async fn missing_secrets(&self, tenant: &TenantName, app: &LockedApp) -> Result<Vec<Problem>, Vec<Problem>> {
+        let uses = model::secret::uses(app);
+        if uses.is_empty() {
+            return Ok(Vec::new());
+        }
+        let there = self.secrets.list(tenant).await.map_err(|cause| vec![Refusal::from(cause).problem])?;
+        let missing = uses.iter().filter(|used| there.iter().all(|info| info.name != *used.secret));
+        Ok(missing
+            .map(|used| {
+                let text =
+                    format!("{} is the secret `{}`, which tenant `{tenant}` does not have", used.by, used.secret);
+                Problem::new(Code::SecretMissing, text)
+                    .help(format!("set it with `sidereal secret set {}`, then deploy again", used.secret))
+            })
             .collect())
     }
 

@@ -24,6 +24,7 @@ mod hold;
 mod links;
 mod listen;
 mod logs;
+mod secrets;
 mod serve;
 mod totals;
 

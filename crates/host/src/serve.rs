@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::agent::{AGENT_SOCKET, DATA_SOCKET, NODE_SOCKET};
-use api::services::client::{self, FilesClient, KvClient};
+use api::services::client::{self, CallsClient, FilesClient, KvClient};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -29,10 +29,13 @@ use crate::dialer::NodeDialer;
 use crate::links::{Means, Providers};
 use crate::listen::listen;
 use crate::logs::Logs;
+use crate::secrets::NodeSecrets;
 use crate::{HostArgs, HostError, HostSettings};
 
 /// A key-value call that the node does not answer for this long has failed.
 const KV_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a call of any other service; callers that cannot wait as long bound it themselves.
+const CALLS_TIMEOUT: Duration = Duration::from_secs(60);
 /// What is written already may take this long to be sent when the host ends.
 const FLUSH: Duration = Duration::from_secs(1);
 /// Headers a request may have: what the ingress lets through, and what it adds.
@@ -111,7 +114,9 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
     let files = Arc::new(FilesClient::new(&socket));
     let store = Arc::new(KvClient::new(&socket, KV_TIMEOUT));
     let dialer: Arc<dyn Dialer> = Arc::new(NodeDialer::new(files.clone()));
-    let providers = Providers::new(Means { tenant: args.tenant.clone(), store, dialer: dialer.clone() });
+    let calls = Arc::new(CallsClient::new(&socket, CALLS_TIMEOUT));
+    let secrets = NodeSecrets::new(calls);
+    let providers = Providers::new(Means { tenant: args.tenant.clone(), store, dialer: dialer.clone(), secrets });
     let code = CodeStore::new(runtime, files);
     let tls = Tls::new(public_roots())?;
     Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), settings.max_loaded))

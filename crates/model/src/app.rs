@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::interface::{ContractId, InterfaceId};
 use crate::limits::Limits;
 use crate::name::{AppName, ComponentName, Label, ProviderName};
+use crate::secret::SecretRef;
 use crate::unit::Millis;
 
 /// The number of an app's immutable revision; the first is 1.
@@ -109,9 +110,19 @@ pub struct ProviderSpec {
     /// Settings of the implementation, for example `url`.
     #[serde(default)]
     pub config: BTreeMap<String, String>,
+    /// Settings that are secrets, for example `password`: only which secret is meant, never its value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretRef>,
     /// Declared by the operator: the addresses it names are granted to it.
     #[serde(default)]
     pub operator: bool,
+}
+
+impl ProviderSpec {
+    /// A provider of an app, without settings.
+    pub fn new(kind: ProviderKind) -> Self {
+        Self { kind, config: BTreeMap::new(), secrets: BTreeMap::new(), operator: false }
+    }
 }
 
 /// The provider implementations of this version.
@@ -122,7 +133,7 @@ pub enum ProviderKind {
     KeyvalueMemory,
     /// Key-value in the node's own store: durable before acknowledged.
     KeyvalueEmbedded,
-    /// Key-value in Redis or Valkey; `url` is `redis://[user:password@]host[:port][/db]`.
+    /// Key-value in Redis or Valkey; `url` is `redis://host[:port][/db]`, `username` and `password` stand beside it.
     KeyvalueRedis,
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::app::{Link, LockedApp, LockedComponent, ProviderSpec, Reuse, Route};
 use crate::limits::Limits;
 use crate::name::{ComponentName, ProviderName};
+use crate::secret::SecretRef;
 
 /// Lines such as `+ route …`, `~ link …`, `- component …`; empty exactly where the two are equal.
 pub fn diff(old: Option<&LockedApp>, new: &LockedApp) -> Vec<String> {
@@ -104,6 +105,20 @@ fn config(lines: &mut Vec<String>, what: &str, old: &BTreeMap<String, String>, n
     }
 }
 
+/// Which secret is meant is no secret.
+fn secrets(lines: &mut Vec<String>, what: &str, old: &BTreeMap<String, SecretRef>, new: &BTreeMap<String, SecretRef>) {
+    for (key, pair) in both(old, new) {
+        match pair {
+            (None, Some(new)) => lines.push(format!("+ {what} {key}: secret {}", new.secret)),
+            (Some(old), None) => lines.push(format!("- {what} {key}: secret {}", old.secret)),
+            (Some(old), Some(new)) if old != new => {
+                lines.push(format!("~ {what} {key}: secret {} -> {}", old.secret, new.secret));
+            }
+            _ => {}
+        }
+    }
+}
+
 fn reuse(reuse: Option<Reuse>) -> String {
     reuse.map_or_else(|| "a fresh instance per call".to_owned(), |r| format!("{} calls, idle {}", r.requests, r.idle))
 }
@@ -153,6 +168,7 @@ fn provider(lines: &mut Vec<String>, name: &ProviderName, pair: (Option<&Provide
                 lines.push(format!("~ provider {name} declared by: {} -> {}", owner(old), owner(new)));
             }
             config(lines, &format!("provider {name}"), &old.config, &new.config);
+            secrets(lines, &format!("provider {name}"), &old.secrets, &new.secrets);
         }
         (None, Some(new)) => lines.push(format!("+ provider {name}: {}", new.kind.as_str())),
         (Some(old), None) => lines.push(format!("- provider {name}: {}", old.kind.as_str())),
@@ -210,7 +226,7 @@ mod tests {
             reuse: None,
             allow_hosts: vec!["https://a.example".into(), "https://b.example".into()],
         };
-        let embedded = ProviderSpec { kind: ProviderKind::KeyvalueEmbedded, config: BTreeMap::new(), operator: false };
+        let embedded = ProviderSpec::new(ProviderKind::KeyvalueEmbedded);
         let link = |label: &str| Link {
             component: "counter".parse().unwrap(),
             contract: "wasi:keyvalue".parse().unwrap(),
@@ -297,6 +313,13 @@ mod tests {
                     )
                 },
                 "+ provider embedded url",
+            ),
+            (
+                |a| {
+                    let secret = SecretRef::new("cache-password".parse().unwrap());
+                    a.providers.values_mut().next().unwrap().secrets.insert("password".into(), secret);
+                },
+                "+ provider embedded password: secret cache-password",
             ),
             (|a| a.providers.clear(), "- provider embedded: keyvalue-embedded"),
             (|a| a.components.clear(), "- component counter: sha256:7692c3ad3540"),

@@ -10,9 +10,12 @@ use crate::app::{Link, LockedApp, LockedComponent, ProviderSpec, Route};
 use crate::component::{ComponentInfo, InspectError};
 use crate::digest::Digest;
 use crate::limits::Limits;
-use crate::manifest::{Component, ComponentSource, Draft, Finding, Manifest, Related, Report, SettingEntry, Severity};
+use crate::manifest::{
+    Component, ComponentSource, Draft, Finding, Manifest, Related, Report, SecretEntry, SettingEntry, Severity,
+};
 use crate::name::{ComponentName, ProviderName};
 use crate::rules::{self, Code, Found, LIMIT_FIELDS, MAX_ARTIFACT, Subject, Unknown, Violation, provider, shown};
+use crate::secret::SecretRef;
 use crate::tenant::TenantSettings;
 use crate::unit::ByteSize;
 
@@ -203,7 +206,11 @@ fn assemble(manifest: &Manifest, artifacts: &Artifacts, tenant: &TenantSettings)
         }));
     }
     for (name, declared) in &manifest.providers {
-        let spec = ProviderSpec { kind: declared.kind.value, config: texts(&declared.config), operator: false };
+        let spec = ProviderSpec {
+            config: texts(&declared.config),
+            secrets: references(&declared.secrets),
+            ..ProviderSpec::new(declared.kind.value)
+        };
         app.providers.insert(name.clone(), spec);
     }
     for link in &app.links {
@@ -256,6 +263,10 @@ fn texts(settings: &BTreeMap<String, SettingEntry>) -> BTreeMap<String, String> 
     settings.iter().map(|(key, value)| (key.clone(), value.value.value.clone())).collect()
 }
 
+fn references(secrets: &BTreeMap<String, SecretEntry>) -> BTreeMap<String, SecretRef> {
+    secrets.iter().map(|(key, entry)| (key.clone(), entry.reference.clone())).collect()
+}
+
 fn place(manifest: &Manifest, found: Found) -> Finding {
     let span = span_of(manifest, &found.subject);
     let mut finding = Finding::new(&manifest.source, span, found.violation);
@@ -289,10 +300,14 @@ fn span_of(manifest: &Manifest, subject: &Subject) -> Range<usize> {
             links().nth(*index).map(|l| value_of(&l.config, key).unwrap_or(&l.span).clone())
         }
         Subject::Provider(name) => provider(name).map(|p| p.span.clone()),
-        Subject::ProviderKey(name, key) => provider(name).map(|p| key_of(&p.config, key).unwrap_or(&p.span).clone()),
-        Subject::ProviderValue(name, key) => {
-            provider(name).map(|p| value_of(&p.config, key).unwrap_or(&p.span).clone())
-        }
+        Subject::ProviderKey(name, key) => provider(name).map(|p| {
+            let secret = || p.secrets.get(key).map(|entry| &entry.key);
+            key_of(&p.config, key).or_else(secret).unwrap_or(&p.span).clone()
+        }),
+        Subject::ProviderValue(name, key) => provider(name).map(|p| {
+            let secret = || p.secrets.get(key).map(|entry| &entry.span);
+            value_of(&p.config, key).or_else(secret).unwrap_or(&p.span).clone()
+        }),
         Subject::RouteMethod(index, method) => {
             manifest.routes.get(*index).map(|r| r.methods.get(*method).map_or(&r.span, |m| &m.span).clone())
         }

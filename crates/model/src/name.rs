@@ -94,6 +94,8 @@ names! {
     Label,
     /// A machine.
     NodeName,
+    /// A secret of one tenant.
+    SecretName,
 }
 
 impl Label {

@@ -36,4 +36,4 @@ mod watch;
 
 pub use admin::AdminConfig;
 pub use error::NodeError;
-pub use node::{Node, NodeConfig};
+pub use node::{Node, NodeConfig, Storage};

@@ -18,6 +18,7 @@ use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
 use store::keys::NodeRecord;
+use store::secrets::Secrets;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -42,6 +43,19 @@ const STATUS: Duration = Duration::from_secs(2);
 const CALL: Duration = Duration::from_secs(15 * 60);
 const MAX_ANSWER: usize = 64 << 20;
 
+/// Everything that is kept on this machine, open.
+#[derive(Clone)]
+pub struct Storage {
+    /// Where the control plane is met.
+    pub store: Arc<dyn Store>,
+    /// The artifacts.
+    pub blobs: Blobs,
+    /// The tenants' embedded data.
+    pub data: DataEngine,
+    /// The tenants' secrets.
+    pub secrets: Arc<Secrets>,
+}
+
 /// What a node is started with.
 pub struct NodeConfig {
     /// Its name in the store.
@@ -52,12 +66,8 @@ pub struct NodeConfig {
     pub run_dir: PathBuf,
     /// The program that is run as `host` and `compile`.
     pub exe: PathBuf,
-    /// Where the control plane is met.
-    pub store: Arc<dyn Store>,
-    /// The artifacts.
-    pub blobs: Blobs,
-    /// The tenants' embedded data.
-    pub data: DataEngine,
+    /// What is kept.
+    pub storage: Storage,
     /// How requests from outside are taken.
     pub ingress: IngressConfig,
     /// Where the ingress port is taken, listen on a free one.
@@ -70,23 +80,13 @@ pub struct NodeConfig {
 
 impl NodeConfig {
     /// A node with the defaults of everything that has one.
-    pub fn new(
-        name: NodeName,
-        data_dir: &Path,
-        exe: PathBuf,
-        store: Arc<dyn Store>,
-        blobs: Blobs,
-        data: DataEngine,
-        ingress_listen: SocketAddr,
-    ) -> Self {
+    pub fn new(name: NodeName, data_dir: &Path, exe: PathBuf, storage: Storage, ingress_listen: SocketAddr) -> Self {
         Self {
             name,
             data_dir: data_dir.to_owned(),
             run_dir: data_dir.join("run"),
             exe,
-            store,
-            blobs,
-            data,
+            storage,
             ingress: IngressConfig::new(ingress_listen),
             ingress_fallback: true,
             admin: None,
@@ -122,6 +122,7 @@ impl Node {
     /// # Errors
     /// When a directory, the key or the listener cannot be had.
     pub async fn start(config: NodeConfig) -> Result<Arc<Self>, NodeError> {
+        let Storage { store, blobs, data, secrets } = config.storage;
         make_dir(&config.run_dir).map_err(|cause| NodeError::Files {
             action: "create",
             path: config.run_dir.clone(),
@@ -129,19 +130,19 @@ impl Node {
         })?;
         sweep(&config.run_dir);
         let (cache, keys) = (config.data_dir.join("cache"), config.data_dir.join("keys"));
-        let artifacts = Arc::new(Artifacts::open(cache, keys, config.exe.clone(), config.blobs)?);
+        let artifacts = Arc::new(Artifacts::open(cache, keys, config.exe.clone(), blobs)?);
         let routes = Arc::new(Routes::default());
         let ingress = listen(&config.ingress, config.ingress_fallback, &routes)?;
         let address = ingress.addr();
         let resolver = config.resolver.unwrap_or_else(|| Arc::new(SystemResolver));
         let dialer = Dialer::new(resolver);
-        let services = Arc::new(Services { data: config.data, artifacts: artifacts.clone(), dialer });
+        let services = Arc::new(Services { data, artifacts: artifacts.clone(), dialer, secrets });
         let logs = Arc::new(Logs::default());
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());
         let metrics = Arc::new(Metrics::default());
         let (said_in, said) = mpsc::unbounded_channel::<Said>();
-        let publisher = tokio::spawn(publish(config.store.clone(), said));
+        let publisher = tokio::spawn(publish(store.clone(), said));
         let (settled_in, settled) = watch::channel(false);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let admin = match &config.admin {
@@ -170,7 +171,7 @@ impl Node {
             exe: config.exe,
             run_dir: config.run_dir,
             env: environment(),
-            store: config.store,
+            store,
             artifacts,
             services,
             logs: logs.clone(),

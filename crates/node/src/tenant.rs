@@ -1,7 +1,7 @@
 //! What the node knows about one tenant while it runs: which revisions its hosts are to have, which compiled code and
 //! which addresses they may ask for. Everything a host asks is answered from here, never from what the host says.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
 use model::egress::Policy;
 use model::tenant::TenantSettings;
-use model::{AppName, ComponentName, Digest, LockedApp, ProviderKind, Revision, Route, TenantName, World};
+use model::{AppName, ComponentName, Digest, LockedApp, ProviderKind, Revision, Route, SecretName, TenantName, World};
 use tokio::sync::Semaphore;
 
 use crate::converge;
@@ -38,6 +38,8 @@ pub struct Prepared {
     pub code: Vec<(Digest, World)>,
     /// What the ingress sends to it.
     pub routes: Vec<Route>,
+    /// Secrets it names, and may have revealed.
+    pub secrets: BTreeSet<SecretName>,
     /// The [`LockedApp`] as JSON: sent to every host that runs it, now and after each restart.
     json: Bytes,
 }
@@ -72,6 +74,7 @@ impl Prepared {
             main,
             code,
             routes: app.routes.clone(),
+            secrets: model::secret::names(app),
             json: serde_json::to_vec(app)?.into(),
         })
     }
@@ -211,6 +214,11 @@ impl Tenant {
         self.read().code.contains_key(code)
     }
 
+    /// Whether a revision its hosts are to have names this secret.
+    pub fn may_reveal(&self, app: &AppName, secret: &SecretName) -> bool {
+        self.read().revisions.get(app).is_some_and(|all| all.iter().any(|known| known.secrets.contains(secret)))
+    }
+
     /// Counts one connection.
     pub fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
@@ -240,6 +248,7 @@ mod tests {
             main: None,
             code: vec![(Digest::of(&[code]), World::P2)],
             routes: Vec::new(),
+            secrets: BTreeSet::new(),
             json: Bytes::from_static(b"{}"),
         })
     }

@@ -7,6 +7,7 @@
 //! * [`meter`]: what each link carries.
 //! * [`nats`]: the client of NATS that several contracts share.
 //! * [`vault`]: logins, tokens and errors of Vault and OpenBao.
+//! * [`secrets`]: what a provider logs in with, revealed when it connects.
 //! * [`dial`]: the only way any of them reaches the network.
 //!
 //! Everything a provider needs arrives as a value: no environment, no files, no sockets of its own.
@@ -23,3 +24,4 @@ pub mod meter;
 pub mod nats;
 mod path;
 pub mod vault;
+pub mod secrets;

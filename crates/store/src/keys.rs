@@ -9,13 +9,15 @@
 //! | `nodes/<node>` | [`NodeRecord`], leased | node |
 //! | `observed/<node>/<t>/<a>` | `AppObserved`, leased | node |
 //! | `served/<node>/<t>/<a>` | [`Served`], kept over restarts | node |
+//! | `secrets/<t>/<name>` | a sealed value, see [`crate::secrets`] | control, compare-and-set |
+//! | `secret-keys/<t>` | the tenant's data key, wrapped | control |
 
 use std::collections::BTreeMap;
 
 use model::app::{LockedApp, Revision};
 use model::claims::Claims;
 use model::observed::Reason;
-use model::{AppName, ComponentName, NodeName, TenantName};
+use model::{AppName, ComponentName, NodeName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
 
 /// Which revision of an app is wanted. The head is the commit point of a deploy. It outlives the app, so that the next
@@ -150,6 +152,23 @@ pub fn served(n: &NodeName, t: &TenantName, a: &AppName) -> String {
 /// Everything a node last served.
 pub fn served_by(n: &NodeName) -> String {
     format!("served/{n}/")
+}
+
+/// All secrets.
+pub const SECRETS: &str = "secrets/";
+/// All tenants' data keys.
+pub const SECRET_KEYS: &str = "secret-keys/";
+/// A secret.
+pub fn secret(t: &TenantName, s: &SecretName) -> String {
+    format!("secrets/{t}/{s}")
+}
+/// The secrets of a tenant.
+pub fn secrets_of(t: &TenantName) -> String {
+    format!("secrets/{t}/")
+}
+/// A tenant's data key.
+pub fn secret_key(t: &TenantName) -> String {
+    format!("secret-keys/{t}")
 }
 
 /// The names in a key after its kind, for example `["local", "counter"]` of `apps/local/counter`.

@@ -11,6 +11,7 @@ mod disk;
 pub mod keys;
 pub mod redb;
 mod seal;
+pub mod secrets;
 
 use std::time::Duration;
 

@@ -14,6 +14,7 @@ pub mod client;
 pub mod codec;
 mod descriptor;
 pub mod line;
+pub mod secret;
 pub mod server;
 #[cfg(test)]
 mod tests;
@@ -112,11 +113,17 @@ pub struct ServiceCall {
 /// What can be asked on a [`Hello::Calls`] connection: one variant per service, each with an enum of its own in a
 /// file of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ServiceRequest {}
+pub enum ServiceRequest {
+    /// Secrets.
+    Secret(secret::SecretRequest),
+}
 
 /// What is answered, variant by variant as [`ServiceRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ServiceAnswer {}
+pub enum ServiceAnswer {
+    /// Secrets.
+    Secret(secret::SecretAnswer),
+}
 
 /// Why a service refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

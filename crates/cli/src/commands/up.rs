@@ -14,12 +14,13 @@ use control::{Control, ControlConfig, ControlError};
 use model::NodeName;
 use model::claims::keys::KeyKind;
 use model::tenant::TenantSettings;
-use node::{AdminConfig, Node, NodeConfig};
+use node::{AdminConfig, Node, NodeConfig, Storage};
 use serde::Serialize;
 use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
 use store::redb::RedbStore;
+use store::secrets::{Secrets, SecretsError};
 
 use crate::args::{Listen, Up};
 use crate::commands::deploy::deploy_built_in;
@@ -61,15 +62,17 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = RedbStore::open(context.home.store()).map_err(storage)?;
     let blobs = Blobs::open(context.home.blobs()).map_err(|cause| storage_text(cause.to_string()))?;
     let data = DataEngine::open(context.home.data()).map_err(|cause| storage_text(cause.to_string()))?;
+    let secrets = Secrets::open(store.clone(), &context.home.keys()).await.map_err(sealed)?;
     seed_tenant(context, &args, &store, &account).await?;
+    let storage = Storage { store, blobs, data, secrets };
 
     let name: NodeName = "local".parse()?;
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let home = context.home.dir();
-    let config = NodeConfig::new(name.clone(), home, exe, store.clone(), blobs.clone(), data, args.listen);
+    let config = NodeConfig::new(name.clone(), home, exe, storage.clone(), args.listen);
     let admin = admin(context, &args);
     let node = Node::start(NodeConfig { run_dir: context.home.run_dir()?, admin, ..config }).await?;
-    let control = start_control(context, &args, &token, &name, &store, &blobs, &node).await?;
+    let control = start_control(context, &args, &token, &name, &storage, &node).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
         ingress: node.ingress().to_string(),
@@ -261,16 +264,16 @@ async fn start_control(
     args: &Up,
     token: &str,
     name: &NodeName,
-    store: &Arc<dyn Store>,
-    blobs: &Blobs,
+    storage: &Storage,
     node: &Arc<Node>,
 ) -> anyhow::Result<Control> {
     let config = |listen: SocketAddr| ControlConfig {
         listen,
         token: token.to_owned(),
         node: name.clone(),
-        store: store.clone(),
-        blobs: blobs.clone(),
+        store: storage.store.clone(),
+        blobs: storage.blobs.clone(),
+        secrets: storage.secrets.clone(),
         nodes: node.clone(),
         allowed_hosts: Vec::new(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -294,6 +297,15 @@ fn say_moved(context: &Context, what: &str, wished: SocketAddr, got: SocketAddr)
 
 fn storage(cause: store::StoreError) -> anyhow::Error {
     storage_text(cause.to_string())
+}
+
+fn sealed(cause: SecretsError) -> anyhow::Error {
+    match cause {
+        SecretsError::Store(cause) => storage(cause),
+        other => Problem::new(Code::StoreUnavailable, other.to_string())
+            .help("nothing was changed; restore the file from the backup that the store is from")
+            .into(),
+    }
 }
 
 fn storage_text(text: String) -> anyhow::Error {

@@ -106,7 +106,7 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
                     .help(format!("one of {}", names.join(", ")))
             })?;
             let config: BTreeMap<String, String> = url.map(|url| ("url".to_owned(), url)).into_iter().collect();
-            let spec = ProviderSpec { kind, config, operator: true };
+            let spec = ProviderSpec { config, operator: true, ..ProviderSpec::new(kind) };
             replaceable(context, &client, &name, kind).await?;
             change(context, &client, |settings| {
                 settings.providers.insert(name.clone(), spec.clone());

@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use store::StoreError;
 use store::blobs::BlobError;
+use store::secrets::SecretsError;
 
 use super::body::Stalled;
 
@@ -58,6 +59,18 @@ impl From<StoreError> for Refusal {
             | StoreError::Unreachable(_) => Self::new(Code::StoreUnavailable, error.to_string())
                 .help("nothing was changed; `sidereal doctor` says more"),
             StoreError::Compacted { .. } | StoreError::LeaseEnded(_) => Self::new(Code::Internal, error.to_string()),
+        }
+    }
+}
+
+impl From<SecretsError> for Refusal {
+    fn from(error: SecretsError) -> Self {
+        match error {
+            SecretsError::Store(error) => error.into(),
+            SecretsError::Size(size) if size > 0 => Self::new(Code::TooLarge, error.to_string()),
+            SecretsError::Size(_) | SecretsError::TooMany => Self::new(Code::RequestInvalid, error.to_string()),
+            SecretsError::Keys { .. } | SecretsError::Sealed(_) => Self::new(Code::StoreUnavailable, error.to_string())
+                .help("nothing was changed; restore the file of master keys and the store from the same backup"),
         }
     }
 }

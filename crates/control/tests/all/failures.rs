@@ -89,7 +89,7 @@ async fn assignments_follow_although_writes_fail_and_watches_end() {
         watches: AtomicU32::new(3),
     };
     let flaky = Arc::new(flaky);
-    let control = crate::rig::control(flaky.clone(), &rig.blobs).await;
+    let control = crate::rig::control(flaky.clone(), &rig.blobs, &rig.keys()).await;
     rig.client = ControlClient::new(control.addr(), TOKEN);
     for (app, n) in [("a", 1), ("b", 2), ("c", 3)] {
         rig.deploy(app, n).await;
@@ -114,7 +114,7 @@ async fn a_full_disk_refuses_the_deploy_and_leaves_the_app_as_it_was() {
     for (prefix, left) in [(store::keys::REVISIONS, 1), (store::keys::APPS, 2)] {
         let flaky =
             Flaky { store: rig.store.clone(), prefix, writes: AtomicU32::new(left), watches: AtomicU32::new(0) };
-        let control = crate::rig::control(Arc::new(flaky), &rig.blobs).await;
+        let control = crate::rig::control(Arc::new(flaky), &rig.blobs, &rig.keys()).await;
         rig.client = ControlClient::new(control.addr(), TOKEN);
         let request = DeployRequest { app: locked("counter", &rig.artifact(1).await), message: None };
         let deploy = || rig.client.deploy(&rig.tenant, &request.app.name, &request, Require::Absent, None);

@@ -44,7 +44,7 @@ async fn ten_thousand_apps_are_there_in_seconds() {
     };
     stream::iter(0..APPS).map(put).buffer_unordered(256).collect::<()>().await;
     let started = Instant::now();
-    let control = crate::rig::control(rig.store.clone(), &rig.blobs).await;
+    let control = crate::rig::control(rig.store.clone(), &rig.blobs, &rig.keys()).await;
     let took = started.elapsed();
     // The bar is for what is shipped; unoptimized code on a busy machine only has to come to an end.
     let bar = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 30 });

@@ -51,7 +51,7 @@ async fn what_was_wanted_and_not_done_is_done_after_a_restart() {
     rig.store.put(&keys::revision(&rig.tenant, &name("a"), Revision(2)), value, Expect::Absent, None).await.unwrap();
     rig.store.put(&key, json(&head(2, false)), Expect::Any, None).await.unwrap();
     rig.store.put(&keys::app(&rig.tenant, &name("b")), json(&head(1, true)), Expect::Any, None).await.unwrap();
-    let control = crate::rig::control(rig.store.clone(), &rig.blobs).await;
+    let control = crate::rig::control(rig.store.clone(), &rig.blobs, &rig.keys()).await;
     rig.assigned("a", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
     rig.assigned("b", |a| a.is_none()).await;
     control.shutdown().await;

@@ -2,6 +2,7 @@
 //! node that does nothing but report.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use model::{AppName, ComponentName, Digest, Limits, NodeName, TenantName};
 use store::blobs::Blobs;
 use store::keys::{self, Assignment, NodeRecord};
 use store::redb::RedbStore;
+use store::secrets::Secrets;
 use store::{Expect, LeaseId, Store};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -155,7 +157,7 @@ async fn report(store: Arc<dyn Store>, node: NodeName, lease: LeaseId) {
 
 /// A running control plane and all that belongs to it.
 pub(crate) struct Rig {
-    _dir: TempDir,
+    pub(crate) dir: TempDir,
     pub(crate) store: Arc<RedbStore>,
     pub(crate) blobs: Blobs,
     pub(crate) client: ControlClient,
@@ -166,13 +168,15 @@ pub(crate) struct Rig {
     pub(crate) node: Option<Node>,
 }
 
-pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs) -> Control {
+pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs, keys: &Path) -> Control {
+    let secrets = Secrets::open(store.clone(), keys).await.unwrap();
     let config = ControlConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         token: TOKEN.into(),
         node: name("local"),
         store,
         blobs: blobs.clone(),
+        secrets,
         nodes: Arc::new(Nodes),
         allowed_hosts: vec![],
         version: "0.0.1".into(),
@@ -192,23 +196,19 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
         let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
-        let control = control(store.clone(), &blobs).await;
+        let control = control(store.clone(), &blobs, &dir.path().join("keys")).await;
         let addr = control.addr();
         let client = ControlClient::new(addr, TOKEN);
         let account = KeyPair::from_entropy(KeyKind::Account, [7; 32]);
-        let rig = Self {
-            _dir: dir,
-            store,
-            blobs,
-            client,
-            tenant: name("t"),
-            account,
-            addr,
-            control: Some(control),
-            node: None,
-        };
+        let rig =
+            Self { dir, store, blobs, client, tenant: name("t"), account, addr, control: Some(control), node: None };
         rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Absent).await.unwrap();
         rig
+    }
+
+    /// The folder of master keys.
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.dir.path().join("keys")
     }
 
     pub(crate) fn settings(&self) -> TenantSettings {
@@ -218,7 +218,7 @@ impl Rig {
     /// Stops the control plane and starts another one over the same store.
     pub(crate) async fn restart(&mut self) {
         self.control.take().unwrap().shutdown().await;
-        let control = control(self.store.clone(), &self.blobs).await;
+        let control = control(self.store.clone(), &self.blobs, &self.keys()).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);
         self.control = Some(control);
@@ -338,7 +338,7 @@ pub(crate) fn locked(app: &str, bytes: &[u8]) -> LockedApp {
         reuse: None,
         allow_hosts: vec![],
     };
-    let embedded = ProviderSpec { kind: ProviderKind::KeyvalueEmbedded, config: [].into(), operator: false };
+    let embedded = ProviderSpec::new(ProviderKind::KeyvalueEmbedded);
     LockedApp {
         name: name(app),
         version: None,

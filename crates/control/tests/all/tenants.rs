@@ -99,6 +99,7 @@ async fn providers_and_routes_are_listed_with_who_uses_them() {
     let redis = |url: &str| ProviderSpec {
         kind: ProviderKind::KeyvalueRedis,
         config: [("url".to_owned(), url.to_owned())].into(),
+        secrets: [].into(),
         operator: false,
     };
     let mut settings = rig.settings();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use model::{Link, ProviderKind};
 use providers::keyvalue::journal::{Journal, Journaled};
-use providers::keyvalue::redis::SettingsError;
+use providers::keyvalue::redis::{Login, SettingsError};
 use providers::keyvalue::{Backend, BackendError, KeyValueLinks, Memory, Redis};
 use providers::meter::LinkMeter;
 
@@ -65,7 +65,9 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             let settings =
                 |cause: SettingsError| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
             let url = wanted.spec.config.get("url").ok_or(SettingsError::NoUrl);
-            let redis = Redis::new(&means.tenant, app, name, url.map_err(settings)?, means.dialer.clone());
+            let login =
+                Login { username: wanted.spec.config.get("username").cloned(), secrets: means.credentials(wanted) };
+            let redis = Redis::new(&means.tenant, app, name, url.map_err(settings)?, login, means.dialer.clone());
             let redis = Arc::new(redis.map_err(settings)?);
             Store::new(redis.clone(), Some(redis))
         }

@@ -12,6 +12,7 @@ use providers::config::ConfigValues;
 use providers::dial::Dialer;
 use providers::keyvalue::KeyValueLinks;
 use providers::meter::LinkMeter;
+use providers::secrets::{Credentials, Resolver};
 use runtime::Bindings;
 
 use crate::error::StartError;
@@ -51,6 +52,14 @@ pub(crate) struct Means {
     pub(crate) tenant: TenantName,
     pub(crate) store: Arc<KvClient>,
     pub(crate) dialer: Arc<dyn Dialer>,
+    pub(crate) secrets: Arc<dyn Resolver>,
+}
+
+impl Means {
+    /// What the provider's settings name as secrets.
+    pub(crate) fn credentials(&self, wanted: &Wanted<'_>) -> Credentials {
+        Credentials::new(wanted.app.clone(), wanted.spec.secrets.clone(), self.secrets.clone())
+    }
 }
 
 /// Which provider is opened, for whom.
@@ -130,7 +139,7 @@ impl Providers {
 
 fn built_in(name: &ProviderName) -> Option<ProviderSpec> {
     let (_, kind) = ProviderKind::BUILT_IN.iter().find(|(known, _)| *known == name.as_str())?;
-    Some(ProviderSpec { kind: *kind, config: BTreeMap::new(), operator: false })
+    Some(ProviderSpec::new(*kind))
 }
 
 /// What one component is given.

@@ -99,7 +99,7 @@ async fn links_that_lead_nowhere_are_refused() {
 
     let mut app = rig.app("shop", "kv-probe");
     link(&mut app, "default", "cache", None);
-    let mut redis = ProviderSpec { kind: ProviderKind::KeyvalueRedis, config: Default::default(), operator: false };
+    let mut redis = ProviderSpec::new(ProviderKind::KeyvalueRedis);
     app.providers.insert("cache".parse().unwrap(), redis.clone());
     assert_eq!(code(rig.start(&app, 1, true).await), Code::ProviderUnavailable);
     redis.config.insert("url".into(), "redis://10.0.0.1:6379".into());

@@ -416,6 +416,7 @@ fn an_operator_s_provider_reaches_its_own_endpoint_only() {
     let spec = |url: &str| ProviderSpec {
         kind: ProviderKind::KeyvalueRedis,
         config: [("url".to_owned(), url.to_owned())].into(),
+        secrets: [].into(),
         operator: true,
     };
     let cache: ProviderName = "cache".parse().unwrap();

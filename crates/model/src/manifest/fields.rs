@@ -215,6 +215,25 @@ static LINK: Table = Table {
     settings: Settings::OfLink,
 };
 
+/// A setting of a provider: a text, or which secret is meant.
+pub(super) static SETTING: Ty = Ty::OneOf(&[Ty::Text(Text::Setting), Ty::Table(&REFERENCE)]);
+
+/// Which secret is meant.
+pub(super) static SECRET: Ty = Ty::Table(&REFERENCE);
+
+static REFERENCE: Table = Table {
+    what: "a reference to a secret",
+    fields: || {
+        vec![required(
+            "secret",
+            Ty::Text(Text::Name),
+            "secret = \"cache-password\"",
+            "The name of a secret of the tenant: `sidereal secret list`.",
+        )]
+    },
+    settings: Settings::None,
+};
+
 static LIMITS: Table = Table {
     what: "a component's limits",
     fields: || {

@@ -4,6 +4,7 @@
 //! Text ─▶ [`shape`] (every table against its field table) ─▶ [`read`] (typed values) ─▶ `crate::lock` (the rules)
 
 mod fields;
+mod hide;
 mod hints;
 mod read;
 mod report;
@@ -20,7 +21,8 @@ pub use read::Draft;
 pub use report::{Finding, Related, Report, Severity, Source};
 pub use schema::json_schema;
 pub use types::{
-    Component, ComponentSource, LinkEntry, Manifest, OciReference, Provider, RouteEntry, SettingEntry, Spanned,
+    Component, ComponentSource, LinkEntry, Manifest, OciReference, Provider, RouteEntry, SecretEntry, SettingEntry,
+    Spanned,
 };
 
 /// The version of the format that this program reads.

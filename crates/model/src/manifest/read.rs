@@ -11,17 +11,18 @@ use toml::de::{DeTable, DeValue};
 
 use super::hints::{duration_help, size_help, suggested_name};
 use super::report::{Finding, Report, Severity, Source};
-use super::types::{Component, LinkEntry, Manifest, Provider, RouteEntry, SettingEntry, Spanned};
+use super::types::{Component, LinkEntry, Manifest, Provider, RouteEntry, SecretEntry, SettingEntry, Spanned};
 use super::{Findings, SCHEMA, fields, shape, source, syntax};
 use crate::app::{ProviderKind, Reuse};
 use crate::interface::ContractId;
 use crate::limits::Limits;
-use crate::name::{AppName, ComponentName, Label, NameError, ProviderName};
+use crate::name::{AppName, ComponentName, Label, NameError, ProviderName, SecretName};
 use crate::rules::route::{check_host, check_method, check_path};
 use crate::rules::{
     Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, MAX_REUSE_IDLE, MAX_REUSE_REQUESTS, Unknown, Violation,
     allow_host, provider, shown,
 };
+use crate::secret::SecretRef;
 use crate::unit::{ByteSize, Millis};
 
 /// As much of a manifest as could be read, with what is wrong with the rest.
@@ -304,7 +305,12 @@ impl Reader<'_, '_> {
             match (name, kind) {
                 (Some(name), Some(kind)) => {
                     let config = settings(table(Some(value)), &["type"]);
-                    providers.insert(name.value, Provider { span: name.span, kind, config });
+                    let (secrets, readable) = self.secrets(table(Some(value)));
+                    if !readable {
+                        self.unknown.providers.insert(name.value.to_string());
+                        continue;
+                    }
+                    providers.insert(name.value, Provider { span: name.span, kind, config, secrets });
                 }
                 _ => {
                     self.unknown.providers.insert(key.get_ref().to_string());
@@ -312,6 +318,29 @@ impl Reader<'_, '_> {
             }
         }
         providers
+    }
+
+    /// The settings that name a secret, and whether all of them can be read.
+    fn secrets(&mut self, doc: Option<&DeTable<'_>>) -> (BTreeMap<String, SecretEntry>, bool) {
+        let (mut secrets, mut readable) = (BTreeMap::new(), true);
+        for (key, value) in doc.into_iter().flatten() {
+            let Some(reference) = value.get_ref().as_table() else { continue };
+            match text(reference.get("secret")).map(|name| (name.value.parse::<SecretName>(), name.span)) {
+                Some((Ok(name), _)) => {
+                    let entry = SecretEntry { key: key.span(), span: value.span(), reference: SecretRef::new(name) };
+                    secrets.insert(key.get_ref().to_string(), entry);
+                }
+                Some((Err(_), span)) => {
+                    // It may be the secret itself: not repeated.
+                    let message = "this is not the name of a secret: 1 to 40 characters of a-z, 0-9 and inner hyphens";
+                    let help = "write the name under which it was kept with `sidereal secret set NAME`";
+                    self.out.add(span, Violation::new(Code::BadName, message).help(help));
+                    readable = false;
+                }
+                None => readable = false,
+            }
+        }
+        (secrets, readable)
     }
 
     fn kind(&mut self, written: Spanned<&str>) -> Option<Spanned<ProviderKind>> {

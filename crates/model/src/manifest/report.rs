@@ -153,13 +153,13 @@ impl Report {
         findings.sort_by_key(|f| (f.span.start, f.severity));
         findings.dedup();
         // What is shown of the file must not carry a password into a terminal's history or a build's log.
-        let text = crate::rules::masked(&source.text);
+        let text = super::hide::hide(&source.text);
         let source = Arc::new(Source::new(source.file.as_str(), text.as_str()));
         let named = NamedSource::new(&source.file, text).with_language("TOML");
         Self { findings, source, named }
     }
 
-    /// The text of the manifest, with the secrets of URLs masked.
+    /// The text of the manifest, with the secrets of URLs and texts in the place of secrets masked.
     pub fn text(&self) -> &str {
         &self.source.text
     }

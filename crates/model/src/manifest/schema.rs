@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::fields::{APP, Field, Settings, Table, Text, Ty};
+use super::fields::{APP, Field, SECRET, SETTING, Settings, Table, Text, Ty};
 use crate::app::ProviderKind;
 use crate::offers::contracts_by_link;
 use crate::rules::provider::Setting;
@@ -50,8 +50,24 @@ fn link_settings(settings: Settings) -> Vec<Setting> {
 
 fn provider_kind(kind: ProviderKind) -> Value {
     let mut schema = object(&[], provider::settings(kind));
+    let secrets = provider::secret_settings(kind);
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         properties.insert("type".to_owned(), json!({ "const": kind.as_str() }));
+        for setting in secrets {
+            let mut schema = match properties.contains_key(setting.name) {
+                true => ty(SETTING),
+                false => ty(SECRET),
+            };
+            if let Value::Object(schema) = &mut schema {
+                schema.insert("description".to_owned(), json!(setting.doc));
+            }
+            properties.insert(setting.name.to_owned(), schema);
+        }
+    }
+    let only = secrets.iter().filter(|s| s.required && provider::settings(kind).iter().all(|t| t.name != s.name));
+    let only: Vec<Value> = only.map(|s| json!(s.name)).collect();
+    if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+        required.extend(only);
     }
     if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
         required.insert(0, json!("type"));

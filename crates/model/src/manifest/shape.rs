@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::Findings;
-use super::fields::{Settings, Table, Ty};
+use super::fields::{SETTING, Settings, Table, Text, Ty};
 use crate::rules::{Code, Violation, list, nearest, shown};
 
 /// Checks a table. `path` is its place in words (`components.counter`), `span` where it is written.
@@ -16,8 +16,11 @@ pub(super) fn table(doc: &DeTable<'_>, shape: &Table, path: &str, span: &Range<u
         let here = join(path, key.get_ref());
         match fields.iter().find(|f| f.name == key.get_ref()) {
             Some(field) => check(value.get_ref(), field.ty, &here, &value.span(), out),
-            None if shape.settings != Settings::None => {
-                check(value.get_ref(), Ty::Text(super::fields::Text::Setting), &here, &value.span(), out)
+            None if shape.settings == Settings::OfProvider => {
+                check(value.get_ref(), SETTING, &here, &value.span(), out);
+            }
+            None if shape.settings == Settings::OfLink => {
+                check(value.get_ref(), Ty::Text(Text::Setting), &here, &value.span(), out);
             }
             None => {
                 let names: Vec<&str> = fields.iter().map(|f| f.name).collect();

@@ -10,6 +10,7 @@ use crate::interface::ContractId;
 use crate::limits::Limits;
 use crate::manifest::report::Source;
 use crate::name::{AppName, ComponentName, Label, ProviderName};
+use crate::secret::SecretRef;
 
 /// A value and the byte range it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +91,17 @@ pub struct SettingEntry {
     pub value: Spanned<String>,
 }
 
+/// The value of a key that names a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretEntry {
+    /// Where the key is written.
+    pub key: Range<usize>,
+    /// Where the reference is written.
+    pub span: Range<usize>,
+    /// Which secret.
+    pub reference: SecretRef,
+}
+
 /// One link of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkEntry {
@@ -114,6 +126,8 @@ pub struct Provider {
     pub kind: Spanned<ProviderKind>,
     /// Settings of the implementation; keys are checked by `lock`.
     pub config: BTreeMap<String, SettingEntry>,
+    /// Settings that name a secret; keys are checked by `lock`.
+    pub secrets: BTreeMap<String, SecretEntry>,
 }
 
 /// One route of a manifest.

@@ -78,7 +78,7 @@ codes! {
     ProviderName = "provider-name", Error, "A provider that takes the name of a built-in one or of the operator's.";
     ProviderSetting = "provider-setting", Error, "A setting that providers of this type do not have, or that is missing.";
     ProviderUrl = "provider-url", Error, "A provider's `url` that its type cannot use.";
-    ProviderSecret = "provider-secret", Error, "A password in a provider's `url`.";
+    ProviderSecret = "provider-secret", Error, "A secret written out in a setting, where only its name may stand.";
     ProviderUnused = "provider-unused", Warning, "A provider that no link names.";
     ProviderForged = "provider-forged", Error, "A provider that claims to be the operator's or built in, and is not.";
     ImportNotLinked = "import-not-linked", Error, "An import whose contract has no link.";

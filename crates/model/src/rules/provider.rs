@@ -26,19 +26,58 @@ pub struct Setting {
 pub fn settings(kind: ProviderKind) -> &'static [Setting] {
     match kind {
         ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded => &[],
-        ProviderKind::KeyvalueRedis => &[Setting {
-            name: "url",
-            required: true,
-            doc: "where the server is: `redis://host[:port][/database]`, without a password",
-            example: "redis://cache.internal.example:6379/0",
-        }],
+        ProviderKind::KeyvalueRedis => &[
+            Setting {
+                name: "url",
+                required: true,
+                doc: "where the server is: `redis://host[:port][/database]`, without a password",
+                example: "redis://cache.internal.example:6379/0",
+            },
+            USERNAME,
+        ],
     }
+}
+
+/// The settings of a provider type that take a reference to a secret, `{ secret = "NAME" }`. One that [`settings`] has
+/// too takes either.
+pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
+    match kind {
+        ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded => &[],
+        ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
+    }
+}
+
+const USERNAME: Setting = Setting {
+    name: "username",
+    required: false,
+    doc: "the user to log in as, a text or a secret; the server's default user where absent",
+    example: "shop",
+};
+
+const PASSWORD: Setting =
+    Setting { name: "password", required: false, doc: "the password, always a secret", example: "cache-password" };
+
+/// The names of settings that hold secrets only, of all types: a text under one of them is a mistake and must not be
+/// shown.
+pub(crate) fn hidden_settings() -> std::collections::BTreeSet<&'static str> {
+    let only = |kind: ProviderKind| {
+        let texts = settings(kind);
+        secret_settings(kind).iter().map(|s| s.name).filter(move |name| texts.iter().all(|s| s.name != *name))
+    };
+    ProviderKind::ALL.into_iter().flat_map(only).collect()
+}
+
+/// Everything that is wrong with the settings of one provider.
+pub fn problems(name: &ProviderName, spec: &ProviderSpec) -> Vec<Violation> {
+    let mut found = Vec::new();
+    check_settings(name, spec, &mut found);
+    found.into_iter().map(|found| found.violation).collect()
 }
 
 /// The built-in provider of a name.
 pub fn built_in(name: &str) -> Option<ProviderSpec> {
     let (_, kind) = ProviderKind::BUILT_IN.into_iter().find(|(n, _)| *n == name)?;
-    Some(ProviderSpec { kind, config: std::collections::BTreeMap::new(), operator: false })
+    Some(ProviderSpec::new(kind))
 }
 
 /// The names of the providers of `app` that answer `contract`, built-in ones first.
@@ -101,7 +140,7 @@ fn origin(name: &ProviderName, spec: &ProviderSpec, tenant: &TenantSettings, out
             out.push(refused(Code::ProviderName, message, rename));
             false
         }
-        Some(own) if own.kind != spec.kind || own.config != spec.config => {
+        Some(own) if own.kind != spec.kind || own.config != spec.config || own.secrets != spec.secrets => {
             let message = format!("provider `{name}` is not as the operator declares it now");
             out.push(refused(Code::ProviderForged, message, "lock the app again".to_owned()));
             false
@@ -117,26 +156,89 @@ fn origin(name: &ProviderName, spec: &ProviderSpec, tenant: &TenantSettings, out
 }
 
 fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>) {
-    let (kind, known) = (spec.kind.as_str(), settings(spec.kind));
-    let names: Vec<&str> = known.iter().map(|s| s.name).collect();
-    for key in spec.config.keys().filter(|key| !names.contains(&key.as_str())) {
-        let message = format!("provider `{name}` has a setting `{}` that `{kind}` does not know", shown(key));
-        let help = if names.is_empty() {
-            format!("`{kind}` has no settings: remove it")
-        } else {
-            suggest(key, &names, "its settings")
-        };
+    let (kind, texts, secrets) = (spec.kind.as_str(), settings(spec.kind), secret_settings(spec.kind));
+    let has = |settings: &[Setting], key: &str| settings.iter().any(|s| s.name == key);
+    let key = |key: &str| Subject::ProviderKey(name.clone(), key.to_owned());
+    let value = |key: &str| Subject::ProviderValue(name.clone(), key.to_owned());
+    for written in spec.config.keys().filter(|written| !has(texts, written)) {
+        out.push(match has(secrets, written) {
+            true => Found::at(value(written), plain_text(name, written)),
+            false => Found::at(key(written), unknown_setting(name, spec.kind, written)),
+        });
+    }
+    for written in spec.secrets.keys().filter(|written| !has(secrets, written)) {
+        out.push(match has(texts, written) {
+            true => {
+                let message = format!("the `{written}` of provider `{name}` is a text, and not a secret");
+                let help = format!("write `{written} = \"{}\"`", example(texts, written));
+                Found::at(value(written), Violation::new(Code::ProviderSetting, message).help(help))
+            }
+            false => Found::at(key(written), unknown_setting(name, spec.kind, written)),
+        });
+    }
+    for written in spec.secrets.keys().filter(|written| spec.config.contains_key(*written)) {
+        let message = format!("the `{written}` of provider `{name}` is there both as a text and as a secret");
         out.push(Found::at(
-            Subject::ProviderKey(name.clone(), key.clone()),
-            Violation::new(Code::ProviderSetting, message).help(help),
+            value(written),
+            Violation::new(Code::ProviderSetting, message).help("remove one of the two"),
         ));
     }
-    for setting in known.iter().filter(|s| s.required && !spec.config.contains_key(s.name)) {
+    let missing = |setting: &&Setting| {
+        setting.required && !spec.config.contains_key(setting.name) && !spec.secrets.contains_key(setting.name)
+    };
+    for setting in texts.iter().filter(missing) {
         let message = format!("provider `{name}` of type `{kind}` has no `{}`", setting.name);
         let help = format!("add `{} = \"{}\"`, {}", setting.name, setting.example, setting.doc);
         out.push(Found::at(Subject::Provider(name.clone()), Violation::new(Code::ProviderSetting, message).help(help)));
     }
-    if let (ProviderKind::KeyvalueRedis, Some(url)) = (spec.kind, spec.config.get("url"))
+    for setting in secrets.iter().filter(|s| !has(texts, s.name)).filter(missing) {
+        let message = format!("provider `{name}` of type `{kind}` has no `{}`", setting.name);
+        let help = format!("add `{} = {{ secret = \"{}\" }}`, {}", setting.name, setting.example, setting.doc);
+        out.push(Found::at(Subject::Provider(name.clone()), Violation::new(Code::ProviderSetting, message).help(help)));
+    }
+    if spec.kind == ProviderKind::KeyvalueRedis {
+        check_redis(name, spec, out);
+    }
+}
+
+/// A text where a secret is needed. It may be the secret itself, so it is not repeated.
+fn plain_text(name: &ProviderName, key: &str) -> Violation {
+    let message = format!(
+        "the `{key}` of provider `{name}` is written as a text; settings are stored and shown, so secrets may not stand in them"
+    );
+    let help = format!(
+        "keep it with `sidereal secret set {name}-{key}`, and write `{key} = {{ secret = \"{name}-{key}\" }}`; if what stands here is the real one, change it where it is used"
+    );
+    Violation::new(Code::ProviderSecret, message).help(help)
+}
+
+fn unknown_setting(name: &ProviderName, kind: ProviderKind, key: &str) -> Violation {
+    let mut names: Vec<&str> = settings(kind).iter().chain(secret_settings(kind)).map(|s| s.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    let kind = kind.as_str();
+    let message = format!("provider `{name}` has a setting `{}` that `{kind}` does not know", shown(key));
+    let help = if names.is_empty() {
+        format!("`{kind}` has no settings: remove it")
+    } else {
+        suggest(key, &names, "its settings")
+    };
+    Violation::new(Code::ProviderSetting, message).help(help)
+}
+
+fn example<'a>(settings: &'a [Setting], key: &str) -> &'a str {
+    settings.iter().find(|s| s.name == key).map_or("…", |s| s.example)
+}
+
+fn check_redis(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>) {
+    let named = spec.config.contains_key("username") || spec.secrets.contains_key("username");
+    if named && !spec.secrets.contains_key("password") {
+        let message = format!("provider `{name}` has a `username` and no `password`, so it could not log in");
+        let help = format!("add `password = {{ secret = \"{name}-password\" }}`, or remove `username`");
+        let subject = Subject::ProviderKey(name.clone(), "username".to_owned());
+        out.push(Found::at(subject, Violation::new(Code::ProviderSetting, message).help(help)));
+    }
+    if let Some(url) = spec.config.get("url")
         && let Err(violation) = redis_url(url)
     {
         out.push(Found::at(Subject::ProviderValue(name.clone(), "url".to_owned()), violation));
@@ -156,7 +258,7 @@ pub fn redis_url(text: &str) -> Result<(), Violation> {
     let url = Url::parse(text).map_err(|err| bad(&format!("is not a URL ({err})")))?;
     if url.password().is_some() || !url.username().is_empty() {
         let message = "the `url` of a provider holds a user name or password; settings are stored and shown, so secrets may not stand in them";
-        let help = "remove everything between `//` and `@`; let the server accept this machine without a password, and guard it by network policy";
+        let help = "remove everything between `//` and `@`, and name a secret beside it: `password = { secret = \"cache-password\" }`, kept with `sidereal secret set cache-password`";
         return Err(Violation::new(Code::ProviderSecret, message).help(help));
     }
     match url.scheme() {

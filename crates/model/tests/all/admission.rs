@@ -116,6 +116,7 @@ fn a_provider_is_who_it_says() {
     let redis = |url: &str, operator| ProviderSpec {
         kind: ProviderKind::KeyvalueRedis,
         config: [("url".to_owned(), url.to_owned())].into(),
+        secrets: [].into(),
         operator,
     };
     let declare = |c: &mut Case, name: &str, spec: &ProviderSpec| {

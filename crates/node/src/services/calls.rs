@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use api::services::codec::{FrameReader, FrameWriter, WireError};
-use api::services::{ServiceAnswer, ServiceCall, ServiceFault, ServiceReply};
+use api::services::{ServiceAnswer, ServiceCall, ServiceFault, ServiceReply, ServiceRequest};
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::{Client, Services};
+use super::{Client, Services, secret};
 
 /// Calls of one connection under way at once; the rest waits in the socket.
 const MAX_CALLS: usize = 1024;
@@ -58,10 +58,14 @@ async fn reply(client: &Client, services: &Services, call: ServiceCall) -> Servi
 }
 
 async fn answer(
-    _client: &Client,
-    _services: &Services,
-    _app: &model::AppName,
-    request: api::services::ServiceRequest,
+    client: &Client,
+    services: &Services,
+    app: &model::AppName,
+    request: ServiceRequest,
 ) -> Result<ServiceAnswer, ServiceFault> {
-    match request {}
+    match request {
+        ServiceRequest::Secret(request) => {
+            secret::answer(&client.tenant, &services.secrets, app, request).await.map(ServiceAnswer::Secret)
+        }
+    }
 }

@@ -4,6 +4,7 @@
 mod calls;
 mod files;
 mod keyvalue;
+mod secret;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use api::agent::HostInfo;
 use api::services::server::{Accepted, accept};
 use arc_swap::ArcSwapOption;
 use store::data::DataEngine;
+use store::secrets::Secrets;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -34,6 +36,8 @@ pub struct Services {
     pub artifacts: Arc<Artifacts>,
     /// Connections.
     pub dialer: Dialer,
+    /// The tenants' secrets.
+    pub secrets: Arc<Secrets>,
 }
 
 /// One host, as its connections are served.

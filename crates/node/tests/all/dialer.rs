@@ -133,8 +133,11 @@ async fn only_the_operator_s_provider_gets_where_it_was_declared() {
     let (_listener, port) = listener().await;
     let dialer = dialer();
     let url = format!("redis://127.0.0.1:{port}/0");
-    let spec =
-        ProviderSpec { kind: ProviderKind::KeyvalueRedis, config: [("url".to_owned(), url)].into(), operator: true };
+    let spec = ProviderSpec {
+        config: [("url".to_owned(), url)].into(),
+        operator: true,
+        ..ProviderSpec::new(ProviderKind::KeyvalueRedis)
+    };
     let cache: ProviderName = "cache".parse().unwrap();
     let mut settings = TenantSettings::default();
     settings.providers.insert(cache.clone(), spec);

@@ -18,6 +18,8 @@ use node::services::{Client, Services, serve};
 use node::tenant::{Prepared, Tenant};
 use store::blobs::Blobs;
 use store::data::DataEngine;
+use store::redb::RedbStore;
+use store::secrets::Secrets;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
@@ -29,17 +31,19 @@ struct Rig {
 }
 
 impl Rig {
-    fn new() -> Self {
+    async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let exe = dir.path().join("exe");
         std::fs::write(&exe, "#!/bin/sh\nprintf code:; exec /bin/cat\n").unwrap();
         std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o700)).unwrap();
         let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
         let artifacts = Artifacts::open(dir.path().join("cache"), dir.path().join("keys"), exe, blobs.clone()).unwrap();
+        let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
         let services = Services {
             data: DataEngine::open(dir.path().join("data.redb")).unwrap(),
             artifacts: Arc::new(artifacts),
             dialer: Dialer::new(Arc::new(SystemResolver)),
+            secrets: Secrets::open(store, &dir.path().join("keys")).await.unwrap(),
         };
         Self { dir, blobs, services: Arc::new(services) }
     }
@@ -71,7 +75,7 @@ fn increment(key: &str) -> KvOp {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_value_calls_of_two_tenants_never_meet() {
-    let rig = Rig::new();
+    let rig = Rig::new().await;
     let (one, two) = (Tenant::new("one".parse().unwrap()), Tenant::new("two".parse().unwrap()));
     let (first, second) = (rig.host(&one), rig.host(&two));
     let kv = |socket: PathBuf| Arc::new(KvClient::new(socket, Duration::from_secs(20)));
@@ -108,7 +112,7 @@ async fn key_value_calls_of_two_tenants_never_meet() {
 
 #[tokio::test]
 async fn every_operation_is_mapped_to_itself() {
-    let rig = Rig::new();
+    let rig = Rig::new().await;
     let (socket, _server) = rig.host(&Tenant::new("t".parse().unwrap()));
     let kv = KvClient::new(socket, Duration::from_secs(20));
     let pair = |key: &str, value: &str| (key.to_owned(), value.as_bytes().to_vec());
@@ -140,7 +144,7 @@ async fn every_operation_is_mapped_to_itself() {
 
 #[tokio::test]
 async fn code_is_handed_out_for_what_the_tenant_runs_only() {
-    let rig = Rig::new();
+    let rig = Rig::new().await;
     let tenant = Tenant::new("t".parse().unwrap());
     let (socket, _server) = rig.host(&tenant);
     let files = FilesClient::new(socket);
@@ -169,7 +173,7 @@ async fn code_is_handed_out_for_what_the_tenant_runs_only() {
 
 #[tokio::test]
 async fn a_dialled_socket_arrives_connected() {
-    let rig = Rig::new();
+    let rig = Rig::new().await;
     let tenant = Tenant::new("t".parse().unwrap());
     tenant.apply(&TenantSettings { egress: vec!["127.0.0.1".into()], ..TenantSettings::default() });
     let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
@@ -204,7 +208,7 @@ async fn a_dialled_socket_arrives_connected() {
 
 #[tokio::test]
 async fn the_alive_connection_ends_with_the_node() {
-    let rig = Rig::new();
+    let rig = Rig::new().await;
     let (socket, server) = rig.host(&Tenant::new("t".parse().unwrap()));
     let held = alive(&socket).await.unwrap();
     tokio::pin!(held);

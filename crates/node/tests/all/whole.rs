@@ -13,11 +13,12 @@ use hyper_util::rt::TokioIo;
 use model::observed::{AppObserved, Phase, Reason};
 use model::tenant::TenantSettings;
 use model::{AppName, Digest, LockedApp, NodeName, Revision, TenantName};
-use node::{Node, NodeConfig};
+use node::{Node, NodeConfig, Storage};
 use store::blobs::Blobs;
 use store::data::DataEngine;
 use store::keys::{self, Assignment, RevisionRecord};
 use store::redb::RedbStore;
+use store::secrets::Secrets;
 use store::{Expect, Store};
 
 struct Rig {
@@ -49,7 +50,9 @@ impl Rig {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let exe = self.dir.path().join("exe");
         let (store, blobs, data) = (self.store.clone(), self.blobs.clone(), self.data.clone());
-        let mut config = NodeConfig::new(node_name(), self.dir.path(), exe, store, blobs, data, listen);
+        let secrets = Secrets::open(store.clone(), &self.dir.path().join("keys")).await.unwrap();
+        let mut config =
+            NodeConfig::new(node_name(), self.dir.path(), exe, Storage { store, blobs, data, secrets }, listen);
         config.ingress.workers = 1;
         Node::start(config).await.unwrap()
     }

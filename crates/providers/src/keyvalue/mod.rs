@@ -28,6 +28,7 @@ pub use redis::Redis;
 pub use vault::VaultKv;
 
 use crate::meter::{ErrorKind, Kind, LinkMeter};
+use crate::secrets::SecretError;
 
 /// The longest key, bytes; the shortest has one.
 pub const MAX_KEY: usize = 1024;
@@ -73,6 +74,18 @@ pub enum BackendError {
         /// The limit, milliseconds.
         ms: u64,
     },
+}
+
+impl From<SecretError> for BackendError {
+    fn from(error: SecretError) -> Self {
+        match error {
+            SecretError::TimedOut { ms, .. } => Self::TimedOut { ms },
+            SecretError::Unavailable { .. } => Self::Unavailable(error.to_string()),
+            SecretError::Missing(_) | SecretError::Denied { .. } | SecretError::Unusable { .. } => {
+                Self::Denied(error.to_string())
+            }
+        }
+    }
 }
 
 impl Kind for BackendError {

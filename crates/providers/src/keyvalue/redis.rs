@@ -4,29 +4,28 @@
 //! `/`, and the bucket comes last, so no two tenants and no two apps can name the same hash whatever their buckets are
 //! called. A batch is one command on one hash, and one command is atomic.
 
+mod connect;
+
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+use connect::{Connector, forget, pause};
 
 use futures::FutureExt;
 use model::{AppName, ProviderName, TenantName};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError,
+    Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, ServerErrorKind, cmd,
 };
-use redis::{RedisConnectionInfo, ServerErrorKind, cmd};
 
 use super::{Answer, Backend, BackendError, Gathered, PAGE, Page, check_answer, check_length};
 use crate::dial::{Caller, Dialer, Target};
+use crate::secrets::Credentials;
 
 /// Time to connect and to introduce ourselves, and time to answer one command.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The first pause after a failed connection, doubled up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause between two tries to connect.
-const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// Fields per step of a listing where the server sends each with its value: what is held at once is this many values.
 const STEP_WITH_VALUES: u32 = 8;
@@ -37,20 +36,27 @@ pub enum SettingsError {
     /// No `url`.
     #[error("the provider needs `url`, for example `redis://127.0.0.1:6379`")]
     NoUrl,
-    /// Not a URL of Redis over TCP.
-    #[error("the provider's `url` is not `redis://[user:password@]host[:port][/db]`")]
+    /// Not a URL of Redis over TCP, or one with a user name or password in it.
+    #[error("the provider's `url` is not `redis://host[:port][/db]`; `username` and `password` stand beside it")]
     Url,
+}
+
+/// Who the provider is to the server. What the secrets `username` and `password` hold is asked for at each connection.
+pub struct Login {
+    /// The user, where it is written as a text.
+    pub username: Option<String>,
+    /// The secrets of the provider's settings.
+    pub secrets: Credentials,
 }
 
 /// One app's keys in one Redis.
 pub struct Redis {
     prefix: String,
-    target: Target,
-    info: RedisConnectionInfo,
-    dialer: Arc<dyn Dialer>,
+    connector: Arc<Connector>,
     connecting: tokio::sync::Mutex<()>,
     line: Arc<Mutex<Line>>,
-    jitter: RandomState,
+    /// Follows the secrets from the first connection on.
+    renewing: OnceLock<AbortOnDrop>,
     /// The server is older than `HSCAN … NOVALUES` (Redis 7.4, Valkey 8).
     sends_values: AtomicBool,
 }
@@ -59,10 +65,20 @@ pub struct Redis {
 #[derive(Default)]
 struct Line {
     connection: Option<MultiplexedConnection>,
+    /// The versions of the secrets it was made with.
+    versions: Vec<u64>,
     /// Tells a connection from the one that replaced it.
     generation: u64,
     failures: u32,
-    retry_at: Option<(Instant, String)>,
+    retry_at: Option<(Instant, BackendError)>,
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What is sent at once.
@@ -82,19 +98,22 @@ impl Redis {
         app: &AppName,
         provider: &ProviderName,
         url: &str,
+        login: Login,
         dialer: Arc<dyn Dialer>,
     ) -> Result<Self, SettingsError> {
         let info = url.into_connection_info().map_err(|_| SettingsError::Url)?;
         let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(SettingsError::Url) };
+        if info.redis_settings().username().is_some() || info.redis_settings().password().is_some() {
+            return Err(SettingsError::Url);
+        }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let target = Target { app: app.clone(), caller: Caller::Provider(provider.clone()), host, port: *port };
         Ok(Self {
             prefix: format!("{tenant}/{app}/"),
-            target: Target { app: app.clone(), caller: Caller::Provider(provider.clone()), host, port: *port },
-            info: info.redis_settings().clone(),
-            dialer,
+            connector: Arc::new(Connector { target, info: info.redis_settings().clone(), login, dialer }),
             connecting: tokio::sync::Mutex::new(()),
             line: Arc::default(),
-            jitter: RandomState::new(),
+            renewing: OnceLock::new(),
             sends_values: AtomicBool::new(false),
         })
     }
@@ -131,55 +150,25 @@ impl Redis {
         if let Some((at, why)) = &self.lock().retry_at
             && *at > Instant::now()
         {
-            return Err(BackendError::Unavailable(why.clone()));
+            return Err(why.clone());
         }
-        let connected = tokio::time::timeout(TIMEOUT, self.connect()).await;
-        let result = connected.unwrap_or(Err(BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 }));
-        let mut line = self.lock();
-        match &result {
-            Ok(connection) => {
-                line.generation += 1;
-                line.failures = 0;
-                line.retry_at = None;
-                line.connection = Some(connection.0.clone());
-                let generation = line.generation;
-                drop(line);
-                self.watch(result?, generation)
-            }
+        if !self.connector.login.secrets.is_empty() {
+            // Before they are revealed: a change from here on is not missed.
+            self.renewing.get_or_init(|| {
+                let changes = self.connector.login.secrets.changes();
+                let renewing = connect::renew(self.connector.clone(), Arc::downgrade(&self.line), changes);
+                AbortOnDrop(tokio::spawn(renewing))
+            });
+        }
+        match self.connector.connect().await {
+            Ok(connected) => Ok(connected.install(&self.line)),
             Err(cause) => {
+                let mut line = self.lock();
                 line.failures = line.failures.saturating_add(1);
-                let pause = pause(line.failures, self.jitter.hash_one(line.generation + u64::from(line.failures)));
-                line.retry_at = Some((Instant::now() + pause, cause.to_string()));
-                Err(cause.clone())
+                line.retry_at = Some((Instant::now() + pause(line.failures), cause.clone()));
+                Err(cause)
             }
         }
-    }
-
-    async fn connect(&self) -> Result<(MultiplexedConnection, impl Future<Output = ()> + 'static), BackendError> {
-        let dialled = self.dialer.dial(self.target.clone()).await.map_err(|cause| match cause {
-            crate::dial::DialError::Denied(why) => BackendError::Denied(why),
-            other => BackendError::Unavailable(other.to_string()),
-        })?;
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(TIMEOUT));
-        MultiplexedConnection::new_with_config(&self.info, dialled.stream, config)
-            .await
-            .map_err(|cause| translate(&cause, ""))
-    }
-
-    /// Runs the connection until it ends, and then forgets it, so that the next call connects anew.
-    fn watch(
-        &self,
-        (connection, driver): (MultiplexedConnection, impl Future<Output = ()> + Send + 'static),
-        generation: u64,
-    ) -> Result<(MultiplexedConnection, u64), BackendError> {
-        let line = Arc::downgrade(&self.line);
-        tokio::spawn(async move {
-            driver.await;
-            if let Some(line) = line.upgrade() {
-                forget(&line, generation);
-            }
-        });
-        Ok((connection, generation))
     }
 
     /// One step of a listing.
@@ -240,20 +229,6 @@ impl Redis {
             }
         }
     }
-}
-
-fn forget(line: &Mutex<Line>, generation: u64) {
-    let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
-    if line.generation == generation {
-        line.connection = None;
-    }
-}
-
-/// How long to wait after `failures` failures in a row: between half and all of a doubling time.
-fn pause(failures: u32, random: u64) -> Duration {
-    let full = MIN_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MAX_PAUSE);
-    let half = full / 2;
-    half + Duration::from_nanos(random % (half.as_nanos() as u64 + 1))
 }
 
 fn translate(cause: &RedisError, key: &str) -> BackendError {
@@ -370,21 +345,5 @@ impl Backend for Redis {
             self.run(false, cmd("HDEL").arg(self.hash(bucket)).arg(&keys), "").await
         }
         .boxed()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_and_stay_bounded() {
-        for random in [0, 1, u64::MAX] {
-            assert!(pause(1, random) >= MIN_PAUSE / 2 && pause(1, random) <= MIN_PAUSE);
-            assert!(pause(5, random) > pause(1, u64::MAX) / 2);
-            for failures in [20, u32::MAX] {
-                assert!(pause(failures, random) <= MAX_PAUSE && pause(failures, random) >= MAX_PAUSE / 2);
-            }
-        }
     }
 }

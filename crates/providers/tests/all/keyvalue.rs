@@ -4,13 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use model::SecretRef;
 use providers::dial::{Caller, DialError};
+use providers::keyvalue::redis::Login;
 use providers::keyvalue::{Backend, BackendError, Memory, Redis, conformance};
+use providers::secrets::Credentials;
 
-use crate::support::{Direct, RedisServer};
+use crate::support::{Direct, RedisServer, Vault};
 
 fn redis_of(tenant: &str, app: &str, url: &str, dialer: Arc<Direct>) -> Redis {
-    Redis::new(&tenant.parse().unwrap(), &app.parse().unwrap(), &"store".parse().unwrap(), url, dialer).unwrap()
+    redis_as(tenant, app, url, login(None, &[], &Vault::new()), dialer)
+}
+
+fn redis_as(tenant: &str, app: &str, url: &str, login: Login, dialer: Arc<Direct>) -> Redis {
+    Redis::new(&tenant.parse().unwrap(), &app.parse().unwrap(), &"store".parse().unwrap(), url, login, dialer).unwrap()
+}
+
+/// A login with these settings as secrets, each named like its setting.
+fn login(username: Option<&str>, secrets: &[&str], vault: &Arc<Vault>) -> Login {
+    let secrets = secrets.iter().map(|name| ((*name).to_owned(), SecretRef::new(name.parse().unwrap())));
+    let secrets = Credentials::new("shop".parse().unwrap(), secrets.collect(), vault.clone());
+    Login { username: username.map(str::to_owned), secrets }
 }
 
 #[tokio::test]
@@ -130,12 +144,22 @@ async fn refusals_are_told_apart() {
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let _server = RedisServer::start_at(address, &["--requirepass", "right"]);
     let dialer = Direct::to(address);
-    for url in [format!("redis://{address}"), format!("redis://:wrong@{address}")] {
-        let denied = redis_of("acme", "shop", &url, dialer.clone()).check().await.unwrap_err();
-        assert!(matches!(denied, BackendError::Denied(_)), "{url}: {denied:?}");
-        assert!(!denied.to_string().contains("wrong@"), "{denied}");
+    let url = format!("redis://{address}");
+    let vault = Vault::new();
+    let denied = redis_of("acme", "shop", &url, dialer.clone()).check().await.unwrap_err();
+    assert!(matches!(denied, BackendError::Denied(_)), "no password: {denied:?}");
+    let redis = redis_as("acme", "shop", &url, login(None, &["password"], &vault), dialer.clone());
+    let missing = redis.check().await.unwrap_err();
+    assert!(matches!(&missing, BackendError::Denied(why) if why.contains("secret set password")), "{missing:?}");
+    for wrong in ["wrong-hunter2", "ri\r\nght", ""] {
+        vault.set("password", wrong);
+        let redis = redis_as("acme", "shop", &url, login(None, &["password"], &vault), dialer.clone());
+        let denied = redis.check().await.unwrap_err();
+        assert!(matches!(denied, BackendError::Denied(_)), "{wrong:?}: {denied:?}");
+        assert!(!denied.to_string().contains("hunter2"), "{denied}");
     }
-    redis_of("acme", "shop", &format!("redis://:right@{address}"), dialer.clone()).check().await.unwrap();
+    vault.set("password", "right");
+    redis_as("acme", "shop", &url, login(None, &["password"], &vault), dialer.clone()).check().await.unwrap();
 
     *dialer.refuse.lock().unwrap() = Some(DialError::Denied("10.0.0.1 (private) is not granted".into()));
     let denied = redis_of("acme", "shop", "redis://10.0.0.1", dialer).check().await.unwrap_err();
@@ -143,11 +167,98 @@ async fn refusals_are_told_apart() {
 }
 
 #[tokio::test]
+async fn a_user_of_the_servers_own_list_logs_in() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let _server = RedisServer::start_at(address, &["--user", "shop on >right ~acme/* +@all"]);
+    let (dialer, vault, url) = (Direct::to(address), Vault::new(), format!("redis://{address}/0"));
+    vault.set("password", "right");
+    vault.set("username", "shop");
+    for login in [login(Some("shop"), &["password"], &vault), login(None, &["password", "username"], &vault)] {
+        let redis = redis_as("acme", "shop", &url, login, dialer.clone());
+        redis.set("b", "k", b"1".to_vec()).await.unwrap();
+        let others =
+            redis_as("umbrella", "shop", &url, self::login(Some("shop"), &["password"], &vault), dialer.clone());
+        assert!(matches!(others.get("b", "k").await, Err(BackendError::Denied(_))), "its keys are its own");
+    }
+}
+
+/// What the server counts as connections it took.
+async fn tells(address: std::net::SocketAddr, password: &str, command: &str) -> String {
+    let address = address.to_string();
+    let (host, port) = address.rsplit_once(':').unwrap();
+    let mut cli = tokio::process::Command::new("redis-cli");
+    cli.args(["-h", host, "-p", port]).env("REDISCLI_AUTH", password).args(command.split(' '));
+    String::from_utf8(cli.output().await.unwrap().stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_password_that_is_set_anew_is_used_while_calls_go_on() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let _server = RedisServer::start_at(address, &["--requirepass", "first"]);
+    let (dialer, vault) = (Direct::to(address), Vault::new());
+    vault.set("password", "first");
+    let login = login(None, &["password"], &vault);
+    let redis = Arc::new(redis_as("acme", "shop", &format!("redis://{address}"), login, dialer.clone()));
+    redis.check().await.unwrap();
+
+    let (stop, counter) = (Arc::new(std::sync::atomic::AtomicBool::new(false)), redis.clone());
+    let calls = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            let mut count = 0;
+            while !stop.load(SeqCst) {
+                count += 1;
+                assert_eq!(counter.increment("b", "n", 1).await.unwrap(), count, "no call fails or counts twice");
+            }
+            count
+        }
+    });
+    // We know first, the server later: what there is goes on, and the new connection comes once it can.
+    vault.set("password", "second");
+    let start = Instant::now();
+    while dialer.dials.load(SeqCst) < 3 {
+        assert!(start.elapsed() < Duration::from_secs(10), "the new password is tried");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(tells(address, "first", "config set requirepass second").await.trim(), "OK");
+    while vault.revealed.load(SeqCst) < 2
+        || tells(address, "second", "client list").await.matches("cmd=hincrby").count() != 1
+    {
+        assert!(start.elapsed() < Duration::from_secs(20), "one connection is left, with the new password");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Those that were made with the old one are ended: nothing of ours is among them.
+    let dials = dialer.dials.load(SeqCst);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    stop.store(true, SeqCst);
+    assert!(calls.await.unwrap() > 0);
+    assert_eq!(dialer.dials.load(SeqCst), dials, "it has come to rest");
+
+    // The server first, and it ends our connection: the next one is made with what is set by then.
+    assert_eq!(tells(address, "second", "config set requirepass third").await.trim(), "OK");
+    tells(address, "third", "client kill type normal").await;
+    let start = Instant::now();
+    while !matches!(redis.get("b", "n").await, Err(BackendError::Denied(_))) {
+        assert!(start.elapsed() < Duration::from_secs(10), "the old password is refused");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    vault.set("password", "third");
+    let start = Instant::now();
+    while let Err(cause) = redis.get("b", "n").await {
+        assert!(start.elapsed() < Duration::from_secs(5), "{cause}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_url_that_is_none_is_refused_without_being_shown() {
-    for url in ["", "redis:", "http://a", "unix:///run/redis.sock", "redis://user:hunter2@", "hunter2"] {
+    for url in
+        ["", "redis:", "http://a", "unix:///run/redis.sock", "redis://user:hunter2@", "hunter2", "redis://u:hunter2@h"]
+    {
         let dialer = Direct::to("127.0.0.1:1".parse().unwrap());
         let names = ("acme".parse().unwrap(), "shop".parse().unwrap(), "store".parse().unwrap());
-        let refused = match Redis::new(&names.0, &names.1, &names.2, url, dialer) {
+        let login = login(None, &[], &Vault::new());
+        let refused = match Redis::new(&names.0, &names.1, &names.2, url, login, dialer) {
             Err(refused) => refused.to_string(),
             Ok(_) => panic!("{url} was accepted"),
         };

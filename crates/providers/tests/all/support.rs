@@ -13,14 +13,16 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
-use model::{Limits, World};
+use model::{AppName, Limits, SecretRef, SecretValue, World};
 use providers::config::Config;
 use providers::dial::{DialError, Dialer, Dialled, Target};
 use providers::keyvalue::KeyValue;
 use providers::logging::Logging;
+use providers::secrets::{Resolver, Revealed, SecretError};
 use runtime::wasmtime::Engine;
 use runtime::wasmtime::component::Component;
 use runtime::{Bindings, LogSink, LogStreamKind, Outbound, Runtime, RuntimeSettings, Sinks, Workload};
+use tokio::sync::watch;
 
 /// Connects every name to one address, and counts.
 pub(crate) struct Direct {
@@ -60,6 +62,41 @@ impl Dialer for Direct {
             }
         }
         .boxed()
+    }
+}
+
+/// Holds secrets for the test, and tells of every change.
+pub(crate) struct Vault {
+    values: Mutex<BTreeMap<String, (u64, String)>>,
+    changes: watch::Sender<u64>,
+    pub(crate) revealed: AtomicU32,
+}
+
+impl Vault {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { values: Mutex::default(), changes: watch::Sender::new(0), revealed: AtomicU32::new(0) })
+    }
+
+    pub(crate) fn set(&self, name: &str, value: &str) {
+        let version = *self.changes.borrow() + 1;
+        self.values.lock().unwrap().insert(name.to_owned(), (version, value.to_owned()));
+        self.changes.send_replace(version);
+    }
+}
+
+impl Resolver for Vault {
+    fn reveal<'a>(&'a self, _: &'a AppName, secret: &'a SecretRef) -> BoxFuture<'a, Result<Revealed, SecretError>> {
+        self.revealed.fetch_add(1, SeqCst);
+        let found = self.values.lock().unwrap().get(secret.secret.as_str()).cloned();
+        async move {
+            let (version, value) = found.ok_or_else(|| SecretError::Missing(secret.secret.to_string()))?;
+            Ok(Revealed { value: SecretValue::new(value.into_bytes()), version })
+        }
+        .boxed()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 }
 

@@ -11,4 +11,5 @@
 mod crash;
 mod data;
 mod disk_full;
+mod secrets;
 mod store;

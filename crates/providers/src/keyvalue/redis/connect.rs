@@ -1,0 +1,203 @@
+//! How a connection to Redis comes about: dialled, logged in with what the secrets hold now, and replaced when they are
+//! set anew. A password passes through memory of ours that is wiped, and through no library that would keep it.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, RedisConnectionInfo};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use super::{BackendError, Line, Login, TIMEOUT, translate};
+use crate::dial::{DialError, Dialer, Target};
+use crate::secrets::Unlocked;
+
+/// The first pause after a failed connection, doubled up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between two tries to connect.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// The longest answer to a login, bytes.
+const MAX_ANSWER: usize = 1024;
+
+/// What every connection is made from.
+pub(super) struct Connector {
+    pub(super) target: Target,
+    pub(super) info: RedisConnectionInfo,
+    pub(super) login: Login,
+    pub(super) dialer: Arc<dyn Dialer>,
+}
+
+/// A new connection, which nobody drives yet.
+pub(super) struct Connected<D> {
+    connection: MultiplexedConnection,
+    driver: D,
+    versions: Vec<u64>,
+}
+
+impl Connector {
+    /// A connection with what the secrets hold now.
+    pub(super) async fn connect(&self) -> Result<Connected<impl Future<Output = ()> + Send + 'static>, BackendError> {
+        let connecting = async { self.connect_with(self.login.secrets.all().await?).await };
+        let connected = tokio::time::timeout(TIMEOUT, connecting).await;
+        connected.unwrap_or(Err(BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 }))
+    }
+
+    async fn connect_with(
+        &self,
+        unlocked: Unlocked,
+    ) -> Result<Connected<impl Future<Output = ()> + Send + 'static>, BackendError> {
+        let dialled = self.dialer.dial(self.target.clone()).await.map_err(|cause| match cause {
+            DialError::Denied(why) => BackendError::Denied(why),
+            other => BackendError::Unavailable(other.to_string()),
+        })?;
+        let mut stream = dialled.stream;
+        if let Some(password) = unlocked.bytes("password") {
+            let username = unlocked.text("username")?.or(self.login.username.as_deref());
+            log_in(&mut stream, username, password).await?;
+        }
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(TIMEOUT));
+        let (connection, driver) = MultiplexedConnection::new_with_config(&self.info, stream, config)
+            .await
+            .map_err(|cause| translate(&cause, ""))?;
+        Ok(Connected { connection, driver, versions: unlocked.versions() })
+    }
+}
+
+impl<D: Future<Output = ()> + Send + 'static> Connected<D> {
+    /// Makes it the one that calls are sent on, until it ends: then it is forgotten, and the next call connects anew.
+    /// Calls under way on the one before finish there.
+    pub(super) fn install(self, line: &Arc<Mutex<Line>>) -> (MultiplexedConnection, u64) {
+        let generation = {
+            let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
+            line.generation += 1;
+            line.failures = 0;
+            line.retry_at = None;
+            line.versions = self.versions;
+            line.connection = Some(self.connection.clone());
+            line.generation
+        };
+        let line = Arc::downgrade(line);
+        let driver = self.driver;
+        tokio::spawn(async move {
+            driver.await;
+            if let Some(line) = line.upgrade() {
+                forget(&line, generation);
+            }
+        });
+        (self.connection, generation)
+    }
+}
+
+pub(super) fn forget(line: &Mutex<Line>, generation: u64) {
+    let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
+    if line.generation == generation {
+        line.connection = None;
+    }
+}
+
+/// How long to wait after `failures` failures in a row.
+pub(super) fn pause(failures: u32) -> Duration {
+    pause_of(failures, RandomState::new().hash_one(failures))
+}
+
+/// Between half and all of a doubling time.
+fn pause_of(failures: u32, random: u64) -> Duration {
+    let full = MIN_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MAX_PAUSE);
+    let half = full / 2;
+    half + Duration::from_nanos(random % (half.as_nanos() as u64 + 1))
+}
+
+/// Replaces the connection each time the secrets were set anew. The one there is stays until the new one answers: the
+/// server may be told of the new password a little later than we are.
+pub(super) async fn renew(connector: Arc<Connector>, line: Weak<Mutex<Line>>, mut changes: watch::Receiver<u64>) {
+    let mut failures = 0_u32;
+    loop {
+        let told = match failures {
+            0 => Ok(changes.changed().await),
+            failures => tokio::time::timeout(pause(failures), changes.changed()).await,
+        };
+        if let Ok(Err(_)) = told {
+            return;
+        }
+        let Some(line) = line.upgrade() else { return };
+        match renew_once(&connector, &line).await {
+            Ok(()) => failures = 0,
+            Err(cause) => {
+                failures = failures.saturating_add(1);
+                if failures == 1 {
+                    let Target { app, caller, .. } = &connector.target;
+                    tracing::warn!(%app, ?caller, %cause, "secrets changed and a new connection cannot be made; the old one stays, and it is tried again");
+                }
+            }
+        }
+    }
+}
+
+async fn renew_once(connector: &Connector, line: &Arc<Mutex<Line>>) -> Result<(), BackendError> {
+    let versions = {
+        let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
+        if line.connection.is_none() {
+            // The next call connects with what there is now, and need not wait for it.
+            line.retry_at = None;
+            return Ok(());
+        }
+        line.versions.clone()
+    };
+    let unlocked = connector.login.secrets.all().await?;
+    if unlocked.versions() == versions {
+        return Ok(());
+    }
+    let connected = tokio::time::timeout(TIMEOUT, connector.connect_with(unlocked)).await;
+    let connected = connected.unwrap_or(Err(BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 }))?;
+    connected.install(line);
+    Ok(())
+}
+
+/// `AUTH`, written here so that no other buffer than ours holds the password.
+async fn log_in(stream: &mut TcpStream, username: Option<&str>, password: &[u8]) -> Result<(), BackendError> {
+    let lost = |cause: std::io::Error| BackendError::Unavailable(cause.to_string());
+    let parts: Vec<&[u8]> =
+        [Some(&b"AUTH"[..]), username.map(str::as_bytes), Some(password)].into_iter().flatten().collect();
+    // Large enough for all of it: growing would leave copies behind.
+    let size = parts.iter().map(|part| part.len() + 32).sum::<usize>() + 32;
+    let mut command = Zeroizing::new(Vec::with_capacity(size));
+    command.extend_from_slice(format!("*{}\r\n", parts.len()).as_bytes());
+    for part in parts {
+        command.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+        command.extend_from_slice(part);
+        command.extend_from_slice(b"\r\n");
+    }
+    stream.write_all(&command).await.map_err(lost)?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n") && answer.len() < MAX_ANSWER {
+        answer.push(stream.read_u8().await.map_err(lost)?);
+    }
+    if answer == b"+OK\r\n" {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&answer);
+    match said.trim_end().strip_prefix('-') {
+        Some(refused) => Err(BackendError::Denied(refused.escape_debug().to_string())),
+        None => Err(BackendError::Unavailable("the server does not answer a login as Redis does".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_stay_bounded() {
+        for random in [0, 1, u64::MAX] {
+            assert!(pause_of(1, random) >= MIN_PAUSE / 2 && pause_of(1, random) <= MIN_PAUSE);
+            assert!(pause_of(5, random) > pause_of(1, u64::MAX) / 2);
+            for failures in [20, u32::MAX] {
+                assert!(pause_of(failures, random) <= MAX_PAUSE && pause_of(failures, random) >= MAX_PAUSE / 2);
+            }
+        }
+    }
+}
