@@ -29,7 +29,7 @@ fn end(provider: &str, kind: ProviderKind) -> CopyEnd {
 }
 
 fn rule(kind: ProviderKind) -> ProviderSpec {
-    ProviderSpec { kind, config: Default::default(), operator: false }
+    ProviderSpec::new(kind)
 }
 
 fn request() -> CopyRequest {
