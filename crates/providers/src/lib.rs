@@ -23,5 +23,5 @@ pub mod logging;
 pub mod meter;
 pub mod nats;
 mod path;
-pub mod vault;
 pub mod secrets;
+pub mod vault;
