@@ -1,7 +1,7 @@
 //! Bindings and the few lines every WASI 0.2 guest repeats. What a guest does not call is not imported by its component.
 
 wit_bindgen::generate!({
-    path: ["../wit/p2", "../wit/keyvalue", "../wit/config", "../wit/logging"],
+    path: ["../wit/p2", "../wit/keyvalue", "../wit/blobstore", "../wit/config", "../wit/logging"],
     inline: "
         package sidereal:guests;
         world guest {
@@ -13,6 +13,9 @@ wit_bindgen::generate!({
             import wasi:keyvalue/store@0.2.0-draft;
             import wasi:keyvalue/atomics@0.2.0-draft;
             import wasi:keyvalue/batch@0.2.0-draft;
+            import wasi:blobstore/types@0.2.0-draft;
+            import wasi:blobstore/container@0.2.0-draft;
+            import wasi:blobstore/blobstore@0.2.0-draft;
             import wasi:config/store@0.2.0-rc.1;
             import wasi:logging/logging@0.1.0-draft;
             export wasi:http/incoming-handler@0.2.12;

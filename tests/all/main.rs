@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod blobstore;
 mod crash;
 mod demo;
 mod deploy;

@@ -20,6 +20,7 @@ mod entry;
 mod error;
 mod escape;
 mod fault;
+mod folder;
 mod hold;
 mod links;
 mod listen;
@@ -32,6 +33,7 @@ use std::path::PathBuf;
 
 pub use embedded::Embedded;
 pub use error::HostError;
+pub use folder::Folder;
 use model::TenantName;
 pub use runtime::RuntimeSettings;
 pub use serve::{run, run_with};

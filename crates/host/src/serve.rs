@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use providers::blobstore::Blobstore;
 use providers::config::Config;
 use providers::dial::Dialer;
 use providers::http_out::{Tls, public_roots};
@@ -36,6 +37,8 @@ use crate::{HostArgs, HostError, HostSettings};
 const KV_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for a call of any other service; callers that cannot wait as long bound it themselves.
 const CALLS_TIMEOUT: Duration = Duration::from_secs(60);
+/// A call about an object that the node does not answer for this long has failed: the last one waits for the disk.
+const BLOB_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is written already may take this long to be sent when the host ends.
 const FLUSH: Duration = Duration::from_secs(1);
 /// Headers a request may have: what the ingress lets through, and what it adds.
@@ -109,14 +112,16 @@ async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> 
 
 fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostError> {
     let socket = args.dir.join(NODE_SOCKET);
-    let capabilities: Vec<Box<dyn Capability>> = vec![Box::new(KeyValue), Box::new(Config), Box::new(Logging)];
+    let capabilities: Vec<Box<dyn Capability>> =
+        vec![Box::new(KeyValue), Box::new(Blobstore), Box::new(Config), Box::new(Logging)];
     let runtime = Runtime::new(settings.runtime, capabilities)?;
     let files = Arc::new(FilesClient::new(&socket));
     let store = Arc::new(KvClient::new(&socket, KV_TIMEOUT));
     let dialer: Arc<dyn Dialer> = Arc::new(NodeDialer::new(files.clone()));
     let calls = Arc::new(CallsClient::new(&socket, CALLS_TIMEOUT));
     let secrets = NodeSecrets::new(calls);
-    let providers = Providers::new(Means { tenant: args.tenant.clone(), store, dialer: dialer.clone(), secrets });
+    let blobs = Arc::new(CallsClient::new(&socket, BLOB_TIMEOUT));
+    let providers = Providers::new(Means { tenant: args.tenant.clone(), store, blobs, dialer: dialer.clone(), secrets });
     let code = CodeStore::new(runtime, files);
     let tls = Tls::new(public_roots())?;
     Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), settings.max_loaded))

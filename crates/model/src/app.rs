@@ -135,11 +135,14 @@ pub enum ProviderKind {
     KeyvalueEmbedded,
     /// Key-value in Redis or Valkey; `url` is `redis://host[:port][/db]`, `username` and `password` stand beside it.
     KeyvalueRedis,
+    /// Objects in files of the node: durable before acknowledged.
+    BlobstoreFolder,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 3] = [Self::KeyvalueMemory, Self::KeyvalueEmbedded, Self::KeyvalueRedis];
+    pub const ALL: [Self; 4] =
+        [Self::KeyvalueMemory, Self::KeyvalueEmbedded, Self::KeyvalueRedis, Self::BlobstoreFolder];
 
     /// The name in manifests.
     pub fn as_str(self) -> &'static str {
@@ -147,6 +150,7 @@ impl ProviderKind {
             Self::KeyvalueMemory => "keyvalue-memory",
             Self::KeyvalueEmbedded => "keyvalue-embedded",
             Self::KeyvalueRedis => "keyvalue-redis",
+            Self::BlobstoreFolder => "blobstore-folder",
         }
     }
 
@@ -154,12 +158,13 @@ impl ProviderKind {
     pub fn contract(self) -> &'static str {
         match self {
             Self::KeyvalueMemory | Self::KeyvalueEmbedded | Self::KeyvalueRedis => "wasi:keyvalue",
+            Self::BlobstoreFolder => "wasi:blobstore",
         }
     }
 
     /// The providers that exist without being declared: name and kind.
-    pub const BUILT_IN: [(&'static str, Self); 2] =
-        [("memory", Self::KeyvalueMemory), ("embedded", Self::KeyvalueEmbedded)];
+    pub const BUILT_IN: [(&'static str, Self); 3] =
+        [("embedded", Self::KeyvalueEmbedded), ("memory", Self::KeyvalueMemory), ("folder", Self::BlobstoreFolder)];
 }
 
 /// A named edge: (component, contract, label) to a provider.
@@ -169,7 +174,8 @@ pub struct Link {
     pub component: ComponentName,
     /// Which contract.
     pub contract: ContractId,
-    /// Which of several links of the contract: for key-value the bucket name the component opens.
+    /// Which of several links of the contract: the name of the bucket or container the component
+    /// opens.
     pub label: Label,
     /// What answers.
     pub provider: ProviderName,

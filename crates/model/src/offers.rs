@@ -125,6 +125,12 @@ pub const OFFERS: &[Offer] = &[
         interfaces: &["store", "atomics", "batch"],
         by_link: true,
     },
+    Offer {
+        contract: "wasi:blobstore",
+        version: Offered::Exact("0.2.0-draft"),
+        interfaces: &["types", "container", "blobstore"],
+        by_link: true,
+    },
 ];
 
 /// What the platform has for an import.

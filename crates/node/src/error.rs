@@ -15,6 +15,14 @@ pub enum NodeError {
         /// Why not.
         cause: std::io::Error,
     },
+    /// The folder of the apps' objects cannot be used.
+    #[error("{path}: {cause}", path = .path.display())]
+    Objects {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        cause: store::folder::FolderError,
+    },
     /// The ingress cannot listen.
     #[error("the ingress cannot start: {0}")]
     Ingress(crate::ingress::IngressError),

@@ -17,6 +17,7 @@ use model::{AppName, ComponentName, NodeName, TenantName};
 use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
+use store::folder::Folder;
 use store::keys::NodeRecord;
 use store::secrets::Secrets;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -136,7 +137,9 @@ impl Node {
         let address = ingress.addr();
         let resolver = config.resolver.unwrap_or_else(|| Arc::new(SystemResolver));
         let dialer = Dialer::new(resolver);
-        let services = Arc::new(Services { data, artifacts: artifacts.clone(), dialer, secrets });
+        let objects = config.data_dir.join("objects");
+        let folder = Folder::open(&objects).map_err(|cause| NodeError::Objects { path: objects, cause })?;
+        let services = Arc::new(Services { data, folder, artifacts: artifacts.clone(), dialer, secrets });
         let logs = Arc::new(Logs::default());
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());

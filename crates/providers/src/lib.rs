@@ -1,6 +1,7 @@
 //! Capability providers by contract: one adapter per contract, one small trait behind it, one suite over every backend.
 //!
 //! * [`keyvalue`]: `wasi:keyvalue` over memory, Redis, and whatever else implements its `Backend`.
+//! * [`blobstore`]: `wasi:blobstore`, the same way, streamed.
 //! * [`config`] and [`logging`]: answered in the host itself, no link needed.
 //! * [`http_out`]: outgoing HTTP of one component.
 //! * [`http_json`]: the client of providers whose server speaks JSON over HTTP; [`breaker`] keeps a dead one cheap.
@@ -13,6 +14,7 @@
 //! Everything a provider needs arrives as a value: no environment, no files, no sockets of its own.
 #![forbid(unsafe_code)]
 
+pub mod blobstore;
 pub mod breaker;
 pub mod config;
 pub mod dial;

@@ -8,6 +8,7 @@ pub mod blobs;
 pub mod conformance;
 pub mod data;
 mod disk;
+pub mod folder;
 pub mod keys;
 pub mod redb;
 mod seal;

@@ -10,6 +10,7 @@
 //!   [`FileReply::Ready`], the descriptor travels with the reply's bytes by `SCM_RIGHTS`.
 //! * [`Hello::Alive`]: nothing more; whoever sees it close knows the other process is gone.
 
+pub mod blob;
 pub mod client;
 pub mod codec;
 mod descriptor;
@@ -116,6 +117,8 @@ pub struct ServiceCall {
 pub enum ServiceRequest {
     /// Secrets.
     Secret(secret::SecretRequest),
+    /// Objects.
+    Blob(blob::BlobRequest),
 }
 
 /// What is answered, variant by variant as [`ServiceRequest`].
@@ -123,6 +126,8 @@ pub enum ServiceRequest {
 pub enum ServiceAnswer {
     /// Secrets.
     Secret(secret::SecretAnswer),
+    /// Objects.
+    Blob(Result<blob::BlobAnswer, blob::BlobFault>),
 }
 
 /// Why a service refused or failed.

@@ -71,5 +71,6 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             let redis = Arc::new(redis.map_err(settings)?);
             Store::new(redis.clone(), Some(redis))
         }
+        other => return Err(super::another_contract(name, other)),
     })
 }

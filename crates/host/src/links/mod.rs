@@ -1,13 +1,15 @@
 //! From the links of a revision to the bindings of its components. A provider of an app is opened once and shared by
 //! the app's components and revisions for as long as one of them holds it; no two apps share one.
 
+mod blobstore;
 mod keyvalue;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use api::services::client::KvClient;
+use api::services::client::{CallsClient, KvClient};
 use model::{AppName, ComponentName, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, TenantName};
+use providers::blobstore::BlobLinks;
 use providers::config::ConfigValues;
 use providers::dial::Dialer;
 use providers::keyvalue::KeyValueLinks;
@@ -28,6 +30,8 @@ pub(crate) struct Opened {
 pub(crate) enum Backing {
     /// `wasi:keyvalue`.
     KeyValue(keyvalue::Store),
+    /// `wasi:blobstore`.
+    Blobstore(blobstore::Store),
 }
 
 impl Opened {
@@ -35,6 +39,7 @@ impl Opened {
     pub(crate) fn keyvalue(&self) -> Option<&keyvalue::Store> {
         match &self.backing {
             Backing::KeyValue(store) => Some(store),
+            Backing::Blobstore(_) => None,
         }
     }
 
@@ -42,6 +47,7 @@ impl Opened {
     pub(crate) async fn check(&self) -> Result<(), StartError> {
         match &self.backing {
             Backing::KeyValue(store) => store.check().await.map_err(|cause| cause.to_string()),
+            Backing::Blobstore(store) => store.check().await.map_err(|cause| cause.to_string()),
         }
         .map_err(|cause| StartError::Provider { provider: self.name.clone(), cause })
     }
@@ -51,6 +57,8 @@ impl Opened {
 pub(crate) struct Means {
     pub(crate) tenant: TenantName,
     pub(crate) store: Arc<KvClient>,
+    /// Objects go over a line of their own: their chunks are large.
+    pub(crate) blobs: Arc<CallsClient>,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) secrets: Arc<dyn Resolver>,
 }
@@ -124,6 +132,7 @@ impl Providers {
             ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded | ProviderKind::KeyvalueRedis => {
                 Backing::KeyValue(keyvalue::open(&self.means, &wanted)?)
             }
+            ProviderKind::BlobstoreFolder => Backing::Blobstore(blobstore::open(&self.means, &wanted)?),
         };
         let fresh = Arc::new(Opened { name: name.clone(), backing });
         known.insert(key, (spec, Arc::downgrade(&fresh)));
@@ -140,6 +149,11 @@ impl Providers {
 fn built_in(name: &ProviderName) -> Option<ProviderSpec> {
     let (_, kind) = ProviderKind::BUILT_IN.iter().find(|(known, _)| *known == name.as_str())?;
     Some(ProviderSpec::new(*kind))
+}
+
+/// The answer of a contract's `open` to a kind that is not its own.
+fn another_contract(name: &ProviderName, kind: ProviderKind) -> StartError {
+    StartError::Settings { provider: name.clone(), cause: format!("`{}` answers another contract", kind.as_str()) }
 }
 
 /// What one component is given.
@@ -167,6 +181,7 @@ pub(crate) fn bindings(
 #[derive(Default)]
 struct Given {
     keyvalue: Option<KeyValueLinks>,
+    blobstore: Option<BlobLinks>,
 }
 
 impl Given {
@@ -176,11 +191,18 @@ impl Given {
                 let links = self.keyvalue.take().unwrap_or_default();
                 self.keyvalue = Some(store.link(links, link, meter));
             }
+            Backing::Blobstore(store) => {
+                let links = self.blobstore.take().unwrap_or_default();
+                self.blobstore = Some(store.link(links, link, meter));
+            }
         }
     }
 
     fn bind(self, mut bindings: Bindings) -> Bindings {
         if let Some(links) = self.keyvalue {
+            bindings = bindings.with(Arc::new(links));
+        }
+        if let Some(links) = self.blobstore {
             bindings = bindings.with(Arc::new(links));
         }
         bindings

@@ -208,7 +208,7 @@ static LINK: Table = Table {
             optional(
                 "label",
                 Ty::Text(Text::Name),
-                "Which of several links of the contract; for key-value the bucket the component opens. `default` where absent.",
+                "Which of several links of the contract; the name of the bucket or container the component opens. `default` where absent.",
             ),
         ]
     },

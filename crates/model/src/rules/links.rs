@@ -16,6 +16,12 @@ pub fn settings(contract: &str) -> &'static [Setting] {
             doc: "the bucket in the provider, where it differs from the label",
             example: "sessions",
         }],
+        "wasi:blobstore" => &[Setting {
+            name: "container",
+            required: false,
+            doc: "the container in the provider, where it differs from the label",
+            example: "photos",
+        }],
         _ => &[],
     }
 }

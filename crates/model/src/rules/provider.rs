@@ -25,7 +25,7 @@ pub struct Setting {
 /// The settings of a provider type.
 pub fn settings(kind: ProviderKind) -> &'static [Setting] {
     match kind {
-        ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded => &[],
+        ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded | ProviderKind::BlobstoreFolder => &[],
         ProviderKind::KeyvalueRedis => &[
             Setting {
                 name: "url",
@@ -42,7 +42,7 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
 /// too takes either.
 pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
     match kind {
-        ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded => &[],
+        ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded | ProviderKind::BlobstoreFolder => &[],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
     }
 }
@@ -83,10 +83,10 @@ pub fn built_in(name: &str) -> Option<ProviderSpec> {
 /// The names of the providers of `app` that answer `contract`, built-in ones first.
 pub(crate) fn answering(app: &LockedApp, contract: &ContractId) -> Vec<String> {
     let contract = contract.to_string();
-    let mut names: Vec<String> = ["embedded", "memory"]
+    let mut names: Vec<String> = ProviderKind::BUILT_IN
         .into_iter()
-        .filter(|name| built_in(name).is_some_and(|spec| spec.kind.contract() == contract))
-        .map(str::to_owned)
+        .filter(|(_, kind)| kind.contract() == contract)
+        .map(|(name, _)| name.to_owned())
         .collect();
     for (name, spec) in &app.providers {
         if spec.kind.contract() == contract && built_in(name.as_str()).is_none() {

@@ -7,8 +7,10 @@ use api::services::codec::{FrameReader, FrameWriter, WireError};
 use api::services::{ServiceAnswer, ServiceCall, ServiceFault, ServiceReply, ServiceRequest};
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
+use model::AppName;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use super::blob::BlobSession;
 use super::{Client, Services, secret};
 
 /// Calls of one connection under way at once; the rest waits in the socket.
@@ -20,6 +22,7 @@ pub(super) async fn serve(
     client: Client,
     services: Arc<Services>,
 ) -> Result<(), WireError> {
+    let blobs = BlobSession::default();
     let mut calls = FuturesUnordered::new();
     let mut open = true;
     while open || !calls.is_empty() {
@@ -33,7 +36,7 @@ pub(super) async fn serve(
             }
             call = reader.next::<ServiceCall>(), if open && calls.len() < MAX_CALLS => {
                 match call? {
-                    Some(call) => calls.push(reply(&client, &services, call)),
+                    Some(call) => calls.push(reply(&client, &services, &blobs, call)),
                     None => open = false,
                 }
             }
@@ -52,20 +55,24 @@ fn push(writer: &mut FrameWriter<OwnedWriteHalf>, reply: &ServiceReply) -> Resul
     }
 }
 
-async fn reply(client: &Client, services: &Services, call: ServiceCall) -> ServiceReply {
+async fn reply(client: &Client, services: &Services, blobs: &BlobSession, call: ServiceCall) -> ServiceReply {
     let ServiceCall { id, app, request } = call;
-    ServiceReply { id, result: answer(client, services, &app, request).await }
+    ServiceReply { id, result: answer(client, services, blobs, app, request).await }
 }
 
 async fn answer(
     client: &Client,
     services: &Services,
-    app: &model::AppName,
+    blobs: &BlobSession,
+    app: AppName,
     request: ServiceRequest,
 ) -> Result<ServiceAnswer, ServiceFault> {
     match request {
         ServiceRequest::Secret(request) => {
-            secret::answer(&client.tenant, &services.secrets, app, request).await.map(ServiceAnswer::Secret)
+            secret::answer(&client.tenant, &services.secrets, &app, request).await.map(ServiceAnswer::Secret)
+        }
+        ServiceRequest::Blob(request) => {
+            Ok(ServiceAnswer::Blob(blobs.answer(&services.folder, &client.tenant.name, app, request).await))
         }
     }
 }

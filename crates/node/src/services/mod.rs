@@ -1,6 +1,7 @@
 //! What a host may ask over the `node.sock` in its own directory. Who asks is known by which listener accepted the
 //! connection; every answer is limited to that tenant.
 
+mod blob;
 mod calls;
 mod files;
 mod keyvalue;
@@ -14,6 +15,7 @@ use api::services::server::{Accepted, accept};
 use arc_swap::ArcSwapOption;
 use store::data::DataEngine;
 use store::secrets::Secrets;
+use store::folder::Folder;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -32,6 +34,8 @@ const MAX_CONNECTIONS: usize = 256;
 pub struct Services {
     /// Embedded data.
     pub data: DataEngine,
+    /// Objects.
+    pub folder: Folder,
     /// Compiled code.
     pub artifacts: Arc<Artifacts>,
     /// Connections.

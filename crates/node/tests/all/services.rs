@@ -20,6 +20,7 @@ use store::blobs::Blobs;
 use store::data::DataEngine;
 use store::redb::RedbStore;
 use store::secrets::Secrets;
+use store::folder::Folder;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
@@ -41,6 +42,7 @@ impl Rig {
         let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
         let services = Services {
             data: DataEngine::open(dir.path().join("data.redb")).unwrap(),
+            folder: Folder::open(dir.path().join("objects")).unwrap(),
             artifacts: Arc::new(artifacts),
             dialer: Dialer::new(Arc::new(SystemResolver)),
             secrets: Secrets::open(store, &dir.path().join("keys")).await.unwrap(),

@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod blob_memory;
+mod blobstore;
 mod components;
 mod consul;
 mod fake_vault;

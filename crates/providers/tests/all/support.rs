@@ -14,6 +14,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
 use model::{AppName, Limits, SecretRef, SecretValue, World};
+use providers::blobstore::Blobstore;
 use providers::config::Config;
 use providers::dial::{DialError, Dialer, Dialled, Target};
 use providers::keyvalue::KeyValue;
@@ -176,7 +177,9 @@ impl Guest {
         let wasm = std::fs::read(&path)
             .unwrap_or_else(|e| panic!("{}: {e}. Run `cargo xtask guests` or set SIDEREAL_GUESTS.", path.display()));
         let settings = RuntimeSettings { instances: 16, ..RuntimeSettings::default() };
-        let runtime = Runtime::new(settings, vec![Box::new(KeyValue), Box::new(Config), Box::new(Logging)]).unwrap();
+        let runtime =
+            Runtime::new(settings, vec![Box::new(KeyValue), Box::new(Blobstore), Box::new(Config), Box::new(Logging)])
+                .unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&runtime::compile(&wasm, World::P2).unwrap()).unwrap();
         let code = runtime.load(World::P2, file).unwrap();

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use model::Digest;
 use store::blobs::{BlobError, Blobs};
 use store::data::{Answer, DataEngine, Fault, Op};
+use store::folder::{Folder, FolderError, Scope};
 use store::redb::RedbStore;
 use store::{Expect, Store, StoreError};
 
@@ -82,6 +83,7 @@ async fn child() {
     if mode == "tmpfs" {
         the_data(&place).await;
         the_blobs(&place);
+        the_folder(&place);
         read_only(&dir);
     }
 }
@@ -190,4 +192,28 @@ fn read_only(dir: &Path) {
         assert!(error.to_string().contains("Read-only"), "{error}");
     }
     assert!(!dir.join("new.redb").exists());
+}
+
+fn the_folder(place: &Place) {
+    let folder = Folder::open(place.dir.join("objects")).unwrap();
+    let (tenant, app, provider) = ("t".parse().unwrap(), "a".parse().unwrap(), "folder".parse().unwrap());
+    let scope = Scope { tenant: &tenant, app: &app, provider: &provider };
+    folder.create(scope, "c").unwrap();
+    let put = |name: &str, size: usize| {
+        let mut partial = folder.write(scope, "c", name)?;
+        partial.write(&vec![9; size])?;
+        partial.finish()
+    };
+    put("first", 100).unwrap();
+    place.fill();
+    for _ in 0..3 {
+        let refused = put("more", 1 << 20).unwrap_err();
+        assert!(matches!(refused, FolderError::CannotWrite(_)), "{refused}");
+        assert!(refused.to_string().contains("free space"), "{refused}");
+    }
+    assert_eq!(folder.list(scope, "c", None).unwrap().names, ["first"]);
+    assert_eq!(folder.read(scope, "c", "first").unwrap().read(0, 1000).unwrap(), [9; 100]);
+    place.make_room();
+    put("more", 1 << 20).unwrap();
+    folder.delete(scope, "c").unwrap().empty();
 }

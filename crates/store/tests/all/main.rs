@@ -12,4 +12,5 @@ mod crash;
 mod data;
 mod disk_full;
 mod secrets;
+mod folder;
 mod store;

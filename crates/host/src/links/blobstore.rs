@@ -1,0 +1,38 @@
+//! Opens the providers of `wasi:blobstore` and gives their containers to components.
+
+use std::sync::Arc;
+
+use model::{Link, ProviderKind};
+use providers::blobstore::{Backend, BackendError, BlobLinks};
+use providers::meter::LinkMeter;
+
+use super::{Means, Wanted};
+use crate::error::StartError;
+use crate::folder::Folder;
+
+/// One object store of an app.
+pub(crate) struct Store {
+    backend: Arc<dyn Backend>,
+}
+
+impl Store {
+    pub(super) async fn check(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Adds what `link` gives: the container of its setting, or the one named like its label.
+    pub(super) fn link(&self, links: BlobLinks, link: &Link, meter: Arc<LinkMeter>) -> BlobLinks {
+        let container = link.config.get("container").map(String::as_str);
+        links.with(&link.label, self.backend.clone(), container, meter)
+    }
+}
+
+pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartError> {
+    let (app, name) = (wanted.app, wanted.name);
+    Ok(match wanted.spec.kind {
+        ProviderKind::BlobstoreFolder => {
+            Store { backend: Arc::new(Folder::new(means.blobs.clone(), app.clone(), name.clone())) }
+        }
+        other => return Err(super::another_contract(name, other)),
+    })
+}

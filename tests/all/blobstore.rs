@@ -1,0 +1,167 @@
+//! `wasi:blobstore` through the whole platform: the folder of the node does what the contract says, streams without
+//! growing, and shows nothing half-written whatever is killed.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::services::blob::{BlobAnswer, BlobOp, BlobRequest, Chunk};
+use api::services::client::CallsClient;
+use api::services::{ServiceAnswer, ServiceRequest};
+use arc_swap::ArcSwapOption;
+use node::artifacts::Artifacts;
+use node::dialer::{Dialer, SystemResolver};
+use node::services::{Client, Services, serve};
+use node::tenant::Tenant;
+use sidereal_tests::http::Connection;
+use sidereal_tests::platform::{Platform, until, write_app};
+use store::blobs::Blobs;
+use store::data::DataEngine;
+use store::folder::Folder;
+use store::redb::RedbStore;
+use store::secrets::Secrets;
+use tokio::net::UnixListener;
+
+/// The node's services behind a socket, as a host meets them.
+async fn node(dir: &Path) -> Arc<CallsClient> {
+    let artifacts = Artifacts::open(
+        dir.join("cache"),
+        dir.join("keys"),
+        std::env::current_exe().unwrap(),
+        Blobs::open(dir.join("blobs")).unwrap(),
+    );
+    let store = RedbStore::open(dir.join("store.redb")).unwrap();
+    let services = Services {
+        data: DataEngine::open(dir.join("data.redb")).unwrap(),
+        folder: Folder::open(dir.join("objects")).unwrap(),
+        artifacts: Arc::new(artifacts.unwrap()),
+        dialer: Dialer::new(Arc::new(SystemResolver)),
+        secrets: Secrets::open(store, &dir.join("keys")).await.unwrap(),
+    };
+    let socket = dir.join("node.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let tenant = Tenant::new("acme".parse().unwrap());
+    let client = Client { tenant, shard: 0, info: Arc::new(ArcSwapOption::empty()) };
+    tokio::spawn(serve(listener, client, Arc::new(services)));
+    Arc::new(CallsClient::new(socket, Duration::from_secs(30)))
+}
+
+fn partials(data_dir: &Path) -> Vec<u64> {
+    let entries = std::fs::read_dir(data_dir.join("objects/.partial")).unwrap();
+    entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_folder_conforms() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = node(dir.path()).await;
+    let folder = host::Folder::new(client.clone(), "shop".parse().unwrap(), "folder".parse().unwrap());
+    providers::blobstore::conformance::run(&folder).await.unwrap();
+    // What was removed gives its room back after the answer.
+    until(Duration::from_secs(10), || partials(dir.path()).is_empty()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_host_that_is_gone_had_begun_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = node(dir.path()).await;
+    let app = "shop".parse().unwrap();
+    let call = async |op| {
+        let request = ServiceRequest::Blob(BlobRequest { provider: "folder".parse().unwrap(), op });
+        client.call(&app, &request).await.unwrap()
+    };
+    call(BlobOp::Create { container: "c".into() }).await;
+    let begun = call(BlobOp::Begin { container: "c".into(), object: "o".into() }).await;
+    let ServiceAnswer::Blob(Ok(BlobAnswer::Begun { upload })) = begun else { panic!("{begun:?}") };
+    call(BlobOp::Write { upload, chunk: Chunk(vec![1; 1000].into()) }).await;
+    assert_eq!(partials(dir.path()), [1000]);
+    // A host that dies says no more: its connection ends.
+    drop(client);
+    until(Duration::from_secs(10), || partials(dir.path()).is_empty()).unwrap();
+}
+
+/// An app with a blob link to the folder.
+fn deploy(platform: &Platform, dir: &Path) {
+    let rest = "limits = { request-body = \"64MiB\", wall = \"60s\", cpu = \"20s\", memory = \"32MiB\" }\n\
+                [components.main.links]\n\
+                \"wasi:blobstore\" = [{ provider = \"folder\" }, { label = \"mine\", provider = \"folder\", container = \"theirs\" }]";
+    write_app(dir, "blobs", "blob-probe", rest).unwrap();
+    platform.ok(&["deploy", dir.to_str().unwrap()]).unwrap();
+}
+
+fn ask(platform: &Platform, path: &str) -> (u16, String) {
+    let answer = platform.get("blobs.localhost", path).unwrap();
+    (answer.status, answer.body.trim().to_owned())
+}
+
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn an_app_keeps_objects_in_the_folder_and_a_large_one_is_never_whole_in_memory() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
+    deploy(&platform, app.path());
+    let ok = |text: &str| (200, text.to_owned());
+    for (path, expected) in [
+        ("/create/photos", "photos"),
+        ("/fill/photos/a%2Fb/100000", "ok"),
+        ("/sum/photos/a%2Fb", "100000"),
+        ("/list/photos", "a/b"),
+        ("/create/mine", "mine"),
+        ("/copy/photos/a%2Fb/mine/copy", "ok"),
+        ("/list/theirs", "copy"),
+        ("/sum/theirs/copy", "100000"),
+    ] {
+        assert_eq!(ask(&platform, path), ok(expected), "{path}");
+    }
+    let hosts = platform.hosts();
+    let before = resident(hosts[0]);
+    let size = 200 << 20;
+    assert_eq!(ask(&platform, &format!("/fill/photos/large/{size}")), ok("ok"));
+    assert_eq!(ask(&platform, "/sum/photos/large"), ok(&size.to_string()));
+    assert_eq!(platform.hosts(), hosts);
+    let grown = resident(hosts[0]).saturating_sub(before);
+    assert!(grown < 64 << 20, "an object of {size} bytes went through, and the host grew by {grown}");
+    assert_eq!(partials(dir.path()), [] as [u64; 0]);
+}
+
+#[test]
+fn kill_9_in_the_middle_of_an_upload_leaves_the_old_object_and_nothing_else() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
+    deploy(&platform, app.path());
+    assert_eq!(ask(&platform, "/create/c").0, 200);
+    let put = |platform: &Platform, path: &str, body: &[u8]| {
+        Connection::open(platform.ingress).unwrap().send("PUT", "blobs.localhost", path, body).unwrap()
+    };
+    assert_eq!(put(&platform, "/put/c/kept", b"the old one").status, 200);
+
+    // Half of two uploads: one replaces an object, one makes a new one.
+    let mut halves = Vec::new();
+    for name in ["kept", "new"] {
+        let mut stream = TcpStream::connect(platform.ingress).unwrap();
+        let length = 32 << 20;
+        write!(stream, "PUT /put/c/{name} HTTP/1.1\r\nHost: blobs.localhost\r\nContent-Length: {length}\r\n\r\n")
+            .unwrap();
+        stream.write_all(&vec![b'x'; length / 2]).unwrap();
+        halves.push(stream);
+    }
+    let arrived = || partials(dir.path()).iter().filter(|size| **size > 1 << 20).count() == 2;
+    until(Duration::from_secs(20), arrived).unwrap();
+    assert_eq!(ask(&platform, "/get/c/kept"), (200, "the old one".to_owned()));
+    assert_eq!(ask(&platform, "/list/c"), (200, "kept".to_owned()));
+    platform.kill().unwrap();
+
+    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
+    assert_eq!(partials(dir.path()), [] as [u64; 0], "unfinished uploads are swept at the start");
+    assert_eq!(ask(&platform, "/list/c"), (200, "kept".to_owned()));
+    assert_eq!(ask(&platform, "/get/c/kept"), (200, "the old one".to_owned()));
+    assert_eq!(put(&platform, "/put/c/kept", b"the new one").status, 200);
+    assert_eq!(ask(&platform, "/get/c/kept"), (200, "the new one".to_owned()));
+}
