@@ -121,7 +121,8 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
     let calls = Arc::new(CallsClient::new(&socket, CALLS_TIMEOUT));
     let secrets = NodeSecrets::new(calls);
     let blobs = Arc::new(CallsClient::new(&socket, BLOB_TIMEOUT));
-    let providers = Providers::new(Means { tenant: args.tenant.clone(), store, blobs, dialer: dialer.clone(), secrets });
+    let providers =
+        Providers::new(Means { tenant: args.tenant.clone(), store, blobs, dialer: dialer.clone(), secrets });
     let code = CodeStore::new(runtime, files);
     let tls = Tls::new(public_roots())?;
     Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), settings.max_loaded))

@@ -11,6 +11,6 @@
 mod crash;
 mod data;
 mod disk_full;
-mod secrets;
 mod folder;
+mod secrets;
 mod store;
