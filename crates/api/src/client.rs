@@ -16,14 +16,14 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use model::app::Revision;
 use model::tenant::TenantSettings;
-use model::{AppName, Digest, TenantName};
+use model::{AppName, Digest, SecretName, SecretValue, TenantName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::agent::HostStatus;
 use crate::control::{
-    Accepted, AppView, CallRequest, CallResponse, DeployRequest, IDEMPOTENCY_KEY, LinkRequest, MAX_BLOB, NodeView,
-    Plan, ProviderView, RevisionView, RollbackRequest, RouteView, TenantView, Version,
+    Accepted, AppView, CallRequest, CallResponse, DeployRequest, IDEMPOTENCY_KEY, KeyRotated, LinkRequest, MAX_BLOB,
+    NodeView, Plan, ProviderView, RevisionView, RollbackRequest, RouteView, SecretView, TenantView, Version,
 };
 use crate::metrics::TenantMetrics;
 use crate::problem::{Code, Problem};
@@ -343,6 +343,59 @@ impl ControlClient {
     /// [`ClientError`], as every method here.
     pub async fn routes(&self, tenant: &TenantName) -> Result<Vec<RouteView>, ClientError> {
         self.get(&format!("/v1/tenants/{tenant}/routes")).await
+    }
+
+    /// The tenant's secrets, without their values.
+    ///
+    /// # Errors
+    /// [`ClientError`], as every method here.
+    pub async fn secrets(&self, tenant: &TenantName) -> Result<Vec<SecretView>, ClientError> {
+        self.get(&format!("/v1/tenants/{tenant}/secrets")).await
+    }
+
+    /// Sets a secret.
+    ///
+    /// # Errors
+    /// `conflict` where `require` does not hold, `too-large`; [`ClientError`].
+    pub async fn put_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        value: SecretValue,
+        require: Require,
+    ) -> Result<SecretView, ClientError> {
+        let mut headers = HeaderMap::new();
+        require.apply(&mut headers);
+        let kind = HeaderValue::from_static("application/octet-stream");
+        let path = format!("/v1/tenants/{tenant}/secrets/{name}");
+        let body = self.send(Method::PUT, &path, headers, Bytes::from_owner(value), Some(kind)).await?;
+        self.decode(&body)
+    }
+
+    /// Deletes a secret; one that an app names only with `force`.
+    ///
+    /// # Errors
+    /// `not-found`, `conflict` where it is named or `require` does not hold; [`ClientError`].
+    pub async fn delete_secret(
+        &self,
+        tenant: &TenantName,
+        name: &SecretName,
+        force: bool,
+        require: Require,
+    ) -> Result<(), ClientError> {
+        let mut headers = HeaderMap::new();
+        require.apply(&mut headers);
+        let path = format!("/v1/tenants/{tenant}/secrets/{name}?force={force}");
+        self.send(Method::DELETE, &path, headers, Bytes::new(), None).await.map(drop)
+    }
+
+    /// Changes the master key of all secrets.
+    ///
+    /// # Errors
+    /// `store-unavailable`; [`ClientError`].
+    pub async fn rotate_secrets_key(&self) -> Result<KeyRotated, ClientError> {
+        let body = self.send(Method::POST, "/v1/secrets/rotate-key", HeaderMap::new(), Bytes::new(), None).await?;
+        self.decode(&body)
     }
 
     /// What the tenant's hosts report now, in shard order; one that does not answer in time is left out.

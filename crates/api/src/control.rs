@@ -18,6 +18,9 @@
 //! | `GET …/logs?follow&last&component` | NDJSON of [`crate::agent::LogLine`] |
 //! | `POST …/call` ([`CallRequest`]) | [`CallResponse`] |
 //! | `GET /v1/tenants/{t}/providers` | [`ProviderView`]s |
+//! | `GET /v1/tenants/{t}/secrets`, `GET …/secrets/{s}` | [`SecretView`]s: never a value |
+//! | `PUT …/secrets/{s}` (octet-stream: the value), `DELETE …?force` | [`SecretView`] / 204; `If-Match: <etag>` |
+//! | `POST /v1/secrets/rotate-key` | [`KeyRotated`] |
 //! | `GET /v1/tenants/{t}/routes` | [`RouteView`]s |
 //! | `GET /v1/tenants/{t}/hosts` | [`crate::agent::HostStatus`], in shard order |
 //! | `GET /v1/tenants/{t}/metrics` | [`crate::metrics::TenantMetrics`] |
@@ -37,7 +40,7 @@ use std::collections::BTreeMap;
 use model::app::{LockedApp, ProviderKind, Revision, Route};
 use model::observed::{AppObserved, Reason};
 use model::tenant::TenantSettings;
-use model::{AppName, ComponentName, ContractId, Label, NodeName, ProviderName, TenantName};
+use model::{AppName, ComponentName, ContractId, Label, NodeName, ProviderName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
 
 /// Which product answers.
@@ -244,6 +247,31 @@ pub struct ProviderView {
     pub links: Vec<String>,
 }
 
+/// A secret without its value: values go in and never come back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SecretView {
+    /// Its name.
+    pub name: SecretName,
+    /// How often it was set since it was made; starts at 1.
+    pub version: u64,
+    /// When it was last set, milliseconds since 1970.
+    pub updated_ms: u64,
+    /// For `If-Match`.
+    pub etag: u64,
+    /// What names it now, for people.
+    #[serde(default)]
+    pub used_by: Vec<String>,
+}
+
+/// The master key of the secret store was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct KeyRotated {
+    /// The id of the new key; no secret.
+    pub key: String,
+    /// Tenants whose data key was wrapped anew.
+    pub tenants: u64,
+}
+
 /// A CloudEvent (1.0, structured JSON). `type` is one of the constants of [`event`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
@@ -281,6 +309,12 @@ pub mod event {
     pub const RESUMED: &str = "dev.sidereal.app.resumed";
     /// Settings were written: `{etag}`. `subject` is the tenant.
     pub const TENANT_CHANGED: &str = "dev.sidereal.tenant.changed";
+    /// A secret was set: `{secret, version}`. `subject` is the tenant.
+    pub const SECRET_SET: &str = "dev.sidereal.secret.set";
+    /// A secret was deleted: `{secret}`. `subject` is the tenant.
+    pub const SECRET_DELETED: &str = "dev.sidereal.secret.deleted";
+    /// The master key of all secrets was changed: `{key, tenants}`.
+    pub const SECRETS_KEY_ROTATED: &str = "dev.sidereal.secrets.key-rotated";
     /// A node is there: `{ingress, pid}`. `source` is the node.
     pub const NODE_JOINED: &str = "dev.sidereal.node.joined";
     /// A node's lease ended: `{}`. `source` is the node.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, TenantName};
+use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
 
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]
@@ -87,6 +87,9 @@ pub enum Command {
     /// Providers that links can name.
     #[command(subcommand)]
     Provider(ProviderCommand),
+    /// Secrets of a tenant: passwords and keys that providers and components use.
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// What the ingress sends where.
     #[command(subcommand)]
     Route(RouteCommand),
@@ -326,12 +329,60 @@ pub enum ProviderCommand {
         /// For example `redis://127.0.0.1:6379`.
         #[arg(long)]
         url: Option<String>,
+        /// Another setting, `key=value`.
+        #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
+        settings: Vec<(String, String)>,
+        /// A setting that is a secret of the tenant, for example `password=cache-password`.
+        #[arg(long = "secret", value_name = "KEY=NAME", value_parser = secret_pair)]
+        secrets: Vec<(String, SecretName)>,
     },
     /// Withdraw an offered provider that nothing links to.
     Remove {
         /// Its name.
         name: ProviderName,
     },
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected key=value")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn secret_pair(text: &str) -> Result<(String, SecretName), String> {
+    let expected = "expected key=NAME, NAME being a secret's name as `sidereal secret list` shows it";
+    let (key, name) = text.split_once('=').ok_or(expected)?;
+    Ok((key.to_owned(), name.parse().map_err(|_| expected)?))
+}
+
+/// `sidereal secret`
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// Set a secret, from stdin or asked for without echo; running apps use it from their next use on.
+    Set {
+        /// Its name.
+        name: SecretName,
+        /// Keep every byte of stdin, also a line end at its end.
+        #[arg(long)]
+        raw: bool,
+        /// Refuse unless this is the current version's etag.
+        #[arg(long, value_name = "ETAG", conflicts_with = "new")]
+        expect: Option<u64>,
+        /// Refuse to replace one that is there.
+        #[arg(long)]
+        new: bool,
+    },
+    /// Secrets, their versions and what names them. Values are never shown.
+    List,
+    /// Delete a secret.
+    Delete {
+        /// Its name.
+        name: SecretName,
+        /// Also one that an app or provider names: they fail when they next need it.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Change the master key that all secrets are sealed under; nothing stops meanwhile.
+    RotateKey,
 }
 
 /// `sidereal route`

@@ -4,6 +4,8 @@
 //! A deploy writes the revision's record first and then moves the head to it, with compare-and-set: the head is the commit
 //! point. A crash in between leaves a record that nothing points to; its number is skipped by the next deploy.
 
+mod secrets;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

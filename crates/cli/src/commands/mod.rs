@@ -3,6 +3,7 @@
 pub mod apps;
 pub mod deploy;
 pub mod doctor;
+pub mod secrets;
 pub mod signing;
 pub mod talk;
 pub mod top;

@@ -7,7 +7,7 @@ use api::client::{ControlClient, Require};
 use api::control::{LinkRequest, TenantView};
 use api::{Code, Problem};
 use model::tenant::TenantSettings;
-use model::{AppName, ProviderKind, ProviderName, ProviderSpec};
+use model::{AppName, ProviderKind, ProviderName, ProviderSpec, SecretRef};
 
 use crate::args::{LinkCommand, ProviderCommand, RouteCommand, TenantCommand};
 use crate::context::{Context, refused};
@@ -98,15 +98,17 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
             let rows = rows.collect();
             context.out.result(&providers, || table(&["PROVIDER", "TYPE", "CONTRACT", "FROM", "LINKED BY"], rows));
         }
-        ProviderCommand::Add { name, kind, url } => {
+        ProviderCommand::Add { name, kind, url, settings, secrets } => {
             let known = ProviderKind::ALL.iter().copied().find(|k| k.as_str() == kind);
             let kind = known.ok_or_else(|| {
                 let names: Vec<&str> = ProviderKind::ALL.iter().map(|k| k.as_str()).collect();
                 Problem::new(Code::RequestInvalid, format!("there is no provider type `{kind}`"))
                     .help(format!("one of {}", names.join(", ")))
             })?;
-            let config: BTreeMap<String, String> = url.map(|url| ("url".to_owned(), url)).into_iter().collect();
-            let spec = ProviderSpec { config, operator: true, ..ProviderSpec::new(kind) };
+            let config: BTreeMap<String, String> =
+                url.map(|url| ("url".to_owned(), url)).into_iter().chain(settings).collect();
+            let secrets = secrets.into_iter().map(|(key, name)| (key, SecretRef::new(name))).collect();
+            let spec = ProviderSpec { config, secrets, operator: true, ..ProviderSpec::new(kind) };
             replaceable(context, &client, &name, kind).await?;
             change(context, &client, |settings| {
                 settings.providers.insert(name.clone(), spec.clone());

@@ -6,6 +6,7 @@ mod extract;
 mod guard;
 mod refusal;
 mod revisions;
+mod secrets;
 mod serve;
 mod streams;
 mod system;
@@ -109,6 +110,13 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(revisions::rollback))
         .routes(routes!(revisions::link))
         .merge(OpenApiRouter::new().routes(routes!(apps::call)).layer(DefaultBodyLimit::max(MAX_CALL)))
+        .routes(routes!(secrets::list))
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(secrets::read, secrets::write, secrets::delete))
+                .layer(DefaultBodyLimit::max(model::secret::MAX_SECRET)),
+        )
+        .routes(routes!(secrets::rotate_key))
         .routes(routes!(streams::logs))
         .routes(routes!(streams::events))
 }

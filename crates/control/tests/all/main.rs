@@ -16,5 +16,6 @@ mod openapi;
 mod restart;
 mod revisions;
 mod rig;
+mod secrets;
 mod tenants;
 mod trust;
