@@ -26,7 +26,7 @@ async fn secrets_go_in_by_compare_and_set_and_are_listed_without_values() {
     let second = client.put_secret(tenant, &db, value("x"), Require::At(first.etag)).await.unwrap();
     conflict(client.put_secret(tenant, &db, value("y"), Require::At(first.etag)).await);
     assert_eq!(second.version, 2);
-    assert_eq!(client.secrets(tenant).await.unwrap(), [second.clone()]);
+    assert_eq!(client.secrets(tenant).await.unwrap(), vec![second.clone()]);
     assert_eq!(refused(client.delete_secret(tenant, &db, false, Require::At(first.etag)).await).code, Code::Conflict);
     client.delete_secret(tenant, &db, false, Require::At(second.etag)).await.unwrap();
     assert_eq!(refused(client.delete_secret(tenant, &db, false, Require::Any).await).code, Code::NotFound);
