@@ -1,7 +1,7 @@
 //! Bindings and the few lines every WASI 0.2 guest repeats. What a guest does not call is not imported by its component.
 
 wit_bindgen::generate!({
-    path: ["../wit/p2", "../wit/keyvalue", "../wit/blobstore", "../wit/config", "../wit/logging"],
+    path: ["../wit/p2", "../wit/keyvalue", "../wit/blobstore", "../wit/config", "../wit/logging", "../wit/messaging"],
     inline: "
         package sidereal:guests;
         world guest {
@@ -18,6 +18,7 @@ wit_bindgen::generate!({
             import wasi:blobstore/blobstore@0.2.0-draft;
             import wasi:config/store@0.2.0-rc.1;
             import wasi:logging/logging@0.1.0-draft;
+            import wasmcloud:messaging/consumer@0.2.0;
             export wasi:http/incoming-handler@0.2.12;
         }
     ",

@@ -14,6 +14,7 @@ mod deploy;
 mod doctor;
 mod hostile;
 mod keyvalue;
+mod messaging;
 mod observe;
 mod oci;
 mod quickstart;

@@ -5,6 +5,7 @@
 //! | `GET /v1/info` | [`HostInfo`] |
 //! | `PUT /v1/apps/{app}/revisions/{n}` ([`StartRequest`]) | make a revision answer; idempotent; 200 or a problem |
 //! | `POST /v1/apps/{app}/revisions/{n}/drain` ([`DrainRequest`]) | finish calls in flight, then forget the revision; [`Drained`] |
+//! | `PUT /v1/apps/{app}/revisions/{n}/taking` ([`TakingRequest`]) | take messages for a revision, or stop and finish those under way |
 //! | `GET /v1/status` | [`HostStatus`] |
 //! | `GET /v1/metrics` | [`crate::metrics::HostMetrics`]: counters over all revisions |
 //! | `GET /v1/logs` | newline-delimited [`LogLine`]s, from now on, until the caller hangs up |
@@ -62,6 +63,13 @@ pub struct StartRequest {
 pub struct DrainRequest {
     /// Milliseconds; then they are ended.
     pub deadline_ms: u64,
+}
+
+/// Whether a revision is to take messages; a revision that was only started takes none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct TakingRequest {
+    /// It is.
+    pub taking: bool,
 }
 
 /// What became of the calls in flight.

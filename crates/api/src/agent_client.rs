@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest};
+use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest, TakingRequest};
 use crate::copy::{Held, Release};
 use crate::metrics::HostMetrics;
 use crate::{Code, Problem};
@@ -120,6 +120,15 @@ impl HostClient {
         request: &Q,
     ) -> Result<A, Problem> {
         self.json(method, &format!("/v1/apps/{app}/copies/{id}{step}"), encode(request)?).await
+    }
+
+    /// Makes a revision take messages, or stop; the latter returns when no handler of it is under way.
+    ///
+    /// # Errors
+    /// As [`HostClient::start`].
+    pub async fn set_taking(&self, app: &AppName, revision: Revision, taking: bool) -> Result<(), Problem> {
+        let path = format!("/v1/apps/{app}/revisions/{revision}/taking");
+        self.bytes(Method::PUT, &path, encode(&TakingRequest { taking })?).await.map(drop)
     }
 
     /// Counters and memory.

@@ -5,7 +5,7 @@
 use utoipa::OpenApi as _;
 
 use crate::Problem;
-use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest};
+use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest, TakingRequest};
 use crate::copy::{CopyRequest, Cursor, Held, Keys, Release, Round, Step};
 use crate::metrics::HostMetrics;
 
@@ -73,6 +73,12 @@ fn copy_keys() {}
     responses((status = 200, description = "it is ended"), (status = "default", body = Problem)))]
 fn copy_end() {}
 
+/// Makes the revision take messages, or take no more; the latter answers when no handler of it is under way.
+#[utoipa::path(put, path = "/v1/apps/{app}/revisions/{revision}/taking",
+    params(("app" = model::AppName, Path), ("revision" = model::Revision, Path)), request_body = TakingRequest,
+    responses((status = 200, description = "it does"), (status = "default", body = Problem)))]
+fn set_taking() {}
+
 /// Everything the host has.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = HostStatus), (status = "default", body = Problem)))]
 fn status() {}
@@ -104,6 +110,7 @@ fn drain() {}
         info,
         start,
         drain_revision,
+        set_taking,
         hold,
         release,
         copy_begin,

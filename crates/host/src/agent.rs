@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use api::agent::{DrainRequest, HostInfo, StartRequest};
+use api::agent::{DrainRequest, HostInfo, StartRequest, TakingRequest};
 use api::copy::{Held, Keys, Release, Round};
 use api::{Code, Problem};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -80,6 +80,15 @@ impl Agent {
                 let (app, revision) = revision_of(app, revision)?;
                 let start: StartRequest = read(request).await?;
                 self.apps.start(&app, revision, start).await?;
+                ok(&serde_json::json!({}))
+            }
+            (
+                &Method::PUT,
+                [Some("v1"), Some("apps"), Some(app), Some("revisions"), Some(revision), Some("taking"), None],
+            ) => {
+                let (app, revision) = revision_of(app, revision)?;
+                let TakingRequest { taking } = read(request).await?;
+                self.apps.set_taking(&app, revision, taking).await?;
                 ok(&serde_json::json!({}))
             }
             (

@@ -14,7 +14,7 @@ use api::{Code, Problem};
 use model::{AppName, ComponentName, Digest, LockedApp, ProviderName, Revision, TenantName};
 use providers::dial::Dialer;
 use providers::http_out::{HttpOut, Tls};
-use runtime::Outbound;
+use runtime::{Outbound, Workload};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -25,6 +25,7 @@ use crate::error::StartError;
 use crate::hold::{self, Holds};
 use crate::links::{self, Opened, Providers};
 use crate::logs::{Logs, Origin};
+use crate::taking::Taking;
 use crate::totals::{self, Totals};
 
 /// After a drain is asked for, calls that were sent before the sender knew of it are still taken.
@@ -41,6 +42,8 @@ struct Running {
     entries: Vec<Arc<Entry>>,
     /// Held open for as long as the revision is here.
     _providers: BTreeMap<ProviderName, Arc<Opened>>,
+    /// The messages its components take.
+    taking: Taking,
     draining: AtomicBool,
 }
 
@@ -226,6 +229,59 @@ impl Apps {
         &self.providers
     }
 
+    /// As [`Apps::enter`], and waits for a place where there is none; `None` where none comes free within `patience`,
+    /// or none ever will.
+    pub(crate) async fn enter_when_free(self: &Arc<Self>, route: &str, patience: Duration) -> Option<Place> {
+        match self.enter(route) {
+            Ok(place) => return Some(place),
+            Err(NoPlace::Busy) => {}
+            // A held revision is about to be replaced: the next one gets the message.
+            Err(NoPlace::Held | NoPlace::Unknown | NoPlace::Closed) => return None,
+        }
+        let _told = Told::new(&self.drains);
+        let free = async {
+            loop {
+                let mut left = std::pin::pin!(self.left.notified());
+                left.as_mut().enable();
+                match self.enter(route) {
+                    Ok(place) => return Some(place),
+                    Err(NoPlace::Busy) => left.await,
+                    Err(NoPlace::Held | NoPlace::Unknown | NoPlace::Closed) => return None,
+                }
+            }
+        };
+        tokio::time::timeout(patience, free).await.ok().flatten()
+    }
+
+    /// The component, ready to be called; its code is brought where it is not in memory.
+    pub(crate) async fn ready(&self, entry: &Entry) -> Result<Arc<Workload>, StartError> {
+        if let Some(workload) = entry.live() {
+            return Ok(workload);
+        }
+        let workload = entry.load(&self.code).await?;
+        self.trim();
+        Ok(workload)
+    }
+
+    /// Makes a revision take messages, or take no more; the latter returns when no handler of it is under way.
+    pub(crate) async fn set_taking(
+        self: &Arc<Self>,
+        app: &AppName,
+        revision: Revision,
+        taking: bool,
+    ) -> Result<(), Problem> {
+        let running = self.running(app, revision).filter(|running| !running.draining.load(Relaxed));
+        let running = running.ok_or_else(|| {
+            Problem::new(Code::NotFound, format!("this host does not have revision {revision} of `{app}`"))
+        })?;
+        if taking {
+            running.taking.begin(self);
+        } else {
+            running.taking.end().await;
+        }
+        Ok(())
+    }
+
     /// Makes a revision answer. The same again changes nothing.
     pub(crate) async fn start(&self, app: &AppName, revision: Revision, request: StartRequest) -> Result<(), Problem> {
         let started = self.bring(app, revision, request).await;
@@ -300,7 +356,8 @@ impl Apps {
                 log: self.logs.component(origin, component.limits.log_rate),
             })));
         }
-        Ok(Running { request, entries, _providers: opened, draining: AtomicBool::new(false) })
+        let taking = Taking::new(self.providers.taken(app, revision, &opened, &self.totals));
+        Ok(Running { request, entries, _providers: opened, taking, draining: AtomicBool::new(false) })
     }
 
     fn running(&self, app: &AppName, revision: Revision) -> Option<Arc<Running>> {
@@ -332,6 +389,8 @@ impl Apps {
     pub(crate) async fn drain_revision(&self, app: &AppName, revision: Revision, deadline: Duration) -> Drained {
         let Some(running) = self.running(app, revision) else { return Drained { ended: 0 } };
         running.draining.store(true, Relaxed);
+        // No more messages; those under way are calls like any other, and are waited for as such.
+        drop(running.taking.end());
         let ended = {
             let _told = Told::new(&self.drains);
             let until = Instant::now() + deadline;
@@ -369,6 +428,9 @@ impl Apps {
     pub(crate) async fn drain(&self, deadline: Duration) -> Drained {
         let _told = Told::new(&self.drains);
         let until = Instant::now() + deadline;
+        for running in lock(&self.revisions).values() {
+            drop(running.taking.end());
+        }
         if self.in_flight.load(Relaxed) > 0 || !lock(&self.revisions).is_empty() {
             tokio::time::sleep(LATE.min(deadline)).await;
         }

@@ -173,6 +173,11 @@ impl Entry {
         }
     }
 
+    /// Says something in the component's log.
+    pub(crate) fn remark(&self, sentence: &str) {
+        self.spec.log.remark(sentence);
+    }
+
     pub(crate) fn status(&self) -> ComponentStatus {
         let state = self.state();
         let now = state.live.as_ref().map(|live| live.workload.meter().snapshot()).unwrap_or_default();

@@ -11,6 +11,7 @@
 
 mod agent;
 mod apps;
+mod broker;
 mod code;
 mod copies;
 mod data;
@@ -27,10 +28,12 @@ mod listen;
 mod logs;
 mod secrets;
 mod serve;
+mod taking;
 mod totals;
 
 use std::path::PathBuf;
 
+pub use broker::NodeBroker;
 pub use embedded::Embedded;
 pub use error::HostError;
 pub use folder::Folder;

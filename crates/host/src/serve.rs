@@ -17,6 +17,7 @@ use providers::dial::Dialer;
 use providers::http_out::{Tls, public_roots};
 use providers::keyvalue::KeyValue;
 use providers::logging::Logging;
+use providers::messaging::Messaging;
 use runtime::{Capability, Runtime};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -35,10 +36,10 @@ use crate::{HostArgs, HostError, HostSettings};
 
 /// A key-value call that the node does not answer for this long has failed.
 const KV_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for a call of any other service; callers that cannot wait as long bound it themselves.
-const CALLS_TIMEOUT: Duration = Duration::from_secs(60);
 /// A call about an object that the node does not answer for this long has failed: the last one waits for the disk.
 const BLOB_TIMEOUT: Duration = Duration::from_secs(30);
+/// As [`KV_TIMEOUT`], for every other service: longer than a request for a message may wait for its answer.
+const CALLS_TIMEOUT: Duration = Duration::from_secs(75);
 /// What is written already may take this long to be sent when the host ends.
 const FLUSH: Duration = Duration::from_secs(1);
 /// Headers a request may have: what the ingress lets through, and what it adds.
@@ -113,16 +114,16 @@ async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> 
 fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostError> {
     let socket = args.dir.join(NODE_SOCKET);
     let capabilities: Vec<Box<dyn Capability>> =
-        vec![Box::new(KeyValue), Box::new(Blobstore), Box::new(Config), Box::new(Logging)];
+        vec![Box::new(KeyValue), Box::new(Blobstore), Box::new(Messaging), Box::new(Config), Box::new(Logging)];
     let runtime = Runtime::new(settings.runtime, capabilities)?;
     let files = Arc::new(FilesClient::new(&socket));
     let store = Arc::new(KvClient::new(&socket, KV_TIMEOUT));
-    let dialer: Arc<dyn Dialer> = Arc::new(NodeDialer::new(files.clone()));
     let calls = Arc::new(CallsClient::new(&socket, CALLS_TIMEOUT));
-    let secrets = NodeSecrets::new(calls);
+    let secrets = NodeSecrets::new(calls.clone());
     let blobs = Arc::new(CallsClient::new(&socket, BLOB_TIMEOUT));
-    let providers =
-        Providers::new(Means { tenant: args.tenant.clone(), store, blobs, dialer: dialer.clone(), secrets });
+    let dialer: Arc<dyn Dialer> = Arc::new(NodeDialer::new(files.clone()));
+    let means = Means { tenant: args.tenant.clone(), store, blobs, calls, dialer: dialer.clone(), secrets };
+    let providers = Providers::new(means);
     let code = CodeStore::new(runtime, files);
     let tls = Tls::new(public_roots())?;
     Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), settings.max_loaded))

@@ -137,12 +137,22 @@ pub enum ProviderKind {
     KeyvalueRedis,
     /// Objects in files of the node: durable before acknowledged.
     BlobstoreFolder,
+    /// Messages in the memory of the node: shared by the apps of a tenant, gone with the node.
+    MessagingLocal,
+    /// As `messaging-local`, and every message is on the node's disk before it is acknowledged.
+    MessagingDurable,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 4] =
-        [Self::KeyvalueMemory, Self::KeyvalueEmbedded, Self::KeyvalueRedis, Self::BlobstoreFolder];
+    pub const ALL: [Self; 6] = [
+        Self::KeyvalueMemory,
+        Self::KeyvalueEmbedded,
+        Self::KeyvalueRedis,
+        Self::BlobstoreFolder,
+        Self::MessagingLocal,
+        Self::MessagingDurable,
+    ];
 
     /// The name in manifests.
     pub fn as_str(self) -> &'static str {
@@ -151,6 +161,8 @@ impl ProviderKind {
             Self::KeyvalueEmbedded => "keyvalue-embedded",
             Self::KeyvalueRedis => "keyvalue-redis",
             Self::BlobstoreFolder => "blobstore-folder",
+            Self::MessagingLocal => "messaging-local",
+            Self::MessagingDurable => "messaging-durable",
         }
     }
 
@@ -159,12 +171,18 @@ impl ProviderKind {
         match self {
             Self::KeyvalueMemory | Self::KeyvalueEmbedded | Self::KeyvalueRedis => "wasi:keyvalue",
             Self::BlobstoreFolder => "wasi:blobstore",
+            Self::MessagingLocal | Self::MessagingDurable => "wasmcloud:messaging",
         }
     }
 
     /// The providers that exist without being declared: name and kind.
-    pub const BUILT_IN: [(&'static str, Self); 3] =
-        [("embedded", Self::KeyvalueEmbedded), ("memory", Self::KeyvalueMemory), ("folder", Self::BlobstoreFolder)];
+    pub const BUILT_IN: [(&'static str, Self); 5] = [
+        ("embedded", Self::KeyvalueEmbedded),
+        ("memory", Self::KeyvalueMemory),
+        ("folder", Self::BlobstoreFolder),
+        ("local", Self::MessagingLocal),
+        ("durable", Self::MessagingDurable),
+    ];
 }
 
 /// A named edge: (component, contract, label) to a provider.
@@ -179,7 +197,8 @@ pub struct Link {
     pub label: Label,
     /// What answers.
     pub provider: ProviderName,
-    /// Settings of this edge, for example `bucket` (the bucket in the backend, where it differs from the label).
+    /// Settings of this edge, for example `bucket` (the bucket in the backend, where it differs from the label); see
+    /// [`crate::messaging`] for those of a messaging link.
     #[serde(default)]
     pub config: BTreeMap<String, String>,
 }

@@ -15,6 +15,7 @@ pub mod interface;
 pub mod limits;
 pub mod lock;
 pub mod manifest;
+pub mod messaging;
 pub mod name;
 pub mod observed;
 pub mod offers;

@@ -131,6 +131,13 @@ pub const OFFERS: &[Offer] = &[
         interfaces: &["types", "container", "blobstore"],
         by_link: true,
     },
+    free("wasmcloud:messaging", Offered::Exact("0.2.0"), &["types"]),
+    Offer {
+        contract: "wasmcloud:messaging",
+        version: Offered::Exact("0.2.0"),
+        interfaces: &["consumer"],
+        by_link: true,
+    },
 ];
 
 /// What the platform has for an import.
@@ -178,6 +185,13 @@ pub fn is_http_handler(export: &InterfaceId) -> bool {
         "handler" => P3.accepts(export.version.as_ref()),
         _ => false,
     }
+}
+
+/// Whether an export makes a component take messages.
+pub fn is_message_handler(export: &InterfaceId) -> bool {
+    export.contract.to_string() == crate::messaging::CONTRACT
+        && &*export.interface == "handler"
+        && Offered::Exact("0.2.0").accepts(export.version.as_ref())
 }
 
 /// Whether an import makes a component call out over HTTP.

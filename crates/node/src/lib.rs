@@ -9,6 +9,8 @@
 //! | [`artifacts`] | compiled code: compiled in a limited child process, loaded only if its MAC is ours |
 //! | `services` | what a host may ask over its `node.sock` |
 //! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
+//! | [`messaging`] | the brokers of messages, and who takes from them |
+//! | `taking` | which revision takes messages |
 //! | `logs` | the last lines of every app |
 //! | `admin` | the listener for monitoring |
 //! | `metrics` | what hosts counted, over shards and restarts |
@@ -25,12 +27,14 @@ mod error;
 mod front;
 pub mod ingress;
 pub mod logs;
+pub mod messaging;
 mod metrics;
 mod node;
 mod publisher;
 pub mod services;
 mod serving;
 pub mod supervisor;
+mod taking;
 pub mod tenant;
 mod watch;
 

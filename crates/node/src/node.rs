@@ -30,6 +30,7 @@ use crate::artifacts::{Artifacts, make_dir};
 use crate::dialer::{Dialer, Resolve, SystemResolver};
 use crate::ingress::{Ingress, IngressConfig, IngressError, Routes, forward};
 use crate::logs::Logs;
+use crate::messaging::Messaging;
 use crate::metrics::Metrics;
 use crate::publisher::{Said, publish};
 use crate::services::Services;
@@ -139,7 +140,9 @@ impl Node {
         let dialer = Dialer::new(resolver);
         let objects = config.data_dir.join("objects");
         let folder = Folder::open(&objects).map_err(|cause| NodeError::Objects { path: objects, cause })?;
-        let services = Arc::new(Services { data, folder, artifacts: artifacts.clone(), dialer, secrets });
+        let messaging = Messaging::new(data.clone());
+        let services =
+            Arc::new(Services { data, folder, artifacts: artifacts.clone(), dialer, secrets, messaging });
         let logs = Arc::new(Logs::default());
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());

@@ -2,7 +2,7 @@
 //! which addresses they may ask for. Everything a host asks is answered from here, never from what the host says.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
@@ -14,6 +14,7 @@ use model::{AppName, ComponentName, Digest, LockedApp, ProviderKind, Revision, R
 use tokio::sync::Semaphore;
 
 use crate::converge;
+use crate::messaging::{self, Declared};
 
 /// Connections a tenant may open per second over time, and at once.
 const DIALS_PER_SECOND: f64 = 200.0;
@@ -40,6 +41,12 @@ pub struct Prepared {
     pub routes: Vec<Route>,
     /// Secrets it names, and may have revealed.
     pub secrets: BTreeSet<SecretName>,
+    /// What it takes from the brokers of the node.
+    pub messages: Vec<Declared>,
+    /// Has a component that takes messages, from whichever broker.
+    pub takes: bool,
+    /// Takes messages now: it serves, and is not suspended.
+    pub taking: AtomicBool,
     /// The [`LockedApp`] as JSON: sent to every host that runs it, now and after each restart.
     json: Bytes,
 }
@@ -75,6 +82,9 @@ impl Prepared {
             code,
             routes: app.routes.clone(),
             secrets: model::secret::names(app),
+            messages: messaging::declared(app),
+            takes: model::messaging::subscriptions(app).next().is_some(),
+            taking: AtomicBool::new(false),
             json: serde_json::to_vec(app)?.into(),
         })
     }
@@ -249,6 +259,9 @@ mod tests {
             code: vec![(Digest::of(&[code]), World::P2)],
             routes: Vec::new(),
             secrets: BTreeSet::new(),
+            messages: Vec::new(),
+            takes: false,
+            taking: AtomicBool::new(false),
             json: Bytes::from_static(b"{}"),
         })
     }

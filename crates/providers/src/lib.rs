@@ -21,6 +21,7 @@ pub mod dial;
 pub mod http_json;
 pub mod http_out;
 pub mod keyvalue;
+pub mod messaging;
 pub mod logging;
 pub mod meter;
 pub mod nats;

@@ -15,6 +15,7 @@ pub mod client;
 pub mod codec;
 mod descriptor;
 pub mod line;
+pub mod messaging;
 pub mod secret;
 pub mod server;
 #[cfg(test)]
@@ -119,6 +120,8 @@ pub enum ServiceRequest {
     Secret(secret::SecretRequest),
     /// Objects.
     Blob(blob::BlobRequest),
+    /// The brokers of messages.
+    Messaging(messaging::MessagingRequest),
 }
 
 /// What is answered, variant by variant as [`ServiceRequest`].
@@ -128,6 +131,8 @@ pub enum ServiceAnswer {
     Secret(secret::SecretAnswer),
     /// Objects.
     Blob(Result<blob::BlobAnswer, blob::BlobFault>),
+    /// The brokers of messages.
+    Messaging(messaging::MessagingAnswer),
 }
 
 /// Why a service refused or failed.

@@ -3,21 +3,27 @@
 
 mod blobstore;
 mod keyvalue;
+mod messaging;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use api::services::client::{CallsClient, KvClient};
-use model::{AppName, ComponentName, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, TenantName};
+use api::services::messaging::BrokerKind;
+use model::{
+    AppName, ComponentName, Label, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, TenantName,
+};
 use providers::blobstore::BlobLinks;
 use providers::config::ConfigValues;
 use providers::dial::Dialer;
 use providers::keyvalue::KeyValueLinks;
+use providers::messaging::MessagingLink;
 use providers::meter::LinkMeter;
 use providers::secrets::{Credentials, Resolver};
 use runtime::Bindings;
 
 use crate::error::StartError;
+use crate::taking::Taken;
 use crate::totals::Totals;
 
 /// A provider of an app.
@@ -32,6 +38,8 @@ pub(crate) enum Backing {
     KeyValue(keyvalue::Store),
     /// `wasi:blobstore`.
     Blobstore(blobstore::Store),
+    /// `wasmcloud:messaging`.
+    Messaging(messaging::Broker),
 }
 
 impl Opened {
@@ -40,6 +48,7 @@ impl Opened {
         match &self.backing {
             Backing::KeyValue(store) => Some(store),
             Backing::Blobstore(_) => None,
+            Backing::Messaging(_) => None,
         }
     }
 
@@ -48,6 +57,7 @@ impl Opened {
         match &self.backing {
             Backing::KeyValue(store) => store.check().await.map_err(|cause| cause.to_string()),
             Backing::Blobstore(store) => store.check().await.map_err(|cause| cause.to_string()),
+            Backing::Messaging(broker) => broker.check().await.map_err(|cause| cause.to_string()),
         }
         .map_err(|cause| StartError::Provider { provider: self.name.clone(), cause })
     }
@@ -59,6 +69,8 @@ pub(crate) struct Means {
     pub(crate) store: Arc<KvClient>,
     /// Objects go over a line of their own: their chunks are large.
     pub(crate) blobs: Arc<CallsClient>,
+    /// Every other service of the node.
+    pub(crate) calls: Arc<CallsClient>,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) secrets: Arc<dyn Resolver>,
 }
@@ -133,10 +145,35 @@ impl Providers {
                 Backing::KeyValue(keyvalue::open(&self.means, &wanted)?)
             }
             ProviderKind::BlobstoreFolder => Backing::Blobstore(blobstore::open(&self.means, &wanted)?),
+            ProviderKind::MessagingLocal | ProviderKind::MessagingDurable => {
+                Backing::Messaging(messaging::open(&self.means, &wanted)?)
+            }
         };
         let fresh = Arc::new(Opened { name: name.clone(), backing });
         known.insert(key, (spec, Arc::downgrade(&fresh)));
         Ok(fresh)
+    }
+
+    /// The messages that the components of `app` take.
+    pub(crate) fn taken(
+        &self,
+        app: &LockedApp,
+        revision: Revision,
+        opened: &BTreeMap<ProviderName, Arc<Opened>>,
+        totals: &Totals,
+    ) -> Vec<Taken> {
+        let taken = model::messaging::subscriptions(app).filter_map(|(link, subscription)| {
+            let Backing::Messaging(broker) = &opened.get(&link.provider)?.backing else { return None };
+            let kinds = [BrokerKind::Local, BrokerKind::Durable].into_iter().filter(|kind| broker.of_node != Some(*kind));
+            Some(Taken {
+                subscription: Arc::new(subscription),
+                route: format!("{}/{revision}/{}", app.name, link.component).into(),
+                backend: broker.backend.clone(),
+                former: kinds.map(|kind| messaging::of_node(&self.means, &app.name, kind)).collect(),
+                meter: totals.meter(&app.name, link),
+            })
+        });
+        taken.collect()
     }
 
     /// Forgets what nobody holds any more.
@@ -182,6 +219,7 @@ pub(crate) fn bindings(
 struct Given {
     keyvalue: Option<KeyValueLinks>,
     blobstore: Option<BlobLinks>,
+    messaging: Option<MessagingLink>,
 }
 
 impl Given {
@@ -195,6 +233,11 @@ impl Given {
                 let links = self.blobstore.take().unwrap_or_default();
                 self.blobstore = Some(store.link(links, link, meter));
             }
+            // The contract has no name for a broker: a component sends by the link with the label `default`.
+            Backing::Messaging(broker) if link.label == Label::default_label() => {
+                self.messaging = Some(broker.link(meter));
+            }
+            Backing::Messaging(_) => {}
         }
     }
 
@@ -204,6 +247,9 @@ impl Given {
         }
         if let Some(links) = self.blobstore {
             bindings = bindings.with(Arc::new(links));
+        }
+        if let Some(link) = self.messaging {
+            bindings = bindings.with(Arc::new(link));
         }
         bindings
     }

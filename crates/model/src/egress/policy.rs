@@ -193,7 +193,11 @@ impl Policy {
 /// read (which grant nothing).
 pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
     match spec.kind {
-        ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded | ProviderKind::BlobstoreFolder => None,
+        ProviderKind::KeyvalueMemory
+        | ProviderKind::KeyvalueEmbedded
+        | ProviderKind::BlobstoreFolder
+        | ProviderKind::MessagingLocal
+        | ProviderKind::MessagingDurable => None,
         ProviderKind::KeyvalueRedis => {
             let rest = spec.config.get("url")?.strip_prefix("redis://")?;
             let authority = rest.split(['/', '?', '#']).next()?;

@@ -137,7 +137,7 @@ pub(super) static APP: Table = Table {
             optional(
                 "providers",
                 Ty::Map(Text::Name, &PROVIDER_TY),
-                "Providers the app declares, by name. `memory` and `embedded` are there without.",
+                "Providers the app declares, by name. `memory`, `embedded`, `local` and `durable` are there without.",
             ),
             optional("routes", Ty::List(&ROUTE_TY), "What the ingress sends to which component."),
         ]
@@ -200,6 +200,9 @@ static ROUTE_TY: Ty = Ty::Table(&ROUTE);
 static SOURCE_TY: Ty = Ty::OneOf(&[Ty::Text(Text::Path), Ty::Table(&OCI)]);
 static LINK_VALUE: Ty = Ty::OneOf(&[Ty::Text(Text::Name), Ty::Table(&LINK), Ty::List(&Ty::Table(&LINK))]);
 
+/// A setting that may be one text or a list of texts.
+pub(super) static TEXTS: Ty = Ty::OneOf(&[Ty::Text(Text::Setting), Ty::List(&Ty::Text(Text::Setting))]);
+
 static LINK: Table = Table {
     what: "a link",
     fields: || {
@@ -208,7 +211,7 @@ static LINK: Table = Table {
             optional(
                 "label",
                 Ty::Text(Text::Name),
-                "Which of several links of the contract; the name of the bucket or container the component opens. `default` where absent.",
+                "Which of several links of the contract; the name of the bucket or container the component opens; messages are sent by `default`. `default` where absent.",
             ),
         ]
     },

@@ -393,8 +393,15 @@ fn settings(doc: Option<&DeTable<'_>>, not: &[&str]) -> BTreeMap<String, Setting
         .flatten()
         .filter(|(key, _)| !not.contains(&key.get_ref().as_ref()))
         .filter_map(|(key, value)| {
-            let Spanned { value, span } = text(Some(value))?;
-            let value = Spanned { value: value.to_owned(), span };
+            let written = match value.get_ref() {
+                DeValue::String(text) => text.to_string(),
+                // The first pass lets a list pass only where it is one of texts that may be joined.
+                DeValue::Array(items) => {
+                    items.iter().filter_map(|item| item.get_ref().as_str()).collect::<Vec<_>>().join(",")
+                }
+                _ => return None,
+            };
+            let value = Spanned { value: written, span: value.span() };
             Some((key.get_ref().to_string(), SettingEntry { key: key.span(), value }))
         })
         .collect()

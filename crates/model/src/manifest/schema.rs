@@ -44,7 +44,7 @@ fn link_settings(settings: Settings) -> Vec<Setting> {
     if settings != Settings::OfLink {
         return Vec::new();
     }
-    // One contract goes by link in this version, so its settings are those of every link.
+    // A link's table does not say which contract it is of: the settings of all are allowed, and the rules tell them apart.
     contracts_by_link().flat_map(|contract| links::settings(contract).iter().copied()).collect()
 }
 
@@ -85,7 +85,11 @@ fn object(fields: &[Field], settings: &[Setting]) -> Value {
         properties.insert(field.name.to_owned(), value);
     }
     for setting in settings {
-        properties.insert(setting.name.to_owned(), json!({ "type": "string", "description": setting.doc }));
+        let mut value = if links::LISTS.contains(&setting.name) { ty(super::fields::TEXTS) } else { json!({ "type": "string" }) };
+        if let Value::Object(value) = &mut value {
+            value.insert("description".to_owned(), json!(setting.doc));
+        }
+        properties.insert(setting.name.to_owned(), value);
     }
     let required: Vec<&str> = fields
         .iter()

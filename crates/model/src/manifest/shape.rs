@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::Findings;
 use super::fields::{SETTING, Settings, Table, Text, Ty};
+use crate::rules::links::LISTS;
 use crate::rules::{Code, Violation, list, nearest, shown};
 
 /// Checks a table. `path` is its place in words (`components.counter`), `span` where it is written.
@@ -18,6 +19,9 @@ pub(super) fn table(doc: &DeTable<'_>, shape: &Table, path: &str, span: &Range<u
             Some(field) => check(value.get_ref(), field.ty, &here, &value.span(), out),
             None if shape.settings == Settings::OfProvider => {
                 check(value.get_ref(), SETTING, &here, &value.span(), out);
+            }
+            None if shape.settings == Settings::OfLink && LISTS.contains(&key.get_ref().as_ref()) => {
+                check(value.get_ref(), super::fields::TEXTS, &here, &value.span(), out);
             }
             None if shape.settings == Settings::OfLink => {
                 check(value.get_ref(), Ty::Text(Text::Setting), &here, &value.span(), out);

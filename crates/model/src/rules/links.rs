@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::app::{Link, LockedApp};
+use crate::messaging::{self, Subscription};
 use crate::offers;
 use crate::rules::provider::{Setting, answering};
 use crate::rules::{Code, Found, Subject, Unknown, Violation, list, shown, suggest};
@@ -22,12 +23,43 @@ pub fn settings(contract: &str) -> &'static [Setting] {
             doc: "the container in the provider, where it differs from the label",
             example: "photos",
         }],
+        messaging::CONTRACT => &[
+            Setting {
+                name: "subscriptions",
+                required: false,
+                doc: "subjects of the messages the component takes: a list; `*` stands for one token, a last `>` for all that follow",
+                example: "orders.new",
+            },
+            Setting {
+                name: "queue-group",
+                required: false,
+                doc: "links of the app with the same group share their messages; a group of its own where absent",
+                example: "workers",
+            },
+            Setting {
+                name: "max-tries",
+                required: false,
+                doc: "how often a message is handed to the component before it is put away, 1 to 100; 5 where absent",
+                example: "5",
+            },
+            Setting {
+                name: "max-in-flight",
+                required: false,
+                doc: "messages one host handles at once, 1 to 256; 16 where absent",
+                example: "16",
+            },
+        ],
         _ => &[],
     }
 }
 
+/// Settings of links that may be written as a list of texts; kept as one text with commas.
+pub(crate) const LISTS: [&str; 1] = ["subscriptions"];
+
 /// The longest value of a link's setting, bytes.
 const MAX_SETTING: usize = 256;
+/// As [`MAX_SETTING`], for one that is a list.
+const MAX_LIST: usize = messaging::MAX_PATTERNS * (messaging::MAX_SUBJECT + 2);
 
 /// Checks every link of an app.
 pub(crate) fn check(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
@@ -47,6 +79,60 @@ pub(crate) fn check(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
         }
         check_one(app, index, link, unknown, out);
     }
+    check_groups(app, out);
+}
+
+/// Members of a queue group are interchangeable: what one of them would not get, the group must not take.
+fn check_groups(app: &LockedApp, out: &mut Vec<Found>) {
+    let mut first: BTreeMap<messaging::Group, (usize, Subscription)> = BTreeMap::new();
+    for (index, link) in app.links.iter().enumerate().filter(|(_, l)| l.contract.to_string() == messaging::CONTRACT) {
+        let Ok(Some(subscription)) = Subscription::of(&app.name, link) else { continue };
+        let Some((other, known)) = first.get(&subscription.group) else {
+            first.insert(subscription.group.clone(), (index, subscription));
+            continue;
+        };
+        let same_provider = app.links.get(*other).is_some_and(|other| other.provider == link.provider);
+        if known.patterns == subscription.patterns && known.tries == subscription.tries && same_provider {
+            continue;
+        }
+        let message = format!(
+            "two links share the queue group `{}` and differ in `subscriptions`, `max-tries` or provider",
+            subscription.group.name
+        );
+        let help = "write the same for both, or give each a group of its own";
+        out.push(Found {
+            subject: Subject::LinkValue(index, "queue-group".to_owned()),
+            related: Some((Subject::Link(*other), "the other link".to_owned())),
+            violation: Violation::new(Code::LinkSubscription, message).help(help),
+        });
+    }
+}
+
+/// What a messaging link takes, and that somebody is there to take it.
+fn check_subscription(
+    app: &LockedApp,
+    index: usize,
+    link: &Link,
+    exports: Option<&[crate::InterfaceId]>,
+    out: &mut Vec<Found>,
+) {
+    let at = |setting: &str, violation| Found::at(Subject::LinkValue(index, setting.to_owned()), violation);
+    match Subscription::of(&app.name, link) {
+        Err((setting, cause)) => {
+            let known = settings(messaging::CONTRACT).iter().find(|s| s.name == setting);
+            let help = known.map_or_else(String::new, |s| format!("`{}` is {}; for example `\"{}\"`", s.name, s.doc, s.example));
+            out.push(at(setting, Violation::new(Code::LinkSubscription, cause.to_string()).help(help)));
+        }
+        Ok(Some(_)) if exports.is_some_and(|exports| !exports.iter().any(offers::is_message_handler)) => {
+            let message = format!(
+                "component `{}` is to take messages and does not export `wasmcloud:messaging/handler@0.2.0`",
+                link.component
+            );
+            let help = "export the handler, or remove `subscriptions` where the component only sends";
+            out.push(at("subscriptions", Violation::new(Code::LinkSubscription, message).help(help)));
+        }
+        Ok(_) => {}
+    }
 }
 
 fn check_one(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown, out: &mut Vec<Found>) {
@@ -65,7 +151,11 @@ fn check_one(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown, out:
     check_provider(app, index, link, unknown, out);
     check_settings(index, link, out);
     let known = !unknown.artifacts.contains(&link.component);
-    if known && !component.imports.iter().any(|import| import.contract == link.contract) {
+    if link.contract.to_string() == messaging::CONTRACT {
+        check_subscription(app, index, link, known.then_some(component.exports.as_slice()), out);
+    }
+    let uses = |interfaces: &[crate::InterfaceId]| interfaces.iter().any(|one| one.contract == link.contract);
+    if known && !uses(&component.imports) && !uses(&component.exports) {
         let message =
             format!("component `{}` does not import `{}`, so this link carries nothing", link.component, link.contract);
         out.push(Found::at(
@@ -135,8 +225,11 @@ fn check_settings(index: usize, link: &Link, out: &mut Vec<Found>) {
             let help = suggest(key, &known, "what it has");
             let subject = Subject::LinkKey(index, key.clone());
             out.push(Found::at(subject, Violation::new(Code::LinkSetting, message).help(help)));
-        } else if value.is_empty() || value.len() > MAX_SETTING || value.chars().any(char::is_control) {
-            let message = format!("the `{key}` of a link has 1 to {MAX_SETTING} characters and no control characters");
+            continue;
+        }
+        let longest = if LISTS.contains(&key.as_str()) { MAX_LIST } else { MAX_SETTING };
+        if value.is_empty() || value.len() > longest || value.chars().any(char::is_control) {
+            let message = format!("the `{key}` of a link has 1 to {longest} characters and no control characters");
             let subject = Subject::LinkValue(index, key.clone());
             out.push(Found::at(subject, Violation::new(Code::LinkSetting, message).help("shorten or remove it")));
         }

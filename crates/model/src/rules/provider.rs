@@ -25,7 +25,11 @@ pub struct Setting {
 /// The settings of a provider type.
 pub fn settings(kind: ProviderKind) -> &'static [Setting] {
     match kind {
-        ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded | ProviderKind::BlobstoreFolder => &[],
+        ProviderKind::KeyvalueMemory
+        | ProviderKind::KeyvalueEmbedded
+        | ProviderKind::BlobstoreFolder
+        | ProviderKind::MessagingLocal
+        | ProviderKind::MessagingDurable => &[],
         ProviderKind::KeyvalueRedis => &[
             Setting {
                 name: "url",
@@ -42,7 +46,11 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
 /// too takes either.
 pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
     match kind {
-        ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded | ProviderKind::BlobstoreFolder => &[],
+        ProviderKind::KeyvalueMemory
+        | ProviderKind::KeyvalueEmbedded
+        | ProviderKind::BlobstoreFolder
+        | ProviderKind::MessagingLocal
+        | ProviderKind::MessagingDurable => &[],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
     }
 }

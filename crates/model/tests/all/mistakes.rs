@@ -11,9 +11,8 @@ use model::rules::Code;
 
 use crate::{facts, golden};
 
-/// Codes of which no manifest is guilty: what is sent to the control plane can be, the file has its own test, and as long as
-/// one contract alone goes by link, no provider is of another.
-const NOT_HERE: [Code; 8] = [
+/// Codes of which no manifest is guilty: what is sent to the control plane can be, and the file has its own test.
+const NOT_HERE: [Code; 7] = [
     Code::ArtifactUnknown,
     Code::ProviderForged,
     Code::RouteHostTaken,
@@ -21,7 +20,6 @@ const NOT_HERE: [Code; 8] = [
     Code::LimitFixed,
     Code::Reuse,
     Code::ManifestTooLarge,
-    Code::ProviderContract,
 ];
 
 fn folder() -> PathBuf {

@@ -30,6 +30,7 @@ use crate::publisher::Said;
 use crate::services::Services;
 use crate::serving::{Serving, ServingIndex};
 use crate::supervisor::{Host, HostEvent, HostRef};
+use crate::taking;
 use crate::tenant::{Prepared, Tenant};
 use crate::watch::{Seen, follow};
 use tenant::Account;
@@ -289,6 +290,7 @@ impl Agent {
                 self.say(Said::Keep(served, None));
                 self.say(Said::Withdraw(keys::observed(&self.setup.name, tenant, name)));
                 self.replace(tenant, name, None);
+                self.setup.services.messaging.forget(tenant, name);
                 true
             }
         }
@@ -410,9 +412,15 @@ impl Agent {
         let Some(app) = account.apps.get_mut(name) else { return };
         let revision = new.as_ref().map(|serving| serving.prepared.revision);
         let old = std::mem::replace(&mut app.serving, new.clone());
-        self.setup.index.set(tenant, name, new);
+        self.setup.index.set(tenant, name, new.clone());
         self.routes_dirty = true;
+        if let Some(new) = new {
+            self.setup.services.messaging.declare(tenant, name, &new.prepared.messages);
+            taking::set(&new.prepared, !new.suspended);
+            tokio::spawn(taking::tell(new.prepared.clone(), self.setup.hosts.of(tenant)));
+        }
         let Some(old) = old.filter(|old| Some(old.prepared.revision) != revision) else { return };
+        taking::set(&old.prepared, false);
         let patience = CancellationToken::new();
         app.leaving.insert(old.prepared.revision, patience.clone());
         // The table that still names it goes with the swap that follows; until then it is not idle.
@@ -486,8 +494,12 @@ async fn leave(
     news: mpsc::UnboundedSender<News>,
 ) {
     let (app, revision) = (old.prepared.app.clone(), old.prepared.revision);
+    let handlers = taking::tell(old.prepared.clone(), hosts.of(&tenant.name));
+    let idle = async {
+        futures::join!(old.idle(DRAIN), handlers);
+    };
     tokio::select! {
-        () = old.idle(DRAIN) => {}
+        () = idle => {}
         () = patience.cancelled() => {}
     }
     tenant.remove(&app, revision);

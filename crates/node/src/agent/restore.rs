@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::{Agent, names};
 use crate::publisher::Said;
 use crate::serving::Serving;
+use crate::taking;
 use crate::tenant::Prepared;
 use crate::watch::Seen;
 
@@ -65,6 +66,9 @@ impl Agent {
         app.actual.serving = Some(prepared.revision);
         let serving = Arc::new(Serving::new(tenant, prepared, &account.front, shards, false));
         app.serving = Some(serving.clone());
+        self.setup.services.messaging.declare(tenant, name, &serving.prepared.messages);
+        // Its hosts are only being started; each asks when it is ready.
+        taking::set(&serving.prepared, true);
         self.setup.index.set(tenant, name, Some(serving));
         self.routes_dirty = true;
     }

@@ -12,6 +12,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::blob::BlobSession;
 use super::{Client, Services, secret};
+use crate::messaging::Holder;
 
 /// Calls of one connection under way at once; the rest waits in the socket.
 const MAX_CALLS: usize = 1024;
@@ -23,6 +24,8 @@ pub(super) async fn serve(
     services: Arc<Services>,
 ) -> Result<(), WireError> {
     let blobs = BlobSession::default();
+    // What this connection takes is given to others when it ends.
+    let holder = services.messaging.holder(&client.tenant.name);
     let mut calls = FuturesUnordered::new();
     let mut open = true;
     while open || !calls.is_empty() {
@@ -36,8 +39,11 @@ pub(super) async fn serve(
             }
             call = reader.next::<ServiceCall>(), if open && calls.len() < MAX_CALLS => {
                 match call? {
-                    Some(call) => calls.push(reply(&client, &services, &blobs, call)),
-                    None => open = false,
+                    Some(call) => calls.push(reply(&client, &services, &blobs, &holder, call)),
+                    None => {
+                        open = false;
+                        holder.leave();
+                    }
                 }
             }
         }
@@ -55,24 +61,38 @@ fn push(writer: &mut FrameWriter<OwnedWriteHalf>, reply: &ServiceReply) -> Resul
     }
 }
 
-async fn reply(client: &Client, services: &Services, blobs: &BlobSession, call: ServiceCall) -> ServiceReply {
+async fn reply(
+    client: &Client,
+    services: &Services,
+    blobs: &BlobSession,
+    holder: &Holder,
+    call: ServiceCall,
+) -> ServiceReply {
     let ServiceCall { id, app, request } = call;
-    ServiceReply { id, result: answer(client, services, blobs, app, request).await }
+    ServiceReply { id, result: answer(client, services, blobs, holder, app, request).await }
 }
 
 async fn answer(
     client: &Client,
     services: &Services,
     blobs: &BlobSession,
+    holder: &Holder,
     app: AppName,
     request: ServiceRequest,
 ) -> Result<ServiceAnswer, ServiceFault> {
+    let tenant = &client.tenant;
+    if !tenant.knows(&app) {
+        return Err(ServiceFault::Refused(format!("tenant {} runs no app `{app}` here", tenant.name)));
+    }
     match request {
         ServiceRequest::Secret(request) => {
             secret::answer(&client.tenant, &services.secrets, &app, request).await.map(ServiceAnswer::Secret)
         }
         ServiceRequest::Blob(request) => {
             Ok(ServiceAnswer::Blob(blobs.answer(&services.folder, &client.tenant.name, app, request).await))
+        }
+        ServiceRequest::Messaging(request) => {
+            services.messaging.answer(&tenant.name, &app, holder, request).await.map(ServiceAnswer::Messaging)
         }
     }
 }

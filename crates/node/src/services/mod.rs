@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 
 use crate::artifacts::Artifacts;
 use crate::dialer::Dialer;
+use crate::messaging::Messaging;
 use crate::tenant::Tenant;
 
 /// How long a fresh connection may take to say what it is for.
@@ -42,6 +43,8 @@ pub struct Services {
     pub dialer: Dialer,
     /// The tenants' secrets.
     pub secrets: Arc<Secrets>,
+    /// Messages.
+    pub messaging: Arc<Messaging>,
 }
 
 /// One host, as its connections are served.

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use crate::front::Front;
 use crate::logs::Logs;
 use crate::services::{Client, Services};
+use crate::taking;
 use crate::tenant::{Prepared, Tenant};
 use backoff::Backoff;
 use process::Process;
@@ -272,6 +273,7 @@ impl Supervisor {
         self.plan.front.up(self.shard, self.dir.join(DATA_SOCKET));
         self.tell.send_replace(HostState::Ready);
         self.event(HostChange::Ready(info, refused));
+        let _taking = Scoped(tokio::spawn(self.taking()));
         let _logs = Scoped(tokio::spawn(follow(self.client.clone(), self.plan.tenant.clone(), self.plan.logs.clone())));
         tokio::select! {
             how = process.ended() => End::Ended(self.reason(&how)),
@@ -323,6 +325,23 @@ impl Supervisor {
         match refused.iter().find(|(_, _, problem)| problem.code == Code::Unreachable) {
             Some((_, _, problem)) => Err(problem.clone()),
             None => Ok((info, refused)),
+        }
+    }
+
+    /// Has the host take messages for the revisions that do. It is ready already: one that begins from now on is told
+    /// by whoever begins it.
+    fn taking(&self) -> impl Future<Output = ()> + use<> {
+        let shards = self.plan.shards.load(Ordering::Acquire);
+        let revisions = self.plan.tenant.revisions_for(self.shard, shards).into_iter();
+        let all: Vec<_> = revisions.filter(|one| one.taking.load(Ordering::SeqCst)).collect();
+        let host = HostRef {
+            shard: self.shard,
+            client: self.client.clone(),
+            info: self.info.clone(),
+            state: self.tell.subscribe(),
+        };
+        async move {
+            futures::future::join_all(all.into_iter().map(|one| taking::tell(one, vec![host.clone()]))).await;
         }
     }
 

@@ -78,6 +78,7 @@ impl Fake {
                 self.revisions.lock().unwrap().remove(&format!("{app}/{number}"));
                 json(StatusCode::OK, &Drained { ended: 0 })
             }
+            (&Method::PUT, ["apps", _, "revisions", _, "taking"]) => Response::new(Full::default()),
             (&Method::POST, ["drain"]) if self.told("stubborn") => std::future::pending().await,
             (&Method::POST, ["drain"]) => std::process::exit(0),
             _ => json(StatusCode::NOT_FOUND, &Problem::new(Code::NotFound, "no such thing")),

@@ -40,8 +40,10 @@ impl Rig {
         let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
         let artifacts = Artifacts::open(dir.path().join("cache"), dir.path().join("keys"), exe, blobs.clone()).unwrap();
         let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
+        let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
         let services = Services {
-            data: DataEngine::open(dir.path().join("data.redb")).unwrap(),
+            messaging: node::messaging::Messaging::new(data.clone()),
+            data,
             folder: Folder::open(dir.path().join("objects")).unwrap(),
             artifacts: Arc::new(artifacts),
             dialer: Dialer::new(Arc::new(SystemResolver)),

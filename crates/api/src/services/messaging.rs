@@ -1,0 +1,85 @@
+//! Messages between a host and the broker that its node keeps for the tenant: sent, asked for, taken and settled. The
+//! node says who takes what from the revisions it runs; a host only names the group it takes for.
+
+use serde::{Deserialize, Serialize};
+
+/// The longest a host waits for messages of a link in one call; the node answers earlier, with none.
+pub const POLL: std::time::Duration = std::time::Duration::from_secs(20);
+/// The most deliveries one call asks for.
+pub const MAX_TAKE: u32 = 64;
+
+/// Which of the node's brokers: they share nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum BrokerKind {
+    /// In memory.
+    Local,
+    /// On disk before acknowledged.
+    Durable,
+}
+
+/// A message on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireMessage {
+    /// What it is about.
+    pub subject: String,
+    /// What it says.
+    pub body: Vec<u8>,
+    /// Where an answer goes.
+    pub reply_to: Option<String>,
+}
+
+/// What became of a delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Settled {
+    /// Handled.
+    Done,
+    /// To be delivered again after so many milliseconds.
+    Again { after_ms: u64 },
+    /// Tried often enough: send it to this subject, if there is one, and never deliver it again.
+    PutAway { subject: Option<String> },
+    /// Not tried.
+    GivenBack,
+}
+
+/// What a host asks of a broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MessagingRequest {
+    /// Sends a message.
+    Publish { broker: BrokerKind, message: WireMessage },
+    /// Sends a message and waits for the first answer.
+    Ask { broker: BrokerKind, message: WireMessage, timeout_ms: u64 },
+    /// Waits for messages of a queue group of the app, at most [`POLL`], and takes at most `max` of them.
+    Take { broker: BrokerKind, group: String, max: u32 },
+    /// What became of a delivery of the app.
+    Settle { broker: BrokerKind, group: String, delivery: u64, outcome: Settled },
+}
+
+/// One message given to a host, which settles it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handed {
+    /// Names this delivery, to settle it.
+    pub delivery: u64,
+    /// Names the message: the same at every try.
+    pub id: String,
+    /// Which try this is, from 1.
+    pub tries: u32,
+    /// The message.
+    pub message: WireMessage,
+}
+
+/// What a broker answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MessagingAnswer {
+    /// Publish, Settle.
+    Done,
+    /// Ask: the answer.
+    Answered(WireMessage),
+    /// Ask: nobody takes messages of the subject.
+    NoResponder,
+    /// Ask: nobody answered in time.
+    NotAnswered,
+    /// Take; none where none came in time.
+    Taken(Vec<Handed>),
+    /// Take: the group takes nothing here, and nothing is left for it.
+    NotSubscribed,
+}

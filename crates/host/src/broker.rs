@@ -1,0 +1,205 @@
+//! The node's message brokers as a backend: the node owns them, this asks. Messages are fetched, a few at a time, as
+//! there is room for them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::services::client::{CallError, CallsClient};
+use api::services::messaging::{BrokerKind, Handed, MessagingAnswer, MessagingRequest, Settled, WireMessage};
+use api::services::{ServiceAnswer, ServiceFault, ServiceRequest};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use model::AppName;
+use model::messaging::Subscription;
+use providers::messaging::{Answer, Backend, BackendError, Deliveries, Delivery, Message, Outcome, Settle};
+use tokio::task::JoinHandle;
+
+/// Messages fetched at once: the rest is for other shards.
+const AT_ONCE: u32 = 8;
+
+/// One app's way to a broker of the node.
+#[derive(Clone)]
+pub struct NodeBroker {
+    client: Arc<CallsClient>,
+    app: AppName,
+    kind: BrokerKind,
+}
+
+impl NodeBroker {
+    /// The broker, by way of `client`, which must wait longer for an answer than a request or a poll may take.
+    pub fn new(client: Arc<CallsClient>, app: AppName, kind: BrokerKind) -> Self {
+        Self { client, app, kind }
+    }
+
+    async fn call(&self, request: MessagingRequest) -> Result<MessagingAnswer, BackendError> {
+        match self.client.call(&self.app, &ServiceRequest::Messaging(request)).await {
+            Ok(ServiceAnswer::Messaging(answer)) => Ok(answer),
+            #[allow(unreachable_patterns, reason = "other services may answer on this line")]
+            Ok(other) => Err(wrong(&other)),
+            Err(CallError::Fault(ServiceFault::Refused(why))) | Err(CallError::Unsendable(why)) => {
+                Err(BackendError::Refused(why))
+            }
+            Err(CallError::TimedOut(limit)) => Err(BackendError::TimedOut { ms: limit.as_millis() as u64 }),
+            Err(other) => Err(BackendError::Unavailable(other.to_string())),
+        }
+    }
+}
+
+fn wrong(answer: &impl std::fmt::Debug) -> BackendError {
+    BackendError::Unavailable(format!("the node answered another question: {answer:?}"))
+}
+
+fn wire(message: Message) -> WireMessage {
+    let Message { subject, body, reply_to } = message;
+    WireMessage { subject, body, reply_to }
+}
+
+fn guests(message: WireMessage) -> Message {
+    let WireMessage { subject, body, reply_to } = message;
+    Message { subject, body, reply_to }
+}
+
+impl Backend for NodeBroker {
+    fn publish(&self, message: Message) -> Answer<'_, ()> {
+        async move {
+            let request = MessagingRequest::Publish { broker: self.kind, message: wire(message) };
+            match self.call(request).await? {
+                MessagingAnswer::Done => Ok(()),
+                other => Err(wrong(&other)),
+            }
+        }
+        .boxed()
+    }
+
+    fn request(&self, subject: String, body: Vec<u8>, timeout: Duration) -> Answer<'_, Message> {
+        async move {
+            let message = WireMessage { subject: subject.clone(), body, reply_to: None };
+            let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            let request = MessagingRequest::Ask { broker: self.kind, message, timeout_ms };
+            match self.call(request).await? {
+                MessagingAnswer::Answered(message) => Ok(guests(message)),
+                MessagingAnswer::NoResponder => Err(BackendError::NoResponder(subject)),
+                MessagingAnswer::NotAnswered => Err(BackendError::TimedOut { ms: timeout_ms }),
+                other => Err(wrong(&other)),
+            }
+        }
+        .boxed()
+    }
+
+    fn subscribe(&self, subscription: Arc<Subscription>) -> Answer<'_, Box<dyn Deliveries>> {
+        // The node knows the group from the revision: there is nothing to tell it.
+        let fetched = Fetched {
+            broker: self.clone(),
+            group: subscription.group.name.clone(),
+            most: subscription.in_flight.min(AT_ONCE),
+            ready: VecDeque::new(),
+            poll: None,
+            stopped: false,
+        };
+        async move { Ok(Box::new(fetched) as Box<dyn Deliveries>) }.boxed()
+    }
+}
+
+type Polled = Result<MessagingAnswer, BackendError>;
+
+/// Messages of a group, fetched when they are asked for.
+struct Fetched {
+    broker: NodeBroker,
+    group: String,
+    most: u32,
+    ready: VecDeque<Handed>,
+    /// A task of its own: what the node has handed out must not be dropped with whoever waited for it.
+    poll: Option<JoinHandle<Polled>>,
+    stopped: bool,
+}
+
+impl Fetched {
+    fn delivery(&self, handed: Handed) -> Delivery {
+        let Handed { delivery, id, tries, message } = handed;
+        let settle = Settler { broker: self.broker.clone(), group: self.group.clone(), delivery };
+        Delivery { id, tries, message: guests(message), settle: Box::new(settle) }
+    }
+}
+
+impl Deliveries for Fetched {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Delivery, BackendError>>> {
+        async move {
+            loop {
+                if let Some(handed) = self.ready.pop_front() {
+                    return Some(Ok(self.delivery(handed)));
+                }
+                if self.stopped {
+                    return None;
+                }
+                let poll = self.poll.get_or_insert_with(|| {
+                    let (broker, group, max) = (self.broker.clone(), self.group.clone(), self.most);
+                    tokio::spawn(async move {
+                        broker.call(MessagingRequest::Take { broker: broker.kind, group, max }).await
+                    })
+                });
+                let polled = poll.await;
+                self.poll = None;
+                match polled {
+                    Ok(Ok(MessagingAnswer::Taken(handed))) => self.ready.extend(handed),
+                    Ok(Ok(MessagingAnswer::NotSubscribed)) => return None,
+                    Ok(Ok(other)) => return Some(Err(wrong(&other))),
+                    Ok(Err(error)) => return Some(Err(error)),
+                    Err(cause) => return Some(Err(BackendError::Unavailable(cause.to_string()))),
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn stop(&mut self) {
+        self.stopped = true;
+        // What a poll under way still brings is given back when it comes; nobody waits for that.
+        let Some(poll) = self.poll.take() else { return };
+        let (broker, group) = (self.broker.clone(), self.group.clone());
+        tokio::spawn(async move {
+            if let Ok(Ok(MessagingAnswer::Taken(handed))) = poll.await {
+                for one in handed {
+                    let settler = Settler { broker: broker.clone(), group: group.clone(), delivery: one.delivery };
+                    if let Err(cause) = Box::new(settler).settle(Outcome::GivenBack).await {
+                        tracing::debug!(%cause, "a message cannot be given back");
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Settler {
+    broker: NodeBroker,
+    group: String,
+    delivery: u64,
+}
+
+impl Settle for Settler {
+    fn settle(self: Box<Self>, outcome: Outcome) -> BoxFuture<'static, Result<(), BackendError>> {
+        async move {
+            let outcome = match outcome {
+                Outcome::Done => Settled::Done,
+                Outcome::Again(pause) => {
+                    Settled::Again { after_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX) }
+                }
+                Outcome::PutAway(subject) => Settled::PutAway { subject },
+                Outcome::GivenBack => Settled::GivenBack,
+            };
+            let Self { broker, group, delivery } = *self;
+            let request = MessagingRequest::Settle { broker: broker.kind, group, delivery, outcome };
+            match broker.call(request).await? {
+                MessagingAnswer::Done => Ok(()),
+                other => Err(wrong(&other)),
+            }
+        }
+        .boxed()
+    }
+}

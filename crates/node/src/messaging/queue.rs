@@ -1,0 +1,239 @@
+//! The messages of one queue group: waiting, waiting for their next try, or handed out. Nothing here waits or reads a
+//! clock.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::services::messaging::{Handed, WireMessage};
+
+/// Messages one group holds at once, and their bytes: senders are told that there is no room.
+pub(super) const MAX_MESSAGES: usize = 10_000;
+pub(super) const MAX_BYTES: usize = 64 << 20;
+/// Bytes of messages that one call takes, about: with one more message it is still a frame.
+const MAX_TAKEN: usize = 8 << 20;
+
+/// A message that has not been handled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) id: Arc<str>,
+    pub(super) message: Arc<WireMessage>,
+    /// How often it was tried.
+    pub(super) tries: u32,
+}
+
+impl Held {
+    fn bytes(&self) -> usize {
+        self.message.subject.len() + self.message.body.len() + self.id.len()
+    }
+}
+
+/// A message in somebody's hands.
+#[derive(Debug)]
+struct Out {
+    held: Held,
+    until: Instant,
+    holder: u64,
+}
+
+/// What becomes of a message that was handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is gone.
+    Gone,
+    /// It was tried and comes again after this time.
+    Again(Duration),
+    /// It was not tried and comes again at once.
+    Back,
+}
+
+/// One group's messages.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    ready: VecDeque<Held>,
+    later: BTreeMap<(Instant, Arc<str>), Held>,
+    out: HashMap<u64, Out>,
+    bytes: usize,
+}
+
+impl Queue {
+    fn count(&self) -> usize {
+        self.ready.len() + self.later.len() + self.out.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count() == 0
+    }
+
+    /// Whether something can be taken now.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Whether a message of so many bytes has room.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.count() < MAX_MESSAGES && self.bytes.saturating_add(bytes) <= MAX_BYTES
+    }
+
+    /// Adds a message behind all others. Whoever sends looks for room first; what is on disk already is taken whatever
+    /// room there is.
+    pub(super) fn push(&mut self, held: Held) {
+        self.bytes += held.bytes();
+        self.ready.push_back(held);
+    }
+
+    /// Adds what was on disk before the group was known, in front of what has come since; what is here already counts
+    /// once.
+    pub(super) fn restore(&mut self, found: Vec<Held>) {
+        for held in found.into_iter().rev() {
+            if !self.ready.iter().any(|known| known.id == held.id) {
+                self.bytes += held.bytes();
+                self.ready.push_front(held);
+            }
+        }
+    }
+
+    /// Hands out at most `max` messages, in the order they became ready. `names` gives a number to each delivery.
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        max: usize,
+        until: Instant,
+        holder: u64,
+        mut name: impl FnMut() -> u64,
+    ) -> Vec<Handed> {
+        self.wake(now);
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while taken.len() < max && bytes < MAX_TAKEN {
+            let Some(mut held) = self.ready.pop_front() else { break };
+            bytes += held.bytes();
+            held.tries += 1;
+            let delivery = name();
+            let (id, message) = (held.id.to_string(), WireMessage::clone(&held.message));
+            taken.push(Handed { delivery, id, tries: held.tries, message });
+            self.out.insert(delivery, Out { held, until, holder });
+        }
+        taken
+    }
+
+    /// Makes ready what has waited long enough, and what nobody settled in time: whoever held it is gone or stuck.
+    fn wake(&mut self, now: Instant) {
+        while let Some(first) = self.later.first_entry().filter(|first| first.key().0 <= now) {
+            self.ready.push_back(first.remove());
+        }
+        let late: Vec<u64> = self.out.iter().filter(|(_, out)| out.until <= now).map(|(name, _)| *name).collect();
+        for name in late {
+            if let Some(out) = self.out.remove(&name) {
+                self.ready.push_front(out.held);
+            }
+        }
+    }
+
+    /// When [`Queue::take`] will have something that it does not have now.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let later = self.later.first_key_value().map(|((at, _), _)| *at);
+        later.into_iter().chain(self.out.values().map(|out| out.until)).min()
+    }
+
+    /// The message of a delivery that is out.
+    pub(super) fn handed(&self, delivery: u64) -> Option<&Held> {
+        self.out.get(&delivery).map(|out| &out.held)
+    }
+
+    /// Ends a delivery; `None` where it was not out any more.
+    pub(super) fn settle(&mut self, delivery: u64, fate: Fate, now: Instant) -> Option<Held> {
+        let mut held = self.out.remove(&delivery)?.held;
+        match fate {
+            Fate::Gone => self.bytes = self.bytes.saturating_sub(held.bytes()),
+            Fate::Again(pause) => {
+                self.later.insert((now + pause, held.id.clone()), held.clone());
+            }
+            Fate::Back => {
+                held.tries = held.tries.saturating_sub(1);
+                self.ready.push_front(held.clone());
+            }
+        }
+        Some(held)
+    }
+
+    /// Whoever took with this number is gone: what it held is ready again. It may have been tried.
+    pub(super) fn gone(&mut self, holder: u64) -> bool {
+        let names: Vec<u64> = self.out.iter().filter(|(_, out)| out.holder == holder).map(|(name, _)| *name).collect();
+        for name in &names {
+            if let Some(out) = self.out.remove(name) {
+                self.ready.push_front(out.held);
+            }
+        }
+        !names.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(id: &str) -> Held {
+        let message = WireMessage { subject: "s".into(), body: vec![0; 10], reply_to: None };
+        Held { id: id.into(), message: Arc::new(message), tries: 0 }
+    }
+
+    fn take(queue: &mut Queue, now: Instant, holder: u64) -> Vec<(String, u32, u64)> {
+        let mut names = holder * 100..;
+        let taken = queue.take(now, 10, now + Duration::from_secs(5), holder, || names.next().unwrap());
+        taken.into_iter().map(|one| (one.id, one.tries, one.delivery)).collect()
+    }
+
+    #[test]
+    fn a_message_is_out_until_it_is_settled_and_then_gone() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.push(held("a"));
+        queue.push(held("b"));
+        assert_eq!(take(&mut queue, now, 1), [("a".into(), 1, 100), ("b".into(), 1, 101)]);
+        assert!(take(&mut queue, now, 2).is_empty() && !queue.is_empty());
+        assert!(queue.settle(100, Fate::Gone, now).is_some());
+        assert!(queue.settle(100, Fate::Gone, now).is_none(), "once");
+        queue.settle(101, Fate::Gone, now).unwrap();
+        assert!(queue.is_empty());
+        assert_eq!(queue.bytes, 0);
+    }
+
+    #[test]
+    fn a_failed_one_comes_again_later_and_a_returned_one_at_once() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.push(held("a"));
+        take(&mut queue, now, 1);
+        queue.settle(100, Fate::Again(Duration::from_secs(1)), now).unwrap();
+        assert!(take(&mut queue, now, 2).is_empty());
+        assert_eq!(queue.next_due(), Some(now + Duration::from_secs(1)));
+        let then = now + Duration::from_secs(1);
+        assert_eq!(take(&mut queue, then, 2), [("a".into(), 2, 200)]);
+        queue.settle(200, Fate::Back, then).unwrap();
+        assert_eq!(take(&mut queue, then, 3), [("a".into(), 2, 300)], "not counted");
+    }
+
+    #[test]
+    fn what_somebody_held_who_is_gone_or_stuck_comes_again() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.push(held("a"));
+        take(&mut queue, now, 1);
+        assert!(!queue.gone(2) && queue.gone(1));
+        assert_eq!(take(&mut queue, now, 2), [("a".into(), 2, 200)]);
+        assert_eq!(take(&mut queue, now + Duration::from_secs(5), 3), [("a".into(), 3, 300)], "nobody settled it");
+        assert!(queue.settle(200, Fate::Gone, now).is_none(), "who was too late has no say");
+    }
+
+    #[test]
+    fn room_is_bounded_and_what_was_on_disk_comes_first_and_once() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        assert!(queue.has_room(MAX_BYTES) && !queue.has_room(MAX_BYTES + 1));
+        queue.push(held("c"));
+        queue.restore(vec![held("a"), held("b"), held("c")]);
+        let ids: Vec<_> = take(&mut queue, now, 1).into_iter().map(|(id, _, _)| id).collect();
+        assert_eq!(ids, ["a", "b", "c"]);
+        for n in 0..MAX_MESSAGES {
+            queue.push(held(&n.to_string()));
+        }
+        assert!(!queue.has_room(0));
+    }
+}

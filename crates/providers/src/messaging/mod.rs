@@ -1,0 +1,176 @@
+//! `wasmcloud:messaging` 0.2.0: the [`Backend`] every message broker implements, and the [`MessagingLink`] by which a
+//! component sends. What a component takes, it takes by a [`Subscription`] of its link: whoever runs the component
+//! follows the [`Deliveries`] and tells what became of each.
+//!
+//! The limits here hold for every backend, so an app that works on one works on the others.
+
+mod adapter;
+pub mod conformance;
+pub mod outcome;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use adapter::{HandleError, Messaging, handle};
+use futures::future::BoxFuture;
+use model::messaging::{MAX_BODY, Subscription, check_subject};
+pub use outcome::Outcome;
+
+use crate::meter::{ErrorKind, Kind, LinkMeter};
+
+/// The longest a request waits for its answer; a guest that asks for more gets this.
+pub const MAX_REQUEST: Duration = Duration::from_secs(60);
+
+/// A message, as the contract has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// What it is about.
+    pub subject: String,
+    /// What it says.
+    pub body: Vec<u8>,
+    /// Where an answer goes, if one is wanted.
+    pub reply_to: Option<String>,
+}
+
+/// Why a backend refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// A subject that is none, a body above its limit.
+    #[error("{0}")]
+    Refused(String),
+    /// The backend refuses this app: credentials, policy.
+    #[error("the message broker denies access: {0}")]
+    Denied(String),
+    /// Nobody takes messages of this subject, so nobody will answer.
+    #[error("nobody answers requests to `{0}`")]
+    NoResponder(String),
+    /// The backend cannot be reached or cannot do it now. Whether a message was sent is not known.
+    #[error("the message broker is not available: {0}")]
+    Unavailable(String),
+    /// No answer in time. Whether a message was sent is not known.
+    #[error("no answer within {ms} ms")]
+    TimedOut {
+        /// The limit, milliseconds.
+        ms: u64,
+    },
+}
+
+impl Kind for BackendError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused(_) | Self::NoResponder(_) => ErrorKind::Refused,
+            Self::Denied(_) => ErrorKind::Denied,
+            Self::Unavailable(_) => ErrorKind::Unavailable,
+            Self::TimedOut { .. } => ErrorKind::TimedOut,
+        }
+    }
+}
+
+/// An answer that may take a while.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, BackendError>>;
+
+/// One message broker, narrowed to one provider of one app of one tenant.
+pub trait Backend: Send + Sync + 'static {
+    /// Sends a message. When it is answered, the message is as safe as the backend promises.
+    fn publish(&self, message: Message) -> Answer<'_, ()>;
+    /// Sends a message and waits for the first answer.
+    fn request(&self, subject: String, body: Vec<u8>, timeout: Duration) -> Answer<'_, Message>;
+    /// Takes the messages of a link, each one together with the other members of its group. Answered when no message
+    /// sent from then on is missed.
+    fn subscribe(&self, subscription: Arc<Subscription>) -> Answer<'_, Box<dyn Deliveries>>;
+}
+
+/// Messages as they come.
+pub trait Deliveries: Send {
+    /// The next one; `None` after [`Deliveries::stop`], when those that were taken before have been given out. Cancel
+    /// safe. An error means that the subscription is lost and is to be made anew.
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Delivery, BackendError>>>;
+    /// Takes no more messages from now on.
+    fn stop(&mut self);
+}
+
+/// One message on its way to a handler. Dropped without a word it comes again, to somebody, as soon as the backend
+/// notices.
+pub struct Delivery {
+    /// The same at every try, and of no other message of the backend.
+    pub id: String,
+    /// Which try this is, from 1.
+    pub tries: u32,
+    /// The message.
+    pub message: Message,
+    /// Takes what became of it.
+    pub settle: Box<dyn Settle>,
+}
+
+/// Tells the backend what became of a delivery.
+pub trait Settle: Send {
+    /// Once; answered when the backend has it.
+    fn settle(self: Box<Self>, outcome: Outcome) -> BoxFuture<'static, Result<(), BackendError>>;
+}
+
+/// How one component of one revision sends: a binding, immutable. Another link is another revision.
+#[derive(Clone)]
+pub struct MessagingLink {
+    backend: Arc<dyn Backend>,
+    meter: Arc<LinkMeter>,
+}
+
+impl MessagingLink {
+    /// Sends by `backend`.
+    pub fn new(backend: Arc<dyn Backend>, meter: Arc<LinkMeter>) -> Self {
+        Self { backend, meter }
+    }
+
+    /// Sends a message that is within the limits.
+    ///
+    /// # Errors
+    /// What the limits or the backend say.
+    pub async fn publish(&self, message: Message) -> Result<(), BackendError> {
+        self.meter
+            .observe(async {
+                check(&message.subject, &message.body)?;
+                if let Some(reply_to) = &message.reply_to {
+                    check(reply_to, &[])?;
+                }
+                self.backend.publish(message).await
+            })
+            .await
+    }
+
+    /// Sends a message that is within the limits, and waits for an answer, at most [`MAX_REQUEST`].
+    ///
+    /// # Errors
+    /// What the limits or the backend say.
+    pub async fn request(&self, subject: String, body: Vec<u8>, timeout: Duration) -> Result<Message, BackendError> {
+        self.meter
+            .observe(async {
+                check(&subject, &body)?;
+                self.backend.request(subject, body, timeout.min(MAX_REQUEST)).await
+            })
+            .await
+    }
+}
+
+/// Refuses a message that no backend takes.
+///
+/// # Errors
+/// [`BackendError::Refused`].
+pub fn check(subject: &str, body: &[u8]) -> Result<(), BackendError> {
+    check_subject(subject).map_err(|cause| BackendError::Refused(cause.to_string()))?;
+    match body.len() {
+        0..=MAX_BODY => Ok(()),
+        n => Err(BackendError::Refused(format!("the body of a message has at most {MAX_BODY} bytes, this one has {n}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_are_inclusive() {
+        assert!(check("a.b", &[]).is_ok() && check("a.*", &[]).is_err() && check("", &[]).is_err());
+        assert!(check("a", &vec![0; MAX_BODY]).is_ok());
+        assert!(check("a", &vec![0; MAX_BODY + 1]).is_err());
+    }
+}

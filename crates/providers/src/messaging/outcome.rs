@@ -1,0 +1,50 @@
+//! What becomes of a delivery, decided in one place for every backend: done, again later, put away, or given back.
+
+use std::time::Duration;
+
+use model::messaging::{Subscription, pause_ms};
+
+/// What became of a delivery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The handler returned ok: the message is never delivered again.
+    Done,
+    /// The handler failed: deliver it again after this time.
+    Again(Duration),
+    /// The handler failed as often as the link allows: send the message to this subject, if there is one, and never
+    /// deliver it again.
+    PutAway(Option<String>),
+    /// Nobody has tried: deliver it to somebody else at once, and do not count it as a try.
+    GivenBack,
+}
+
+/// What becomes of a message whose `tries`th try has failed. `random` spreads those that failed together.
+pub fn after_failure(subscription: &Subscription, subject: &str, tries: u32, random: u64) -> Outcome {
+    if tries >= subscription.tries {
+        return Outcome::PutAway(subscription.dead_letter(subject));
+    }
+    let full = pause_ms(tries);
+    Outcome::Again(Duration::from_millis(full / 2 + random % (full / 2 + 1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_come_again_until_they_are_put_away() {
+        let app: model::LockedApp = serde_json::from_str(
+            r#"{"name":"a","components":{},"links":[{"component":"c","contract":"wasmcloud:messaging",
+                "label":"default","provider":"local","config":{"subscriptions":"x","max-tries":"3"}}]}"#,
+        )
+        .unwrap();
+        let (_, subscription) = model::messaging::subscriptions(&app).next().unwrap();
+        let after = |tries| after_failure(&subscription, "x", tries, u64::MAX);
+        for (tries, at_most) in [(1, 100), (2, 200)] {
+            let Outcome::Again(pause) = after(tries) else { panic!("{tries}") };
+            assert!((at_most / 2..=at_most).contains(&(pause.as_millis() as u64)), "{pause:?}");
+        }
+        assert_eq!(after(3), Outcome::PutAway(Some("dead-letter.a.c.default.x".to_owned())));
+        assert_eq!(after_failure(&subscription, "dead-letter.x", 4, 0), Outcome::PutAway(None));
+    }
+}

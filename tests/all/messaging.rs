@@ -1,0 +1,177 @@
+//! Messages through the whole system: sent by one app, handled by another, over kills, deploys and moved links.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use sidereal_tests::platform::{Platform, until, write_app};
+
+/// An app that sends, and one that counts what it is given.
+const LINKS: &str = "\n[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"\n";
+
+fn sender(dir: &Path, provider: &str) {
+    let rest = format!("{LINKS}\"wasmcloud:messaging\" = \"{provider}\"\n");
+    write_app(&dir.join("sender"), "sender", "messages", &rest).unwrap();
+}
+
+fn worker(dir: &Path, provider: &str, more: &str) {
+    let rest = format!("{LINKS}\"wasmcloud:messaging\" = {{ provider = \"{provider}\", {more} }}\n");
+    write_app(&dir.join("worker"), "worker", "messages", &rest).unwrap();
+}
+
+fn deploy(platform: &Platform, dir: &Path, app: &str) {
+    platform.ok(&["deploy", dir.join(app).to_str().unwrap()]).unwrap();
+}
+
+fn text(platform: &Platform, host: &str, path: &str) -> String {
+    let answer = platform.get(host, path).unwrap();
+    answer.body
+}
+
+fn publish(platform: &Platform, subject: &str, body: &str) {
+    assert_eq!(text(platform, "sender.localhost", &format!("/publish?subject={subject}&body={body}")), "sent");
+}
+
+fn number(platform: &Platform, key: &str) -> u64 {
+    text(platform, "worker.localhost", &format!("/number?key={key}")).parse().unwrap_or(0)
+}
+
+fn reaches(platform: &Platform, key: &str, least: u64) {
+    until(Duration::from_secs(20), || number(platform, key) >= least)
+        .unwrap_or_else(|_| panic!("{key} is {} and not {least}", number(platform, key)));
+}
+
+#[test]
+fn messages_go_from_app_to_app_and_failures_come_again_until_they_are_put_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();
+    sender(dir.path(), "local");
+    worker(dir.path(), "local", "subscriptions = [\"orders.*\", \"dead-letter.>\"], max-tries = \"3\"");
+    deploy(&platform, dir.path(), "worker");
+    deploy(&platform, dir.path(), "sender");
+
+    assert_eq!(text(&platform, "sender.localhost", "/burst?subject=orders.new&from=0&to=200"), "sent");
+    reaches(&platform, "done", 200);
+    assert_eq!(number(&platform, "done"), 200, "each once");
+    // Nobody takes these.
+    publish(&platform, "orders.new.late", "unheard");
+    publish(&platform, "orders.new", "flaky-2");
+    reaches(&platform, "done:flaky-2", 1);
+    assert_eq!(number(&platform, "tried:flaky-2"), 3);
+    for body in ["fail", "trap"] {
+        publish(&platform, "orders.new", body);
+        // Three tries, then three more as a dead letter, which is not put away again.
+        reaches(&platform, &format!("tried:{body}"), 6);
+        publish(&platform, "orders.new", &format!("after-{body}"));
+        reaches(&platform, &format!("done:after-{body}"), 1);
+        assert_eq!((number(&platform, &format!("tried:{body}")), number(&platform, &format!("done:{body}"))), (6, 0));
+    }
+    assert_eq!(number(&platform, "tried:unheard"), 0);
+    let logs = platform.cli(&["logs", "worker"]).unwrap();
+    let logs = String::from_utf8_lossy(&logs.stdout).into_owned();
+    assert!(logs.contains("dead-letter.worker.main.default.orders.new"), "{logs}");
+
+    assert_eq!(text(&platform, "sender.localhost", "/ask?subject=orders.price&body=hat"), "re: hat");
+    let answer = text(&platform, "sender.localhost", "/ask?subject=nobody.there&body=hat");
+    assert_eq!(answer, "nobody answers requests to `nobody.there`");
+    let answer = text(&platform, "sender.localhost", "/ask?subject=orders.price&body=slow-1000&timeout=100");
+    assert_eq!(answer, "no answer within 100 ms");
+    for (path, why) in [
+        ("/publish?subject=a%20b&body=x", "is not a subject"),
+        ("/publish?subject=a.*&body=x", "is not a subject"),
+        ("/large?subject=a&size=1048577", "at most 1048576 bytes"),
+    ] {
+        let answer = text(&platform, "sender.localhost", path);
+        assert!(answer.contains(why), "{path}: {answer}");
+    }
+    assert_eq!(text(&platform, "sender.localhost", "/large?subject=a&size=1048576"), "sent");
+}
+
+#[test]
+fn a_host_killed_while_it_handles_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();
+    sender(dir.path(), "local");
+    worker(dir.path(), "local", "subscriptions = \"orders.new\"");
+    deploy(&platform, dir.path(), "worker");
+    deploy(&platform, dir.path(), "sender");
+    for n in 0..5 {
+        publish(&platform, "orders.new", &format!("slow-20{n}0"));
+    }
+    for n in 0..5 {
+        reaches(&platform, &format!("tried:slow-20{n}0"), 1);
+    }
+    for pid in platform.hosts() {
+        Platform::signal(pid, Signal::KILL).unwrap();
+    }
+    for n in 0..5 {
+        reaches(&platform, &format!("done:slow-20{n}0"), 1);
+        assert!(number(&platform, &format!("tried:slow-20{n}0")) >= 2, "it was tried again");
+    }
+}
+
+#[test]
+fn durable_messages_survive_the_kill_of_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let platform = Platform::start(&data, &[]).unwrap();
+    sender(dir.path(), "durable");
+    worker(dir.path(), "durable", "subscriptions = \"orders.new\", max-in-flight = \"2\"");
+    deploy(&platform, dir.path(), "worker");
+    deploy(&platform, dir.path(), "sender");
+    for n in 0..8 {
+        publish(&platform, "orders.new", &format!("slow-30{n}0"));
+    }
+    reaches(&platform, "tried:slow-3000", 1);
+    platform.kill().unwrap();
+    let platform = Platform::start(&data, &[]).unwrap();
+    for n in 0..8 {
+        reaches(&platform, &format!("done:slow-30{n}0"), 1);
+    }
+    // What was handled is not kept.
+    let done = number(&platform, "done");
+    platform.kill().unwrap();
+    let platform = Platform::start(&data, &[]).unwrap();
+    publish(&platform, "orders.new", "last");
+    reaches(&platform, "done:last", 1);
+    assert_eq!(number(&platform, "done"), done + 1);
+}
+
+#[test]
+fn deploys_and_a_moved_link_lose_no_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();
+    sender(dir.path(), "local");
+    worker(dir.path(), "local", "subscriptions = \"orders.new\"");
+    deploy(&platform, dir.path(), "worker");
+    deploy(&platform, dir.path(), "sender");
+    let sent = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            for n in 0..40_u64 {
+                let path = format!("/burst?subject=orders.new&from={}&to={}", n * 25, (n + 1) * 25);
+                assert_eq!(text(&platform, "sender.localhost", &path), "sent");
+            }
+            1000
+        });
+        for tries in 6..9 {
+            worker(dir.path(), "local", &format!("subscriptions = \"orders.new\", max-tries = \"{tries}\""));
+            deploy(&platform, dir.path(), "worker");
+        }
+        sending.join().unwrap()
+    });
+    for n in (0..sent).step_by(50) {
+        reaches(&platform, &format!("done:n{n}"), 1);
+    }
+    reaches(&platform, "done", sent);
+    // Slow ones wait in the old broker while the link moves to the other one.
+    worker(dir.path(), "local", "subscriptions = \"orders.new\", max-in-flight = \"1\"");
+    deploy(&platform, dir.path(), "worker");
+    for n in 0..6 {
+        publish(&platform, "orders.new", &format!("slow-20{n}"));
+    }
+    worker(dir.path(), "durable", "subscriptions = \"orders.new\", max-in-flight = \"1\"");
+    deploy(&platform, dir.path(), "worker");
+    for n in 0..6 {
+        reaches(&platform, &format!("done:slow-20{n}"), 1);
+    }
+}
