@@ -217,8 +217,7 @@ async fn treat(apps: &Arc<Apps>, taken: &Taken, delivery: Delivery, stop: &Cance
                 Called::NotTried => Outcome::GivenBack,
                 Called::Failed { kind, why } => {
                     taken.meter.ended(began, Some(kind));
-                    let outcome =
-                        after_failure(&taken.subscription, &subject, tries, RandomState::new().hash_one(&id));
+                    let outcome = after_failure(&taken.subscription, &subject, tries, RandomState::new().hash_one(&id));
                     place.entry().remark(&sentence(&id, &subject, tries, &why, &outcome));
                     outcome
                 }
@@ -273,11 +272,10 @@ async fn call(apps: &Arc<Apps>, place: &Place, message: providers::messaging::Me
         Err(HandleError::Fault(Fault::NoCapacity { .. } | Fault::Cancelled)) => Called::NotTried,
         Err(HandleError::Fault(fault)) => {
             entry.failed(&fault);
-            let kind = if matches!(fault, Fault::WallTime { .. }) { ErrorKind::TimedOut } else { ErrorKind::Unavailable };
+            let kind =
+                if matches!(fault, Fault::WallTime { .. }) { ErrorKind::TimedOut } else { ErrorKind::Unavailable };
             Called::Failed { kind, why: fault.to_string() }
         }
-        Err(error @ HandleError::Handler(_)) => {
-            Called::Failed { kind: ErrorKind::Refused, why: error.to_string() }
-        }
+        Err(error @ HandleError::Handler(_)) => Called::Failed { kind: ErrorKind::Refused, why: error.to_string() },
     }
 }

@@ -36,10 +36,14 @@ pub const DEAD_LETTER: &str = "dead-letter";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MessagingError {
     /// Not a subject.
-    #[error("`{0}` is not a subject: use tokens of letters, digits, `-`, `_`, `$`, `:`, `/`, `=` separated by dots, at most 255 bytes")]
+    #[error(
+        "`{0}` is not a subject: use tokens of letters, digits, `-`, `_`, `$`, `:`, `/`, `=` separated by dots, at most 255 bytes"
+    )]
     Subject(String),
     /// Not a pattern.
-    #[error("`{0}` is not a subject pattern: a subject in which `*` may stand for one token and a last `>` for all that follow")]
+    #[error(
+        "`{0}` is not a subject pattern: a subject in which `*` may stand for one token and a last `>` for all that follow"
+    )]
     Pattern(String),
     /// No pattern, or too many.
     #[error("a link has 1 to {MAX_PATTERNS} subscriptions, this one has {0}")]

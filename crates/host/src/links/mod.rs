@@ -164,7 +164,8 @@ impl Providers {
     ) -> Vec<Taken> {
         let taken = model::messaging::subscriptions(app).filter_map(|(link, subscription)| {
             let Backing::Messaging(broker) = &opened.get(&link.provider)?.backing else { return None };
-            let kinds = [BrokerKind::Local, BrokerKind::Durable].into_iter().filter(|kind| broker.of_node != Some(*kind));
+            let kinds =
+                [BrokerKind::Local, BrokerKind::Durable].into_iter().filter(|kind| broker.of_node != Some(*kind));
             Some(Taken {
                 subscription: Arc::new(subscription),
                 route: format!("{}/{revision}/{}", app.name, link.component).into(),

@@ -85,7 +85,8 @@ fn object(fields: &[Field], settings: &[Setting]) -> Value {
         properties.insert(field.name.to_owned(), value);
     }
     for setting in settings {
-        let mut value = if links::LISTS.contains(&setting.name) { ty(super::fields::TEXTS) } else { json!({ "type": "string" }) };
+        let mut value =
+            if links::LISTS.contains(&setting.name) { ty(super::fields::TEXTS) } else { json!({ "type": "string" }) };
         if let Value::Object(value) = &mut value {
             value.insert("description".to_owned(), json!(setting.doc));
         }

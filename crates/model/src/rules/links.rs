@@ -120,7 +120,8 @@ fn check_subscription(
     match Subscription::of(&app.name, link) {
         Err((setting, cause)) => {
             let known = settings(messaging::CONTRACT).iter().find(|s| s.name == setting);
-            let help = known.map_or_else(String::new, |s| format!("`{}` is {}; for example `\"{}\"`", s.name, s.doc, s.example));
+            let help = known
+                .map_or_else(String::new, |s| format!("`{}` is {}; for example `\"{}\"`", s.name, s.doc, s.example));
             out.push(at(setting, Violation::new(Code::LinkSubscription, cause.to_string()).help(help)));
         }
         Ok(Some(_)) if exports.is_some_and(|exports| !exports.iter().any(offers::is_message_handler)) => {

@@ -57,7 +57,9 @@ pub(super) async fn read(data: &DataEngine, tenant: &TenantName, group: &Group) 
             match postcard::from_bytes(&value) {
                 Ok(message) => found.push(Held { id: key.into(), message: Arc::new(message), tries: 0 }),
                 // Kept where it is: a later version may read it.
-                Err(cause) => tracing::error!(%tenant, app = %group.app, id = key, %cause, "a kept message cannot be read"),
+                Err(cause) => {
+                    tracing::error!(%tenant, app = %group.app, id = key, %cause, "a kept message cannot be read")
+                }
             }
         }
         match next {

@@ -16,9 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::services::ServiceFault;
-use api::services::messaging::{
-    BrokerKind, MAX_TAKE, MessagingAnswer, MessagingRequest, POLL, Settled, WireMessage,
-};
+use api::services::messaging::{BrokerKind, MAX_TAKE, MessagingAnswer, MessagingRequest, POLL, Settled, WireMessage};
 use futures::future::join_all;
 use model::messaging::{Group, MAX_BODY, Subscription, check_subject};
 use model::{AppName, LockedApp, ProviderKind, TenantName};
@@ -225,7 +223,12 @@ impl Messaging {
     }
 
     /// Gives a message to every group that takes it; how many there are.
-    async fn publish(&self, tenant: &TenantName, kind: BrokerKind, message: WireMessage) -> Result<usize, ServiceFault> {
+    async fn publish(
+        &self,
+        tenant: &TenantName,
+        kind: BrokerKind,
+        message: WireMessage,
+    ) -> Result<usize, ServiceFault> {
         let Some(broker) = self.known(tenant, kind) else { return Ok(0) };
         if message.subject.starts_with(INBOX) {
             lock(&broker).answer(message);
@@ -238,7 +241,9 @@ impl Messaging {
             for group in &groups {
                 if broker.groups.get(group).is_some_and(|state| !state.queue.has_room(bytes)) {
                     let (app, name) = (&group.app, &group.name);
-                    return Err(unavailable(format!("the queue of `{app}` {name} is full; messages wait for its handler")));
+                    return Err(unavailable(format!(
+                        "the queue of `{app}` {name} is full; messages wait for its handler"
+                    )));
                 }
             }
             groups
@@ -270,7 +275,8 @@ impl Messaging {
     async fn ask(&self, tenant: &TenantName, kind: BrokerKind, mut message: WireMessage, timeout: Duration) -> Answer {
         let inbox = format!("{INBOX}{:032x}", rand::random::<u128>());
         let broker = self.broker(tenant, kind);
-        let answer = lock(&broker).open(&inbox).ok_or_else(|| unavailable("too many requests wait for their answer"))?;
+        let answer =
+            lock(&broker).open(&inbox).ok_or_else(|| unavailable("too many requests wait for their answer"))?;
         let _open = Open { broker: &broker, inbox: &inbox };
         message.reply_to = Some(inbox.clone());
         if self.publish(tenant, kind, message).await? == 0 {

@@ -159,7 +159,9 @@ pub fn check(subject: &str, body: &[u8]) -> Result<(), BackendError> {
     check_subject(subject).map_err(|cause| BackendError::Refused(cause.to_string()))?;
     match body.len() {
         0..=MAX_BODY => Ok(()),
-        n => Err(BackendError::Refused(format!("the body of a message has at most {MAX_BODY} bytes, this one has {n}"))),
+        n => {
+            Err(BackendError::Refused(format!("the body of a message has at most {MAX_BODY} bytes, this one has {n}")))
+        }
     }
 }
 
