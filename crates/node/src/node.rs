@@ -141,8 +141,7 @@ impl Node {
         let objects = config.data_dir.join("objects");
         let folder = Folder::open(&objects).map_err(|cause| NodeError::Objects { path: objects, cause })?;
         let messaging = Messaging::new(data.clone());
-        let services =
-            Arc::new(Services { data, folder, artifacts: artifacts.clone(), dialer, secrets, messaging });
+        let services = Arc::new(Services { data, folder, artifacts: artifacts.clone(), dialer, secrets, messaging });
         let logs = Arc::new(Logs::default());
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());
