@@ -33,8 +33,10 @@ async fn node(dir: &Path) -> Arc<CallsClient> {
         Blobs::open(dir.join("blobs")).unwrap(),
     );
     let store = RedbStore::open(dir.join("store.redb")).unwrap();
+    let data = DataEngine::open(dir.join("data.redb")).unwrap();
     let services = Services {
-        data: DataEngine::open(dir.join("data.redb")).unwrap(),
+        messaging: node::messaging::Messaging::new(data.clone()),
+        data,
         folder: Folder::open(dir.join("objects")).unwrap(),
         artifacts: Arc::new(artifacts.unwrap()),
         dialer: Dialer::new(Arc::new(SystemResolver)),

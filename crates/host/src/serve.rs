@@ -114,11 +114,7 @@ async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> 
 fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostError> {
     let socket = args.dir.join(NODE_SOCKET);
     let capabilities: Vec<Box<dyn Capability>> =
-<<<<<<< HEAD
         vec![Box::new(KeyValue), Box::new(Blobstore), Box::new(Messaging), Box::new(Config), Box::new(Logging)];
-=======
-        vec![Box::new(KeyValue), Box::new(Messaging), Box::new(Config), Box::new(Logging)];
->>>>>>> 0ce590f (The agent API with messages)
     let runtime = Runtime::new(settings.runtime, capabilities)?;
     let files = Arc::new(FilesClient::new(&socket));
     let store = Arc::new(KvClient::new(&socket, KV_TIMEOUT));
