@@ -323,7 +323,7 @@ pub enum ProviderCommand {
     Add {
         /// Its name.
         name: ProviderName,
-        /// `keyvalue-redis`, `keyvalue-embedded` or `keyvalue-memory`.
+        /// For example `keyvalue-redis`, `keyvalue-vault` or `keyvalue-consul`.
         #[arg(long = "type")]
         kind: String,
         /// For example `redis://127.0.0.1:6379`.

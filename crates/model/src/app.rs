@@ -135,6 +135,10 @@ pub enum ProviderKind {
     KeyvalueEmbedded,
     /// Key-value in Redis or Valkey; `url` is `redis://host[:port][/db]`, `username` and `password` stand beside it.
     KeyvalueRedis,
+    /// Key-value in Vault or OpenBao; `url` is `http[s]://host[:port]`.
+    KeyvalueVault,
+    /// Key-value in Consul; `url` is `http[s]://host[:port]`.
+    KeyvalueConsul,
     /// Objects in files of the node: durable before acknowledged.
     BlobstoreFolder,
     /// Messages in the memory of the node: shared by the apps of a tenant, gone with the node.
@@ -149,6 +153,8 @@ impl ProviderKind {
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
+        Self::KeyvalueVault,
+        Self::KeyvalueConsul,
         Self::BlobstoreFolder,
         Self::MessagingLocal,
         Self::MessagingDurable,
@@ -160,6 +166,8 @@ impl ProviderKind {
             Self::KeyvalueMemory => "keyvalue-memory",
             Self::KeyvalueEmbedded => "keyvalue-embedded",
             Self::KeyvalueRedis => "keyvalue-redis",
+            Self::KeyvalueVault => "keyvalue-vault",
+            Self::KeyvalueConsul => "keyvalue-consul",
             Self::BlobstoreFolder => "blobstore-folder",
             Self::MessagingLocal => "messaging-local",
             Self::MessagingDurable => "messaging-durable",
@@ -169,7 +177,11 @@ impl ProviderKind {
     /// The contract it answers, as `namespace:package`.
     pub fn contract(self) -> &'static str {
         match self {
-            Self::KeyvalueMemory | Self::KeyvalueEmbedded | Self::KeyvalueRedis => "wasi:keyvalue",
+            Self::KeyvalueMemory
+            | Self::KeyvalueEmbedded
+            | Self::KeyvalueRedis
+            | Self::KeyvalueVault
+            | Self::KeyvalueConsul => "wasi:keyvalue",
             Self::BlobstoreFolder => "wasi:blobstore",
             Self::MessagingLocal | Self::MessagingDurable => "wasmcloud:messaging",
         }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use model::{Link, ProviderKind};
 use providers::keyvalue::journal::{Journal, Journaled};
 use providers::keyvalue::redis::{Login, SettingsError};
-use providers::keyvalue::{Backend, BackendError, KeyValueLinks, Memory, Redis};
+use providers::keyvalue::{Backend, BackendError, Consul, KeyValueLinks, Memory, Redis, VaultKv, consul, vault};
 use providers::meter::LinkMeter;
+use providers::vault::FromSecrets;
 
 use super::{Means, Wanted};
 use crate::embedded::Embedded;
@@ -20,11 +21,18 @@ pub(crate) struct Store {
     backend: Arc<dyn Backend>,
     journal: Arc<Journal>,
     /// The same where it has a server that can be asked whether it is there.
-    server: Option<Arc<Redis>>,
+    server: Option<Server>,
+}
+
+/// The providers that have one.
+enum Server {
+    Redis(Arc<Redis>),
+    Vault(Arc<VaultKv>),
+    Consul(Arc<Consul>),
 }
 
 impl Store {
-    fn new(backend: Arc<dyn Backend>, server: Option<Arc<Redis>>) -> Self {
+    fn new(backend: Arc<dyn Backend>, server: Option<Server>) -> Self {
         let journal = Arc::new(Journal::default());
         Self { backend: Arc::new(Journaled::new(backend, journal.clone())), journal, server }
     }
@@ -41,7 +49,9 @@ impl Store {
 
     pub(super) async fn check(&self) -> Result<(), BackendError> {
         match &self.server {
-            Some(redis) => redis.check().await,
+            Some(Server::Redis(redis)) => redis.check().await,
+            Some(Server::Vault(vault)) => vault.check().await,
+            Some(Server::Consul(consul)) => consul.check().await,
             None => Ok(()),
         }
     }
@@ -55,6 +65,8 @@ impl Store {
 
 pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartError> {
     let (app, name) = (wanted.app, wanted.name);
+    let text = |setting: &str| wanted.spec.config.get(setting).map(String::as_str);
+    let bad = |cause: &dyn std::fmt::Display| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
     let local = |backend: Arc<dyn Backend>| Store::new(backend, None);
     Ok(match wanted.spec.kind {
         ProviderKind::KeyvalueMemory => local(Arc::new(Memory::new(MEMORY))),
@@ -69,7 +81,36 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
                 Login { username: wanted.spec.config.get("username").cloned(), secrets: means.credentials(wanted) };
             let redis = Redis::new(&means.tenant, app, name, url.map_err(settings)?, login, means.dialer.clone());
             let redis = Arc::new(redis.map_err(settings)?);
-            Store::new(redis.clone(), Some(redis))
+            Store::new(redis.clone(), Some(Server::Redis(redis)))
+        }
+        ProviderKind::KeyvalueVault => {
+            let login = FromSecrets::new(means.credentials(wanted), text("role").map(str::to_owned));
+            let settings = vault::Settings {
+                vault: providers::vault::Settings {
+                    url: text("url").unwrap_or_default(),
+                    ca: text("ca"),
+                    namespace: text("namespace"),
+                    auth_mount: text("auth_mount"),
+                    login: Arc::new(login),
+                },
+                mount: text("mount"),
+                prefix: text("prefix"),
+                version: vault::Version::setting(text("version")).map_err(|cause| bad(&cause))?,
+            };
+            let vault = VaultKv::new(&means.tenant, app, name, &settings, means.dialer.clone());
+            let vault = Arc::new(vault.map_err(|cause| bad(&cause))?);
+            Store::new(vault.clone(), Some(Server::Vault(vault)))
+        }
+        ProviderKind::KeyvalueConsul => {
+            let settings = consul::Settings {
+                url: text("url").unwrap_or_default(),
+                ca: text("ca"),
+                prefix: text("prefix"),
+                credentials: means.credentials(wanted),
+            };
+            let consul = Consul::new(&means.tenant, app, name, &settings, means.dialer.clone());
+            let consul = Arc::new(consul.map_err(|cause| bad(&cause))?);
+            Store::new(consul.clone(), Some(Server::Consul(consul)))
         }
         other => return Err(super::another_contract(name, other)),
     })

@@ -141,9 +141,11 @@ impl Providers {
         }
         let wanted = Wanted { app, name, spec: &spec };
         let backing = match spec.kind {
-            ProviderKind::KeyvalueMemory | ProviderKind::KeyvalueEmbedded | ProviderKind::KeyvalueRedis => {
-                Backing::KeyValue(keyvalue::open(&self.means, &wanted)?)
-            }
+            ProviderKind::KeyvalueMemory
+            | ProviderKind::KeyvalueEmbedded
+            | ProviderKind::KeyvalueRedis
+            | ProviderKind::KeyvalueVault
+            | ProviderKind::KeyvalueConsul => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
             ProviderKind::BlobstoreFolder => Backing::Blobstore(blobstore::open(&self.means, &wanted)?),
             ProviderKind::MessagingLocal | ProviderKind::MessagingDurable => {
                 Backing::Messaging(messaging::open(&self.means, &wanted)?)

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use crate::app::{ProviderKind, ProviderSpec};
 use crate::name::ProviderName;
+use crate::rules::http_server;
 use crate::tenant::TenantSettings;
 
 use super::address::{Class, classify};
@@ -198,16 +199,23 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable => None,
-        ProviderKind::KeyvalueRedis => {
-            let rest = spec.config.get("url")?.strip_prefix("redis://")?;
-            let authority = rest.split(['/', '?', '#']).next()?;
-            // The last `@`: a password may hold one that is not escaped.
-            let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
-            let (host, port) = match place.rsplit_once(':') {
-                Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
-                _ => (place, 6379),
-            };
-            Some((Destination::parse(host).ok()?, port))
+        ProviderKind::KeyvalueRedis => place_of(spec.config.get("url")?, "redis://", 6379),
+        ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul => {
+            let url = spec.config.get("url")?;
+            http_server::SCHEMES.iter().find_map(|(scheme, port)| place_of(url, scheme, *port))
         }
     }
+}
+
+/// Host and port of a URL of this scheme.
+fn place_of(url: &str, scheme: &str, usual: u16) -> Option<(Destination, u16)> {
+    let rest = url.strip_prefix(scheme)?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    // The last `@`: a password may hold one that is not escaped.
+    let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
+    let (host, port) = match place.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+        _ => (place, usual),
+    };
+    Some((Destination::parse(host).ok()?, port))
 }

@@ -444,6 +444,13 @@ fn an_operator_s_provider_reaches_its_own_endpoint_only() {
         let expected = endpoint.map(|(host, port)| (Destination::parse(host).unwrap(), port));
         assert_eq!(endpoint_of(&spec(url)), expected, "{url}");
     }
+    for kind in [ProviderKind::KeyvalueVault, ProviderKind::KeyvalueConsul] {
+        for (url, port) in [("http://v.internal", 80), ("https://v.internal/x", 443), ("https://v.internal:8200", 8200)]
+        {
+            let spec = ProviderSpec { kind, ..spec(url) };
+            assert_eq!(endpoint_of(&spec), Some((Destination::Name("v.internal".into()), port)), "{url}");
+        }
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 pub mod allow_host;
 mod app;
 mod code;
+pub mod http_server;
 mod imports;
 mod limits;
 pub mod links;

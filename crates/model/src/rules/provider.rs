@@ -6,6 +6,7 @@ use url::{Host, Url};
 use crate::app::{LockedApp, ProviderKind, ProviderSpec};
 use crate::interface::ContractId;
 use crate::name::ProviderName;
+use crate::rules::http_server;
 use crate::rules::{Code, Found, Subject, Violation, list, shown, suggest};
 use crate::tenant::TenantSettings;
 
@@ -39,6 +40,8 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
             },
             USERNAME,
         ],
+        ProviderKind::KeyvalueVault => http_server::VAULT,
+        ProviderKind::KeyvalueConsul => http_server::CONSUL,
     }
 }
 
@@ -52,6 +55,8 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable => &[],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
+        ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,
+        ProviderKind::KeyvalueConsul => http_server::CONSUL_SECRETS,
     }
 }
 
@@ -206,6 +211,10 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
     }
     if spec.kind == ProviderKind::KeyvalueRedis {
         check_redis(name, spec, out);
+    }
+    if matches!(spec.kind, ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul) {
+        let found = http_server::check(spec).into_iter();
+        out.extend(found.map(|(setting, violation)| Found::at(value(setting), violation)));
     }
 }
 

@@ -7,6 +7,7 @@
 mod error;
 mod hidden;
 mod login;
+mod secrets;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -21,6 +22,7 @@ pub use error::VaultError;
 pub use hidden::Hidden;
 use login::{LOOKUP_SELF, Next, Token};
 pub use login::{Login, LoginSource};
+pub use secrets::FromSecrets;
 
 use crate::breaker::{Breaker, Pauses, pause};
 use crate::dial::{Caller, Dialer};

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use model::SecretRef;
 use providers::dial::{Caller, DialError};
 use providers::keyvalue::conformance::{self, Promises};
 use providers::keyvalue::{Backend, BackendError, Consul, consul};
+use providers::secrets::Credentials;
 
-use crate::support::{Direct, Scripted, plain_http};
+use crate::support::{Direct, Scripted, Vault, plain_http};
 
 const PROMISES: Promises = Promises {
     increments: true,
@@ -131,8 +133,17 @@ fn free_port() -> u16 {
 }
 
 fn consul_of(tenant: &str, app: &str, url: &str, token: &str, dialer: &Arc<Direct>) -> Consul {
-    let settings =
-        consul::Settings { url, ca: None, prefix: None, token: Some(token).filter(|token| !token.is_empty()) };
+    let held = Vault::new();
+    held.set("consul-token", token);
+    consul_with(tenant, app, url, Some(&held).filter(|_| !token.is_empty()), dialer)
+}
+
+/// With the token that is held now.
+fn consul_with(tenant: &str, app: &str, url: &str, held: Option<&Arc<Vault>>, dialer: &Arc<Direct>) -> Consul {
+    let named = held.map(|_| ("token".to_owned(), SecretRef::new("consul-token".parse().unwrap())));
+    let held = held.cloned().unwrap_or_else(Vault::new);
+    let credentials = Credentials::new(app.parse().unwrap(), named.into_iter().collect(), held);
+    let settings = consul::Settings { url, ca: None, prefix: None, credentials };
     let names = (tenant.parse().unwrap(), app.parse().unwrap(), "store".parse().unwrap());
     Consul::new(&names.0, &names.1, &names.2, &settings, dialer.clone()).unwrap()
 }
@@ -202,6 +213,27 @@ async fn what_the_token_may_not_is_denied() {
         assert!(!denied.to_string().contains(unknown) && !denied.to_string().contains(&reads), "{denied}");
     }
     assert_eq!(reader.get("b", "k").await.unwrap(), Some(b"1".to_vec()), "nothing was changed");
+}
+
+#[tokio::test]
+async fn a_token_that_is_set_anew_is_used_at_once() {
+    let Some(server) = Server::start() else { return };
+    let (dialer, held) = (Direct::to(server.address), Vault::new());
+    let consul = consul_with("acme", "shop", &server.url, Some(&held), &dialer);
+    let missing = consul.set("b", "k", vec![]).await.unwrap_err();
+    assert!(matches!(&missing, BackendError::Denied(why) if why.contains("secret set consul-token")), "{missing:?}");
+    // As from a file, with the line break of an editor.
+    held.set("consul-token", &format!("{}\n", server.token));
+    consul.set("b", "k", b"1".to_vec()).await.unwrap();
+    let asked = held.revealed.load(SeqCst);
+    for _ in 0..20 {
+        consul.get("b", "k").await.unwrap();
+    }
+    assert_eq!(held.revealed.load(SeqCst), asked, "a token is not asked for with every call");
+    held.set("consul-token", "7b1bdb48-1111-2222-3333-444455556666");
+    assert!(matches!(consul.get("b", "k").await.unwrap_err(), BackendError::Denied(_)));
+    held.set("consul-token", &server.token);
+    assert_eq!(consul.get("b", "k").await.unwrap(), Some(b"1".to_vec()));
 }
 
 #[tokio::test]

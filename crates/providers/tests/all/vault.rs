@@ -7,15 +7,17 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use data_encoding::{BASE64, BASE64URL_NOPAD};
+use model::SecretRef;
 use providers::dial::{Caller, DialError};
 use providers::keyvalue::conformance::{self, Promises};
 use providers::keyvalue::vault::{self as kv, MAX_VALUE, VaultKv, Version};
 use providers::keyvalue::{Backend, BackendError};
-use providers::vault::{Hidden, Login, LoginSource, Settings, Vault, VaultError};
+use providers::secrets::Credentials;
+use providers::vault::{FromSecrets, Hidden, Login, LoginSource, Settings, Vault, VaultError};
 use serde_json::{Value, json};
 
 use crate::fake_vault::{FakeVault, ROOT};
-use crate::support::{Direct, Scripted, plain_http};
+use crate::support::{Direct, Scripted, Vault as Keeper, plain_http};
 
 const V1: Promises = Promises { increments: false, max_value: MAX_VALUE, max_batch: 1, max_batch_bytes: 0 };
 const V2: Promises = Promises { increments: true, ..V1 };
@@ -379,6 +381,42 @@ async fn a_secret_that_is_set_anew_is_used_at_the_next_login() {
         *held.lock().unwrap() = Hidden::new(second);
         rig.admin("POST", "auth/token/revoke", json!({ "token": first }));
         assert_eq!(get(&vault, "/v1/auth/token/lookup-self").await.unwrap(), 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_secrets_of_a_provider_log_in_and_are_asked_for_at_every_login() {
+    for rig in rigs().await {
+        let held = Keeper::new();
+        let from = |settings: &[&str], mount: Option<&str>| {
+            let named =
+                |setting: &&str| ((*setting).to_owned(), SecretRef::new(setting.replace('_', "-").parse().unwrap()));
+            let named = settings.iter().map(named).collect();
+            let login = FromSecrets::new(Credentials::new("shop".parse().unwrap(), named, held.clone()), None);
+            vault_at(&rig.url(), Arc::new(login), mount, &rig.dialer)
+        };
+        let missing = from(&["token"], None).check().await.unwrap_err();
+        assert!(
+            matches!(&missing, VaultError::NoCredential { cause, .. } if cause.contains("secret set token")),
+            "{missing:?}"
+        );
+
+        let [first, second] = [0; 2].map(|_| rig.token(json!({ "ttl": 600, "policies": [] })));
+        // As from a file, with the line break of an editor.
+        held.set("token", &format!("{first}\n"));
+        let vault = from(&["token"], None);
+        vault.check().await.unwrap();
+        held.set("token", &second);
+        rig.admin("POST", "auth/token/revoke", json!({ "token": first }));
+        assert_eq!(get(&vault, "/v1/auth/token/lookup-self").await.unwrap(), 200);
+
+        let (auth, login) = rig.approle(json!({ "token_ttl": 60 }));
+        let Login::AppRole { role_id, secret_id } = login else { panic!("an AppRole is one") };
+        held.set("role-id", role_id.expose());
+        held.set("secret-id", secret_id.expose());
+        from(&["role_id", "secret_id"], Some(&auth)).check().await.unwrap();
+        let half = from(&["role_id"], Some(&auth)).check().await.unwrap_err();
+        assert!(matches!(half, VaultError::NoCredential { passing: false, .. }), "{half:?}");
     }
 }
 

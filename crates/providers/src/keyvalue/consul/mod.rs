@@ -4,13 +4,15 @@
 //! no text of a tenant is ever a piece of a path. Reads ask for `consistent`: the default may answer with what an
 //! earlier leader knew. A batch is one transaction, which Consul limits in entries and bytes.
 
+mod access;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use data_encoding::BASE64;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderName, Method, StatusCode};
+use http::{Method, StatusCode};
 use model::{AppName, ProviderName, TenantName};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -19,8 +21,10 @@ use super::count::{Counting, Found, Versioned};
 use super::escape::{escape, unescape};
 use super::{Answer, Backend, BackendError, Gathered, PAGE, Page, paged};
 use crate::dial::{Caller, Dialer};
-use crate::http_json::{Ask, HttpError, HttpJson, Server, SettingsError, Told, json_body, secret_header};
+use crate::http_json::{Ask, HttpError, HttpJson, Server, SettingsError, Told, json_body};
 use crate::path::Segments;
+use crate::secrets::Credentials;
+use access::Access;
 
 /// The largest value, bytes: what a Consul with its defaults takes.
 pub const MAX_VALUE: usize = 512 * 1024;
@@ -35,8 +39,6 @@ const READS: usize = 16;
 /// Of what a refusal says, this many characters are repeated.
 const MAX_WORDS: usize = 200;
 
-const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
-
 /// Where the keys are, and as whom.
 pub struct Settings<'a> {
     /// The agent or server, for example `http://127.0.0.1:8500`.
@@ -45,14 +47,14 @@ pub struct Settings<'a> {
     pub ca: Option<&'a str>,
     /// The path that all keys are below; `sidereal` where it is not given.
     pub prefix: Option<&'a str>,
-    /// The ACL token.
-    pub token: Option<&'a str>,
+    /// The ACL token: the secret `token`, where it is named.
+    pub credentials: Credentials,
 }
 
 /// One app's keys in one Consul.
 pub struct Consul {
     http: HttpJson,
-    headers: HeaderMap,
+    access: Access,
     /// Without `/` at either end.
     base: String,
     counting: Counting,
@@ -128,14 +130,9 @@ impl Consul {
     ) -> Result<Self, SettingsError> {
         let server = Server::parse(settings.url, settings.ca)?;
         let prefix = Segments::setting("prefix", settings.prefix.unwrap_or("sidereal"))?;
-        let mut headers = HeaderMap::new();
-        if let Some(token) = settings.token {
-            let why = || SettingsError::Value { name: "token", why: "holds what no HTTP header can".to_owned() };
-            headers.insert(TOKEN, secret_header(token).ok_or_else(why)?);
-        }
         Ok(Self {
             http: HttpJson::new(server, app.clone(), Caller::Provider(provider.clone()), dialer),
-            headers,
+            access: Access::new(settings.credentials.clone()),
             base: format!("{prefix}/{tenant}/{app}"),
             counting: Counting::default(),
         })
@@ -160,8 +157,19 @@ impl Consul {
         body: Zeroizing<Vec<u8>>,
         limit: usize,
     ) -> Result<Told, BackendError> {
-        let ask = Ask { method, path, headers: self.headers.clone(), body, limit };
-        self.http.send(ask).await.map_err(|cause| self.failed(cause))
+        let (headers, versions) = self.access.headers().await?;
+        let ask = Ask { method: method.clone(), path, headers, body: body.clone(), limit };
+        let told = self.http.send(ask).await.map_err(|cause| self.failed(cause))?;
+        if !is_unknown(&told) {
+            return Ok(told);
+        }
+        // Nothing was done. The token may have been set anew since it was asked for.
+        self.access.forget();
+        let (headers, now) = self.access.headers().await?;
+        if now == versions {
+            return Ok(told);
+        }
+        self.http.send(Ask { method, path, headers, body, limit }).await.map_err(|cause| self.failed(cause))
     }
 
     fn failed(&self, cause: HttpError) -> BackendError {
@@ -251,6 +259,12 @@ impl Consul {
             Outcome::NotAsExpected => Err(BackendError::Unavailable("Consul undid the change".to_owned())),
         }
     }
+}
+
+/// Whether Consul says that it does not know the token.
+fn is_unknown(told: &Told) -> bool {
+    const WORDS: &[u8] = b"ACL not found";
+    !told.status.is_success() && told.body.len() < 1024 && told.body.windows(WORDS.len()).any(|part| part == WORDS)
 }
 
 /// The words of a token that may not, or is none.
