@@ -8,6 +8,7 @@
 )]
 
 mod blobstore;
+mod components;
 mod crash;
 mod demo;
 mod deploy;

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
-mod counter;
+mod examples;
 mod guests;
 mod packages;
 mod servers;
@@ -56,8 +56,9 @@ fn main() -> anyhow::Result<()> {
             for path in guests::build(&root, &root.join("target/guests"))? {
                 println!("{} {}", path.display(), std::fs::metadata(&path)?.len());
             }
-            let state = if counter::refresh(&root)? { "built and signed: commit it" } else { "as it should be" };
-            println!("examples/counter/counter.wasm {state}");
+            for (example, built) in examples::refresh(&root)? {
+                println!("{example} {}", if built { "built and signed: commit it" } else { "as it should be" });
+            }
             Ok(())
         }
         Task::Bench { args } => {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::agent::{AppOnHost, Drained, HostStatus, StartRequest};
@@ -23,6 +23,7 @@ use crate::copies::Copies;
 use crate::entry::{Entry, Spec};
 use crate::error::StartError;
 use crate::hold::{self, Holds};
+use crate::links::siblings::{self, Siblings};
 use crate::links::{self, Opened, Providers};
 use crate::logs::{Logs, Origin};
 use crate::taking::Taking;
@@ -49,6 +50,7 @@ struct Running {
 
 /// Everything that runs.
 pub(crate) struct Apps {
+    me: Weak<Self>,
     code: CodeStore,
     providers: Providers,
     dialer: Arc<dyn Dialer>,
@@ -118,7 +120,8 @@ impl Apps {
         logs: Arc<Logs>,
         max_loaded: usize,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             code,
             providers,
             dialer,
@@ -282,6 +285,24 @@ impl Apps {
         Ok(())
     }
 
+    /// A place for a call that another component of the same revision makes.
+    pub(crate) fn enter_from_inside(&self, entry: &Entry) -> bool {
+        let entered = entry.enter(self.clock.fetch_add(1, Relaxed));
+        self.in_flight.fetch_add(u32::from(entered), Relaxed);
+        entered
+    }
+
+    /// Gives the place back; the component may have gone.
+    pub(crate) fn leave_from_inside(&self, entry: Option<&Entry>) {
+        if let Some(entry) = entry {
+            entry.leave();
+        }
+        self.in_flight.fetch_sub(1, Relaxed);
+        if self.drains.load(Relaxed) > 0 {
+            self.left.notify_waiters();
+        }
+    }
+
     /// Makes a revision answer. The same again changes nothing.
     pub(crate) async fn start(&self, app: &AppName, revision: Revision, request: StartRequest) -> Result<(), Problem> {
         let started = self.bring(app, revision, request).await;
@@ -314,6 +335,7 @@ impl Apps {
                 entry.probe(&self.code).await?;
                 self.trim();
             }
+            siblings::agree(&request.app, &running.entries)?;
         }
         let mut revisions = lock(&self.revisions);
         let known = revisions.get(&(app.clone(), revision)).filter(|known| !known.draining.load(Relaxed));
@@ -328,6 +350,7 @@ impl Apps {
     }
 
     fn build(&self, app: &LockedApp, revision: Revision, request: Digest) -> Result<Running, StartError> {
+        let siblings = Siblings::new(self.me.clone());
         let opened = self.providers.open(app)?;
         let mut entries = Vec::with_capacity(app.components.len());
         for (name, component) in &app.components {
@@ -349,14 +372,16 @@ impl Apps {
                 digest: component.digest,
                 world: component.world,
                 imports: self.code.share_imports(&component.imports),
+                forwarded: self.code.share_imports(&siblings::forwarded(app, name)),
                 limits: component.limits,
                 reuse: component.reuse,
-                bindings: links::bindings(app, name, &component.config, &opened, &self.totals),
+                bindings: links::bindings(app, name, &component.config, &opened, &self.totals, &siblings),
                 outbound,
                 log: self.logs.component(origin, component.limits.log_rate),
             })));
         }
         let taking = Taking::new(self.providers.taken(app, revision, &opened, &self.totals));
+        siblings.are(&entries);
         Ok(Running { request, entries, _providers: opened, taking, draining: AtomicBool::new(false) })
     }
 

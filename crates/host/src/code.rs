@@ -29,7 +29,8 @@ impl Drop for Loaded {
     }
 }
 
-type Key = (Digest, World);
+/// Code that asks other components for imports is linked otherwise.
+type Key = (Digest, World, Arc<[InterfaceId]>);
 /// Held while the code is brought: whoever else wants it waits for the one that does.
 type Slot = Arc<tokio::sync::Mutex<Weak<Loaded>>>;
 
@@ -87,8 +88,9 @@ impl CodeStore {
         digest: Digest,
         world: World,
         imports: &[InterfaceId],
+        forwarded: &Arc<[InterfaceId]>,
     ) -> Result<Arc<Loaded>, StartError> {
-        let slot = lock(&self.slots).entry((digest, world)).or_default().clone();
+        let slot = lock(&self.slots).entry((digest, world, forwarded.clone())).or_default().clone();
         let mut loaded = slot.lock().await;
         if let Some(loaded) = loaded.upgrade() {
             return Ok(loaded);
@@ -103,8 +105,8 @@ impl CodeStore {
             .runtime
             .load(world, File::from(fd))
             .map_err(|cause| StartError::Load { component: component(), cause })?;
-        let linked =
-            self.runtime.link(&code, imports).map_err(|cause| StartError::Link { component: component(), cause })?;
+        let linked = self.runtime.link_with_peers(&code, imports, forwarded);
+        let linked = linked.map_err(|cause| StartError::Link { component: component(), cause })?;
         self.count.fetch_add(1, Relaxed);
         let fresh = Arc::new(Loaded { linked, count: self.count.clone() });
         *loaded = Arc::downgrade(&fresh);

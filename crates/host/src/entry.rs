@@ -20,6 +20,8 @@ pub(crate) struct Spec {
     pub(crate) digest: Digest,
     pub(crate) world: World,
     pub(crate) imports: Arc<[InterfaceId]>,
+    /// The imports that other components of the app answer.
+    pub(crate) forwarded: Arc<[InterfaceId]>,
     pub(crate) limits: Limits,
     pub(crate) reuse: Option<Reuse>,
     pub(crate) bindings: Arc<Bindings>,
@@ -121,7 +123,7 @@ impl Entry {
             return Ok(live);
         }
         let spec = &self.spec;
-        let loaded = code.load(&spec.component, spec.digest, spec.world, &spec.imports).await?;
+        let loaded = code.load(&spec.component, spec.digest, spec.world, &spec.imports, &spec.forwarded).await?;
         let mut state = self.state();
         // Another call may have waited for the same code.
         if let Some(live) = &state.live {

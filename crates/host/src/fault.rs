@@ -14,7 +14,8 @@ pub(crate) const FAULT: HeaderName = HeaderName::from_static(FAULT_HEADER);
 
 /// The code and the sentence of a fault.
 pub(crate) fn describe(fault: &Fault) -> (Code, String) {
-    match (fault.kind(), fault) {
+    // Of a component that was called, what it failed of says more than that it did.
+    match (fault.kind(), fault.root()) {
         (_, Fault::WallTime { .. }) => (Code::TimedOut, fault.to_string()),
         (_, Fault::RequestTooLarge { .. }) => (Code::TooLarge, fault.to_string()),
         (FaultKind::Limit, _) => (Code::LimitReached, fault.to_string()),
@@ -61,6 +62,15 @@ mod tests {
         assert_eq!(code, Code::LimitReached);
         assert!(text.contains("200ms"));
         let (code, text) = describe(&Fault::Trap { message: "secret".into() });
+        assert_eq!(code, Code::ComponentTrapped);
+        assert!(!text.contains("secret"));
+        let callee = |fault| Fault::Callee { name: "b".into(), interface: "a:b/c".into(), fault: Box::new(fault) };
+        let (code, text) = describe(&callee(Fault::CpuTime { limit: Millis(200) }));
+        assert_eq!(code, Code::LimitReached);
+        assert!(text.contains("component `b`") && text.contains("200ms"));
+        assert_eq!(describe(&callee(callee(Fault::WallTime { limit: Millis(1) }))).0, Code::TimedOut);
+        assert_eq!(describe(&callee(Fault::Busy)).0, Code::Busy);
+        let (code, text) = describe(&callee(Fault::Trap { message: "secret".into() }));
         assert_eq!(code, Code::ComponentTrapped);
         assert!(!text.contains("secret"));
         let response = answer(Code::Busy, "busy");

@@ -145,11 +145,13 @@ pub enum ProviderKind {
     MessagingLocal,
     /// As `messaging-local`, and every message is on the node's disk before it is acknowledged.
     MessagingDurable,
+    /// Another component of the app, for the contracts it exports; `component` is its name.
+    Component,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -158,6 +160,7 @@ impl ProviderKind {
         Self::BlobstoreFolder,
         Self::MessagingLocal,
         Self::MessagingDurable,
+        Self::Component,
     ];
 
     /// The name in manifests.
@@ -171,10 +174,11 @@ impl ProviderKind {
             Self::BlobstoreFolder => "blobstore-folder",
             Self::MessagingLocal => "messaging-local",
             Self::MessagingDurable => "messaging-durable",
+            Self::Component => "component",
         }
     }
 
-    /// The contract it answers, as `namespace:package`.
+    /// The contract it answers, as `namespace:package`; `*` where that is what its component exports.
     pub fn contract(self) -> &'static str {
         match self {
             Self::KeyvalueMemory
@@ -184,6 +188,15 @@ impl ProviderKind {
             | Self::KeyvalueConsul => "wasi:keyvalue",
             Self::BlobstoreFolder => "wasi:blobstore",
             Self::MessagingLocal | Self::MessagingDurable => "wasmcloud:messaging",
+            Self::Component => "*",
+        }
+    }
+
+    /// Whether it can answer `contract`.
+    pub fn answers(self, contract: &ContractId) -> bool {
+        match self.contract() {
+            "*" => true,
+            own => *own == contract.to_string(),
         }
     }
 

@@ -11,10 +11,13 @@ use crate::component::{ComponentInfo, InspectError};
 use crate::digest::Digest;
 use crate::limits::Limits;
 use crate::manifest::{
-    Component, ComponentSource, Draft, Finding, Manifest, Related, Report, SecretEntry, SettingEntry, Severity,
+    Component, ComponentSource, Draft, Finding, LinkEntry, Manifest, Related, Report, SecretEntry, SettingEntry,
+    Severity,
 };
 use crate::name::{ComponentName, ProviderName};
-use crate::rules::{self, Code, Found, LIMIT_FIELDS, MAX_ARTIFACT, Subject, Unknown, Violation, provider, shown};
+use crate::rules::{
+    self, Code, Found, LIMIT_FIELDS, MAX_ARTIFACT, Subject, Unknown, Violation, callee, provider, shown,
+};
 use crate::secret::SecretRef;
 use crate::tenant::TenantSettings;
 use crate::unit::ByteSize;
@@ -108,6 +111,11 @@ fn finish(
         }
     }
     let app = assemble(manifest, artifacts, tenant);
+    for link in links(manifest).filter(|link| link.to_component) {
+        if let Some(violation) = name_taken(&link.provider.value, &app, tenant) {
+            findings.push(Finding::new(source, link.provider.span.clone(), violation));
+        }
+    }
     for found in rules::check(&app, &unknown, tenant) {
         findings.push(place(manifest, found));
     }
@@ -116,6 +124,23 @@ fn finish(
         return Err(report);
     }
     Ok(Locked { app, warnings: report })
+}
+
+fn links(manifest: &Manifest) -> impl Iterator<Item = &LinkEntry> {
+    manifest.components.values().flat_map(|component| &component.links)
+}
+
+/// A link to a component makes a provider of its name: another provider may not have it.
+fn name_taken(name: &ProviderName, app: &LockedApp, tenant: &TenantSettings) -> Option<Violation> {
+    let other = app.providers.get(name).is_some_and(|spec| *spec != callee::provider(name.as_str()));
+    if !other && resolve(name, tenant).is_none() {
+        return None;
+    }
+    let message = format!("the link goes to component `{name}`, and there is a provider of that name too");
+    let help = format!(
+        "declare the component as a provider of another name: `[providers.my-{name}]` with `type = \"component\"` and `component = \"{name}\"`"
+    );
+    Some(Violation::new(Code::ProviderName, message).help(help))
 }
 
 /// What is wrong with a component's artifact.
@@ -213,6 +238,13 @@ fn assemble(manifest: &Manifest, artifacts: &Artifacts, tenant: &TenantSettings)
         };
         app.providers.insert(name.clone(), spec);
     }
+    for link in links(manifest).filter(|link| link.to_component) {
+        let name = &link.provider.value;
+        if resolve(name, tenant).is_some() {
+            continue;
+        }
+        app.providers.entry(name.clone()).or_insert_with(|| callee::provider(name.as_str()));
+    }
     for link in &app.links {
         if let Some(spec) = resolve(&link.provider, tenant) {
             app.providers.entry(link.provider.clone()).or_insert(spec);
@@ -277,7 +309,7 @@ fn place(manifest: &Manifest, found: Found) -> Finding {
 
 /// Where in the manifest a part of the app is written; the nearest place around it where it has none of its own.
 fn span_of(manifest: &Manifest, subject: &Subject) -> Range<usize> {
-    let links = || manifest.components.values().flat_map(|c| &c.links);
+    let links = || links(manifest);
     let component = |name: &ComponentName| manifest.components.get(name);
     let provider = |name: &ProviderName| manifest.providers.get(name);
     let span = match subject {

@@ -206,6 +206,12 @@ pub fn contracts_by_link() -> impl Iterator<Item = &'static str> {
     OFFERS.iter().filter(|o| o.by_link).map(|o| o.contract)
 }
 
+/// Whether the platform has interfaces of `contract`, by link or not.
+pub fn is_known(contract: &ContractId) -> bool {
+    let text = contract.to_string();
+    OFFERS.iter().any(|o| o.contract == text)
+}
+
 /// Whether links carry `contract`.
 pub fn is_by_link(contract: &ContractId) -> bool {
     let text = contract.to_string();

@@ -1,5 +1,6 @@
 //! What one call shares between the guest's store, the task that drives it and the reader of its response.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -27,6 +28,11 @@ struct State {
     reader: Option<Waker>,
 }
 
+thread_local! {
+    /// CPU time of the calls made from within the poll that runs on this thread, nanoseconds: theirs, not its own.
+    static INNER_NS: Cell<u64> = const { Cell::new(0) };
+}
+
 /// One call.
 pub(crate) struct Call {
     began: Instant,
@@ -37,8 +43,6 @@ pub(crate) struct Call {
     cpu_limit_ns: u64,
     cpu_used_ns: AtomicU64,
     poll_began_ns: AtomicU64,
-    /// CPU time of calls made from within the current poll: theirs, not this one's.
-    poll_other_ns: AtomicU64,
     subrequests: AtomicU32,
     open: AtomicU32,
     has_head: AtomicBool,
@@ -68,7 +72,6 @@ impl Call {
             cpu_limit_ns: limits.cpu.0.saturating_mul(1_000_000),
             cpu_used_ns: AtomicU64::new(0),
             poll_began_ns: AtomicU64::new(0),
-            poll_other_ns: AtomicU64::new(0),
             subrequests: AtomicU32::new(limits.subrequests),
             open: AtomicU32::new(0),
             has_head: AtomicBool::new(false),
@@ -90,20 +93,17 @@ impl Call {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The guest is about to run on this thread.
-    pub(crate) fn poll_begins(&self) {
-        self.poll_other_ns.store(0, Relaxed);
+    /// The guest is about to run on this thread. What is returned belongs to [`Self::poll_ends`].
+    pub(crate) fn poll_begins(&self) -> u64 {
         self.poll_began_ns.store(thread_cpu_ns(), Relaxed);
+        INNER_NS.replace(0)
     }
 
     /// The guest stopped running on this thread.
-    pub(crate) fn poll_ends(&self) {
+    pub(crate) fn poll_ends(&self, before: u64) {
         let all = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Relaxed));
-        let own = all.saturating_sub(self.poll_other_ns.load(Relaxed));
-        self.cpu_used_ns.fetch_add(own, Relaxed);
-        if let Some(outer) = &self.outer {
-            outer.poll_other_ns.fetch_add(all, Relaxed);
-        }
+        let inner = INNER_NS.replace(before.saturating_add(all));
+        self.cpu_used_ns.fetch_add(all.saturating_sub(inner), Relaxed);
     }
 
     /// CPU time used up to the end of the last poll, nanoseconds.
@@ -114,8 +114,7 @@ impl Call {
     /// Asked at every tick, while the guest runs on this thread.
     pub(crate) fn over_cpu(&self) -> bool {
         let now = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Relaxed));
-        let own = now.saturating_sub(self.poll_other_ns.load(Relaxed));
-        self.cpu_ns().saturating_add(own) >= self.cpu_limit_ns
+        self.cpu_ns().saturating_add(now.saturating_sub(INNER_NS.get())) >= self.cpu_limit_ns
     }
 
     /// When the call must have ended: by its own limit, or by that of the call it is made from.

@@ -35,9 +35,9 @@ pub(crate) async fn drive<T>(
     let result = poll_fn(|cx| {
         let polled = {
             let _running = ticker.running();
-            call.poll_begins();
+            let before = call.poll_begins();
             let polled = guest.as_mut().poll(cx);
-            call.poll_ends();
+            call.poll_ends(before);
             polled
         };
         if polled.is_ready() {

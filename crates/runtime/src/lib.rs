@@ -44,7 +44,7 @@ pub use log::{LogSink, LogStreamKind, MAX_CONTEXT, affordable};
 pub use meter::{Meter, MeterSnapshot};
 pub use model::app::Reuse;
 pub use outbound::{HttpBody, HttpBodyError, Outbound, OutboundError, OutboundOptions, OutboundResponse};
-pub use peer::{Callee, Loading, MAX_CALL_DEPTH, Peer, Peers};
+pub use peer::{Callee, Loading, MAX_CALL_DEPTH, Peer, Peers, call_component};
 pub use workload::{Sinks, Workload};
 
 /// The engine this build embeds, for code that implements a [`Capability`] or measures a bare twin.

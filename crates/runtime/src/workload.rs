@@ -159,7 +159,8 @@ impl Workload {
         self.idle.len()
     }
 
-    pub(crate) fn linked(&self) -> &Linked {
+    /// The code it runs.
+    pub fn linked(&self) -> &Linked {
         &self.linked
     }
     pub(crate) fn bindings(&self) -> &Arc<Bindings> {

@@ -58,9 +58,13 @@ impl Store {
 
     /// Adds what `link` gives: the bucket of its setting, or the one named like its label.
     pub(super) fn link(&self, links: KeyValueLinks, link: &Link, meter: Arc<LinkMeter>) -> KeyValueLinks {
-        let bucket = link.config.get("bucket").map_or(link.label.as_str(), String::as_str);
-        links.with(&link.label, self.backend.clone(), bucket, meter)
+        links.with(&link.label, self.backend.clone(), bucket(link), meter)
     }
+}
+
+/// The bucket of a link's setting, or the one named like its label.
+pub(super) fn bucket(link: &Link) -> &str {
+    link.config.get("bucket").map_or(link.label.as_str(), String::as_str)
 }
 
 pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartError> {

@@ -4,6 +4,7 @@
 mod blobstore;
 mod keyvalue;
 mod messaging;
+pub(crate) mod siblings;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -16,11 +17,12 @@ use model::{
 use providers::blobstore::BlobLinks;
 use providers::config::ConfigValues;
 use providers::dial::Dialer;
-use providers::keyvalue::KeyValueLinks;
+use providers::keyvalue::{ComponentStore, KeyValueLinks};
 use providers::messaging::MessagingLink;
 use providers::meter::LinkMeter;
 use providers::secrets::{Credentials, Resolver};
-use runtime::Bindings;
+use runtime::{Bindings, Peers};
+use siblings::{Sibling, Siblings};
 
 use crate::error::StartError;
 use crate::taking::Taken;
@@ -40,6 +42,8 @@ pub(crate) enum Backing {
     Blobstore(blobstore::Store),
     /// `wasmcloud:messaging`.
     Messaging(messaging::Broker),
+    /// Another component of the app.
+    Component(ComponentName),
 }
 
 impl Opened {
@@ -47,8 +51,7 @@ impl Opened {
     pub(crate) fn keyvalue(&self) -> Option<&keyvalue::Store> {
         match &self.backing {
             Backing::KeyValue(store) => Some(store),
-            Backing::Blobstore(_) => None,
-            Backing::Messaging(_) => None,
+            Backing::Blobstore(_) | Backing::Messaging(_) | Backing::Component(_) => None,
         }
     }
 
@@ -58,6 +61,8 @@ impl Opened {
             Backing::KeyValue(store) => store.check().await.map_err(|cause| cause.to_string()),
             Backing::Blobstore(store) => store.check().await.map_err(|cause| cause.to_string()),
             Backing::Messaging(broker) => broker.check().await.map_err(|cause| cause.to_string()),
+            // Probed as every component of the revision is.
+            Backing::Component(_) => Ok(()),
         }
         .map_err(|cause| StartError::Provider { provider: self.name.clone(), cause })
     }
@@ -117,8 +122,15 @@ impl Providers {
                 Some(spec) => spec.clone(),
                 None => built_in(&link.provider).ok_or_else(|| bad("which is not declared"))?,
             };
-            if link.contract.to_string() != spec.kind.contract() {
+            if !spec.kind.answers(&link.contract) {
                 return Err(bad("which answers another contract"));
+            }
+            if spec.kind == ProviderKind::Component {
+                let target = siblings::target(app, &link.provider);
+                let target = target.ok_or_else(|| bad("a component that the app does not have"))?;
+                let backing = Backing::Component(target);
+                opened.insert(link.provider.clone(), Arc::new(Opened { name: link.provider.clone(), backing }));
+                continue;
             }
             if !opened.contains_key(&link.provider) {
                 opened.insert(link.provider.clone(), self.shared(&app.name, &link.provider, spec)?);
@@ -146,6 +158,8 @@ impl Providers {
             | ProviderKind::KeyvalueRedis
             | ProviderKind::KeyvalueVault
             | ProviderKind::KeyvalueConsul => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
+            // Opened with the revision it belongs to.
+            ProviderKind::Component => return Err(another_contract(name, spec.kind)),
             ProviderKind::BlobstoreFolder => Backing::Blobstore(blobstore::open(&self.means, &wanted)?),
             ProviderKind::MessagingLocal | ProviderKind::MessagingDurable => {
                 Backing::Messaging(messaging::open(&self.means, &wanted)?)
@@ -203,6 +217,7 @@ pub(crate) fn bindings(
     config: &BTreeMap<String, String>,
     opened: &BTreeMap<ProviderName, Arc<Opened>>,
     totals: &Totals,
+    siblings: &Arc<Siblings>,
 ) -> Arc<Bindings> {
     let mut bindings = Bindings::new();
     if !config.is_empty() {
@@ -211,8 +226,12 @@ pub(crate) fn bindings(
     let mut links = Given::default();
     for link in app.links.iter().filter(|link| link.component == *component) {
         if let Some(open) = opened.get(&link.provider) {
-            links.add(link, open, totals.meter(&app.name, link));
+            links.add(link, open, totals.meter(&app.name, link), siblings);
         }
+    }
+    let peers = siblings::peers(app, component, siblings, |link| totals.meter(&app.name, link));
+    if !peers.is_empty() {
+        bindings = bindings.with(Arc::new(Peers(peers)));
     }
     Arc::new(links.bind(bindings))
 }
@@ -226,7 +245,7 @@ struct Given {
 }
 
 impl Given {
-    fn add(&mut self, link: &Link, open: &Opened, meter: Arc<LinkMeter>) {
+    fn add(&mut self, link: &Link, open: &Opened, meter: Arc<LinkMeter>, siblings: &Arc<Siblings>) {
         match &open.backing {
             Backing::KeyValue(store) => {
                 let links = self.keyvalue.take().unwrap_or_default();
@@ -241,6 +260,13 @@ impl Given {
                 self.messaging = Some(broker.link(meter));
             }
             Backing::Messaging(_) => {}
+            Backing::Component(name) if link.contract.to_string() == "wasi:keyvalue" => {
+                let links = self.keyvalue.take().unwrap_or_default();
+                let store = Arc::new(ComponentStore::new(Sibling::new(siblings, name, None)));
+                self.keyvalue = Some(links.with(&link.label, store, keyvalue::bucket(link), meter));
+            }
+            // Forwarded as it is: among the peers.
+            Backing::Component(_) => {}
         }
     }
 

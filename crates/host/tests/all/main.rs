@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod callees;
 mod calls;
 mod copies;
 mod lifecycle;

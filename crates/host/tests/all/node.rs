@@ -68,6 +68,14 @@ impl Node {
         digest
     }
 
+    /// Code of bytes that are no guest's.
+    pub(crate) fn offer_bytes(&self, wasm: &[u8], world: World) -> Digest {
+        let digest = Digest::of(wasm);
+        let code = Arc::new(runtime::compile(wasm, world).unwrap());
+        self.artifacts.lock().unwrap().insert((digest, world), code);
+        digest
+    }
+
     /// The same code under a digest of its own.
     pub(crate) fn offer_as(&self, digest: Digest, name: &str) {
         let original = self.offer(name, World::P2);

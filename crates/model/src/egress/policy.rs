@@ -198,7 +198,8 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
         | ProviderKind::KeyvalueEmbedded
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
-        | ProviderKind::MessagingDurable => None,
+        | ProviderKind::MessagingDurable
+        | ProviderKind::Component => None,
         ProviderKind::KeyvalueRedis => place_of(spec.config.get("url")?, "redis://", 6379),
         ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul => {
             let url = spec.config.get("url")?;

@@ -207,7 +207,12 @@ static LINK: Table = Table {
     what: "a link",
     fields: || {
         vec![
-            required("provider", Ty::Text(Text::Name), "provider = \"embedded\"", "The provider that answers."),
+            optional("provider", Ty::Text(Text::Name), "The provider that answers."),
+            optional(
+                "component",
+                Ty::Text(Text::Name),
+                "In place of `provider`: the component of the app that answers, with what it exports of the contract.",
+            ),
             optional(
                 "label",
                 Ty::Text(Text::Name),

@@ -17,6 +17,7 @@ use crate::app::{ProviderKind, Reuse};
 use crate::interface::ContractId;
 use crate::limits::Limits;
 use crate::name::{AppName, ComponentName, Label, NameError, ProviderName, SecretName};
+use crate::rules::callee;
 use crate::rules::route::{check_host, check_method, check_path};
 use crate::rules::{
     Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, MAX_REUSE_IDLE, MAX_REUSE_REQUESTS, Unknown, Violation,
@@ -286,15 +287,24 @@ impl Reader<'_, '_> {
         let Some(doc) = value.get_ref().as_table() else {
             let provider = self.name::<ProviderName>(Some(value))?;
             let label = Spanned { value: Label::default_label(), span: contract.span.clone() };
-            return Some(LinkEntry { span: contract.span.clone(), contract, label, provider, config: BTreeMap::new() });
+            let (span, config) = (contract.span.clone(), BTreeMap::new());
+            return Some(LinkEntry { span, contract, label, provider, to_component: false, config });
         };
-        let provider = self.name::<ProviderName>(doc.get("provider"));
+        let to_component = doc.contains_key("component");
+        if to_component == doc.contains_key("provider") {
+            let message = format!("a link of `{}` names a provider or a component, one of the two", contract.value);
+            let help = "write `provider = \"embedded\"`, or `component = \"<name>\"` for another component of the app";
+            self.out.add(value.span(), Violation::new(Code::MissingField, message).help(help));
+            return None;
+        }
+        let provider =
+            self.name::<ProviderName>(doc.get(if to_component { callee::COMPONENT } else { "provider" }));
         let label = match doc.get("label") {
             Some(label) => self.name::<Label>(Some(label)),
             None => Some(Spanned { value: Label::default_label(), span: contract.span.clone() }),
         };
-        let config = settings(Some(doc), &["provider", "label"]);
-        Some(LinkEntry { span: value.span(), contract, label: label?, provider: provider?, config })
+        let config = settings(Some(doc), &["provider", "component", "label"]);
+        Some(LinkEntry { span: value.span(), contract, label: label?, provider: provider?, to_component, config })
     }
 
     fn providers(&mut self, doc: Option<&DeTable<'_>>) -> BTreeMap<ProviderName, Provider> {

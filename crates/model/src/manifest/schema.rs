@@ -123,7 +123,7 @@ fn text(kind: Text) -> Value {
         Text::Any | Text::Setting => return json!({ "type": "string" }),
         Text::Method => return json!({ "enum": route::METHODS }),
         Text::ProviderKind => return json!({ "enum": ProviderKind::ALL.map(ProviderKind::as_str) }),
-        Text::Contract => return json!({ "enum": contracts_by_link().collect::<Vec<_>>() }),
+        Text::Contract => "^[A-Za-z][A-Za-z0-9-]*:[A-Za-z][A-Za-z0-9-]*$",
         Text::Name => "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$",
         Text::Duration => "^[0-9]+ *(ms|s|m|h)$",
         Text::Size => "^[0-9]+ *(B|KiB|MiB|GiB)$",

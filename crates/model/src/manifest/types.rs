@@ -113,6 +113,8 @@ pub struct LinkEntry {
     pub label: Spanned<Label>,
     /// What answers.
     pub provider: Spanned<ProviderName>,
+    /// Whether it is a component that is named, not a provider.
+    pub to_component: bool,
     /// Settings of the link.
     pub config: BTreeMap<String, SettingEntry>,
 }

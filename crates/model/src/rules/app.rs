@@ -8,7 +8,7 @@ use crate::offers;
 use crate::rules::route::{check_host, check_method, check_path, collide};
 use crate::rules::{
     Code, Found, MAX_ALLOW_HOSTS, MAX_COMPONENTS, MAX_CONFIG_ENTRIES, MAX_CONFIG_ENTRY, MAX_LINKS, MAX_PROVIDERS,
-    MAX_ROUTES, MAX_VERSION, Subject, Unknown, Violation, allow_host, imports, limits, links, list, provider, shown,
+    MAX_ROUTES, MAX_VERSION, Subject, Unknown, Violation, allow_host, callee, imports, limits, links, list, provider, shown,
     suggest,
 };
 use crate::tenant::TenantSettings;
@@ -25,8 +25,9 @@ pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec
         config(name, component, &mut out);
         allow_hosts(name, component, &mut out);
     }
-    provider::check(app, tenant, &mut out);
+    provider::check(app, unknown, tenant, &mut out);
     links::check(app, unknown, &mut out);
+    callee::check_depth(app, &mut out);
     for (name, component) in app.components.iter().filter(|(name, _)| !unknown.artifacts.contains(*name)) {
         imports::check(app, name, &component.imports, unknown, &mut out);
     }

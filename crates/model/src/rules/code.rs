@@ -82,6 +82,9 @@ codes! {
     ProviderSecret = "provider-secret", Error, "A secret written out in a setting, where only its name may stand.";
     ProviderUnused = "provider-unused", Warning, "A provider that no link names.";
     ProviderForged = "provider-forged", Error, "A provider that claims to be the operator's or built in, and is not.";
+    CalleeUnknown = "callee-unknown", Error, "A link or provider to a component that the app does not have.";
+    CalleeExport = "callee-export", Error, "An import linked to a component that does not export it in a version that agrees.";
+    CalleeCycle = "callee-cycle", Error, "Components that call one another in a circle, or too many in a row.";
     ImportNotLinked = "import-not-linked", Error, "An import whose contract has no link.";
     ImportVersion = "import-version", Error, "An import of another version than the platform offers.";
     ImportNotOffered = "import-not-offered", Error, "An import of an interface that the platform does not offer.";

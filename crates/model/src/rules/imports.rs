@@ -1,13 +1,13 @@
 //! Imports: each one offered in its version and, where its contract goes by link, linked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::app::LockedApp;
 use crate::interface::{ContractId, InterfaceId};
 use crate::name::ComponentName;
 use crate::offers::{self, Lookup};
 use crate::rules::provider::answering;
-use crate::rules::{Code, Found, Subject, Unknown, Violation, list, shown};
+use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown};
 
 /// Checks the imports of one component.
 pub(crate) fn check(
@@ -17,11 +17,28 @@ pub(crate) fn check(
     unknown: &Unknown,
     out: &mut Vec<Found>,
 ) {
+    // By contract, so that imports of other interfaces of it are asked of the same component.
+    let callees: BTreeMap<&ContractId, &str> = app
+        .links
+        .iter()
+        .filter(|link| &link.component == name)
+        .filter_map(|link| Some((&link.contract, callee::target(app, link)?)))
+        .collect();
     let linked: BTreeSet<&ContractId> =
         app.links.iter().filter(|link| &link.component == name).map(|link| &link.contract).collect();
     let mut unlinked: Vec<&InterfaceId> = Vec::new();
     for import in imports {
-        match offers::lookup(import) {
+        let found = offers::lookup(import);
+        if let (Some(target), false) =
+            (callees.get(&import.contract), matches!(found, Lookup::Offered { by_link: false }))
+        {
+            out.extend(callee::unserved(app, name, import, target, unknown).map(|violation| at(name, violation)));
+            // Of a contract of the platform the version is the platform's too: it stands between the two.
+            if !offers::is_by_link(&import.contract) {
+                continue;
+            }
+        }
+        match found {
             Lookup::Offered { by_link: true }
                 if !linked.contains(&import.contract) && !unknown.links.contains(name) =>
             {
@@ -40,6 +57,23 @@ pub(crate) fn check(
                 let help = format!("rebuild the component against `{}@{offered}`", import.contract);
                 out.push(at(name, Violation::new(Code::ImportVersion, message).help(help)));
             }
+            Lookup::Unknown if !callee::exporters(app, import).is_empty() => {
+                let siblings = callee::exporters(app, import);
+                let names: Vec<&str> = siblings.iter().map(String::as_str).collect();
+                let message = format!(
+                    "component `{name}` imports `{}`, which {} of the app exports, and no link says so",
+                    shown(&import.to_string()),
+                    list(&names)
+                );
+                let first = names.first().copied().unwrap_or_default();
+                let help = format!(
+                    "add `\"{}\" = {{ component = \"{first}\" }}` under `[components.{name}.links]`",
+                    import.contract
+                );
+                out.push(at(name, Violation::new(Code::ImportNotLinked, message).help(help)));
+            }
+            // The link could not be read; it has a finding of its own.
+            Lookup::Unknown if unknown.links.contains(name) && !offers::is_known(&import.contract) => {}
             Lookup::Unknown => {
                 let message = format!(
                     "component `{name}` imports `{}`, which this version of the platform does not offer",

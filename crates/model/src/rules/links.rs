@@ -6,7 +6,7 @@ use crate::app::{Link, LockedApp};
 use crate::messaging::{self, Subscription};
 use crate::offers;
 use crate::rules::provider::{Setting, answering};
-use crate::rules::{Code, Found, Subject, Unknown, Violation, list, shown, suggest};
+use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
 
 /// The settings of a link of a contract.
 pub fn settings(contract: &str) -> &'static [Setting] {
@@ -145,7 +145,11 @@ fn check_one(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown, out:
         out.push(Found::at(Subject::Link(index), Violation::new(Code::LinkComponent, message).help("remove the link")));
         return;
     };
-    if !offers::is_by_link(&link.contract) {
+    let to_component = callee::target(app, link).is_some();
+    if to_component {
+        callee::check_link(app, index, link, out);
+    }
+    if !offers::is_by_link(&link.contract) && !(to_component && !is_free(link)) {
         out.push(Found::at(Subject::Link(index), not_by_link(link)));
         return;
     }
@@ -166,17 +170,30 @@ fn check_one(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown, out:
     }
 }
 
+/// Whether every component has the contract without a link.
+fn is_free(link: &Link) -> bool {
+    let contract = link.contract.to_string();
+    offers::OFFERS.iter().any(|o| o.contract == contract && !o.by_link)
+}
+
 fn not_by_link(link: &Link) -> Violation {
     let (contract, by_link) = (link.contract.to_string(), offers::contracts_by_link().collect::<Vec<_>>());
-    if offers::OFFERS.iter().any(|o| o.contract == contract) {
+    if is_free(link) {
         return Violation::new(
             Code::LinkNotOffered,
             format!("`{contract}` is there for every component and takes no link"),
         )
         .help("remove the link");
     }
+    let help = match crate::rules::nearest(&contract, by_link.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!(
+            "contracts that go by link: {}; another component of the app can answer it: `{{ component = \"<name>\" }}`",
+            list(&by_link)
+        ),
+    };
     Violation::new(Code::LinkNotOffered, format!("no provider of this version answers `{}`", shown(&contract)))
-        .help(suggest(&contract, &by_link, "contracts that go by link"))
+        .help(help)
 }
 
 fn check_provider(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown, out: &mut Vec<Found>) {
@@ -200,7 +217,7 @@ fn check_provider(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown,
                 Violation::new(Code::UnknownProvider, message).help(help),
             ));
         }
-        Some(spec) if spec.kind.contract() != link.contract.to_string() => {
+        Some(spec) if !spec.kind.answers(&link.contract) => {
             let message = format!(
                 "provider `{}` answers `{}`, and the link is for `{}`",
                 link.provider,

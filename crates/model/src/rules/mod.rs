@@ -3,6 +3,7 @@
 
 pub mod allow_host;
 mod app;
+pub mod callee;
 mod code;
 pub mod http_server;
 mod imports;

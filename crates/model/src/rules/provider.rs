@@ -7,7 +7,7 @@ use crate::app::{LockedApp, ProviderKind, ProviderSpec};
 use crate::interface::ContractId;
 use crate::name::ProviderName;
 use crate::rules::http_server;
-use crate::rules::{Code, Found, Subject, Violation, list, shown, suggest};
+use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
 use crate::tenant::TenantSettings;
 
 /// One setting of a provider type or of a contract's links.
@@ -31,6 +31,12 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable => &[],
+        ProviderKind::Component => &[Setting {
+            name: crate::rules::callee::COMPONENT,
+            required: true,
+            doc: "the component of the app that answers",
+            example: "prefixer",
+        }],
         ProviderKind::KeyvalueRedis => &[
             Setting {
                 name: "url",
@@ -53,7 +59,8 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::KeyvalueEmbedded
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
-        | ProviderKind::MessagingDurable => &[],
+        | ProviderKind::MessagingDurable
+        | ProviderKind::Component => &[],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
         ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,
         ProviderKind::KeyvalueConsul => http_server::CONSUL_SECRETS,
@@ -110,18 +117,23 @@ pub(crate) fn answering(app: &LockedApp, contract: &ContractId) -> Vec<String> {
 }
 
 /// Checks every provider of an app.
-pub(crate) fn check(app: &LockedApp, tenant: &TenantSettings, out: &mut Vec<Found>) {
+pub(crate) fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings, out: &mut Vec<Found>) {
     for (name, spec) in &app.providers {
         if !origin(name, spec, tenant, out) {
             continue;
         }
         check_settings(name, spec, out);
+        if let Some(target) = callee::component_of(spec) {
+            callee::check_provider(app, name, target, unknown, out);
+        }
         if !spec.operator && built_in(name.as_str()).is_none() && !app.links.iter().any(|l| &l.provider == name) {
             let message = format!("provider `{name}` is declared, and no link names it");
-            let help = format!(
-                "link a component to it (`\"{}\" = \"{name}\"`), or remove `[providers.{name}]`",
-                spec.kind.contract()
-            );
+            let contract = match spec.kind {
+                ProviderKind::Component => "<contract>",
+                kind => kind.contract(),
+            };
+            let help =
+                format!("link a component to it (`\"{contract}\" = \"{name}\"`), or remove `[providers.{name}]`");
             out.push(Found::at(
                 Subject::Provider(name.clone()),
                 Violation::new(Code::ProviderUnused, message).help(help),

@@ -4,6 +4,7 @@
 //! The limits here hold for every backend, so an app that works on one works on the others.
 
 mod adapter;
+mod component;
 pub mod conformance;
 pub mod consul;
 pub mod copy;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 pub use adapter::KeyValue;
+pub use component::ComponentStore;
 pub use consul::Consul;
 use cursor::Cursors;
 use futures::future::BoxFuture;

@@ -9,7 +9,7 @@ use wasmtime::component::{Accessor, Val};
 use wasmtime::{AsContextMut, StoreContextMut};
 
 use super::held::{self, Owner};
-use super::{Callee, Peers, enter};
+use super::{Begun, Callee, Peers, enter};
 use crate::call::Call;
 use crate::ctx::Ctx;
 use crate::drive::drive;
@@ -91,13 +91,14 @@ impl Ready {
     /// Runs the call to its end. Where it passes handles: the instance that owns them.
     async fn run(self, target: &Target, params: &[Val], results: &mut [Val]) -> Result<Option<Arc<Owner>>, Fault> {
         let Some(peer) = self.peers.get(&target.interface) else { return Err(Fault::Cancelled) };
+        let mut begun = Begun::new(&peer.callee);
         let (function, outer) = ((&*peer.export, &*target.function), &self.outer);
         let ran = match self.given {
             None => on_any(&peer.callee, outer, function, params, results).await.map(|()| None),
             Some((params, owner)) => on_owner(&peer.callee, owner, outer, function, &params, results).await.map(Some),
         };
+        begun.outcome = ran.as_ref().err().cloned();
         ran.map_err(|fault| {
-            peer.callee.failed(&fault);
             Fault::Callee { name: peer.name.to_string(), interface: target.interface.clone(), fault: Box::new(fault) }
         })
     }
@@ -172,6 +173,7 @@ pub(super) async fn drop_handle(mut store: StoreContextMut<'_, Ctx>, rep: u32) -
     let mut slot = owner.instance.lock().await;
     // Where an earlier call failed, the resource has ended with its instance.
     let Some(mut instance) = slot.take() else { return Ok(()) };
+    let mut begun = Begun::new(&owner.place.0);
     let guest = async {
         instance.begin(&call);
         instance.drop_resource(&call, resource).await?;
@@ -180,10 +182,10 @@ pub(super) async fn drop_handle(mut store: StoreContextMut<'_, Ctx>, rep: u32) -
     match drive(work.clone(), call.clone(), guest).await {
         Ok(instance) => owner.put(&mut slot, instance),
         Err(fault) => {
-            let callee: &Arc<dyn Callee> = &owner.place.0;
-            callee.failed(&fault);
+            begun.outcome = Some(fault.clone());
             return Err(fault.into());
         }
     }
+    begun.outcome = None;
     Ok(())
 }

@@ -15,16 +15,21 @@ mod plan;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub(crate) use agree::agree;
 pub(crate) use define::define;
 pub(crate) use held::Held;
 
+use wasmtime::Store;
+
+use crate::ctx::Ctx;
 use crate::fault::Fault;
+use crate::instance::Invoked;
 use crate::workload::Workload;
 
 /// Calls that stand on one another: a call from outside and the calls between components it led to.
-pub const MAX_CALL_DEPTH: u32 = 16;
+pub const MAX_CALL_DEPTH: u32 = model::rules::callee::MAX_CALL_DEPTH;
 
 /// A workload that is being brought.
 pub type Loading<'a> = Pin<Box<dyn Future<Output = Result<Arc<Workload>, Fault>> + Send + 'a>>;
@@ -44,8 +49,8 @@ pub trait Callee: Send + Sync {
     /// Gives the place back.
     fn leave(&self);
 
-    /// A call of the component failed.
-    fn failed(&self, fault: &Fault);
+    /// A call of the component has ended, and why, where it failed; [`Fault::Cancelled`] where its caller ended first.
+    fn ended(&self, began: Instant, fault: Option<&Fault>);
 }
 
 /// Which component answers an import.
@@ -70,6 +75,25 @@ impl Peers {
     }
 }
 
+/// A call that has begun. Told to its callee when it goes away, however that comes about.
+struct Begun<'a> {
+    callee: &'a dyn Callee,
+    began: Instant,
+    outcome: Option<Fault>,
+}
+
+impl<'a> Begun<'a> {
+    fn new(callee: &'a Arc<dyn Callee>) -> Self {
+        Self { callee: &**callee, began: Instant::now(), outcome: Some(Fault::Cancelled) }
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.callee.ended(self.began, self.outcome.as_ref());
+    }
+}
+
 /// A place among the calls of a callee.
 struct Place(Arc<dyn Callee>);
 
@@ -77,6 +101,24 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.0.leave();
     }
+}
+
+/// Calls an export of another component from host code, as a component would: see [`Workload::invoke`].
+///
+/// # Errors
+/// Why there is no place for the call, or why it failed.
+pub async fn call_component<T, F>(callee: &Arc<dyn Callee>, body: F) -> Result<T, Fault>
+where
+    F: for<'a> FnOnce(&'a mut Store<Ctx>, wasmtime::component::Instance) -> Invoked<'a, T>,
+{
+    let mut begun = Begun::new(callee);
+    let called = async {
+        let (_place, work) = enter(callee).await?;
+        work.invoke(body).await
+    };
+    let result = called.await;
+    begun.outcome = result.as_ref().err().cloned();
+    result
 }
 
 /// Takes a place, and brings the code where it is not in memory.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Instant;
 
 use model::World;
 use model::app::Reuse;
@@ -35,8 +36,8 @@ impl Callee for Beside {
     fn leave(&self) {
         self.entered.fetch_sub(1, SeqCst);
     }
-    fn failed(&self, _: &Fault) {
-        self.failed.fetch_add(1, SeqCst);
+    fn ended(&self, _: Instant, fault: Option<&Fault>) {
+        self.failed.fetch_add(u32::from(fault.is_some()), SeqCst);
     }
 }
 
@@ -197,7 +198,7 @@ async fn calls_stand_only_so_deep_on_one_another() {
             Box::pin(async { Err(Fault::Cancelled) })
         }
         fn leave(&self) {}
-        fn failed(&self, _: &Fault) {}
+        fn ended(&self, _: Instant, _: Option<&Fault>) {}
     }
     let rig = Rig::new();
     let down = "acme:deep/down@1.0.0";
