@@ -82,8 +82,7 @@ fn drift(root: &Path, example: &Example) -> Result<()> {
     let anchors =
         [fs::read_to_string(folder.join("signer.pub")).context("signer.pub cannot be read")?.trim().to_owned()];
     let policy = TrustPolicy { anchors: &anchors, revoked: &[], allow_unsigned: false };
-    let Verdict::Signed(claims) =
-        claims::verify(&artifact, &policy, now()).with_context(|| format!("{name}.wasm"))?
+    let Verdict::Signed(claims) = claims::verify(&artifact, &policy, now()).with_context(|| format!("{name}.wasm"))?
     else {
         bail!("{name}.wasm is not signed");
     };
@@ -100,7 +99,8 @@ fn drift(root: &Path, example: &Example) -> Result<()> {
 /// # Errors
 /// When there is no toolchain, or one does not compile, or the seed is not an account's.
 pub(crate) fn refresh(root: &Path) -> Result<Vec<(String, bool)>> {
-    let refreshed = |example: &Example| Ok((format!("{}/{}.wasm", example.folder, example.name), build(root, example)?));
+    let refreshed =
+        |example: &Example| Ok((format!("{}/{}.wasm", example.folder, example.name), build(root, example)?));
     EXAMPLES.iter().map(refreshed).collect()
 }
 

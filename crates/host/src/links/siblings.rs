@@ -168,7 +168,9 @@ pub(crate) fn agree(app: &LockedApp, entries: &[Arc<Entry>]) -> Result<(), Start
             let (Some(ours), Some(theirs)) = (caller.live(), of(&target)) else { continue };
             let pairs: Vec<(&str, &str)> = pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
             let component = || caller.component().clone();
-            ours.linked().agrees(theirs.linked(), &pairs).map_err(|cause| StartError::Link { component: component(), cause })?;
+            ours.linked()
+                .agrees(theirs.linked(), &pairs)
+                .map_err(|cause| StartError::Link { component: component(), cause })?;
         }
     }
     Ok(())

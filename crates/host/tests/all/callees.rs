@@ -111,7 +111,8 @@ async fn concurrency_and_drain_hold_for_a_callee_too() {
 /// `main` counts in a store that is component `prefixer`, whose own store is `embedded`.
 fn prefixed(rig: &Rig, guest: &str) -> LockedApp {
     let mut app = rig.app("counted", guest);
-    let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/prefix-keyvalue/prefixer.wasm")).unwrap();
+    let bytes =
+        std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/prefix-keyvalue/prefixer.wasm")).unwrap();
     let digest = rig.node.offer_bytes(&bytes, World::P2);
     let mut prefixer = app.components[&name::<ComponentName>("main")].clone();
     let engine = runtime::wasmtime::Engine::default();

@@ -297,8 +297,7 @@ impl Reader<'_, '_> {
             self.out.add(value.span(), Violation::new(Code::MissingField, message).help(help));
             return None;
         }
-        let provider =
-            self.name::<ProviderName>(doc.get(if to_component { callee::COMPONENT } else { "provider" }));
+        let provider = self.name::<ProviderName>(doc.get(if to_component { callee::COMPONENT } else { "provider" }));
         let label = match doc.get("label") {
             Some(label) => self.name::<Label>(Some(label)),
             None => Some(Spanned { value: Label::default_label(), span: contract.span.clone() }),

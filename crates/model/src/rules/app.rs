@@ -8,8 +8,8 @@ use crate::offers;
 use crate::rules::route::{check_host, check_method, check_path, collide};
 use crate::rules::{
     Code, Found, MAX_ALLOW_HOSTS, MAX_COMPONENTS, MAX_CONFIG_ENTRIES, MAX_CONFIG_ENTRY, MAX_LINKS, MAX_PROVIDERS,
-    MAX_ROUTES, MAX_VERSION, Subject, Unknown, Violation, allow_host, callee, imports, limits, links, list, provider, shown,
-    suggest,
+    MAX_ROUTES, MAX_VERSION, Subject, Unknown, Violation, allow_host, callee, imports, limits, links, list, provider,
+    shown, suggest,
 };
 use crate::tenant::TenantSettings;
 

@@ -98,8 +98,10 @@ impl Ready {
             Some((params, owner)) => on_owner(&peer.callee, owner, outer, function, &params, results).await.map(Some),
         };
         begun.outcome = ran.as_ref().err().cloned();
-        ran.map_err(|fault| {
-            Fault::Callee { name: peer.name.to_string(), interface: target.interface.clone(), fault: Box::new(fault) }
+        ran.map_err(|fault| Fault::Callee {
+            name: peer.name.to_string(),
+            interface: target.interface.clone(),
+            fault: Box::new(fault),
         })
     }
 }
