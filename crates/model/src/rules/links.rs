@@ -149,7 +149,7 @@ fn check_one(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown, out:
     if to_component {
         callee::check_link(app, index, link, out);
     }
-    if !offers::is_by_link(&link.contract) && !(to_component && !is_free(link)) {
+    if !offers::is_by_link(&link.contract) && (!to_component || is_free(link)) {
         out.push(Found::at(Subject::Link(index), not_by_link(link)));
         return;
     }
