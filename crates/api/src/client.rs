@@ -22,9 +22,10 @@ use serde::de::DeserializeOwned;
 
 use crate::agent::HostStatus;
 use crate::control::{
-    Accepted, AppView, CallRequest, CallResponse, DeployRequest, IDEMPOTENCY_KEY, KeyRotated, LinkRequest, MAX_BLOB,
+    Accepted, AppView, CallRequest, CallResponse, DeployRequest, IDEMPOTENCY_KEY, KeyRotated, LinkRequest, MAX_BLOB, MoveRequest,
     NodeView, Plan, ProviderView, RevisionView, RollbackRequest, RouteView, SecretView, TenantView, Version,
 };
+use crate::copy::CopyView;
 use crate::metrics::TenantMetrics;
 use crate::problem::{Code, Problem};
 
@@ -314,6 +315,27 @@ impl ControlClient {
         let mut headers = HeaderMap::new();
         require.apply(&mut headers);
         self.json(Method::POST, &of(tenant, app, "/links"), headers, request).await
+    }
+
+    /// Begins to move an app's data; see [`MoveRequest`].
+    ///
+    /// # Errors
+    /// Every reason a link cannot be set; [`ClientError`].
+    pub async fn copy(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        request: &MoveRequest,
+    ) -> Result<CopyView, ClientError> {
+        self.json(Method::POST, &of(tenant, app, "/copy"), HeaderMap::new(), request).await
+    }
+
+    /// How the last move of an app's data stands.
+    ///
+    /// # Errors
+    /// `not-found` where there was none; [`ClientError`].
+    pub async fn copied(&self, tenant: &TenantName, app: &AppName) -> Result<CopyView, ClientError> {
+        self.get(&of(tenant, app, "/copy")).await
     }
 
     /// Sends a request to a component without the ingress.

@@ -15,6 +15,7 @@
 //! | `POST /v1/tenants/{t}/apps/{a}/revisions` ([`DeployRequest`]) | [`Accepted`]; `If-Match: <revision>`, `Idempotency-Key` |
 //! | `GET /v1/tenants/{t}/apps/{a}/revisions`, `GET …/revisions/{n}` | [`RevisionView`]s, newest first |
 //! | `POST …/rollback` ([`RollbackRequest`]), `POST …/links` ([`LinkRequest`]) | [`Accepted`] |
+//! | `POST …/copy` ([`MoveRequest`]), `GET …/copy`, `DELETE …/copy` | [`crate::copy::CopyView`] |
 //! | `GET …/logs?follow&last&component` | NDJSON of [`crate::agent::LogLine`] |
 //! | `POST …/call` ([`CallRequest`]) | [`CallResponse`] |
 //! | `GET /v1/tenants/{t}/providers` | [`ProviderView`]s |
@@ -100,6 +101,25 @@ pub struct LinkRequest {
     pub label: Option<Label>,
     /// The provider that answers from now on.
     pub provider: ProviderName,
+}
+
+/// Copy what the app has at the present provider to another one, then move the link there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveRequest {
+    /// Whose import; may be absent where one component has such a link.
+    #[serde(default)]
+    pub component: Option<ComponentName>,
+    /// Which contract.
+    pub contract: ContractId,
+    /// Which label; may be absent where the contract has one link.
+    #[serde(default)]
+    pub label: Option<Label>,
+    /// The provider that gets the data and answers from then on.
+    pub provider: ProviderName,
+    /// What becomes of keys that only it has.
+    #[serde(default)]
+    pub extra: crate::copy::Extra,
 }
 
 /// A revision was recorded; it is not serving yet. Follow the events, or poll the app.

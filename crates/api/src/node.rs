@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use model::{AppName, ComponentName, TenantName};
+use model::{AppName, ComponentName, Revision, TenantName};
 
 use crate::Problem;
 use crate::agent::{HostStatus, LogLine};
+use crate::copy::{CopyRequest, Cursor, Keys, Step};
 use crate::metrics::TenantMetrics;
 
 /// Which log lines.
@@ -21,6 +22,38 @@ pub struct LogQuery {
     pub last: usize,
     /// Go on with new lines.
     pub follow: bool,
+}
+
+/// One step of a move of data, see [`crate::copy`].
+#[derive(Debug, Clone)]
+pub enum CopyStep {
+    /// Open both providers on every host of the tenant; note what is written.
+    Begin(Box<CopyRequest>),
+    /// Copy one page.
+    Page(Cursor),
+    /// Of one page of the target, the keys the source lacks.
+    Extra(Cursor),
+    /// What all hosts noted in this round.
+    Noted(u64),
+    /// Make these keys what they are in the source.
+    Keys(Vec<String>),
+    /// Let new calls of the revision wait; those in flight have this many milliseconds.
+    Hold(Revision, u64),
+    /// Let the calls of a held revision go on: on the second one, or their own.
+    Release(Revision, Option<Revision>),
+    /// Forget the copy.
+    End,
+}
+
+/// What a [`CopyStep`] brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopyOutcome {
+    /// Begin, Hold, Release, End.
+    Done,
+    /// Page, Keys.
+    Step(Step),
+    /// Extra, Noted.
+    Keys(Keys),
 }
 
 /// A node, seen from the control plane.
@@ -42,4 +75,13 @@ pub trait NodeApi: Send + Sync + 'static {
 
     /// What the tenant's hosts report now, in shard order; a host that does not answer in time is left out.
     fn status(&self, tenant: &TenantName) -> BoxFuture<'static, Vec<HostStatus>>;
+
+    /// One step of moving an app's data, under an id that whoever directs it chose.
+    fn copy(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        id: &str,
+        step: CopyStep,
+    ) -> BoxFuture<'static, Result<CopyOutcome, Problem>>;
 }

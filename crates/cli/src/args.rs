@@ -274,12 +274,27 @@ pub enum LinkCommand {
         /// Whose import, where several components have such a link.
         #[arg(long)]
         component: Option<ComponentName>,
+        /// First copy the app's keys to the new provider, and lose no write on the way. Keys that only the new provider
+        /// has: `refuse` (the default), `remove` or `keep`.
+        #[arg(long, value_name = "EXTRA", num_args = 0..=1, require_equals = true, default_missing_value = "refuse")]
+        copy_data: Option<ExtraKeys>,
     },
     /// The links of an app, or of all apps.
     List {
         /// The app.
         app: Option<AppName>,
     },
+}
+
+/// What becomes of keys that only the new provider has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExtraKeys {
+    /// Copy nothing where there are any.
+    Refuse,
+    /// Remove them.
+    Remove,
+    /// Leave them.
+    Keep,
 }
 
 /// `contract[#label]=provider`

@@ -9,6 +9,7 @@ mod config;
 mod events;
 mod http;
 mod load;
+mod mover;
 mod reconcile;
 mod state;
 mod trust;
@@ -28,6 +29,7 @@ pub use crate::http::openapi;
 
 use crate::events::Events;
 use crate::http::{Api, Guard};
+use crate::mover::Mover;
 use crate::reconcile::Reconciler;
 use crate::state::Shared;
 use crate::trust::Vetter;
@@ -64,9 +66,13 @@ impl Control {
         let events = Events::new(clock::millis());
         let reconciler =
             Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in, turn.clone()).await?;
+        let writer = Arc::new(Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn));
+        let mover = Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), stop.clone());
+        mover.resume().await?;
         let api = Arc::new(Api {
             guard: Guard::new(addr, allowed_hosts, &token),
-            writer: Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn),
+            writer,
+            mover,
             store,
             blobs,
             nodes,

@@ -63,6 +63,18 @@ pub(crate) struct Current {
     pub(crate) record: RevisionRecord,
 }
 
+/// A link that is to be moved.
+pub(crate) struct Planned {
+    /// The revision it is in.
+    pub(crate) revision: Revision,
+    /// As it is.
+    pub(crate) link: model::Link,
+    /// Where it goes now.
+    pub(crate) from: (ProviderName, ProviderSpec),
+    /// Where it will go.
+    pub(crate) to: (ProviderName, ProviderSpec),
+}
+
 /// A tenant that is there.
 pub(crate) struct Tenant {
     pub(crate) settings: Arc<TenantSettings>,
@@ -220,6 +232,26 @@ impl Writer {
         let tenant = self.tenant(&id.tenant).await?;
         let app = relinked(current.record.app, request, &tenant.settings)?;
         self.append(id, head, app, Cause { origin: Origin::Link, message: None, require, key: None }).await
+    }
+
+    /// What [`Writer::link`] would do: the link as it is, and both providers. Refuses what it would refuse.
+    pub(crate) async fn planned(&self, id: &AppId, request: &LinkRequest) -> Answer<Planned> {
+        let current = self.current(id).await?;
+        let tenant = self.tenant(&id.tenant).await?;
+        let revision = current.record.revision;
+        let (index, link) = meant(&current.record.app, request)?;
+        let spec =
+            |app: &LockedApp, name: &ProviderName| app.providers.get(name).cloned().or_else(|| built_in(name.as_str()));
+        let from = spec(&current.record.app, &link.provider);
+        let app = relinked(current.record.app, request, &tenant.settings)?;
+        self.judge(id, &app, &tenant).await.map_err(refuse)?;
+        let to = spec(&app, &request.provider);
+        match (from, to) {
+            (Some(from), Some(to)) => {
+                Ok(Planned { revision, from: (link.provider.clone(), from), to: (request.provider.clone(), to), link })
+            }
+            _ => Err(Refusal::new(Code::Internal, format!("link {index} names a provider that is not there"))),
+        }
     }
 
     /// Judges, records and commits. The caller holds the turn.
@@ -392,30 +424,31 @@ fn check(id: &AppId, head: Option<&Head>, require: Require) -> Answer<()> {
     }
 }
 
-/// The app with one link moved. Providers that the lock added for a link only go when no link names them.
-fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings) -> Answer<LockedApp> {
+/// The one link that a request means, and its place.
+fn meant(app: &LockedApp, request: &LinkRequest) -> Answer<(usize, model::Link)> {
     let fits = |link: &model::Link| {
         link.contract == request.contract
             && request.component.as_ref().is_none_or(|c| *c == link.component)
             && request.label.as_ref().is_none_or(|l| *l == link.label)
     };
     let what = &request.contract;
-    let mut found = (0..).zip(&app.links).filter(|(_, link)| fits(link)).map(|(index, _): (usize, _)| index);
-    let index = match (found.next(), found.next()) {
-        (Some(index), None) => index,
+    let mut found = (0..).zip(&app.links).filter(|(_, link)| fits(link));
+    match (found.next(), found.next()) {
+        (Some((index, link)), None) => Ok((index, link.clone())),
         (None, _) => {
             let there = app.links.iter().map(|l| format!("{} {} {}", l.component, l.contract, l.label));
             let there = there.collect::<Vec<_>>().join(", ");
             let help = if there.is_empty() { "it has no links".to_owned() } else { format!("its links: {there}") };
-            return Err(
-                Refusal::new(Code::NotFound, format!("app `{}` has no such link of `{what}`", app.name)).help(help)
-            );
+            Err(Refusal::new(Code::NotFound, format!("app `{}` has no such link of `{what}`", app.name)).help(help))
         }
-        (Some(_), Some(_)) => {
-            return Err(Refusal::new(Code::RequestInvalid, format!("several links of `{what}` are meant"))
-                .help("name the component and the label"));
-        }
-    };
+        (Some(_), Some(_)) => Err(Refusal::new(Code::RequestInvalid, format!("several links of `{what}` are meant"))
+            .help("name the component and the label")),
+    }
+}
+
+/// The app with one link moved. Providers that the lock added for a link only go when no link names them.
+fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings) -> Answer<LockedApp> {
+    let (index, _) = meant(&app, request)?;
     if let Some(link) = app.links.get_mut(index) {
         link.provider = request.provider.clone();
     }

@@ -22,6 +22,7 @@ mod agent;
 pub mod artifacts;
 mod bring;
 pub mod converge;
+mod copying;
 pub mod dialer;
 mod error;
 mod front;

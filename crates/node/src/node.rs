@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::agent::{HostStatus, LogLine};
 use api::metrics::TenantMetrics;
-use api::node::{LogQuery, NodeApi};
+use api::node::{CopyOutcome, CopyStep, LogQuery, NodeApi};
 use api::{Code, Problem};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -27,6 +27,7 @@ use crate::NodeError;
 use crate::admin::{Admin, AdminConfig, Source};
 use crate::agent::{self, HostIndex, Setup};
 use crate::artifacts::{Artifacts, make_dir};
+use crate::copying::Copying;
 use crate::dialer::{Dialer, Resolve, SystemResolver};
 use crate::ingress::{Ingress, IngressConfig, IngressError, Routes, forward};
 use crate::logs::Logs;
@@ -317,5 +318,16 @@ impl NodeApi for Node {
             let answers = futures::future::join_all(asked).await;
             answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
         })
+    }
+
+    fn copy(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        id: &str,
+        step: CopyStep,
+    ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
+        let copy = Copying { hosts: self.hosts.of(tenant), app: app.clone(), id: id.to_owned() };
+        Box::pin(async move { copy.step(step).await })
     }
 }

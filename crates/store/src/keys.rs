@@ -6,6 +6,7 @@
 //! | `apps/<t>/<a>` | [`Head`] | control, compare-and-set |
 //! | `revisions/<t>/<a>/<n>` | [`RevisionRecord`] | control, once |
 //! | `assigned/<node>/<t>/<a>` | [`Assignment`] | control |
+//! | `copies/<t>/<a>` | the last move of an app's data, kept as JSON | control |
 //! | `nodes/<node>` | [`NodeRecord`], leased | node |
 //! | `observed/<node>/<t>/<a>` | `AppObserved`, leased | node |
 //! | `served/<node>/<t>/<a>` | [`Served`], kept over restarts | node |
@@ -101,6 +102,8 @@ pub const TENANTS: &str = "tenants/";
 pub const APPS: &str = "apps/";
 /// All revisions.
 pub const REVISIONS: &str = "revisions/";
+/// All moves of data.
+pub const COPIES: &str = "copies/";
 /// All nodes.
 pub const NODES: &str = "nodes/";
 /// All reports.
@@ -127,6 +130,10 @@ pub fn revision(t: &TenantName, a: &AppName, n: Revision) -> String {
 /// The revisions of an app.
 pub fn revisions_of(t: &TenantName, a: &AppName) -> String {
     format!("revisions/{t}/{a}/")
+}
+/// The last move of an app's data.
+pub fn copy(t: &TenantName, a: &AppName) -> String {
+    format!("copies/{t}/{a}")
 }
 /// A node's record.
 pub fn node(n: &NodeName) -> String {

@@ -10,6 +10,7 @@ use model::tenant::TenantSettings;
 use model::{AppName, ProviderKind, ProviderName, ProviderSpec, SecretRef};
 
 use crate::args::{LinkCommand, ProviderCommand, RouteCommand, TenantCommand};
+use crate::commands::moving;
 use crate::context::{Context, refused};
 use crate::follow::{Follow, Served};
 use crate::output::table;
@@ -21,7 +22,10 @@ use crate::output::table;
 pub async fn link(context: &Context, command: LinkCommand) -> anyhow::Result<()> {
     let client = context.client()?;
     match command {
-        LinkCommand::Set { app, link, component } => {
+        LinkCommand::Set { app, link, component, copy_data: Some(extra) } => {
+            moving::copy_and_link(context, &client, app, link, component, extra).await?;
+        }
+        LinkCommand::Set { app, link, component, copy_data: None } => {
             let begun = Instant::now();
             let follow = Follow::open(&client, &context.tenant, &app).await?;
             let provider = link.provider.clone();
@@ -30,7 +34,9 @@ pub async fn link(context: &Context, command: LinkCommand) -> anyhow::Result<()>
             let accepted = client.link(&context.tenant, &app, &request, Require::Exists).await.map_err(refused)?;
             let urls = follow.serving(&context.out, accepted.revision, Duration::from_secs(60)).await?;
             let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            context.out.note("keys are not copied: the new provider answers with what it has");
+            context
+                .out
+                .note("keys are not copied: the new provider answers with what it has (`--copy-data` copies them)");
             let served = Served { app, revision: accepted.revision, unchanged: accepted.unchanged, urls, ms };
             context.out.result(&served, || {
                 format!(

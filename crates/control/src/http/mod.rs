@@ -2,6 +2,7 @@
 
 mod apps;
 mod body;
+mod copies;
 mod extract;
 mod guard;
 mod refusal;
@@ -31,6 +32,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::events::Events;
+use crate::mover::Mover;
 use crate::state::Shared;
 use crate::writer::Writer;
 pub(crate) use guard::Guard;
@@ -44,7 +46,8 @@ pub(crate) const UPLOADS: usize = 4 * api::control::MAX_BLOB;
 /// What handlers work with.
 pub(crate) struct Api {
     pub(crate) guard: Guard,
-    pub(crate) writer: Writer,
+    pub(crate) writer: Arc<Writer>,
+    pub(crate) mover: Arc<Mover>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) blobs: Blobs,
     pub(crate) nodes: Arc<dyn NodeApi>,
@@ -109,6 +112,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(revisions::read))
         .routes(routes!(revisions::rollback))
         .routes(routes!(revisions::link))
+        .routes(routes!(copies::begin, copies::read, copies::cancel))
         .merge(OpenApiRouter::new().routes(routes!(apps::call)).layer(DefaultBodyLimit::max(MAX_CALL)))
         .routes(routes!(secrets::list))
         .merge(

@@ -10,7 +10,7 @@ use api::agent::{HostStatus, LogLine, LogStream};
 use api::client::{ClientError, ControlClient, EventQuery, Require};
 use api::control::{Accepted, DeployRequest, Event};
 use api::metrics::{HostLoad, TenantMetrics};
-use api::node::{LogQuery, NodeApi};
+use api::node::{CopyOutcome, CopyStep, LogQuery, NodeApi};
 use api::{Code, Problem};
 use bytes::Bytes;
 use control::{Control, ControlConfig};
@@ -79,6 +79,16 @@ impl NodeApi for Nodes {
             response.headers_mut().extend(kept.map(|v| (http::HeaderName::from_static("x-test"), v)));
             Ok(response)
         })
+    }
+
+    fn copy(
+        &self,
+        _: &TenantName,
+        _: &AppName,
+        _: &str,
+        _: CopyStep,
+    ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
+        Box::pin(async { Err(Problem::new(Code::ProviderUnavailable, "no data here")) })
     }
 
     fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>> {

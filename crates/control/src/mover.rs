@@ -1,0 +1,439 @@
+//! Moving an app's data to another provider and the link after it: copy while the app goes on, follow what it writes,
+//! let its calls wait for a moment, copy the last writes, move the link, let the calls go on with the new provider.
+//!
+//! What is asked for is recorded first, so that a move that is interrupted goes on when the control plane is back. A
+//! copy that begins again writes only what differs. Until the new revision is recorded the app is as it was.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use api::client::Require;
+use api::control::{LinkRequest, MoveRequest};
+use api::copy::{CopyEnd, CopyPhase, CopyRequest, CopyView, Cursor, Extra, Keys};
+use api::node::{CopyOutcome, CopyStep, NodeApi};
+use api::{Code, Problem};
+use model::app::Revision;
+use model::observed::Phase;
+use model::plan::AppId;
+use serde::{Deserialize, Serialize};
+use store::{Expect, Store, keys};
+use tokio_util::sync::CancellationToken;
+
+use crate::http::{Answer, Refusal};
+use crate::state::Shared;
+use crate::writer::{Planned, Writer, decode, encode};
+
+/// Keys per step.
+const CHUNK: usize = 500;
+/// Rounds of following; an app that writes faster than is copied ends it here, and the rest is copied while it waits.
+const ROUNDS: u64 = 30;
+/// A round that found fewer keys is the last one before the switch.
+const FEW: usize = 200;
+/// How long calls in flight may take to end before the switch.
+const HOLD: Duration = Duration::from_secs(5);
+/// How long the new revision may take to serve. Calls wait meanwhile, and the hosts' patience is longer.
+const SERVE: Duration = Duration::from_secs(20);
+/// A copy that a host has lost, because it was started again, begins again.
+const TRIES: u32 = 5;
+/// Between two tries, and between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What is recorded of a move.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    request: MoveRequest,
+    /// What only the target has was looked at, and dealt with as asked.
+    checked: bool,
+    view: CopyView,
+}
+
+struct Moving {
+    view: CopyView,
+    cancel: CancellationToken,
+}
+
+/// Every move.
+pub(crate) struct Mover {
+    writer: Arc<Writer>,
+    store: Arc<dyn Store>,
+    nodes: Arc<dyn NodeApi>,
+    state: Arc<Shared>,
+    stop: CancellationToken,
+    moving: Mutex<BTreeMap<AppId, Moving>>,
+}
+
+impl Mover {
+    pub(crate) fn new(
+        writer: Arc<Writer>,
+        store: Arc<dyn Store>,
+        nodes: Arc<dyn NodeApi>,
+        state: Arc<Shared>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self { writer, store, nodes, state, stop, moving: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<AppId, Moving>> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on with what was under way when the control plane ended.
+    pub(crate) async fn resume(self: &Arc<Self>) -> Result<(), store::StoreError> {
+        for entry in self.store.list(keys::COPIES).await?.entries {
+            let mut parts = keys::parts(&entry.key);
+            let (Some(Ok(tenant)), Some(Ok(app))) = (parts.next().map(str::parse), parts.next().map(str::parse)) else {
+                continue;
+            };
+            let Ok(record) = decode::<Record>(&entry) else {
+                tracing::error!(key = entry.key, "the record of a move of data cannot be read; it is left as it is");
+                continue;
+            };
+            let over = matches!(record.view.phase, CopyPhase::Done | CopyPhase::Failed);
+            let (id, view) = (AppId { tenant, app }, record.view.clone());
+            let cancel = self.stop.child_token();
+            self.lock().insert(id.clone(), Moving { view, cancel: cancel.clone() });
+            if !over {
+                tracing::info!(tenant = %id.tenant, app = %id.app, "going on with a move of data");
+                tokio::spawn(self.clone().run(id, record, cancel));
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a move. The same again, while it is under way, is the one under way.
+    pub(crate) async fn begin(self: &Arc<Self>, id: &AppId, request: MoveRequest) -> Answer<CopyView> {
+        let planned = self.writer.planned(id, &link(&request)).await?;
+        let copy = copy_request(&planned)?;
+        let view = CopyView {
+            from: copy.from.provider.clone(),
+            to: copy.to.provider.clone(),
+            phase: CopyPhase::Copying,
+            read: 0,
+            written: 0,
+            bytes: 0,
+            held_ms: None,
+            revision: None,
+            problem: None,
+        };
+        let record = Record { request, checked: false, view: view.clone() };
+        let cancel = self.stop.child_token();
+        {
+            let mut moving = self.lock();
+            if let Some(known) = moving.get(id).filter(|known| !is_over(&known.view)) {
+                if known.view.from == view.from && known.view.to == view.to {
+                    return Ok(known.view.clone());
+                }
+                let what =
+                    format!("data of `{}` are being moved from `{}` to `{}`", id.app, known.view.from, known.view.to);
+                return Err(Refusal::new(Code::Conflict, what).help("wait for its end, or cancel it"));
+            }
+            moving.insert(id.clone(), Moving { view: view.clone(), cancel: cancel.clone() });
+        }
+        if let Err(problem) = self.save(id, &record).await {
+            self.lock().remove(id);
+            return Err(problem.into());
+        }
+        tokio::spawn(self.clone().run(id.clone(), record, cancel));
+        Ok(view)
+    }
+
+    /// How the last move of the app stands.
+    pub(crate) fn view(&self, id: &AppId) -> Option<CopyView> {
+        self.lock().get(id).map(|moving| moving.view.clone())
+    }
+
+    /// Ends a move that has not switched yet; nothing is moved then.
+    pub(crate) fn cancel(&self, id: &AppId) -> Option<CopyView> {
+        let moving = self.lock();
+        let known = moving.get(id)?;
+        known.cancel.cancel();
+        Some(known.view.clone())
+    }
+
+    async fn save(&self, id: &AppId, record: &Record) -> Result<(), Problem> {
+        let value = encode(record).map_err(|refusal| refusal.problem)?;
+        let put = self.store.put(&keys::copy(&id.tenant, &id.app), value, Expect::Any, None).await;
+        put.map(drop).map_err(|cause| Refusal::from(cause).problem)
+    }
+
+    async fn run(self: Arc<Self>, id: AppId, record: Record, cancel: CancellationToken) {
+        let mut work =
+            Work { mover: &self, id: &id, copy: format!("{:016x}", rand::random::<u64>()), record, round: 0 };
+        let result = work.persist(&cancel).await;
+        if self.stop.is_cancelled() && result.is_err() {
+            // Not its end: it goes on at the next start.
+            return;
+        }
+        match result {
+            Ok(()) => work.record.view.phase = CopyPhase::Done,
+            Err(problem) => {
+                work.record.view.phase = CopyPhase::Failed;
+                work.record.view.problem = Some(problem);
+            }
+        }
+        work.show();
+        if let Err(problem) = self.save(&id, &work.record).await {
+            tracing::warn!(app = %id.app, cause = problem.detail, "the end of a move of data could not be recorded");
+        }
+    }
+}
+
+fn is_over(view: &CopyView) -> bool {
+    matches!(view.phase, CopyPhase::Done | CopyPhase::Failed)
+}
+
+fn link(request: &MoveRequest) -> LinkRequest {
+    let MoveRequest { component, contract, label, provider, .. } = request.clone();
+    LinkRequest { component, contract, label, provider }
+}
+
+/// From the link as it is and as it will be to what is copied.
+fn copy_request(planned: &Planned) -> Answer<CopyRequest> {
+    if planned.link.contract.to_string() != "wasi:keyvalue" {
+        let what = format!("data of `{}` cannot be copied, only keys of wasi:keyvalue", planned.link.contract);
+        return Err(Refusal::new(Code::RequestInvalid, what).help("set the link without copying"));
+    }
+    if planned.link.provider == planned.to.0 {
+        let what = format!("the link goes to `{}` already", planned.to.0);
+        return Err(Refusal::new(Code::RequestInvalid, what));
+    }
+    let bucket = planned.link.config.get("bucket").map_or(planned.link.label.as_str(), String::as_str);
+    let end = |(provider, spec): &(model::ProviderName, model::ProviderSpec)| CopyEnd {
+        provider: provider.clone(),
+        spec: spec.clone(),
+        bucket: bucket.to_owned(),
+    };
+    Ok(CopyRequest { from: end(&planned.from), to: end(&planned.to) })
+}
+
+/// One move.
+struct Work<'a> {
+    mover: &'a Mover,
+    id: &'a AppId,
+    copy: String,
+    record: Record,
+    round: u64,
+}
+
+impl Work<'_> {
+    fn show(&self) {
+        if let Some(moving) = self.mover.lock().get_mut(self.id) {
+            moving.view = self.record.view.clone();
+        }
+    }
+
+    async fn phase(&mut self, phase: CopyPhase) -> Result<(), Problem> {
+        self.record.view.phase = phase;
+        self.show();
+        self.mover.save(self.id, &self.record).await
+    }
+
+    async fn step(&self, step: CopyStep) -> Result<CopyOutcome, Problem> {
+        self.mover.nodes.copy(&self.id.tenant, &self.id.app, &self.copy, step).await
+    }
+
+    /// Tries again what may pass: a host that was started again, a node that is not up yet.
+    async fn persist(&mut self, cancel: &CancellationToken) -> Result<(), Problem> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let result = self.once(cancel).await;
+            let end = self.step(CopyStep::End).await;
+            match result {
+                Err(problem)
+                    if tries < TRIES && matches!(problem.code, Code::NotFound | Code::Unreachable | Code::Conflict) =>
+                {
+                    tracing::info!(app = %self.id.app, cause = problem.detail, "a move of data begins again");
+                    tokio::select! {
+                        () = tokio::time::sleep(PAUSE * tries) => {}
+                        () = cancel.cancelled() => return Err(cancelled()),
+                    }
+                }
+                other => {
+                    if let Err(problem) = end {
+                        tracing::debug!(cause = problem.detail, "a copy was not ended everywhere");
+                    }
+                    return other;
+                }
+            }
+        }
+    }
+
+    async fn once(&mut self, cancel: &CancellationToken) -> Result<(), Problem> {
+        let request = link(&self.record.request);
+        let planned = self.mover.writer.planned(self.id, &request).await.map_err(|refusal| refusal.problem)?;
+        if planned.link.provider == request.provider {
+            // The revision was recorded before an interruption; its data had been copied whole by then.
+            self.record.view.revision = Some(planned.revision);
+            return Ok(());
+        }
+        let copy = copy_request(&planned).map_err(|refusal| refusal.problem)?;
+        self.record.view = CopyView { read: 0, written: 0, bytes: 0, ..self.record.view.clone() };
+        self.round = 0;
+        self.step(CopyStep::Begin(Box::new(copy))).await?;
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(cancelled()),
+            result = self.approach() => result?,
+        }
+        self.phase(CopyPhase::Switching).await?;
+        let begun = Instant::now();
+        self.step(CopyStep::Hold(planned.revision, ms(HOLD))).await?;
+        let revision = match self.switch(&planned, &request).await {
+            Ok(revision) => revision,
+            Err(problem) => {
+                self.step(CopyStep::Release(planned.revision, None)).await?;
+                return Err(problem);
+            }
+        };
+        let served = self.served(revision).await;
+        let to = match &served {
+            Ok(()) => revision,
+            Err(_) => self.back(planned.revision).await?,
+        };
+        self.step(CopyStep::Release(planned.revision, Some(to))).await?;
+        served?;
+        self.record.view.held_ms = Some(ms(begun.elapsed()));
+        self.record.view.revision = Some(revision);
+        Ok(())
+    }
+
+    /// Everything that is done while the app goes on.
+    async fn approach(&mut self) -> Result<(), Problem> {
+        if !self.record.checked {
+            self.extra().await?;
+            self.record.checked = true;
+        }
+        self.phase(CopyPhase::Copying).await?;
+        let mut cursor = Cursor::default();
+        loop {
+            let step = self.step(CopyStep::Page(cursor)).await?;
+            let CopyOutcome::Step(step) = step else { return Err(wrong()) };
+            cursor = Cursor { cursor: step.cursor.clone() };
+            self.count(&step);
+            if cursor.cursor.is_none() {
+                break;
+            }
+        }
+        self.phase(CopyPhase::Following).await?;
+        for _ in 0..ROUNDS {
+            if self.follow().await? < FEW {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deals with keys that only the target has, as asked.
+    async fn extra(&mut self) -> Result<(), Problem> {
+        if self.record.request.extra == Extra::Keep {
+            return Ok(());
+        }
+        let mut cursor = Cursor::default();
+        loop {
+            let CopyOutcome::Keys(Keys { keys, cursor: next }) = self.step(CopyStep::Extra(cursor)).await? else {
+                return Err(wrong());
+            };
+            if let Some(first) = keys.first() {
+                if self.record.request.extra == Extra::Refuse {
+                    let to = &self.record.view.to;
+                    let what = format!(
+                        "`{to}` has keys of this app that the present provider does not have, for example `{}`",
+                        first.escape_debug()
+                    );
+                    return Err(Problem::new(Code::RequestInvalid, what)
+                        .help("`--copy-data=remove` removes them, `--copy-data=keep` leaves them"));
+                }
+                self.copy_keys(keys).await?;
+            }
+            match next {
+                Some(next) => cursor = Cursor { cursor: Some(next) },
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// One round of following; how many keys there were.
+    async fn follow(&mut self) -> Result<usize, Problem> {
+        self.round += 1;
+        let CopyOutcome::Keys(Keys { keys, .. }) = self.step(CopyStep::Noted(self.round)).await? else {
+            return Err(wrong());
+        };
+        let count = keys.len();
+        self.copy_keys(keys).await?;
+        Ok(count)
+    }
+
+    async fn copy_keys(&mut self, keys: Vec<String>) -> Result<(), Problem> {
+        for chunk in keys.chunks(CHUNK) {
+            let CopyOutcome::Step(step) = self.step(CopyStep::Keys(chunk.to_vec())).await? else {
+                return Err(wrong());
+            };
+            self.count(&step);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, step: &api::copy::Step) {
+        let view = &mut self.record.view;
+        view.read += step.read;
+        view.written += step.written;
+        view.bytes += step.bytes;
+        self.show();
+    }
+
+    /// With calls held: the last writes, then the link. Until the link is written, everything can be taken back.
+    async fn switch(&mut self, planned: &Planned, request: &LinkRequest) -> Result<Revision, Problem> {
+        while self.follow().await? > 0 {}
+        let require = Require::At(planned.revision.0);
+        let accepted = self.mover.writer.link(self.id, request, require).await.map_err(|refusal| refusal.problem)?;
+        Ok(accepted.revision)
+    }
+
+    /// The new revision does not serve: what was before becomes a revision again, and that one must.
+    async fn back(&self, to: Revision) -> Result<Revision, Problem> {
+        let back = self.mover.writer.rollback(self.id, Some(to), Require::Exists).await;
+        let revision = back.map_err(|refusal| refusal.problem)?.revision;
+        self.served(revision).await?;
+        Ok(revision)
+    }
+
+    /// Waits until a revision serves.
+    async fn served(&self, revision: Revision) -> Result<(), Problem> {
+        let until = Instant::now() + SERVE;
+        loop {
+            for report in self.mover.state.lock().reports_of(self.id).values() {
+                if report.revision == revision && report.phase == Phase::Serving {
+                    return Ok(());
+                }
+                if report.revision == revision && report.phase == Phase::Failed {
+                    let why = report.reason.as_ref().map_or("the node gave no reason", |reason| &reason.message);
+                    return Err(Problem::new(
+                        Code::StartFailed,
+                        format!("with the new provider the app does not start: {why}"),
+                    )
+                    .help("the app is answered by the provider it had"));
+                }
+            }
+            if Instant::now() > until {
+                let what = format!("revision {revision} did not serve within {} s", SERVE.as_secs());
+                return Err(Problem::new(Code::TimedOut, what).help("the app is answered by the provider it had"));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn cancelled() -> Problem {
+    Problem::new(Code::Busy, "the move of data was cancelled; nothing was moved")
+}
+
+fn wrong() -> Problem {
+    Problem::new(Code::Internal, "the node answered another question than was asked")
+}
