@@ -17,6 +17,7 @@ mod hostile;
 mod keyvalue;
 mod messaging;
 mod observe;
+mod moving;
 mod oci;
 mod quickstart;
 mod refusals;
