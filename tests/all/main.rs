@@ -15,11 +15,8 @@ mod deploy;
 mod doctor;
 mod hostile;
 mod keyvalue;
-<<<<<<< HEAD
 mod messaging;
 mod observe;
-=======
->>>>>>> 2a95722 (Generated documents)
 mod moving;
 mod observe;
 mod oci;
