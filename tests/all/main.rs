@@ -18,7 +18,6 @@ mod keyvalue;
 mod messaging;
 mod moving;
 mod observe;
-mod observe;
 mod oci;
 mod quickstart;
 mod refusals;
