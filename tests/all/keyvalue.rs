@@ -1,5 +1,6 @@
 //! One contract, three providers, the same answers: every key-value operation through the whole platform.
 
+use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, write_app};
 use sidereal_tests::redis::Redis;
 
@@ -28,11 +29,12 @@ const DIALOGUE: &[(&str, u16, &str)] = &[
 
 #[test]
 fn every_provider_answers_the_same() {
-    let redis = Redis::start().unwrap();
+    let (redis, nats) = (Redis::start().unwrap(), Nats::start().unwrap());
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let platform = Platform::start(dir.path(), &[]).unwrap();
     platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &redis.url()]).unwrap();
-    for provider in ["memory", "embedded", "redis"] {
+    platform.ok(&["provider", "add", "nats", "--type", "keyvalue-nats", "--url", &nats.url()]).unwrap();
+    for provider in ["memory", "embedded", "redis", "nats"] {
         let links = format!(
             "[components.main.links]\n\"wasi:keyvalue\" = [{{ label = \"default\", provider = \"{provider}\" }}, {{ label = \"other\", provider = \"{provider}\" }}]"
         );

@@ -1,8 +1,9 @@
-//! One app, one link, three providers, traffic all the while.
+//! One app, one link, four providers, traffic all the while.
 
 use std::time::Duration;
 
 use sidereal_tests::load::Load;
+use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, write_app};
 use sidereal_tests::redis::Redis;
 
@@ -10,17 +11,18 @@ const LINKED: &str = "[components.main.links]\n\"wasi:keyvalue\" = \"embedded\""
 
 #[test]
 fn a_link_moves_between_providers_without_a_failed_request() {
-    let redis = Redis::start().unwrap();
+    let (redis, nats) = (Redis::start().unwrap(), Nats::start().unwrap());
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let platform = Platform::start(dir.path(), &[]).unwrap();
     write_app(app.path(), "counter", "kv-counter", LINKED).unwrap();
     platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
     platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &redis.url()]).unwrap();
+    platform.ok(&["provider", "add", "nats", "--type", "keyvalue-nats", "--url", &nats.url()]).unwrap();
 
     let load = Load::start(platform.ingress, "counter.localhost", "/", 8, Duration::from_millis(4));
     load.wait(50);
     let begun = load.good();
-    for provider in ["redis", "memory", "embedded", "redis", "embedded"] {
+    for provider in ["redis", "memory", "nats", "embedded", "redis", "nats", "embedded"] {
         platform.ok(&["link", "set", "counter", &format!("wasi:keyvalue={provider}")]).unwrap();
         load.wait(50);
     }
@@ -36,7 +38,7 @@ fn a_link_moves_between_providers_without_a_failed_request() {
         let digits: String = answer.body.chars().filter(char::is_ascii_digit).collect();
         digits.parse::<u64>().unwrap() - 1
     };
-    let durable = number("redis") + number("embedded");
+    let durable = number("redis") + number("embedded") + number("nats");
     assert!(durable > 0 && durable <= report.good, "{durable} of {}", report.good);
 }
 

@@ -11,6 +11,7 @@
 
 pub mod http;
 pub mod load;
+pub mod nats;
 pub mod platform;
 pub mod redis;
 

@@ -1,35 +1,67 @@
-//! Servers that tests talk to and today's Debian does not have: Consul from the last suite that had it. Nothing of it
-//! is installed: its package is unpacked below `target/servers`, fetched and verified by apt in directories of its own.
+//! Servers that tests talk to and today's Debian does not have: Consul from the last suite that had it, a NATS with
+//! atomic batches from the next one. Nothing of them is installed: a package is unpacked below `target/servers`, fetched
+//! and verified by apt in directories of its own.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
-/// The last suite of Debian with a Consul.
-const SUITE: &str = "bullseye";
+/// A server and where it comes from.
+struct Server {
+    name: &'static str,
+    /// Debian's package.
+    package: &'static str,
+    /// Of which suite.
+    suite: &'static str,
+    /// The program in it.
+    program: &'static str,
+    /// What to set instead.
+    instead: &'static str,
+}
+
+const SERVERS: [Server; 2] = [
+    Server {
+        name: "consul",
+        package: "consul",
+        suite: "bullseye",
+        program: "usr/bin/consul",
+        instead: "set CONSUL_BIN to a program, or CONSUL_HTTP_ADDR and CONSUL_HTTP_TOKEN to a server",
+    },
+    Server {
+        name: "nats",
+        package: "nats-server",
+        suite: "forky",
+        program: "usr/sbin/nats-server",
+        instead: "set NATS_SERVER_BIN to a `nats-server` of version 2.12 or later",
+    },
+];
+
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Unpacks what is not there yet. A server that cannot be had is said here, and again by the tests that miss it.
 pub fn ensure(root: &Path) {
-    let place = root.join("target/servers/consul");
-    if place.join("usr/bin/consul").is_file() {
-        return;
-    }
-    if let Err(cause) = consul(&place) {
-        eprintln!("NOT AVAILABLE: a Consul to test against: {cause:#}");
-        eprintln!("set CONSUL_BIN to a program, or CONSUL_HTTP_ADDR and CONSUL_HTTP_TOKEN to a server");
+    for server in &SERVERS {
+        let place = root.join("target/servers").join(server.name);
+        if place.join(server.program).is_file() {
+            continue;
+        }
+        if let Err(cause) = unpack(server, &place) {
+            eprintln!("NOT AVAILABLE: {} to test against: {cause:#}", server.package);
+            eprintln!("{}", server.instead);
+        }
     }
 }
 
-fn consul(place: &Path) -> anyhow::Result<()> {
+fn unpack(server: &Server, place: &Path) -> anyhow::Result<()> {
+    let Server { package, suite, .. } = server;
     let work = place.with_extension("apt");
     for dir in ["lists/partial", "cache/archives/partial"] {
         std::fs::create_dir_all(work.join(dir))?;
     }
     let work = work.canonicalize()?;
     let sources = work.join("sources.list");
-    std::fs::write(&sources, format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {SUITE} main\n"))?;
+    std::fs::write(&sources, format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {suite} main\n"))?;
     let settings = work.join("apt.conf");
     let shown = work.display();
     std::fs::write(
@@ -39,19 +71,19 @@ fn consul(place: &Path) -> anyhow::Result<()> {
             sources.display()
         ),
     )?;
-    eprintln!("fetching consul from Debian's {SUITE}");
+    eprintln!("fetching {package} from Debian's {suite}");
     let apt = |args: &[&str]| {
         let mut apt = Command::new("apt-get");
         run(apt.args(args).env("APT_CONFIG", &settings).current_dir(&work))
     };
     apt(&["-q", "update"])?;
-    apt(&["-q", "download", "consul"])?;
-    let package = std::fs::read_dir(&work)?
+    apt(&["-q", "download", package])?;
+    let file = std::fs::read_dir(&work)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .context("apt downloaded nothing")?;
-    run(Command::new("dpkg-deb").arg("-x").arg(package).arg(place))?;
+    run(Command::new("dpkg-deb").arg("-x").arg(file).arg(place))?;
     std::fs::remove_dir_all(&work)?;
     Ok(())
 }

@@ -338,7 +338,7 @@ pub enum ProviderCommand {
     Add {
         /// Its name.
         name: ProviderName,
-        /// For example `keyvalue-redis`, `keyvalue-vault` or `keyvalue-consul`.
+        /// For example `keyvalue-redis`, `keyvalue-nats`, `keyvalue-vault` or `keyvalue-consul`.
         #[arg(long = "type")]
         kind: String,
         /// For example `redis://127.0.0.1:6379`.

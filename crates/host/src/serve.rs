@@ -122,10 +122,11 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
     let secrets = NodeSecrets::new(calls.clone());
     let blobs = Arc::new(CallsClient::new(&socket, BLOB_TIMEOUT));
     let dialer: Arc<dyn Dialer> = Arc::new(NodeDialer::new(files.clone()));
-    let means = Means { tenant: args.tenant.clone(), store, blobs, calls, dialer: dialer.clone(), secrets };
+    let tls = Tls::new(public_roots())?;
+    let means =
+        Means { tenant: args.tenant.clone(), store, blobs, calls, dialer: dialer.clone(), secrets, tls: tls.clone() };
     let providers = Providers::new(means);
     let code = CodeStore::new(runtime, files);
-    let tls = Tls::new(public_roots())?;
     Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), settings.max_loaded))
 }
 

@@ -139,6 +139,8 @@ pub enum ProviderKind {
     KeyvalueVault,
     /// Key-value in Consul; `url` is `http[s]://host[:port]`.
     KeyvalueConsul,
+    /// Key-value in NATS JetStream; `url` is `nats://host[:port]` or `tls://host[:port]`.
+    KeyvalueNats,
     /// Objects in files of the node: durable before acknowledged.
     BlobstoreFolder,
     /// Messages in the memory of the node: shared by the apps of a tenant, gone with the node.
@@ -151,12 +153,13 @@ pub enum ProviderKind {
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
         Self::KeyvalueVault,
         Self::KeyvalueConsul,
+        Self::KeyvalueNats,
         Self::BlobstoreFolder,
         Self::MessagingLocal,
         Self::MessagingDurable,
@@ -171,6 +174,7 @@ impl ProviderKind {
             Self::KeyvalueRedis => "keyvalue-redis",
             Self::KeyvalueVault => "keyvalue-vault",
             Self::KeyvalueConsul => "keyvalue-consul",
+            Self::KeyvalueNats => "keyvalue-nats",
             Self::BlobstoreFolder => "blobstore-folder",
             Self::MessagingLocal => "messaging-local",
             Self::MessagingDurable => "messaging-durable",
@@ -185,7 +189,8 @@ impl ProviderKind {
             | Self::KeyvalueEmbedded
             | Self::KeyvalueRedis
             | Self::KeyvalueVault
-            | Self::KeyvalueConsul => "wasi:keyvalue",
+            | Self::KeyvalueConsul
+            | Self::KeyvalueNats => "wasi:keyvalue",
             Self::BlobstoreFolder => "wasi:blobstore",
             Self::MessagingLocal | Self::MessagingDurable => "wasmcloud:messaging",
             Self::Component => "*",

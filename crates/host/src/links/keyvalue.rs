@@ -5,7 +5,9 @@ use std::sync::Arc;
 use model::{Link, ProviderKind};
 use providers::keyvalue::journal::{Journal, Journaled};
 use providers::keyvalue::redis::{Login, SettingsError};
-use providers::keyvalue::{Backend, BackendError, Consul, KeyValueLinks, Memory, Redis, VaultKv, consul, vault};
+use providers::keyvalue::{
+    Backend, BackendError, Consul, KeyValueLinks, Memory, Nats, Redis, VaultKv, consul, nats, vault,
+};
 use providers::meter::LinkMeter;
 use providers::vault::FromSecrets;
 
@@ -29,6 +31,7 @@ enum Server {
     Redis(Arc<Redis>),
     Vault(Arc<VaultKv>),
     Consul(Arc<Consul>),
+    Nats(Arc<Nats>),
 }
 
 impl Store {
@@ -52,6 +55,7 @@ impl Store {
             Some(Server::Redis(redis)) => redis.check().await,
             Some(Server::Vault(vault)) => vault.check().await,
             Some(Server::Consul(consul)) => consul.check().await,
+            Some(Server::Nats(nats)) => nats.check().await,
             None => Ok(()),
         }
     }
@@ -78,8 +82,7 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             local(Arc::new(Embedded::new(means.store.clone(), app.clone(), name.clone())))
         }
         ProviderKind::KeyvalueRedis => {
-            let settings =
-                |cause: SettingsError| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
+            let settings = |cause: SettingsError| bad(&cause);
             let url = wanted.spec.config.get("url").ok_or(SettingsError::NoUrl);
             let login =
                 Login { username: wanted.spec.config.get("username").cloned(), secrets: means.credentials(wanted) };
@@ -115,6 +118,20 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             let consul = Consul::new(&means.tenant, app, name, &settings, means.dialer.clone());
             let consul = Arc::new(consul.map_err(|cause| bad(&cause))?);
             Store::new(consul.clone(), Some(Server::Consul(consul)))
+        }
+        ProviderKind::KeyvalueNats => {
+            let settings = nats::Settings {
+                url: text("url").unwrap_or_default(),
+                replicas: text("replicas"),
+                jetstream_domain: text("jetstream_domain"),
+                login: providers::nats::Login::Secrets {
+                    username: text("username").map(str::to_owned),
+                    secrets: means.credentials(wanted),
+                },
+            };
+            let nats = Nats::new(&means.tenant, app, name, settings, means.tls.clone(), means.dialer.clone());
+            let nats = Arc::new(nats.map_err(|cause| bad(&cause))?);
+            Store::new(nats.clone(), Some(Server::Nats(nats)))
         }
         other => return Err(super::another_contract(name, other)),
     })

@@ -17,6 +17,7 @@ use model::{
 use providers::blobstore::BlobLinks;
 use providers::config::ConfigValues;
 use providers::dial::Dialer;
+use providers::http_out::Tls;
 use providers::keyvalue::{ComponentStore, KeyValueLinks};
 use providers::messaging::MessagingLink;
 use providers::meter::LinkMeter;
@@ -78,6 +79,7 @@ pub(crate) struct Means {
     pub(crate) calls: Arc<CallsClient>,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) secrets: Arc<dyn Resolver>,
+    pub(crate) tls: Tls,
 }
 
 impl Means {
@@ -157,7 +159,8 @@ impl Providers {
             | ProviderKind::KeyvalueEmbedded
             | ProviderKind::KeyvalueRedis
             | ProviderKind::KeyvalueVault
-            | ProviderKind::KeyvalueConsul => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
+            | ProviderKind::KeyvalueConsul
+            | ProviderKind::KeyvalueNats => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
             // Opened with the revision it belongs to.
             ProviderKind::Component => return Err(another_contract(name, spec.kind)),
             ProviderKind::BlobstoreFolder => Backing::Blobstore(blobstore::open(&self.means, &wanted)?),

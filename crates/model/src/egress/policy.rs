@@ -7,6 +7,7 @@ use std::str::FromStr;
 use crate::app::{ProviderKind, ProviderSpec};
 use crate::name::ProviderName;
 use crate::rules::http_server;
+use crate::rules::nats;
 use crate::tenant::TenantSettings;
 
 use super::address::{Class, classify};
@@ -204,6 +205,10 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
         ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul => {
             let url = spec.config.get("url")?;
             http_server::SCHEMES.iter().find_map(|(scheme, port)| place_of(url, scheme, *port))
+        }
+        ProviderKind::KeyvalueNats => {
+            let url = spec.config.get("url")?;
+            nats::SCHEMES.iter().find_map(|scheme| place_of(url, scheme, nats::PORT))
         }
     }
 }

@@ -451,6 +451,10 @@ fn an_operator_s_provider_reaches_its_own_endpoint_only() {
             assert_eq!(endpoint_of(&spec), Some((Destination::Name("v.internal".into()), port)), "{url}");
         }
     }
+    for (url, port) in [("nats://db.internal", 4222), ("tls://db.internal:7", 7)] {
+        let spec = ProviderSpec { kind: ProviderKind::KeyvalueNats, ..spec(url) };
+        assert_eq!(endpoint_of(&spec), Some((Destination::Name("db.internal".into()), port)), "{url}");
+    }
 }
 
 #[test]

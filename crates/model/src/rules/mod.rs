@@ -9,6 +9,7 @@ pub mod http_server;
 mod imports;
 mod limits;
 pub mod links;
+pub mod nats;
 pub mod provider;
 pub mod route;
 

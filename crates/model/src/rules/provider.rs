@@ -7,6 +7,7 @@ use crate::app::{LockedApp, ProviderKind, ProviderSpec};
 use crate::interface::ContractId;
 use crate::name::ProviderName;
 use crate::rules::http_server;
+use crate::rules::nats;
 use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
 use crate::tenant::TenantSettings;
 
@@ -48,6 +49,7 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         ],
         ProviderKind::KeyvalueVault => http_server::VAULT,
         ProviderKind::KeyvalueConsul => http_server::CONSUL,
+        ProviderKind::KeyvalueNats => &[nats::URL, USERNAME, nats::REPLICAS, nats::DOMAIN],
     }
 }
 
@@ -64,6 +66,7 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
         ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,
         ProviderKind::KeyvalueConsul => http_server::CONSUL_SECRETS,
+        ProviderKind::KeyvalueNats => &[PASSWORD, USERNAME, nats::TOKEN, nats::NKEY, nats::CREDENTIALS],
     }
 }
 
@@ -271,6 +274,11 @@ fn check_redis(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>) {
         && let Err(violation) = redis_url(url)
     {
         out.push(Found::at(Subject::ProviderValue(name.clone(), "url".to_owned()), violation));
+    }
+    if spec.kind == ProviderKind::KeyvalueNats {
+        for (key, violation) in nats::check(spec) {
+            out.push(Found::at(Subject::ProviderValue(name.clone(), key.to_owned()), violation));
+        }
     }
 }
 

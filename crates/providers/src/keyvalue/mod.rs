@@ -13,6 +13,7 @@ mod cursor;
 pub(crate) mod escape;
 pub mod journal;
 pub mod memory;
+pub mod nats;
 pub mod redis;
 pub mod vault;
 
@@ -26,6 +27,7 @@ use cursor::Cursors;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 pub use memory::Memory;
+pub use nats::Nats;
 pub use redis::Redis;
 pub use vault::VaultKv;
 

@@ -10,7 +10,7 @@ use rand::distr::Alphanumeric;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::connect::{Door, ServerInfo};
-use super::credentials::Credentials;
+use super::credentials::Login;
 use super::driver::Driver;
 use super::endpoint::Endpoint;
 use super::error::NatsError;
@@ -36,7 +36,7 @@ pub struct Options {
     /// Where to.
     pub endpoint: Endpoint,
     /// Who we are, where the server asks.
-    pub credentials: Option<Credentials>,
+    pub login: Login,
     /// Whom we trust, where the server has TLS.
     pub tls: Tls,
 }
@@ -74,11 +74,11 @@ pub(super) enum Gone {
 impl Client {
     /// A client of the server that `options` names.
     pub fn new(options: Options, dialer: Arc<dyn Dialer>) -> Self {
-        let Options { tenant, app, provider, endpoint, credentials, tls } = options;
+        let Options { tenant, app, provider, endpoint, login, tls } = options;
         let name = format!("sidereal {tenant}/{app}/{provider}");
         let target =
             Target { app, caller: Caller::Provider(provider), host: endpoint.host.clone(), port: endpoint.port };
-        let door = Door { endpoint, target, name, credentials, tls: tls.config(), dialer };
+        let door = Door { endpoint, target, name, login, tls: tls.config(), dialer };
         let (commands, asked) = mpsc::channel(COMMANDS);
         let (gone, left) = mpsc::unbounded_channel();
         let inbox = format!("_INBOX.{}", random());

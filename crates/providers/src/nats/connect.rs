@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
-use super::credentials::Credentials;
+use super::credentials::Login;
 use super::endpoint::Endpoint;
 use super::error::NatsError;
 use super::wire::{Decoder, ServerOp, WireError};
@@ -49,7 +49,7 @@ pub(super) struct Door {
     pub(super) endpoint: Endpoint,
     pub(super) target: Target,
     pub(super) name: String,
-    pub(super) credentials: Option<Credentials>,
+    pub(super) login: Login,
     pub(super) tls: Arc<ClientConfig>,
     pub(super) dialer: Arc<dyn Dialer>,
 }
@@ -100,7 +100,7 @@ impl Door {
         if wants_tls {
             line = self.secure(line).await?;
         }
-        let proof = match &self.credentials {
+        let proof = match self.login.now().await? {
             Some(credentials) => credentials
                 .fields(line.info.nonce.as_deref())
                 .map_err(|cause| NatsError::Denied(cause.to_string()))?

@@ -6,6 +6,9 @@ use data_encoding::BASE64URL_NOPAD;
 use nkeys::KeyPair;
 use zeroize::Zeroizing;
 
+use super::error::NatsError;
+use crate::secrets;
+
 /// How a client proves who it is.
 #[derive(Clone)]
 pub enum Credentials {
@@ -30,6 +33,48 @@ pub enum Credentials {
         /// The seed.
         seed: Zeroizing<String>,
     },
+}
+
+/// Where the credentials come from.
+#[derive(Debug, Clone)]
+pub enum Login {
+    /// The server asks for none.
+    Nobody,
+    /// They are always the same.
+    Fixed(Credentials),
+    /// The secrets of a provider's settings, revealed for each connection: one that was set anew counts from the next
+    /// connection on, and a server ends a connection whose credentials it takes no longer.
+    Secrets {
+        /// The user's name, where it is no secret.
+        username: Option<String>,
+        /// `username`, `password`, `token`, `nkey`, `credentials`.
+        secrets: secrets::Credentials,
+    },
+}
+
+impl Login {
+    /// What to show the server now.
+    pub(super) async fn now(&self) -> Result<Option<Credentials>, NatsError> {
+        let (username, secrets) = match self {
+            Self::Nobody => return Ok(None),
+            Self::Fixed(credentials) => return Ok(Some(credentials.clone())),
+            Self::Secrets { username, secrets } => (username, secrets),
+        };
+        let unlocked = secrets.all().await?;
+        let text = |setting| Ok::<_, NatsError>(unlocked.text(setting)?.map(|text| Zeroizing::new(text.to_owned())));
+        if let Some(password) = text("password")? {
+            let user = text("username")?.map(|user| user.to_string()).or_else(|| username.clone());
+            return Ok(Some(Credentials::User { user: user.unwrap_or_default(), password }));
+        }
+        if let Some(token) = text("token")? {
+            return Ok(Some(Credentials::Token(token)));
+        }
+        if let Some(seed) = text("nkey")? {
+            return Ok(Some(Credentials::Key { seed }));
+        }
+        let file = text("credentials")?.map(|file| Credentials::from_file(&file));
+        file.transpose().map_err(|cause| NatsError::Denied(cause.to_string()))
+    }
 }
 
 /// The text of a credentials file is not one.

@@ -2,6 +2,7 @@
 
 use crate::dial::DialError;
 use crate::meter::{ErrorKind, Kind};
+use crate::secrets::SecretError;
 
 /// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +55,18 @@ impl From<DialError> for NatsError {
             DialError::Denied(why) => Self::Denied(why),
             DialError::TimedOut { ms } => Self::TimedOut { ms },
             other => Self::Unavailable(other.to_string()),
+        }
+    }
+}
+
+/// A secret that cannot be had is a connection that cannot be made.
+impl From<SecretError> for NatsError {
+    fn from(cause: SecretError) -> Self {
+        match cause {
+            SecretError::Missing(_) | SecretError::Denied { .. } | SecretError::Unusable { .. } => {
+                Self::Denied(cause.to_string())
+            }
+            SecretError::Unavailable { .. } | SecretError::TimedOut { .. } => Self::Unavailable(cause.to_string()),
         }
     }
 }

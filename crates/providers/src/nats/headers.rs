@@ -90,7 +90,7 @@ impl Headers {
     }
 
     /// Reads the block before a payload; `None` where it is none.
-    pub(super) fn read(block: &[u8]) -> Option<Self> {
+    pub(crate) fn read(block: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(block);
         let mut lines = text.strip_suffix("\r\n\r\n")?.split("\r\n");
         let first = lines.next()?.strip_prefix(VERSION)?.trim();

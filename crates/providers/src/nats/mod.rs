@@ -16,6 +16,7 @@ mod driver;
 mod endpoint;
 mod error;
 mod headers;
+pub mod jetstream;
 mod message;
 mod session;
 mod subscription;
@@ -23,7 +24,7 @@ mod wire;
 
 pub use client::{Client, Options};
 pub use connect::ServerInfo;
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{Credentials, CredentialsError, Login};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::NatsError;
 pub use headers::Headers;

@@ -14,6 +14,7 @@ mod consul;
 mod fake_vault;
 mod http_out;
 mod keyvalue;
+mod keyvalue_nats;
 mod nats;
 mod nats_server;
 mod support;

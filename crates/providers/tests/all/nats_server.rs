@@ -1,12 +1,13 @@
 //! A NATS server of the test's own: on a free port, stopped by pid.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use providers::http_out::{Tls, public_roots};
-use providers::nats::{Client, Credentials, Options};
+use providers::nats::{Client, Credentials, Login, Options};
 
 use crate::support::Direct;
 
@@ -16,6 +17,7 @@ pub(crate) struct NatsServer {
     pub(crate) address: SocketAddr,
     dir: Arc<tempfile::TempDir>,
     more: String,
+    program: PathBuf,
 }
 
 impl NatsServer {
@@ -25,19 +27,30 @@ impl NatsServer {
 
     /// With more lines of its configuration file.
     pub(crate) fn with(more: &str) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Self::start_at(address, Arc::new(tempfile::tempdir().unwrap()), more.to_owned())
+        Self::of(Path::new("nats-server"), more)
     }
 
-    fn start_at(address: SocketAddr, dir: Arc<tempfile::TempDir>, more: String) -> Self {
-        let (config, store) = (dir.path().join("nats.conf"), dir.path().join("js"));
-        let max_payload = if more.contains("max_payload") { "" } else { "max_payload: 9MB" };
-        let jetstream = if more.contains("jetstream") { "" } else { "jetstream {}" };
-        let jetstream = jetstream.replace("{}", &format!("{{ store_dir: {store:?} }}"));
-        let more_here = more.replace("STORE", &format!("store_dir: {store:?}"));
-        let text = format!("listen: \"{address}\"\n{max_payload}\n{jetstream}\n{more_here}\n");
-        std::fs::write(&config, text).unwrap();
-        let child = Command::new("nats-server")
+    /// Of a program that may not be the installed one.
+    pub(crate) fn of(program: &Path, more: &str) -> Self {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self::start_at(program.to_owned(), address, Arc::new(tempfile::tempdir().unwrap()), more.to_owned())
+    }
+
+    /// A server of version 2.12 or later; says loudly where there is none.
+    pub(crate) fn newer(more: &str) -> Option<Self> {
+        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/servers/nats/usr/sbin/nats-server");
+        let named = std::env::var_os("NATS_SERVER_BIN").map(PathBuf::from);
+        let Some(program) = named.or_else(|| beside.is_file().then_some(beside)) else {
+            println!("NOT RUN: the tests against NATS 2.12 or later. What was missing: such a `nats-server`");
+            println!("(`cargo xtask test` fetches one; or set NATS_SERVER_BIN)");
+            return None;
+        };
+        Some(Self::of(&program, more))
+    }
+
+    fn start_at(program: PathBuf, address: SocketAddr, dir: Arc<tempfile::TempDir>, more: String) -> Self {
+        let config = configure(&dir, address, &more);
+        let child = Command::new(&program)
             .arg("-c")
             .arg(&config)
             .stdout(Stdio::null())
@@ -46,7 +59,7 @@ impl NatsServer {
             .unwrap_or_else(|e| {
                 panic!("cannot start nats-server: {e}. Install it (Debian: apt-get install nats-server)")
             });
-        let server = Self { child, address, dir, more };
+        let server = Self { child, address, dir, more, program };
         let start = Instant::now();
         while !server.log().contains("Server is ready") || TcpStream::connect(address).is_err() {
             assert!(start.elapsed() < Duration::from_secs(20), "nats-server does not start:\n{}", server.log());
@@ -55,15 +68,27 @@ impl NatsServer {
         server
     }
 
+    /// Reads another configuration while it runs.
+    pub(crate) fn reload(&self, more: &str) {
+        configure(&self.dir, self.address, more);
+        self.signal("-HUP");
+        let start = Instant::now();
+        while !self.log().contains("Reloaded server configuration") {
+            assert!(start.elapsed() < Duration::from_secs(10), "nats-server does not reload:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
     /// Killed hard and, when what is given back is called, started again with what it had on disk.
     pub(crate) fn kill(self) -> impl FnOnce() -> Self {
-        let (address, dir, more) = (self.address, self.dir.clone(), self.more.clone());
+        let (program, address) = (self.program.clone(), self.address);
+        let (dir, more) = (self.dir.clone(), self.more.clone());
         drop(self);
-        move || Self::start_at(address, dir, more)
+        move || Self::start_at(program, address, dir, more)
     }
 
     /// Stops answering without closing anything, or goes on.
@@ -88,6 +113,17 @@ impl Drop for NatsServer {
     }
 }
 
+/// Writes the configuration file.
+fn configure(dir: &tempfile::TempDir, address: SocketAddr, more: &str) -> PathBuf {
+    let (config, store) = (dir.path().join("nats.conf"), dir.path().join("js"));
+    let max_payload = if more.contains("max_payload") { "" } else { "max_payload: 9MB" };
+    let store = format!("store_dir: {store:?}");
+    let jetstream = if more.contains("jetstream") { String::new() } else { format!("jetstream {{ {store} }}") };
+    let more = more.replace("STORE", &store);
+    std::fs::write(&config, format!("listen: \"{address}\"\n{max_payload}\n{jetstream}\n{more}\n")).unwrap();
+    config
+}
+
 pub(crate) fn client(
     url: &str,
     credentials: Option<Credentials>,
@@ -99,7 +135,7 @@ pub(crate) fn client(
         app: "shop".parse().unwrap(),
         provider: "bus".parse().unwrap(),
         endpoint: url.parse().unwrap(),
-        credentials,
+        login: credentials.map_or(Login::Nobody, Login::Fixed),
         tls: Tls::new(roots).unwrap(),
     };
     Client::new(options, dialer)

@@ -1,0 +1,160 @@
+//! The keys of a bucket, page by page, in the order of their last change. A key that changes meanwhile moves to the
+//! end, so a listing that goes on from where it stood misses none, and may name one twice.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::bucket::Bucket;
+use super::{failed, marker, names};
+use crate::keyvalue::{BackendError, PAGE, Page};
+use crate::nats::jetstream::JetStream;
+use crate::nats::{Buffer, Message, NatsError, Outgoing, TIMEOUT};
+
+/// How long the server keeps the reader of a listing that was given up, nanoseconds.
+const IDLE_NS: u64 = 30_000_000_000;
+/// Messages asked for at once.
+const BATCH: u64 = PAGE as u64;
+/// Batches of one page: a bucket may hold nothing but markers of deleted keys for long.
+const BATCHES: u32 = 20;
+
+#[derive(Serialize)]
+struct Create<'a> {
+    stream_name: &'a str,
+    config: Reader<'a>,
+}
+
+/// A reader of the server's own that ends by itself.
+#[derive(Serialize)]
+struct Reader<'a> {
+    deliver_policy: &'a str,
+    opt_start_seq: u64,
+    ack_policy: &'a str,
+    replay_policy: &'a str,
+    filter_subject: &'a str,
+    headers_only: bool,
+    mem_storage: bool,
+    inactive_threshold: u64,
+}
+
+#[derive(Deserialize)]
+struct Created {
+    name: String,
+    #[serde(default)]
+    num_pending: u64,
+}
+
+#[derive(Serialize)]
+struct Next {
+    batch: u64,
+    no_wait: bool,
+}
+
+/// Where a delivered message stands in the stream, and how many follow.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    seq: u64,
+    pending: u64,
+}
+
+/// One page from `cursor` on, which is the sequence that comes next.
+pub(super) async fn page(js: &JetStream, bucket: &Bucket, cursor: Option<&str>) -> Result<Page, BackendError> {
+    let bad = || BackendError::Unavailable("the cursor of the listing is none of a NATS bucket".to_owned());
+    let start = cursor.map_or(Ok(1), |cursor| cursor.parse::<u64>().map_err(|_| bad()))?.max(1);
+    let filter = format!("{}>", bucket.prefix);
+    let config = Reader {
+        deliver_policy: "by_start_sequence",
+        opt_start_seq: start,
+        ack_policy: "none",
+        replay_policy: "instant",
+        filter_subject: &filter,
+        headers_only: true,
+        mem_storage: true,
+        inactive_threshold: IDLE_NS,
+    };
+    let create = Create { stream_name: &bucket.stream, config };
+    let reader: Created = js.call(&format!("CONSUMER.CREATE.{}", bucket.stream), &create).await.map_err(failed)?;
+    let page = read(js, bucket, &reader, start).await;
+    let delete = format!("CONSUMER.DELETE.{}.{}", bucket.stream, reader.name);
+    // Where this does not arrive the server ends the reader by itself.
+    js.client.publish(Outgoing::new(js.subject(&delete), "")).await.ok();
+    page
+}
+
+async fn read(js: &JetStream, bucket: &Bucket, reader: &Created, start: u64) -> Result<Page, BackendError> {
+    let mut page = Page::default();
+    let mut seen = HashSet::new();
+    let mut at = Place { seq: start.saturating_sub(1), pending: reader.num_pending };
+    let inbox = js.client.inbox();
+    let buffer = Buffer { messages: BATCH as usize + 16, bytes: 64 << 20 };
+    let mut arriving = js.client.subscribe(&inbox, None, buffer).await.map_err(|cause| failed(cause.into()))?;
+    let next = js.subject(&format!("CONSUMER.MSG.NEXT.{}.{}", bucket.stream, reader.name));
+    let ask = serde_json::to_vec(&Next { batch: BATCH, no_wait: true })
+        .map_err(|cause| BackendError::Unavailable(cause.to_string()))?;
+    for _ in 0..BATCHES {
+        if at.pending == 0 || page.keys.len() >= PAGE as usize {
+            break;
+        }
+        let ask = Outgoing { reply: Some(inbox.clone()), ..Outgoing::new(next.clone(), ask.clone()) };
+        js.client.publish(ask).await.map_err(|cause| failed(cause.into()))?;
+        for _ in 0..BATCH {
+            let message = arrives(arriving.next()).await?;
+            if message.status().is_some() {
+                break;
+            }
+            let place = message.reply.as_deref().and_then(place);
+            at = place.ok_or_else(|| BackendError::Unavailable("JetStream says no place of a message".to_owned()))?;
+            if let Some(key) = key(bucket, &message)
+                && seen.insert(key.clone())
+            {
+                page.keys.push(key);
+            }
+            if at.pending == 0 {
+                break;
+            }
+        }
+        if arriving.dropped() > 0 {
+            return Err(BackendError::Unavailable("a listing came faster than it could be read".to_owned()));
+        }
+    }
+    page.cursor = (at.pending > 0).then(|| at.seq.saturating_add(1).to_string());
+    Ok(page)
+}
+
+async fn arrives(next: impl Future<Output = Result<Message, NatsError>>) -> Result<Message, BackendError> {
+    // The reader lives on one connection's subscription; where that is lost nothing more may come.
+    let limit: Duration = TIMEOUT;
+    let late = BackendError::TimedOut { ms: limit.as_millis() as u64 };
+    tokio::time::timeout(limit, next).await.map_err(|_| late)?.map_err(|cause| failed(cause.into()))
+}
+
+/// The key a message is the value of; `None` for a marker, and for a key that somebody else named.
+fn key(bucket: &Bucket, message: &Message) -> Option<String> {
+    if marker(&message.headers) {
+        return None;
+    }
+    names::decode(message.subject.strip_prefix(&bucket.prefix)?)
+}
+
+/// Reads `$JS.ACK.…`: nine parts, or eleven and more where the server names domain and account too.
+fn place(reply: &str) -> Option<Place> {
+    let parts: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
+    let skip = if parts.len() >= 9 { 2 } else { 0 };
+    let number = |at: usize| parts.get(skip + at)?.parse().ok();
+    Some(Place { seq: number(3)?, pending: number(6)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_a_place_are_read() {
+        assert_eq!(place("$JS.ACK.S.C.1.42.7.1700000000.3"), Some(Place { seq: 42, pending: 3 }));
+        assert_eq!(place("$JS.ACK.hub.AHASH.S.C.1.42.7.1700000000.3.RAND"), Some(Place { seq: 42, pending: 3 }));
+        for bad in ["", "$JS.ACK.S", "_INBOX.x", "$JS.ACK.S.C.1.x.7.1.3"] {
+            assert_eq!(place(bad), None, "{bad}");
+        }
+    }
+}
