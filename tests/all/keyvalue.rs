@@ -1,6 +1,7 @@
 //! One contract, three providers, the same answers: every key-value operation through the whole platform.
 
 use sidereal_tests::nats::Nats;
+use sidereal_tests::consul::{self, Consul};
 use sidereal_tests::platform::{Platform, write_app};
 use sidereal_tests::redis::Redis;
 
@@ -44,5 +45,40 @@ fn every_provider_answers_the_same() {
             let answer = platform.get(&format!("{provider}.localhost"), path).unwrap();
             assert_eq!((answer.status, answer.body.trim()), (*status, *body), "{provider} {path}");
         }
+    }
+}
+
+#[test]
+fn consul_answers_the_same_with_its_token_as_a_secret() {
+    let Some(consul) = Consul::start().unwrap() else { return };
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    let secret = |value: &str| {
+        let mut set = std::process::Command::new(sidereal_tests::binary())
+            .args(["secret", "set", "consul-token"])
+            .env("SIDEREAL_DATA_DIR", dir.path())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut set.stdin.take().unwrap(), value.as_bytes()).unwrap();
+        assert!(set.wait().unwrap().success());
+    };
+    secret(consul::TOKEN);
+    let add = ["provider", "add", "consul", "--type", "keyvalue-consul", "--secret", "token=consul-token", "--url"];
+    platform.ok(&[&add[..], &[&consul.url()]].concat()).unwrap();
+    let link = |label| format!("{{ label = \"{label}\", provider = \"consul\" }}");
+    let links = format!("[components.main.links]\n\"wasi:keyvalue\" = [{}, {}]", link("default"), link("other"));
+    write_app(app.path(), "consul", "kv-probe", &links).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    for (path, status, body) in DIALOGUE {
+        let answer = platform.get("consul.localhost", path).unwrap();
+        assert_eq!((answer.status, answer.body.trim()), (*status, *body), "{path}");
+    }
+    // Nothing that can be asked repeats the token.
+    for asked in [&["status", "consul"][..], &["provider", "list"], &["logs", "consul"], &["secret", "list"]] {
+        let said = platform.cli(asked).unwrap();
+        let said = [said.stdout, said.stderr].concat();
+        assert!(!String::from_utf8_lossy(&said).contains(consul::TOKEN), "{asked:?}");
     }
 }
