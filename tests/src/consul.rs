@@ -57,7 +57,7 @@ impl Consul {
             .spawn()
             .context("cannot start consul")?;
         let consul = Self { child, addr: SocketAddr::from(([127, 0, 0, 1], http)), _dir: dir };
-        until(Duration::from_secs(30), || consul.write().is_some_and(|said| said.ends_with("true\n")))
+        until(Duration::from_secs(30), || consul.write().is_some_and(|said| said.trim_end().ends_with("true")))
             .context("consul does not lead")?;
         Ok(Some(consul))
     }
