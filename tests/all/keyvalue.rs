@@ -1,7 +1,7 @@
 //! One contract, three providers, the same answers: every key-value operation through the whole platform.
 
-use sidereal_tests::nats::Nats;
 use sidereal_tests::consul::{self, Consul};
+use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, write_app};
 use sidereal_tests::redis::Redis;
 
