@@ -23,3 +23,4 @@ mod quickstart;
 mod refusals;
 mod surface;
 mod swap;
+mod traces;

@@ -46,7 +46,23 @@ impl Connection {
     /// # Errors
     /// When the connection breaks or the answer is no HTTP.
     pub fn send(&mut self, method: &str, host: &str, path: &str, body: &[u8]) -> anyhow::Result<Answer> {
+        self.ask(method, host, path, &[], body)
+    }
+
+    /// As [`Connection::send`], with further header fields.
+    ///
+    /// # Errors
+    /// As [`Connection::send`].
+    pub fn ask(
+        &mut self,
+        method: &str,
+        host: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+        body: &[u8],
+    ) -> anyhow::Result<Answer> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n");
+        fields.iter().for_each(|(name, value)| request.push_str(&format!("{name}: {value}\r\n")));
         if !body.is_empty() || method == "POST" {
             request.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }

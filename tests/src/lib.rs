@@ -9,6 +9,7 @@
 )]
 #![forbid(unsafe_code)]
 
+pub mod collector;
 pub mod consul;
 pub mod http;
 pub mod load;

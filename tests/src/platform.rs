@@ -29,12 +29,21 @@ impl Platform {
     /// # Errors
     /// When it does not get ready.
     pub fn start(dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(dir, flags, &[])
+    }
+
+    /// As [`Platform::start`], with further variables in its environment.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_with(dir: &Path, flags: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
         let begun = Instant::now();
         let listen: &[&str] = if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
         let mut child = Command::new(crate::binary())
             .args(["up", "-o", "json", "--api-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
             .args(listen)
             .args(flags)
+            .envs(env.iter().copied())
             .env("SIDEREAL_DATA_DIR", dir)
             .env_remove("RUST_BACKTRACE")
             .stdin(Stdio::null())

@@ -9,6 +9,7 @@
 //! | `GET /v1/status` | [`HostStatus`] |
 //! | `GET /v1/metrics` | [`crate::metrics::HostMetrics`]: counters over all revisions |
 //! | `GET /v1/logs` | newline-delimited [`LogLine`]s, from now on, until the caller hangs up |
+//! | `GET /v1/spans` | newline-delimited [`SpanBatch`]es; calls make spans only while somebody reads them |
 //! | `POST /v1/drain` ([`DrainRequest`]) | refuse new calls, finish those in flight, exit 0 |
 //!
 //! Requests of an app arrive on `data.sock` beside it: plain HTTP/1.1 with the header [`ROUTE_HEADER`] set by the
@@ -16,6 +17,7 @@
 
 use std::collections::BTreeMap;
 
+use model::trace::{Span, SpanOrigin};
 use model::{AppName, ComponentName, LockedApp, Revision, TenantName, World};
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +124,24 @@ pub struct AppOnHost {
     pub draining: bool,
     /// Its components.
     pub components: BTreeMap<ComponentName, ComponentStatus>,
+}
+
+/// Spans that have ended since the last batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpanBatch {
+    /// The spans.
+    pub spans: Vec<HostSpan>,
+    /// Spans that were lost before these, because their reader was too slow.
+    pub dropped: u64,
+}
+
+/// A span and whose it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostSpan {
+    /// Whose.
+    pub origin: SpanOrigin,
+    /// What.
+    pub span: Span,
 }
 
 /// One line of a component's log.

@@ -16,14 +16,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest, TakingRequest};
+use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, SpanBatch, StartRequest, TakingRequest};
 use crate::copy::{Held, Release};
 use crate::metrics::HostMetrics;
 use crate::{Code, Problem};
 
 /// The largest answer a host may give, bytes.
 const MAX_ANSWER: usize = 64 << 20;
-/// The longest line of `/v1/logs`, bytes: 16 KiB of text, escaped, and its frame.
+/// The longest line of `/v1/logs` and `/v1/spans`, bytes: 16 KiB of text, escaped, and its frame; 64 spans.
 const MAX_LINE: usize = 256 << 10;
 /// Connections kept for the next request.
 const KEPT: usize = 8;
@@ -160,8 +160,20 @@ impl HostClient {
     /// # Errors
     /// As [`HostClient::info`].
     pub async fn logs(&self) -> Result<BoxStream<'static, LogLine>, Problem> {
+        self.stream("/v1/logs").await
+    }
+
+    /// Every span from now on; the stream ends when the host does.
+    ///
+    /// # Errors
+    /// As [`HostClient::info`].
+    pub async fn spans(&self) -> Result<BoxStream<'static, SpanBatch>, Problem> {
+        self.stream("/v1/spans").await
+    }
+
+    async fn stream<T: DeserializeOwned + Send + 'static>(&self, path: &str) -> Result<BoxStream<'static, T>, Problem> {
         let mut sender = self.connect().await?;
-        let answer = sender.send_request(self.request(Method::GET, "/v1/logs", Bytes::new())?).await;
+        let answer = sender.send_request(self.request(Method::GET, path, Bytes::new())?).await;
         let answer = answer.map_err(|cause| self.unreachable(&cause))?;
         if answer.status() != StatusCode::OK {
             let (status, body) = self.collect(answer).await?;
@@ -277,7 +289,7 @@ struct Lines {
 }
 
 impl Lines {
-    async fn next(&mut self) -> Option<LogLine> {
+    async fn next<T: DeserializeOwned>(&mut self) -> Option<T> {
         loop {
             while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);

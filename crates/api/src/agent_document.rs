@@ -92,6 +92,11 @@ fn metrics() {}
     responses((status = 200, description = "lines of JSON", body = LogLine, content_type = "application/x-ndjson"), (status = "default", body = Problem)))]
 fn logs() {}
 
+/// Spans that end from now on, newline-delimited JSON of `{spans, dropped}`, until the caller hangs up.
+#[utoipa::path(get, path = "/v1/spans",
+    responses((status = 200, description = "lines of JSON", body = Object, content_type = "application/x-ndjson"), (status = "default", body = Problem)))]
+fn spans() {}
+
 /// Refuses new calls, finishes those in flight, exits.
 #[utoipa::path(post, path = "/v1/drain", request_body = DrainRequest,
     responses((status = 200, body = Drained), (status = "default", body = Problem)))]
@@ -122,6 +127,7 @@ fn drain() {}
         status,
         metrics,
         logs,
+        spans,
         drain
     )
 )]

@@ -69,6 +69,7 @@ impl Agent {
             (&Method::GET, [Some("v1"), Some("info"), None, ..]) => ok(self.info()?),
             (&Method::GET, [Some("v1"), Some("status"), None, ..]) => ok(&self.apps.status()),
             (&Method::GET, [Some("v1"), Some("metrics"), None, ..]) => ok(&self.apps.metrics()),
+            (&Method::GET, [Some("v1"), Some("spans"), None, ..]) => Ok(self.spans()),
             (&Method::GET, [Some("v1"), Some("logs"), None, ..]) => Ok(self.logs()),
             (&Method::POST, [Some("v1"), Some("drain"), None, ..]) => {
                 let drain: DrainRequest = read(request).await?;
@@ -176,6 +177,26 @@ impl Agent {
             interfaces: runtime.interfaces().map(str::to_owned).collect(),
         };
         Ok(self.info.get_or_init(|| info))
+    }
+
+    /// Ends when the reader hangs up or the host ends.
+    fn spans(&self) -> Answer {
+        let done = self.done.clone();
+        let batches = stream::unfold(self.apps.spans().follow(), move |mut follower| {
+            let done = done.clone();
+            async move {
+                let batch = tokio::select! {
+                    batch = follower.next() => batch,
+                    () = done.cancelled() => return None,
+                };
+                let mut bytes = serde_json::to_vec(&batch).unwrap_or_default();
+                bytes.push(b'\n');
+                Some((Ok(Frame::data(bytes.into())), follower))
+            }
+        });
+        let mut response = Response::new(StreamBody::new(batches).boxed_unsync());
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+        response
     }
 
     /// Ends when the reader hangs up or the host ends.

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use api::agent::{AppOnHost, Drained, HostStatus, StartRequest};
 use api::metrics::{ComponentCounts, ComponentMetrics, Counts as _, HostMetrics};
 use api::{Code, Problem};
+use model::trace::SpanOrigin;
 use model::{AppName, ComponentName, Digest, LockedApp, ProviderName, Revision, TenantName};
 use providers::dial::Dialer;
 use providers::http_out::{HttpOut, Tls};
@@ -26,6 +27,7 @@ use crate::hold::{self, Holds};
 use crate::links::siblings::{self, Siblings};
 use crate::links::{self, Opened, Providers};
 use crate::logs::{Logs, Origin};
+use crate::spans::Spans;
 use crate::taking::Taking;
 use crate::totals::{self, Totals};
 
@@ -57,6 +59,7 @@ pub(crate) struct Apps {
     tls: Tls,
     logs: Arc<Logs>,
     totals: Totals,
+    spans: Arc<Spans>,
     since_us: u64,
     max_loaded: usize,
     routes: RwLock<HashMap<Box<str>, Arc<Entry>>>,
@@ -128,6 +131,7 @@ impl Apps {
             tls,
             logs,
             totals: Totals::default(),
+            spans: Arc::default(),
             since_us: now_us(),
             max_loaded,
             routes: RwLock::default(),
@@ -148,6 +152,10 @@ impl Apps {
 
     pub(crate) fn logs(&self) -> &Arc<Logs> {
         &self.logs
+    }
+
+    pub(crate) fn spans(&self) -> &Arc<Spans> {
+        &self.spans
     }
 
     /// A place for a call of the component behind `route`.
@@ -377,6 +385,7 @@ impl Apps {
                 reuse: component.reuse,
                 bindings: links::bindings(app, name, &component.config, &opened, &self.totals, &siblings),
                 outbound,
+                origin: Arc::new(SpanOrigin { app: app.name.clone(), revision, component: name.clone() }),
                 log: self.logs.component(origin, component.limits.log_rate),
             })));
         }

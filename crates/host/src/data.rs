@@ -21,6 +21,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::apps::{Apps, NoPlace, Place};
 use crate::fault;
+use crate::spans::Traced;
 
 /// [`ROUTE_HEADER`], parsed.
 const ROUTE: HeaderName = HeaderName::from_static(ROUTE_HEADER);
@@ -77,6 +78,10 @@ async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataB
         },
     };
     clean(&mut request);
+    let mut traced = apps.spans().begin(request.headers_mut(), entry.origin());
+    if let Some(traced) = &traced {
+        request.extensions_mut().insert(traced.trace.clone());
+    }
     let result = tokio::select! {
         biased;
         result = workload.handle(request) => result,
@@ -84,13 +89,20 @@ async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataB
     };
     match result {
         Ok(response) => {
-            let mut response = response.map(|body| DataBody::guest(body, place));
+            if let Some(traced) = &mut traced {
+                let status = response.status();
+                traced.end(Some(status.as_u16()), status.is_server_error().then(|| status.to_string()));
+            }
+            let mut response = response.map(|body| DataBody::guest(body, place, traced));
             strip(response.headers_mut());
             response
         }
         Err(fault) => {
             entry.failed(&fault);
             let (code, sentence) = fault::describe(&fault);
+            if let Some(traced) = &mut traced {
+                traced.end(None, Some(code.as_str().to_owned()));
+            }
             refuse(code, &sentence)
         }
     }
@@ -133,13 +145,15 @@ pub(crate) enum DataBody {
 pub(crate) struct Guest {
     body: ResponseBody,
     place: Place,
+    /// Recorded with the end of the answer.
+    traced: Option<Traced>,
     /// Made when the body first waits.
     ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl DataBody {
-    fn guest(body: ResponseBody, place: Place) -> Self {
-        Self::Guest(Box::new(Guest { body, place, ended: None }))
+    fn guest(body: ResponseBody, place: Place, traced: Option<Traced>) -> Self {
+        Self::Guest(Box::new(Guest { body, place, traced, ended: None }))
     }
 }
 
@@ -180,6 +194,9 @@ impl Guest {
             }
             Poll::Ready(Some(Err(fault))) => {
                 self.place.entry().failed(fault);
+                if let Some(traced) = &mut self.traced {
+                    traced.end(None, Some(fault::describe(fault).0.as_str().to_owned()));
+                }
                 polled
             }
             Poll::Ready(_) => polled,

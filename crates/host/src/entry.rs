@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::agent::ComponentStatus;
 use model::app::Reuse;
+use model::trace::SpanOrigin;
 use model::{ComponentName, Digest, InterfaceId, Limits, World};
 use runtime::{Bindings, Fault, MeterSnapshot, Outbound, Sinks, Workload};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ pub(crate) struct Spec {
     pub(crate) bindings: Arc<Bindings>,
     pub(crate) outbound: Option<Arc<dyn Outbound>>,
     pub(crate) log: Arc<ComponentLog>,
+    pub(crate) origin: Arc<SpanOrigin>,
 }
 
 /// A component that can be called.
@@ -76,6 +78,11 @@ impl Entry {
 
     pub(crate) fn component(&self) -> &ComponentName {
         &self.spec.component
+    }
+
+    /// Whose its spans are.
+    pub(crate) fn origin(&self) -> &Arc<SpanOrigin> {
+        &self.spec.origin
     }
 
     /// Cancelled when its calls must end now.

@@ -28,6 +28,7 @@ mod listen;
 mod logs;
 mod secrets;
 mod serve;
+mod spans;
 mod taking;
 mod totals;
 

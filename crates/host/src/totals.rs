@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::agent::ComponentStatus;
 use api::metrics::{ComponentCounts, Counts, LinkCounts, LinkErrors, LinkKey, LinkMetrics};
-use model::{AppName, ComponentName, Link};
-use providers::meter::{self, LinkMeter};
+use model::{AppName, ComponentName, Link, ProviderKind};
+use providers::meter::{self, LinkMeter, LinkName};
 
 /// Meters kept of links that no revision has any more, per app: an app can be moved to ever new providers.
 const KEPT: usize = 64;
@@ -21,7 +21,7 @@ struct Total {
     /// What revisions counted that have left.
     past: BTreeMap<ComponentName, ComponentCounts>,
     /// In the order they were made.
-    links: Vec<(LinkKey, Arc<LinkMeter>)>,
+    links: Vec<(LinkKey, ProviderKind, Arc<LinkMeter>)>,
 }
 
 impl Total {
@@ -31,9 +31,9 @@ impl Total {
     }
 
     fn shrink(&mut self) {
-        let unused = self.links.iter().filter(|(_, meter)| Self::is_unused(meter)).count();
+        let unused = self.links.iter().filter(|(_, _, meter)| Self::is_unused(meter)).count();
         let mut surplus = unused.saturating_sub(KEPT);
-        self.links.retain(|(_, meter)| {
+        self.links.retain(|(_, _, meter)| {
             let goes = surplus > 0 && Self::is_unused(meter);
             surplus -= usize::from(goes);
             !goes
@@ -46,8 +46,8 @@ impl Totals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The meter of a link of `app`: the one it had before, where it had one.
-    pub(crate) fn meter(&self, app: &AppName, link: &Link) -> Arc<LinkMeter> {
+    /// The meter of a link of `app` to a provider of this kind: the one it had before, where it had one.
+    pub(crate) fn meter(&self, app: &AppName, link: &Link, kind: ProviderKind) -> Arc<LinkMeter> {
         let key = LinkKey {
             app: app.clone(),
             component: link.component.clone(),
@@ -57,12 +57,17 @@ impl Totals {
         };
         let mut all = self.lock();
         let total = all.entry(app.clone()).or_default();
-        if let Some((_, meter)) = total.links.iter().find(|(known, _)| *known == key) {
+        if let Some((_, _, meter)) = total.links.iter().find(|(known, of, _)| *known == key && *of == kind) {
             return meter.clone();
         }
         total.shrink();
-        let fresh = Arc::<LinkMeter>::default();
-        total.links.push((key, fresh.clone()));
+        let fresh = Arc::new(LinkMeter::of(LinkName {
+            contract: link.contract.clone(),
+            label: link.label.clone(),
+            provider: link.provider.clone(),
+            kind: kind.as_str(),
+        }));
+        total.links.push((key, kind, fresh.clone()));
         fresh
     }
 
@@ -77,7 +82,7 @@ impl Totals {
         let mut all = self.lock();
         let Some(total) = all.get_mut(app) else { return };
         total.past.clear();
-        total.links.retain(|(_, meter)| !Total::is_unused(meter));
+        total.links.retain(|(_, _, meter)| !Total::is_unused(meter));
         if total.links.is_empty() {
             all.remove(app);
         }
@@ -95,11 +100,17 @@ impl Totals {
     /// Every link, also those that no revision has any more and that were called.
     pub(crate) fn links(&self) -> Vec<LinkMetrics> {
         let all = self.lock();
-        let links = all.values().flat_map(|total| &total.links);
-        let told = links.map(|(key, meter)| (key, meter.counts(), Total::is_unused(meter)));
-        told.filter(|(_, counts, unused)| !unused || counts.calls > 0)
-            .map(|(key, counts, _)| LinkMetrics { link: key.clone(), counts: wire(&counts) })
-            .collect()
+        let mut sums: BTreeMap<&LinkKey, LinkCounts> = BTreeMap::new();
+        for (key, _, meter) in all.values().flat_map(|total| &total.links) {
+            let counts = meter.counts();
+            if counts.calls > 0 || !Total::is_unused(meter) {
+                // A provider that became one of another kind under the same name has two meters.
+                let (sum, counts) = (sums.entry(key).or_default(), wire(&counts));
+                sum.add(&counts);
+                sum.in_flight += counts.in_flight;
+            }
+        }
+        sums.into_iter().map(|(key, counts)| LinkMetrics { link: key.clone(), counts }).collect()
     }
 }
 
@@ -148,14 +159,14 @@ mod tests {
     #[test]
     fn a_link_that_comes_back_goes_on_counting() {
         let (totals, app) = (Totals::default(), "shop".parse().unwrap());
-        totals.meter(&app, &link("redis")).ended(Instant::now(), None);
-        totals.meter(&app, &link("memory")).ended(Instant::now(), None);
-        let again = totals.meter(&app, &link("redis"));
+        totals.meter(&app, &link("redis"), ProviderKind::KeyvalueRedis).ended(Instant::now(), None);
+        totals.meter(&app, &link("memory"), ProviderKind::KeyvalueRedis).ended(Instant::now(), None);
+        let again = totals.meter(&app, &link("redis"), ProviderKind::KeyvalueRedis);
         again.ended(Instant::now() - Duration::from_millis(3), Some(ErrorKind::TimedOut));
         let links = totals.links();
         let calls: Vec<_> = links.iter().map(|l| (l.link.provider.as_str(), l.counts.calls)).collect();
-        assert_eq!(calls, [("redis", 2), ("memory", 1)]);
-        let redis = &links[0].counts;
+        assert_eq!(calls, [("memory", 1), ("redis", 2)]);
+        let redis = &links[1].counts;
         assert_eq!((redis.errors.timed_out, redis.errors.sum(), redis.took.iter().sum::<u64>()), (1, 1, 2));
         assert!(redis.took.len() >= 12 && redis.took.len() <= api::metrics::BUCKETS, "{:?}", redis.took);
         totals.forget(&app);
@@ -168,9 +179,9 @@ mod tests {
     #[test]
     fn an_app_that_moves_and_moves_keeps_only_so_many_meters() {
         let (totals, app) = (Totals::default(), "shop".parse().unwrap());
-        let held = totals.meter(&app, &link("held"));
+        let held = totals.meter(&app, &link("held"), ProviderKind::KeyvalueRedis);
         for n in 0..500 {
-            totals.meter(&app, &link(&format!("p{n}"))).ended(Instant::now(), None);
+            totals.meter(&app, &link(&format!("p{n}")), ProviderKind::KeyvalueRedis).ended(Instant::now(), None);
         }
         let links = totals.links();
         assert!(links.len() <= KEPT + 2, "{}", links.len());

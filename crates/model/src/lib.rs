@@ -24,6 +24,7 @@ pub mod rules;
 mod schema;
 pub mod secret;
 pub mod tenant;
+pub mod trace;
 pub mod unit;
 
 pub use app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route, World};

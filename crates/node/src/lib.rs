@@ -12,6 +12,7 @@
 //! | [`messaging`] | the brokers of messages, and who takes from them |
 //! | `taking` | which revision takes messages |
 //! | `logs` | the last lines of every app |
+//! | [`otlp`] | spans and lines to a collector |
 //! | `admin` | the listener for monitoring |
 //! | `metrics` | what hosts counted, over shards and restarts |
 //! | [`ingress`] | requests from outside |
@@ -31,6 +32,7 @@ pub mod logs;
 pub mod messaging;
 mod metrics;
 mod node;
+pub mod otlp;
 mod publisher;
 pub mod services;
 mod serving;

@@ -10,6 +10,8 @@ use model::{AppName, TenantName};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::otlp::Exporter;
+
 /// Bytes kept of one app.
 const PER_APP: usize = 256 << 10;
 /// Bytes kept of all apps together.
@@ -25,6 +27,7 @@ type Key = (TenantName, AppName);
 #[derive(Debug, Default)]
 pub struct Logs {
     rings: Mutex<Rings>,
+    exporter: Option<Arc<Exporter>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,10 +61,18 @@ fn cost(line: &LogLine) -> usize {
 }
 
 impl Logs {
+    /// Logs whose lines also go to a collector.
+    pub fn exported(exporter: Option<Arc<Exporter>>) -> Self {
+        Self { exporter, ..Self::default() }
+    }
+
     /// Adds a line of an app of `tenant`.
     pub fn push(&self, tenant: &TenantName, line: LogLine) {
         let rings = &mut *self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         let line = Arc::new(line);
+        if let Some(exporter) = &self.exporter {
+            exporter.line(tenant, &line);
+        }
         let ring = rings.by_app.entry((tenant.clone(), line.app.clone())).or_default();
         if let Some(follow) = &ring.follow
             && follow.send(line.clone()).is_err()

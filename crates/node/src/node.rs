@@ -33,6 +33,7 @@ use crate::ingress::{Ingress, IngressConfig, IngressError, Routes, forward};
 use crate::logs::Logs;
 use crate::messaging::Messaging;
 use crate::metrics::Metrics;
+use crate::otlp::{Exporter, OtlpConfig};
 use crate::publisher::{Said, publish};
 use crate::services::Services;
 use crate::serving::ServingIndex;
@@ -40,6 +41,8 @@ use crate::supervisor::{Host, HostState};
 
 /// Variables of the node's environment that its hosts get too; they get no other.
 const PASSED_ON: [&str; 2] = ["SIDEREAL_LOG", "SIDEREAL_HOST_MAX_LOADED"];
+/// How long the collector may take for the last spans.
+const FLUSH: Duration = Duration::from_secs(2);
 /// How long a host may take to say how it is.
 const STATUS: Duration = Duration::from_secs(2);
 /// The longest a call from inside may take, and its largest answer, bytes.
@@ -77,6 +80,8 @@ pub struct NodeConfig {
     pub ingress_fallback: bool,
     /// Where monitoring listens; `None`: nowhere.
     pub admin: Option<AdminConfig>,
+    /// Where spans and lines are exported to; `None`: nowhere.
+    pub otlp: Option<OtlpConfig>,
     /// How names are resolved; `None` for the system's way.
     pub resolver: Option<Arc<dyn Resolve>>,
 }
@@ -93,6 +98,7 @@ impl NodeConfig {
             ingress: IngressConfig::new(ingress_listen),
             ingress_fallback: true,
             admin: None,
+            otlp: None,
             resolver: None,
         }
     }
@@ -117,6 +123,7 @@ struct Running {
     stop: oneshot::Sender<()>,
     agent: JoinHandle<Vec<Host>>,
     publisher: JoinHandle<()>,
+    exporter: Option<Arc<Exporter>>,
 }
 
 impl Node {
@@ -135,7 +142,10 @@ impl Node {
         let (cache, keys) = (config.data_dir.join("cache"), config.data_dir.join("keys"));
         let artifacts = Arc::new(Artifacts::open(cache, keys, config.exe.clone(), blobs)?);
         let routes = Arc::new(Routes::default());
-        let ingress = listen(&config.ingress, config.ingress_fallback, &routes)?;
+        let exporter = config.otlp.map(|otlp| Exporter::start(otlp, &config.name));
+        let mut config_ingress = config.ingress;
+        config_ingress.exporter.clone_from(&exporter);
+        let ingress = listen(&config_ingress, config.ingress_fallback, &routes)?;
         let address = ingress.addr();
         let resolver = config.resolver.unwrap_or_else(|| Arc::new(SystemResolver));
         let dialer = Dialer::new(resolver);
@@ -143,7 +153,7 @@ impl Node {
         let folder = Folder::open(&objects).map_err(|cause| NodeError::Objects { path: objects, cause })?;
         let messaging = Messaging::new(data.clone());
         let services = Arc::new(Services { data, folder, artifacts: artifacts.clone(), dialer, secrets, messaging });
-        let logs = Arc::new(Logs::default());
+        let logs = Arc::new(Logs::exported(exporter.clone()));
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());
         let metrics = Arc::new(Metrics::default());
@@ -159,6 +169,7 @@ impl Node {
                     metrics: metrics.clone(),
                     index: index.clone(),
                     ingress: ingress.meters().to_vec(),
+                    exporter: exporter.clone(),
                     files: admin.files.clone(),
                     since: since.as_secs_f64(),
                 };
@@ -182,6 +193,7 @@ impl Node {
             services,
             logs: logs.clone(),
             metrics: metrics.clone(),
+            exporter: exporter.clone(),
             routes,
             index: index.clone(),
             hosts: hosts.clone(),
@@ -191,7 +203,7 @@ impl Node {
         };
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent::run(setup, stopped));
-        let running = Mutex::new(Some(Running { ingress, stop, agent, publisher }));
+        let running = Mutex::new(Some(Running { ingress, stop, agent, publisher, exporter }));
         Ok(Arc::new(Self { address, admin, logs, index, hosts, metrics, settled, running }))
     }
 
@@ -216,7 +228,7 @@ impl Node {
     /// busy it is. A second call has nothing to do.
     pub async fn shutdown(&self, deadline: Duration) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Running { ingress, stop, agent, publisher }) = running else { return };
+        let Some(Running { ingress, stop, agent, publisher, exporter }) = running else { return };
         let begun = Instant::now();
         // From here on no host is started again and no route moves.
         if stop.send(()).is_err() {
@@ -230,6 +242,9 @@ impl Node {
         ingress.drain(deadline.mul_f64(0.6)).await;
         let left = deadline.saturating_sub(begun.elapsed());
         futures::future::join_all(hosts.into_iter().map(|host| host.stop(left))).await;
+        if let Some(exporter) = exporter {
+            exporter.shutdown(FLUSH).await;
+        }
         // The agent held the last sender: the publisher withdraws its reports and ends.
         if tokio::time::timeout(Duration::from_secs(2), publisher).await.is_err() {
             tracing::warn!("the store does not take the node's leave");

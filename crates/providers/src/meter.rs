@@ -1,8 +1,12 @@
 //! What one link carries: calls, errors by kind, and how long calls took. Written on every call without a lock, read
-//! by whoever asks for status.
+//! by whoever asks for status. A call of a trace that is recorded is a span, too.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
+
+use model::trace::SpanKind;
+use model::{ContractId, Label, ProviderName};
+use runtime::trace::{CallTrace, OpenSpan};
 
 /// The kinds of error that a call over any link can end with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,11 +51,38 @@ pub const BUCKETS: usize = 25;
 /// Counters of one link of one component.
 #[derive(Debug, Default)]
 pub struct LinkMeter {
+    /// For spans; a meter without it makes none.
+    link: Option<LinkName>,
     in_flight: AtomicU32,
     calls: AtomicU64,
     errors: [AtomicU64; ErrorKind::ALL.len()],
     took: [AtomicU64; BUCKETS],
     took_us: AtomicU64,
+}
+
+/// How a link is named in spans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkName {
+    /// The contract.
+    pub contract: ContractId,
+    /// Which label of the contract.
+    pub label: Label,
+    /// What answers.
+    pub provider: ProviderName,
+    /// Its type, for example `keyvalue-redis`.
+    pub kind: &'static str,
+}
+
+impl LinkName {
+    fn span(&self, operation: &'static str) -> Option<OpenSpan> {
+        let mut span = CallTrace::current()?.child(format!("{} {operation}", self.contract), SpanKind::Client)?;
+        span.attribute("sidereal.contract", self.contract.to_string());
+        span.attribute("sidereal.operation", operation);
+        span.attribute("sidereal.label", self.label.as_str());
+        span.attribute("sidereal.provider", self.provider.as_str());
+        span.attribute("sidereal.provider.type", self.kind);
+        Some(span)
+    }
 }
 
 /// The counters at one moment.
@@ -70,14 +101,39 @@ pub struct LinkCounts {
 }
 
 impl LinkMeter {
+    /// A meter of a link with a name.
+    pub fn of(link: LinkName) -> Self {
+        Self { link: Some(link), ..Self::default() }
+    }
+
     /// Counts one call, also one that is dropped before its end: that one is [`ErrorKind::Cancelled`].
     ///
     /// # Errors
     /// What the call answers.
     pub async fn observe<T, E: Kind>(&self, call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        self.call("call", call).await
+    }
+
+    /// As [`LinkMeter::observe`], with the name of the contract's function for the span.
+    ///
+    /// # Errors
+    /// What the call answers.
+    pub async fn call<T, E: Kind>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let mut waiting = Waiting::new(self);
+        let mut span = self.link.as_ref().and_then(|link| link.span(operation));
         let result = call.await;
         waiting.outcome = result.as_ref().err().map(Kind::kind);
+        if let Some(span) = &mut span {
+            if let Some(kind) = waiting.outcome {
+                span.attribute("error.type", kind.as_str());
+            }
+            // Errors of providers may quote keys and values: the kind is enough here.
+            span.end(waiting.outcome.map(|kind| kind.as_str().to_owned()));
+        }
         result
     }
 

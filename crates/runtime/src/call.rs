@@ -14,6 +14,7 @@ use crate::fault::Fault;
 use crate::meter::Meter;
 use crate::outbound::HttpBody;
 use crate::peer::MAX_CALL_DEPTH;
+use crate::trace::CallTrace;
 
 /// The head the guest set, or the error code it answered with.
 pub(crate) type Head = Result<http::Response<HttpBody>, Fault>;
@@ -40,6 +41,7 @@ pub(crate) struct Call {
     /// The call of the component that makes this one, where it is one between components.
     outer: Option<Arc<Call>>,
     depth: u32,
+    trace: Option<Arc<CallTrace>>,
     cpu_limit_ns: u64,
     cpu_used_ns: AtomicU64,
     poll_began_ns: AtomicU64,
@@ -69,6 +71,7 @@ impl Call {
             wall: limits.wall,
             outer: None,
             depth: 1,
+            trace: None,
             cpu_limit_ns: limits.cpu.0.saturating_mul(1_000_000),
             cpu_used_ns: AtomicU64::new(0),
             poll_began_ns: AtomicU64::new(0),
@@ -86,7 +89,16 @@ impl Call {
         if depth > MAX_CALL_DEPTH {
             return Err(Fault::Depth { limit: MAX_CALL_DEPTH });
         }
-        Ok(Self { outer: Some(outer.clone()), depth, ..Self::new(limits, meter) })
+        Ok(Self { outer: Some(outer.clone()), depth, trace: outer.trace.clone(), ..Self::new(limits, meter) })
+    }
+
+    /// The same call, in a trace.
+    pub(crate) fn traced(self, trace: Option<Arc<CallTrace>>) -> Self {
+        Self { trace, ..self }
+    }
+
+    pub(crate) fn trace(&self) -> Option<&Arc<CallTrace>> {
+        self.trace.as_ref()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

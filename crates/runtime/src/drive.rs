@@ -9,6 +9,7 @@ use tokio::time::Sleep;
 
 use crate::call::Call;
 use crate::fault::Fault;
+use crate::trace::Entered;
 use crate::workload::Workload;
 
 /// Settles the meter when the call ends, also when its future is dropped half-way.
@@ -35,6 +36,7 @@ pub(crate) async fn drive<T>(
     let result = poll_fn(|cx| {
         let polled = {
             let _running = ticker.running();
+            let _traced = call.trace().map(Entered::new);
             let before = call.poll_begins();
             let polled = guest.as_mut().poll(cx);
             call.poll_ends(before);

@@ -30,6 +30,7 @@ mod meter;
 mod outbound;
 mod peer;
 mod ticker;
+pub mod trace;
 mod workload;
 
 pub use body::ResponseBody;

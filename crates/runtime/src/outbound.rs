@@ -154,7 +154,7 @@ type Sent = Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(),
 impl WasiHttpHooks for Hooks {
     fn send_request(
         &mut self,
-        request: http::Request<WasiBody>,
+        mut request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         _processed: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
@@ -164,6 +164,7 @@ impl WasiHttpHooks for Hooks {
         let Some(open) = self.call.take_subrequest() else {
             return Box::new(async { Err(OutboundError::LimitReached.into()) });
         };
+        let mut span = self.call.trace().and_then(|trace| trace.outgoing(&mut request));
         let options = options.unwrap_or_default();
         let response = outbound.send(
             request,
@@ -174,7 +175,11 @@ impl WasiHttpHooks for Hooks {
             },
         );
         Box::new(async move {
-            let response = response.await?.map(|body| held(body, open));
+            let response = response.await;
+            if let Some(span) = &mut span {
+                span.answered(&response);
+            }
+            let response = response?.map(|body| held(body, open));
             let done: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(async { Ok(()) });
             Ok((response, done))
         })

@@ -26,6 +26,7 @@ use crate::instance::{Instance, Invoked};
 use crate::log::LogSink;
 use crate::meter::Meter;
 use crate::outbound::{HttpBody, HttpBodyError, Outbound};
+use crate::trace::CallTrace;
 
 /// Where a component's log and its outgoing requests go.
 #[derive(Clone)]
@@ -90,16 +91,20 @@ impl Workload {
     }
 
     /// Answers one request. Must run inside a tokio runtime with timers; a body that is still being written when the
-    /// head is ready goes on in a task of its own. Dropping the future, or the body before its end, ends the guest.
+    /// head is ready goes on in a task of its own. A [`CallTrace`] among its extensions is the call's. Dropping the future, or the body before its end, ends the guest.
     ///
     /// # Errors
     /// Why the call failed, where no head has been returned yet; later failures end the body.
-    pub async fn handle<B>(self: &Arc<Self>, request: http::Request<B>) -> Result<http::Response<ResponseBody>, Fault>
+    pub async fn handle<B>(
+        self: &Arc<Self>,
+        mut request: http::Request<B>,
+    ) -> Result<http::Response<ResponseBody>, Fault>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<HttpBodyError>,
     {
-        let call = Arc::new(Call::new(&self.limits, self.meter.clone()));
+        let trace = request.extensions_mut().remove::<Arc<CallTrace>>();
+        let call = Arc::new(Call::new(&self.limits, self.meter.clone()).traced(trace));
         let request = self.admit(request, &call)?;
         let mut task = Box::pin(drive(self.clone(), call.clone(), serve(self.clone(), call.clone(), request)));
         let mut ended = until_head(&mut task, &call).await;

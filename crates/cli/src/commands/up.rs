@@ -14,6 +14,7 @@ use control::{Control, ControlConfig, ControlError};
 use model::NodeName;
 use model::claims::keys::KeyKind;
 use model::tenant::TenantSettings;
+use node::otlp::{OtlpConfig, OtlpError};
 use node::{AdminConfig, Node, NodeConfig, Storage};
 use serde::Serialize;
 use store::Store;
@@ -52,6 +53,10 @@ struct Ready {
 pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let begun = Instant::now();
     let signal = telemetry::shutdown_signal().context("cannot wait for signals")?;
+    let refused = |cause: OtlpError| {
+        Problem::new(Code::RequestInvalid, cause.to_string()).help("`docs/observability.md` has what is understood")
+    };
+    let otlp = OtlpConfig::from_env().map_err(refused)?;
     context.home.create()?;
     let lock = lock(context)?;
     let since_ms = now_ms();
@@ -71,7 +76,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let home = context.home.dir();
     let config = NodeConfig::new(name.clone(), home, exe, storage.clone(), args.listen);
     let admin = admin(context, &args);
-    let node = Node::start(NodeConfig { run_dir: context.home.run_dir()?, admin, ..config }).await?;
+    let node = Node::start(NodeConfig { run_dir: context.home.run_dir()?, admin, otlp, ..config }).await?;
     let control = start_control(context, &args, &token, &name, &storage, &node).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),

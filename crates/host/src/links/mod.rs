@@ -32,6 +32,7 @@ use crate::totals::Totals;
 /// A provider of an app.
 pub(crate) struct Opened {
     name: ProviderName,
+    kind: ProviderKind,
     backing: Backing,
 }
 
@@ -131,7 +132,10 @@ impl Providers {
                 let target = siblings::target(app, &link.provider);
                 let target = target.ok_or_else(|| bad("a component that the app does not have"))?;
                 let backing = Backing::Component(target);
-                opened.insert(link.provider.clone(), Arc::new(Opened { name: link.provider.clone(), backing }));
+                opened.insert(
+                    link.provider.clone(),
+                    Arc::new(Opened { name: link.provider.clone(), kind: spec.kind, backing }),
+                );
                 continue;
             }
             if !opened.contains_key(&link.provider) {
@@ -168,7 +172,7 @@ impl Providers {
                 Backing::Messaging(messaging::open(&self.means, &wanted)?)
             }
         };
-        let fresh = Arc::new(Opened { name: name.clone(), backing });
+        let fresh = Arc::new(Opened { name: name.clone(), kind: spec.kind, backing });
         known.insert(key, (spec, Arc::downgrade(&fresh)));
         Ok(fresh)
     }
@@ -229,10 +233,11 @@ pub(crate) fn bindings(
     let mut links = Given::default();
     for link in app.links.iter().filter(|link| link.component == *component) {
         if let Some(open) = opened.get(&link.provider) {
-            links.add(link, open, totals.meter(&app.name, link), siblings);
+            links.add(link, open, totals.meter(&app.name, link, open.kind), siblings);
         }
     }
-    let peers = siblings::peers(app, component, siblings, |link| totals.meter(&app.name, link));
+    let peers =
+        siblings::peers(app, component, siblings, |link| totals.meter(&app.name, link, ProviderKind::Component));
     if !peers.is_empty() {
         bindings = bindings.with(Arc::new(Peers(peers)));
     }

@@ -12,6 +12,7 @@ use model::TenantName;
 use crate::agent::HostIndex;
 use crate::ingress::{Meter, Requests};
 use crate::metrics::Metrics;
+use crate::otlp::Exporter;
 use crate::serving::ServingIndex;
 use crate::supervisor::HostState;
 
@@ -25,6 +26,7 @@ pub(crate) struct Source {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) index: Arc<ServingIndex>,
     pub(crate) ingress: Vec<Arc<Meter>>,
+    pub(crate) exporter: Option<Arc<Exporter>>,
     pub(crate) files: Vec<(&'static str, PathBuf)>,
     /// When the node started, seconds since 1970.
     pub(crate) since: f64,
@@ -38,6 +40,8 @@ pub(super) struct Facts {
     pub(super) requests: Requests,
     pub(super) files: Vec<(&'static str, u64)>,
     pub(super) serving: u64,
+    /// Spans and lines by what became of them; empty where none are exported.
+    pub(super) exported: Vec<(&'static str, u64)>,
     pub(super) tenants: Vec<Tenant>,
 }
 
@@ -89,6 +93,11 @@ impl Source {
             requests,
             files: self.files.iter().map(|(name, path)| (*name, size(path))).collect(),
             serving: self.index.len(),
+            exported: self.exporter.as_ref().map_or_else(Vec::new, |exporter| {
+                let sent = exporter.sent();
+                let counters = [("taken", &sent.taken), ("overflown", &sent.overflown), ("failed", &sent.failed)];
+                counters.map(|(outcome, count)| (outcome, count.load(Relaxed))).into()
+            }),
             tenants,
         }
     }

@@ -114,6 +114,11 @@ fn node(facts: &Facts, all: &mut Families) {
     all.one("process_open_fds", "Open files of the node's process.", GAUGE, process.open_files as f64);
     all.one("process_start_time_seconds", "When the node started, seconds since 1970.", GAUGE, facts.since);
     all.one("sidereal_apps_serving", "Apps that serve on this node.", GAUGE, facts.serving as f64);
+    let help = "Spans and lines for the collector: `taken`, `overflown` (lost in a full queue), `failed` (not taken).";
+    all.counters("sidereal_otlp_items_total", help);
+    for (outcome, count) in &facts.exported {
+        all.add(&[("outcome", outcome)], *count as f64);
+    }
     all.gauges("sidereal_store_size_bytes", "Size of a database file: state, or the embedded data.");
     for (name, size) in &facts.files {
         all.add(&[("store", name)], *size as f64);

@@ -84,6 +84,7 @@ impl Agent {
                 shards: account.shards.clone(),
                 services: self.setup.services.clone(),
                 logs: self.setup.logs.clone(),
+                exporter: self.setup.exporter.clone(),
                 events: self.events.clone(),
                 front: account.front.clone(),
             };

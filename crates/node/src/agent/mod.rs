@@ -26,6 +26,7 @@ use crate::converge::{self, Step, Wanted};
 use crate::ingress::{RouteTable, Routes};
 use crate::logs::Logs;
 use crate::metrics::Metrics;
+use crate::otlp::Exporter;
 use crate::publisher::Said;
 use crate::services::Services;
 use crate::serving::{Serving, ServingIndex};
@@ -53,6 +54,7 @@ pub(crate) struct Setup {
     pub(crate) services: Arc<Services>,
     pub(crate) logs: Arc<Logs>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) exporter: Option<Arc<Exporter>>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) index: Arc<ServingIndex>,
     pub(crate) hosts: Arc<HostIndex>,

@@ -55,15 +55,16 @@ pub(super) fn head(
     framing: Framing,
     forwarded: &Forwarded,
     target: &Target,
+    traced: Option<&[u8]>,
 ) -> Vec<u8> {
-    let traceparent = upstream_head::traceparent(&parts.headers);
-    let fields = upstream_head::carried_on(&parts.headers, traceparent.is_some());
+    let incoming = upstream_head::traceparent(&parts.headers);
+    let fields = upstream_head::carried_on(&parts.headers, incoming.is_some());
     let parts = upstream_head::Parts {
         method: parts.method.as_str().as_bytes(),
         path_and_query: parts.uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes(),
         host: host.as_bytes(),
         framing,
-        traceparent,
+        traceparent: traced.or(incoming),
     };
     let mut out = Vec::with_capacity(512);
     upstream_head::write(&mut out, &parts, fields, forwarded, target);
@@ -356,7 +357,7 @@ async fn forward_inner(
     let framing = if body.is_empty() { Framing::None } else { Framing::Length(body.len() as u64) };
     let until = Instant::now() + within;
     let forwarded = Forwarded::new(std::net::Ipv4Addr::LOCALHOST.into());
-    let head = head(&parts, &host, framing, &forwarded, target);
+    let head = head(&parts, &host, framing, &forwarded, target, None);
     // Its own connection, closed afterwards: calls from inside are rare and come from any thread.
     let gateway = Gateway::new(within.min(Duration::from_millis(1500)), usize::MAX);
     let exchange = Exchange {

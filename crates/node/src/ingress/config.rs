@@ -1,7 +1,10 @@
 //! What an ingress is started with: where it listens and what a client may do before it is shown the door.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::otlp::Exporter;
 
 /// Settings of an [`Ingress`](super::Ingress). [`IngressConfig::new`] has the defaults of `docs/limits.md`.
 #[derive(Debug, Clone)]
@@ -30,6 +33,8 @@ pub struct IngressConfig {
     pub upstream_idle: Duration,
     /// Streams at once on one HTTP/2 connection.
     pub h2_streams: u32,
+    /// Takes the spans of requests; none are made where absent.
+    pub exporter: Option<Arc<Exporter>>,
 }
 
 impl IngressConfig {
@@ -48,6 +53,7 @@ impl IngressConfig {
             shard_waiters: 1024,
             upstream_idle: Duration::from_secs(30),
             h2_streams: 100,
+            exporter: None,
         }
     }
 }

@@ -28,6 +28,7 @@ use super::response::ResponseHead;
 use super::shard::Target;
 use super::table::Lookup;
 use super::target::routing_path;
+use super::trace::Traced;
 use super::upstream_head::{self, Forwarded};
 use super::wire::{Timer, send, write_all};
 
@@ -67,14 +68,19 @@ pub(super) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, client: Cl
         draining: Box::pin(worker.draining.clone().cancelled_owned()),
         served: 0,
         answered: None,
+        traced: None,
     };
     loop {
         let end = match connection.next_head().await {
             Ok(length) => {
                 let mut measured = worker.meter.begin();
                 let end = connection.request(length).await;
+                let traced = connection.traced.take();
                 if let Some(status) = connection.answered.take() {
                     measured.answered(status);
+                    if let Some(mut traced) = traced {
+                        traced.answered(status);
+                    }
                 }
                 end
             }
@@ -140,6 +146,8 @@ struct Connection<'a, 'b> {
     served: u64,
     /// The status of the answer that was sent whole, until it is counted.
     answered: Option<StatusCode>,
+    /// The request's span, where it has one.
+    traced: Option<Traced>,
 }
 
 impl Connection<'_, '_> {
@@ -244,8 +252,8 @@ impl Connection<'_, '_> {
         let table = self.worker.routes.load();
         let path = routing_path(head.target.path(), &mut self.scratch);
         let close = !head.keep_alive || head.framing.has_body();
-        let target = match table.lookup(head.host_name, path, head.method) {
-            Lookup::Found(entry) => &entry.target,
+        let entry = match table.lookup(head.host_name, path, head.method) {
+            Lookup::Found(entry) => entry,
             Lookup::MethodNotAllowed(allow) => {
                 return Err((Answer::method_not_allowed(allow).closing(close), to_head));
             }
@@ -254,15 +262,22 @@ impl Connection<'_, '_> {
                 return Err((Answer::not_found(help).closing(close), to_head));
             }
         };
+        let target = &entry.target;
         if matches!(head.framing, Framing::Length(length) if length > target.request_body) {
             return Err((Answer::too_large(target.request_body), to_head));
+        }
+        if self.traced.is_none() {
+            self.traced = Traced::begin(self.worker.config.exporter.as_ref(), head.traceparent);
+        }
+        if let Some(traced) = &mut self.traced {
+            traced.asks(head.method, head.target.path(), head.host_name, entry);
         }
         let parts = upstream_head::Parts {
             method: head.method,
             path_and_query: head.target.path_and_query,
             host: head.host,
             framing: head.framing,
-            traceparent: head.traceparent,
+            traceparent: self.traced.as_ref().map(Traced::header).or(head.traceparent),
         };
         upstream_head::write(&mut self.request, &parts, head.fields.iter().copied(), &self.client.forwarded, target);
         Ok(Call {

@@ -28,6 +28,8 @@ use super::head::{MAX_FIELDS, MAX_HEAD};
 use super::meter;
 use super::table::Lookup;
 use super::target::{check_path_and_query, host_name, path_of, routing_path};
+use super::trace::Traced;
+use super::upstream_head;
 
 /// Flow control: what a client may send ahead on one stream, and on all streams of a connection together, bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -59,7 +61,7 @@ pub(super) async fn serve(worker: Arc<Worker>, stream: TcpStream, client: Client
             let mut busy = Busy::new(&last_used, &worker);
             let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
             async move {
-                let response = respond(worker, &client, request).await.unwrap_or_else(|answer| {
+                let response = respond(worker, &client, request, &mut busy.traced).await.unwrap_or_else(|answer| {
                     answer.into_response().map(|text| H2Body { source: Source::Text(Some(text)), busy: None })
                 });
                 busy.status = Some(response.status());
@@ -118,6 +120,7 @@ struct Busy {
     status: Option<http::StatusCode>,
     /// The whole answer was handed over.
     whole: bool,
+    traced: Option<Traced>,
 }
 
 impl Busy {
@@ -125,13 +128,17 @@ impl Busy {
         activity.lock().unwrap_or_else(std::sync::PoisonError::into_inner).open += 1;
         worker.meter.enter();
         let (activity, worker) = (Arc::clone(activity), Arc::clone(worker));
-        Self { activity, worker, began: Instant::now(), status: None, whole: false }
+        Self { activity, worker, began: Instant::now(), status: None, whole: false, traced: None }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let class = self.status.filter(|_| self.whole).map_or(meter::ABORTED, meter::class);
+        let status = self.status.filter(|_| self.whole);
+        if let (Some(traced), Some(status)) = (&mut self.traced, status) {
+            traced.answered(status);
+        }
+        let class = status.map_or(meter::ABORTED, meter::class);
         self.worker.meter.leave(self.began, class);
         let mut activity = self.activity.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         activity.open = activity.open.saturating_sub(1);
@@ -139,7 +146,12 @@ impl Drop for Busy {
     }
 }
 
-async fn respond(worker: Arc<Worker>, client: &Client, request: Request<Incoming>) -> Result<Response<H2Body>, Answer> {
+async fn respond(
+    worker: Arc<Worker>,
+    client: &Client,
+    request: Request<Incoming>,
+    traced: &mut Option<Traced>,
+) -> Result<Response<H2Body>, Answer> {
     let (parts, body) = request.into_parts();
     let host = checked_host(&parts).map_err(Answer::bad)?;
     let target = {
@@ -150,7 +162,14 @@ async fn respond(worker: Arc<Worker>, client: &Client, request: Request<Incoming
         let path = routing_path(path_of(path_and_query), &mut scratch);
         let table = worker.routes.load();
         match table.lookup(name, path, parts.method.as_str().as_bytes()) {
-            Lookup::Found(entry) => Arc::clone(&entry.target),
+            Lookup::Found(entry) => {
+                let incoming = upstream_head::traceparent(&parts.headers);
+                *traced = Traced::begin(worker.config.exporter.as_ref(), incoming);
+                if let Some(traced) = traced {
+                    traced.asks(parts.method.as_str().as_bytes(), path_of(path_and_query), name, entry);
+                }
+                Arc::clone(&entry.target)
+            }
             Lookup::MethodNotAllowed(allow) => return Err(Answer::method_not_allowed(allow)),
             Lookup::NotFound => {
                 let help = client.is_local.then_some((host.as_bytes(), path_of(path_and_query)));
@@ -167,7 +186,7 @@ async fn respond(worker: Arc<Worker>, client: &Client, request: Request<Incoming
         return Err(Answer::too_large(target.request_body));
     }
     let until = Instant::now() + worker.config.request_timeout;
-    let head = call::head(&parts, &host, framing, &client.forwarded, &target);
+    let head = call::head(&parts, &host, framing, &client.forwarded, &target, traced.as_ref().map(Traced::header));
     let exchange = Exchange {
         gateway: &worker.gateway,
         target: &target,

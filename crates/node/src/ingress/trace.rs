@@ -1,6 +1,101 @@
-//! The `traceparent` of a request: carried on if it is well formed (W3C Trace Context), made otherwise.
+//! The `traceparent` of a request: carried on if it is well formed (W3C Trace Context), made otherwise. Where spans are
+//! exported and the trace is recorded, the request is a span, and what the host gets names it as the parent.
 
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use http::StatusCode;
+use model::trace::{Attribute, Span, SpanKind, TraceContext};
 use rand::RngCore;
+
+use super::table::RouteEntry;
+use crate::otlp::Exporter;
+
+/// A request that is recorded; its span ends with it.
+pub(super) struct Traced {
+    exporter: Arc<Exporter>,
+    span: Span,
+    began: Instant,
+    header: String,
+    status: Option<StatusCode>,
+}
+
+impl Traced {
+    /// Where `incoming`, a valid `traceparent`, or the sampler says that the trace is recorded.
+    pub(super) fn begin(exporter: Option<&Arc<Exporter>>, incoming: Option<&[u8]>) -> Option<Self> {
+        let exporter = exporter.filter(|exporter| exporter.traces())?;
+        let caller = incoming.and_then(|value| TraceContext::parse(value).ok());
+        // One fixed bit: ids of zeros are invalid.
+        let span = (rand::random::<u64>() | 1).to_be_bytes();
+        let context = caller.map_or_else(
+            || {
+                let trace = (rand::random::<u128>() | 1).to_be_bytes();
+                TraceContext { trace, span, sampled: exporter.samples(&trace) }
+            },
+            |caller| caller.at(span),
+        );
+        if !context.sampled {
+            return None;
+        }
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let start_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        let span = Span {
+            context,
+            parent: caller.map(|caller| caller.span),
+            name: String::new(),
+            kind: SpanKind::Server,
+            start_ns,
+            end_ns: start_ns,
+            attributes: Vec::new(),
+            error: None,
+        };
+        let (header, began) = (context.to_string(), Instant::now());
+        Some(Self { exporter: exporter.clone(), span, began, header, status: None })
+    }
+
+    /// What the host is given.
+    pub(super) fn header(&self) -> &[u8] {
+        self.header.as_bytes()
+    }
+
+    /// Says what is asked, of whom. Asked again of another revision, the last one counts.
+    pub(super) fn asks(&mut self, method: &[u8], path: &[u8], host: &[u8], entry: &RouteEntry) {
+        let text = |bytes: &[u8]| Attribute::Text(String::from_utf8_lossy(bytes).into_owned());
+        let method = String::from_utf8_lossy(method);
+        self.span.name = format!("{method} {}", entry.route.path);
+        self.span.attributes = [
+            ("http.request.method", Attribute::from(&*method)),
+            ("http.route", entry.route.path.as_str().into()),
+            ("url.path", text(path)),
+            ("server.address", text(host)),
+            ("sidereal.tenant", entry.tenant.as_str().into()),
+            ("sidereal.app", entry.app.as_str().into()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+    }
+
+    /// The whole of this answer was sent.
+    pub(super) fn answered(&mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let took = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mut span = self.span.clone();
+        span.end_ns = span.start_ns.saturating_add(took);
+        span.error = match self.status {
+            None => Some("ended before its answer was sent".to_owned()),
+            Some(status) => {
+                span.attributes.push(("http.response.status_code".to_owned(), status.as_u16().into()));
+                status.is_server_error().then(|| status.to_string())
+            }
+        };
+        self.exporter.ingress(span);
+    }
+}
 
 /// `00-<32 hex>-<16 hex>-<2 hex>`, lower case, ids not zero. Other versions are not carried on: nobody here reads them.
 pub(super) fn is_valid(value: &[u8]) -> bool {

@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::front::Front;
 use crate::logs::Logs;
+use crate::otlp::Exporter;
 use crate::services::{Client, Services};
 use crate::taking;
 use crate::tenant::{Prepared, Tenant};
@@ -54,6 +55,8 @@ pub struct HostPlan {
     pub services: Arc<Services>,
     /// Where their components' lines go.
     pub logs: Arc<Logs>,
+    /// Where its spans go; it makes none where absent.
+    pub exporter: Option<Arc<Exporter>>,
     /// Where its end is told.
     pub events: mpsc::UnboundedSender<HostEvent>,
     /// What the ingress sees of it.
@@ -275,6 +278,11 @@ impl Supervisor {
         self.event(HostChange::Ready(info, refused));
         let _taking = Scoped(tokio::spawn(self.taking()));
         let _logs = Scoped(tokio::spawn(follow(self.client.clone(), self.plan.tenant.clone(), self.plan.logs.clone())));
+        let exporter = self.plan.exporter.as_ref().filter(|exporter| exporter.traces());
+        let _spans = exporter.map(|exporter| {
+            let (client, tenant) = (self.client.clone(), self.plan.tenant.clone());
+            Scoped(tokio::spawn(follow_spans(client, tenant, self.shard, exporter.clone())))
+        });
         tokio::select! {
             how = process.ended() => End::Ended(self.reason(&how)),
             deadline = &mut *stop => {
@@ -397,6 +405,28 @@ async fn follow(client: Arc<HostClient>, tenant: Arc<Tenant>, logs: Arc<Logs>) {
                 }
             }
             Err(cause) => tracing::debug!(tenant = %tenant.name, %cause, "cannot follow a host's log"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Passes the spans of a host's calls on, as long as the host runs.
+async fn follow_spans(client: Arc<HostClient>, tenant: Arc<Tenant>, shard: u32, exporter: Arc<Exporter>) {
+    let name = Arc::new(tenant.name.clone());
+    loop {
+        match client.spans().await {
+            Ok(mut batches) => {
+                while let Some(batch) = batches.next().await {
+                    exporter.lost(batch.dropped);
+                    for span in batch.spans {
+                        // Of other apps a host has nothing to say.
+                        if tenant.knows(&span.origin.app) {
+                            exporter.host(&name, shard, span);
+                        }
+                    }
+                }
+            }
+            Err(cause) => tracing::debug!(tenant = %tenant.name, %cause, "cannot follow a host's spans"),
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

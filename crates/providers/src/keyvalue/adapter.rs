@@ -109,32 +109,32 @@ impl store::HostBucket for View<'_> {
     async fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<Option<Vec<u8>>> {
         check_key(&key)?;
         let Linked { backend, bucket, meter } = self.linked(&bucket)?;
-        Ok(meter.observe(backend.get(&bucket, &key)).await?)
+        Ok(meter.call("get", backend.get(&bucket, &key)).await?)
     }
 
     async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Answer<()> {
         check_key(&key)?;
         check_value(&value)?;
         let Linked { backend, bucket, meter } = self.linked(&bucket)?;
-        Ok(meter.observe(backend.set(&bucket, &key, value)).await?)
+        Ok(meter.call("set", backend.set(&bucket, &key, value)).await?)
     }
 
     async fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<()> {
         check_key(&key)?;
         let Linked { backend, bucket, meter } = self.linked(&bucket)?;
-        Ok(meter.observe(backend.delete(&bucket, &key)).await?)
+        Ok(meter.call("delete", backend.delete(&bucket, &key)).await?)
     }
 
     async fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<bool> {
         check_key(&key)?;
         let Linked { backend, bucket, meter } = self.linked(&bucket)?;
-        Ok(meter.observe(backend.exists(&bucket, &key)).await?)
+        Ok(meter.call("exists", backend.exists(&bucket, &key)).await?)
     }
 
     async fn list_keys(&mut self, bucket: Resource<Bucket>, cursor: Option<u64>) -> Answer<KeyResponse> {
         let cursors = self.0.table().get(&bucket)?.cursors.clone();
         let Linked { backend, bucket, meter } = self.linked(&bucket)?;
-        let (keys, cursor) = meter.observe(cursors.list(&*backend, &bucket, cursor)).await?;
+        let (keys, cursor) = meter.call("list-keys", cursors.list(&*backend, &bucket, cursor)).await?;
         Ok(KeyResponse { keys, cursor })
     }
 
@@ -151,7 +151,7 @@ impl atomics::Host for View<'_> {
         // The draft counts in unsigned numbers, every backend in signed ones: what both have is what there is.
         let not_a_number = || BackendError::NotANumber(key.clone());
         let delta = i64::try_from(delta).map_err(|_| not_a_number())?;
-        let sum = meter.observe(backend.increment(&bucket, &key, delta)).await?;
+        let sum = meter.call("increment", backend.increment(&bucket, &key, delta)).await?;
         Ok(u64::try_from(sum).map_err(|_| not_a_number())?)
     }
 }
@@ -164,7 +164,7 @@ impl batch::Host for View<'_> {
     ) -> Answer<Vec<Option<(String, Vec<u8>)>>> {
         check_keys(&keys)?;
         let Linked { backend, bucket, meter } = self.linked(&bucket)?;
-        let found = meter.observe(backend.get_many(&bucket, keys)).await?;
+        let found = meter.call("get-many", backend.get_many(&bucket, keys)).await?;
         Ok(found.into_iter().map(|(key, value)| value.map(|value| (key, value))).collect())
     }
 
@@ -175,13 +175,13 @@ impl batch::Host for View<'_> {
         }
         check_batch(pairs.len(), pairs.iter().map(|(key, value)| key.len() + value.len()).sum())?;
         let Linked { backend, bucket, meter } = self.linked(&bucket)?;
-        Ok(meter.observe(backend.set_many(&bucket, pairs)).await?)
+        Ok(meter.call("set-many", backend.set_many(&bucket, pairs)).await?)
     }
 
     async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Answer<()> {
         check_keys(&keys)?;
         let Linked { backend, bucket, meter } = self.linked(&bucket)?;
-        Ok(meter.observe(backend.delete_many(&bucket, keys)).await?)
+        Ok(meter.call("delete-many", backend.delete_many(&bucket, keys)).await?)
     }
 }
 
