@@ -186,7 +186,8 @@ impl Providers {
         totals: &Totals,
     ) -> Vec<Taken> {
         let taken = model::messaging::subscriptions(app).filter_map(|(link, subscription)| {
-            let Backing::Messaging(broker) = &opened.get(&link.provider)?.backing else { return None };
+            let open = opened.get(&link.provider)?;
+            let Backing::Messaging(broker) = &open.backing else { return None };
             let kinds =
                 [BrokerKind::Local, BrokerKind::Durable].into_iter().filter(|kind| broker.of_node != Some(*kind));
             Some(Taken {
@@ -194,7 +195,7 @@ impl Providers {
                 route: format!("{}/{revision}/{}", app.name, link.component).into(),
                 backend: broker.backend.clone(),
                 former: kinds.map(|kind| messaging::of_node(&self.means, &app.name, kind)).collect(),
-                meter: totals.meter(&app.name, link),
+                meter: totals.meter(&app.name, link, open.kind),
             })
         });
         taken.collect()
