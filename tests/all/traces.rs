@@ -35,7 +35,7 @@ fn ask(platform: &Platform, host: &str, path: &str, traceparent: Option<&str>) -
     connection.ask("GET", host, path, &fields, &[]).unwrap().status
 }
 
-fn one<'a>(spans: &'a [Span], wanted: impl Fn(&Span) -> bool) -> &'a Span {
+fn one(spans: &[Span], wanted: impl Fn(&Span) -> bool) -> &Span {
     let found: Vec<_> = spans.iter().filter(|span| wanted(span)).collect();
     assert_eq!(found.len(), 1, "{spans:#?}");
     found[0]
