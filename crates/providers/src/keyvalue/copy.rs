@@ -131,7 +131,8 @@ async fn read(end: End<'_>, keys: &[String]) -> Result<Vec<Pair>, BackendError> 
 /// A store that writes no batch takes the pairs one by one.
 async fn write(to: End<'_>, pairs: Vec<(String, Vec<u8>)>) -> Result<(), CopyError> {
     match to.backend.set_many(to.bucket, pairs.clone()).await {
-        Err(BackendError::TooLarge(_)) => {
+        // A batch is all or nothing; a copy need not be, since every key is read back.
+        Err(BackendError::TooLarge(_) | BackendError::Unsupported(_)) => {
             for (key, value) in pairs {
                 to.backend.set(to.bucket, &key, value).await.map_err(CopyError::Target)?;
             }
