@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod apps;
+mod callees;
 mod neighbours;
 mod table;
 mod throughput;
@@ -43,6 +44,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wanted("neighbours") {
         neighbours::run(&args, &mut table).context("neighbours")?;
+    }
+    if wanted("callees") {
+        callees::run(&mut table).context("callees")?;
     }
     if wanted("apps") {
         apps::run(&args, &mut table).context("apps")?;
