@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use api::services::messaging::BrokerKind;
 use model::{AppName, ProviderKind};
-use providers::http_out::{Tls, public_roots};
 use providers::messaging::nats::Nats;
 use providers::messaging::{Backend, BackendError, MessagingLink};
 use providers::meter::LinkMeter;
-use providers::nats::{Client, Options};
+use providers::nats::{Client, Login, Options};
 
 use super::{Means, Wanted};
 use crate::broker::NodeBroker;
@@ -54,8 +53,11 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Broker, StartEr
                 app: wanted.app.clone(),
                 provider: wanted.name.clone(),
                 endpoint: url.parse().map_err(|cause: providers::nats::EndpointError| bad(cause.to_string()))?,
-                credentials: None,
-                tls: Tls::new(public_roots()).map_err(|cause| bad(cause.to_string()))?,
+                login: Login::Secrets {
+                    username: wanted.spec.config.get("username").cloned(),
+                    secrets: means.credentials(wanted),
+                },
+                tls: means.tls.clone(),
             };
             let nats = Arc::new(Nats::new(Client::new(options, means.dialer.clone()), means.tenant.clone()));
             Ok(Broker { backend: nats.clone(), of_node: None, server: Some(nats) })

@@ -32,7 +32,7 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable => &[],
-        ProviderKind::MessagingNats => &[NATS_URL],
+        ProviderKind::MessagingNats => &[nats::URL, USERNAME],
         ProviderKind::Component => &[Setting {
             name: crate::rules::callee::COMPONENT,
             required: true,
@@ -63,21 +63,15 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable
-        | ProviderKind::MessagingNats
         | ProviderKind::Component => &[],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
         ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,
         ProviderKind::KeyvalueConsul => http_server::CONSUL_SECRETS,
-        ProviderKind::KeyvalueNats => &[PASSWORD, USERNAME, nats::TOKEN, nats::NKEY, nats::CREDENTIALS],
+        ProviderKind::KeyvalueNats | ProviderKind::MessagingNats => {
+            &[PASSWORD, USERNAME, nats::TOKEN, nats::NKEY, nats::CREDENTIALS]
+        }
     }
 }
-
-const NATS_URL: Setting = Setting {
-    name: "url",
-    required: true,
-    doc: "where the server is: `nats://host[:port]`, or `tls://host[:port]` to insist on TLS",
-    example: "nats://bus.internal.example:4222",
-};
 
 const USERNAME: Setting = Setting {
     name: "username",
@@ -236,12 +230,6 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
     if spec.kind == ProviderKind::KeyvalueRedis {
         check_redis(name, spec, out);
     }
-    if spec.kind == ProviderKind::MessagingNats
-        && let Some(url) = spec.config.get("url")
-        && let Err(violation) = nats_url(url)
-    {
-        out.push(Found::at(value("url"), violation));
-    }
     if matches!(spec.kind, ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul) {
         let found = http_server::check(spec).into_iter();
         out.extend(found.map(|(setting, violation)| Found::at(value(setting), violation)));
@@ -290,42 +278,11 @@ fn check_redis(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>) {
     {
         out.push(Found::at(Subject::ProviderValue(name.clone(), "url".to_owned()), violation));
     }
-    if spec.kind == ProviderKind::KeyvalueNats {
+    if matches!(spec.kind, ProviderKind::KeyvalueNats | ProviderKind::MessagingNats) {
         for (key, violation) in nats::check(spec) {
             out.push(Found::at(Subject::ProviderValue(name.clone(), key.to_owned()), violation));
         }
     }
-}
-
-/// Checks the `url` of a NATS provider. The text of a URL that may hold a password is never repeated.
-///
-/// # Errors
-/// `provider-secret` for a user or password, `provider-url` for everything else.
-fn nats_url(text: &str) -> Result<(), Violation> {
-    let bad = |why: &str| {
-        let help = format!("write it as `nats://host[:port]`, for example `{}`", NATS_URL.example);
-        Violation::new(Code::ProviderUrl, format!("the `url` of a `messaging-nats` provider {why}")).help(help)
-    };
-    let url = Url::parse(text).map_err(|err| bad(&format!("is not a URL ({err})")))?;
-    if url.password().is_some() || !url.username().is_empty() {
-        let message = "the `url` of a provider holds a user name or password; settings are stored and shown, so secrets may not stand in them";
-        let help = "remove everything between `//` and `@`";
-        return Err(Violation::new(Code::ProviderSecret, message).help(help));
-    }
-    if !matches!(url.scheme(), "nats" | "tls") {
-        return Err(bad(&format!("has the scheme `{}`", shown(url.scheme()))));
-    }
-    match url.host() {
-        None | Some(Host::Domain("")) => return Err(bad("names no host")),
-        Some(_) => {}
-    }
-    if url.port() == Some(0) {
-        return Err(bad("has port 0"));
-    }
-    if url.query().is_some() || url.fragment().is_some() || !matches!(url.path(), "" | "/") {
-        return Err(bad("has more than host and port"));
-    }
-    Ok(())
 }
 
 const REDIS_EXAMPLE: &str = "write it as `redis://host[:port][/database]`, for example `redis://127.0.0.1:6379/0`";
