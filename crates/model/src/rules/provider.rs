@@ -230,6 +230,11 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
     if spec.kind == ProviderKind::KeyvalueRedis {
         check_redis(name, spec, out);
     }
+    if matches!(spec.kind, ProviderKind::KeyvalueNats | ProviderKind::MessagingNats) {
+        for (key, violation) in nats::check(spec) {
+            out.push(Found::at(Subject::ProviderValue(name.clone(), key.to_owned()), violation));
+        }
+    }
     if matches!(spec.kind, ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul) {
         let found = http_server::check(spec).into_iter();
         out.extend(found.map(|(setting, violation)| Found::at(value(setting), violation)));
@@ -277,11 +282,6 @@ fn check_redis(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>) {
         && let Err(violation) = redis_url(url)
     {
         out.push(Found::at(Subject::ProviderValue(name.clone(), "url".to_owned()), violation));
-    }
-    if matches!(spec.kind, ProviderKind::KeyvalueNats | ProviderKind::MessagingNats) {
-        for (key, violation) in nats::check(spec) {
-            out.push(Found::at(Subject::ProviderValue(name.clone(), key.to_owned()), violation));
-        }
     }
 }
 
