@@ -26,6 +26,17 @@ use tokio::net::UnixListener;
 
 /// The node's services behind a socket, as a host meets them.
 async fn node(dir: &Path) -> Arc<CallsClient> {
+    let data = DataEngine::open(dir.join("data.redb")).unwrap();
+    let messaging = node::messaging::Messaging::new(data.clone());
+    node_with(dir, data, messaging).await
+}
+
+/// A node's services for the tenant `acme`, and a client of them.
+pub(crate) async fn node_with(
+    dir: &Path,
+    data: DataEngine,
+    messaging: Arc<node::messaging::Messaging>,
+) -> Arc<CallsClient> {
     let artifacts = Artifacts::open(
         dir.join("cache"),
         dir.join("keys"),
@@ -33,9 +44,8 @@ async fn node(dir: &Path) -> Arc<CallsClient> {
         Blobs::open(dir.join("blobs")).unwrap(),
     );
     let store = RedbStore::open(dir.join("store.redb")).unwrap();
-    let data = DataEngine::open(dir.join("data.redb")).unwrap();
     let services = Services {
-        messaging: node::messaging::Messaging::new(data.clone()),
+        messaging,
         data,
         folder: Folder::open(dir.join("objects")).unwrap(),
         artifacts: Arc::new(artifacts.unwrap()),

@@ -8,6 +8,7 @@
 )]
 
 mod blobstore;
+mod brokers;
 mod components;
 mod crash;
 mod demo;

@@ -217,7 +217,13 @@ async fn treat(apps: &Arc<Apps>, taken: &Taken, delivery: Delivery, stop: &Cance
                 Called::NotTried => Outcome::GivenBack,
                 Called::Failed { kind, why } => {
                     taken.meter.ended(began, Some(kind));
-                    let outcome = after_failure(&taken.subscription, &subject, tries, RandomState::new().hash_one(&id));
+                    let outcome = after_failure(
+                        &taken.subscription,
+                        taken.backend.delivers(),
+                        &subject,
+                        tries,
+                        RandomState::new().hash_one(&id),
+                    );
                     place.entry().remark(&sentence(&id, &subject, tries, &why, &outcome));
                     outcome
                 }

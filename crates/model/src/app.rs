@@ -149,11 +149,13 @@ pub enum ProviderKind {
     MessagingDurable,
     /// Another component of the app, for the contracts it exports; `component` is its name.
     Component,
+    /// Messages over NATS, at most once; `url` is `nats://host[:port]`.
+    MessagingNats,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -164,6 +166,7 @@ impl ProviderKind {
         Self::MessagingLocal,
         Self::MessagingDurable,
         Self::Component,
+        Self::MessagingNats,
     ];
 
     /// The name in manifests.
@@ -179,6 +182,7 @@ impl ProviderKind {
             Self::MessagingLocal => "messaging-local",
             Self::MessagingDurable => "messaging-durable",
             Self::Component => "component",
+            Self::MessagingNats => "messaging-nats",
         }
     }
 
@@ -192,7 +196,7 @@ impl ProviderKind {
             | Self::KeyvalueConsul
             | Self::KeyvalueNats => "wasi:keyvalue",
             Self::BlobstoreFolder => "wasi:blobstore",
-            Self::MessagingLocal | Self::MessagingDurable => "wasmcloud:messaging",
+            Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => "wasmcloud:messaging",
             Self::Component => "*",
         }
     }

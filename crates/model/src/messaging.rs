@@ -48,6 +48,9 @@ pub enum MessagingError {
     /// No pattern, or too many.
     #[error("a link has 1 to {MAX_PATTERNS} subscriptions, this one has {0}")]
     Count(usize),
+    /// Two patterns that some subject matches: who takes it would get it twice from some brokers and once from others.
+    #[error("the subscriptions `{0}` and `{1}` overlap")]
+    Overlap(Pattern, Pattern),
     /// Not a name.
     #[error("the queue group: {0}")]
     Group(NameError),
@@ -109,6 +112,18 @@ impl Pattern {
             }
         }
         tokens.next().is_none()
+    }
+
+    /// Whether some subject matches both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut ours, mut theirs) = (self.0.split('.'), other.0.split('.'));
+        loop {
+            match (ours.next(), theirs.next()) {
+                (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+                (Some(one), Some(two)) if one == two || one == "*" || two == "*" => {}
+                _ => return false,
+            }
+        }
     }
 }
 
@@ -194,6 +209,11 @@ impl Subscription {
         let patterns = patterns.map_err(|cause| ("subscriptions", cause))?;
         if patterns.is_empty() || patterns.len() > MAX_PATTERNS {
             return Err(("subscriptions", MessagingError::Count(patterns.len())));
+        }
+        for (index, one) in patterns.iter().enumerate() {
+            if let Some(other) = patterns.iter().take(index).find(|other| other.overlaps(one)) {
+                return Err(("subscriptions", MessagingError::Overlap(other.clone(), one.clone())));
+            }
         }
         let name = match config.get("queue-group") {
             Some(name) => {
@@ -308,6 +328,8 @@ mod tests {
             (&[("subscriptions", "")][..], "subscriptions"),
             (&[("subscriptions", "a,,b")], "subscriptions"),
             (&[("subscriptions", "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q")], "subscriptions"),
+            (&[("subscriptions", "a.*,b,*.b")], "subscriptions"),
+            (&[("subscriptions", "a.b,a.>")], "subscriptions"),
             (&[("queue-group", "q")], "queue-group"),
             (&[("subscriptions", "a"), ("queue-group", "a.b")], "queue-group"),
             (&[("subscriptions", "a"), ("max-tries", "0")], "max-tries"),

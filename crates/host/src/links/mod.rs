@@ -168,7 +168,7 @@ impl Providers {
             // Opened with the revision it belongs to.
             ProviderKind::Component => return Err(another_contract(name, spec.kind)),
             ProviderKind::BlobstoreFolder => Backing::Blobstore(blobstore::open(&self.means, &wanted)?),
-            ProviderKind::MessagingLocal | ProviderKind::MessagingDurable => {
+            ProviderKind::MessagingLocal | ProviderKind::MessagingDurable | ProviderKind::MessagingNats => {
                 Backing::Messaging(messaging::open(&self.means, &wanted)?)
             }
         };

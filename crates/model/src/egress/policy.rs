@@ -201,6 +201,10 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable
         | ProviderKind::Component => None,
+        ProviderKind::MessagingNats => {
+            let url = spec.config.get("url")?;
+            ["nats://", "tls://"].iter().find_map(|scheme| place_of(url, scheme, 4222))
+        }
         ProviderKind::KeyvalueRedis => place_of(spec.config.get("url")?, "redis://", 6379),
         ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul => {
             let url = spec.config.get("url")?;

@@ -32,6 +32,7 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable => &[],
+        ProviderKind::MessagingNats => &[nats::URL, USERNAME],
         ProviderKind::Component => &[Setting {
             name: crate::rules::callee::COMPONENT,
             required: true,
@@ -66,7 +67,9 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
         ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,
         ProviderKind::KeyvalueConsul => http_server::CONSUL_SECRETS,
-        ProviderKind::KeyvalueNats => &[PASSWORD, USERNAME, nats::TOKEN, nats::NKEY, nats::CREDENTIALS],
+        ProviderKind::KeyvalueNats | ProviderKind::MessagingNats => {
+            &[PASSWORD, USERNAME, nats::TOKEN, nats::NKEY, nats::CREDENTIALS]
+        }
     }
 }
 
@@ -227,6 +230,11 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
     if spec.kind == ProviderKind::KeyvalueRedis {
         check_redis(name, spec, out);
     }
+    if matches!(spec.kind, ProviderKind::KeyvalueNats | ProviderKind::MessagingNats) {
+        for (key, violation) in nats::check(spec) {
+            out.push(Found::at(Subject::ProviderValue(name.clone(), key.to_owned()), violation));
+        }
+    }
     if matches!(spec.kind, ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul) {
         let found = http_server::check(spec).into_iter();
         out.extend(found.map(|(setting, violation)| Found::at(value(setting), violation)));
@@ -274,11 +282,6 @@ fn check_redis(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>) {
         && let Err(violation) = redis_url(url)
     {
         out.push(Found::at(Subject::ProviderValue(name.clone(), "url".to_owned()), violation));
-    }
-    if spec.kind == ProviderKind::KeyvalueNats {
-        for (key, violation) in nats::check(spec) {
-            out.push(Found::at(Subject::ProviderValue(name.clone(), key.to_owned()), violation));
-        }
     }
 }
 

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use api::services::codec::{FrameReader, FrameWriter, WireError};
-use api::services::secret::SecretRequest;
 use api::services::{ServiceAnswer, ServiceCall, ServiceFault, ServiceReply, ServiceRequest};
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -82,11 +81,6 @@ async fn answer(
     request: ServiceRequest,
 ) -> Result<ServiceAnswer, ServiceFault> {
     let tenant = &client.tenant;
-    // Whether some secret of the tenant changed is asked on behalf of no app.
-    let of_no_app = matches!(request, ServiceRequest::Secret(SecretRequest::Changed { .. }));
-    if !of_no_app && !tenant.knows(&app) {
-        return Err(ServiceFault::Refused(format!("tenant {} runs no app `{app}` here", tenant.name)));
-    }
     match request {
         ServiceRequest::Secret(request) => {
             secret::answer(&client.tenant, &services.secrets, &app, request).await.map(ServiceAnswer::Secret)

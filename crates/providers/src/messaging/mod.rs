@@ -6,6 +6,7 @@
 
 mod adapter;
 pub mod conformance;
+pub mod nats;
 pub mod outcome;
 
 use std::sync::Arc;
@@ -66,11 +67,24 @@ impl Kind for BackendError {
     }
 }
 
+/// How a backend delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivers {
+    /// What failed does not come again.
+    AtMostOnce,
+    /// What was not acknowledged comes again.
+    AtLeastOnce,
+}
+
 /// An answer that may take a while.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, BackendError>>;
 
 /// One message broker, narrowed to one provider of one app of one tenant.
 pub trait Backend: Send + Sync + 'static {
+    /// How it delivers.
+    fn delivers(&self) -> Delivers {
+        Delivers::AtLeastOnce
+    }
     /// Sends a message. When it is answered, the message is as safe as the backend promises.
     fn publish(&self, message: Message) -> Answer<'_, ()>;
     /// Sends a message and waits for the first answer.

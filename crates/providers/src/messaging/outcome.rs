@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use model::messaging::{Subscription, pause_ms};
 
+use super::Delivers;
+
 /// What became of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -19,8 +21,14 @@ pub enum Outcome {
 }
 
 /// What becomes of a message whose `tries`th try has failed. `random` spreads those that failed together.
-pub fn after_failure(subscription: &Subscription, subject: &str, tries: u32, random: u64) -> Outcome {
-    if tries >= subscription.tries {
+pub fn after_failure(
+    subscription: &Subscription,
+    delivers: Delivers,
+    subject: &str,
+    tries: u32,
+    random: u64,
+) -> Outcome {
+    if tries >= subscription.tries || delivers == Delivers::AtMostOnce {
         return Outcome::PutAway(subscription.dead_letter(subject));
     }
     let full = pause_ms(tries);
@@ -39,12 +47,12 @@ mod tests {
         )
         .unwrap();
         let (_, subscription) = model::messaging::subscriptions(&app).next().unwrap();
-        let after = |tries| after_failure(&subscription, "x", tries, u64::MAX);
+        let after = |tries| after_failure(&subscription, Delivers::AtLeastOnce, "x", tries, u64::MAX);
         for (tries, at_most) in [(1, 100), (2, 200)] {
             let Outcome::Again(pause) = after(tries) else { panic!("{tries}") };
             assert!((at_most / 2..=at_most).contains(&(pause.as_millis() as u64)), "{pause:?}");
         }
         assert_eq!(after(3), Outcome::PutAway(Some("dead-letter.a.c.default.x".to_owned())));
-        assert_eq!(after_failure(&subscription, "dead-letter.x", 4, 0), Outcome::PutAway(None));
+        assert_eq!(after_failure(&subscription, Delivers::AtMostOnce, "dead-letter.x", 1, 0), Outcome::PutAway(None));
     }
 }

@@ -98,6 +98,11 @@ impl Subscription {
         Err(why.unwrap_or_else(|| NatsError::Unavailable("the client has ended".into())))
     }
 
+    /// Asks the server for no more. What has arrived can still be read; then [`Subscription::next`] fails.
+    pub fn stop(&self) {
+        self.client.gone(Gone::Subscription(self.sid));
+    }
+
     /// How many messages were dropped because they were not read in time.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Relaxed)

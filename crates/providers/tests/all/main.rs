@@ -15,6 +15,7 @@ mod fake_vault;
 mod http_out;
 mod keyvalue;
 mod keyvalue_nats;
+mod messaging_nats;
 mod nats;
 mod nats_server;
 mod support;
