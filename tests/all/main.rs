@@ -21,6 +21,7 @@ mod observe;
 mod oci;
 mod quickstart;
 mod refusals;
+mod secrets;
 mod surface;
 mod swap;
 mod traces;

@@ -149,11 +149,13 @@ pub enum ProviderKind {
     MessagingDurable,
     /// Another component of the app, for the contracts it exports; `component` is its name.
     Component,
+    /// Secrets of the tenant, kept sealed by this machine.
+    SecretsEmbedded,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -164,6 +166,7 @@ impl ProviderKind {
         Self::MessagingLocal,
         Self::MessagingDurable,
         Self::Component,
+        Self::SecretsEmbedded,
     ];
 
     /// The name in manifests.
@@ -179,6 +182,7 @@ impl ProviderKind {
             Self::MessagingLocal => "messaging-local",
             Self::MessagingDurable => "messaging-durable",
             Self::Component => "component",
+            Self::SecretsEmbedded => "secrets-embedded",
         }
     }
 
@@ -193,6 +197,7 @@ impl ProviderKind {
             | Self::KeyvalueNats => "wasi:keyvalue",
             Self::BlobstoreFolder => "wasi:blobstore",
             Self::MessagingLocal | Self::MessagingDurable => "wasmcloud:messaging",
+            Self::SecretsEmbedded => crate::secret::CONTRACT,
             Self::Component => "*",
         }
     }
@@ -206,12 +211,13 @@ impl ProviderKind {
     }
 
     /// The providers that exist without being declared: name and kind.
-    pub const BUILT_IN: [(&'static str, Self); 5] = [
+    pub const BUILT_IN: [(&'static str, Self); 6] = [
         ("embedded", Self::KeyvalueEmbedded),
         ("memory", Self::KeyvalueMemory),
         ("folder", Self::BlobstoreFolder),
         ("local", Self::MessagingLocal),
         ("durable", Self::MessagingDurable),
+        ("secrets", Self::SecretsEmbedded),
     ];
 }
 

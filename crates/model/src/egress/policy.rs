@@ -200,6 +200,7 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable
+        | ProviderKind::SecretsEmbedded
         | ProviderKind::Component => None,
         ProviderKind::KeyvalueRedis => place_of(spec.config.get("url")?, "redis://", 6379),
         ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul => {

@@ -31,7 +31,8 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::KeyvalueEmbedded
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
-        | ProviderKind::MessagingDurable => &[],
+        | ProviderKind::MessagingDurable
+        | ProviderKind::SecretsEmbedded => &[],
         ProviderKind::Component => &[Setting {
             name: crate::rules::callee::COMPONENT,
             required: true,
@@ -62,6 +63,7 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable
+        | ProviderKind::SecretsEmbedded
         | ProviderKind::Component => &[],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
         ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,
