@@ -1,7 +1,7 @@
 //! Bindings and the few lines every WASI 0.2 guest repeats. What a guest does not call is not imported by its component.
 
 wit_bindgen::generate!({
-    path: ["../wit/p2", "../wit/keyvalue", "../wit/blobstore", "../wit/config", "../wit/logging", "../wit/messaging"],
+    path: ["../wit/p2", "../wit/keyvalue", "../wit/blobstore", "../wit/config", "../wit/logging", "../wit/messaging", "../wit/secrets"],
     inline: "
         package sidereal:guests;
         world guest {
@@ -19,6 +19,8 @@ wit_bindgen::generate!({
             import wasi:config/store@0.2.0-rc.1;
             import wasi:logging/logging@0.1.0-draft;
             import wasmcloud:messaging/consumer@0.2.0;
+            import wasmcloud:secrets/store@0.1.0-draft;
+            import wasmcloud:secrets/reveal@0.1.0-draft;
             export wasi:http/incoming-handler@0.2.12;
         }
     ",

@@ -22,6 +22,7 @@ mod observe;
 mod oci;
 mod quickstart;
 mod refusals;
+mod secrets;
 mod surface;
 mod swap;
 mod traces;

@@ -1,6 +1,6 @@
 //! A running platform in a directory of its own.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -29,7 +29,7 @@ impl Platform {
     /// # Errors
     /// When it does not get ready.
     pub fn start(dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
-        Self::start_with(dir, flags, &[])
+        Self::launch(dir, flags, &[], Stdio::inherit())
     }
 
     /// As [`Platform::start`], with further variables in its environment.
@@ -37,6 +37,18 @@ impl Platform {
     /// # Errors
     /// When it does not get ready.
     pub fn start_with(dir: &Path, flags: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::launch(dir, flags, env, Stdio::inherit())
+    }
+
+    /// As [`Platform::start`], with its log somewhere else.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_logging(dir: &Path, flags: &[&str], log: Stdio) -> anyhow::Result<Self> {
+        Self::launch(dir, flags, &[], log)
+    }
+
+    fn launch(dir: &Path, flags: &[&str], env: &[(&str, &str)], log: Stdio) -> anyhow::Result<Self> {
         let begun = Instant::now();
         let listen: &[&str] = if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
         let mut child = Command::new(crate::binary())
@@ -48,6 +60,7 @@ impl Platform {
             .env_remove("RUST_BACKTRACE")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .context("cannot start the platform")?;
         let mut line = String::new();
@@ -183,6 +196,25 @@ pub fn cli(dir: &Path, args: &[&str]) -> anyhow::Result<Output> {
         .stdin(Stdio::null())
         .output()
         .context("cannot run the binary")
+}
+
+/// Runs a command with `dir` as its data directory and `input` on its stdin.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn feed(dir: &Path, args: &[&str], input: &[u8]) -> anyhow::Result<Output> {
+    let mut child = Command::new(crate::binary())
+        .args(args)
+        .env("SIDEREAL_DATA_DIR", dir)
+        .env_remove("RUST_BACKTRACE")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run the binary")?;
+    // A command that refuses early does not read it all.
+    drop(child.stdin.take().context("no stdin")?.write_all(input));
+    Ok(child.wait_with_output()?)
 }
 
 /// Whether a process runs; one that ended and was not reaped does not.

@@ -22,9 +22,20 @@ impl Redis {
     /// # Errors
     /// When it is not installed (Debian: `redis-server`) or does not start.
     pub fn start() -> anyhow::Result<Self> {
+        Self::configured("")
+    }
+
+    /// The same with lines of a configuration file, for example `requirepass …`.
+    ///
+    /// # Errors
+    /// As [`Redis::start`].
+    pub fn configured(lines: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
+        let config = dir.path().join("redis.conf");
+        std::fs::write(&config, lines)?;
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let child = Command::new("redis-server")
+            .arg(&config)
             .args(["--port", &addr.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
             .arg(dir.path())
             .stdout(Stdio::null())
@@ -35,6 +46,17 @@ impl Redis {
         until(Duration::from_secs(10), || TcpStream::connect(redis.addr).is_ok())
             .context("redis-server does not answer")?;
         Ok(redis)
+    }
+
+    /// What the server answers to a command line, logged in with `password`.
+    ///
+    /// # Errors
+    /// When `redis-cli` cannot be run.
+    pub fn tell(&self, password: &str, command: &[&str]) -> anyhow::Result<String> {
+        let port = self.addr.port().to_string();
+        let mut cli = Command::new("redis-cli");
+        cli.args(["-h", "127.0.0.1", "-p", &port]).env("REDISCLI_AUTH", password).args(command);
+        Ok(String::from_utf8_lossy(&cli.output().context("cannot run redis-cli")?.stdout).trim().to_owned())
     }
 
     /// `redis://…`

@@ -167,7 +167,7 @@ impl Writer {
             return Ok(Vec::new());
         }
         let there = self.secrets.list(tenant).await.map_err(|cause| vec![Refusal::from(cause).problem])?;
-        let missing = uses.iter().filter(|used| there.iter().all(|info| info.name != *used.secret));
+        let missing = uses.iter().filter(|used| there.iter().all(|info| info.name != used.secret));
         Ok(missing
             .map(|used| {
                 let text =

@@ -18,6 +18,7 @@ use providers::http_out::{Tls, public_roots};
 use providers::keyvalue::KeyValue;
 use providers::logging::Logging;
 use providers::messaging::Messaging;
+use providers::secrets::Secrets;
 use runtime::{Capability, Runtime};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -113,8 +114,14 @@ async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> 
 
 fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostError> {
     let socket = args.dir.join(NODE_SOCKET);
-    let capabilities: Vec<Box<dyn Capability>> =
-        vec![Box::new(KeyValue), Box::new(Blobstore), Box::new(Messaging), Box::new(Config), Box::new(Logging)];
+    let capabilities: Vec<Box<dyn Capability>> = vec![
+        Box::new(KeyValue),
+        Box::new(Blobstore),
+        Box::new(Messaging),
+        Box::new(Secrets),
+        Box::new(Config),
+        Box::new(Logging),
+    ];
     let runtime = Runtime::new(settings.runtime, capabilities)?;
     let files = Arc::new(FilesClient::new(&socket));
     let store = Arc::new(KvClient::new(&socket, KV_TIMEOUT));

@@ -151,6 +151,8 @@ pub enum ProviderKind {
     Component,
     /// Messages over NATS, at most once; `url` is `nats://host[:port]`.
     MessagingNats,
+    /// Secrets of the tenant, kept sealed by this machine.
+    SecretsEmbedded,
 }
 
 impl ProviderKind {
@@ -167,6 +169,7 @@ impl ProviderKind {
         Self::MessagingDurable,
         Self::Component,
         Self::MessagingNats,
+        Self::SecretsEmbedded,
     ];
 
     /// The name in manifests.
@@ -183,6 +186,7 @@ impl ProviderKind {
             Self::MessagingDurable => "messaging-durable",
             Self::Component => "component",
             Self::MessagingNats => "messaging-nats",
+            Self::SecretsEmbedded => "secrets-embedded",
         }
     }
 
@@ -197,6 +201,7 @@ impl ProviderKind {
             | Self::KeyvalueNats => "wasi:keyvalue",
             Self::BlobstoreFolder => "wasi:blobstore",
             Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => "wasmcloud:messaging",
+            Self::SecretsEmbedded => crate::secret::CONTRACT,
             Self::Component => "*",
         }
     }
@@ -210,12 +215,13 @@ impl ProviderKind {
     }
 
     /// The providers that exist without being declared: name and kind.
-    pub const BUILT_IN: [(&'static str, Self); 5] = [
+    pub const BUILT_IN: [(&'static str, Self); 6] = [
         ("embedded", Self::KeyvalueEmbedded),
         ("memory", Self::KeyvalueMemory),
         ("folder", Self::BlobstoreFolder),
         ("local", Self::MessagingLocal),
         ("durable", Self::MessagingDurable),
+        ("secrets", Self::SecretsEmbedded),
     ];
 }
 

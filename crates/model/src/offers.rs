@@ -138,6 +138,12 @@ pub const OFFERS: &[Offer] = &[
         interfaces: &["consumer"],
         by_link: true,
     },
+    Offer {
+        contract: "wasmcloud:secrets",
+        version: Offered::Exact("0.1.0-draft"),
+        interfaces: &["store", "reveal"],
+        by_link: true,
+    },
 ];
 
 /// What the platform has for an import.

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::app::LockedApp;
+use crate::app::{Link, LockedApp};
 use crate::name::SecretName;
 
 /// The largest value of a secret, bytes; the smallest has one.
@@ -32,27 +32,45 @@ impl SecretRef {
 
 /// One use of a secret by an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretUse<'a> {
+pub struct SecretUse {
     /// Which secret.
-    pub secret: &'a SecretName,
+    pub secret: SecretName,
     /// What uses it, for people: ``the `password` of provider `cache` ``.
     pub by: String,
 }
 
 /// Every use of a secret in an app.
-pub fn uses(app: &LockedApp) -> Vec<SecretUse<'_>> {
+pub fn uses(app: &LockedApp) -> Vec<SecretUse> {
     let of_providers = app.providers.iter().flat_map(|(name, spec)| {
         spec.secrets.iter().map(move |(key, reference)| SecretUse {
-            secret: &reference.secret,
+            secret: reference.secret.clone(),
             by: format!("the `{key}` of provider `{name}`"),
         })
     });
-    of_providers.collect()
+    let of_links = app.links.iter().filter_map(|link| {
+        let (_, reference) = of_link(link)?;
+        let by = format!("the link `{}` of component `{}`", link.label, link.component);
+        Some(SecretUse { secret: reference.secret, by })
+    });
+    of_providers.chain(of_links).collect()
+}
+
+/// The contract by which components reach secrets.
+pub const CONTRACT: &str = "wasmcloud:secrets";
+
+/// The key that a component asks for over a link of [`CONTRACT`], and the secret it then gets: each the link's label where
+/// the link does not say otherwise. `None` for links of other contracts, and where what is said is no name.
+pub fn of_link(link: &Link) -> Option<(&str, SecretRef)> {
+    if link.contract.to_string() != CONTRACT {
+        return None;
+    }
+    let named = |key: &str| link.config.get(key).map_or(link.label.as_str(), String::as_str);
+    Some((named("key"), SecretRef::new(named("secret").parse().ok()?)))
 }
 
 /// The names of all secrets an app uses.
 pub fn names(app: &LockedApp) -> BTreeSet<SecretName> {
-    uses(app).into_iter().map(|used| used.secret.clone()).collect()
+    uses(app).into_iter().map(|used| used.secret).collect()
 }
 
 /// What a secret holds. Wiped when dropped; prints as nothing.

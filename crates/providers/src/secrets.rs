@@ -2,12 +2,16 @@
 //! a secret that was set anew reaches a provider with its next connection, and [`Credentials::changes`] says when there is
 //! a reason to make one.
 
+mod adapter;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use model::{AppName, SecretRef, SecretValue};
 use tokio::sync::watch;
+
+pub use adapter::{LinkedSecret, SecretLinks, Secrets};
 
 use crate::meter::{ErrorKind, Kind};
 

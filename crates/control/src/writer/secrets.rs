@@ -96,7 +96,7 @@ impl Writer {
                 Err(refusal) => return Err(refusal),
             };
             let of_app = model::secret::uses(&app);
-            uses.extend(of_app.into_iter().map(|used| (used.secret.clone(), format!("app `{}`, {}", id.app, used.by))));
+            uses.extend(of_app.into_iter().map(|used| (used.secret, format!("app `{}`, {}", id.app, used.by))));
         }
         for (provider, spec) in &self.tenant(tenant).await?.settings.providers {
             for (key, reference) in &spec.secrets {

@@ -4,6 +4,7 @@
 mod blobstore;
 mod keyvalue;
 mod messaging;
+mod secrets;
 pub(crate) mod siblings;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,7 +22,7 @@ use providers::http_out::Tls;
 use providers::keyvalue::{ComponentStore, KeyValueLinks};
 use providers::messaging::MessagingLink;
 use providers::meter::LinkMeter;
-use providers::secrets::{Credentials, Resolver};
+use providers::secrets::{Credentials, Resolver, SecretLinks};
 use runtime::{Bindings, Peers};
 use siblings::{Sibling, Siblings};
 
@@ -40,6 +41,8 @@ pub(crate) struct Opened {
 pub(crate) enum Backing {
     /// `wasi:keyvalue`.
     KeyValue(keyvalue::Store),
+    /// `wasmcloud:secrets`.
+    Secrets(secrets::Source),
     /// `wasi:blobstore`.
     Blobstore(blobstore::Store),
     /// `wasmcloud:messaging`.
@@ -53,7 +56,7 @@ impl Opened {
     pub(crate) fn keyvalue(&self) -> Option<&keyvalue::Store> {
         match &self.backing {
             Backing::KeyValue(store) => Some(store),
-            Backing::Blobstore(_) | Backing::Messaging(_) | Backing::Component(_) => None,
+            Backing::Blobstore(_) | Backing::Messaging(_) | Backing::Secrets(_) | Backing::Component(_) => None,
         }
     }
 
@@ -65,6 +68,7 @@ impl Opened {
             Backing::Messaging(broker) => broker.check().await.map_err(|cause| cause.to_string()),
             // Probed as every component of the revision is.
             Backing::Component(_) => Ok(()),
+            Backing::Secrets(_) => Ok(()),
         }
         .map_err(|cause| StartError::Provider { provider: self.name.clone(), cause })
     }
@@ -171,6 +175,7 @@ impl Providers {
             ProviderKind::MessagingLocal | ProviderKind::MessagingDurable | ProviderKind::MessagingNats => {
                 Backing::Messaging(messaging::open(&self.means, &wanted)?)
             }
+            ProviderKind::SecretsEmbedded => Backing::Secrets(secrets::open(&self.means, &wanted)),
         };
         let fresh = Arc::new(Opened { name: name.clone(), kind: spec.kind, backing });
         known.insert(key, (spec, Arc::downgrade(&fresh)));
@@ -251,6 +256,7 @@ struct Given {
     keyvalue: Option<KeyValueLinks>,
     blobstore: Option<BlobLinks>,
     messaging: Option<MessagingLink>,
+    secrets: Option<SecretLinks>,
 }
 
 impl Given {
@@ -276,6 +282,10 @@ impl Given {
             }
             // Forwarded as it is: among the peers.
             Backing::Component(_) => {}
+            Backing::Secrets(source) => {
+                let links = self.secrets.take().unwrap_or_default();
+                self.secrets = Some(source.link(links, link, meter));
+            }
         }
     }
 
@@ -288,6 +298,9 @@ impl Given {
         }
         if let Some(link) = self.messaging {
             bindings = bindings.with(Arc::new(link));
+        }
+        if let Some(links) = self.secrets {
+            bindings = bindings.with(Arc::new(links));
         }
         bindings
     }

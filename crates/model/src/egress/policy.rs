@@ -200,6 +200,7 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable
+        | ProviderKind::SecretsEmbedded
         | ProviderKind::Component => None,
         ProviderKind::MessagingNats => {
             let url = spec.config.get("url")?;

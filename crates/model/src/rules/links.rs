@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::app::{Link, LockedApp};
 use crate::messaging::{self, Subscription};
+use crate::name::{Label, SecretName};
 use crate::offers;
 use crate::rules::provider::{Setting, answering};
 use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
+use crate::secret;
 
 /// The settings of a link of a contract.
 pub fn settings(contract: &str) -> &'static [Setting] {
@@ -47,6 +49,20 @@ pub fn settings(contract: &str) -> &'static [Setting] {
                 required: false,
                 doc: "messages one host handles at once, 1 to 256; 16 where absent",
                 example: "16",
+            },
+        ],
+        crate::secret::CONTRACT => &[
+            Setting {
+                name: "secret",
+                required: false,
+                doc: "the secret of the tenant, where it is not named like the label",
+                example: "stripe-key",
+            },
+            Setting {
+                name: "key",
+                required: false,
+                doc: "the key the component asks for, where it is not the label",
+                example: "STRIPE_KEY",
             },
         ],
         _ => &[],
@@ -155,6 +171,7 @@ fn check_one(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown, out:
     }
     check_provider(app, index, link, unknown, out);
     check_settings(index, link, out);
+    check_secret(app, index, link, out);
     let known = !unknown.artifacts.contains(&link.component);
     if link.contract.to_string() == messaging::CONTRACT {
         check_subscription(app, index, link, known.then_some(component.exports.as_slice()), out);
@@ -231,6 +248,38 @@ fn check_provider(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown,
             ));
         }
         Some(_) => {}
+    }
+}
+
+/// Each link of secrets names one secret, under a key that no other of the component has.
+fn check_secret(app: &LockedApp, index: usize, link: &Link, out: &mut Vec<Found>) {
+    if link.contract.to_string() != secret::CONTRACT {
+        return;
+    }
+    let named = link.config.get("secret");
+    if link.label == Label::default_label() && named.is_none() {
+        let message = format!("component `{}` is linked to secrets, and the link names none", link.component);
+        let help = format!("name each it may see: `{{ provider = \"{}\", label = \"stripe-key\" }}`", link.provider);
+        out.push(Found::at(Subject::Link(index), Violation::new(Code::LinkSetting, message).help(help)));
+    } else if let Some(named) = named
+        && named.parse::<SecretName>().is_err()
+    {
+        // It may be the secret itself: not repeated.
+        let message = "this is not the name of a secret: 1 to 40 characters of a-z, 0-9 and inner hyphens";
+        let help = "write the name under which it was kept with `sidereal secret set NAME`";
+        let subject = Subject::LinkValue(index, "secret".to_owned());
+        out.push(Found::at(subject, Violation::new(Code::LinkSetting, message).help(help)));
+    }
+    let Some((key, _)) = secret::of_link(link) else { return };
+    let same = |other: &&Link| {
+        other.component == link.component
+            && other.label != link.label
+            && secret::of_link(other).is_some_and(|(theirs, _)| theirs == key)
+    };
+    if let Some(first) = app.links.iter().take(index).find(same) {
+        let message = format!("two links of component `{}` give a secret for the key `{}`", link.component, shown(key));
+        let help = format!("give this one or `{}` another `key`", first.label);
+        out.push(Found::at(Subject::Link(index), Violation::new(Code::LinkDuplicate, message).help(help)));
     }
 }
 

@@ -31,7 +31,8 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::KeyvalueEmbedded
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
-        | ProviderKind::MessagingDurable => &[],
+        | ProviderKind::MessagingDurable
+        | ProviderKind::SecretsEmbedded => &[],
         ProviderKind::MessagingNats => &[nats::URL, USERNAME],
         ProviderKind::Component => &[Setting {
             name: crate::rules::callee::COMPONENT,
@@ -63,6 +64,7 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable
+        | ProviderKind::SecretsEmbedded
         | ProviderKind::Component => &[],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
         ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,

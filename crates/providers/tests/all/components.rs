@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use providers::config::ConfigValues;
 use providers::keyvalue::{Backend, KeyValueLinks, Memory, PAGE};
+use providers::secrets::{LinkedSecret, SecretLinks};
 use runtime::{Bindings, LogStreamKind};
 
-use crate::support::{Guest, config};
+use crate::support::{Guest, Vault, config};
 
 fn linked(memory: Arc<Memory>) -> Guest {
     let links = KeyValueLinks::new().with(&model::Label::default_label(), memory.clone(), "main", Arc::default()).with(
@@ -110,4 +111,51 @@ async fn logging_keeps_level_and_context() {
     assert_eq!(guest.get("/log?text=x").await.0, 200);
     let lines = guest.log.0.lock().unwrap().clone();
     assert!(lines.contains(&(LogStreamKind::Warn, "probe".to_owned(), "log x".to_owned())), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_component_sees_the_secrets_that_its_links_name_and_as_they_are_now() {
+    let vault = Vault::new();
+    vault.set("stripe-key", "sk-1");
+    vault.set("other", "not-yours");
+    let linked = |secret: &str| LinkedSecret {
+        app: "shop".parse().unwrap(),
+        secret: model::SecretRef::new(secret.parse().unwrap()),
+        source: vault.clone(),
+        meter: Arc::default(),
+    };
+    let (known, gone) = (linked("stripe-key"), linked("gone"));
+    let meter = known.meter.clone();
+    let links = SecretLinks::default().with("STRIPE_KEY", known).with("gone", gone);
+    let guest = Guest::new("secret-probe", Bindings::new().with(Arc::new(links)), None);
+    assert_eq!(guest.get("/get/STRIPE_KEY").await, ok("string sk-1"));
+    assert_eq!(guest.get("/hold/STRIPE_KEY").await, ok("held"));
+    vault.set("stripe-key", "sk-2");
+    assert_eq!(guest.get("/get/STRIPE_KEY").await, ok("string sk-2"), "the next call sees it");
+    assert_eq!(meter.counts().calls, 3);
+    for unnamed in ["stripe-key", "other", "", "gone"] {
+        assert_eq!(guest.get(&format!("/get/{unnamed}")).await.0, 404, "{unnamed}");
+    }
+    let said = guest.log.0.lock().unwrap().clone();
+    assert!(said.iter().any(|(stream, context, text)| {
+        *stream == LogStreamKind::Warn && context == "wasmcloud:secrets" && text.contains("its links name `STRIPE_KEY`")
+    }));
+    assert!(!said.iter().any(|(_, _, text)| text.contains("sk-") || text.contains("not-yours")), "{said:?}");
+    let none = Guest::new("secret-probe", Bindings::new(), None);
+    assert_eq!(none.get("/get/STRIPE_KEY").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_no_text_comes_as_bytes() {
+    let vault = Vault::new();
+    vault.set_bytes("blob", vec![0, 255, 7]);
+    let linked = LinkedSecret {
+        app: "shop".parse().unwrap(),
+        secret: model::SecretRef::new("blob".parse().unwrap()),
+        source: vault,
+        meter: Arc::default(),
+    };
+    let links = SecretLinks::default().with("blob", linked);
+    let guest = Guest::new("secret-probe", Bindings::new().with(Arc::new(links)), None);
+    assert_eq!(guest.get("/get/blob").await, ok("bytes [0, 255, 7]"));
 }

@@ -19,7 +19,7 @@ use providers::config::Config;
 use providers::dial::{DialError, Dialer, Dialled, Target};
 use providers::keyvalue::KeyValue;
 use providers::logging::Logging;
-use providers::secrets::{Resolver, Revealed, SecretError};
+use providers::secrets::{Resolver, Revealed, SecretError, Secrets};
 use runtime::wasmtime::Engine;
 use runtime::wasmtime::component::Component;
 use runtime::{Bindings, LogSink, LogStreamKind, Outbound, Runtime, RuntimeSettings, Sinks, Workload};
@@ -68,7 +68,7 @@ impl Dialer for Direct {
 
 /// Holds secrets for the test, and tells of every change.
 pub(crate) struct Vault {
-    values: Mutex<BTreeMap<String, (u64, String)>>,
+    values: Mutex<BTreeMap<String, (u64, Vec<u8>)>>,
     changes: watch::Sender<u64>,
     pub(crate) revealed: AtomicU32,
 }
@@ -79,8 +79,12 @@ impl Vault {
     }
 
     pub(crate) fn set(&self, name: &str, value: &str) {
+        self.set_bytes(name, value.as_bytes().to_vec());
+    }
+
+    pub(crate) fn set_bytes(&self, name: &str, value: Vec<u8>) {
         let version = *self.changes.borrow() + 1;
-        self.values.lock().unwrap().insert(name.to_owned(), (version, value.to_owned()));
+        self.values.lock().unwrap().insert(name.to_owned(), (version, value));
         self.changes.send_replace(version);
     }
 }
@@ -91,7 +95,7 @@ impl Resolver for Vault {
         let found = self.values.lock().unwrap().get(secret.secret.as_str()).cloned();
         async move {
             let (version, value) = found.ok_or_else(|| SecretError::Missing(secret.secret.to_string()))?;
-            Ok(Revealed { value: SecretValue::new(value.into_bytes()), version })
+            Ok(Revealed { value: SecretValue::new(value), version })
         }
         .boxed()
     }
@@ -177,9 +181,11 @@ impl Guest {
         let wasm = std::fs::read(&path)
             .unwrap_or_else(|e| panic!("{}: {e}. Run `cargo xtask guests` or set SIDEREAL_GUESTS.", path.display()));
         let settings = RuntimeSettings { instances: 16, ..RuntimeSettings::default() };
-        let runtime =
-            Runtime::new(settings, vec![Box::new(KeyValue), Box::new(Blobstore), Box::new(Config), Box::new(Logging)])
-                .unwrap();
+        let runtime = Runtime::new(
+            settings,
+            vec![Box::new(KeyValue), Box::new(Blobstore), Box::new(Config), Box::new(Logging), Box::new(Secrets)],
+        )
+        .unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&runtime::compile(&wasm, World::P2).unwrap()).unwrap();
         let code = runtime.load(World::P2, file).unwrap();

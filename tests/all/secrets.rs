@@ -1,0 +1,233 @@
+//! Secrets that are set, used, rotated, wrong, gone and written where they do not belong: found nowhere afterwards.
+
+use std::path::Path;
+use std::time::Duration;
+
+use api::client::{ControlClient, EventQuery};
+use futures::StreamExt as _;
+use sidereal_tests::platform::{Platform, cli, feed, until, write_app};
+use sidereal_tests::redis::Redis;
+
+/// Values nobody else has, and everything that was said while they were used.
+#[derive(Default)]
+struct Watch {
+    canaries: Vec<String>,
+    said: Vec<(String, Vec<u8>)>,
+}
+
+impl Watch {
+    fn canary(&mut self) -> String {
+        let canary = format!("Canary{:032x}", rand::random::<u128>());
+        self.canaries.push(canary.clone());
+        canary
+    }
+
+    fn hear(&mut self, what: &str, bytes: impl Into<Vec<u8>>) {
+        self.said.push((what.to_owned(), bytes.into()));
+    }
+
+    fn run(&mut self, dir: &Path, args: &[&str], input: Option<&str>) -> bool {
+        let out = match input {
+            Some(input) => feed(dir, args, input.as_bytes()),
+            None => cli(dir, args),
+        };
+        let out = out.unwrap();
+        self.hear(&format!("stdout of {args:?}"), out.stdout);
+        self.hear(&format!("stderr of {args:?}"), out.stderr);
+        out.status.success()
+    }
+
+    fn files(&mut self, dir: &Path) {
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            let (path, kind) = (entry.path(), entry.file_type().unwrap());
+            if kind.is_dir() {
+                self.files(&path);
+            } else if kind.is_file()
+                && let Ok(bytes) = std::fs::read(&path)
+            {
+                self.hear(&path.display().to_string(), bytes);
+            }
+        }
+    }
+
+    fn process(&mut self, pid: u32) {
+        for file in ["cmdline", "environ"] {
+            self.hear(&format!("{file} of {pid}"), std::fs::read(format!("/proc/{pid}/{file}")).unwrap());
+        }
+    }
+
+    /// Each canary as it may be written.
+    fn needles(&self) -> Vec<(String, Vec<u8>)> {
+        let mut needles = Vec::new();
+        for canary in &self.canaries {
+            needles.push((format!("{canary} plain"), canary.clone().into_bytes()));
+            let hex: String = canary.bytes().map(|b| format!("{b:02x}")).collect();
+            needles.push((format!("{canary} in upper hex"), hex.to_uppercase().into_bytes()));
+            needles.push((format!("{canary} in hex"), hex.into_bytes()));
+            for shift in 0..3 {
+                // Whatever stands before it; the border characters depend on the neighbours and are cut off.
+                let bytes = [&vec![0; shift][..], canary.as_bytes()].concat();
+                let text = base64(&bytes);
+                needles.push((format!("{canary} in base64, shifted by {shift}"), text[4..48].as_bytes().to_vec()));
+            }
+        }
+        needles
+    }
+
+    fn found(&self) -> Vec<String> {
+        let needles = self.needles();
+        let mut found = Vec::new();
+        for (what, bytes) in &self.said {
+            for (needle, pattern) in &needles {
+                if bytes.windows(pattern.len()).any(|window| window == pattern) {
+                    found.push(format!("{needle} in {what}"));
+                }
+            }
+        }
+        found
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let word = chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for place in 0..=chunk.len() {
+            text.push(char::from(ALPHABET[(word >> (18 - 6 * place) & 63) as usize]));
+        }
+    }
+    text
+}
+
+#[test]
+fn the_search_finds_what_is_there() {
+    let mut watch = Watch::default();
+    let canary = watch.canary();
+    assert_eq!(base64(b"any carnal pleas"), "YW55IGNhcm5hbCBwbGVhcw");
+    watch.hear("plain", format!("a{canary}b"));
+    watch.hear("shifted", base64(format!("xx{canary}yyyy").as_bytes()));
+    watch.hear("hex", canary.bytes().map(|b| format!("{b:02x}")).collect::<String>());
+    watch.hear("nothing", &canary.as_bytes()[..canary.len() - 1]);
+    assert_eq!(watch.found().len(), 3, "{:?}", watch.found());
+}
+
+#[test]
+fn a_planted_secret_is_found_nowhere() {
+    let mut watch = Watch::default();
+    let (password, second, wrong) = (watch.canary(), watch.canary(), watch.canary());
+    let (key, key_after, written) = (watch.canary(), watch.canary(), watch.canary());
+    let redis = Redis::configured(&format!("requirepass {password}\n")).unwrap();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut platform = Platform::start_logging(dir.path(), &[], log.reopen().unwrap().into()).unwrap();
+    let home = dir.path();
+
+    // Written where it does not belong: refused, and not repeated.
+    let links = "[components.main.links]\n\"wasi:keyvalue\" = \"cache\"\n\"wasmcloud:secrets\" = [{ provider = \"secrets\", label = \"api-key\", key = \"API_KEY\" }]";
+    let own = format!("{links}\n[providers.cache]\ntype = \"keyvalue-redis\"\nurl = \"{}\"\n", redis.url());
+    for setting in [format!("password = \"{written}\""), format!("password = {{ secret = \"{written}\" }}")] {
+        write_app(app.path(), "shop", "secret-probe", &format!("{own}{setting}")).unwrap();
+        assert!(!watch.run(home, &["deploy", app.path().to_str().unwrap()], None));
+    }
+    std::fs::remove_file(app.path().join("app.toml")).unwrap();
+
+    // An app needs what it names.
+    let url = redis.url();
+    let add =
+        ["provider", "add", "cache", "--type", "keyvalue-redis", "--url", &url, "--secret", "password=cache-password"];
+    assert!(watch.run(home, &add, None));
+    write_app(app.path(), "shop", "secret-probe", links).unwrap();
+    assert!(!watch.run(home, &["deploy", app.path().to_str().unwrap()], None), "the secrets are not set");
+    assert!(watch.said.iter().any(|(_, said)| String::from_utf8_lossy(said).contains("is the secret `api-key`")));
+    // A password that the server refuses: the deploy says so.
+    assert!(watch.run(home, &["secret", "set", "api-key"], Some(&format!("{key}\n"))));
+    assert!(watch.run(home, &["secret", "set", "cache-password"], Some(&wrong)));
+    assert!(!watch.run(home, &["deploy", app.path().to_str().unwrap()], None), "the password is wrong");
+    assert!(watch.run(home, &["secret", "set", "cache-password"], Some(&password)));
+    assert!(watch.run(home, &["deploy", app.path().to_str().unwrap()], None));
+    let get = |platform: &Platform, path: &str| {
+        let answer = platform.get("shop.localhost", path).unwrap();
+        (answer.status, answer.body)
+    };
+    assert_eq!(get(&platform, "/kv/default/n"), (200, "1".to_owned()));
+    assert_eq!(get(&platform, "/get/API_KEY"), (200, format!("string {key}")));
+    for unnamed in ["/get/api-key", "/get/cache-password"] {
+        assert_eq!(get(&platform, unnamed).0, 404, "{unnamed}: only what the link names, by the key it gives");
+    }
+    assert!(!watch.run(home, &["secret", "delete", "api-key"], None), "it is in use");
+
+    // Rotation into what runs: the next call sees it, and the provider connects anew.
+    assert!(watch.run(home, &["secret", "set", "api-key"], Some(&key_after)));
+    assert_eq!(get(&platform, "/get/API_KEY"), (200, format!("string {key_after}")));
+    assert_eq!(redis.tell(&password, &["config", "set", "requirepass", &second]).unwrap(), "OK");
+    assert!(watch.run(home, &["secret", "set", "cache-password"], Some(&second)));
+    assert!(watch.run(home, &["secret", "rotate-key"], None));
+    redis.tell(&second, &["client", "kill", "type", "normal"]).unwrap();
+    until(Duration::from_secs(20), || get(&platform, "/kv/default/n").0 == 200).unwrap();
+    assert_eq!(get(&platform, "/get/API_KEY"), (200, format!("string {key_after}")), "after the key was changed too");
+
+    // Wrong, unreachable, gone.
+    assert!(watch.run(home, &["secret", "set", "cache-password"], Some(&wrong)));
+    redis.tell(&second, &["client", "kill", "type", "normal"]).unwrap();
+    until(Duration::from_secs(20), || {
+        let (status, body) = get(&platform, "/kv/default/n");
+        status == 502 && body.contains("AccessDenied")
+    })
+    .unwrap();
+    let denied = get(&platform, "/kv/default/n").1;
+    watch.hear("the answer with a wrong password", denied);
+    drop(redis);
+    let lost = get(&platform, "/kv/default/n").1;
+    watch.hear("the answer without a server", lost);
+    assert!(watch.run(home, &["secret", "delete", "api-key", "--force"], None));
+    assert_eq!(get(&platform, "/get/API_KEY"), (404, "not-found".to_owned()));
+
+    // Everything that can be asked.
+    for args in [
+        &["status", "shop", "-o", "json"][..],
+        &["logs", "shop"],
+        &["secret", "list", "-o", "json"],
+        &["provider", "list", "-o", "json"],
+        &["tenant-settings", "show"],
+        &["plan", app.path().to_str().unwrap()],
+        &["doctor"],
+    ] {
+        watch.run(home, args, None);
+    }
+    let logged = watch
+        .said
+        .iter()
+        .any(|(what, said)| what.contains("logs") && String::from_utf8_lossy(said).contains("api-key"));
+    assert!(logged, "the log names the secret that was asked for in vain");
+    let events = events(home, platform.info["api"].as_str().unwrap());
+    assert!(events.contains("dev.sidereal.secret.set"), "{events}");
+    watch.hear("events", events);
+    watch.process(platform.pid());
+    let hosts = platform.hosts();
+    assert!(!hosts.is_empty());
+    hosts.into_iter().for_each(|pid| watch.process(pid));
+    watch.files(home);
+    platform.stop(Duration::from_secs(20)).unwrap();
+    watch.files(home);
+    watch.hear("the platform's log", std::fs::read(log.path()).unwrap());
+    let found = watch.found();
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+/// All events that are kept, as text.
+fn events(home: &Path, api: &str) -> String {
+    let token = std::fs::read_to_string(home.join("token")).unwrap();
+    let address = api.strip_prefix("http://").unwrap().parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = ControlClient::new(address, token.trim());
+        let query = EventQuery { after: Some("1".to_owned()), ..EventQuery::default() };
+        let mut events = client.events(query).await.unwrap();
+        let mut text = String::new();
+        while let Ok(Some(Ok(event))) = tokio::time::timeout(Duration::from_secs(1), events.next()).await {
+            text.push_str(&serde_json::to_string(&event).unwrap());
+        }
+        text
+    })
+}
