@@ -17,5 +17,6 @@ mod keyvalue;
 mod keyvalue_nats;
 mod nats;
 mod nats_server;
+mod s3;
 mod support;
 mod vault;
