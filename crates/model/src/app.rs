@@ -143,6 +143,8 @@ pub enum ProviderKind {
     KeyvalueNats,
     /// Objects in files of the node: durable before acknowledged.
     BlobstoreFolder,
+    /// Objects in a bucket of S3 or of what speaks like it: `url`, `bucket`, an access key.
+    BlobstoreS3,
     /// Messages in the memory of the node: shared by the apps of a tenant, gone with the node.
     MessagingLocal,
     /// As `messaging-local`, and every message is on the node's disk before it is acknowledged.
@@ -153,7 +155,7 @@ pub enum ProviderKind {
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -161,6 +163,7 @@ impl ProviderKind {
         Self::KeyvalueConsul,
         Self::KeyvalueNats,
         Self::BlobstoreFolder,
+        Self::BlobstoreS3,
         Self::MessagingLocal,
         Self::MessagingDurable,
         Self::Component,
@@ -176,6 +179,7 @@ impl ProviderKind {
             Self::KeyvalueConsul => "keyvalue-consul",
             Self::KeyvalueNats => "keyvalue-nats",
             Self::BlobstoreFolder => "blobstore-folder",
+            Self::BlobstoreS3 => "blobstore-s3",
             Self::MessagingLocal => "messaging-local",
             Self::MessagingDurable => "messaging-durable",
             Self::Component => "component",
@@ -191,7 +195,7 @@ impl ProviderKind {
             | Self::KeyvalueVault
             | Self::KeyvalueConsul
             | Self::KeyvalueNats => "wasi:keyvalue",
-            Self::BlobstoreFolder => "wasi:blobstore",
+            Self::BlobstoreFolder | Self::BlobstoreS3 => "wasi:blobstore",
             Self::MessagingLocal | Self::MessagingDurable => "wasmcloud:messaging",
             Self::Component => "*",
         }

@@ -76,6 +76,8 @@ impl S3 {
             .with_endpoint(url.trim_end_matches('/'))
             .with_allow_http(true)
             .with_bucket_name(bucket)
+            // Servers differ in what they answer where one of many keys is not there.
+            .with_disable_bulk_delete(true)
             .with_credentials(Arc::new(Keys { id: config.get("access-key-id").cloned(), secrets }))
             .with_retry(RetryConfig { backoff, max_retries: 2, retry_timeout: TIMEOUT / 2 })
             .with_http_connector(Http::new(app.clone(), caller, server.tls(), dialer));
@@ -151,10 +153,14 @@ impl S3 {
     async fn remove_keys(&self, keys: Vec<Path>) -> Result<(), BackendError> {
         let keys = futures::stream::iter(keys.into_iter().map(Ok)).boxed();
         let mut removed = self.store.delete_stream(keys);
-        while let Some(one) = self.call(async { removed.next().await.transpose() }).await.or_else(Failed::ignored)? {
-            drop(one);
+        loop {
+            match self.call(async { removed.next().await.transpose() }).await {
+                Ok(None) => return Ok(()),
+                // What is not there needs no removal.
+                Ok(Some(_)) | Err(Failed::Missing) => {}
+                Err(Failed::Other(cause)) => return Err(cause),
+            }
         }
-        Ok(())
     }
 
     async fn empty(&self, container: &str) -> Result<(), BackendError> {
@@ -173,16 +179,6 @@ enum Failed {
     /// What was asked for is not there.
     Missing,
     Other(BackendError),
-}
-
-impl Failed {
-    /// What is not there needs no removal.
-    fn ignored<T>(self) -> Result<Option<T>, BackendError> {
-        match self {
-            Self::Missing => Ok(None),
-            Self::Other(cause) => Err(cause),
-        }
-    }
 }
 
 impl From<BackendError> for Failed {
@@ -222,10 +218,16 @@ async fn guarded<T>(
 fn translate(error: object_store::Error) -> Failed {
     use object_store::Error;
     let denied = |what: &str| BackendError::Denied(format!("{what}; check the access key and what it may do"));
-    match &error {
-        Error::NotFound { .. } => return Failed::Missing,
-        Error::PermissionDenied { .. } => return denied("the server refuses the request (403)").into(),
-        Error::Unauthenticated { .. } => return denied("the server refuses the access key (401)").into(),
+    let status = match &error {
+        Error::NotFound { .. } => Some(404),
+        Error::PermissionDenied { .. } => Some(403),
+        Error::Unauthenticated { .. } => Some(401),
+        other => status(&other.to_string()),
+    };
+    match status {
+        Some(404) => return Failed::Missing,
+        Some(403) => return denied("the server refuses the request (403)").into(),
+        Some(401) => return denied("the server refuses the access key (401)").into(),
         _ => {}
     }
     let mut cause = error.source();
@@ -246,6 +248,11 @@ fn translate(error: object_store::Error) -> Failed {
         return BackendError::Denied(why.clone()).into();
     }
     BackendError::Unavailable(error.to_string().chars().take(400).collect()).into()
+}
+
+/// The status in the text of an error of the client, which has a variant for it with some requests only.
+fn status(text: &str) -> Option<u16> {
+    text.split_once("non-2xx status code: ")?.1.split(' ').next()?.parse().ok()
 }
 
 /// The access key, asked for anew with every request, so that one that was set anew is used at once.
