@@ -26,9 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::http::{Http, Late, dial_error};
 use self::names::Prefix;
-use super::{
-    Answer, Backend, BackendError, ContainerInfo, ObjectInfo, PAGE, Page, Reading, Upload, clamp,
-};
+use super::{Answer, Backend, BackendError, ContainerInfo, ObjectInfo, PAGE, Page, Reading, Upload, clamp};
 use crate::breaker::{Breaker, Pauses};
 use crate::dial::{Caller, DialError, Dialer};
 use crate::http_json::{Server, SettingsError};
@@ -70,8 +68,11 @@ impl S3 {
         let bucket = needed("bucket", "acme-objects")?;
         let server = Server::parse(url, config.get("ca").map(String::as_str))?;
         let caller = Caller::Provider(provider.clone());
-        let backoff =
-            BackoffConfig { init_backoff: Duration::from_millis(50), max_backoff: Duration::from_millis(500), base: 2.0 };
+        let backoff = BackoffConfig {
+            init_backoff: Duration::from_millis(50),
+            max_backoff: Duration::from_millis(500),
+            base: 2.0,
+        };
         let mut builder = AmazonS3Builder::new()
             .with_endpoint(url.trim_end_matches('/'))
             .with_allow_http(true)

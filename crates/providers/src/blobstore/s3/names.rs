@@ -49,7 +49,8 @@ impl Prefix {
 
 fn path(key: String) -> Result<Path, BackendError> {
     if key.len() > MAX_KEY {
-        let why = format!("S3 keys have at most {MAX_KEY} bytes, this object's would have {}: shorten its name", key.len());
+        let why =
+            format!("S3 keys have at most {MAX_KEY} bytes, this object's would have {}: shorten its name", key.len());
         return Err(BackendError::TooLarge(why));
     }
     Path::parse(key).map_err(|cause| BackendError::Misuse(format!("S3 cannot have this name: {cause}")))
