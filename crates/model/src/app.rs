@@ -143,6 +143,8 @@ pub enum ProviderKind {
     KeyvalueNats,
     /// Objects in files of the node: durable before acknowledged.
     BlobstoreFolder,
+    /// Objects in a bucket of S3 or of what speaks like it: `url`, `bucket`, an access key.
+    BlobstoreS3,
     /// Messages in the memory of the node: shared by the apps of a tenant, gone with the node.
     MessagingLocal,
     /// As `messaging-local`, and every message is on the node's disk before it is acknowledged.
@@ -165,6 +167,7 @@ impl ProviderKind {
         Self::KeyvalueConsul,
         Self::KeyvalueNats,
         Self::BlobstoreFolder,
+        Self::BlobstoreS3,
         Self::MessagingLocal,
         Self::MessagingDurable,
         Self::Component,
@@ -182,6 +185,7 @@ impl ProviderKind {
             Self::KeyvalueConsul => "keyvalue-consul",
             Self::KeyvalueNats => "keyvalue-nats",
             Self::BlobstoreFolder => "blobstore-folder",
+            Self::BlobstoreS3 => "blobstore-s3",
             Self::MessagingLocal => "messaging-local",
             Self::MessagingDurable => "messaging-durable",
             Self::Component => "component",
@@ -199,7 +203,7 @@ impl ProviderKind {
             | Self::KeyvalueVault
             | Self::KeyvalueConsul
             | Self::KeyvalueNats => "wasi:keyvalue",
-            Self::BlobstoreFolder => "wasi:blobstore",
+            Self::BlobstoreFolder | Self::BlobstoreS3 => "wasi:blobstore",
             Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => "wasmcloud:messaging",
             Self::SecretsEmbedded => crate::secret::CONTRACT,
             Self::Component => "*",

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use model::{Link, ProviderKind};
-use providers::blobstore::{Backend, BackendError, BlobLinks};
+use providers::blobstore::{Backend, BackendError, BlobLinks, S3};
+use providers::http_json::SettingsError;
 use providers::meter::LinkMeter;
 
 use super::{Means, Wanted};
@@ -13,11 +14,16 @@ use crate::folder::Folder;
 /// One object store of an app.
 pub(crate) struct Store {
     backend: Arc<dyn Backend>,
+    /// The same where it has a server that can be asked whether it is there.
+    server: Option<Arc<S3>>,
 }
 
 impl Store {
     pub(super) async fn check(&self) -> Result<(), BackendError> {
-        Ok(())
+        match &self.server {
+            Some(s3) => s3.check().await,
+            None => Ok(()),
+        }
     }
 
     /// Adds what `link` gives: the container of its setting, or the one named like its label.
@@ -31,7 +37,15 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
     let (app, name) = (wanted.app, wanted.name);
     Ok(match wanted.spec.kind {
         ProviderKind::BlobstoreFolder => {
-            Store { backend: Arc::new(Folder::new(means.blobs.clone(), app.clone(), name.clone())) }
+            Store { backend: Arc::new(Folder::new(means.blobs.clone(), app.clone(), name.clone())), server: None }
+        }
+        ProviderKind::BlobstoreS3 => {
+            let secrets = means.credentials(wanted);
+            let s3 = S3::new(&means.tenant, app, name, &wanted.spec.config, secrets, means.dialer.clone());
+            let wrong =
+                |cause: SettingsError| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
+            let s3 = Arc::new(s3.map_err(wrong)?);
+            Store { backend: s3.clone(), server: Some(s3) }
         }
         other => return Err(super::another_contract(name, other)),
     })

@@ -171,7 +171,9 @@ impl Providers {
             | ProviderKind::KeyvalueNats => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
             // Opened with the revision it belongs to.
             ProviderKind::Component => return Err(another_contract(name, spec.kind)),
-            ProviderKind::BlobstoreFolder => Backing::Blobstore(blobstore::open(&self.means, &wanted)?),
+            ProviderKind::BlobstoreFolder | ProviderKind::BlobstoreS3 => {
+                Backing::Blobstore(blobstore::open(&self.means, &wanted)?)
+            }
             ProviderKind::MessagingLocal | ProviderKind::MessagingDurable | ProviderKind::MessagingNats => {
                 Backing::Messaging(messaging::open(&self.means, &wanted)?)
             }

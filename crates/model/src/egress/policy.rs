@@ -206,6 +206,11 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
             let url = spec.config.get("url")?;
             ["nats://", "tls://"].iter().find_map(|scheme| place_of(url, scheme, 4222))
         }
+        ProviderKind::BlobstoreS3 => {
+            let url = url::Url::parse(spec.config.get("url")?).ok()?;
+            let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
+            Some((Destination::parse(host).ok()?, url.port_or_known_default()?))
+        }
         ProviderKind::KeyvalueRedis => place_of(spec.config.get("url")?, "redis://", 6379),
         ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul => {
             let url = spec.config.get("url")?;

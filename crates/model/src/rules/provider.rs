@@ -40,6 +40,28 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
             doc: "the component of the app that answers",
             example: "prefixer",
         }],
+        ProviderKind::BlobstoreS3 => &[
+            Setting {
+                name: "url",
+                required: true,
+                doc: "where the server is: `http[s]://host[:port]`, without the bucket",
+                example: "https://s3.eu-central-1.amazonaws.com",
+            },
+            Setting { name: "bucket", required: true, doc: "the bucket, which must exist", example: "acme-objects" },
+            Setting {
+                name: "region",
+                required: false,
+                doc: "the region requests are signed for; `us-east-1` where absent",
+                example: "eu-central-1",
+            },
+            Setting {
+                name: "ca",
+                required: false,
+                doc: "certificates in PEM that alone are believed; the public authorities where absent",
+                example: "-----BEGIN CERTIFICATE-----…",
+            },
+            ACCESS_KEY,
+        ],
         ProviderKind::KeyvalueRedis => &[
             Setting {
                 name: "url",
@@ -66,6 +88,7 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::MessagingDurable
         | ProviderKind::SecretsEmbedded
         | ProviderKind::Component => &[],
+        ProviderKind::BlobstoreS3 => &[ACCESS_KEY, SECRET_KEY, SESSION_TOKEN],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
         ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,
         ProviderKind::KeyvalueConsul => http_server::CONSUL_SECRETS,
@@ -74,6 +97,27 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         }
     }
 }
+
+const ACCESS_KEY: Setting = Setting {
+    name: "access-key-id",
+    required: true,
+    doc: "the name of the access key, a text or a secret",
+    example: "AKIAIOSFODNN7EXAMPLE",
+};
+
+const SECRET_KEY: Setting = Setting {
+    name: "secret-access-key",
+    required: true,
+    doc: "the access key itself, always a secret",
+    example: "s3-access-key",
+};
+
+const SESSION_TOKEN: Setting = Setting {
+    name: "session-token",
+    required: false,
+    doc: "the token of a temporary access key, always a secret",
+    example: "s3-session-token",
+};
 
 const USERNAME: Setting = Setting {
     name: "username",
@@ -229,8 +273,14 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
         let help = format!("add `{} = {{ secret = \"{}\" }}`, {}", setting.name, setting.example, setting.doc);
         out.push(Found::at(Subject::Provider(name.clone()), Violation::new(Code::ProviderSetting, message).help(help)));
     }
-    if spec.kind == ProviderKind::KeyvalueRedis {
-        check_redis(name, spec, out);
+    match spec.kind {
+        ProviderKind::KeyvalueRedis => check_redis(name, spec, out),
+        ProviderKind::BlobstoreS3 => {
+            if let Some(Err(violation)) = spec.config.get("url").map(|url| http_url(spec.kind, url)) {
+                out.push(Found::at(value("url"), violation));
+            }
+        }
+        _ => {}
     }
     if matches!(spec.kind, ProviderKind::KeyvalueNats | ProviderKind::MessagingNats) {
         for (key, violation) in nats::check(spec) {
@@ -285,6 +335,33 @@ fn check_redis(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>) {
     {
         out.push(Found::at(Subject::ProviderValue(name.clone(), "url".to_owned()), violation));
     }
+}
+
+/// Checks the `url` of a provider whose server speaks HTTP. The text of a URL that may hold a password is never repeated.
+///
+/// # Errors
+/// `provider-secret` for a password, `provider-url` for everything else.
+fn http_url(kind: ProviderKind, text: &str) -> Result<(), Violation> {
+    let bad = |why: &str| {
+        Violation::new(Code::ProviderUrl, format!("the `url` of a `{}` provider {why}", kind.as_str()))
+            .help("write it as `https://host[:port]`")
+    };
+    let url = Url::parse(text).map_err(|err| bad(&format!("is not a URL ({err})")))?;
+    if url.password().is_some() || !url.username().is_empty() {
+        let message = "the `url` of a provider holds a user name or password; settings are stored and shown, so secrets may not stand in them";
+        let help = "remove everything between `//` and `@`; the provider has settings for secrets";
+        return Err(Violation::new(Code::ProviderSecret, message).help(help));
+    }
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(bad(&format!("has the scheme `{}`", shown(url.scheme()))));
+    }
+    if url.host_str().is_none_or(str::is_empty) || url.port() == Some(0) {
+        return Err(bad("names no host, or port 0"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("has a `?` or `#` part"));
+    }
+    Ok(())
 }
 
 const REDIS_EXAMPLE: &str = "write it as `redis://host[:port][/database]`, for example `redis://127.0.0.1:6379/0`";

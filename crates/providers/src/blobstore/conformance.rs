@@ -40,6 +40,14 @@ fn same<T: PartialEq + fmt::Debug>(step: &str, got: T, expected: T) -> Result<()
 /// # Errors
 /// The first thing that is not as the contract says.
 pub async fn run(store: &dyn Backend) -> Result<(), Mismatch> {
+    run_up_to(store, MAX_OBJECT_NAME).await
+}
+
+/// The same with no name longer than `longest` bytes: for a backend whose server in the test takes no longer one.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_up_to(store: &dyn Backend, longest: usize) -> Result<(), Mismatch> {
     containers(store).await?;
     for container in [ONE, TWO, CASE] {
         same("create", store.create(container).await, Ok(()))?;
@@ -47,7 +55,7 @@ pub async fn run(store: &dyn Backend) -> Result<(), Mismatch> {
     whole_objects(store).await?;
     ranges(store).await?;
     visibility(store).await?;
-    names(store).await?;
+    names(store, longest).await?;
     removal(store).await?;
     copies(store).await?;
     missing_containers(store).await?;
@@ -206,8 +214,8 @@ async fn visibility(store: &dyn Backend) -> Result<(), Mismatch> {
     same("remove", store.remove(ONE, vec!["v".to_owned()]).await, Ok(()))
 }
 
-async fn names(store: &dyn Backend) -> Result<(), Mismatch> {
-    let long = "ö/".repeat(MAX_OBJECT_NAME / 3);
+async fn names(store: &dyn Backend, longest: usize) -> Result<(), Mismatch> {
+    let long = "ö/".repeat(longest / 3);
     let odd = [
         "plain",
         "Plain",
@@ -219,7 +227,7 @@ async fn names(store: &dyn Backend) -> Result<(), Mismatch> {
         "//",
         ".",
         "..",
-        "../x",
+        "x/../../y",
         "a/../b",
         "%2e",
         "%",
@@ -259,17 +267,17 @@ async fn names(store: &dyn Backend) -> Result<(), Mismatch> {
 }
 
 async fn removal(store: &dyn Backend) -> Result<(), Mismatch> {
-    for name in ["a", "b", "c"] {
+    for name in ["ra", "rb", "rc"] {
         same("put", put(store, ONE, name, name.as_bytes()).await, Ok(()))?;
     }
-    same("put elsewhere", put(store, TWO, "a", b"there").await, Ok(()))?;
+    same("put elsewhere", put(store, TWO, "ra", b"there").await, Ok(()))?;
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    same("remove, also what is not there", store.remove(ONE, names(&["a", "x", "c", "a"])).await, Ok(()))?;
+    same("remove, also what is not there", store.remove(ONE, names(&["ra", "absent", "rc", "ra"])).await, Ok(()))?;
     same("remove nothing", store.remove(ONE, Vec::new()).await, Ok(()))?;
-    same("what is left", all_names(store, ONE).await?, names(&["b"]).into_iter().collect())?;
-    same("another container keeps its own", get(store, TWO, "a").await, Ok(b"there".to_vec()))?;
+    same("what is left", all_names(store, ONE).await?, names(&["rb"]).into_iter().collect())?;
+    same("another container keeps its own", get(store, TWO, "ra").await, Ok(b"there".to_vec()))?;
     same("clear", store.clear(ONE).await, Ok(()))?;
-    same("another container is not cleared", get(store, TWO, "a").await, Ok(b"there".to_vec()))?;
+    same("another container is not cleared", get(store, TWO, "ra").await, Ok(b"there".to_vec()))?;
     same("clear", store.clear(TWO).await, Ok(()))
 }
 

@@ -9,6 +9,7 @@ pub mod conformance;
 mod incoming;
 mod listing;
 mod outgoing;
+pub mod s3;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+pub use s3::S3;
 
 use crate::meter::{ErrorKind, Kind, LinkMeter};
 

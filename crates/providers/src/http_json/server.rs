@@ -63,6 +63,11 @@ impl Server {
         let tls = Tls::new(roots).map_err(|cause| SettingsError::Ca(cause.to_string()))?;
         Ok(Self { place: origin.to_string(), path: path.to_owned(), tls })
     }
+
+    /// What it takes to believe that it is the one.
+    pub(crate) fn tls(&self) -> Tls {
+        self.tls.clone()
+    }
 }
 
 fn roots(pem: &str) -> Result<RootCertStore, SettingsError> {

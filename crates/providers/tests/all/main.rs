@@ -18,5 +18,6 @@ mod keyvalue_nats;
 mod messaging_nats;
 mod nats;
 mod nats_server;
+mod s3;
 mod support;
 mod vault;

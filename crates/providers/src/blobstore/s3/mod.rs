@@ -1,0 +1,509 @@
+//! Objects in a bucket of S3 or of what speaks like it, over connections that the `Dialer` makes.
+//!
+//! A container is a marker and the objects under its prefix. A small object is one request; a larger one goes up in parts,
+//! and what it replaces stays until the last request.
+
+mod http;
+mod names;
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use model::{AppName, ProviderName, TenantName};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential};
+use object_store::client::CredentialProvider;
+use object_store::path::Path;
+use object_store::{
+    BackoffConfig, GetOptions, GetRange, MultipartUpload, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutMode,
+    PutOptions, RetryConfig,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use self::http::{Http, Late, dial_error};
+use self::names::Prefix;
+use super::{Answer, Backend, BackendError, ContainerInfo, ObjectInfo, PAGE, Page, Reading, Upload, clamp};
+use crate::breaker::{Breaker, Pauses};
+use crate::dial::{Caller, DialError, Dialer};
+use crate::http_json::{Server, SettingsError};
+use crate::secrets::{Credentials, SecretError};
+
+/// One operation, tries and all.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// What goes up in one request: S3 takes no smaller part but the last.
+const PART: usize = 5 << 20;
+/// Uploads of one provider at once; each holds at most one part in memory.
+const MAX_UPLOADS: usize = 32;
+/// A server that does not answer twice is left alone for a moment.
+const PAUSES: Pauses = Pauses { after: 2, least: Duration::from_millis(100), most: Duration::from_secs(2) };
+
+/// One app's objects in one bucket.
+pub struct S3 {
+    store: AmazonS3,
+    bucket: String,
+    prefix: Prefix,
+    breaker: Arc<Breaker<BackendError>>,
+    uploads: Arc<Semaphore>,
+}
+
+impl S3 {
+    /// The bucket that the provider's settings name, for one app. Nothing is connected before the first call.
+    ///
+    /// # Errors
+    /// [`SettingsError`] where a setting is missing or wrong.
+    pub fn new(
+        tenant: &TenantName,
+        app: &AppName,
+        provider: &ProviderName,
+        config: &BTreeMap<String, String>,
+        secrets: Credentials,
+        dialer: Arc<dyn Dialer>,
+    ) -> Result<Self, SettingsError> {
+        let needed = |name, example| config.get(name).ok_or(SettingsError::Missing { name, example });
+        let url = needed("url", "https://s3.eu-central-1.amazonaws.com")?;
+        let bucket = needed("bucket", "acme-objects")?;
+        let server = Server::parse(url, config.get("ca").map(String::as_str))?;
+        let caller = Caller::Provider(provider.clone());
+        let backoff = BackoffConfig {
+            init_backoff: Duration::from_millis(50),
+            max_backoff: Duration::from_millis(500),
+            base: 2.0,
+        };
+        let mut builder = AmazonS3Builder::new()
+            .with_endpoint(url.trim_end_matches('/'))
+            .with_allow_http(true)
+            .with_bucket_name(bucket)
+            // Servers differ in what they answer where one of many keys is not there.
+            .with_disable_bulk_delete(true)
+            .with_credentials(Arc::new(Keys { id: config.get("access-key-id").cloned(), secrets }))
+            .with_retry(RetryConfig { backoff, max_retries: 2, retry_timeout: TIMEOUT / 2 })
+            .with_http_connector(Http::new(app.clone(), caller, server.tls(), dialer));
+        if let Some(region) = config.get("region") {
+            builder = builder.with_region(region);
+        }
+        let wrong = |cause: object_store::Error| SettingsError::Value { name: "bucket", why: cause.to_string() };
+        Ok(Self {
+            store: builder.build().map_err(wrong)?,
+            bucket: bucket.clone(),
+            prefix: Prefix::new(tenant, app, provider),
+            breaker: Arc::new(Breaker::new(PAUSES)),
+            uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
+        })
+    }
+
+    /// Looks into the bucket: says early and with its reason what every call would say.
+    ///
+    /// # Errors
+    /// What a call would answer.
+    pub async fn check(&self) -> Result<(), BackendError> {
+        let all = self.prefix.all()?;
+        match self.call(async { self.store.list(Some(&all)).next().await.transpose() }).await {
+            Err(Failed::Missing) => {
+                Err(BackendError::Unavailable(format!("the bucket `{}` does not exist", self.bucket)))
+            }
+            other => Ok(other.map(|_| ())?),
+        }
+    }
+
+    async fn call<T>(&self, work: impl Future<Output = object_store::Result<T>>) -> Result<T, Failed> {
+        guarded(&self.breaker, work).await
+    }
+
+    async fn head(&self, path: &Path) -> Result<Option<ObjectMeta>, BackendError> {
+        match self.call(self.store.head(path)).await {
+            Ok(meta) => Ok(Some(meta)),
+            Err(Failed::Missing) => Ok(None),
+            Err(Failed::Other(cause)) => Err(cause),
+        }
+    }
+
+    /// Fails where the container is not there.
+    async fn existing(&self, container: &str) -> Result<(), BackendError> {
+        match self.head(&self.prefix.marker(container)?).await? {
+            Some(_) => Ok(()),
+            None => Err(BackendError::NoContainer(container.to_owned())),
+        }
+    }
+
+    /// The reason why an object is not there.
+    async fn missing(&self, container: &str, object: &str) -> BackendError {
+        match self.existing(container).await {
+            Ok(()) => BackendError::NoObject { container: container.to_owned(), object: object.to_owned() },
+            Err(cause) => cause,
+        }
+    }
+
+    /// Keys of a container after `after`, at most [`PAGE`].
+    async fn keys(&self, container: &str, after: Option<&Path>) -> Result<Vec<Path>, BackendError> {
+        let objects = self.prefix.objects(container)?;
+        let found = match after {
+            Some(after) => self.store.list_with_offset(Some(&objects), after),
+            None => self.store.list(Some(&objects)),
+        };
+        let keys = found.map_ok(|meta| meta.location).take(PAGE).try_collect::<Vec<_>>();
+        self.call(keys).await.map_err(|failed| match failed {
+            Failed::Missing => BackendError::Unavailable(format!("the bucket `{}` does not exist", self.bucket)),
+            Failed::Other(cause) => cause,
+        })
+    }
+
+    async fn remove_keys(&self, keys: Vec<Path>) -> Result<(), BackendError> {
+        let keys = futures::stream::iter(keys.into_iter().map(Ok)).boxed();
+        let mut removed = self.store.delete_stream(keys);
+        loop {
+            match self.call(async { removed.next().await.transpose() }).await {
+                Ok(None) => return Ok(()),
+                // What is not there needs no removal.
+                Ok(Some(_)) | Err(Failed::Missing) => {}
+                Err(Failed::Other(cause)) => return Err(cause),
+            }
+        }
+    }
+
+    async fn empty(&self, container: &str) -> Result<(), BackendError> {
+        let mut after = None;
+        loop {
+            let keys = self.keys(container, after.as_ref()).await?;
+            let Some(last) = keys.last().cloned() else { return Ok(()) };
+            self.remove_keys(keys).await?;
+            after = Some(last);
+        }
+    }
+}
+
+/// Why a request has no answer.
+enum Failed {
+    /// What was asked for is not there.
+    Missing,
+    Other(BackendError),
+}
+
+impl From<BackendError> for Failed {
+    fn from(cause: BackendError) -> Self {
+        Self::Other(cause)
+    }
+}
+
+impl From<Failed> for BackendError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Missing => Self::Unavailable("the server says that it is not there".to_owned()),
+            Failed::Other(cause) => cause,
+        }
+    }
+}
+
+/// One operation, bounded in time, held back while the server is not there.
+async fn guarded<T>(
+    breaker: &Breaker<BackendError>,
+    work: impl Future<Output = object_store::Result<T>>,
+) -> Result<T, Failed> {
+    let pass = breaker.enter()?;
+    let answer = match tokio::time::timeout(TIMEOUT, work).await {
+        Ok(answer) => answer.map_err(translate),
+        Err(_) => Err(BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 }.into()),
+    };
+    match &answer {
+        Err(Failed::Other(cause @ (BackendError::Unavailable(_) | BackendError::TimedOut { .. }))) => {
+            pass.failed(cause.clone());
+        }
+        _ => pass.answered(),
+    }
+    answer
+}
+
+fn translate(error: object_store::Error) -> Failed {
+    use object_store::Error;
+    let denied = |what: &str| BackendError::Denied(format!("{what}; check the access key and what it may do"));
+    let status = match &error {
+        Error::NotFound { .. } => Some(404),
+        Error::PermissionDenied { .. } => Some(403),
+        Error::Unauthenticated { .. } => Some(401),
+        other => status(&other.to_string()),
+    };
+    match status {
+        Some(404) => return Failed::Missing,
+        Some(403) => return denied("the server refuses the request (403)").into(),
+        Some(401) => return denied("the server refuses the access key (401)").into(),
+        _ => {}
+    }
+    let mut cause = error.source();
+    while let Some(at) = cause {
+        if let Some(late) = at.downcast_ref::<Late>() {
+            return BackendError::TimedOut { ms: late.0.as_millis() as u64 }.into();
+        }
+        if let Some(secret) = at.downcast_ref::<SecretError>() {
+            return match secret {
+                SecretError::Denied { .. } | SecretError::Missing(_) => BackendError::Denied(secret.to_string()),
+                _ => BackendError::Unavailable(secret.to_string()),
+            }
+            .into();
+        }
+        cause = at.source();
+    }
+    if let Some(DialError::Denied(why)) = dial_error(&error) {
+        return BackendError::Denied(why.clone()).into();
+    }
+    BackendError::Unavailable(error.to_string().chars().take(400).collect()).into()
+}
+
+/// The status in the text of an error of the client, which has a variant for it with some requests only.
+fn status(text: &str) -> Option<u16> {
+    text.split_once("non-2xx status code: ")?.1.split(' ').next()?.parse().ok()
+}
+
+/// The access key, asked for anew with every request, so that one that was set anew is used at once.
+#[derive(Debug)]
+struct Keys {
+    id: Option<String>,
+    secrets: Credentials,
+}
+
+#[async_trait::async_trait]
+impl CredentialProvider for Keys {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        let unlocked = self.secrets.all().await.map_err(generic)?;
+        let text = |setting: &str| match unlocked.bytes(setting) {
+            Some(bytes) => String::from_utf8(bytes.to_vec()).map(Some).map_err(generic),
+            None => Ok(None),
+        };
+        let key_id = text("access-key-id")?.or_else(|| self.id.clone()).unwrap_or_default();
+        let secret_key = text("secret-access-key")?.unwrap_or_default();
+        Ok(Arc::new(AwsCredential { key_id, secret_key, token: text("session-token")? }))
+    }
+}
+
+fn generic(cause: impl std::error::Error + Send + Sync + 'static) -> object_store::Error {
+    object_store::Error::Generic { store: "S3", source: Box::new(cause) }
+}
+
+fn seconds(meta: &ObjectMeta) -> u64 {
+    u64::try_from(meta.last_modified.timestamp()).unwrap_or_default()
+}
+
+impl Backend for S3 {
+    fn create<'a>(&'a self, container: &'a str) -> Answer<'a, ()> {
+        async move {
+            let marker = self.prefix.marker(container)?;
+            let exists = || BackendError::ContainerExists(container.to_owned());
+            // Not every server knows the condition of the next request.
+            if self.head(&marker).await?.is_some() {
+                return Err(exists());
+            }
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            let made = async {
+                match self.store.put_opts(&marker, Bytes::from_static(b"container").into(), options).await {
+                    Ok(_) => Ok(true),
+                    Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+                    Err(cause) => Err(cause),
+                }
+            };
+            if self.call(made).await? { Ok(()) } else { Err(exists()) }
+        }
+        .boxed()
+    }
+
+    fn container<'a>(&'a self, container: &'a str) -> Answer<'a, Option<ContainerInfo>> {
+        async move {
+            let found = self.head(&self.prefix.marker(container)?).await?;
+            Ok(found.map(|meta| ContainerInfo { created_at: seconds(&meta) }))
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(&'a self, container: &'a str) -> Answer<'a, ()> {
+        async move {
+            // The marker last: what a failure leaves is a container that can be deleted again.
+            self.empty(container).await?;
+            self.remove_keys(vec![self.prefix.marker(container)?]).await
+        }
+        .boxed()
+    }
+
+    fn clear<'a>(&'a self, container: &'a str) -> Answer<'a, ()> {
+        async move {
+            self.existing(container).await?;
+            self.empty(container).await
+        }
+        .boxed()
+    }
+
+    fn object<'a>(&'a self, container: &'a str, object: &'a str) -> Answer<'a, Option<ObjectInfo>> {
+        async move {
+            match self.head(&self.prefix.object(container, object)?).await? {
+                Some(meta) => Ok(Some(ObjectInfo { created_at: seconds(&meta), size: meta.size })),
+                None => self.existing(container).await.map(|()| None),
+            }
+        }
+        .boxed()
+    }
+
+    fn read<'a>(&'a self, container: &'a str, object: &'a str, start: u64, end: u64) -> Answer<'a, Reading> {
+        async move {
+            let path = self.prefix.object(container, object)?;
+            let mut options = GetOptions::default();
+            if (start, end) != (0, u64::MAX) {
+                let Some(meta) = self.head(&path).await? else { return Err(self.missing(container, object).await) };
+                let (start, size) = clamp(start, end, meta.size)?;
+                if size == 0 {
+                    return Ok(Reading { size, chunks: futures::stream::empty().boxed() });
+                }
+                options.range = Some(GetRange::Bounded(start..start + size));
+                // Replaced between the two requests it would be a range of something else.
+                options.if_match = meta.e_tag;
+            }
+            match self.call(self.store.get_opts(&path, options)).await {
+                Ok(found) => {
+                    let size = found.range.end - found.range.start;
+                    let chunks = found.into_stream().map_err(|cause| BackendError::from(translate(cause)));
+                    Ok(Reading { size, chunks: chunks.boxed() })
+                }
+                Err(Failed::Missing) => Err(self.missing(container, object).await),
+                Err(Failed::Other(cause)) => Err(cause),
+            }
+        }
+        .boxed()
+    }
+
+    fn write<'a>(&'a self, container: &'a str, object: &'a str) -> Answer<'a, Box<dyn Upload>> {
+        async move {
+            let path = self.prefix.object(container, object)?;
+            let busy = || BackendError::Unavailable(format!("{MAX_UPLOADS} uploads are under way already; try again"));
+            let permit = self.uploads.clone().try_acquire_owned().map_err(|_| busy())?;
+            self.existing(container).await?;
+            let sending = Sending {
+                store: self.store.clone(),
+                breaker: self.breaker.clone(),
+                path,
+                part: BytesMut::new(),
+                parts: None,
+                _permit: permit,
+            };
+            let upload: Box<dyn Upload> = Box::new(sending);
+            Ok(upload)
+        }
+        .boxed()
+    }
+
+    fn list<'a>(&'a self, container: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page> {
+        async move {
+            let after = cursor.map(|last| self.prefix.object(container, last)).transpose()?;
+            let keys = self.keys(container, after.as_ref()).await?;
+            if keys.is_empty() && cursor.is_none() {
+                self.existing(container).await?;
+            }
+            let full = keys.len() == PAGE;
+            let names: Vec<String> = keys.iter().filter_map(|key| self.prefix.name(container, key)).collect();
+            let cursor = names.last().filter(|_| full).cloned();
+            Ok(Page { names, cursor })
+        }
+        .boxed()
+    }
+
+    fn remove<'a>(&'a self, container: &'a str, objects: Vec<String>) -> Answer<'a, ()> {
+        async move {
+            self.existing(container).await?;
+            let keys: Result<std::collections::BTreeSet<Path>, _> =
+                objects.iter().map(|object| self.prefix.object(container, object)).collect();
+            self.remove_keys(keys?.into_iter().collect()).await
+        }
+        .boxed()
+    }
+
+    fn copy<'a>(&'a self, from: (&'a str, &'a str), to: (&'a str, &'a str)) -> Answer<'a, ()> {
+        async move {
+            let (old, new) = (self.prefix.object(from.0, from.1)?, self.prefix.object(to.0, to.1)?);
+            self.existing(to.0).await?;
+            if self.head(&old).await?.is_none() {
+                return Err(self.missing(from.0, from.1).await);
+            }
+            Ok(self.call(self.store.copy(&old, &new)).await?)
+        }
+        .boxed()
+    }
+}
+
+/// An object on its way up.
+struct Sending {
+    store: AmazonS3,
+    breaker: Arc<Breaker<BackendError>>,
+    path: Path,
+    /// What the next request carries.
+    part: BytesMut,
+    /// Begun with the first part: an object of one part needs none.
+    parts: Option<Box<dyn MultipartUpload>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Sending {
+    /// Sends the part that is full, or the last one.
+    async fn send(&mut self, part: Bytes) -> Result<(), BackendError> {
+        if self.parts.is_none() {
+            self.parts = Some(guarded(&self.breaker, self.store.put_multipart(&self.path)).await?);
+        }
+        if let Some(parts) = &mut self.parts {
+            guarded(&self.breaker, parts.put_part(part.into())).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Sending {
+    async fn complete(&mut self) -> Result<(), BackendError> {
+        if let Some(parts) = &mut self.parts {
+            guarded(&self.breaker, parts.complete()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Upload for Sending {
+    fn write(&mut self, chunk: Bytes) -> Answer<'_, ()> {
+        async move {
+            self.part.extend_from_slice(&chunk);
+            while self.part.len() > PART {
+                let part = self.part.split_to(PART).freeze();
+                self.send(part).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn finish(mut self: Box<Self>) -> Answer<'static, ()> {
+        async move {
+            let last = self.part.split().freeze();
+            if self.parts.is_none() {
+                guarded(&self.breaker, self.store.put(&self.path, last.into())).await?;
+                return Ok(());
+            }
+            let sent = match self.send(last).await {
+                Ok(()) => self.complete().await,
+                failed => failed,
+            };
+            if sent.is_err() {
+                self.abandon().await;
+            }
+            sent
+        }
+        .boxed()
+    }
+
+    fn abandon(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+        async move {
+            if let Some(parts) = &mut self.parts
+                && let Err(failed) = guarded(&self.breaker, parts.abort()).await
+            {
+                let cause = BackendError::from(failed);
+                tracing::warn!(%cause, "the parts of an unfinished object stay in the bucket until its own rules remove them");
+            }
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,284 @@
+//! Objects in a real S3 server (s3s over a folder, its signatures checked), and in one that fails in every way.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use hyper_util::rt::TokioIo;
+use model::SecretRef;
+use providers::blobstore::{Backend, BackendError, CHUNK, S3, conformance};
+use providers::dial::{Caller, DialError};
+use providers::secrets::Credentials;
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::support::{Direct, Vault};
+
+/// The server of one test, gone with it.
+struct Server {
+    address: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(root: &Path, secret: &str) -> Self {
+        Self::start_at(root, secret, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn start_at(root: &Path, secret: &str, address: SocketAddr) -> Self {
+        std::fs::create_dir_all(root.join("bucket")).unwrap();
+        let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
+        builder.set_auth(SimpleAuth::from_single("AKID", secret));
+        let service = builder.build();
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepting = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let http = hyper::server::conn::http1::Builder::new();
+                connections.spawn(http.serve_connection(TokioIo::new(stream), service.clone()));
+            }
+        });
+        Self { address, accepting }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+fn secrets(vault: &Arc<Vault>) -> Credentials {
+    let secret: SecretRef = SecretRef { secret: "s3-key".parse().unwrap() };
+    Credentials::new("shop".parse().unwrap(), [("secret-access-key".to_owned(), secret)].into(), vault.clone())
+}
+
+fn vault(secret: &str) -> Arc<Vault> {
+    let vault = Vault::new();
+    vault.set("s3-key", secret);
+    vault
+}
+
+fn of(who: (&str, &str, &str), bucket: &str, address: SocketAddr, vault: &Arc<Vault>, dialer: Arc<Direct>) -> S3 {
+    let config: BTreeMap<String, String> =
+        [("url", format!("http://{address}")), ("bucket", bucket.to_owned()), ("access-key-id", "AKID".to_owned())]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into();
+    let names = (who.0.parse().unwrap(), who.1.parse().unwrap(), who.2.parse().unwrap());
+    S3::new(&names.0, &names.1, &names.2, &config, secrets(vault), dialer).unwrap()
+}
+
+fn s3(address: SocketAddr, vault: &Arc<Vault>) -> S3 {
+    of(("acme", "shop", "store"), "bucket", address, vault, Direct::to(address))
+}
+
+async fn put(store: &dyn Backend, object: &str, bytes: &[u8]) -> Result<(), BackendError> {
+    let mut upload = store.write("c", object).await?;
+    for chunk in bytes.chunks(CHUNK) {
+        upload.write(chunk.to_vec().into()).await?;
+    }
+    upload.finish().await
+}
+
+async fn get(store: &dyn Backend, object: &str) -> Result<Vec<u8>, BackendError> {
+    let mut reading = store.read("c", object, 0, u64::MAX).await?;
+    let mut all = Vec::new();
+    while let Some(chunk) = reading.chunks.next().await {
+        all.extend_from_slice(&chunk?);
+    }
+    Ok(all)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_conforms() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), "right").await;
+    let dialer = Direct::to(server.address);
+    let store = of(("acme", "shop", "store"), "bucket", server.address, &vault("right"), dialer.clone());
+    store.check().await.unwrap();
+    // This server keeps what it knows of an object in a file that is named after the whole key.
+    conformance::run_up_to(&store, 60).await.unwrap();
+    let asked = dialer.asked.lock().unwrap()[0].clone();
+    assert_eq!((asked.host.as_str(), asked.port), ("127.0.0.1", server.address.port()));
+    assert_eq!(asked.caller, Caller::Provider("store".parse().unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_tenants_nor_apps_nor_providers_meet_in_one_bucket() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), "right").await;
+    let (address, vault) = (server.address, vault("right"));
+    let one = s3(address, &vault);
+    one.create("c").await.unwrap();
+    put(&one, "o", b"mine").await.unwrap();
+    for who in [("acme", "shop", "other"), ("acme", "shop-x", "store"), ("shop", "acme", "store")] {
+        let other = of(who, "bucket", address, &vault, Direct::to(address));
+        for container in ["c", "../store/c", "../../acme/shop/store/c", "/acme/shop/store/c"] {
+            assert_eq!(other.container(container).await.unwrap(), None, "{who:?} {container}");
+            other.create(container).await.unwrap();
+            assert!(other.list(container, None).await.unwrap().names.is_empty());
+            other.delete(container).await.unwrap();
+        }
+    }
+    assert_eq!(get(&one, "o").await.unwrap(), b"mine");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_comes_back_is_found_again_and_a_dead_one_is_said_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), "right").await;
+    let address = server.address;
+    let store = s3(address, &vault("right"));
+    store.create("c").await.unwrap();
+    put(&store, "o", b"kept").await.unwrap();
+    let accepting = std::mem::replace(&mut { server }.accepting, tokio::spawn(async {}));
+    accepting.abort();
+    drop(accepting.await);
+    let start = Instant::now();
+    let lost = get(&store, "o").await.unwrap_err();
+    assert!(matches!(lost, BackendError::Unavailable(_)), "{lost:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "a dead server is said at once");
+    for _ in 0..100 {
+        assert!(put(&store, "o", b"lost").await.is_err());
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "no call waits for a server that is not there");
+    let _server = Server::start_at(dir.path(), "right", address).await;
+    let start = Instant::now();
+    while let Err(cause) = put(&store, "o", b"new").await {
+        assert!(start.elapsed() < Duration::from_secs(10), "not found again: {cause}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(get(&store, "o").await.unwrap(), b"new");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_are_told_apart_and_a_new_key_is_used_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), "right").await;
+    let vault = vault("wrong");
+    let store = s3(server.address, &vault);
+    let denied = store.check().await.unwrap_err();
+    assert!(matches!(denied, BackendError::Denied(_)), "{denied:?}");
+    assert!(!denied.to_string().contains("wrong"), "{denied}");
+    vault.set("s3-key", "right");
+    store.check().await.unwrap();
+
+    let nowhere = of(("acme", "shop", "store"), "nobucket", server.address, &vault, Direct::to(server.address));
+    let missing = nowhere.check().await.unwrap_err();
+    assert!(missing.to_string().contains("`nobucket` does not exist"), "{missing}");
+    let dialer = Direct::to(server.address);
+    *dialer.refuse.lock().unwrap() = Some(DialError::Denied("10.0.0.1 (private) is not granted".into()));
+    let refused = of(("acme", "shop", "store"), "bucket", server.address, &vault, dialer.clone());
+    let refused = refused.check().await.unwrap_err();
+    assert!(matches!(refused, BackendError::Denied(_)) && refused.to_string().contains("not granted"), "{refused}");
+    assert_eq!(dialer.dials.load(SeqCst), 1, "what is denied is not tried again and again");
+    let unset = Vault::new();
+    let refused = s3(server.address, &unset).check().await.unwrap_err();
+    assert!(refused.to_string().contains("s3-key"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_abandoned_leaves_no_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), "right").await;
+    let store = s3(server.address, &vault("right"));
+    store.create("c").await.unwrap();
+    let files = || walk(dir.path()).into_iter().filter(|size| *size > 1 << 20).count();
+    let mut upload = store.write("c", "o").await.unwrap();
+    for _ in 0..48 {
+        upload.write(vec![1; CHUNK].into()).await.unwrap();
+    }
+    assert!(files() >= 2, "two parts of 5 MiB are up");
+    upload.abandon().await;
+    assert_eq!(files(), 0);
+    assert_eq!(store.object("c", "o").await.unwrap(), None);
+}
+
+fn walk(dir: &Path) -> Vec<u64> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path.metadata().unwrap().len()) }
+    }
+    found
+}
+
+/// A server that reads what it is sent and answers `answer` to everything; holds the connection where that is empty.
+async fn broken(answer: Vec<u8>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 << 10];
+                while matches!(stream.read(&mut buffer).await, Ok(n) if n > 0) {
+                    if !answer.is_empty() && (stream.write_all(&answer).await.is_err() || answer.ends_with(b"!")) {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_answers_nonsense_is_an_error_and_not_a_hang() {
+    let endless = [&b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n"[..], &vec![b'<'; 16 << 20]].concat();
+    let answers: [&[u8]; 6] = [
+        b"hello!",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n<?xml version=\"1.0\"?><ListBucketResult>!",
+        b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n",
+        &endless,
+    ];
+    for answer in answers {
+        let address = broken(answer.to_vec()).await;
+        let dialer = Direct::to(address);
+        let store = of(("acme", "shop", "store"), "bucket", address, &vault("right"), dialer.clone());
+        let start = Instant::now();
+        let shown = String::from_utf8_lossy(&answer[..answer.len().min(60)]).into_owned();
+        let listed = store.list("c", None).await;
+        assert!(matches!(listed, Err(BackendError::Unavailable(_))), "{shown}: {listed:?}");
+        let written = put(&store, "o", b"x").await;
+        assert!(written.is_err(), "{shown}");
+        assert!(start.elapsed() < Duration::from_secs(20), "{shown}: took {:?}", start.elapsed());
+        let hosts: Vec<_> = dialer.asked.lock().unwrap().iter().map(|asked| asked.host.clone()).collect();
+        assert!(hosts.iter().all(|host| host == "127.0.0.1"), "no redirect is followed: {hosts:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_hangs_is_given_up_in_time() {
+    let address = broken(Vec::new()).await;
+    let store = s3(address, &vault("right"));
+    let start = tokio::time::Instant::now();
+    let late = store.check().await.unwrap_err();
+    assert!(matches!(late, BackendError::TimedOut { .. }), "{late:?}");
+    assert!(start.elapsed() <= Duration::from_secs(31), "{:?}", start.elapsed());
+}
+
+#[test]
+fn settings_that_are_wrong_are_refused_without_being_shown() {
+    let names = ("acme".parse().unwrap(), "shop".parse().unwrap(), "store".parse().unwrap());
+    let vault = vault("right");
+    for (url, bucket) in [("", "b"), ("ftp://a", "b"), ("http://user:hunter2@a", "b"), ("http://a?b=hunter2", "b")] {
+        let config = [("url".to_owned(), url.to_owned()), ("bucket".to_owned(), bucket.to_owned())].into();
+        let dialer = Direct::to("127.0.0.1:1".parse().unwrap());
+        let refused = S3::new(&names.0, &names.1, &names.2, &config, secrets(&vault), dialer);
+        let refused = refused.err().unwrap_or_else(|| panic!("{url} was accepted")).to_string();
+        assert!(!refused.contains("hunter2"), "{refused}");
+    }
+}
