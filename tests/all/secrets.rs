@@ -68,7 +68,7 @@ impl Watch {
                 // Whatever stands before it; the border characters depend on the neighbours and are cut off.
                 let bytes = [&vec![0; shift][..], canary.as_bytes()].concat();
                 let text = base64(&bytes);
-                needles.push((format!("{canary} in base64, shifted by {shift}"), text[4..48].as_bytes().to_vec()));
+                needles.push((format!("{canary} in base64, shifted by {shift}"), text.as_bytes()[4..48].to_vec()));
             }
         }
         needles

@@ -11,7 +11,7 @@ use model::app::Reuse;
 use model::unit::Millis;
 use model::{Limits, World};
 use runtime::{
-    Bindings, Callee, Fault, LogSink, LogStreamKind, Linked, Loading, Peer, Peers, Runtime, RuntimeSettings, Sinks,
+    Bindings, Callee, Fault, Linked, Loading, LogSink, LogStreamKind, Peer, Peers, Runtime, RuntimeSettings, Sinks,
     Workload,
 };
 use serde::Serialize;
