@@ -114,6 +114,9 @@ fn url(kind: ProviderKind, text: &str) -> Result<(), Violation> {
     }
     match url.host() {
         None | Some(Host::Domain("")) => return Err(bad("names no host")),
+        Some(Host::Domain(name)) if name.contains(|c: char| !c.is_ascii_alphanumeric() && !"-._".contains(c)) => {
+            return Err(bad("names no single host: a list of servers is not taken"));
+        }
         Some(_) => {}
     }
     if url.port() == Some(0) {
