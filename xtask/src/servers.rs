@@ -61,7 +61,7 @@ fn unpack(server: &Server, place: &Path) -> anyhow::Result<()> {
     }
     let work = work.canonicalize()?;
     let sources = work.join("sources.list");
-    std::fs::write(&sources, format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {suite} main\n"))?;
+    std::fs::write(&sources, format!("deb [signed-by={KEYRING}] {} {suite} main\n", archive()?))?;
     let settings = work.join("apt.conf");
     let shown = work.display();
     std::fs::write(
@@ -86,6 +86,14 @@ fn unpack(server: &Server, place: &Path) -> anyhow::Result<()> {
     run(Command::new("dpkg-deb").arg("-x").arg(file).arg(place))?;
     std::fs::remove_dir_all(&work)?;
     Ok(())
+}
+
+/// Where this machine gets its own packages of Debian from.
+fn archive() -> anyhow::Result<String> {
+    let listed = Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).output();
+    let listed = String::from_utf8(listed.context("cannot run apt-get")?.stdout)?;
+    let main = listed.lines().find(|uri| uri.trim_end_matches('/').ends_with("/debian"));
+    main.map(str::to_owned).context("apt has no archive of Debian among its sources")
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
