@@ -53,18 +53,7 @@ fn consul_answers_the_same_with_its_token_as_a_secret() {
     let Some(consul) = Consul::start().unwrap() else { return };
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let platform = Platform::start(dir.path(), &[]).unwrap();
-    let secret = |value: &str| {
-        let mut set = std::process::Command::new(sidereal_tests::binary())
-            .args(["secret", "set", "consul-token"])
-            .env("SIDEREAL_DATA_DIR", dir.path())
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        std::io::Write::write_all(&mut set.stdin.take().unwrap(), value.as_bytes()).unwrap();
-        assert!(set.wait().unwrap().success());
-    };
-    secret(consul::TOKEN);
+    platform.secret("consul-token", consul::TOKEN).unwrap();
     let add = ["provider", "add", "consul", "--type", "keyvalue-consul", "--secret", "token=consul-token", "--url"];
     platform.ok(&[&add[..], &[&consul.url()]].concat()).unwrap();
     let link = |label| format!("{{ label = \"{label}\", provider = \"consul\" }}");

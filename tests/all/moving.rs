@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use sidereal_tests::consul::{self, Consul};
 use sidereal_tests::load::Load;
+use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, until, write_app};
 use sidereal_tests::redis::Redis;
 
@@ -12,16 +14,25 @@ fn links(provider: &str) -> String {
 
 #[test]
 fn a_counter_moves_from_provider_to_provider_under_traffic_and_keeps_its_count() {
-    let redis = Redis::start().unwrap();
+    let (redis, nats, consul) = (Redis::start().unwrap(), Nats::start().unwrap(), Consul::start().unwrap());
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let platform = Platform::start(dir.path(), &[]).unwrap();
     write_app(app.path(), "counter", "kv-counter", &links("memory")).unwrap();
     platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
     platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &redis.url()]).unwrap();
+    platform.ok(&["provider", "add", "nats", "--type", "keyvalue-nats", "--url", &nats.url()]).unwrap();
+    let mut round = vec!["embedded", "redis", "nats"];
+    if let Some(consul) = &consul {
+        platform.secret("consul-token", consul::TOKEN).unwrap();
+        let add = ["provider", "add", "consul", "--type", "keyvalue-consul", "--secret", "token=consul-token", "--url"];
+        platform.ok(&[&add[..], &[&consul.url()]].concat()).unwrap();
+        round.push("consul");
+    }
+    round.extend(["memory", "redis", "embedded", "memory"]);
 
     let load = Load::start(platform.ingress, "counter.localhost", "/", 8, Duration::from_millis(4));
     load.wait(50);
-    for provider in ["embedded", "redis", "memory", "redis", "embedded", "memory"] {
+    for provider in round {
         let link = format!("wasi:keyvalue={provider}");
         let moved = platform.ok(&["link", "set", "counter", &link, "--copy-data"]).unwrap();
         assert_eq!(moved["phase"], "done", "{moved}");

@@ -119,6 +119,23 @@ impl Platform {
         Ok(envelope.get("data").cloned().unwrap_or_default())
     }
 
+    /// Keeps a secret, its value given by stdin.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn secret(&self, name: &str, value: &str) -> anyhow::Result<()> {
+        let mut set = Command::new(crate::binary())
+            .args(["secret", "set", name])
+            .env("SIDEREAL_DATA_DIR", &self.dir)
+            .env_remove("RUST_BACKTRACE")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        std::io::Write::write_all(&mut set.stdin.take().context("no stdin")?, value.as_bytes())?;
+        anyhow::ensure!(set.wait()?.success(), "the secret was not kept");
+        Ok(())
+    }
+
     /// `GET` through the ingress.
     ///
     /// # Errors
