@@ -15,10 +15,12 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     crate::servers::ensure(root);
     let guests = root.join("target/guests");
     crate::guests::build(root, &guests)?;
-    // Whole-system tests start this very binary, so it is built first and named to them.
-    step("build", Command::new("cargo").args(["build", "--release", "--locked", "--package", "cli"]), root)?;
+    // Whole-system tests start this very binary, so it is built first and named to them. Together with the tests: apart,
+    // their dependencies would have other features, and everything would be compiled twice.
+    let build = ["build", "--release", "--locked", "--workspace", "--lib", "--bins", "--tests"];
+    step("build", Command::new("cargo").args(build), root)?;
     let mut test = Command::new("cargo");
-    test.args(["test", "--release", "--locked", "--workspace"])
+    test.args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
         .args(filter)
         .env("SIDEREAL_GUESTS", &guests)
         .env("SIDEREAL_BIN", root.join("target/release/sidereal"))
