@@ -122,8 +122,12 @@ async fn providers_and_routes_are_listed_with_who_uses_them() {
         listed,
         [
             r#"app b own keyvalue-redis ["b/counter wasi:keyvalue default"]"#,
+            r#"built-in durable messaging-durable []"#,
             r#"built-in embedded keyvalue-embedded ["a/counter wasi:keyvalue default"]"#,
+            r#"built-in folder blobstore-folder []"#,
+            r#"built-in local messaging-local []"#,
             r#"built-in memory keyvalue-memory []"#,
+            r#"built-in secrets secrets-embedded []"#,
             r#"operator cache keyvalue-redis []"#,
         ]
     );
