@@ -46,6 +46,7 @@ pub(crate) async fn node_with(
     let store = RedbStore::open(dir.join("store.redb")).unwrap();
     let services = Services {
         messaging,
+        lent: Arc::default(),
         data,
         folder: Folder::open(dir.join("objects")).unwrap(),
         artifacts: Arc::new(artifacts.unwrap()),

@@ -42,6 +42,10 @@ fn every_provider_answers_the_same() {
         write_app(app.path(), provider, "kv-probe", &links).unwrap();
         platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
         for (path, status, body) in DIALOGUE {
+            if provider == "nats" && !nats.has_batches && path.starts_with("/set-many") {
+                println!("NOT RUN: batches in NATS, it takes a nats-server of version 2.12 or later (NATS_SERVER_BIN)");
+                break;
+            }
             let answer = platform.get(&format!("{provider}.localhost"), path).unwrap();
             assert_eq!((answer.status, answer.body.trim()), (*status, *body), "{provider} {path}");
         }

@@ -1,6 +1,7 @@
 //! A real NATS with JetStream on a free port, stopped by pid.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ pub struct Nats {
     child: Child,
     /// Where it listens.
     pub addr: SocketAddr,
+    /// It is of version 2.12 or later, which writes batches all or none.
+    pub has_batches: bool,
     _dir: tempfile::TempDir,
 }
 
@@ -30,14 +33,18 @@ impl Nats {
             &config,
             format!("listen: \"{addr}\"\nmax_payload: 9MB\njetstream {{ store_dir: {store:?} }}\n"),
         )?;
-        let child = Command::new("nats-server")
+        let beside = crate::workspace().join("target/servers/nats/usr/sbin/nats-server");
+        let named = std::env::var_os("NATS_SERVER_BIN").map(PathBuf::from);
+        let newer = named.or_else(|| beside.is_file().then_some(beside));
+        let has_batches = newer.is_some();
+        let child = Command::new(newer.unwrap_or_else(|| "nats-server".into()))
             .arg("-c")
             .arg(&config)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)
             .spawn()
             .context("cannot start nats-server; install the package nats-server")?;
-        let nats = Self { child, addr, _dir: dir };
+        let nats = Self { child, addr, has_batches, _dir: dir };
         let ready = || {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             said.contains("Server is ready") && TcpStream::connect(nats.addr).is_ok()

@@ -2,6 +2,7 @@
 //! is there; every host notes what it writes, holds its calls and lets them go.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::copy::{Held, Keys, Round};
@@ -9,11 +10,12 @@ use api::node::{CopyOutcome, CopyStep};
 use api::{Code, Problem};
 use futures::future::try_join_all;
 use http::Method;
-use model::AppName;
+use model::{AppName, TenantName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::converge;
+use crate::services::Lent;
 use crate::supervisor::{HostRef, HostState};
 
 /// A step that a host does not end in this time has failed. A page of a slow store takes seconds.
@@ -22,20 +24,30 @@ const STEP: Duration = Duration::from_secs(120);
 /// One copy, as the hosts see it.
 pub(crate) struct Copying {
     pub(crate) hosts: Vec<HostRef>,
+    pub(crate) tenant: TenantName,
     pub(crate) app: AppName,
     pub(crate) id: String,
+    pub(crate) lent: Arc<Lent>,
 }
 
 impl Copying {
     pub(crate) async fn step(&self, step: CopyStep) -> Result<CopyOutcome, Problem> {
+        if matches!(step, CopyStep::End) {
+            self.lent.take_back(&self.tenant, &self.app);
+        }
         // One that is not up notes nothing and holds nothing: better to wait until it is back.
         if let Some(down) = self.hosts.iter().find(|host| *host.state.borrow() != HostState::Ready) {
             let what = format!("host {} of the tenant is not ready", down.shard);
             return Err(Problem::new(Code::Unreachable, what));
         }
         match step {
-            CopyStep::Begin(request) => self.all(Method::PUT, "", &*request).await.map(|_| CopyOutcome::Done),
-            CopyStep::End => self.all(Method::DELETE, "", &()).await.map(|_| CopyOutcome::Done),
+            CopyStep::Begin(request) => {
+                // No revision names the new provider yet, and its client has to log in.
+                let named = request.to.spec.secrets.values().map(|named| named.secret.clone());
+                self.lent.lend(&self.tenant, &self.app, named.collect());
+                self.all(Method::PUT, "", &*request).await.map(|()| CopyOutcome::Done)
+            }
+            CopyStep::End => self.all(Method::DELETE, "", &()).await.map(|()| CopyOutcome::Done),
             CopyStep::Page(cursor) => self.home("/page", &cursor).await.map(CopyOutcome::Step),
             CopyStep::Extra(cursor) => self.home("/extra", &cursor).await.map(CopyOutcome::Keys),
             CopyStep::Keys(keys) => self.home("/keys", &Keys { keys, cursor: None }).await.map(CopyOutcome::Step),
@@ -108,7 +120,13 @@ mod tests {
 
     #[tokio::test]
     async fn without_hosts_nothing_is_copied() {
-        let copy = Copying { hosts: Vec::new(), app: "a".parse().unwrap(), id: "1".into() };
+        let copy = Copying {
+            hosts: Vec::new(),
+            tenant: "t".parse().unwrap(),
+            app: "a".parse().unwrap(),
+            id: "1".into(),
+            lent: Arc::default(),
+        };
         let refused = copy.step(CopyStep::Page(Cursor::default())).await.unwrap_err();
         assert_eq!(refused.code, Code::Unreachable);
     }

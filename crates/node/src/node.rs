@@ -35,7 +35,7 @@ use crate::messaging::Messaging;
 use crate::metrics::Metrics;
 use crate::otlp::{Exporter, OtlpConfig};
 use crate::publisher::{Said, publish};
-use crate::services::Services;
+use crate::services::{Lent, Services};
 use crate::serving::ServingIndex;
 use crate::supervisor::{Host, HostState};
 
@@ -112,6 +112,7 @@ pub struct Node {
     logs: Arc<Logs>,
     index: Arc<ServingIndex>,
     hosts: Arc<HostIndex>,
+    lent: Arc<Lent>,
     metrics: Arc<Metrics>,
     settled: watch::Receiver<bool>,
     running: Mutex<Option<Running>>,
@@ -152,7 +153,16 @@ impl Node {
         let objects = config.data_dir.join("objects");
         let folder = Folder::open(&objects).map_err(|cause| NodeError::Objects { path: objects, cause })?;
         let messaging = Messaging::new(data.clone());
-        let services = Arc::new(Services { data, folder, artifacts: artifacts.clone(), dialer, secrets, messaging });
+        let lent = Arc::new(Lent::default());
+        let services = Arc::new(Services {
+            data,
+            folder,
+            artifacts: artifacts.clone(),
+            dialer,
+            secrets,
+            messaging,
+            lent: lent.clone(),
+        });
         let logs = Arc::new(Logs::exported(exporter.clone()));
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());
@@ -204,7 +214,7 @@ impl Node {
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent::run(setup, stopped));
         let running = Mutex::new(Some(Running { ingress, stop, agent, publisher, exporter }));
-        Ok(Arc::new(Self { address, admin, logs, index, hosts, metrics, settled, running }))
+        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, metrics, settled, running }))
     }
 
     /// Where the ingress listens.
@@ -342,7 +352,8 @@ impl NodeApi for Node {
         id: &str,
         step: CopyStep,
     ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
-        let copy = Copying { hosts: self.hosts.of(tenant), app: app.clone(), id: id.to_owned() };
+        let (tenant, lent) = (tenant.clone(), self.lent.clone());
+        let copy = Copying { hosts: self.hosts.of(&tenant), tenant, app: app.clone(), id: id.to_owned(), lent };
         Box::pin(async move { copy.step(step).await })
     }
 }

@@ -83,7 +83,9 @@ async fn answer(
     let tenant = &client.tenant;
     match request {
         ServiceRequest::Secret(request) => {
-            secret::answer(&client.tenant, &services.secrets, &app, request).await.map(ServiceAnswer::Secret)
+            secret::answer(&client.tenant, &services.secrets, &services.lent, &app, request)
+                .await
+                .map(ServiceAnswer::Secret)
         }
         ServiceRequest::Blob(request) => {
             Ok(ServiceAnswer::Blob(blobs.answer(&services.folder, &client.tenant.name, app, request).await))

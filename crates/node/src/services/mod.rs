@@ -5,6 +5,7 @@ mod blob;
 mod calls;
 mod files;
 mod keyvalue;
+mod lent;
 mod secret;
 
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use store::secrets::Secrets;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+
+pub use lent::Lent;
 
 use crate::artifacts::Artifacts;
 use crate::dialer::Dialer;
@@ -45,6 +48,8 @@ pub struct Services {
     pub secrets: Arc<Secrets>,
     /// Messages.
     pub messaging: Arc<Messaging>,
+    /// Secrets of providers that data are moved to.
+    pub lent: Arc<Lent>,
 }
 
 /// One host, as its connections are served.

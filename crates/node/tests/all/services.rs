@@ -48,6 +48,7 @@ impl Rig {
             artifacts: Arc::new(artifacts),
             dialer: Dialer::new(Arc::new(SystemResolver)),
             secrets: Secrets::open(store, &dir.path().join("keys")).await.unwrap(),
+            lent: Default::default(),
         };
         Self { dir, blobs, services: Arc::new(services) }
     }

@@ -12,8 +12,9 @@ use super::{Message, TIMEOUT};
 
 /// A stream is not there.
 pub const NO_STREAM: u32 = 10059;
-/// A stream of the name is there with another configuration.
-pub const STREAM_IN_USE: u32 = 10058;
+/// A stream of the name is there with another configuration, or its subjects are taken: both are said to whoever comes
+/// second when two make the same one at once.
+pub const STREAM_IN_USE: [u32; 2] = [10058, 10065];
 /// The last sequence is not the expected one: where nothing is under way, and where another batch is.
 pub const WRONG_SEQUENCE: [u32; 2] = [10071, 10164];
 /// JetStream is not enabled: for the server, for the account.

@@ -120,24 +120,39 @@ impl RedisServer {
 
     pub(crate) fn start_at(address: SocketAddr, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let child = Command::new("redis-server")
-            .args(["--port", &address.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .args(more)
-            .arg("--dir")
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|e| {
-                panic!("cannot start redis-server: {e}. Install it (Debian: apt-get install redis-server)")
-            });
-        let server = Self { child, address, _dir: dir };
+        let spawn = || {
+            Command::new("redis-server")
+                .args([
+                    "--port",
+                    &address.port().to_string(),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ])
+                .args(more)
+                .arg("--dir")
+                .arg(dir.path())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap_or_else(|e| {
+                    panic!("cannot start redis-server: {e}. Install it (Debian: apt-get install redis-server)")
+                })
+        };
+        let mut child = spawn();
         let start = Instant::now();
         while TcpStream::connect(address).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(10), "redis-server does not answer at {address}");
+            assert!(start.elapsed() < Duration::from_secs(20), "redis-server does not answer at {address}");
+            // Another test's connection may have had the port for a moment.
+            if child.try_wait().unwrap().is_some() {
+                child = spawn();
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
-        server
+        Self { child, address, _dir: dir }
     }
 
     pub(crate) fn url(&self) -> String {

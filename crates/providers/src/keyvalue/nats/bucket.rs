@@ -95,7 +95,7 @@ pub(super) async fn ensure(js: &JetStream, name: &str, replicas: u32) -> Result<
             match js.call::<Info>(&format!("STREAM.CREATE.{stream}"), &wanted).await {
                 Ok(made) => made.config,
                 // Another host was first.
-                Err(JetStreamError::Refused { err_code: STREAM_IN_USE, .. }) => {
+                Err(JetStreamError::Refused { err_code, .. }) if STREAM_IN_USE.contains(&err_code) => {
                     js.call::<Info>(&info, &()).await.map_err(failed)?.config
                 }
                 Err(cause) => return Err(failed(cause)),
