@@ -291,9 +291,11 @@ impl Work<'_> {
         let served = self.served(revision).await;
         let to = match &served {
             Ok(()) => revision,
-            Err(_) => self.back(planned.revision).await?,
+            // Where not even that can be had, the calls go on where they are: they must not wait for ever.
+            Err(_) => self.back(planned.revision).await.unwrap_or(planned.revision),
         };
-        self.step(CopyStep::Release(planned.revision, Some(to))).await?;
+        let to = Some(to).filter(|to| *to != planned.revision);
+        self.step(CopyStep::Release(planned.revision, to)).await?;
         served?;
         self.record.view.held_ms = Some(ms(begun.elapsed()));
         self.record.view.revision = Some(revision);
