@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use model::Limits;
 use model::unit::Millis;
 
-use crate::clock::thread_cpu_ns;
+use crate::clock::Began;
 use crate::fault::Fault;
 use crate::meter::Meter;
 use crate::outbound::HttpBody;
@@ -44,7 +44,7 @@ pub(crate) struct Call {
     trace: Option<Arc<CallTrace>>,
     cpu_limit_ns: u64,
     cpu_used_ns: AtomicU64,
-    poll_began_ns: AtomicU64,
+    poll_began: [AtomicU64; 2],
     subrequests: AtomicU32,
     open: AtomicU32,
     has_head: AtomicBool,
@@ -74,7 +74,7 @@ impl Call {
             trace: None,
             cpu_limit_ns: limits.cpu.0.saturating_mul(1_000_000),
             cpu_used_ns: AtomicU64::new(0),
-            poll_began_ns: AtomicU64::new(0),
+            poll_began: Default::default(),
             subrequests: AtomicU32::new(limits.subrequests),
             open: AtomicU32::new(0),
             has_head: AtomicBool::new(false),
@@ -107,13 +107,16 @@ impl Call {
 
     /// The guest is about to run on this thread. What is returned belongs to [`Self::poll_ends`].
     pub(crate) fn poll_begins(&self) -> u64 {
-        self.poll_began_ns.store(thread_cpu_ns(), Relaxed);
+        let Began { wall, cpu } = Began::now();
+        let [on_wall, on_cpu] = &self.poll_began;
+        on_wall.store(wall, Relaxed);
+        on_cpu.store(cpu, Relaxed);
         INNER_NS.replace(0)
     }
 
     /// The guest stopped running on this thread.
     pub(crate) fn poll_ends(&self, before: u64) {
-        let all = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Relaxed));
+        let all = self.poll_ns();
         let inner = INNER_NS.replace(before.saturating_add(all));
         self.cpu_used_ns.fetch_add(all.saturating_sub(inner), Relaxed);
     }
@@ -125,8 +128,13 @@ impl Call {
 
     /// Asked at every tick, while the guest runs on this thread.
     pub(crate) fn over_cpu(&self) -> bool {
-        let now = thread_cpu_ns().saturating_sub(self.poll_began_ns.load(Relaxed));
-        self.cpu_ns().saturating_add(now.saturating_sub(INNER_NS.get())) >= self.cpu_limit_ns
+        self.cpu_ns().saturating_add(self.poll_ns().saturating_sub(INNER_NS.get())) >= self.cpu_limit_ns
+    }
+
+    /// CPU time of this thread since the poll that runs on it began, nanoseconds.
+    fn poll_ns(&self) -> u64 {
+        let [wall, cpu] = &self.poll_began;
+        Began { wall: wall.load(Relaxed), cpu: cpu.load(Relaxed) }.cpu_ns()
     }
 
     /// When the call must have ended: by its own limit, or by that of the call it is made from.
