@@ -58,7 +58,7 @@ fn a_provider_that_is_gone_fails_calls_with_a_reason_and_recovers() {
     let answer = platform.get("counter.localhost", "/").unwrap();
     assert_ne!(answer.status, 200, "no answer is made up");
     let log = platform.ok(&["logs", "counter"]).unwrap();
-    assert!(log.contains("redis"), "the log names the provider: {log}");
+    assert!(log.to_string().contains("redis"), "the log names the provider: {log}");
     let _redis = Redis::start_at(addr).unwrap();
     let answers = || platform.get("counter.localhost", "/").is_ok_and(|answer| answer.status == 200);
     until(Duration::from_secs(10), answers).unwrap();
