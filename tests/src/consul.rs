@@ -29,8 +29,7 @@ impl Consul {
         let beside = crate::workspace().join("target/servers/consul/usr/bin/consul");
         let program = std::env::var_os("CONSUL_BIN").map_or(beside, PathBuf::from);
         if !program.is_file() {
-            println!("NOT RUN: what needs a real Consul. What was missing: the program `consul`");
-            println!("(`cargo xtask test` fetches it; or set CONSUL_BIN)");
+            crate::not_run("what needs a real Consul. What was missing: the program `consul` (CONSUL_BIN)");
             return Ok(None);
         }
         let dir = tempfile::tempdir()?;

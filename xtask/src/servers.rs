@@ -16,6 +16,8 @@ struct Server {
     suite: &'static str,
     /// The program in it.
     program: &'static str,
+    /// Variables that name another one.
+    named: &'static [&'static str],
     /// What to set instead.
     instead: &'static str,
 }
@@ -26,6 +28,7 @@ const SERVERS: [Server; 2] = [
         package: "consul",
         suite: "bullseye",
         program: "usr/bin/consul",
+        named: &["CONSUL_BIN", "CONSUL_HTTP_ADDR"],
         instead: "set CONSUL_BIN to a program, or CONSUL_HTTP_ADDR and CONSUL_HTTP_TOKEN to a server",
     },
     Server {
@@ -33,24 +36,27 @@ const SERVERS: [Server; 2] = [
         package: "nats-server",
         suite: "forky",
         program: "usr/sbin/nats-server",
+        named: &["NATS_SERVER_BIN"],
         instead: "set NATS_SERVER_BIN to a `nats-server` of version 2.12 or later",
     },
 ];
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Unpacks what is not there yet. A server that cannot be had is said here, and again by the tests that miss it.
-pub fn ensure(root: &Path) {
+/// Unpacks what is not there yet; which servers cannot be had, and what to do about each.
+pub fn ensure(root: &Path) -> Vec<String> {
+    let mut missing = Vec::new();
     for server in &SERVERS {
         let place = root.join("target/servers").join(server.name);
-        if place.join(server.program).is_file() {
+        let named = server.named.iter().any(|name| std::env::var_os(name).is_some());
+        if named || place.join(server.program).is_file() {
             continue;
         }
         if let Err(cause) = unpack(server, &place) {
-            eprintln!("NOT AVAILABLE: {} to test against: {cause:#}", server.package);
-            eprintln!("{}", server.instead);
+            missing.push(format!("{} to test against: {cause:#}; {}", server.package, server.instead));
         }
     }
+    missing
 }
 
 fn unpack(server: &Server, place: &Path) -> anyhow::Result<()> {

@@ -1,7 +1,10 @@
 //! Everything that is tested, on real binaries and real services, in the profile that ships.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
+
+use anyhow::bail;
 
 use crate::check::step;
 use crate::packages;
@@ -9,10 +12,12 @@ use crate::packages;
 /// Installs what the tests need, builds the guests and the product, runs every test.
 ///
 /// # Errors
-/// When something is missing and cannot be installed, does not build, or a test fails.
+/// When something is missing and cannot be installed, does not build, a test fails, or a server it takes was not there.
 pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     packages::ensure(packages::TEST_NEEDS)?;
-    crate::servers::ensure(root);
+    let missing = crate::servers::ensure(root);
+    let not_run = root.join("target/not-run");
+    drop(std::fs::remove_file(&not_run));
     let guests = root.join("target/guests");
     crate::guests::build(root, &guests)?;
     // Whole-system tests start this very binary, so it is built first and named to them. Together with the tests: apart,
@@ -24,6 +29,16 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
         .args(filter)
         .env("SIDEREAL_GUESTS", &guests)
         .env("SIDEREAL_BIN", root.join("target/release/sidereal"))
+        .env("SIDEREAL_NOT_RUN", &not_run)
         .env("RUST_BACKTRACE", "0");
-    step("test", &mut test, root)
+    let tested = step("test", &mut test, root);
+    let said = std::fs::read_to_string(&not_run).unwrap_or_default();
+    for line in said.lines().collect::<BTreeSet<_>>() {
+        eprintln!("NOT RUN: {line}");
+    }
+    tested?;
+    if !missing.is_empty() {
+        bail!("not everything was run. What was missing:\n{}", missing.join("\n"));
+    }
+    Ok(())
 }

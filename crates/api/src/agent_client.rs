@@ -97,12 +97,12 @@ impl HostClient {
         self.json(Method::POST, &format!("/v1/apps/{app}/revisions/{revision}/hold"), within(deadline)?).await
     }
 
-    /// Lets the calls that wait go on: on revision `to`, or their own.
+    /// Lets the calls of an app that wait go on: on revision `to`, or each on its own.
     ///
     /// # Errors
     /// As [`HostClient::start`].
-    pub async fn release(&self, app: &AppName, revision: Revision, to: Option<Revision>) -> Result<(), Problem> {
-        let path = format!("/v1/apps/{app}/revisions/{revision}/release");
+    pub async fn release(&self, app: &AppName, to: Option<Revision>) -> Result<(), Problem> {
+        let path = format!("/v1/apps/{app}/release");
         self.bytes(Method::POST, &path, encode(&Release { to })?).await.map(drop)
     }
 

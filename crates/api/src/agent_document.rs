@@ -25,15 +25,15 @@ fn start() {}
     responses((status = 200, body = Drained), (status = "default", body = Problem)))]
 fn drain_revision() {}
 
-/// Lets new calls of the revision wait, and those in flight end.
+/// Lets new calls of the revision wait, and of those still to come, and those in flight end.
 #[utoipa::path(post, path = "/v1/apps/{app}/revisions/{revision}/hold",
     params(("app" = model::AppName, Path), ("revision" = model::Revision, Path)), request_body = DrainRequest,
     responses((status = 200, body = Held), (status = "default", body = Problem)))]
 fn hold() {}
 
-/// Lets the waiting calls go on, on this revision or another.
-#[utoipa::path(post, path = "/v1/apps/{app}/revisions/{revision}/release",
-    params(("app" = model::AppName, Path), ("revision" = model::Revision, Path)), request_body = Release,
+/// Lets the waiting calls of an app go on, each on its revision or all on another.
+#[utoipa::path(post, path = "/v1/apps/{app}/release",
+    params(("app" = model::AppName, Path)), request_body = Release,
     responses((status = 200, description = "they go on"), (status = "default", body = Problem)))]
 fn release() {}
 

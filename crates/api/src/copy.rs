@@ -8,13 +8,18 @@
 //! | `POST /v1/apps/{app}/copies/{id}/noted` ([`Round`]) | keys written since the round before; [`Keys`] |
 //! | `POST /v1/apps/{app}/copies/{id}/keys` ([`Keys`]) | make these in the target what they are in the source; [`Step`] |
 //! | `DELETE /v1/apps/{app}/copies/{id}` | end it |
-//! | `POST /v1/apps/{app}/revisions/{n}/hold` ([`crate::agent::DrainRequest`]) | let new calls wait, and those in flight end; [`Held`] |
-//! | `POST /v1/apps/{app}/revisions/{n}/release` ([`Release`]) | let the waiting calls go on |
+//! | `POST /v1/apps/{app}/revisions/{n}/hold` ([`crate::agent::DrainRequest`]) | let new calls wait, also those of revisions still to come, and those in flight end; [`Held`] |
+//! | `POST /v1/apps/{app}/release` ([`Release`]) | let the waiting calls go on |
+
+use std::time::Duration;
 
 use model::{ProviderName, ProviderSpec, Revision};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
+
+/// The longest a call waits for a move of data; then it is refused. Whoever holds an app is done with it earlier.
+pub const PATIENCE: Duration = Duration::from_secs(40);
 
 /// One side of a copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -37,10 +37,11 @@ pub enum CopyStep {
     Noted(u64),
     /// Make these keys what they are in the source.
     Keys(Vec<String>),
-    /// Let new calls of the revision wait; those in flight have this many milliseconds.
+    /// Let new calls of the revision wait, and all of revisions still to come; those in flight have this many
+    /// milliseconds.
     Hold(Revision, u64),
-    /// Let the calls of a held revision go on: on the second one, or their own.
-    Release(Revision, Option<Revision>),
+    /// Let the calls of the held app go on: on this revision, or each on its own.
+    Release(Option<Revision>),
     /// Forget the copy.
     End,
 }

@@ -26,14 +26,18 @@ use crate::writer::{Planned, Writer, decode, encode};
 
 /// Keys per step.
 const CHUNK: usize = 500;
-/// Rounds of following; an app that writes faster than is copied ends it here, and the rest is copied while it waits.
+/// Rounds of following; an app that writes faster than is copied by then is not moved.
 const ROUNDS: u64 = 30;
 /// A round that found fewer keys is the last one before the switch.
 const FEW: usize = 200;
 /// How long calls in flight may take to end before the switch.
 const HOLD: Duration = Duration::from_secs(5);
-/// How long the new revision may take to serve. Calls wait meanwhile, and the hosts' patience is longer.
-const SERVE: Duration = Duration::from_secs(20);
+/// How long the last writes may take to be copied, while calls wait.
+const LAST: Duration = Duration::from_secs(5);
+/// How long the new revision may take to serve, and the one before where the new one does not. Calls wait meanwhile.
+const SERVE: Duration = Duration::from_secs(12);
+// The hosts' patience is longer than all of it: a call that waits is answered.
+const _: () = assert!(HOLD.as_secs() + LAST.as_secs() + 2 * SERVE.as_secs() < api::copy::PATIENCE.as_secs());
 /// A copy that a host has lost, because it was started again, begins again.
 const TRIES: u32 = 5;
 /// Between two tries, and between two looks.
@@ -159,8 +163,8 @@ impl Mover {
     }
 
     async fn run(self: Arc<Self>, id: AppId, record: Record, cancel: CancellationToken) {
-        let mut work =
-            Work { mover: &self, id: &id, copy: format!("{:016x}", rand::random::<u64>()), record, round: 0 };
+        let copy = format!("{:016x}", rand::random::<u64>());
+        let mut work = Work { mover: &self, id: &id, copy, record, round: 0, held: false };
         let result = work.persist(&cancel).await;
         if self.stop.is_cancelled() && result.is_err() {
             // Not its end: it goes on at the next start.
@@ -215,6 +219,8 @@ struct Work<'a> {
     copy: String,
     record: Record,
     round: u64,
+    /// Calls of the app wait, or may.
+    held: bool,
 }
 
 impl Work<'_> {
@@ -240,6 +246,7 @@ impl Work<'_> {
         loop {
             tries += 1;
             let result = self.once(cancel).await;
+            self.release(None).await;
             let end = self.step(CopyStep::End).await;
             match result {
                 Err(problem)
@@ -267,6 +274,8 @@ impl Work<'_> {
         if planned.link.provider == request.provider {
             // The revision was recorded before an interruption; its data had been copied whole by then.
             self.record.view.revision = Some(planned.revision);
+            self.served(planned.revision).await?;
+            self.release(Some(planned.revision)).await;
             return Ok(());
         }
         let copy = copy_request(&planned).map_err(|refusal| refusal.problem)?;
@@ -280,26 +289,30 @@ impl Work<'_> {
         }
         self.phase(CopyPhase::Switching).await?;
         let begun = Instant::now();
+        self.held = true;
         self.step(CopyStep::Hold(planned.revision, ms(HOLD))).await?;
-        let revision = match self.switch(&planned, &request).await {
-            Ok(revision) => revision,
-            Err(problem) => {
-                self.step(CopyStep::Release(planned.revision, None)).await?;
-                return Err(problem);
-            }
-        };
+        let revision = self.switch(&planned, &request).await?;
         let served = self.served(revision).await;
         let to = match &served {
             Ok(()) => revision,
             // Where not even that can be had, the calls go on where they are: they must not wait for ever.
             Err(_) => self.back(planned.revision).await.unwrap_or(planned.revision),
         };
-        let to = Some(to).filter(|to| *to != planned.revision);
-        self.step(CopyStep::Release(planned.revision, to)).await?;
+        self.release(Some(to)).await;
         served?;
         self.record.view.held_ms = Some(ms(begun.elapsed()));
         self.record.view.revision = Some(revision);
         Ok(())
+    }
+
+    /// Lets the calls that wait go on. The new revision was held from its first moment, so none has been answered by a
+    /// provider that the app does not stay with.
+    async fn release(&mut self, to: Option<Revision>) {
+        if std::mem::take(&mut self.held)
+            && let Err(problem) = self.step(CopyStep::Release(to)).await
+        {
+            tracing::warn!(app = %self.id.app, cause = problem.detail, "calls that wait were not told to go on");
+        }
     }
 
     /// Everything that is done while the app goes on.
@@ -322,10 +335,11 @@ impl Work<'_> {
         self.phase(CopyPhase::Following).await?;
         for _ in 0..ROUNDS {
             if self.follow().await? < FEW {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
+        let what = format!("the app writes faster than `{}` takes it, so its data cannot be moved", self.record.view.to);
+        Err(Problem::new(Code::Busy, what).help("nothing was changed; try again at a quieter time"))
     }
 
     /// Deals with keys that only the target has, as asked.
@@ -388,7 +402,14 @@ impl Work<'_> {
 
     /// With calls held: the last writes, then the link. Until the link is written, everything can be taken back.
     async fn switch(&mut self, planned: &Planned, request: &LinkRequest) -> Result<Revision, Problem> {
-        while self.follow().await? > 0 {}
+        let last = async {
+            while self.follow().await? > 0 {}
+            Ok(())
+        };
+        tokio::time::timeout(LAST, last).await.unwrap_or_else(|_| {
+            let what = format!("the last writes of the app were not copied within {} s", LAST.as_secs());
+            Err(Problem::new(Code::Busy, what).help("nothing was changed; try again at a quieter time"))
+        })?;
         let require = Require::At(planned.revision.0);
         let accepted = self.mover.writer.link(self.id, request, require).await.map_err(|refusal| refusal.problem)?;
         Ok(accepted.revision)

@@ -107,16 +107,13 @@ impl Agent {
             ) => {
                 let (app, revision) = revision_of(app, revision)?;
                 let hold: DrainRequest = read(request).await?;
-                let in_flight = self.apps.hold(&app, revision, Duration::from_millis(hold.deadline_ms)).await?;
+                let in_flight = self.apps.hold(&app, revision, Duration::from_millis(hold.deadline_ms)).await;
                 ok(&Held { in_flight })
             }
-            (
-                &Method::POST,
-                [Some("v1"), Some("apps"), Some(app), Some("revisions"), Some(revision), Some("release"), None],
-            ) => {
-                let (app, revision) = revision_of(app, revision)?;
+            (&Method::POST, [Some("v1"), Some("apps"), Some(app), Some("release"), None, ..]) => {
+                let app = app_of(app)?;
                 let release: Release = read(request).await?;
-                self.apps.release(&app, revision, release.to);
+                self.apps.release(&app, release.to);
                 ok(&serde_json::json!({}))
             }
             (_, [Some("v1"), Some("apps"), Some(app), Some("copies"), Some(id), step, None]) => {

@@ -3,6 +3,8 @@
 //! The host has one thread, so the table behind its lock is never waited for; a revision's routes appear together and
 //! vanish together.
 
+mod switch;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -23,7 +25,7 @@ use crate::code::CodeStore;
 use crate::copies::Copies;
 use crate::entry::{Entry, Spec};
 use crate::error::StartError;
-use crate::hold::{self, Holds};
+use crate::hold::Holds;
 use crate::links::siblings::{self, Siblings};
 use crate::links::{self, Opened, Providers};
 use crate::logs::{Logs, Origin};
@@ -33,8 +35,6 @@ use crate::totals::{self, Totals};
 
 /// After a drain is asked for, calls that were sent before the sender knew of it are still taken.
 const LATE: Duration = Duration::from_millis(250);
-/// How long a call that was held may wait for its turn among those that were.
-const TURN: Duration = Duration::from_secs(10);
 /// How long ended calls may take to be gone.
 const ENDED: Duration = Duration::from_secs(1);
 
@@ -177,59 +177,6 @@ impl Apps {
         Ok(Place { apps: self.clone(), entry })
     }
 
-    /// A place for a call of a revision that is held: once it is released, on the revision that is named then. A call
-    /// that had to wait is not refused for those that waited with it.
-    pub(crate) async fn enter_later(self: &Arc<Self>, route: &str) -> Result<Place, NoPlace> {
-        let mut parts = route.splitn(3, '/');
-        let (Some(app), Some(revision), Some(component)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(NoPlace::Unknown);
-        };
-        let app: AppName = app.parse().map_err(|_| NoPlace::Unknown)?;
-        let mut revision = Revision(revision.parse().map_err(|_| NoPlace::Unknown)?);
-        let _told = Told::new(&self.drains);
-        let until = Instant::now() + TURN;
-        loop {
-            revision = self.holds.wait(&app, revision).await.map_err(|hold::InVain| NoPlace::Busy)?;
-            let mut left = std::pin::pin!(self.left.notified());
-            left.as_mut().enable();
-            match self.enter(&format!("{app}/{revision}/{component}")) {
-                Err(NoPlace::Held) => {}
-                Err(NoPlace::Busy) => {
-                    tokio::time::timeout_at(until, left).await.map_err(|_| NoPlace::Busy)?;
-                }
-                other => return other,
-            }
-        }
-    }
-
-    /// Lets new calls of a revision wait, and gives those in flight until `deadline` to end. Where they do not, nothing
-    /// is held; how many there are.
-    pub(crate) async fn hold(&self, app: &AppName, revision: Revision, deadline: Duration) -> Result<u64, Problem> {
-        let missing = || Problem::new(Code::NotFound, format!("revision {revision} of `{app}` is not here"));
-        let running = self.running(app, revision).ok_or_else(missing)?;
-        let _told = Told::new(&self.drains);
-        self.holds.hold(app, revision);
-        running.entries.iter().for_each(|entry| entry.set_held(true));
-        let calls = || running.entries.iter().map(|entry| u64::from(entry.in_flight())).sum::<u64>();
-        if tokio::time::timeout(deadline, self.none_left(&calls)).await.is_ok() {
-            return Ok(0);
-        }
-        let left = calls();
-        self.release(app, revision, None);
-        Ok(left)
-    }
-
-    /// Lets the calls of a held revision go on, on `to` or where they are.
-    pub(crate) fn release(&self, app: &AppName, revision: Revision, to: Option<Revision>) {
-        if to.is_none()
-            && let Some(running) = self.running(app, revision)
-        {
-            running.entries.iter().for_each(|entry| entry.set_held(false));
-        }
-        self.holds.release(app, revision, to);
-        // A revision that was left behind stays held: calls that were sent to it before go to the new one at once.
-    }
-
     /// Copies between providers.
     pub(crate) fn copies(&self) -> &Copies {
         &self.copies
@@ -349,7 +296,9 @@ impl Apps {
         let known = revisions.get(&(app.clone(), revision)).filter(|known| !known.draining.load(Relaxed));
         if known.is_none() {
             let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+            let held = self.holds.comes(app, revision);
             for entry in &running.entries {
+                entry.set_held(held);
                 routes.insert(route(app, revision, entry), entry.clone());
             }
             revisions.insert((app.clone(), revision), running);

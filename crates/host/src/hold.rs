@@ -1,16 +1,17 @@
-//! Holding a revision: new calls wait while those in flight end, and then go on, on the same revision or on the one
-//! that took its place. This is how data are moved without losing a write or a call.
+//! Holding an app: new calls wait while those in flight end, and then go on, on the same revision or on the one that
+//! took its place. This is how data are moved without losing a write or a call.
+//!
+//! Whoever holds an app says with which revision it begins. A revision that comes while the app is held is held from its
+//! first moment: it answers nothing before whoever moves the data has seen it serve.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use api::copy::PATIENCE;
 use model::{AppName, Revision};
 use tokio::sync::watch;
 
-/// The longest a call waits; then it is refused.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Calls that wait at once in this host; more are refused.
 const MAX_WAITING: usize = 4096;
 
@@ -22,11 +23,26 @@ enum Stage {
     GoOn(Option<Revision>),
 }
 
-/// The revisions that are held, and those that were left behind.
+/// The revisions of one app that are held, and those that were left behind.
+#[derive(Debug, Default)]
+struct OfApp {
+    /// Whether revisions that come are held, too.
+    newcomers: bool,
+    stages: BTreeMap<Revision, watch::Sender<Stage>>,
+}
+
+impl OfApp {
+    fn hold(&mut self, revision: Revision) {
+        let stage = self.stages.entry(revision).or_insert_with(|| watch::Sender::new(Stage::Waiting));
+        stage.send_replace(Stage::Waiting);
+    }
+}
+
+/// The apps that are held, and what is left of earlier holds.
 #[derive(Debug)]
 pub(crate) struct Holds {
-    patience: Duration,
-    held: Mutex<BTreeMap<(AppName, Revision), watch::Sender<Stage>>>,
+    patience: std::time::Duration,
+    apps: Mutex<BTreeMap<AppName, OfApp>>,
     waiting: AtomicUsize,
 }
 
@@ -45,42 +61,80 @@ pub(crate) struct InVain;
 
 impl Default for Holds {
     fn default() -> Self {
-        Self { patience: PATIENCE, held: Mutex::default(), waiting: AtomicUsize::new(0) }
+        Self { patience: PATIENCE, apps: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
 }
 
 impl Holds {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(AppName, Revision), watch::Sender<Stage>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<AppName, OfApp>> {
+        self.apps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls wait from now on.
+    /// Calls wait from now on, those of the revision and of every one that comes.
     pub(crate) fn hold(&self, app: &AppName, revision: Revision) {
-        self.lock().entry((app.clone(), revision)).or_insert_with(|| watch::Sender::new(Stage::Waiting));
+        let mut apps = self.lock();
+        let held = apps.entry(app.clone()).or_default();
+        held.newcomers = true;
+        held.hold(revision);
     }
 
-    /// They go on. Where they are sent to another revision, so are those that come late.
-    pub(crate) fn release(&self, app: &AppName, revision: Revision, to: Option<Revision>) {
-        let mut held = self.lock();
-        let key = (app.clone(), revision);
-        if let Some(stage) = held.get(&key) {
+    /// A revision has come; whether it is held.
+    pub(crate) fn comes(&self, app: &AppName, revision: Revision) -> bool {
+        let mut apps = self.lock();
+        let Some(held) = apps.get_mut(app).filter(|held| held.newcomers) else { return false };
+        held.hold(revision);
+        true
+    }
+
+    /// All calls of the app that wait go on: on `to`, or each on its own revision. Where they are sent to another
+    /// revision, so are those that come late. Returns the revisions that are not held any more.
+    pub(crate) fn release(&self, app: &AppName, to: Option<Revision>) -> Vec<Revision> {
+        let mut apps = self.lock();
+        let Some(held) = apps.get_mut(app) else { return Vec::new() };
+        held.newcomers = false;
+        let mut free = Vec::new();
+        held.stages.retain(|revision, stage| {
+            if *stage.borrow() != Stage::Waiting {
+                return true;
+            }
+            let to = to.filter(|to| to != revision);
             stage.send_replace(Stage::GoOn(to));
             if to.is_none() {
-                held.remove(&key);
+                free.push(*revision);
             }
+            to.is_some()
+        });
+        if held.stages.is_empty() {
+            apps.remove(app);
+        }
+        free
+    }
+
+    /// Forgets revisions that were left behind and are not `here`.
+    pub(crate) fn prune(&self, app: &AppName, here: &[Revision]) {
+        let mut apps = self.lock();
+        let Some(held) = apps.get_mut(app).filter(|held| !held.newcomers) else { return };
+        held.stages.retain(|revision, _| here.contains(revision));
+        if held.stages.is_empty() {
+            apps.remove(app);
         }
     }
 
     /// The revision is gone.
     pub(crate) fn forget(&self, app: &AppName, revision: Revision) {
-        self.lock().remove(&(app.clone(), revision));
+        let mut apps = self.lock();
+        if let Some(held) = apps.get_mut(app) {
+            held.stages.remove(&revision);
+            if held.stages.is_empty() && !held.newcomers {
+                apps.remove(app);
+            }
+        }
     }
 
     /// Waits until a call of the revision may go on; the revision it goes on with.
     pub(crate) async fn wait(&self, app: &AppName, revision: Revision) -> Result<Revision, InVain> {
-        let Some(mut stage) = self.lock().get(&(app.clone(), revision)).map(watch::Sender::subscribe) else {
-            return Ok(revision);
-        };
+        let stage = self.lock().get(app).and_then(|held| held.stages.get(&revision)).map(watch::Sender::subscribe);
+        let Some(mut stage) = stage else { return Ok(revision) };
         let place = self.waiting.fetch_add(1, Relaxed);
         let _waiting = Waiting(&self.waiting);
         if place >= MAX_WAITING {
@@ -101,27 +155,44 @@ impl Holds {
 mod tests {
     use super::*;
     use futures::FutureExt;
+    use std::time::Duration;
 
     #[tokio::test]
     async fn calls_wait_and_go_on_where_they_are_sent() {
         let holds = Holds::default();
         let app: AppName = "counter".parse().unwrap();
         assert_eq!(holds.wait(&app, Revision(1)).await, Ok(Revision(1)), "nothing is held");
+        assert!(!holds.comes(&app, Revision(1)));
         holds.hold(&app, Revision(1));
         let mut one = Box::pin(holds.wait(&app, Revision(1)));
         let mut two = Box::pin(holds.wait(&app, Revision(1)));
         assert!((&mut one).now_or_never().is_none() && (&mut two).now_or_never().is_none());
-        assert_eq!(holds.wait(&app, Revision(2)).now_or_never(), Some(Ok(Revision(2))), "another revision is not");
-        holds.release(&app, Revision(1), Some(Revision(2)));
-        assert_eq!((one.await, two.await), (Ok(Revision(2)), Ok(Revision(2))));
+        assert!(holds.comes(&app, Revision(2)), "one that comes is held from the beginning");
+        let mut three = Box::pin(holds.wait(&app, Revision(2)));
+        assert!((&mut three).now_or_never().is_none());
+        assert_eq!(holds.release(&app, Some(Revision(2))), [Revision(2)]);
+        assert_eq!((one.await, two.await, three.await), (Ok(Revision(2)), Ok(Revision(2)), Ok(Revision(2))));
         assert_eq!(holds.wait(&app, Revision(1)).await, Ok(Revision(2)), "one that comes late");
+        assert!(!holds.comes(&app, Revision(3)), "the hold is over");
         holds.forget(&app, Revision(1));
         assert_eq!(holds.wait(&app, Revision(1)).await, Ok(Revision(1)));
         assert_eq!(holds.waiting.load(Relaxed), 0);
         holds.hold(&app, Revision(2));
         let back = Box::pin(holds.wait(&app, Revision(2)));
-        let (back, ()) = futures::join!(back, async { holds.release(&app, Revision(2), None) });
-        assert_eq!(back, Ok(Revision(2)));
+        let (back, free) = futures::join!(back, async { holds.release(&app, None) });
+        assert_eq!((back, free), (Ok(Revision(2)), vec![Revision(2)]));
+        assert!(holds.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_did_not_serve_is_left_for_what_was_before() {
+        let holds = Holds::default();
+        let app: AppName = "counter".parse().unwrap();
+        holds.hold(&app, Revision(1));
+        assert!(holds.comes(&app, Revision(2)) && holds.comes(&app, Revision(3)));
+        let (old, failed) = (holds.wait(&app, Revision(1)), holds.wait(&app, Revision(2)));
+        let (old, failed, free) = futures::join!(old, failed, async { holds.release(&app, Some(Revision(3))) });
+        assert_eq!((old, failed, free), (Ok(Revision(3)), Ok(Revision(3)), vec![Revision(3)]));
     }
 
     #[tokio::test]

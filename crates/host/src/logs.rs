@@ -140,8 +140,8 @@ impl Logs {
                 log.listed.store(false, Relaxed);
                 let bytes = log.untold.swap(0, Relaxed);
                 log.platform(&format!(
-                    "{bytes} bytes of this component's log were dropped: it logs more than `limits.log_per_call` or \
-                     `limits.log_rate` allow"
+                    "{bytes} bytes of this component's log were dropped: it logs more than `limits.log-per-call` or \
+                     `limits.log-rate` allow"
                 ));
             }
         }

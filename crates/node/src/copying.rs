@@ -5,18 +5,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::copy::{Held, Keys, Round};
+use api::copy::{Keys, Round};
 use api::node::{CopyOutcome, CopyStep};
 use api::{Code, Problem};
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use http::Method;
-use model::{AppName, TenantName};
+use model::{AppName, Revision};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::converge;
 use crate::services::Lent;
 use crate::supervisor::{HostRef, HostState};
+use crate::tenant::Tenant;
 
 /// A step that a host does not end in this time has failed. A page of a slow store takes seconds.
 const STEP: Duration = Duration::from_secs(120);
@@ -24,7 +25,7 @@ const STEP: Duration = Duration::from_secs(120);
 /// One copy, as the hosts see it.
 pub(crate) struct Copying {
     pub(crate) hosts: Vec<HostRef>,
-    pub(crate) tenant: TenantName,
+    pub(crate) tenant: Arc<Tenant>,
     pub(crate) app: AppName,
     pub(crate) id: String,
     pub(crate) lent: Arc<Lent>,
@@ -32,8 +33,16 @@ pub(crate) struct Copying {
 
 impl Copying {
     pub(crate) async fn step(&self, step: CopyStep) -> Result<CopyOutcome, Problem> {
-        if matches!(step, CopyStep::End) {
-            self.lent.take_back(&self.tenant, &self.app);
+        match step {
+            CopyStep::End => {
+                self.end().await;
+                return Ok(CopyOutcome::Done);
+            }
+            CopyStep::Release(to) => {
+                self.release(to).await;
+                return Ok(CopyOutcome::Done);
+            }
+            _ => {}
         }
         // One that is not up notes nothing and holds nothing: better to wait until it is back.
         if let Some(down) = self.hosts.iter().find(|host| *host.state.borrow() != HostState::Ready) {
@@ -44,10 +53,9 @@ impl Copying {
             CopyStep::Begin(request) => {
                 // No revision names the new provider yet, and its client has to log in.
                 let named = request.to.spec.secrets.values().map(|named| named.secret.clone());
-                self.lent.lend(&self.tenant, &self.app, named.collect());
+                self.lent.lend(&self.tenant.name, &self.app, named.collect());
                 self.all(Method::PUT, "", &*request).await.map(|()| CopyOutcome::Done)
             }
-            CopyStep::End => self.all(Method::DELETE, "", &()).await.map(|()| CopyOutcome::Done),
             CopyStep::Page(cursor) => self.home("/page", &cursor).await.map(CopyOutcome::Step),
             CopyStep::Extra(cursor) => self.home("/extra", &cursor).await.map(CopyOutcome::Keys),
             CopyStep::Keys(keys) => self.home("/keys", &Keys { keys, cursor: None }).await.map(CopyOutcome::Step),
@@ -58,33 +66,45 @@ impl Copying {
                     try_join_all(asked).await?.into_iter().flat_map(|keys| keys.keys).collect();
                 Ok(CopyOutcome::Keys(Keys { keys: keys.into_iter().collect(), cursor: None }))
             }
-            CopyStep::Hold(revision, ms) => {
-                let holds = self.hosts.iter().map(|host| async move {
-                    match host.client.hold(&self.app, revision, Duration::from_millis(ms)).await {
-                        // An app that runs on one host: there is nothing to hold on the others.
-                        Err(problem) if problem.code == Code::NotFound => Ok(Held { in_flight: 0 }),
-                        other => other,
-                    }
-                });
-                let held = try_join_all(holds).await;
-                let left: u64 = match &held {
-                    Ok(held) => held.iter().map(|held| held.in_flight).sum(),
-                    Err(_) => 0,
-                };
-                if left == 0 && held.is_ok() {
-                    return Ok(CopyOutcome::Done);
-                }
-                self.release(revision, None).await?;
-                held?;
-                let what = format!("{left} calls of the app did not end within {ms} ms, so its data cannot be moved");
-                Err(Problem::new(Code::Busy, what).help("nothing was changed; try again when there are no long calls"))
-            }
-            CopyStep::Release(revision, to) => self.release(revision, to).await.map(|()| CopyOutcome::Done),
+            CopyStep::Hold(revision, ms) => self.hold(revision, ms).await.map(|()| CopyOutcome::Done),
+            CopyStep::Release(_) | CopyStep::End => Ok(CopyOutcome::Done),
         }
     }
 
-    async fn release(&self, revision: model::Revision, to: Option<model::Revision>) -> Result<(), Problem> {
-        try_join_all(self.hosts.iter().map(|host| host.client.release(&self.app, revision, to))).await.map(drop)
+    async fn hold(&self, revision: Revision, ms: u64) -> Result<(), Problem> {
+        self.tenant.held.lock().await.insert(self.app.clone(), revision);
+        let within = Duration::from_millis(ms);
+        let held = try_join_all(self.hosts.iter().map(|host| host.client.hold(&self.app, revision, within))).await;
+        let left = held.map(|held| held.iter().map(|held| held.in_flight).sum::<u64>());
+        if left == Ok(0) {
+            return Ok(());
+        }
+        self.release(None).await;
+        let what = format!("{} calls of the app did not end within {ms} ms, so its data cannot be moved", left?);
+        Err(Problem::new(Code::Busy, what).help("nothing was changed; try again when there are no long calls"))
+    }
+
+    /// Tells every host, ready or not: one that does not hear it has ended, or ends the wait of its calls itself.
+    async fn release(&self, to: Option<Revision>) {
+        self.tenant.held.lock().await.remove(&self.app);
+        let told = self.hosts.iter().map(|host| async move {
+            if let Err(cause) = host.client.release(&self.app, to).await {
+                let (tenant, app, shard) = (&self.tenant.name, &self.app, host.shard);
+                tracing::warn!(%tenant, %app, shard, %cause, "a host was not told to let waiting calls go on");
+            }
+        });
+        join_all(told).await;
+    }
+
+    /// A host that does not hear it has ended, and its part of the copy with it.
+    async fn end(&self) {
+        self.lent.take_back(&self.tenant.name, &self.app);
+        let ended = self.hosts.iter().map(|host| async move {
+            if let Err(cause) = self.ask::<_, serde_json::Value>(host, Method::DELETE, "", &()).await {
+                tracing::debug!(shard = host.shard, %cause, "a copy was not ended in a host");
+            }
+        });
+        join_all(ended).await;
     }
 
     async fn all<Q: Serialize + Sync>(&self, method: Method, step: &str, what: &Q) -> Result<(), Problem> {
@@ -122,7 +142,7 @@ mod tests {
     async fn without_hosts_nothing_is_copied() {
         let copy = Copying {
             hosts: Vec::new(),
-            tenant: "t".parse().unwrap(),
+            tenant: Tenant::new("t".parse().unwrap()),
             app: "a".parse().unwrap(),
             id: "1".into(),
             lent: Arc::default(),

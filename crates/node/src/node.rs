@@ -352,8 +352,12 @@ impl NodeApi for Node {
         id: &str,
         step: CopyStep,
     ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
-        let (tenant, lent) = (tenant.clone(), self.lent.clone());
-        let copy = Copying { hosts: self.hosts.of(&tenant), tenant, app: app.clone(), id: id.to_owned(), lent };
-        Box::pin(async move { copy.step(step).await })
+        let hosted = self.hosts.hosted(tenant);
+        let (app, id, lent) = (app.clone(), id.to_owned(), self.lent.clone());
+        Box::pin(async move {
+            let missing = || Problem::new(Code::Unreachable, "nothing of the tenant runs on this node");
+            let (tenant, hosts) = hosted.ok_or_else(missing)?;
+            Copying { hosts, tenant, app, id, lent }.step(step).await
+        })
     }
 }

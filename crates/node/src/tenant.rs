@@ -129,6 +129,9 @@ pub struct Tenant {
     pub restarts: AtomicU64,
     /// One permit for each connection that is being made.
     pub dialing: Semaphore,
+    /// Apps whose calls wait while their data are moved, and the revision that is held: a host that is started again
+    /// meanwhile holds them before it answers.
+    pub held: tokio::sync::Mutex<BTreeMap<AppName, Revision>>,
     policy: ArcSwap<Policy>,
     runs: RwLock<Runs>,
     dials: Mutex<(f64, Instant)>,
@@ -142,6 +145,7 @@ impl Tenant {
             flows: Flows::default(),
             restarts: AtomicU64::new(0),
             dialing: Semaphore::new(DIALS_AT_ONCE),
+            held: tokio::sync::Mutex::default(),
             policy: ArcSwap::default(),
             runs: RwLock::default(),
             dials: Mutex::new((DIALS_BURST, Instant::now())),

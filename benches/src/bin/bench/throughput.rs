@@ -80,7 +80,6 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
 
     us.deploy("durable", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"")?;
     let durable = load(args, us.platform.ingress, "durable.localhost", 32, us.pids())?;
-    anyhow::ensure!(durable.not_ok == 0, "increments failed");
     table.at_least(
         "counter on the embedded store, 32 connections",
         durable.per_second,
@@ -139,7 +138,9 @@ fn load(
     let mut spec = LoadSpec::new(addr, host, connections);
     spec.duration = Duration::from_secs(args.seconds);
     spec.servers = pids;
-    load::run(&spec).with_context(|| format!("{host} at {addr}"))
+    let report = load::run(&spec).with_context(|| format!("{host} at {addr}"))?;
+    anyhow::ensure!(report.not_ok + report.broken == 0, "{host} at {addr} did not answer everything: {report:?}");
+    Ok(report)
 }
 
 fn median(all: &[Both], figure: impl Fn(&Both) -> f64) -> f64 {

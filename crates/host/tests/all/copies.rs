@@ -92,7 +92,7 @@ async fn a_counter_moves_with_its_count_under_calls() {
     let released = async {
         // They reach the host before the release does: both go over the same thread, in this order or the other.
         tokio::task::yield_now().await;
-        rig.agent.release(&app, Revision(1), Some(Revision(2))).await.unwrap();
+        rig.agent.release(&app, Some(Revision(2))).await.unwrap();
     };
     let (answers, ()) = futures::join!(waiting, released);
     let mut counts: Vec<u64> = answers.iter().map(|answer| answer.text.parse().unwrap()).collect();
@@ -118,6 +118,44 @@ async fn a_hold_that_a_call_outlasts_is_none() {
     };
     let (answer, ()) = futures::join!(slow, held);
     assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn a_hold_waits_for_calls_of_earlier_revisions_too() {
+    let rig = Rig::new().await;
+    let probe = rig.app("slow", "probe");
+    rig.start(&probe, 1, true).await.unwrap();
+    let slow = rig.get("slow/1/main", "/slow?ms=1500");
+    let held = async {
+        crate::rig::until("the call runs", || async { rig.status("slow").await.in_flight == 1 }).await;
+        rig.start(&probe, 2, true).await.unwrap();
+        let held = rig.agent.hold(&probe.name, Revision(2), Duration::from_millis(50)).await.unwrap();
+        assert_eq!(held.in_flight, 1, "it may still write where the held revision does");
+        let held = rig.agent.hold(&probe.name, Revision(2), Duration::from_secs(30)).await.unwrap();
+        assert_eq!(held.in_flight, 0);
+    };
+    let (answer, ()) = futures::join!(slow, held);
+    assert_eq!(answer.status, 200);
+    rig.agent.release(&probe.name, None).await.unwrap();
+    assert_eq!(rig.get("slow/2/main", "/slow?ms=1").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_revision_that_comes_while_the_app_is_held_answers_when_it_is_released() {
+    let rig = Rig::new().await;
+    let probe = rig.app("slow", "probe");
+    // As after a restart of the host: the hold is there before the revision.
+    assert_eq!(rig.agent.hold(&probe.name, Revision(1), Duration::ZERO).await.unwrap().in_flight, 0);
+    rig.start(&probe, 1, true).await.unwrap();
+    rig.start(&probe, 2, true).await.unwrap();
+    let calls = join_all([rig.get("slow/1/main", "/slow?ms=1"), rig.get("slow/2/main", "/slow?ms=1")]);
+    let released = async {
+        tokio::time::timeout(Duration::from_millis(100), std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(rig.status("slow").await.in_flight, 0, "both wait");
+        rig.agent.release(&probe.name, Some(Revision(2))).await.unwrap();
+    };
+    let (answers, ()) = futures::join!(calls, released);
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
 }
 
 #[tokio::test]

@@ -64,7 +64,7 @@ pub(crate) struct Setup {
 }
 
 /// A tenant and its hosts.
-type Hosted = (Arc<Tenant>, Vec<HostRef>);
+pub(crate) type Hosted = (Arc<Tenant>, Vec<HostRef>);
 
 /// The hosts of every tenant, for those who ask them.
 #[derive(Debug, Default)]
@@ -74,6 +74,11 @@ impl HostIndex {
     pub(crate) fn of(&self, tenant: &TenantName) -> Vec<HostRef> {
         let all = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         all.get(tenant).map(|(_, hosts)| hosts.clone()).unwrap_or_default()
+    }
+
+    /// A tenant with its hosts; `None` where it has none.
+    pub(crate) fn hosted(&self, tenant: &TenantName) -> Option<Hosted> {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(tenant).cloned()
     }
 
     /// Every tenant with its hosts.

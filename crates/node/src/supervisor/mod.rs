@@ -325,6 +325,7 @@ impl Supervisor {
             return Err(Problem::new(Code::Internal, detail));
         }
         self.info.store(Some(info.clone()));
+        self.hold().await?;
         let revisions = self.plan.tenant.revisions_for(self.shard, self.plan.shards.load(Ordering::Acquire));
         let puts =
             futures::stream::iter(revisions).map(|prepared| self.put(prepared)).buffer_unordered(RESTORE_AT_ONCE);
@@ -334,6 +335,16 @@ impl Supervisor {
             Some((_, _, problem)) => Err(problem.clone()),
             None => Ok((info, refused)),
         }
+    }
+
+    /// Calls that wait elsewhere wait here as well. Whoever lets them go on changes the tenant's list first, and then
+    /// tells every host, so none is held for ever.
+    async fn hold(&self) -> Result<(), Problem> {
+        let held = self.plan.tenant.held.lock().await;
+        for (app, revision) in &*held {
+            self.client.hold(app, *revision, Duration::ZERO).await?;
+        }
+        Ok(())
     }
 
     /// Has the host take messages for the revisions that do. It is ready already: one that begins from now on is told

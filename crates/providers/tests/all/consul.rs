@@ -13,7 +13,7 @@ use providers::keyvalue::conformance::{self, Promises};
 use providers::keyvalue::{Backend, BackendError, Consul, consul};
 use providers::secrets::Credentials;
 
-use crate::support::{Direct, Scripted, Vault, plain_http};
+use crate::support::{Direct, Scripted, Vault, not_run, plain_http};
 
 const PROMISES: Promises = Promises {
     increments: true,
@@ -44,8 +44,7 @@ impl Server {
             return Some(Self { child: None, url, address, token });
         }
         let Some(program) = program() else {
-            println!("NOT RUN: the tests against a real Consul. What was missing: the program `consul`");
-            println!("(`cargo xtask test` fetches it; or set CONSUL_BIN, or CONSUL_HTTP_ADDR and CONSUL_HTTP_TOKEN)");
+            not_run("a real Consul. What was missing: the program `consul` (CONSUL_BIN, or CONSUL_HTTP_ADDR)");
             return None;
         };
         Some(Self::start_at(&program, &[0; 4].map(|_| free_port())))

@@ -41,8 +41,7 @@ impl NatsServer {
         let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/servers/nats/usr/sbin/nats-server");
         let named = std::env::var_os("NATS_SERVER_BIN").map(PathBuf::from);
         let Some(program) = named.or_else(|| beside.is_file().then_some(beside)) else {
-            println!("NOT RUN: the tests against NATS 2.12 or later. What was missing: such a `nats-server`");
-            println!("(`cargo xtask test` fetches one; or set NATS_SERVER_BIN)");
+            crate::support::not_run("NATS 2.12 or later. What was missing: such a `nats-server` (NATS_SERVER_BIN)");
             return None;
         };
         Some(Self::of(&program, more))
