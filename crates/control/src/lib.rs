@@ -12,6 +12,7 @@ mod load;
 mod mover;
 mod reconcile;
 mod state;
+mod sweep;
 mod trust;
 mod writer;
 
@@ -32,6 +33,7 @@ use crate::http::{Api, Guard};
 use crate::mover::Mover;
 use crate::reconcile::Reconciler;
 use crate::state::Shared;
+use crate::sweep::Sweeper;
 use crate::trust::Vetter;
 use crate::writer::{Turn, Writer};
 
@@ -45,6 +47,7 @@ pub struct Control {
     addr: SocketAddr,
     stop: CancellationToken,
     reconciler: JoinHandle<()>,
+    sweeper: JoinHandle<()>,
     server: JoinHandle<()>,
 }
 
@@ -54,7 +57,8 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn start(config: ControlConfig) -> Result<Self, ControlError> {
-        let ControlConfig { listen, token, node, store, blobs, secrets, nodes, allowed_hosts, version } = config;
+        let ControlConfig { listen, token, node, store, blobs, secrets, nodes, allowed_hosts, keep_unnamed, version } =
+            config;
         if token.len() < MIN_TOKEN {
             return Err(ControlError::Token(token.len()));
         }
@@ -69,6 +73,7 @@ impl Control {
         let writer = Arc::new(Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn));
         let mover = Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), stop.clone());
         mover.resume().await?;
+        let sweeper = Sweeper::new(store.clone(), blobs.clone(), nodes.clone(), keep_unnamed);
         let api = Arc::new(Api {
             guard: Guard::new(addr, allowed_hosts, &token),
             writer,
@@ -86,8 +91,9 @@ impl Control {
             since_ms: clock::millis(),
         });
         let reconciler = tokio::spawn(reconciler.run(stop.clone()));
+        let sweeper = tokio::spawn(sweeper.run(stop.clone()));
         let server = tokio::spawn(http::serve(listener, http::router(api), stop.clone()));
-        Ok(Self { addr, stop, reconciler, server })
+        Ok(Self { addr, stop, reconciler, sweeper, server })
     }
 
     /// Where the API listens.
@@ -104,6 +110,9 @@ impl Control {
         }
         if let Err(cause) = self.reconciler.await {
             tracing::error!(%cause, "the reconciler ended badly");
+        }
+        if let Err(cause) = self.sweeper.await {
+            tracing::error!(%cause, "the sweeper ended badly");
         }
     }
 }

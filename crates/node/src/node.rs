@@ -1,5 +1,6 @@
 //! The node as others hold it: started with its parts, asked for logs and calls, ended in time.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use api::{Code, Problem};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use model::{AppName, ComponentName, NodeName, TenantName};
+use model::{AppName, ComponentName, Digest, NodeName, TenantName};
 use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
@@ -113,6 +114,7 @@ pub struct Node {
     index: Arc<ServingIndex>,
     hosts: Arc<HostIndex>,
     lent: Arc<Lent>,
+    artifacts: Arc<Artifacts>,
     metrics: Arc<Metrics>,
     settled: watch::Receiver<bool>,
     running: Mutex<Option<Running>>,
@@ -199,7 +201,7 @@ impl Node {
             run_dir: config.run_dir,
             env: environment(),
             store,
-            artifacts,
+            artifacts: artifacts.clone(),
             services,
             logs: logs.clone(),
             metrics: metrics.clone(),
@@ -214,7 +216,7 @@ impl Node {
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent::run(setup, stopped));
         let running = Mutex::new(Some(Running { ingress, stop, agent, publisher, exporter }));
-        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, metrics, settled, running }))
+        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, artifacts, metrics, settled, running }))
     }
 
     /// Where the ingress listens.
@@ -299,6 +301,22 @@ fn sweep(run_dir: &Path) {
 }
 
 impl NodeApi for Node {
+    fn tidy(&self, unnamed: Vec<Digest>) -> BoxFuture<'static, Vec<Digest>> {
+        let (all, artifacts) = (self.hosts.all(), self.artifacts.clone());
+        let runs = |digest: &Digest| all.iter().any(|(tenant, _)| tenant.runs(digest));
+        let (running, unnamed): (Vec<_>, Vec<_>) = unnamed.into_iter().partition(runs);
+        let infos = all.iter().flat_map(|(_, hosts)| hosts).filter_map(|host| host.info.load_full());
+        let engines: BTreeSet<String> =
+            infos.flat_map(|info| info.fingerprints.values().cloned().collect::<Vec<_>>()).collect();
+        Box::pin(async move {
+            let work = move || artifacts.tidy(&unnamed, &engines);
+            if let Err(cause) = tokio::task::spawn_blocking(work).await {
+                tracing::error!(%cause, "compiled code was not tidied");
+            }
+            running
+        })
+    }
+
     fn logs(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
         self.logs.query(tenant, app, query)
     }

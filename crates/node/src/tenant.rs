@@ -224,6 +224,11 @@ impl Tenant {
         self.read().code.contains_key(code)
     }
 
+    /// Whether a revision its hosts are to have needs this artifact.
+    pub fn runs(&self, digest: &Digest) -> bool {
+        [World::P2, World::P3].iter().any(|world| self.may_have(&(*digest, *world)))
+    }
+
     /// Whether a revision its hosts are to have names this secret.
     pub fn may_reveal(&self, app: &AppName, secret: &SecretName) -> bool {
         self.read().revisions.get(app).is_some_and(|all| all.iter().any(|known| known.secrets.contains(secret)))

@@ -33,6 +33,9 @@ use crate::{demo, keys};
 /// How long calls in flight may take to finish when the platform stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How long an artifact stays that no revision names: `plan` sends them too, and a deploy may follow.
+const KEEP_UNNAMED: Duration = Duration::from_secs(3600);
+
 /// What the ready line says.
 #[derive(Debug, Serialize)]
 struct Ready {
@@ -281,6 +284,7 @@ async fn start_control(
         secrets: storage.secrets.clone(),
         nodes: node.clone(),
         allowed_hosts: Vec::new(),
+        keep_unnamed: KEEP_UNNAMED,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let started = match Control::start(config(args.api_listen)).await {

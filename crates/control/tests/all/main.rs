@@ -17,5 +17,6 @@ mod restart;
 mod revisions;
 mod rig;
 mod secrets;
+mod sweep;
 mod tenants;
 mod trust;

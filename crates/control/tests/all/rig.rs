@@ -42,7 +42,11 @@ pub(crate) fn now() -> u64 {
 }
 
 /// Answers calls with what was asked, and logs two lines.
-struct Nodes;
+#[derive(Default)]
+pub(crate) struct Nodes {
+    /// An artifact that still runs, whatever the store says.
+    pub(crate) running: Option<Digest>,
+}
 
 impl NodeApi for Nodes {
     fn logs(&self, _: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
@@ -89,6 +93,11 @@ impl NodeApi for Nodes {
         _: CopyStep,
     ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
         Box::pin(async { Err(Problem::new(Code::ProviderUnavailable, "no data here")) })
+    }
+
+    fn tidy(&self, unnamed: Vec<Digest>) -> BoxFuture<'static, Vec<Digest>> {
+        let running = self.running;
+        Box::pin(async move { unnamed.into_iter().filter(|digest| Some(*digest) == running).collect() })
     }
 
     fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>> {
@@ -178,7 +187,21 @@ pub(crate) struct Rig {
     pub(crate) node: Option<Node>,
 }
 
+/// Longer than any test takes.
+const KEEP: Duration = Duration::from_secs(3600);
+
 pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs, keys: &Path) -> Control {
+    control_with(store, blobs, keys, Nodes::default(), KEEP).await
+}
+
+/// With a node that is more than that, and another time for which unnamed artifacts are kept.
+pub(crate) async fn control_with(
+    store: Arc<dyn Store>,
+    blobs: &Blobs,
+    keys: &Path,
+    nodes: Nodes,
+    keep_unnamed: Duration,
+) -> Control {
     let secrets = Secrets::open(store.clone(), keys).await.unwrap();
     let config = ControlConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -187,8 +210,9 @@ pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs, keys: &Path) -
         store,
         blobs: blobs.clone(),
         secrets,
-        nodes: Arc::new(Nodes),
+        nodes: Arc::new(nodes),
         allowed_hosts: vec![],
+        keep_unnamed,
         version: "0.0.1".into(),
     };
     Control::start(config).await.unwrap()
@@ -229,6 +253,15 @@ impl Rig {
     pub(crate) async fn restart(&mut self) {
         self.control.take().unwrap().shutdown().await;
         let control = control(self.store.clone(), &self.blobs, &self.keys()).await;
+        self.addr = control.addr();
+        self.client = ControlClient::new(self.addr, TOKEN);
+        self.control = Some(control);
+    }
+
+    /// The same, with what [`control_with`] takes.
+    pub(crate) async fn restart_with(&mut self, nodes: Nodes, keep_unnamed: Duration) {
+        self.control.take().unwrap().shutdown().await;
+        let control = control_with(self.store.clone(), &self.blobs, &self.keys(), nodes, keep_unnamed).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);
         self.control = Some(control);
