@@ -219,6 +219,9 @@ pub struct Delete {
     /// Its name once more: nothing is deleted without it.
     #[arg(long, value_name = "APP")]
     pub confirm: Option<AppName>,
+    /// Remove what this machine keeps of it, too: embedded keys, objects in folders, kept messages.
+    #[arg(long)]
+    pub purge_data: bool,
 }
 
 /// `sidereal status`

@@ -10,6 +10,7 @@ mod events;
 mod http;
 mod load;
 mod mover;
+mod purge;
 mod reconcile;
 mod state;
 mod sweep;
@@ -31,6 +32,7 @@ pub use crate::http::openapi;
 use crate::events::Events;
 use crate::http::{Api, Guard};
 use crate::mover::Mover;
+use crate::purge::Purger;
 use crate::reconcile::Reconciler;
 use crate::state::Shared;
 use crate::sweep::Sweeper;
@@ -48,6 +50,7 @@ pub struct Control {
     stop: CancellationToken,
     reconciler: JoinHandle<()>,
     sweeper: JoinHandle<()>,
+    purger: JoinHandle<()>,
     server: JoinHandle<()>,
 }
 
@@ -73,6 +76,7 @@ impl Control {
         let writer = Arc::new(Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn));
         let mover = Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), stop.clone());
         mover.resume().await?;
+        let purger = Purger { store: store.clone(), nodes: nodes.clone(), state: state.clone() };
         let sweeper = Sweeper::new(store.clone(), blobs.clone(), nodes.clone(), keep_unnamed);
         let api = Arc::new(Api {
             guard: Guard::new(addr, allowed_hosts, &token),
@@ -92,8 +96,9 @@ impl Control {
         });
         let reconciler = tokio::spawn(reconciler.run(stop.clone()));
         let sweeper = tokio::spawn(sweeper.run(stop.clone()));
+        let purger = tokio::spawn(purger.run(stop.clone()));
         let server = tokio::spawn(http::serve(listener, http::router(api), stop.clone()));
-        Ok(Self { addr, stop, reconciler, sweeper, server })
+        Ok(Self { addr, stop, reconciler, sweeper, purger, server })
     }
 
     /// Where the API listens.
@@ -108,11 +113,10 @@ impl Control {
             tracing::warn!("requests did not finish in time and were ended");
             self.server.abort();
         }
-        if let Err(cause) = self.reconciler.await {
-            tracing::error!(%cause, "the reconciler ended badly");
-        }
-        if let Err(cause) = self.sweeper.await {
-            tracing::error!(%cause, "the sweeper ended badly");
+        for (name, task) in [("reconciler", self.reconciler), ("sweeper", self.sweeper), ("purger", self.purger)] {
+            if let Err(cause) = task.await {
+                tracing::error!(task = name, %cause, "a task ended badly");
+            }
         }
     }
 }

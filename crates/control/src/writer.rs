@@ -191,6 +191,12 @@ impl Writer {
             return self.repeated(id, &app, done).await;
         }
         check(id, head.as_ref().map(|(head, _)| head), cause.require)?;
+        if self.store.get(&keys::purge(&id.tenant, &id.app)).await?.is_some() {
+            // What the new app writes would be removed with what the old one left.
+            let text = format!("the data of the deleted app `{}` is still being removed", id.app);
+            return Err(Refusal::new(Code::Conflict, text)
+                .help("deploy again in a moment; calls that were under way may take as long as their `wall` limit"));
+        }
         self.append(id, head, app, cause).await
     }
 
@@ -327,15 +333,25 @@ impl Writer {
         Err(Refusal::new(Code::Internal, format!("app `{}` has no free revision number", id.app)))
     }
 
-    /// Deletes an app. Its routes and assignments go at once, its history soon after; its data stays.
-    pub(crate) async fn delete(&self, id: &AppId, require: Require) -> Answer<()> {
+    /// Deletes an app. Its routes and assignments go at once, its history soon after; its data stays, unless `purge`:
+    /// then it goes once the last call has ended, also where the app was deleted before. Answers with the store revision
+    /// of the last write.
+    pub(crate) async fn delete(&self, id: &AppId, require: Require, purge: bool) -> Answer<u64> {
         let _turn = self.turn.lock().await;
-        let (head, at) = self.head(id).await?.filter(|(head, _)| !head.deleted).ok_or_else(|| no_app(id))?;
+        let there = self.head(id).await?.filter(|(head, _)| purge || !head.deleted);
+        let (head, mut at) = there.ok_or_else(|| no_app(id))?;
         check(id, Some(&head), require)?;
-        let head = Head { deleted: true, keyed: Vec::new(), ..head };
-        let at = self.store.put(&keys::app(&id.tenant, &id.app), encode(&head)?, Expect::Revision(at), None).await?;
-        self.state.lock().forget(id, at);
-        Ok(())
+        if !head.deleted {
+            let head = Head { deleted: true, keyed: Vec::new(), ..head };
+            let key = keys::app(&id.tenant, &id.app);
+            at = self.store.put(&key, encode(&head)?, Expect::Revision(at), None).await?;
+            self.state.lock().forget(id, at);
+        }
+        if purge {
+            // After the head: a crash in between leaves data that can still be asked for, never an app without its data.
+            at = self.store.put(&keys::purge(&id.tenant, &id.app), encode(&())?, Expect::Any, None).await?;
+        }
+        Ok(at)
     }
 
     /// Writes a tenant's settings; answers with their etag.

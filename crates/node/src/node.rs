@@ -38,7 +38,7 @@ use crate::otlp::{Exporter, OtlpConfig};
 use crate::publisher::{Said, publish};
 use crate::services::{Lent, Services};
 use crate::serving::ServingIndex;
-use crate::supervisor::{Host, HostState};
+use crate::supervisor::{Host, HostRef, HostState};
 
 /// Variables of the node's environment that its hosts get too; they get no other.
 const PASSED_ON: [&str; 2] = ["SIDEREAL_LOG", "SIDEREAL_HOST_MAX_LOADED"];
@@ -114,6 +114,7 @@ pub struct Node {
     index: Arc<ServingIndex>,
     hosts: Arc<HostIndex>,
     lent: Arc<Lent>,
+    services: Arc<Services>,
     artifacts: Arc<Artifacts>,
     metrics: Arc<Metrics>,
     settled: watch::Receiver<bool>,
@@ -202,7 +203,7 @@ impl Node {
             env: environment(),
             store,
             artifacts: artifacts.clone(),
-            services,
+            services: services.clone(),
             logs: logs.clone(),
             metrics: metrics.clone(),
             exporter: exporter.clone(),
@@ -216,7 +217,7 @@ impl Node {
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent::run(setup, stopped));
         let running = Mutex::new(Some(Running { ingress, stop, agent, publisher, exporter }));
-        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, artifacts, metrics, settled, running }))
+        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, services, artifacts, metrics, settled, running }))
     }
 
     /// Where the ingress listens.
@@ -282,6 +283,14 @@ impl From<IngressError> for NodeError {
     }
 }
 
+/// Whether every host that is ready says that it has no revision of the app.
+async fn all_left(hosts: &[HostRef], app: &AppName) -> bool {
+    let ready = hosts.iter().filter(|host| *host.state.borrow() == HostState::Ready);
+    let asked = ready.map(|host| tokio::time::timeout(STATUS, host.client.status()));
+    let answers = futures::future::join_all(asked).await;
+    answers.into_iter().all(|answer| matches!(answer, Ok(Ok(status)) if status.apps.iter().all(|a| a.app != *app)))
+}
+
 fn environment() -> Vec<(OsString, OsString)> {
     PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
 }
@@ -301,6 +310,20 @@ fn sweep(run_dir: &Path) {
 }
 
 impl NodeApi for Node {
+    fn purge(&self, tenant: &TenantName, app: &AppName) -> BoxFuture<'static, Result<(), Problem>> {
+        let known = self.hosts.all().iter().any(|(known, _)| known.name == *tenant && known.knows(app));
+        let (hosts, services) = (self.hosts.of(tenant), self.services.clone());
+        let (tenant, app) = (tenant.clone(), app.clone());
+        Box::pin(async move {
+            // A call that is still running would write its data anew behind the removal.
+            if known || !all_left(&hosts, &app).await {
+                let text = format!("calls of `{app}` are still ending on this node");
+                return Err(Problem::new(Code::Busy, text).help("its data goes once they have ended"));
+            }
+            services.purge(&tenant, &app).await
+        })
+    }
+
     fn tidy(&self, unnamed: Vec<Digest>) -> BoxFuture<'static, Vec<Digest>> {
         let (all, artifacts) = (self.hosts.all(), self.artifacts.clone());
         let runs = |digest: &Digest| all.iter().any(|(tenant, _)| tenant.runs(digest));

@@ -13,6 +13,7 @@ mod failures;
 mod guard;
 mod many;
 mod openapi;
+mod purge;
 mod restart;
 mod revisions;
 mod rig;

@@ -3,7 +3,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::agent::{HostStatus, LogLine, LogStream};
@@ -46,6 +48,10 @@ pub(crate) fn now() -> u64 {
 pub(crate) struct Nodes {
     /// An artifact that still runs, whatever the store says.
     pub(crate) running: Option<Digest>,
+    /// How often it says that an app still runs, before it removes data.
+    pub(crate) busy: AtomicUsize,
+    /// Apps whose data it removed.
+    pub(crate) purged: Arc<Mutex<Vec<String>>>,
 }
 
 impl NodeApi for Nodes {
@@ -93,6 +99,18 @@ impl NodeApi for Nodes {
         _: CopyStep,
     ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
         Box::pin(async { Err(Problem::new(Code::ProviderUnavailable, "no data here")) })
+    }
+
+    fn purge(&self, tenant: &TenantName, app: &AppName) -> BoxFuture<'static, Result<(), Problem>> {
+        let (purged, line) = (self.purged.clone(), format!("{tenant}/{app}"));
+        let busy = self.busy.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        Box::pin(async move {
+            if busy {
+                return Err(Problem::new(Code::Busy, "it still runs"));
+            }
+            purged.lock().unwrap().push(line);
+            Ok(())
+        })
     }
 
     fn tidy(&self, unnamed: Vec<Digest>) -> BoxFuture<'static, Vec<Digest>> {

@@ -43,7 +43,7 @@ async fn artifacts_that_no_revision_names_go_and_what_history_or_a_node_needs_st
     rig.restart_with(Nodes::default(), Duration::from_secs(3600)).await;
     rig.deploy("c", 4).await;
     assert_eq!(rig.blobs.list().unwrap().len(), 2);
-    rig.restart_with(Nodes { running: Some(two) }, Duration::ZERO).await;
+    rig.restart_with(Nodes { running: Some(two), ..Nodes::default() }, Duration::ZERO).await;
     rig.client.delete_app(&rig.tenant, &name("b"), Require::Any).await.unwrap();
     rig.client.delete_app(&rig.tenant, &name("c"), Require::Any).await.unwrap();
     left(&rig, vec![two]).await;
