@@ -95,6 +95,16 @@ impl Control {
             since_ms: clock::millis(),
         });
         let reconciler = tokio::spawn(reconciler.run(stop.clone()));
+        {
+            let writer = api.writer.clone();
+            let follow = async move {
+                if let Err(cause) = writer.follow_all().await {
+                    tracing::warn!(cause = %cause.problem, "not every app has the operator's providers as they are now");
+                }
+            };
+            let stop = stop.clone();
+            tokio::spawn(async move { stop.run_until_cancelled(follow).await });
+        }
         let sweeper = tokio::spawn(sweeper.run(stop.clone()));
         let purger = tokio::spawn(purger.run(stop.clone()));
         let server = tokio::spawn(http::serve(listener, http::router(api), stop.clone()));

@@ -228,7 +228,9 @@ impl Writer {
             }
         };
         let origin = Origin::Rollback { to: to.revision };
-        self.append(id, head, to.app, Cause { origin, message: to.message, require, key: None }).await
+        // The content of then, at the operator's providers of now.
+        let app = refreshed(to.app, &self.tenant(&id.tenant).await?.settings);
+        self.append(id, head, app, Cause { origin, message: to.message, require, key: None }).await
     }
 
     /// `link set`: a new revision that differs in one link's provider.
@@ -384,7 +386,49 @@ impl Writer {
             Require::Exists => Expect::Revision(self.tenant(name).await?.etag),
         };
         self.kinds_kept(name, settings).await?;
-        Ok(self.store.put(&key, encode(settings)?, expect, None).await?)
+        let etag = self.store.put(&key, encode(settings)?, expect, None).await?;
+        self.follow(name, settings).await?;
+        Ok(etag)
+    }
+
+    /// What a crash kept [`Writer::put_tenant`] from doing.
+    pub(crate) async fn follow_all(&self) -> Answer<()> {
+        for entry in self.store.list(keys::TENANTS).await?.entries {
+            let Some(name) = keys::parts(&entry.key).next().and_then(|name| name.parse().ok()) else { continue };
+            let _turn = self.turn.lock().await;
+            let settings = self.tenant(&name).await?.settings;
+            self.follow(&name, &settings).await?;
+        }
+        Ok(())
+    }
+
+    /// Apps that link to a provider of the operator which is another now get a revision with it as it is now: the old
+    /// address is granted to nobody any more. The caller holds the turn. An app that could not be deployed as it is
+    /// keeps what it has; the reason is in the log, and `deploy` tells it too.
+    async fn follow(&self, tenant: &TenantName, settings: &TenantSettings) -> Answer<()> {
+        if settings.providers.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
+        for id in ids {
+            let Current { record, .. } = self.current(&id).await?;
+            let app = refreshed(record.app.clone(), settings);
+            if app == record.app {
+                continue;
+            }
+            let cause = Cause { origin: Origin::Provider, message: record.message, require: Require::Any, key: None };
+            let head = self.head(&id).await?;
+            match self.append(&id, head, app, cause).await {
+                Ok(accepted) => {
+                    let revision = accepted.revision;
+                    tracing::info!(tenant = %id.tenant, app = %id.app, %revision, "takes the operator's provider as it is now");
+                }
+                Err(cause) => {
+                    tracing::warn!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "keeps an operator's provider as it was: the app cannot be deployed as it is");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// An operator's provider keeps its type while links go there: their data would be in another place of another
@@ -464,6 +508,7 @@ fn meant(app: &LockedApp, request: &LinkRequest) -> Answer<(usize, model::Link)>
 
 /// The app with one link moved. Providers that the lock added for a link only go when no link names them.
 fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings) -> Answer<LockedApp> {
+    app = refreshed(app, tenant);
     let (index, _) = meant(&app, request)?;
     if let Some(link) = app.links.get_mut(index) {
         link.provider = request.provider.clone();
@@ -481,6 +526,17 @@ fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings) 
         declared || links.iter().any(|link| link.provider == *name)
     });
     Ok(app)
+}
+
+/// The app with the operator's providers as they are now. One that is of another type now stays as it was: its data are
+/// elsewhere, and whoever judges the app says so.
+fn refreshed(mut app: LockedApp, tenant: &TenantSettings) -> LockedApp {
+    for (name, spec) in app.providers.iter_mut().filter(|(_, spec)| spec.operator) {
+        if let Some(now) = tenant.providers.get(name).filter(|now| now.kind == spec.kind) {
+            *spec = ProviderSpec { operator: true, ..now.clone() };
+        }
+    }
+    app
 }
 
 /// A provider that an app need not declare.

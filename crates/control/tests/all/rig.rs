@@ -269,7 +269,12 @@ impl Rig {
 
     /// Stops the control plane and starts another one over the same store.
     pub(crate) async fn restart(&mut self) {
-        self.control.take().unwrap().shutdown().await;
+        self.shutdown().await;
+        self.start().await;
+    }
+
+    /// Starts a control plane over the same store.
+    pub(crate) async fn start(&mut self) {
         let control = control(self.store.clone(), &self.blobs, &self.keys()).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);

@@ -219,7 +219,7 @@ fn origin(name: &ProviderName, spec: &ProviderSpec, tenant: &TenantSettings, out
         }
         Some(own) if own.kind != spec.kind || own.config != spec.config || own.secrets != spec.secrets => {
             let message = format!("provider `{name}` is not as the operator declares it now");
-            out.push(refused(Code::ProviderForged, message, "lock the app again".to_owned()));
+            out.push(refused(Code::ProviderForged, message, "`sidereal deploy` takes the provider as it is now; an app that has it is deployed anew by itself when the operator changes it".to_owned()));
             false
         }
         None if spec.operator => {
