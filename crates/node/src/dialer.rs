@@ -100,6 +100,12 @@ impl Dialer {
         if !tenant.knows(&dial.app) {
             return Err(denied("asked for by an app that does not run here"));
         }
+        // The host process checked it too; what runs in there may have taken it over.
+        if let Caller::Component(component) = &dial.caller
+            && !tenant.may_reach(&dial.app, component, &dial.host, dial.port)
+        {
+            return Err(denied("a host that the component's `allow-hosts` does not name"));
+        }
         let destination = Destination::parse(&dial.host).map_err(|cause| denied(&cause.to_string()))?;
         if dial.port == 0 {
             return Err(denied("port 0 is no port"));
