@@ -40,8 +40,8 @@ use crate::services::{Lent, Services};
 use crate::serving::ServingIndex;
 use crate::supervisor::{Host, HostRef, HostState};
 
-/// Variables of the node's environment that its hosts get too; they get no other.
-const PASSED_ON: [&str; 2] = ["SIDEREAL_LOG", "SIDEREAL_HOST_MAX_LOADED"];
+/// Variables of the node's environment that its hosts get too; they get no other, but for settings of their own.
+const PASSED_ON: [&str; 1] = ["SIDEREAL_LOG"];
 /// How long the collector may take for the last spans.
 const FLUSH: Duration = Duration::from_secs(2);
 /// How long a host may take to say how it is.
@@ -75,6 +75,8 @@ pub struct NodeConfig {
     pub exe: PathBuf,
     /// What is kept.
     pub storage: Storage,
+    /// Bytes of compiled code that each host keeps in memory; `None`: the host's own default.
+    pub code_budget: Option<u64>,
     /// How requests from outside are taken.
     pub ingress: IngressConfig,
     /// Where the ingress port is taken, listen on a free one.
@@ -96,6 +98,7 @@ impl NodeConfig {
             run_dir: data_dir.join("run"),
             exe,
             storage,
+            code_budget: None,
             ingress: IngressConfig::new(ingress_listen),
             ingress_fallback: true,
             admin: None,
@@ -200,7 +203,7 @@ impl Node {
             name: config.name,
             exe: config.exe,
             run_dir: config.run_dir,
-            env: environment(),
+            env: environment(config.code_budget),
             store,
             artifacts: artifacts.clone(),
             services: services.clone(),
@@ -291,8 +294,10 @@ async fn all_left(hosts: &[HostRef], app: &AppName) -> bool {
     answers.into_iter().all(|answer| matches!(answer, Ok(Ok(status)) if status.apps.iter().all(|a| a.app != *app)))
 }
 
-fn environment() -> Vec<(OsString, OsString)> {
-    PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
+fn environment(code_budget: Option<u64>) -> Vec<(OsString, OsString)> {
+    let passed = PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
+    let budget = code_budget.map(|bytes| (api::agent::CODE_BUDGET_ENV.into(), bytes.to_string().into()));
+    passed.chain(budget).collect()
 }
 
 /// Removes what hosts of an earlier node left. A host that is still ending has its sockets open and needs no names.

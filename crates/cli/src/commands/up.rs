@@ -79,7 +79,9 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let home = context.home.dir();
     let config = NodeConfig::new(name.clone(), home, exe, storage.clone(), args.listen);
     let admin = admin(context, &args);
-    let node = Node::start(NodeConfig { run_dir: context.home.run_dir()?, admin, otlp, ..config }).await?;
+    let run_dir = context.home.run_dir()?;
+    let code_budget = Some(args.code_budget.0);
+    let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, ..config }).await?;
     let control = start_control(context, &args, &token, &name, &storage, &node).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
