@@ -19,7 +19,7 @@ use crate::messaging::{self, Declared};
 /// Connections a tenant may open per second over time, and at once.
 const DIALS_PER_SECOND: f64 = 200.0;
 const DIALS_BURST: f64 = 400.0;
-/// Connections of a tenant being made at once: a part of what the node makes for all.
+/// Connections of a tenant being made at once.
 const DIALS_AT_ONCE: usize = 64;
 
 /// One revision, reduced to what the node needs again and again.

@@ -50,7 +50,11 @@ fn dialer_that_counts(stuck: Arc<AtomicUsize>) -> Dialer {
 }
 
 fn tenant(settings: &TenantSettings) -> Arc<Tenant> {
-    let tenant = Tenant::new("t".parse().unwrap());
+    named("t", settings)
+}
+
+fn named(name: &str, settings: &TenantSettings) -> Arc<Tenant> {
+    let tenant = Tenant::new(name.parse().unwrap());
     tenant.apply(settings);
     let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
     tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
@@ -178,22 +182,37 @@ async fn the_stuck_dials_of_one_tenant_stop_no_other_tenant() {
     let (_listener, port) = listener().await;
     let stuck = Arc::new(AtomicUsize::new(0));
     let dialer = Arc::new(dialer_that_counts(stuck.clone()));
-    let greedy = tenant(&TenantSettings::default());
     let mut dials = tokio::task::JoinSet::new();
-    for _ in 0..350 {
-        let (dialer, greedy) = (dialer.clone(), greedy.clone());
-        dials.spawn(async move { dialer.dial(&greedy, &ask("stuck.example", 80)).await });
+    // Five of them, each with more than it can have: together more than there is.
+    for n in 0..5 {
+        let greedy = named(&format!("greedy-{n}"), &TenantSettings::default());
+        for _ in 0..100 {
+            let (dialer, greedy) = (dialer.clone(), greedy.clone());
+            dials.spawn(async move { dialer.dial(&greedy, &ask("stuck.example", 80)).await });
+        }
     }
     // One thread runs every task, so after a few turns each of them waits for what it will not get.
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(stuck.load(Ordering::Relaxed), 64, "no more than its share is under way");
+    assert_eq!(stuck.load(Ordering::Relaxed), 5 * 32, "no more than its share is under way");
     let other = tenant(&granted(&["127.0.0.0/8"]));
-    let dial = ask("127.0.0.1", port);
-    let reached = tokio::time::timeout(std::time::Duration::from_secs(3), dialer.dial(&other, &dial)).await;
-    assert!(matches!(reached, Ok(Ok(_))), "{reached:?}");
+    for host in ["127.0.0.1", "home.example"] {
+        let dial = ask(host, port);
+        let reached = tokio::time::timeout(std::time::Duration::from_secs(3), dialer.dial(&other, &dial)).await;
+        assert!(matches!(reached, Ok(Ok(_))), "{reached:?}");
+    }
     assert!(dials.try_join_next().is_none(), "the others still wait");
+    // A lookup nobody waits for any more still holds its thread: giving up makes no room for the next one.
+    dials.shutdown().await;
+    let greedy = named("greedy-0", &TenantSettings::default());
+    let dial = ask("stuck.example", 80);
+    let mut again = std::pin::pin!(dialer.dial(&greedy, &dial));
+    for _ in 0..100 {
+        assert!(futures::poll!(again.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(stuck.load(Ordering::Relaxed), 5 * 32);
 }
 
 #[tokio::test]
