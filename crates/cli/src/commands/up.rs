@@ -97,20 +97,27 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     context.home.announce(&running)?;
     write_lock(&lock, &running)?;
 
-    // The ready line means that what ran before answers again.
-    if !node.settled(Duration::from_secs(10)).await {
-        context.out.warn("some apps are still starting; `sidereal status` names them");
-    }
-    let ready = get_ready(context, &args, &running, &token, begun).await;
-    let outcome = match ready {
-        Ok(ready) => {
+    let getting_ready = async {
+        // The ready line means that what ran before answers again.
+        if !node.settled(Duration::from_secs(10)).await {
+            context.out.warn("some apps are still starting; `sidereal status` names them");
+        }
+        get_ready(context, &args, &running, &token, begun).await
+    };
+    // Whoever wants it to stop need not wait until it is ready.
+    let outcome = match signal.run_until_cancelled(getting_ready).await {
+        None => {
+            context.out.note("stopping before it was ready");
+            Ok(())
+        }
+        Some(Ok(ready)) => {
             // A ready line nobody can read ends nothing: `sidereal up >/dev/full` goes on and stops as it should.
             context.out.announce(&ready, || greeting(&ready));
             signal.cancelled().await;
             context.out.note("stopping: finishing the calls in flight");
             Ok(())
         }
-        Err(error) => Err(error),
+        Some(Err(error)) => Err(error),
     };
     context.home.retract();
     // The control plane first: that its only node leaves now is no news.
