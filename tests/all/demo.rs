@@ -67,3 +67,35 @@ fn ctrl_c_while_calls_are_in_flight_lets_them_finish() {
     assert_eq!(call.join().unwrap().unwrap().status, 200, "the call in flight finished");
     assert_eq!(platform.ended(Duration::from_secs(20)).unwrap().code(), Some(0));
 }
+
+#[test]
+fn ctrl_c_before_it_is_ready_ends_it() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // A server that takes connections and never says anything: the app that links to it is starting for seconds.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", silent.local_addr().unwrap());
+    let link = |label: &str| format!("{{ label = \"{label}\", provider = \"cache\" }}");
+    let links = format!("[components.main.links]\n\"wasi:keyvalue\" = [{}, {}]", link("default"), link("other"));
+    sidereal_tests::platform::write_app(app.path(), "stuck", "kv-probe", &links).unwrap();
+    {
+        let platform = Platform::start(dir.path(), &[]).unwrap();
+        platform.ok(&["provider", "add", "cache", "--type", "keyvalue-redis", "--url", &url]).unwrap();
+        let deployed = platform.cli(&["deploy", app.path().to_str().unwrap()]).unwrap();
+        assert!(!deployed.status.success(), "it cannot start");
+    }
+    let mut child = std::process::Command::new(sidereal_tests::binary())
+        .args(["up", "-o", "json", "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"])
+        .args(["--metrics-listen", "127.0.0.1:0"])
+        .env("SIDEREAL_DATA_DIR", dir.path())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let reachable = || cli(dir.path(), &["status"]).is_ok_and(|out| out.status.success());
+    until(Duration::from_secs(10), reachable).unwrap();
+    Platform::signal(child.id(), Signal::INT).unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(said, "", "it never was ready");
+}

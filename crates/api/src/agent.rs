@@ -34,6 +34,9 @@ pub const DATA_SOCKET: &str = "data.sock";
 /// File name of the node's socket in a host's directory; the node listens, the host connects.
 pub const NODE_SOCKET: &str = "node.sock";
 
+/// Environment variable of a host: bytes of compiled code it keeps in memory.
+pub const CODE_BUDGET_ENV: &str = "SIDEREAL_HOST_CODE_BUDGET";
+
 /// Who a host is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct HostInfo {

@@ -236,6 +236,24 @@ impl ControlClient {
         self.send(Method::DELETE, &of(tenant, app, ""), headers, Bytes::new(), None).await.map(drop)
     }
 
+    /// As [`ControlClient::delete_app`], and the data that the nodes keep of it goes when its last call has ended; also
+    /// that of an app which was deleted before. False where that still takes longer.
+    ///
+    /// # Errors
+    /// `not-found`, `conflict`; [`ClientError`], as every method here.
+    pub async fn delete_app_and_data(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        require: Require,
+    ) -> Result<bool, ClientError> {
+        let mut headers = HeaderMap::new();
+        require.apply(&mut headers);
+        let path = of(tenant, app, "?purge-data=true");
+        let response = self.open(Method::DELETE, &path, headers, Bytes::new(), None).await?;
+        Ok(response.status() != StatusCode::ACCEPTED)
+    }
+
     /// What a deploy would change, and why it would be refused. Changes nothing.
     ///
     /// # Errors

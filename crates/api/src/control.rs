@@ -144,6 +144,8 @@ pub enum Origin {
         /// The revision whose content it has.
         to: Revision,
     },
+    /// The operator changed a provider that the app links to.
+    Provider,
 }
 
 /// An immutable revision.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use model::{AppName, ComponentName, Revision, TenantName};
+use model::{AppName, ComponentName, Digest, Revision, TenantName};
 
 use crate::Problem;
 use crate::agent::{HostStatus, LogLine};
@@ -76,6 +76,14 @@ pub trait NodeApi: Send + Sync + 'static {
 
     /// What the tenant's hosts report now, in shard order; a host that does not answer in time is left out.
     fn status(&self, tenant: &TenantName) -> BoxFuture<'static, Vec<HostStatus>>;
+
+    /// Removes the data that the node keeps of an app that is deleted: embedded keys, objects, messages. What lies on
+    /// servers elsewhere is not the node's. `busy` while a host still has the app; asking again is harmless.
+    fn purge(&self, tenant: &TenantName, app: &AppName) -> BoxFuture<'static, Result<(), Problem>>;
+
+    /// No revision names these artifacts any more: their compiled code goes, and code of earlier versions of the engine.
+    /// Answers which of them still run, and stay.
+    fn tidy(&self, unnamed: Vec<Digest>) -> BoxFuture<'static, Vec<Digest>>;
 
     /// One step of moving an app's data, under an id that whoever directs it chose.
     fn copy(

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::unit::ByteSize;
 use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
 
 /// Run WebAssembly components on one machine, or on many.
@@ -143,12 +144,20 @@ pub struct Up {
     /// Host processes of each new tenant.
     #[arg(long, value_name = "N", env = "SIDEREAL_SHARDS")]
     pub shards: Option<u32>,
+    /// Compiled code that each host process keeps in memory; beyond it, what was idle longest is unloaded.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = budget, env = "SIDEREAL_CODE_BUDGET")]
+    pub code_budget: ByteSize,
     /// Run unsigned components too: a development policy, named in `status`.
     #[arg(long, env = "SIDEREAL_ALLOW_UNSIGNED")]
     pub allow_unsigned: bool,
     /// Address ranges outside the public internet that apps may connect to.
     #[arg(long, value_name = "CIDR")]
     pub allow_egress: Vec<String>,
+}
+
+fn budget(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|cause| format!("{cause}"))?;
+    if size.0 == 0 { Err("expected more than nothing, for example 512MiB".to_owned()) } else { Ok(size) }
 }
 
 /// A listener one can do without.
@@ -219,6 +228,9 @@ pub struct Delete {
     /// Its name once more: nothing is deleted without it.
     #[arg(long, value_name = "APP")]
     pub confirm: Option<AppName>,
+    /// Remove what this machine keeps of it, too: embedded keys, objects in folders, kept messages.
+    #[arg(long)]
+    pub purge_data: bool,
 }
 
 /// `sidereal status`

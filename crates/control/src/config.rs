@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::node::NodeApi;
 use model::NodeName;
@@ -27,6 +28,8 @@ pub struct ControlConfig {
     pub nodes: Arc<dyn NodeApi>,
     /// Values of `Host` that are accepted beside loopback names and `listen` itself, `name` or `name:port`.
     pub allowed_hosts: Vec<String>,
+    /// How long an artifact stays that no revision names: it was sent for a deploy that is still to come.
+    pub keep_unnamed: Duration,
     /// The product's version, for `GET /v1/version`.
     pub version: String,
 }

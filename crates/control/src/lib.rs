@@ -10,8 +10,10 @@ mod events;
 mod http;
 mod load;
 mod mover;
+mod purge;
 mod reconcile;
 mod state;
+mod sweep;
 mod trust;
 mod writer;
 
@@ -30,8 +32,10 @@ pub use crate::http::openapi;
 use crate::events::Events;
 use crate::http::{Api, Guard};
 use crate::mover::Mover;
+use crate::purge::Purger;
 use crate::reconcile::Reconciler;
 use crate::state::Shared;
+use crate::sweep::Sweeper;
 use crate::trust::Vetter;
 use crate::writer::{Turn, Writer};
 
@@ -45,6 +49,8 @@ pub struct Control {
     addr: SocketAddr,
     stop: CancellationToken,
     reconciler: JoinHandle<()>,
+    sweeper: JoinHandle<()>,
+    purger: JoinHandle<()>,
     server: JoinHandle<()>,
 }
 
@@ -54,7 +60,8 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn start(config: ControlConfig) -> Result<Self, ControlError> {
-        let ControlConfig { listen, token, node, store, blobs, secrets, nodes, allowed_hosts, version } = config;
+        let ControlConfig { listen, token, node, store, blobs, secrets, nodes, allowed_hosts, keep_unnamed, version } =
+            config;
         if token.len() < MIN_TOKEN {
             return Err(ControlError::Token(token.len()));
         }
@@ -69,6 +76,8 @@ impl Control {
         let writer = Arc::new(Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn));
         let mover = Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), stop.clone());
         mover.resume().await?;
+        let purger = Purger { store: store.clone(), nodes: nodes.clone(), state: state.clone() };
+        let sweeper = Sweeper::new(store.clone(), blobs.clone(), nodes.clone(), keep_unnamed);
         let api = Arc::new(Api {
             guard: Guard::new(addr, allowed_hosts, &token),
             writer,
@@ -86,8 +95,20 @@ impl Control {
             since_ms: clock::millis(),
         });
         let reconciler = tokio::spawn(reconciler.run(stop.clone()));
+        {
+            let writer = api.writer.clone();
+            let follow = async move {
+                if let Err(cause) = writer.follow_all().await {
+                    tracing::warn!(cause = %cause.problem, "not every app has the operator's providers as they are now");
+                }
+            };
+            let stop = stop.clone();
+            tokio::spawn(async move { stop.run_until_cancelled(follow).await });
+        }
+        let sweeper = tokio::spawn(sweeper.run(stop.clone()));
+        let purger = tokio::spawn(purger.run(stop.clone()));
         let server = tokio::spawn(http::serve(listener, http::router(api), stop.clone()));
-        Ok(Self { addr, stop, reconciler, server })
+        Ok(Self { addr, stop, reconciler, sweeper, purger, server })
     }
 
     /// Where the API listens.
@@ -102,8 +123,10 @@ impl Control {
             tracing::warn!("requests did not finish in time and were ended");
             self.server.abort();
         }
-        if let Err(cause) = self.reconciler.await {
-            tracing::error!(%cause, "the reconciler ended badly");
+        for (name, task) in [("reconciler", self.reconciler), ("sweeper", self.sweeper), ("purger", self.purger)] {
+            if let Err(cause) = task.await {
+                tracing::error!(task = name, %cause, "a task ended badly");
+            }
         }
     }
 }

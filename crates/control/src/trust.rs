@@ -15,7 +15,7 @@ use model::plan::{Expiry, Wanted};
 use model::rules::MAX_COMPONENTS;
 use model::tenant::TenantSettings;
 use model::{ComponentName, Digest};
-use store::blobs::Blobs;
+use store::blobs::{BlobError, Blobs};
 use store::keys::RevisionRecord;
 use tokio::sync::Semaphore;
 
@@ -91,7 +91,7 @@ impl Vetter {
 
     async fn artifact(&self, digest: Digest, tenant: &Arc<TenantSettings>, now: u64) -> Result<Arc<Artifact>, Finding> {
         let known = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
-        if let Some(artifact) = known.filter(|_| self.blobs.has(&digest)) {
+        if let Some(artifact) = known.filter(|_| self.blobs.want(&digest)) {
             claims::recheck(&artifact.verdict, &digest, &TrustPolicy::from(&**tenant), now).map_err(refused)?;
             return Ok(artifact);
         }
@@ -107,7 +107,11 @@ impl Vetter {
 }
 
 fn read(blobs: &Blobs, digest: &Digest, tenant: &TenantSettings, now: u64) -> Result<Artifact, Finding> {
-    let bytes = blobs.get(digest).map_err(|cause| crate::http::Refusal::from(cause).problem)?;
+    let missing = |cause| crate::http::Refusal::from(cause).problem;
+    let bytes = blobs.get(digest).map_err(missing)?;
+    if !blobs.want(digest) {
+        return Err(missing(BlobError::Missing(*digest)));
+    }
     let info = inspect(&bytes).map_err(|cause| refused(cause.into()))?;
     let verdict = claims::verify(&bytes, &TrustPolicy::from(tenant), now).map_err(refused)?;
     Ok(Artifact { size: bytes.len() as u64, info, verdict })

@@ -191,6 +191,12 @@ impl Writer {
             return self.repeated(id, &app, done).await;
         }
         check(id, head.as_ref().map(|(head, _)| head), cause.require)?;
+        if self.store.get(&keys::purge(&id.tenant, &id.app)).await?.is_some() {
+            // What the new app writes would be removed with what the old one left.
+            let text = format!("the data of the deleted app `{}` is still being removed", id.app);
+            return Err(Refusal::new(Code::Conflict, text)
+                .help("deploy again in a moment; calls that were under way may take as long as their `wall` limit"));
+        }
         self.append(id, head, app, cause).await
     }
 
@@ -222,7 +228,9 @@ impl Writer {
             }
         };
         let origin = Origin::Rollback { to: to.revision };
-        self.append(id, head, to.app, Cause { origin, message: to.message, require, key: None }).await
+        // The content of then, at the operator's providers of now.
+        let app = refreshed(to.app, &self.tenant(&id.tenant).await?.settings);
+        self.append(id, head, app, Cause { origin, message: to.message, require, key: None }).await
     }
 
     /// `link set`: a new revision that differs in one link's provider.
@@ -327,15 +335,25 @@ impl Writer {
         Err(Refusal::new(Code::Internal, format!("app `{}` has no free revision number", id.app)))
     }
 
-    /// Deletes an app. Its routes and assignments go at once, its history soon after; its data stays.
-    pub(crate) async fn delete(&self, id: &AppId, require: Require) -> Answer<()> {
+    /// Deletes an app. Its routes and assignments go at once, its history soon after; its data stays, unless `purge`:
+    /// then it goes once the last call has ended, also where the app was deleted before. Answers with the store revision
+    /// of the last write.
+    pub(crate) async fn delete(&self, id: &AppId, require: Require, purge: bool) -> Answer<u64> {
         let _turn = self.turn.lock().await;
-        let (head, at) = self.head(id).await?.filter(|(head, _)| !head.deleted).ok_or_else(|| no_app(id))?;
+        let there = self.head(id).await?.filter(|(head, _)| purge || !head.deleted);
+        let (head, mut at) = there.ok_or_else(|| no_app(id))?;
         check(id, Some(&head), require)?;
-        let head = Head { deleted: true, keyed: Vec::new(), ..head };
-        let at = self.store.put(&keys::app(&id.tenant, &id.app), encode(&head)?, Expect::Revision(at), None).await?;
-        self.state.lock().forget(id, at);
-        Ok(())
+        if !head.deleted {
+            let head = Head { deleted: true, keyed: Vec::new(), ..head };
+            let key = keys::app(&id.tenant, &id.app);
+            at = self.store.put(&key, encode(&head)?, Expect::Revision(at), None).await?;
+            self.state.lock().forget(id, at);
+        }
+        if purge {
+            // After the head: a crash in between leaves data that can still be asked for, never an app without its data.
+            at = self.store.put(&keys::purge(&id.tenant, &id.app), encode(&())?, Expect::Any, None).await?;
+        }
+        Ok(at)
     }
 
     /// Writes a tenant's settings; answers with their etag.
@@ -368,7 +386,49 @@ impl Writer {
             Require::Exists => Expect::Revision(self.tenant(name).await?.etag),
         };
         self.kinds_kept(name, settings).await?;
-        Ok(self.store.put(&key, encode(settings)?, expect, None).await?)
+        let etag = self.store.put(&key, encode(settings)?, expect, None).await?;
+        self.follow(name, settings).await?;
+        Ok(etag)
+    }
+
+    /// What a crash kept [`Writer::put_tenant`] from doing.
+    pub(crate) async fn follow_all(&self) -> Answer<()> {
+        for entry in self.store.list(keys::TENANTS).await?.entries {
+            let Some(name) = keys::parts(&entry.key).next().and_then(|name| name.parse().ok()) else { continue };
+            let _turn = self.turn.lock().await;
+            let settings = self.tenant(&name).await?.settings;
+            self.follow(&name, &settings).await?;
+        }
+        Ok(())
+    }
+
+    /// Apps that link to a provider of the operator which is another now get a revision with it as it is now: the old
+    /// address is granted to nobody any more. The caller holds the turn. An app that could not be deployed as it is
+    /// keeps what it has; the reason is in the log, and `deploy` tells it too.
+    async fn follow(&self, tenant: &TenantName, settings: &TenantSettings) -> Answer<()> {
+        if settings.providers.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
+        for id in ids {
+            let Current { record, .. } = self.current(&id).await?;
+            let app = refreshed(record.app.clone(), settings);
+            if app == record.app {
+                continue;
+            }
+            let cause = Cause { origin: Origin::Provider, message: record.message, require: Require::Any, key: None };
+            let head = self.head(&id).await?;
+            match self.append(&id, head, app, cause).await {
+                Ok(accepted) => {
+                    let revision = accepted.revision;
+                    tracing::info!(tenant = %id.tenant, app = %id.app, %revision, "takes the operator's provider as it is now");
+                }
+                Err(cause) => {
+                    tracing::warn!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "keeps an operator's provider as it was: the app cannot be deployed as it is");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// An operator's provider keeps its type while links go there: their data would be in another place of another
@@ -448,6 +508,7 @@ fn meant(app: &LockedApp, request: &LinkRequest) -> Answer<(usize, model::Link)>
 
 /// The app with one link moved. Providers that the lock added for a link only go when no link names them.
 fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings) -> Answer<LockedApp> {
+    app = refreshed(app, tenant);
     let (index, _) = meant(&app, request)?;
     if let Some(link) = app.links.get_mut(index) {
         link.provider = request.provider.clone();
@@ -465,6 +526,17 @@ fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings) 
         declared || links.iter().any(|link| link.provider == *name)
     });
     Ok(app)
+}
+
+/// The app with the operator's providers as they are now. One that is of another type now stays as it was: its data are
+/// elsewhere, and whoever judges the app says so.
+fn refreshed(mut app: LockedApp, tenant: &TenantSettings) -> LockedApp {
+    for (name, spec) in app.providers.iter_mut().filter(|(_, spec)| spec.operator) {
+        if let Some(now) = tenant.providers.get(name).filter(|now| now.kind == spec.kind) {
+            *spec = ProviderSpec { operator: true, ..now.clone() };
+        }
+    }
+    app
 }
 
 /// A provider that an app need not declare.

@@ -61,7 +61,8 @@ pub(crate) struct Apps {
     totals: Totals,
     spans: Arc<Spans>,
     since_us: u64,
-    max_loaded: usize,
+    /// How much code stays loaded: components and bytes.
+    budget: (usize, u64),
     routes: RwLock<HashMap<Box<str>, Arc<Entry>>>,
     revisions: Mutex<BTreeMap<(AppName, Revision), Arc<Running>>>,
     /// Counts calls: the clock of [`Entry::idle_since`].
@@ -121,7 +122,7 @@ impl Apps {
         dialer: Arc<dyn Dialer>,
         tls: Tls,
         logs: Arc<Logs>,
-        max_loaded: usize,
+        budget: (usize, u64),
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -133,7 +134,7 @@ impl Apps {
             totals: Totals::default(),
             spans: Arc::default(),
             since_us: now_us(),
-            max_loaded,
+            budget,
             routes: RwLock::default(),
             revisions: Mutex::default(),
             clock: AtomicU64::new(0),
@@ -350,17 +351,19 @@ impl Apps {
     /// Unloads what was idle longest until the code in memory is within its budget, and a little more, so that not
     /// every load pays for a search.
     pub(crate) fn trim(&self) {
-        if self.code.count() <= self.max_loaded {
+        let within = |(count, bytes): (usize, u64)| self.code.count() <= count && self.code.bytes() <= bytes;
+        if within(self.budget) {
             return;
         }
-        let goal = self.max_loaded - self.max_loaded / 32;
+        let (count, bytes) = self.budget;
+        let goal = (count - count / 32, bytes - bytes / 32);
         let mut idle: Vec<(u64, Arc<Entry>)> = {
             let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
             routes.values().filter_map(|entry| Some((entry.idle_since()?, entry.clone()))).collect()
         };
         idle.sort_unstable_by_key(|(since, _)| *since);
         for (_, entry) in idle {
-            if self.code.count() <= goal {
+            if within(goal) {
                 break;
             }
             entry.unload();

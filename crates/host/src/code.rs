@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -20,12 +20,16 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Code that is mapped and linked. Unmapped with its last holder.
 pub(crate) struct Loaded {
     pub(crate) linked: Linked,
+    /// Of the compiled code, as its file.
+    size: u64,
     count: Arc<AtomicUsize>,
+    bytes: Arc<AtomicU64>,
 }
 
 impl Drop for Loaded {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Relaxed);
+        self.bytes.fetch_sub(self.size, Relaxed);
     }
 }
 
@@ -40,6 +44,7 @@ pub(crate) struct CodeStore {
     files: Arc<FilesClient>,
     slots: Mutex<HashMap<Key, Slot>>,
     count: Arc<AtomicUsize>,
+    bytes: Arc<AtomicU64>,
     imports: Mutex<HashSet<Arc<[InterfaceId]>>>,
 }
 
@@ -49,7 +54,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl CodeStore {
     pub(crate) fn new(runtime: Runtime, files: Arc<FilesClient>) -> Self {
-        Self { runtime, files, slots: Mutex::default(), count: Arc::default(), imports: Mutex::default() }
+        Self {
+            runtime,
+            files,
+            slots: Mutex::default(),
+            count: Arc::default(),
+            bytes: Arc::default(),
+            imports: Mutex::default(),
+        }
     }
 
     pub(crate) fn runtime(&self) -> &Runtime {
@@ -59,6 +71,11 @@ impl CodeStore {
     /// How many artifacts are mapped.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Relaxed)
+    }
+
+    /// How many bytes of code are mapped.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
     }
 
     /// Equal lists of imports share their memory: thousands of components import the same few things.
@@ -101,14 +118,16 @@ impl CodeStore {
         let answer = tokio::time::timeout(TIMEOUT, self.files.request(&request)).await;
         let answer = answer.map_err(|_| unavailable(format!("the node did not answer within {TIMEOUT:?}")))?;
         let (fd, _) = answer.map_err(|cause| unavailable(cause.to_string()))?;
-        let code = self
-            .runtime
-            .load(world, File::from(fd))
-            .map_err(|cause| StartError::Load { component: component(), cause })?;
+        let file = File::from(fd);
+        let size = file.metadata().map_err(|cause| unavailable(cause.to_string()))?.len();
+        let code =
+            self.runtime.load(world, file).map_err(|cause| StartError::Load { component: component(), cause })?;
         let linked = self.runtime.link_with_peers(&code, imports, forwarded);
         let linked = linked.map_err(|cause| StartError::Link { component: component(), cause })?;
         self.count.fetch_add(1, Relaxed);
-        let fresh = Arc::new(Loaded { linked, count: self.count.clone() });
+        self.bytes.fetch_add(size, Relaxed);
+        let (count, bytes) = (self.count.clone(), self.bytes.clone());
+        let fresh = Arc::new(Loaded { linked, size, count, bytes });
         *loaded = Arc::downgrade(&fresh);
         Ok(fresh)
     }

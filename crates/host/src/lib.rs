@@ -56,16 +56,18 @@ pub struct HostArgs {
 /// How much a host keeps in memory.
 #[derive(Debug, Clone)]
 pub struct HostSettings {
-    /// Components whose compiled code is kept at once; beyond it the one that was idle longest is unloaded.
+    /// Components whose compiled code is kept at once: each takes some of the process's memory mappings.
     pub max_loaded: usize,
+    /// Bytes of compiled code that are kept; beyond either, what was idle longest is unloaded.
+    pub code_budget: u64,
     /// Sizes of the instance pool.
     pub runtime: RuntimeSettings,
     /// How long calls in flight may take after SIGTERM, milliseconds.
     pub drain_ms: u64,
 }
 
-/// Environment variable with [`HostSettings::max_loaded`], for whoever starts the host.
-pub const MAX_LOADED_ENV: &str = "SIDEREAL_HOST_MAX_LOADED";
+/// Environment variable with [`HostSettings::code_budget`], bytes, from whoever starts the host.
+pub const CODE_BUDGET_ENV: &str = api::agent::CODE_BUDGET_ENV;
 
 impl HostSettings {
     /// The defaults, and what the environment says otherwise.
@@ -74,9 +76,9 @@ impl HostSettings {
     /// [`HostError::Setting`] where it says something that is no number above 0.
     pub fn from_env() -> Result<Self, HostError> {
         let mut settings = Self::default();
-        if let Some(text) = std::env::var_os(MAX_LOADED_ENV) {
+        if let Some(text) = std::env::var_os(CODE_BUDGET_ENV) {
             let number = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
-            settings.max_loaded = number.ok_or(HostError::Setting(MAX_LOADED_ENV))?;
+            settings.code_budget = number.ok_or(HostError::Setting(CODE_BUDGET_ENV))?;
         }
         Ok(settings)
     }
@@ -84,6 +86,6 @@ impl HostSettings {
 
 impl Default for HostSettings {
     fn default() -> Self {
-        Self { max_loaded: 2000, runtime: RuntimeSettings::default(), drain_ms: 10_000 }
+        Self { max_loaded: 2000, code_budget: 1 << 30, runtime: RuntimeSettings::default(), drain_ms: 10_000 }
     }
 }

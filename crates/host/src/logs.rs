@@ -43,8 +43,10 @@ struct Ring {
     bytes: usize,
     /// The number of the first line in `lines`.
     first: u64,
-    /// Somebody follows or followed: a new reader starts at the end, the first one at the start.
-    read: bool,
+    /// Who follows now.
+    readers: u32,
+    /// Where the last one who followed went away, once somebody did.
+    resume: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -147,13 +149,17 @@ impl Logs {
         }
     }
 
-    /// A reader: the first one from the oldest line that is kept, any other from now on.
+    /// A reader: beside another one from now on; alone from where the last one went away, or from the oldest line that is
+    /// kept. So whoever lost the connection and follows again misses nothing that is still kept, and is told of the rest.
     pub(crate) fn reader(self: &Arc<Self>) -> Reader {
         let mut ring = lock(&self.ring);
-        let next = if ring.read { ring.first + ring.lines.len() as u64 } else { ring.first };
-        ring.read = true;
+        let next = match ring.readers {
+            0 => ring.resume.unwrap_or(ring.first),
+            _ => ring.first + ring.lines.len() as u64,
+        };
+        ring.readers += 1;
         drop(ring);
-        Reader { logs: self.clone(), next }
+        Reader { logs: self.clone(), next, passed_on: next }
     }
 }
 
@@ -180,12 +186,23 @@ impl Line {
 pub(crate) struct Reader {
     logs: Arc<Logs>,
     next: u64,
+    /// Lines before this one were passed on: after those that were taken last, the reader came back for more.
+    passed_on: u64,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut ring = lock(&self.logs.ring);
+        ring.readers = ring.readers.saturating_sub(1);
+        ring.resume = Some(self.passed_on);
+    }
 }
 
 impl Reader {
     /// The next lines, at least one; waits for it. Lines that are gone already are told as one line of the platform's.
     pub(crate) async fn next(&mut self) -> Vec<LogLine> {
         let logs = self.logs.clone();
+        self.passed_on = self.next;
         loop {
             let mut more = std::pin::pin!(logs.more.notified());
             more.as_mut().enable();
@@ -323,6 +340,31 @@ mod tests {
         let lines = second.next().await;
         assert_eq!(texts(&lines), ["late"]);
         assert_eq!((lines[0].stream, lines[0].context.as_str(), lines[0].shard), (LogStream::Warn, "ctx\\n", 3));
+    }
+
+    #[tokio::test]
+    async fn whoever_follows_again_goes_on_where_the_connection_ended() {
+        let logs = Logs::new(3);
+        let component = log(&logs, 1 << 20);
+        component.platform("one");
+        let mut reader = logs.reader();
+        assert_eq!(texts(&reader.next().await), ["one"]);
+        // It came back for more and waits; then its connection ends.
+        assert!(futures::FutureExt::now_or_never(reader.next()).is_none());
+        drop(reader);
+        component.platform("two");
+        let mut reader = logs.reader();
+        assert_eq!(texts(&reader.next().await), ["two"]);
+        // This one did not come back: whether its lines arrived is not known, so they come again.
+        drop(reader);
+        component.platform("three");
+        assert_eq!(texts(&logs.reader().next().await), ["two", "three"]);
+        // What is not kept any more is told.
+        for _ in 0..MAX_LINES {
+            component.platform("more");
+        }
+        let lines = logs.reader().next().await;
+        assert_eq!(lines[0].text, "2 lines of this host's log were lost here: their reader was too slow");
     }
 
     #[tokio::test]

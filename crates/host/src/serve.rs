@@ -134,7 +134,7 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
         Means { tenant: args.tenant.clone(), store, blobs, calls, dialer: dialer.clone(), secrets, tls: tls.clone() };
     let providers = Providers::new(means);
     let code = CodeStore::new(runtime, files);
-    Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), settings.max_loaded))
+    Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), (settings.max_loaded, settings.code_budget)))
 }
 
 /// Serves HTTP/1.1 on a listener until `done`; then each connection ends after its answer.

@@ -133,7 +133,7 @@ pub enum ProviderKind {
     KeyvalueMemory,
     /// Key-value in the node's own store: durable before acknowledged.
     KeyvalueEmbedded,
-    /// Key-value in Redis or Valkey; `url` is `redis://host[:port][/db]`, `username` and `password` stand beside it.
+    /// Key-value in Redis or Valkey; `url` is `redis[s]://host[:port][/db]`, `username` and `password` stand beside it.
     KeyvalueRedis,
     /// Key-value in Vault or OpenBao; `url` is `http[s]://host[:port]`.
     KeyvalueVault,

@@ -5,10 +5,12 @@
 //! addresses the name has. Public addresses are open, everything else is closed unless the operator granted it.
 
 mod address;
+mod allowed;
 mod destination;
 mod policy;
 
 pub use address::{Class, classify};
+pub use allowed::AllowedHost;
 pub use destination::{Destination, DestinationError};
 pub use policy::{Cidr, CidrError, Denied, Grant, Policy, endpoint_of};
 

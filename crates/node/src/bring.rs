@@ -60,6 +60,8 @@ pub(crate) enum Progress {
     Drained,
     /// A revision that failed is to be tried once more.
     Retry,
+    /// The app is gone, and so is what was kept for it.
+    Forgotten,
     /// The app's one shard is another one now, and that one has it.
     Moved,
 }

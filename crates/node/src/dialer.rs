@@ -10,9 +10,9 @@ use api::services::{Caller, Dial, FileFault};
 use futures::future::BoxFuture;
 use model::egress::Destination;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
+use crate::lookups::Lookups;
 use crate::tenant::Tenant;
 
 /// Resolution and connection together take no longer.
@@ -23,8 +23,8 @@ const ATTEMPT: Duration = Duration::from_millis(1500);
 const MAX_ADDRESSES: usize = 64;
 /// Addresses tried before giving up.
 const MAX_ATTEMPTS: usize = 4;
-/// Connections being made at once, all tenants together: each may hold a thread of the system's resolver.
-const AT_ONCE: usize = 256;
+/// Names being resolved at once, all tenants together: each holds a thread of the system's resolver.
+const LOOKUPS: usize = 256;
 
 /// Turns a name into addresses.
 pub trait Resolve: Send + Sync + 'static {
@@ -45,7 +45,7 @@ impl Resolve for SystemResolver {
 /// Makes connections for hosts.
 pub struct Dialer {
     resolver: Arc<dyn Resolve>,
-    at_once: Semaphore,
+    lookups: Arc<Lookups>,
     timeout: Duration,
 }
 
@@ -58,7 +58,7 @@ impl std::fmt::Debug for Dialer {
 impl Dialer {
     /// A dialer that resolves with `resolver`.
     pub fn new(resolver: Arc<dyn Resolve>) -> Self {
-        Self { resolver, at_once: Semaphore::new(AT_ONCE), timeout: TIMEOUT }
+        Self { resolver, lookups: Lookups::new(LOOKUPS), timeout: TIMEOUT }
     }
 
     /// Connects on behalf of `tenant`, whose socket the request came from. Logs the flow and counts it, whatever comes
@@ -100,26 +100,25 @@ impl Dialer {
         if !tenant.knows(&dial.app) {
             return Err(denied("asked for by an app that does not run here"));
         }
+        // The host process checked it too; what runs in there may have taken it over.
+        if let Caller::Component(component) = &dial.caller
+            && !tenant.may_reach(&dial.app, component, &dial.host, dial.port)
+        {
+            return Err(denied("a host that the component's `allow-hosts` does not name"));
+        }
         let destination = Destination::parse(&dial.host).map_err(|cause| denied(&cause.to_string()))?;
         if dial.port == 0 {
             return Err(denied("port 0 is no port"));
         }
         let late = || FileFault::TimedOut { address: place(&dial.host, dial.port), ms: millis(self.timeout) };
         let deadline = tokio::time::Instant::now() + self.timeout;
-        // The tenant's own first: who waits for it takes nothing from anybody else.
-        let _permits = match timeout_at(deadline, async {
-            (tenant.dialing.acquire().await, self.at_once.acquire().await)
-        })
-        .await
-        {
-            Ok((Ok(own), Ok(shared))) => (own, shared),
-            _ => return Err(late()),
-        };
+        // A tenant's own: who waits for it takes nothing from anybody else.
+        let Ok(Ok(_permit)) = timeout_at(deadline, tenant.dialing.acquire()).await else { return Err(late()) };
         let addresses = match &destination {
             Destination::Address(address) => vec![*address],
             Destination::Name(name) => {
                 let dns = |cause: String| FileFault::Dns { host: name.clone(), cause };
-                let found = timeout_at(deadline, self.resolver.resolve(name.clone())).await.map_err(|_| late())?;
+                let found = timeout_at(deadline, self.resolve(tenant, name)).await.map_err(|_| late())?;
                 let found = found.map_err(|cause| dns(cause.to_string()))?;
                 if found.is_empty() || found.len() > MAX_ADDRESSES {
                     return Err(dns(format!("it has {} addresses; 1 to {MAX_ADDRESSES} are accepted", found.len())));
@@ -137,6 +136,18 @@ impl Dialer {
             what: denied.class.to_string(),
         })?;
         connect(&addresses, dial.port, deadline).await.unwrap_or_else(|| Err(late()))
+    }
+
+    /// Goes on when nobody waits any more: the thread is held as long, and so is the tenant's place.
+    async fn resolve(&self, tenant: &Tenant, name: &str) -> io::Result<Vec<IpAddr>> {
+        let place = self.lookups.enter(&tenant.name).await;
+        let resolving = self.resolver.resolve(name.to_owned());
+        let lookup = tokio::spawn(async move {
+            let found = resolving.await;
+            drop(place);
+            found
+        });
+        lookup.await.map_err(io::Error::other)?
     }
 }
 

@@ -29,6 +29,7 @@ mod error;
 mod front;
 pub mod ingress;
 pub mod logs;
+mod lookups;
 pub mod messaging;
 mod metrics;
 mod node;

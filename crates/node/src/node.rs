@@ -1,5 +1,6 @@
 //! The node as others hold it: started with its parts, asked for logs and calls, ended in time.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use api::{Code, Problem};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use model::{AppName, ComponentName, NodeName, TenantName};
+use model::{AppName, ComponentName, Digest, NodeName, TenantName};
 use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
@@ -37,10 +38,10 @@ use crate::otlp::{Exporter, OtlpConfig};
 use crate::publisher::{Said, publish};
 use crate::services::{Lent, Services};
 use crate::serving::ServingIndex;
-use crate::supervisor::{Host, HostState};
+use crate::supervisor::{Host, HostRef, HostState};
 
-/// Variables of the node's environment that its hosts get too; they get no other.
-const PASSED_ON: [&str; 2] = ["SIDEREAL_LOG", "SIDEREAL_HOST_MAX_LOADED"];
+/// Variables of the node's environment that its hosts get too; they get no other, but for settings of their own.
+const PASSED_ON: [&str; 1] = ["SIDEREAL_LOG"];
 /// How long the collector may take for the last spans.
 const FLUSH: Duration = Duration::from_secs(2);
 /// How long a host may take to say how it is.
@@ -74,6 +75,8 @@ pub struct NodeConfig {
     pub exe: PathBuf,
     /// What is kept.
     pub storage: Storage,
+    /// Bytes of compiled code that each host keeps in memory; `None`: the host's own default.
+    pub code_budget: Option<u64>,
     /// How requests from outside are taken.
     pub ingress: IngressConfig,
     /// Where the ingress port is taken, listen on a free one.
@@ -95,6 +98,7 @@ impl NodeConfig {
             run_dir: data_dir.join("run"),
             exe,
             storage,
+            code_budget: None,
             ingress: IngressConfig::new(ingress_listen),
             ingress_fallback: true,
             admin: None,
@@ -113,6 +117,8 @@ pub struct Node {
     index: Arc<ServingIndex>,
     hosts: Arc<HostIndex>,
     lent: Arc<Lent>,
+    services: Arc<Services>,
+    artifacts: Arc<Artifacts>,
     metrics: Arc<Metrics>,
     settled: watch::Receiver<bool>,
     running: Mutex<Option<Running>>,
@@ -197,10 +203,10 @@ impl Node {
             name: config.name,
             exe: config.exe,
             run_dir: config.run_dir,
-            env: environment(),
+            env: environment(config.code_budget),
             store,
-            artifacts,
-            services,
+            artifacts: artifacts.clone(),
+            services: services.clone(),
             logs: logs.clone(),
             metrics: metrics.clone(),
             exporter: exporter.clone(),
@@ -214,7 +220,7 @@ impl Node {
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent::run(setup, stopped));
         let running = Mutex::new(Some(Running { ingress, stop, agent, publisher, exporter }));
-        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, metrics, settled, running }))
+        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, services, artifacts, metrics, settled, running }))
     }
 
     /// Where the ingress listens.
@@ -280,8 +286,18 @@ impl From<IngressError> for NodeError {
     }
 }
 
-fn environment() -> Vec<(OsString, OsString)> {
-    PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect()
+/// Whether every host that is ready says that it has no revision of the app.
+async fn all_left(hosts: &[HostRef], app: &AppName) -> bool {
+    let ready = hosts.iter().filter(|host| *host.state.borrow() == HostState::Ready);
+    let asked = ready.map(|host| tokio::time::timeout(STATUS, host.client.status()));
+    let answers = futures::future::join_all(asked).await;
+    answers.into_iter().all(|answer| matches!(answer, Ok(Ok(status)) if status.apps.iter().all(|a| a.app != *app)))
+}
+
+fn environment(code_budget: Option<u64>) -> Vec<(OsString, OsString)> {
+    let passed = PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
+    let budget = code_budget.map(|bytes| (api::agent::CODE_BUDGET_ENV.into(), bytes.to_string().into()));
+    passed.chain(budget).collect()
 }
 
 /// Removes what hosts of an earlier node left. A host that is still ending has its sockets open and needs no names.
@@ -299,6 +315,36 @@ fn sweep(run_dir: &Path) {
 }
 
 impl NodeApi for Node {
+    fn purge(&self, tenant: &TenantName, app: &AppName) -> BoxFuture<'static, Result<(), Problem>> {
+        let known = self.hosts.all().iter().any(|(known, _)| known.name == *tenant && known.knows(app));
+        let (hosts, services) = (self.hosts.of(tenant), self.services.clone());
+        let (tenant, app) = (tenant.clone(), app.clone());
+        Box::pin(async move {
+            // A call that is still running would write its data anew behind the removal.
+            if known || !all_left(&hosts, &app).await {
+                let text = format!("calls of `{app}` are still ending on this node");
+                return Err(Problem::new(Code::Busy, text).help("its data goes once they have ended"));
+            }
+            services.purge(&tenant, &app).await
+        })
+    }
+
+    fn tidy(&self, unnamed: Vec<Digest>) -> BoxFuture<'static, Vec<Digest>> {
+        let (all, artifacts) = (self.hosts.all(), self.artifacts.clone());
+        let runs = |digest: &Digest| all.iter().any(|(tenant, _)| tenant.runs(digest));
+        let (running, unnamed): (Vec<_>, Vec<_>) = unnamed.into_iter().partition(runs);
+        let infos = all.iter().flat_map(|(_, hosts)| hosts).filter_map(|host| host.info.load_full());
+        let engines: BTreeSet<String> =
+            infos.flat_map(|info| info.fingerprints.values().cloned().collect::<Vec<_>>()).collect();
+        Box::pin(async move {
+            let work = move || artifacts.tidy(&unnamed, &engines);
+            if let Err(cause) = tokio::task::spawn_blocking(work).await {
+                tracing::error!(%cause, "compiled code was not tidied");
+            }
+            running
+        })
+    }
+
     fn logs(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
         self.logs.query(tenant, app, query)
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
-use model::egress::Policy;
+use model::egress::{AllowedHost, Policy};
 use model::tenant::TenantSettings;
 use model::{AppName, ComponentName, Digest, LockedApp, ProviderKind, Revision, Route, SecretName, TenantName, World};
 use tokio::sync::Semaphore;
@@ -19,7 +19,7 @@ use crate::messaging::{self, Declared};
 /// Connections a tenant may open per second over time, and at once.
 const DIALS_PER_SECOND: f64 = 200.0;
 const DIALS_BURST: f64 = 400.0;
-/// Connections of a tenant being made at once: a part of what the node makes for all.
+/// Connections of a tenant being made at once.
 const DIALS_AT_ONCE: usize = 64;
 
 /// One revision, reduced to what the node needs again and again.
@@ -41,6 +41,8 @@ pub struct Prepared {
     pub routes: Vec<Route>,
     /// Secrets it names, and may have revealed.
     pub secrets: BTreeSet<SecretName>,
+    /// Where its components may call out to.
+    pub allowed: BTreeMap<ComponentName, Vec<AllowedHost>>,
     /// What it takes from the brokers of the node.
     pub messages: Vec<Declared>,
     /// Has a component that takes messages, from whichever broker.
@@ -82,6 +84,7 @@ impl Prepared {
             code,
             routes: app.routes.clone(),
             secrets: model::secret::names(app),
+            allowed: allowed(app),
             messages: messaging::declared(app),
             takes: model::messaging::subscriptions(app).next().is_some(),
             taking: AtomicBool::new(false),
@@ -97,6 +100,13 @@ impl Prepared {
         text.put_slice(if load { b",\"load\":true}" } else { b",\"load\":false}" });
         text.freeze()
     }
+}
+
+fn allowed(app: &LockedApp) -> BTreeMap<ComponentName, Vec<AllowedHost>> {
+    let of = |component: &model::LockedComponent| {
+        component.allow_hosts.iter().filter_map(|text| AllowedHost::parse(text)).collect()
+    };
+    app.components.iter().map(|(name, component)| (name.clone(), of(component))).collect()
 }
 
 #[derive(Debug, Default)]
@@ -228,9 +238,22 @@ impl Tenant {
         self.read().code.contains_key(code)
     }
 
+    /// Whether a revision its hosts are to have needs this artifact.
+    pub fn runs(&self, digest: &Digest) -> bool {
+        [World::P2, World::P3].iter().any(|world| self.may_have(&(*digest, *world)))
+    }
+
     /// Whether a revision its hosts are to have names this secret.
     pub fn may_reveal(&self, app: &AppName, secret: &SecretName) -> bool {
         self.read().revisions.get(app).is_some_and(|all| all.iter().any(|known| known.secrets.contains(secret)))
+    }
+
+    /// Whether a revision its hosts are to have lets the component call out to `host` and `port`.
+    pub fn may_reach(&self, app: &AppName, component: &ComponentName, host: &str, port: u16) -> bool {
+        let allows = |known: &Arc<Prepared>| {
+            known.allowed.get(component).is_some_and(|all| all.iter().any(|entry| entry.covers(host, port)))
+        };
+        self.read().revisions.get(app).is_some_and(|all| all.iter().any(allows))
     }
 
     /// Counts one connection.
@@ -263,6 +286,7 @@ mod tests {
             code: vec![(Digest::of(&[code]), World::P2)],
             routes: Vec::new(),
             secrets: BTreeSet::new(),
+            allowed: BTreeMap::new(),
             messages: Vec::new(),
             takes: false,
             taking: AtomicBool::new(false),

@@ -4,8 +4,9 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use model::Digest;
@@ -40,6 +41,8 @@ pub enum BlobError {
 pub struct Blobs {
     dir: Arc<Path>,
     next: Arc<AtomicU64>,
+    /// Held between the look at an artifact's age and its removal, and while its age is set back.
+    ages: Arc<Mutex<()>>,
 }
 
 impl Blobs {
@@ -56,7 +59,7 @@ impl Blobs {
                 tracing::warn!(path = %entry.path().display(), error = %e, "cannot remove an unfinished artifact");
             }
         }
-        Ok(Self { dir: folder.into(), next: Arc::new(AtomicU64::new(0)) })
+        Ok(Self { dir: folder.into(), next: Arc::default(), ages: Arc::default() })
     }
 
     /// Keeps `bytes` under `digest` after checking that they are it. On return they are on disk.
@@ -66,7 +69,7 @@ impl Blobs {
             return Err(BlobError::Mismatch { expected: *digest, actual });
         }
         // A whole file is kept as it is; a damaged one is replaced by the good bytes at hand.
-        if self.get(digest).is_ok() {
+        if self.get(digest).is_ok() && self.want(digest) {
             return Ok(());
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -105,6 +108,62 @@ impl Blobs {
     /// Whether a file of that name is there; [`Blobs::get`] says whether it is whole.
     pub fn has(&self, digest: &Digest) -> bool {
         self.path(digest).is_file()
+    }
+
+    /// Says that somebody is about to name the artifact: it counts as new, so [`Blobs::remove_unwanted`] leaves it. False
+    /// where there is no file of that name.
+    pub fn want(&self, digest: &Digest) -> bool {
+        let _ages = self.ages();
+        match File::open(self.path(digest)) {
+            Ok(file) => {
+                // A disk that takes no new time does not take a removal either.
+                if let Err(cause) = file.set_modified(SystemTime::now()) {
+                    tracing::debug!(%digest, %cause, "the age of an artifact cannot be set");
+                }
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The artifacts nobody has sent or wanted since `before`.
+    ///
+    /// # Errors
+    /// [`BlobError::CannotRead`].
+    pub fn unwanted_since(&self, before: SystemTime) -> Result<Vec<Digest>, BlobError> {
+        let mut found = Vec::new();
+        for (digest, _) in self.list()? {
+            if self.is_older(&digest, before)? {
+                found.push(digest);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes an artifact unless somebody sent or wanted it since `before`; says whether it did.
+    ///
+    /// # Errors
+    /// [`BlobError::CannotRead`], [`BlobError::CannotWrite`].
+    pub fn remove_unwanted(&self, digest: &Digest, before: SystemTime) -> Result<bool, BlobError> {
+        let _ages = self.ages();
+        let old = self.is_older(digest, before)?;
+        if old {
+            self.remove(digest)?;
+        }
+        Ok(old)
+    }
+
+    fn is_older(&self, digest: &Digest, before: SystemTime) -> Result<bool, BlobError> {
+        let path = self.path(digest);
+        match fs::metadata(&path).and_then(|meta| meta.modified()) {
+            Ok(modified) => Ok(modified < before),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(cause) => Err(cannot_read(&path, &cause)),
+        }
+    }
+
+    fn ages(&self) -> MutexGuard<'_, ()> {
+        self.ages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every artifact and its size in bytes, in order of digest.
@@ -185,6 +244,28 @@ mod tests {
         assert!(error.to_string().contains(&digest.hex()), "{error}");
         blobs.put(&digest, b"hello").unwrap();
         assert_eq!(blobs.get(&digest).unwrap(), "hello");
+    }
+
+    #[test]
+    fn an_artifact_that_is_wanted_again_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let (old, wanted) = (Digest::of(b"old"), Digest::of(b"wanted"));
+        let before = SystemTime::now() - std::time::Duration::from_secs(60);
+        for (digest, bytes) in [(&old, b"old".as_slice()), (&wanted, b"wanted".as_slice())] {
+            blobs.put(digest, bytes).unwrap();
+            let file = File::open(blobs.path(digest)).unwrap();
+            file.set_modified(before - std::time::Duration::from_secs(60)).unwrap();
+        }
+        let mut both = vec![old, wanted];
+        both.sort_unstable();
+        assert_eq!(blobs.unwanted_since(before).unwrap(), both);
+        // Sent again, or named by a deploy: from now on it counts as new.
+        blobs.put(&wanted, b"wanted").unwrap();
+        assert!(blobs.want(&wanted) && !blobs.want(&Digest::of(b"never there")));
+        assert!(blobs.remove_unwanted(&old, before).unwrap());
+        assert!(!blobs.remove_unwanted(&wanted, before).unwrap());
+        assert_eq!(blobs.list().unwrap(), [(wanted, 6)]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | `revisions/<t>/<a>/<n>` | [`RevisionRecord`] | control, once |
 //! | `assigned/<node>/<t>/<a>` | [`Assignment`] | control |
 //! | `copies/<t>/<a>` | the last move of an app's data, kept as JSON | control |
+//! | `purges/<t>/<a>` | there: the data of a deleted app is to go from the nodes | control |
 //! | `nodes/<node>` | [`NodeRecord`], leased | node |
 //! | `observed/<node>/<t>/<a>` | `AppObserved`, leased | node |
 //! | `served/<node>/<t>/<a>` | [`Served`], kept over restarts | node |
@@ -104,6 +105,8 @@ pub const APPS: &str = "apps/";
 pub const REVISIONS: &str = "revisions/";
 /// All moves of data.
 pub const COPIES: &str = "copies/";
+/// All deleted apps whose data are to go.
+pub const PURGES: &str = "purges/";
 /// All nodes.
 pub const NODES: &str = "nodes/";
 /// All reports.
@@ -134,6 +137,10 @@ pub fn revisions_of(t: &TenantName, a: &AppName) -> String {
 /// The last move of an app's data.
 pub fn copy(t: &TenantName, a: &AppName) -> String {
     format!("copies/{t}/{a}")
+}
+/// That the data of a deleted app are to go. No app of that name is deployed while it is there.
+pub fn purge(t: &TenantName, a: &AppName) -> String {
+    format!("purges/{t}/{a}")
 }
 /// A node's record.
 pub fn node(n: &NodeName) -> String {

@@ -205,7 +205,8 @@ pub struct Dial {
 /// Which part of an app connects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Caller {
-    /// A component's outgoing HTTP; `allow_hosts` was checked by the host, the address is decided by the node.
+    /// A component's outgoing HTTP. The host checked its `allow_hosts` with the scheme, the node checks host and port again,
+    /// and decides on the address.
     Component(ComponentName),
     /// A provider's client. The node grants a private address only if the operator declared this provider with this
     /// host and port.

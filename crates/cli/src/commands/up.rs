@@ -33,6 +33,9 @@ use crate::{demo, keys};
 /// How long calls in flight may take to finish when the platform stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How long an artifact stays that no revision names: `plan` sends them too, and a deploy may follow.
+const KEEP_UNNAMED: Duration = Duration::from_secs(3600);
+
 /// What the ready line says.
 #[derive(Debug, Serialize)]
 struct Ready {
@@ -76,7 +79,9 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let home = context.home.dir();
     let config = NodeConfig::new(name.clone(), home, exe, storage.clone(), args.listen);
     let admin = admin(context, &args);
-    let node = Node::start(NodeConfig { run_dir: context.home.run_dir()?, admin, otlp, ..config }).await?;
+    let run_dir = context.home.run_dir()?;
+    let code_budget = Some(args.code_budget.0);
+    let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, ..config }).await?;
     let control = start_control(context, &args, &token, &name, &storage, &node).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
@@ -92,20 +97,27 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     context.home.announce(&running)?;
     write_lock(&lock, &running)?;
 
-    // The ready line means that what ran before answers again.
-    if !node.settled(Duration::from_secs(10)).await {
-        context.out.warn("some apps are still starting; `sidereal status` names them");
-    }
-    let ready = get_ready(context, &args, &running, &token, begun).await;
-    let outcome = match ready {
-        Ok(ready) => {
+    let getting_ready = async {
+        // The ready line means that what ran before answers again.
+        if !node.settled(Duration::from_secs(10)).await {
+            context.out.warn("some apps are still starting; `sidereal status` names them");
+        }
+        get_ready(context, &args, &running, &token, begun).await
+    };
+    // Whoever wants it to stop need not wait until it is ready.
+    let outcome = match signal.run_until_cancelled(getting_ready).await {
+        None => {
+            context.out.note("stopping before it was ready");
+            Ok(())
+        }
+        Some(Ok(ready)) => {
             // A ready line nobody can read ends nothing: `sidereal up >/dev/full` goes on and stops as it should.
             context.out.announce(&ready, || greeting(&ready));
             signal.cancelled().await;
             context.out.note("stopping: finishing the calls in flight");
             Ok(())
         }
-        Err(error) => Err(error),
+        Some(Err(error)) => Err(error),
     };
     context.home.retract();
     // The control plane first: that its only node leaves now is no news.
@@ -281,6 +293,7 @@ async fn start_control(
         secrets: storage.secrets.clone(),
         nodes: node.clone(),
         allowed_hosts: Vec::new(),
+        keep_unnamed: KEEP_UNNAMED,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let started = match Control::start(config(args.api_listen)).await {

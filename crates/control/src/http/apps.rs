@@ -1,6 +1,7 @@
 //! Apps as they are: reading, deleting, and calling them without the ingress.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::Problem;
 use api::control::{AppView, CallRequest, CallResponse, MAX_CALL_BODY, RevisionView};
@@ -13,16 +14,19 @@ use data_encoding::BASE64;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use model::plan::AppId;
 use model::{AppName, TenantName};
-use store::keys::RevisionRecord;
+use serde::Deserialize;
+use store::keys::{self, RevisionRecord};
 
 use super::Api;
-use super::extract::{At, Condition, Json, json};
+use super::extract::{Asked, At, Condition, Json, json};
 use super::refusal::{Answer, Refusal};
 use crate::clock;
 use crate::writer::no_app;
 
 /// Records that are read at once.
 const AT_ONCE: usize = 64;
+/// How long a deletion waits for the data to be gone.
+const PURGED: Duration = Duration::from_secs(10);
 
 /// A record as the API shows it.
 pub(super) fn view(record: RevisionRecord) -> Answer<RevisionView> {
@@ -73,18 +77,53 @@ pub(super) async fn read(
     view.map(|view| json(&view)).ok_or_else(|| no_app(&id))
 }
 
-/// Deletes an app: routes, assignments and history. Its data stays. The next app of that name goes on counting revisions.
+/// How an app is deleted.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Delete {
+    /// Its data on the nodes goes too: embedded keys, objects in folders, kept messages. What it kept on servers
+    /// elsewhere stays there. Does so also for an app that was deleted before.
+    #[serde(default, rename = "purge-data")]
+    purge_data: bool,
+}
+
+/// Deletes an app: routes, assignments and history. Its data stays unless `purge-data`. The next app of that name goes on
+/// counting revisions.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/apps/{app}",
-    params(("tenant" = TenantName, Path), ("app" = AppName, Path),
+    params(("tenant" = TenantName, Path), ("app" = AppName, Path), Delete,
         ("if-match" = Option<String>, Header, description = "the current revision, or `*`")),
-    responses((status = 204, description = "it is gone"), (status = "default", body = Problem)))]
+    responses((status = 204, description = "it is gone"),
+        (status = 202, description = "it is gone; its data goes when the last calls have ended"),
+        (status = "default", body = Problem)))]
 pub(super) async fn delete(
     State(api): State<Arc<Api>>,
     At((tenant, app)): At<(TenantName, AppName)>,
+    Asked(Delete { purge_data }): Asked<Delete>,
     Condition(require): Condition,
 ) -> Answer<StatusCode> {
-    api.writer.delete(&AppId { tenant, app }, require).await?;
+    let id = AppId { tenant, app };
+    let at = api.writer.delete(&id, require, purge_data).await?;
+    if purge_data && tokio::time::timeout(PURGED, purged(&api, &id, at)).await.is_err() {
+        return Ok(StatusCode::ACCEPTED);
+    }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Waits until the data of a deleted app is gone.
+async fn purged(api: &Api, id: &AppId, at: u64) {
+    let key = keys::purge(&id.tenant, &id.app);
+    let mut changes = api.store.watch(&key, at);
+    while let Some(change) = changes.next().await {
+        match change {
+            Ok(change) if change.key == key && change.value.is_none() => return,
+            Ok(_) => {}
+            Err(cause) => {
+                tracing::debug!(%cause, "whether data is removed cannot be followed");
+                return std::future::pending().await;
+            }
+        }
+    }
 }
 
 /// Sends a request to a component of the serving revision, without the ingress.

@@ -72,7 +72,13 @@ pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Response {
     responses((status = 200, description = "it is there"), (status = 404, description = "it is not"), (status = "default", body = Problem)))]
 pub(super) async fn has_blob(State(api): State<Arc<Api>>, At(digest): At<Digest>) -> Answer<StatusCode> {
     let blobs = api.blobs.clone();
-    let read = tokio::task::spawn_blocking(move || blobs.get(&digest).map(drop)).await;
+    let looked = move || match blobs.get(&digest) {
+        // Whoever asks will not send it: it has to be there when they deploy.
+        Ok(_) if blobs.want(&digest) => Ok(()),
+        Ok(_) => Err(BlobError::Missing(digest)),
+        Err(cause) => Err(cause),
+    };
+    let read = tokio::task::spawn_blocking(looked).await;
     match read.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not read: {cause}")))? {
         Ok(()) => Ok(StatusCode::OK),
         Err(cause @ (BlobError::Missing(_) | BlobError::Damaged { .. })) => {

@@ -3,7 +3,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::agent::{HostStatus, LogLine, LogStream};
@@ -42,7 +44,15 @@ pub(crate) fn now() -> u64 {
 }
 
 /// Answers calls with what was asked, and logs two lines.
-struct Nodes;
+#[derive(Default)]
+pub(crate) struct Nodes {
+    /// An artifact that still runs, whatever the store says.
+    pub(crate) running: Option<Digest>,
+    /// How often it says that an app still runs, before it removes data.
+    pub(crate) busy: AtomicUsize,
+    /// Apps whose data it removed.
+    pub(crate) purged: Arc<Mutex<Vec<String>>>,
+}
 
 impl NodeApi for Nodes {
     fn logs(&self, _: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
@@ -89,6 +99,23 @@ impl NodeApi for Nodes {
         _: CopyStep,
     ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
         Box::pin(async { Err(Problem::new(Code::ProviderUnavailable, "no data here")) })
+    }
+
+    fn purge(&self, tenant: &TenantName, app: &AppName) -> BoxFuture<'static, Result<(), Problem>> {
+        let (purged, line) = (self.purged.clone(), format!("{tenant}/{app}"));
+        let busy = self.busy.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        Box::pin(async move {
+            if busy {
+                return Err(Problem::new(Code::Busy, "it still runs"));
+            }
+            purged.lock().unwrap().push(line);
+            Ok(())
+        })
+    }
+
+    fn tidy(&self, unnamed: Vec<Digest>) -> BoxFuture<'static, Vec<Digest>> {
+        let running = self.running;
+        Box::pin(async move { unnamed.into_iter().filter(|digest| Some(*digest) == running).collect() })
     }
 
     fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>> {
@@ -178,7 +205,21 @@ pub(crate) struct Rig {
     pub(crate) node: Option<Node>,
 }
 
+/// Longer than any test takes.
+const KEEP: Duration = Duration::from_secs(3600);
+
 pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs, keys: &Path) -> Control {
+    control_with(store, blobs, keys, Nodes::default(), KEEP).await
+}
+
+/// With a node that is more than that, and another time for which unnamed artifacts are kept.
+pub(crate) async fn control_with(
+    store: Arc<dyn Store>,
+    blobs: &Blobs,
+    keys: &Path,
+    nodes: Nodes,
+    keep_unnamed: Duration,
+) -> Control {
     let secrets = Secrets::open(store.clone(), keys).await.unwrap();
     let config = ControlConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -187,8 +228,9 @@ pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs, keys: &Path) -
         store,
         blobs: blobs.clone(),
         secrets,
-        nodes: Arc::new(Nodes),
+        nodes: Arc::new(nodes),
         allowed_hosts: vec![],
+        keep_unnamed,
         version: "0.0.1".into(),
     };
     Control::start(config).await.unwrap()
@@ -227,8 +269,22 @@ impl Rig {
 
     /// Stops the control plane and starts another one over the same store.
     pub(crate) async fn restart(&mut self) {
-        self.control.take().unwrap().shutdown().await;
+        self.shutdown().await;
+        self.start().await;
+    }
+
+    /// Starts a control plane over the same store.
+    pub(crate) async fn start(&mut self) {
         let control = control(self.store.clone(), &self.blobs, &self.keys()).await;
+        self.addr = control.addr();
+        self.client = ControlClient::new(self.addr, TOKEN);
+        self.control = Some(control);
+    }
+
+    /// The same, with what [`control_with`] takes.
+    pub(crate) async fn restart_with(&mut self, nodes: Nodes, keep_unnamed: Duration) {
+        self.control.take().unwrap().shutdown().await;
+        let control = control_with(self.store.clone(), &self.blobs, &self.keys(), nodes, keep_unnamed).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);
         self.control = Some(control);

@@ -5,6 +5,7 @@ use api::problem::Code;
 use model::app::{ProviderKind, ProviderSpec};
 use model::tenant::TenantSettings;
 use serde_json::json;
+use store::Store as _;
 
 use crate::rig::{Rig, locked, name, refused};
 
@@ -91,6 +92,68 @@ async fn a_linked_provider_keeps_its_type_and_may_move() {
     put(None).await.unwrap();
     rig.client.delete_app(&rig.tenant, &name("a"), Require::Any).await.unwrap();
     put(Some(spec("keyvalue-memory", None))).await.expect("no link is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apps_follow_an_operators_provider_that_moves() {
+    let mut rig = Rig::new().await;
+    let put = |rig: &Rig, url: &str| {
+        let mut settings = rig.settings();
+        let spec = json!({"type": "keyvalue-redis", "config": {"url": url}});
+        settings.providers.insert(name("cache"), serde_json::from_value(spec).unwrap());
+        let (client, tenant) = (rig.client.clone(), rig.tenant.clone());
+        async move { client.put_tenant(&tenant, &settings, Require::Exists).await.unwrap() }
+    };
+    put(&rig, "redis://one.example").await;
+    let mut app = locked("a", &rig.artifact(1).await);
+    let spec = json!({"type": "keyvalue-redis", "config": {"url": "redis://one.example"}, "operator": true});
+    app.providers = [(name("cache"), serde_json::from_value::<ProviderSpec>(spec).unwrap())].into();
+    app.links[0].provider = name("cache");
+    rig.put(&app).await.unwrap();
+    rig.deploy("other", 1).await;
+    let url = |app: &api::control::AppView| app.desired.app.providers[&name("cache")].config["url"].clone();
+    let now = || async { rig.client.app(&rig.tenant, &name("a")).await.unwrap() };
+
+    // The address changes: the app has a revision with the new one, and nobody else has.
+    put(&rig, "redis://two.example").await;
+    let view = now().await;
+    assert_eq!((view.desired.revision.0, url(&view).as_str()), (2, "redis://two.example"));
+    assert_eq!(view.desired.origin, api::control::Origin::Provider);
+    assert_eq!(rig.client.app(&rig.tenant, &name("other")).await.unwrap().desired.revision.0, 1);
+    rig.assigned("a", |assigned| assigned.is_some_and(|a| a.revision.0 == 2)).await;
+
+    // Going back is going back to the content, at the address of now; a link can still be moved, and back again.
+    let link = |provider: &str| api::control::LinkRequest {
+        component: None,
+        contract: "wasi:keyvalue".parse().unwrap(),
+        label: None,
+        provider: name(provider),
+    };
+    let (client, tenant, id) = (rig.client.clone(), rig.tenant.clone(), name("a"));
+    client.link(&tenant, &id, &link("memory"), Require::Any).await.unwrap();
+    client.link(&tenant, &id, &link("cache"), Require::Any).await.unwrap();
+    assert_eq!(url(&now().await), "redis://two.example");
+    client.link(&tenant, &id, &link("memory"), Require::Any).await.unwrap();
+    let to = api::control::RollbackRequest { to: Some(model::app::Revision(1)) };
+    client.rollback(&tenant, &id, &to, Require::Any).await.unwrap();
+    assert_eq!(url(&now().await), "redis://two.example");
+
+    // What was locked before is refused, with a command that helps.
+    let problem = refused(rig.put(&app).await);
+    assert_eq!(problem.code, Code::ManifestInvalid);
+    assert!(problem.help.as_deref().unwrap_or_default().contains("sidereal deploy"), "{problem:?}");
+
+    // A change that a crash left half done is finished at the next start.
+    let before = now().await.desired.revision.0;
+    rig.shutdown().await;
+    let key = store::keys::tenant(&tenant);
+    let text = String::from_utf8(rig.store.get(&key).await.unwrap().unwrap().value.to_vec()).unwrap();
+    let text = text.replace("two.example", "three.example");
+    rig.store.put(&key, text.into_bytes().into(), store::Expect::Any, None).await.unwrap();
+    rig.start().await;
+    rig.assigned("a", |assigned| assigned.is_some_and(|a| a.revision.0 == before + 1)).await;
+    let view = rig.client.app(&rig.tenant, &name("a")).await.unwrap();
+    assert_eq!(url(&view), "redis://three.example");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,7 +86,8 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             let url = wanted.spec.config.get("url").ok_or(SettingsError::NoUrl);
             let login =
                 Login { username: wanted.spec.config.get("username").cloned(), secrets: means.credentials(wanted) };
-            let redis = Redis::new(&means.tenant, app, name, url.map_err(settings)?, login, means.dialer.clone());
+            let (url, ca) = (url.map_err(settings)?, text("ca"));
+            let redis = Redis::new(&means.tenant, app, name, url, ca, login, means.dialer.clone());
             let redis = Arc::new(redis.map_err(settings)?);
             Store::new(redis.clone(), Some(Server::Redis(redis)))
         }

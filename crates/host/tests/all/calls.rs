@@ -188,6 +188,22 @@ async fn a_component_cannot_speak_for_the_platform() {
 }
 
 #[tokio::test]
+async fn code_beyond_the_budget_of_bytes_makes_room_too() {
+    let rig = Rig::with(|settings| settings.code_budget = 1).await;
+    let apps = ["a", "b"];
+    for name in apps {
+        let mut app = rig.app(name, "hello");
+        let digest = crate::rig::digest(name);
+        rig.node.offer_as(digest, "hello");
+        app.components.values_mut().next().unwrap().digest = digest;
+        rig.start(&app, 1, false).await.unwrap();
+        assert_eq!(rig.get(&format!("{name}/1/main"), "/").await.status, 200);
+    }
+    assert_eq!((rig.status("a").await.loaded, rig.status("b").await.loaded), (false, true));
+    assert_eq!(rig.get("a/1/main", "/").await.status, 200, "what was unloaded is loaded again");
+}
+
+#[tokio::test]
 async fn code_that_was_idle_longest_makes_room() {
     let rig = Rig::with(|settings| settings.max_loaded = 2).await;
     let apps = ["a", "b", "c"];

@@ -211,7 +211,10 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
             let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
             Some((Destination::parse(host).ok()?, url.port_or_known_default()?))
         }
-        ProviderKind::KeyvalueRedis => place_of(spec.config.get("url")?, "redis://", 6379),
+        ProviderKind::KeyvalueRedis => {
+            let url = spec.config.get("url")?;
+            ["redis://", "rediss://"].iter().find_map(|scheme| place_of(url, scheme, 6379))
+        }
         ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul => {
             let url = spec.config.get("url")?;
             http_server::SCHEMES.iter().find_map(|(scheme, port)| place_of(url, scheme, *port))

@@ -54,21 +54,17 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
                 doc: "the region requests are signed for; `us-east-1` where absent",
                 example: "eu-central-1",
             },
-            Setting {
-                name: "ca",
-                required: false,
-                doc: "certificates in PEM that alone are believed; the public authorities where absent",
-                example: "-----BEGIN CERTIFICATE-----…",
-            },
+            CA,
             ACCESS_KEY,
         ],
         ProviderKind::KeyvalueRedis => &[
             Setting {
                 name: "url",
                 required: true,
-                doc: "where the server is: `redis://host[:port][/database]`, without a password",
+                doc: "where the server is: `redis://host[:port][/database]`, or `rediss://` for TLS, without a password",
                 example: "redis://cache.internal.example:6379/0",
             },
+            CA,
             USERNAME,
         ],
         ProviderKind::KeyvalueVault => http_server::VAULT,
@@ -97,6 +93,13 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         }
     }
 }
+
+const CA: Setting = Setting {
+    name: "ca",
+    required: false,
+    doc: "certificates in PEM that alone are believed; the public authorities where absent",
+    example: "-----BEGIN CERTIFICATE-----…",
+};
 
 const ACCESS_KEY: Setting = Setting {
     name: "access-key-id",
@@ -219,7 +222,7 @@ fn origin(name: &ProviderName, spec: &ProviderSpec, tenant: &TenantSettings, out
         }
         Some(own) if own.kind != spec.kind || own.config != spec.config || own.secrets != spec.secrets => {
             let message = format!("provider `{name}` is not as the operator declares it now");
-            out.push(refused(Code::ProviderForged, message, "lock the app again".to_owned()));
+            out.push(refused(Code::ProviderForged, message, "`sidereal deploy` takes the provider as it is now; an app that has it is deployed anew by itself when the operator changes it".to_owned()));
             false
         }
         None if spec.operator => {
@@ -330,6 +333,13 @@ fn check_redis(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>) {
         let subject = Subject::ProviderKey(name.clone(), "username".to_owned());
         out.push(Found::at(subject, Violation::new(Code::ProviderSetting, message).help(help)));
     }
+    let secure = spec.config.get("url").is_some_and(|url| url.starts_with("rediss:"));
+    if spec.config.contains_key("ca") && !secure {
+        let message = format!("the `ca` of provider `{name}` proves nothing: its `url` is not `rediss`");
+        let help = "write the `url` as `rediss://host[:port][/database]`, or remove `ca`".to_owned();
+        let subject = Subject::ProviderKey(name.clone(), "ca".to_owned());
+        out.push(Found::at(subject, Violation::new(Code::ProviderSetting, message).help(help)));
+    }
     if let Some(url) = spec.config.get("url")
         && let Err(violation) = redis_url(url)
     {
@@ -364,7 +374,7 @@ fn http_url(kind: ProviderKind, text: &str) -> Result<(), Violation> {
     Ok(())
 }
 
-const REDIS_EXAMPLE: &str = "write it as `redis://host[:port][/database]`, for example `redis://127.0.0.1:6379/0`";
+const REDIS_EXAMPLE: &str = "write it as `redis[s]://host[:port][/database]`, for example `redis://127.0.0.1:6379/0`";
 
 /// Checks the `url` of a Redis provider. The text of a URL that may hold a password is never repeated.
 ///
@@ -381,8 +391,7 @@ pub fn redis_url(text: &str) -> Result<(), Violation> {
         return Err(Violation::new(Code::ProviderSecret, message).help(help));
     }
     match url.scheme() {
-        "redis" => {}
-        "rediss" => return Err(bad("uses `rediss`: TLS to Redis is not in this version")),
+        "redis" | "rediss" => {}
         other => return Err(bad(&format!("has the scheme `{}`", shown(other)))),
     }
     match url.host() {

@@ -293,14 +293,24 @@ impl Agent {
             Some(Step::Remove(_)) => {
                 app.actual = converge::Actual::default();
                 app.failure = None;
-                let served = keys::served(&self.setup.name, tenant, name);
-                self.say(Said::Keep(served, None));
                 self.say(Said::Withdraw(keys::observed(&self.setup.name, tenant, name)));
                 self.replace(tenant, name, None);
-                self.setup.services.messaging.forget(tenant, name);
+                self.forget(tenant, name);
                 true
             }
         }
+    }
+
+    /// Removes what was kept for an app that is gone; what is told of it as served goes last, so that the next start
+    /// finishes this.
+    fn forget(&mut self, tenant: &TenantName, name: &AppName) {
+        let cleared = self.setup.services.messaging.forget(tenant, name);
+        let (shared, news) = (self.account(tenant).shared.clone(), self.news.clone());
+        let told = News { tenant: shared, app: name.clone(), revision: Revision(0), what: Progress::Forgotten };
+        tokio::spawn(async move {
+            cleared.await;
+            drop(news.send(told));
+        });
     }
 
     fn bring(&mut self, tenant: &TenantName, name: &AppName, revision: Revision) {
@@ -343,6 +353,14 @@ impl Agent {
     fn hear(&mut self, news: News) {
         let News { tenant: shared, app: name, revision, what } = news;
         let tenant = shared.name.clone();
+        if matches!(what, Progress::Forgotten) {
+            let known = self.accounts.get(&tenant).and_then(|account| account.apps.get(&name));
+            // The next app of that name may serve already: what is told is then of that one.
+            if known.is_none_or(|app| app.serving.is_none()) {
+                self.say(Said::Keep(keys::served(&self.setup.name, &tenant, &name), None));
+            }
+            return;
+        }
         let Some(app) = self.accounts.get_mut(&tenant).and_then(|account| account.apps.get_mut(&name)) else { return };
         match what {
             Progress::Drained => {
@@ -353,6 +371,8 @@ impl Agent {
                     app.actual.failed = None;
                 }
             }
+            // Said above.
+            Progress::Forgotten => {}
             Progress::Moved => self.reroute(&tenant, &name),
             // Of a job that was replaced meanwhile there is no news.
             _ if app.actual.bringing != Some(revision) => {}

@@ -11,7 +11,6 @@ use store::{Store, StoreError};
 use tokio::sync::mpsc;
 
 use super::{Agent, names};
-use crate::publisher::Said;
 use crate::serving::Serving;
 use crate::taking;
 use crate::tenant::Prepared;
@@ -39,7 +38,7 @@ impl Agent {
             if self.accounts.get(&tenant).is_some_and(|account| account.apps.contains_key(&app)) {
                 wanted.push((tenant, app, revision));
             } else {
-                self.say(Said::Keep(keys::served(&self.setup.name, &tenant, &app), None));
+                self.forget(&tenant, &app);
             }
         }
         let store = &self.setup.store;

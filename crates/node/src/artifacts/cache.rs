@@ -4,13 +4,15 @@
 //! machine, over fingerprint, digest, world and content. Whoever can write the cache but not read the key can only
 //! make us compile again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use model::Digest;
 
 use super::{ArtifactError, CodeKey};
 use crate::NodeError;
@@ -144,6 +146,30 @@ impl Cache {
         self.replace(&mac_path(&path), mac.as_bytes()).map_err(failed)
     }
 
+    /// See [`super::Artifacts::tidy`].
+    pub(super) fn tidy(&self, unnamed: &[Digest], engines: &BTreeSet<String>) {
+        let unnamed: BTreeSet<String> = unnamed.iter().map(Digest::hex).collect();
+        for (name, path) in entries(&self.dir) {
+            // Only what we made ourselves: a folder of an engine's code.
+            let is_engine = !name.is_empty() && name.bytes().all(|b| b.is_ascii_hexdigit()) && path.is_dir();
+            if is_engine && !engines.is_empty() && !engines.contains(&name) {
+                match fs::remove_dir_all(&path) {
+                    Ok(()) => tracing::info!(path = %path.display(), "removed the code of an earlier engine"),
+                    Err(cause) => tracing::warn!(path = %path.display(), %cause, "code of an earlier engine stays"),
+                }
+            } else if is_engine && !unnamed.is_empty() {
+                for (name, path) in entries(&path) {
+                    let hex = name.split_once('.').map_or("", |(hex, _)| hex);
+                    if unnamed.contains(hex)
+                        && let Err(cause) = fs::remove_file(&path)
+                    {
+                        tracing::warn!(path = %path.display(), %cause, "code that nobody names stays");
+                    }
+                }
+            }
+        }
+    }
+
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut name = path.as_os_str().to_owned();
@@ -168,6 +194,12 @@ impl Cache {
     fn checked(&self) -> std::sync::MutexGuard<'_, HashMap<CodeKey, Checked>> {
         self.checked.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is in a folder, by name; nothing where it cannot be read.
+fn entries(dir: &Path) -> Vec<(String, PathBuf)> {
+    let entry = |entry: fs::DirEntry| Some((entry.file_name().into_string().ok()?, entry.path()));
+    fs::read_dir(dir).map(|all| all.flatten().filter_map(entry).collect()).unwrap_or_default()
 }
 
 fn mac_path(path: &Path) -> PathBuf {

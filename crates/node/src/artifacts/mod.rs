@@ -6,7 +6,7 @@ pub(crate) use cache::make_dir;
 mod cache;
 mod compile;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -148,6 +148,12 @@ impl Artifacts {
             Found::Ours(file) => Ok(file),
             Found::Missing | Found::Foreign => Err(self.inner.cache.error(key, "it changed while it was made")),
         }
+    }
+
+    /// Removes the code of these artifacts, and all code of engines that are none of `engines`; where those are not
+    /// known, of none. Blocks on the disk. What cannot be removed is looked at again the next time.
+    pub fn tidy(&self, unnamed: &[Digest], engines: &BTreeSet<String>) {
+        self.inner.cache.tidy(unnamed, engines);
     }
 
     async fn make(&self, key: &CodeKey) -> Result<(), ArtifactError> {

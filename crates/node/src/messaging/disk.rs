@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use api::services::messaging::WireMessage;
 use model::messaging::Group;
-use model::{ProviderName, TenantName};
+use model::{AppName, ProviderName, TenantName};
 use store::data::{Answer, DataEngine, Fault, Op};
 
 use super::queue::Held;
@@ -36,6 +36,11 @@ pub(super) async fn write(
 pub(super) async fn remove(data: &DataEngine, tenant: &TenantName, group: &Group, id: &str) -> Result<(), Fault> {
     let op = Op::Delete { key: id.to_owned() };
     data.call(tenant, &group.app, &provider()?, &group.name, op).await.map(drop)
+}
+
+/// Removes every message of every group of an app.
+pub(super) async fn clear(data: &DataEngine, tenant: &TenantName, app: &AppName) -> Result<(), Fault> {
+    data.purge_provider(tenant, app, &provider()?).await
 }
 
 /// Every message of a group, oldest first.

@@ -17,10 +17,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::services::ServiceFault;
 use api::services::messaging::{BrokerKind, MAX_TAKE, MessagingAnswer, MessagingRequest, POLL, Settled, WireMessage};
-use futures::future::join_all;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared, join_all};
 use model::messaging::{Group, MAX_BODY, Subscription, check_subject};
 use model::{AppName, LockedApp, ProviderKind, TenantName};
-use store::data::DataEngine;
+use store::data::{DataEngine, Fault};
 use tokio_util::sync::CancellationToken;
 
 use broker::{Broker, INBOX};
@@ -60,10 +61,15 @@ pub fn declared(app: &LockedApp) -> Vec<Declared> {
     links.collect()
 }
 
+/// Ends when no message of an app is left on disk.
+pub type Clearing = Shared<BoxFuture<'static, ()>>;
+
 /// Every broker of the node.
 #[derive(Debug)]
 pub struct Messaging {
     data: DataEngine,
+    /// Apps that are gone and whose messages are being removed: nothing of theirs is read or written until then.
+    clearing: Mutex<HashMap<(TenantName, AppName), Clearing>>,
     brokers: Mutex<HashMap<Place, Arc<Mutex<Broker>>>>,
     /// Numbers deliveries and holders.
     numbers: AtomicU64,
@@ -112,7 +118,8 @@ fn unavailable(cause: impl std::fmt::Display) -> ServiceFault {
 impl Messaging {
     /// Brokers without groups; the durable ones keep their messages in `data`.
     pub fn new(data: DataEngine) -> Arc<Self> {
-        Arc::new(Self { data, brokers: Mutex::default(), numbers: AtomicU64::new(1), boot: rand::random() })
+        let (clearing, brokers) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { data, clearing, brokers, numbers: AtomicU64::new(1), boot: rand::random() })
     }
 
     /// Somebody who will take messages of a tenant.
@@ -161,17 +168,47 @@ impl Messaging {
         }
     }
 
-    /// The app is gone from this node.
-    pub fn forget(&self, tenant: &TenantName, app: &AppName) {
+    /// The app is gone from this node, and with it every message kept for it: the next app of that name gets none of
+    /// them. Must run inside a tokio runtime; what is on disk is removed also where nobody waits for the answer.
+    pub fn forget(self: &Arc<Self>, tenant: &TenantName, app: &AppName) -> Clearing {
         for kind in [BrokerKind::Local, BrokerKind::Durable] {
             if let Some(broker) = self.known(tenant, kind) {
                 lock(&broker).forget(app);
             }
         }
+        let whose = (tenant.clone(), app.clone());
+        let mut all = lock(&self.clearing);
+        if let Some(running) = all.get(&whose) {
+            return running.clone();
+        }
+        let task = tokio::spawn(self.clone().clear(whose.clone()));
+        let clearing = async move { drop(task.await) }.boxed().shared();
+        all.insert(whose, clearing.clone());
+        clearing
+    }
+
+    async fn clear(self: Arc<Self>, whose: (TenantName, AppName)) {
+        let (tenant, app) = &whose;
+        let mut pause = Duration::from_millis(100);
+        while let Err(cause) = disk::clear(&self.data, tenant, app).await {
+            tracing::error!(%tenant, %app, %cause, "messages kept for an app that is gone cannot be removed; trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(30));
+        }
+        lock(&self.clearing).remove(&whose);
+    }
+
+    /// Waits until what an earlier app of that name left is gone.
+    async fn cleared(&self, tenant: &TenantName, app: &AppName) {
+        let running = lock(&self.clearing).get(&(tenant.clone(), app.clone())).cloned();
+        if let Some(running) = running {
+            running.await;
+        }
     }
 
     /// Reads what a group had on disk; until that is done nothing of the group is handed out.
     async fn load(self: Arc<Self>, tenant: TenantName, group: Group) {
+        self.cleared(&tenant, &group.app).await;
         let mut pause = Duration::from_millis(100);
         let found = loop {
             match disk::read(&self.data, &tenant, &group).await {
@@ -252,24 +289,34 @@ impl Messaging {
         let mut failed = None;
         let written: Vec<_> = match kind {
             BrokerKind::Local => vec![Ok(()); groups.len()],
-            BrokerKind::Durable => {
-                join_all(groups.iter().map(|group| disk::write(&self.data, tenant, group, &id, &message))).await
-            }
+            BrokerKind::Durable => join_all(groups.iter().map(|group| self.keep(tenant, group, &id, &message))).await,
         };
-        let mut broker = lock(&broker);
-        for (group, written) in groups.iter().zip(written) {
-            match written {
-                Ok(()) => {
-                    if let Some(state) = broker.groups.get_mut(group) {
+        let mut left = Vec::new();
+        {
+            let mut broker = lock(&broker);
+            for (group, written) in groups.iter().zip(written) {
+                match (written, broker.groups.get_mut(group)) {
+                    (Ok(()), Some(state)) => {
                         state.queue.push(Held { id: id.clone(), message: message.clone(), tries: 0 });
                         state.changed.notify_one();
                     }
+                    (Ok(()), None) => left.push(group),
+                    (Err(cause), _) => failed = Some(unavailable(cause)),
                 }
-                Err(cause) => failed = Some(unavailable(cause)),
             }
+        }
+        // The group went while its message was written: the next one of that name must not find it.
+        for group in left.into_iter().filter(|_| kind == BrokerKind::Durable) {
+            disk::remove(&self.data, tenant, group, &id).await.map_err(unavailable)?;
         }
         // Groups that have it keep it: a sender who tries again sends it twice, one who gives up has not lost it.
         failed.map_or(Ok(groups.len()), Err)
+    }
+
+    /// Writes a message down for a group, behind what an earlier app of that name left.
+    async fn keep(&self, tenant: &TenantName, group: &Group, id: &str, message: &WireMessage) -> Result<(), Fault> {
+        self.cleared(tenant, &group.app).await;
+        disk::write(&self.data, tenant, group, id, message).await
     }
 
     async fn ask(&self, tenant: &TenantName, kind: BrokerKind, mut message: WireMessage, timeout: Duration) -> Answer {

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use api::agent::HostInfo;
 use api::services::server::{Accepted, accept};
+use api::{Code, Problem};
 use arc_swap::ArcSwapOption;
+use model::{AppName, TenantName};
 use store::data::DataEngine;
-use store::folder::Folder;
+use store::folder::{Folder, Trash};
 use store::secrets::Secrets;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
@@ -50,6 +52,23 @@ pub struct Services {
     pub messaging: Arc<Messaging>,
     /// Secrets of providers that data are moved to.
     pub lent: Arc<Lent>,
+}
+
+impl Services {
+    /// Removes what is kept here of an app that no host has any more.
+    ///
+    /// # Errors
+    /// `store-unavailable`: what is left is removed by the next try.
+    pub async fn purge(&self, tenant: &TenantName, app: &AppName) -> Result<(), Problem> {
+        let failed = |cause: &dyn std::fmt::Display| {
+            Problem::new(Code::StoreUnavailable, format!("the data of `{app}` cannot be removed: {cause}"))
+        };
+        self.messaging.forget(tenant, app).await;
+        self.data.purge(tenant, app).await.map_err(|cause| failed(&cause))?;
+        let (folder, whose) = (self.folder.clone(), (tenant.clone(), app.clone()));
+        let removed = tokio::task::spawn_blocking(move || folder.purge(&whose.0, &whose.1).map(Trash::empty)).await;
+        removed.map_err(|cause| failed(&cause))?.map_err(|cause| failed(&cause))
+    }
 }
 
 /// One host, as its connections are served.

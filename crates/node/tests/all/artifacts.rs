@@ -181,3 +181,26 @@ fn a_damaged_key_is_refused_and_not_replaced() {
     assert!(matches!(opened, Err(node::NodeError::KeyDamaged(_))));
     assert_eq!(std::fs::read(path).unwrap(), b"short");
 }
+
+#[tokio::test]
+async fn code_that_nobody_names_and_code_of_other_engines_goes() {
+    let rig = Rig::new("exec /bin/cat");
+    let artifacts = rig.open("keys");
+    let (kept, unnamed) = (rig.blob(b"kept"), rig.blob(b"unnamed"));
+    let earlier = CodeKey { fingerprint: "0ld".replace('l', "1"), ..kept.clone() };
+    for key in [&kept, &unnamed, &earlier] {
+        artifacts.ensure(key).await.unwrap();
+    }
+    let foreign = rig.dir.path().join("cache").join("not-an-engine");
+    std::fs::create_dir(&foreign).unwrap();
+    // No host has said which engine there is: what there is stays, but for what nobody names.
+    artifacts.tidy(&[unnamed.digest], &std::collections::BTreeSet::new());
+    assert!(!rig.file(&unnamed).exists() && !with(&rig.file(&unnamed), ".mac").exists());
+    assert!(rig.file(&kept).exists() && rig.file(&earlier).exists());
+    artifacts.tidy(&[], &[kept.fingerprint.clone()].into());
+    assert!(rig.file(&kept).exists() && !rig.file(&earlier).exists() && foreign.exists());
+    assert_eq!(rig.runs(), 3);
+    // Wanted again, it is made again.
+    assert_eq!(content(&artifacts, &unnamed).await, b"unnamed");
+    assert_eq!(rig.runs(), 4);
+}

@@ -11,5 +11,6 @@ mod artifacts;
 mod dialer;
 mod fake_host;
 mod ingress;
+mod messaging;
 mod services;
 mod whole;

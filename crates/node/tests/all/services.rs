@@ -181,12 +181,16 @@ async fn a_dialled_socket_arrives_connected() {
     let rig = Rig::new().await;
     let tenant = Tenant::new("t".parse().unwrap());
     tenant.apply(&TenantSettings { egress: vec!["127.0.0.1".into()], ..TenantSettings::default() });
-    let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let hosts = [format!("http://127.0.0.1:{port}"), format!("http://127.0.0.2:{port}")];
+    let component = serde_json::json!({"digest": Digest::of(b"x"), "size": 1, "world": "p2", "imports": [],
+        "exports": [], "allow_hosts": hosts});
+    let app = serde_json::json!({"name": "a", "components": {"c": component}});
+    let app: LockedApp = serde_json::from_value(app).unwrap();
     tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
     let (socket, _server) = rig.host(&tenant);
     let files = FilesClient::new(socket);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
     let dial = |host: &str| {
         FileRequest::Dial(Dial {
             app: "a".parse().unwrap(),

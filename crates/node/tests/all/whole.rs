@@ -398,3 +398,35 @@ async fn an_app_with_state_in_memory_runs_on_one_shard_and_shards_can_change() {
     }
     node.shutdown(Duration::from_secs(5)).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_of_an_app_is_removed_when_no_host_has_it_any_more() {
+    use store::data::{Answer, Op};
+    let rig = Rig::new();
+    let node = rig.start().await;
+    rig.deploy("a", 1, "good").await;
+    rig.serving("a", 1).await;
+    let (app, provider) = ("a".parse::<AppName>().unwrap(), "embedded".parse().unwrap());
+    let set = Op::Set { key: "k".into(), value: b"v".to_vec() };
+    let other: AppName = "b".parse().unwrap();
+    rig.data.call(&tenant(), &app, &provider, "default", set.clone()).await.unwrap();
+    rig.data.call(&tenant(), &other, &provider, "default", set).await.unwrap();
+    let folder = store::folder::Folder::open(rig.dir.path().join("objects")).unwrap();
+    let files = "files".parse().unwrap();
+    let scope = store::folder::Scope { tenant: &tenant(), app: &app, provider: &files };
+    folder.create(scope, "box").unwrap();
+    assert_eq!(node.purge(&tenant(), &app).await.unwrap_err().code, api::Code::Busy, "it serves");
+    rig.store.delete(&keys::assigned(&node_name(), &tenant(), &app), Expect::Any).await.unwrap();
+    let started = Instant::now();
+    while let Err(problem) = node.purge(&tenant(), &app).await {
+        assert!(problem.code == api::Code::Busy && started.elapsed() < Duration::from_secs(10), "{problem:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let get = || Op::Get { key: "k".into() };
+    let gone = rig.data.call(&tenant(), &app, &provider, "default", get()).await.unwrap();
+    assert_eq!(gone, Answer::Value(None));
+    let kept = rig.data.call(&tenant(), &other, &provider, "default", get()).await.unwrap();
+    assert_eq!(kept, Answer::Value(Some(b"v".to_vec())));
+    assert_eq!(folder.container(scope, "box").unwrap(), None);
+    node.shutdown(Duration::from_secs(5)).await;
+}

@@ -59,15 +59,19 @@ impl Server {
         if ca.is_some() && origin.scheme == Scheme::Http {
             return Err(SettingsError::Ca("it proves nothing where `url` is not `https`".to_owned()));
         }
-        let roots = ca.map_or_else(|| Ok(public_roots()), roots)?;
-        let tls = Tls::new(roots).map_err(|cause| SettingsError::Ca(cause.to_string()))?;
-        Ok(Self { place: origin.to_string(), path: path.to_owned(), tls })
+        Ok(Self { place: origin.to_string(), path: path.to_owned(), tls: trust(ca)? })
     }
 
     /// What it takes to believe that it is the one.
     pub(crate) fn tls(&self) -> Tls {
         self.tls.clone()
     }
+}
+
+/// TLS that believes the certificates in PEM of `ca` and no others; without it, the public authorities.
+pub(crate) fn trust(ca: Option<&str>) -> Result<Tls, SettingsError> {
+    let roots = ca.map_or_else(|| Ok(public_roots()), roots)?;
+    Tls::new(roots).map_err(|cause| SettingsError::Ca(cause.to_string()))
 }
 
 fn roots(pem: &str) -> Result<RootCertStore, SettingsError> {

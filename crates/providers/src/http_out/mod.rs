@@ -59,6 +59,8 @@ struct Shared {
     open: Arc<Semaphore>,
 }
 
+pub(crate) use connect::Stream;
+
 /// The public certificate authorities.
 pub fn public_roots() -> RootCertStore {
     RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }

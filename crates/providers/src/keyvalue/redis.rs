@@ -20,8 +20,12 @@ use redis::{
     Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, ServerErrorKind, cmd,
 };
 
+use rustls::pki_types::ServerName;
+use tokio_rustls::TlsConnector;
+
 use super::{Answer, Backend, BackendError, Gathered, PAGE, Page, check_answer, check_length};
 use crate::dial::{Caller, Dialer, Target};
+use crate::http_json::trust;
 use crate::secrets::Credentials;
 
 /// Time to connect and to introduce ourselves, and time to answer one command.
@@ -37,8 +41,11 @@ pub enum SettingsError {
     #[error("the provider needs `url`, for example `redis://127.0.0.1:6379`")]
     NoUrl,
     /// Not a URL of Redis over TCP, or one with a user name or password in it.
-    #[error("the provider's `url` is not `redis://host[:port][/db]`; `username` and `password` stand beside it")]
+    #[error("the provider's `url` is not `redis[s]://host[:port][/db]`; `username` and `password` stand beside it")]
     Url,
+    /// The certificates cannot be read, or prove nothing.
+    #[error("the provider's `ca` is not used: {0}")]
+    Ca(String),
 }
 
 /// Who the provider is to the server. What the secrets `username` and `password` hold is asked for at each connection.
@@ -89,7 +96,8 @@ enum Question<'a> {
 }
 
 impl Redis {
-    /// The store that `url` names, for one app. Nothing is connected before the first call.
+    /// The store that `url` names, for one app. Nothing is connected before the first call. With `rediss://` the server proves
+    /// its name by a certificate: of `ca`, certificates in PEM, where there is one, else of the public authorities.
     ///
     /// # Errors
     /// [`SettingsError`] where `url` is not one.
@@ -98,19 +106,33 @@ impl Redis {
         app: &AppName,
         provider: &ProviderName,
         url: &str,
+        ca: Option<&str>,
         login: Login,
         dialer: Arc<dyn Dialer>,
     ) -> Result<Self, SettingsError> {
+        let (url, secure) = match url.strip_prefix("rediss://") {
+            Some(rest) => (format!("redis://{rest}"), true),
+            None => (url.to_owned(), false),
+        };
         let info = url.into_connection_info().map_err(|_| SettingsError::Url)?;
         let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(SettingsError::Url) };
         if info.redis_settings().username().is_some() || info.redis_settings().password().is_some() {
             return Err(SettingsError::Url);
         }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let tls = match (secure, ca) {
+            (true, ca) => {
+                let trust = trust(ca).map_err(|cause| SettingsError::Ca(cause.to_string()))?;
+                let name = ServerName::try_from(host.clone()).map_err(|_| SettingsError::Url)?;
+                Some((TlsConnector::from(trust.config()), name))
+            }
+            (false, Some(_)) => return Err(SettingsError::Ca("`url` is not `rediss`".to_owned())),
+            (false, None) => None,
+        };
         let target = Target { app: app.clone(), caller: Caller::Provider(provider.clone()), host, port: *port };
         Ok(Self {
             prefix: format!("{tenant}/{app}/"),
-            connector: Arc::new(Connector { target, info: info.redis_settings().clone(), login, dialer }),
+            connector: Arc::new(Connector { target, info: info.redis_settings().clone(), login, tls, dialer }),
             connecting: tokio::sync::Mutex::new(()),
             line: Arc::default(),
             renewing: OnceLock::new(),

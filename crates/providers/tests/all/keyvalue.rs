@@ -17,7 +17,8 @@ fn redis_of(tenant: &str, app: &str, url: &str, dialer: Arc<Direct>) -> Redis {
 }
 
 fn redis_as(tenant: &str, app: &str, url: &str, login: Login, dialer: Arc<Direct>) -> Redis {
-    Redis::new(&tenant.parse().unwrap(), &app.parse().unwrap(), &"store".parse().unwrap(), url, login, dialer).unwrap()
+    Redis::new(&tenant.parse().unwrap(), &app.parse().unwrap(), &"store".parse().unwrap(), url, None, login, dialer)
+        .unwrap()
 }
 
 /// A login with these settings as secrets, each named like its setting.
@@ -261,10 +262,71 @@ async fn a_url_that_is_none_is_refused_without_being_shown() {
         let dialer = Direct::to("127.0.0.1:1".parse().unwrap());
         let names = ("acme".parse().unwrap(), "shop".parse().unwrap(), "store".parse().unwrap());
         let login = login(None, &[], &Vault::new());
-        let refused = match Redis::new(&names.0, &names.1, &names.2, url, login, dialer) {
+        let refused = match Redis::new(&names.0, &names.1, &names.2, url, None, login, dialer) {
             Err(refused) => refused.to_string(),
             Ok(_) => panic!("{url} was accepted"),
         };
         assert!(!refused.contains("hunter2"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn redis_over_tls_conforms_and_proves_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let pem = |what: &str, der: &[u8]| {
+        let base64 = data_encoding::BASE64.encode(der);
+        let lines: Vec<_> = base64.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+        format!("-----BEGIN {what}-----\n{}\n-----END {what}-----\n", lines.join("\n"))
+    };
+    let cert = rcgen::generate_simple_self_signed(vec!["cache.example".to_owned()]).unwrap();
+    let ca = pem("CERTIFICATE", cert.cert.der());
+    let (cert_file, key_file) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert_file, &ca).unwrap();
+    std::fs::write(&key_file, pem("PRIVATE KEY", &cert.signing_key.serialize_der())).unwrap();
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // `--port` of before is taken back: nothing is answered without TLS.
+    let (port, cert_file, key_file) =
+        (address.port().to_string(), cert_file.display().to_string(), key_file.display().to_string());
+    let more = [
+        "--port",
+        "0",
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &cert_file,
+        "--tls-key-file",
+        &key_file,
+        "--tls-auth-clients",
+        "no",
+        "--requirepass",
+        "first",
+    ];
+    let server = RedisServer::start_at(address, &more);
+    let vault = Vault::new();
+    vault.set("password", "first");
+    let open = |url: &str, ca: Option<&str>| {
+        let names = ("acme".parse().unwrap(), "shop".parse().unwrap(), "store".parse().unwrap());
+        Redis::new(
+            &names.0,
+            &names.1,
+            &names.2,
+            url,
+            ca,
+            login(None, &["password"], &vault),
+            Direct::to(server.address),
+        )
+    };
+    let redis = open("rediss://cache.example/0", Some(&ca)).unwrap();
+    redis.check().await.unwrap();
+    conformance::run(&redis).await.unwrap();
+    // Another name, another authority, and no TLS at all: nothing is sent, the password least of all.
+    for (url, ca) in [("rediss://other.example", Some(ca.as_str())), ("rediss://cache.example", None)] {
+        let refused = open(url, ca).unwrap().check().await;
+        assert!(matches!(&refused, Err(BackendError::Unavailable(why)) if why.contains("TLS")), "{refused:?}");
+    }
+    assert!(open("redis://cache.example", None).unwrap().check().await.is_err());
+    for (url, ca) in [("redis://cache.example", Some(ca.as_str())), ("rediss://cache.example", Some("nothing"))] {
+        let refused = open(url, ca).err().map(|cause| cause.to_string());
+        assert!(refused.as_deref().is_some_and(|why| why.contains("`ca`")), "{refused:?}");
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use ::redb::{ReadableTable, Table, TableDefinition};
-use model::{AppName, TenantName};
+use model::{AppName, ProviderName, TenantName};
 
 use super::key::{self, Scope};
 use super::op::{Answer, Fault, MAX_BATCH, MAX_BYTES, MAX_LIST, MAX_VALUE, Op};
@@ -17,7 +17,7 @@ pub(super) const DATA: TableDefinition<'static, &[u8], &[u8]> = TableDefinition:
 #[derive(Debug)]
 pub(super) enum Write {
     Op(Scope, Op),
-    Purge(TenantName, AppName),
+    Purge(TenantName, AppName, Option<ProviderName>),
 }
 
 /// Refused for itself, or by the disk.
@@ -173,8 +173,8 @@ fn borrow(range: &(Bound<Vec<u8>>, Bound<Vec<u8>>)) -> (Bound<&[u8]>, Bound<&[u8
 pub(super) fn write(table: &mut Table<'_, &'static [u8], &'static [u8]>, write: &Write) -> Result<Answer, Stop> {
     let (scope, op) = match write {
         Write::Op(scope, op) => (scope, op),
-        Write::Purge(tenant, app) => {
-            table.retain_in::<&[u8], _>(borrow(&key::of_app(tenant, app)), |_, _| false)?;
+        Write::Purge(tenant, app, provider) => {
+            table.retain_in::<&[u8], _>(borrow(&key::of_app(tenant, app, provider.as_ref())), |_, _| false)?;
             return Ok(Answer::Done);
         }
     };

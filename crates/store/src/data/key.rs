@@ -60,9 +60,14 @@ impl Scope {
     }
 }
 
-/// All keys of an app.
-pub(super) fn of_app(tenant: &TenantName, app: &AppName) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
-    let prefix = format!("{tenant}/{app}/").into_bytes();
+/// All keys of an app, or of one of its providers.
+pub(super) fn of_app(
+    tenant: &TenantName,
+    app: &AppName,
+    provider: Option<&ProviderName>,
+) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    let provider = provider.map_or_else(String::new, |provider| format!("{provider}/"));
+    let prefix = format!("{tenant}/{app}/{provider}").into_bytes();
     let end = end_of(&prefix);
     (Bound::Included(prefix), end)
 }
@@ -125,8 +130,11 @@ mod tests {
             prop_assert_eq!(scope.strip(&own), Some(a.4.as_str()));
             let same_bucket = (&a.0, &a.1, &a.2, &a.3) == (&b.0, &b.1, &b.2, &b.3);
             prop_assert_eq!(within(&scope.after(None), &other), same_bucket);
-            let app = of_app(&a.0.parse().unwrap(), &a.1.parse().unwrap());
-            prop_assert_eq!(within(&app, &other), (&a.0, &a.1) == (&b.0, &b.1));
+            let (tenant, app, provider) = (a.0.parse().unwrap(), a.1.parse().unwrap(), a.2.parse().unwrap());
+            let whole = of_app(&tenant, &app, None);
+            prop_assert_eq!(within(&whole, &other), (&a.0, &a.1) == (&b.0, &b.1));
+            let part = of_app(&tenant, &app, Some(&provider));
+            prop_assert_eq!(within(&part, &other), (&a.0, &a.1, &a.2) == (&b.0, &b.1, &b.2));
         }
 
         #[test]

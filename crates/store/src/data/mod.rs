@@ -109,7 +109,18 @@ impl DataEngine {
 
     /// Removes all data of an app; answers after that is on disk.
     pub async fn purge(&self, tenant: &TenantName, app: &AppName) -> Result<(), Fault> {
-        self.enqueue(Write::Purge(tenant.clone(), app.clone()), 0).await.map(drop)
+        self.enqueue(Write::Purge(tenant.clone(), app.clone(), None), 0).await.map(drop)
+    }
+
+    /// As [`DataEngine::purge`], of one provider only.
+    pub async fn purge_provider(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        provider: &ProviderName,
+    ) -> Result<(), Fault> {
+        let write = Write::Purge(tenant.clone(), app.clone(), Some(provider.clone()));
+        self.enqueue(write, 0).await.map(drop)
     }
 
     fn read(&self, scope: &Scope, op: &Op) -> Result<Answer, Fault> {

@@ -242,6 +242,14 @@ impl Folder {
         self.discard(&self.existing(scope, container)?.join(OBJECTS))
     }
 
+    /// Removes every container of an app, of all its providers; no error where there is none.
+    ///
+    /// # Errors
+    /// [`FolderError::CannotWrite`].
+    pub fn purge(&self, tenant: &TenantName, app: &AppName) -> Result<Trash, FolderError> {
+        self.discard(&self.dir.join(tenant.as_str()).join(app.as_str()))
+    }
+
     fn discard(&self, path: &Path) -> Result<Trash, FolderError> {
         let away = self.elsewhere();
         match fs::rename(path, &away) {

@@ -1,5 +1,6 @@
 //! How a connection to Redis comes about: dialled, logged in with what the secrets hold now, and replaced when they are
-//! set anew. A password passes through memory of ours that is wiped, and through no library that would keep it.
+//! set anew. A password passes through memory of ours that is wiped, and through no library that would keep it
+//! but, with `rediss`, that of TLS.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -7,13 +8,15 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisConnectionInfo};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use super::{BackendError, Line, Login, TIMEOUT, translate};
 use crate::dial::{DialError, Dialer, Target};
+use crate::http_out::Stream;
 use crate::secrets::Unlocked;
 
 /// The first pause after a failed connection, doubled up to [`MAX_PAUSE`].
@@ -28,6 +31,8 @@ pub(super) struct Connector {
     pub(super) target: Target,
     pub(super) info: RedisConnectionInfo,
     pub(super) login: Login,
+    /// For `rediss`: whom to believe, and the name to prove.
+    pub(super) tls: Option<(TlsConnector, ServerName<'static>)>,
     pub(super) dialer: Arc<dyn Dialer>,
 }
 
@@ -54,7 +59,15 @@ impl Connector {
             DialError::Denied(why) => BackendError::Denied(why),
             other => BackendError::Unavailable(other.to_string()),
         })?;
-        let mut stream = dialled.stream;
+        let mut stream = match &self.tls {
+            None => Stream::Plain(dialled.stream),
+            Some((tls, name)) => {
+                let secured = tls.connect(name.clone(), dialled.stream).await;
+                Stream::Tls(Box::new(
+                    secured.map_err(|cause| BackendError::Unavailable(format!("TLS failed: {cause}")))?,
+                ))
+            }
+        };
         if let Some(password) = unlocked.bytes("password") {
             let username = unlocked.text("username")?.or(self.login.username.as_deref());
             log_in(&mut stream, username, password).await?;
@@ -158,7 +171,7 @@ async fn renew_once(connector: &Connector, line: &Arc<Mutex<Line>>) -> Result<()
 }
 
 /// `AUTH`, written here so that no other buffer than ours holds the password.
-async fn log_in(stream: &mut TcpStream, username: Option<&str>, password: &[u8]) -> Result<(), BackendError> {
+async fn log_in(stream: &mut Stream, username: Option<&str>, password: &[u8]) -> Result<(), BackendError> {
     let lost = |cause: std::io::Error| BackendError::Unavailable(cause.to_string());
     let parts: Vec<&[u8]> =
         [Some(&b"AUTH"[..]), username.map(str::as_bytes), Some(password)].into_iter().flatten().collect();
@@ -172,6 +185,7 @@ async fn log_in(stream: &mut TcpStream, username: Option<&str>, password: &[u8])
         command.extend_from_slice(b"\r\n");
     }
     stream.write_all(&command).await.map_err(lost)?;
+    stream.flush().await.map_err(lost)?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n") && answer.len() < MAX_ANSWER {
         answer.push(stream.read_u8().await.map_err(lost)?);

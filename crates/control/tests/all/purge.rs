@@ -1,0 +1,56 @@
+//! `delete --purge-data`: the data goes once, after the last call, and never that of the next app.
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::Code;
+use api::client::Require;
+use model::app::Revision;
+
+use crate::rig::{Nodes, Rig, locked, name, refused};
+
+const KEEP: Duration = Duration::from_secs(3600);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_goes_when_asked_for_and_when_the_last_call_has_ended() {
+    let mut rig = Rig::new().await;
+    let purged = Arc::new(Mutex::new(Vec::new()));
+    let nodes = |busy| Nodes { busy: AtomicUsize::new(busy), purged: purged.clone(), ..Nodes::default() };
+    rig.restart_with(nodes(2), KEEP).await;
+    let (client, tenant, app) = (rig.client.clone(), rig.tenant.clone(), name("a"));
+    rig.deploy("a", 1).await;
+    rig.deploy("b", 1).await;
+    client.delete_app(&tenant, &app, Require::Any).await.unwrap();
+    assert!(purged.lock().unwrap().is_empty(), "data stays unless it is said");
+    // Deleted before: its data can still go. The node says twice that calls are ending.
+    assert_eq!(refused(client.delete_app_and_data(&tenant, &name("never"), Require::Any).await).code, Code::NotFound);
+    assert!(client.delete_app_and_data(&tenant, &app, Require::Any).await.unwrap());
+    assert_eq!(*purged.lock().unwrap(), ["t/a"]);
+    // The next one of that name goes on counting, and keeps what it writes.
+    assert_eq!(rig.deploy("a", 1).await.revision, Revision(2));
+    assert_eq!(refused(client.delete_app_and_data(&tenant, &app, Require::At(1)).await).code, Code::Conflict);
+    assert_eq!(*purged.lock().unwrap(), ["t/a"]);
+
+    // While data is being removed, no app of that name comes: it would lose what it writes. Not even over a restart.
+    rig.restart_with(nodes(usize::MAX), KEEP).await;
+    let client = rig.client.clone();
+    let delete = tokio::spawn({
+        let (client, tenant, app) = (client.clone(), tenant.clone(), app.clone());
+        async move { client.delete_app_and_data(&tenant, &app, Require::At(2)).await }
+    });
+    rig.assigned("a", |assigned| assigned.is_none()).await;
+    let again = locked("a", &rig.artifact(1).await);
+    let problem = refused(rig.put(&again).await);
+    assert_eq!(problem.code, Code::Conflict, "{problem:?}");
+    assert!(problem.detail.contains("still being removed"), "{problem:?}");
+    assert!(!delete.await.unwrap().unwrap(), "it still takes longer");
+    rig.restart_with(nodes(0), KEEP).await;
+    let done = async {
+        while rig.put(&again).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(crate::rig::PATIENCE, done).await.unwrap();
+    assert_eq!(*purged.lock().unwrap(), ["t/a", "t/a"]);
+}
