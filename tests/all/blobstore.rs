@@ -13,6 +13,7 @@ use api::services::{ServiceAnswer, ServiceRequest};
 use arc_swap::ArcSwapOption;
 use node::artifacts::Artifacts;
 use node::dialer::{Dialer, SystemResolver};
+use node::external::{ExternalConfig, Externals};
 use node::services::{Client, Services, serve};
 use node::tenant::Tenant;
 use sidereal_tests::http::Connection;
@@ -44,6 +45,17 @@ pub(crate) async fn node_with(
         Blobs::open(dir.join("blobs")).unwrap(),
     );
     let store = RedbStore::open(dir.join("store.redb")).unwrap();
+    let secrets = Secrets::open(store, &dir.join("keys")).await.unwrap();
+    let externals = Externals::new(ExternalConfig {
+        exe: "/bin/false".into(),
+        programs: Default::default(),
+        run_dir: dir.join("run"),
+        data_dir: dir.join("externals"),
+        secrets: secrets.clone(),
+        logs: Default::default(),
+        events: tokio::sync::mpsc::unbounded_channel().0,
+        pace: Default::default(),
+    });
     let services = Services {
         messaging,
         lent: Arc::default(),
@@ -51,7 +63,8 @@ pub(crate) async fn node_with(
         folder: Folder::open(dir.join("objects")).unwrap(),
         artifacts: Arc::new(artifacts.unwrap()),
         dialer: Dialer::new(Arc::new(SystemResolver)),
-        secrets: Secrets::open(store, &dir.join("keys")).await.unwrap(),
+        secrets,
+        externals: externals.unwrap(),
     };
     let socket = dir.join("node.sock");
     let listener = UnixListener::bind(&socket).unwrap();

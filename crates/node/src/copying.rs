@@ -10,11 +10,12 @@ use api::node::{CopyOutcome, CopyStep};
 use api::{Code, Problem};
 use futures::future::try_join_all;
 use http::Method;
-use model::{AppName, TenantName};
+use model::{AppName, ProviderKind, TenantName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::converge;
+use crate::external::Externals;
 use crate::services::Lent;
 use crate::supervisor::{HostRef, HostState};
 
@@ -28,12 +29,17 @@ pub(crate) struct Copying {
     pub(crate) app: AppName,
     pub(crate) id: String,
     pub(crate) lent: Arc<Lent>,
+    /// Absent where there are no hosts either.
+    pub(crate) externals: Option<Arc<Externals>>,
 }
 
 impl Copying {
     pub(crate) async fn step(&self, step: CopyStep) -> Result<CopyOutcome, Problem> {
         if matches!(step, CopyStep::End) {
             self.lent.take_back(&self.tenant, &self.app);
+            if let Some(externals) = &self.externals {
+                externals.take_back(&self.tenant, &self.app);
+            }
         }
         // One that is not up notes nothing and holds nothing: better to wait until it is back.
         if let Some(down) = self.hosts.iter().find(|host| *host.state.borrow() != HostState::Ready) {
@@ -45,6 +51,11 @@ impl Copying {
                 // No revision names the new provider yet, and its client has to log in.
                 let named = request.to.spec.secrets.values().map(|named| named.secret.clone());
                 self.lent.lend(&self.tenant, &self.app, named.collect());
+                if let Some(externals) =
+                    self.externals.as_ref().filter(|_| request.to.spec.kind == ProviderKind::External)
+                {
+                    externals.lend(&self.tenant, &self.app, &request.to.provider, &request.to.spec);
+                }
                 self.all(Method::PUT, "", &*request).await.map(|()| CopyOutcome::Done)
             }
             CopyStep::End => self.all(Method::DELETE, "", &()).await.map(|()| CopyOutcome::Done),
@@ -126,6 +137,7 @@ mod tests {
             app: "a".parse().unwrap(),
             id: "1".into(),
             lent: Arc::default(),
+            externals: None,
         };
         let refused = copy.step(CopyStep::Page(Cursor::default())).await.unwrap_err();
         assert_eq!(refused.code, Code::Unreachable);

@@ -29,6 +29,7 @@ use crate::agent::{self, HostIndex, Setup};
 use crate::artifacts::{Artifacts, make_dir};
 use crate::copying::Copying;
 use crate::dialer::{Dialer, Resolve, SystemResolver};
+use crate::external::{ExternalConfig, Externals, Pace, Programs};
 use crate::ingress::{Ingress, IngressConfig, IngressError, Routes, forward};
 use crate::logs::Logs;
 use crate::messaging::Messaging;
@@ -84,6 +85,10 @@ pub struct NodeConfig {
     pub otlp: Option<OtlpConfig>,
     /// How names are resolved; `None` for the system's way.
     pub resolver: Option<Arc<dyn Resolve>>,
+    /// Programs that external providers may run.
+    pub programs: Programs,
+    /// How long external providers may take.
+    pub pace: Pace,
 }
 
 impl NodeConfig {
@@ -100,6 +105,8 @@ impl NodeConfig {
             admin: None,
             otlp: None,
             resolver: None,
+            programs: Programs::new(),
+            pace: Pace::default(),
         }
     }
 }
@@ -113,6 +120,7 @@ pub struct Node {
     index: Arc<ServingIndex>,
     hosts: Arc<HostIndex>,
     lent: Arc<Lent>,
+    externals: Arc<Externals>,
     metrics: Arc<Metrics>,
     settled: watch::Receiver<bool>,
     running: Mutex<Option<Running>>,
@@ -154,6 +162,19 @@ impl Node {
         let folder = Folder::open(&objects).map_err(|cause| NodeError::Objects { path: objects, cause })?;
         let messaging = Messaging::new(data.clone());
         let lent = Arc::new(Lent::default());
+        let logs = Arc::new(Logs::exported(exporter.clone()));
+        let (events, external_events) = mpsc::unbounded_channel();
+        let externals = Externals::new(ExternalConfig {
+            exe: config.exe.clone(),
+            programs: config.programs,
+            run_dir: config.run_dir.clone(),
+            data_dir: config.data_dir.join("externals"),
+            secrets: secrets.clone(),
+            logs: logs.clone(),
+            events,
+            pace: config.pace,
+        })
+        .map_err(NodeError::Thread)?;
         let services = Arc::new(Services {
             data,
             folder,
@@ -162,8 +183,8 @@ impl Node {
             secrets,
             messaging,
             lent: lent.clone(),
+            externals: externals.clone(),
         });
-        let logs = Arc::new(Logs::exported(exporter.clone()));
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());
         let metrics = Arc::new(Metrics::default());
@@ -192,6 +213,7 @@ impl Node {
             pid: std::process::id(),
             since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             interfaces: Vec::new(),
+            programs: externals.programs(),
         };
         let setup = Setup {
             name: config.name,
@@ -212,9 +234,9 @@ impl Node {
             settled: settled_in,
         };
         let (stop, stopped) = oneshot::channel();
-        let agent = tokio::spawn(agent::run(setup, stopped));
+        let agent = tokio::spawn(agent::run(setup, external_events, stopped));
         let running = Mutex::new(Some(Running { ingress, stop, agent, publisher, exporter }));
-        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, metrics, settled, running }))
+        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, externals, metrics, settled, running }))
     }
 
     /// Where the ingress listens.
@@ -252,6 +274,8 @@ impl Node {
         ingress.drain(deadline.mul_f64(0.6)).await;
         let left = deadline.saturating_sub(begun.elapsed());
         futures::future::join_all(hosts.into_iter().map(|host| host.stop(left))).await;
+        // Nobody calls them any more.
+        self.externals.shutdown().await;
         if let Some(exporter) = exporter {
             exporter.shutdown(FLUSH).await;
         }
@@ -352,8 +376,9 @@ impl NodeApi for Node {
         id: &str,
         step: CopyStep,
     ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
-        let (tenant, lent) = (tenant.clone(), self.lent.clone());
-        let copy = Copying { hosts: self.hosts.of(&tenant), tenant, app: app.clone(), id: id.to_owned(), lent };
+        let (tenant, lent, externals) = (tenant.clone(), self.lent.clone(), self.externals.clone());
+        let hosts = self.hosts.of(&tenant);
+        let copy = Copying { hosts, tenant, app: app.clone(), id: id.to_owned(), lent, externals: Some(externals) };
         Box::pin(async move { copy.step(step).await })
     }
 }
