@@ -48,6 +48,8 @@ const EXAMPLES: [Example; 2] = [
         copy: Some(("examples/counter/counter.wasm", "examples/prefix-keyvalue/counter.wasm")),
     },
 ];
+/// Copies of artifacts in examples that build none of their own: where each is from, and where its copy is.
+const COPIES: [(&str, &str); 1] = [("examples/counter/counter.wasm", "examples/external-keyvalue/counter.wasm")];
 /// The seed of the account that signs the demo; a new key is made where it is not set.
 const SEED: &str = "SIDEREAL_DEMO_SEED";
 /// The largest artifact the repository carries, bytes.
@@ -62,6 +64,11 @@ pub(crate) fn check_drift(root: &Path) -> Result<()> {
     EXAMPLES.iter().try_for_each(|example| {
         drift(root, example)
             .map_err(|what| anyhow!("{}: {what:#}; run `cargo xtask guests` and commit what changes", example.folder))
+    })?;
+    COPIES.iter().try_for_each(|(from, to)| {
+        let same = fs::read(root.join(from))? == fs::read(root.join(to)).unwrap_or_default();
+        ensure!(same, "{to} is no copy of {from}; run `cargo xtask guests` and commit what changes");
+        Ok(())
     })
 }
 
@@ -101,7 +108,15 @@ fn drift(root: &Path, example: &Example) -> Result<()> {
 pub(crate) fn refresh(root: &Path) -> Result<Vec<(String, bool)>> {
     let refreshed =
         |example: &Example| Ok((format!("{}/{}.wasm", example.folder, example.name), build(root, example)?));
-    EXAMPLES.iter().map(refreshed).collect()
+    let mut all: Vec<_> = EXAMPLES.iter().map(refreshed).collect::<Result<_>>()?;
+    for (from, to) in COPIES {
+        let (wanted, there) = (fs::read(root.join(from))?, fs::read(root.join(to)).unwrap_or_default());
+        if wanted != there {
+            write(&root.join(to), &wanted)?;
+        }
+        all.push((to.to_owned(), wanted != there));
+    }
+    Ok(all)
 }
 
 fn build(root: &Path, example: &Example) -> Result<bool> {
@@ -164,6 +179,10 @@ mod tests {
                 put(&root.join(&path), &copy.path().join(&path));
             }
         }
+        for (from, to) in COPIES {
+            put(&root.join(from), &copy.path().join(from));
+            put(&root.join(to), &copy.path().join(to));
+        }
         copy
     }
 
@@ -189,7 +208,7 @@ mod tests {
         let other = KeyPair::from_entropy(KeyKind::Account, [5; 32]);
         let resigned = |bytes: Vec<u8>| claims::sign(&bytes, claims::peek(&bytes).unwrap().unwrap(), &other).unwrap();
         type Change<'a> = &'a dyn Fn(Vec<u8>) -> Vec<u8>;
-        let changes: [(&str, Change<'_>, &str); 7] = [
+        let changes: [(&str, Change<'_>, &str); 8] = [
             ("counter/src/lib.rs", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
             ("counter/Cargo.lock", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
             ("counter/counter.wasm", &|bytes| bytes[..bytes.len() - 1].to_vec(), "not the one that was built"),
@@ -197,6 +216,7 @@ mod tests {
             ("counter/signer.pub", &|_| other.public_key().into_bytes(), "counter.wasm"),
             ("counter/counter.lock", &|_| Vec::new(), "source changed"),
             ("prefix-keyvalue/counter.wasm", &|_| Vec::new(), "no copy"),
+            ("external-keyvalue/counter.wasm", &|_| Vec::new(), "no copy"),
         ];
         for (file, change, why) in changes {
             let copy = copy();

@@ -24,6 +24,11 @@ pub const TEST_NEEDS: &[Need] = &[
     Need { found: || on_path("redis-server"), why: "the Redis provider's tests", packages: &["redis-server"] },
     Need { found: || on_path("nats-server"), why: "the NATS providers' tests", packages: &["nats-server"] },
     Need { found: guest_toolchain, why: "building the test guests", packages: GUEST_PACKAGES },
+    Need {
+        found: || Path::new("/usr/bin/python3").is_file(),
+        why: "the external provider's example",
+        packages: &["python3"],
+    },
     Need { found: || on_path("curl"), why: "executing docs/quickstart.md", packages: &["curl"] },
     Need {
         found: || on_path("docker-registry"),

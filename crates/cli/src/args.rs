@@ -116,6 +116,16 @@ pub enum Command {
     /// Runs one tenant's components (started by the node).
     #[command(hide = true)]
     Host(HostArgs),
+    /// Limits itself and becomes the program of an external provider (started by the node).
+    #[command(hide = true)]
+    External {
+        /// Whose child it is.
+        #[arg(long)]
+        parent: i32,
+        /// The program.
+        #[arg(long)]
+        program: PathBuf,
+    },
     /// Compiles a component from stdin to stdout (started by the node).
     #[command(hide = true)]
     Compile {
@@ -153,6 +163,16 @@ pub struct Up {
     /// Address ranges outside the public internet that apps may connect to.
     #[arg(long, value_name = "CIDR")]
     pub allow_egress: Vec<String>,
+    /// A program that apps may run as an external provider, by this name. It runs as this user, outside any sandbox.
+    #[arg(long, value_name = "NAME=/PATH", value_parser = program)]
+    pub external: Vec<(ProviderName, PathBuf)>,
+}
+
+/// `NAME=/path/to/program`.
+fn program(text: &str) -> Result<(ProviderName, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or("expected NAME=/path/to/program")?;
+    let name = name.parse::<ProviderName>().map_err(|cause| cause.to_string())?;
+    Ok((name, PathBuf::from(path)))
 }
 
 fn budget(text: &str) -> Result<ByteSize, String> {

@@ -6,6 +6,7 @@ mod commands;
 mod compile;
 mod context;
 mod demo;
+mod external;
 mod follow;
 mod home;
 mod keys;
@@ -110,6 +111,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             return Ok(0);
         }
         Command::Compile { world } => return compile::run(&world).map(|()| 0),
+        Command::External { parent, program } => match external::run(parent, &program)? {},
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sidereal", &mut script);
@@ -167,6 +169,6 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         Command::Inspect(args) => commands::signing::inspect(context, &args).map(ok),
         Command::Doctor => commands::doctor::doctor(context).await.map(yes),
         // Handled before there was a runtime.
-        Command::Host(_) | Command::Compile { .. } | Command::Completions { .. } => Ok(0),
+        Command::Host(_) | Command::Compile { .. } | Command::External { .. } | Command::Completions { .. } => Ok(0),
     }
 }

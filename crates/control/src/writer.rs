@@ -6,7 +6,7 @@
 
 mod secrets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::client::Require;
@@ -143,7 +143,8 @@ impl Writer {
         }
         let vetted = self.vetter.vet(app, &tenant.settings, clock::seconds()).await?;
         let routes = self.state.lock().routes_near(id, app);
-        let violations = admission::check(app, &vetted.infos, &id.tenant, &tenant.settings, &routes);
+        let mut violations = admission::check(app, &vetted.infos, &id.tenant, &tenant.settings, &routes);
+        violations.extend(self.unknown_programs(app));
         let missing = self.missing_secrets(&id.tenant, app).await?;
         if violations.is_empty() && missing.is_empty() {
             return Ok(vetted);
@@ -158,6 +159,20 @@ impl Writer {
             .map(|v| Problem { help: v.help.clone(), ..Problem::new(near(&v), v.message.clone()) })
             .chain(missing)
             .collect())
+    }
+
+    /// Programs the app names and no node has. Before a node has said what it has, the node itself refuses them.
+    fn unknown_programs(&self, app: &LockedApp) -> Vec<rules::Violation> {
+        let state = self.state.lock();
+        if state.nodes.is_empty() {
+            return Vec::new();
+        }
+        let known: BTreeSet<&str> =
+            state.nodes.values().flat_map(|node| node.programs.iter().map(String::as_str)).collect();
+        let known: Vec<&str> = known.into_iter().collect();
+        let named = app.providers.iter().filter_map(|(name, spec)| Some((name, rules::external::program(spec)?)));
+        let unknown = named.filter(|(_, program)| !known.contains(program));
+        unknown.map(|(name, program)| rules::external::unknown_program(name, program, &known)).collect()
     }
 
     /// What the app names as secrets and the tenant does not have.

@@ -47,7 +47,7 @@ fn translate(error: FileError) -> DialError {
         FileError::Fault(fault @ FileFault::Denied { .. }) => DialError::Denied(fault.to_string()),
         FileError::Fault(fault @ FileFault::Connect { .. }) => DialError::Connect(fault.to_string()),
         FileError::Fault(FileFault::TimedOut { ms, .. }) => DialError::TimedOut { ms },
-        FileError::Fault(FileFault::NoCode(why)) => DialError::Unavailable(why),
+        FileError::Fault(FileFault::NoCode(why) | FileFault::NotReady { why, .. }) => DialError::Unavailable(why),
         FileError::Wire(cause) => DialError::Unavailable(cause.to_string()),
     }
 }

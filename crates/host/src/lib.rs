@@ -20,6 +20,7 @@ mod embedded;
 mod entry;
 mod error;
 mod escape;
+mod external;
 mod fault;
 mod folder;
 mod hold;

@@ -130,8 +130,16 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
     let blobs = Arc::new(CallsClient::new(&socket, BLOB_TIMEOUT));
     let dialer: Arc<dyn Dialer> = Arc::new(NodeDialer::new(files.clone()));
     let tls = Tls::new(public_roots())?;
-    let means =
-        Means { tenant: args.tenant.clone(), store, blobs, calls, dialer: dialer.clone(), secrets, tls: tls.clone() };
+    let means = Means {
+        tenant: args.tenant.clone(),
+        store,
+        blobs,
+        calls,
+        files: files.clone(),
+        dialer: dialer.clone(),
+        secrets,
+        tls: tls.clone(),
+    };
     let providers = Providers::new(means);
     let code = CodeStore::new(runtime, files);
     Ok(Apps::new(code, providers, dialer, tls, Logs::new(args.shard), (settings.max_loaded, settings.code_budget)))

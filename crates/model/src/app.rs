@@ -123,6 +123,12 @@ impl ProviderSpec {
     pub fn new(kind: ProviderKind) -> Self {
         Self { kind, config: BTreeMap::new(), secrets: BTreeMap::new(), operator: false }
     }
+
+    /// The same for the same settings, wherever it is computed. Names secrets, and holds nothing of their values.
+    pub fn fingerprint(&self) -> Digest {
+        // Maps with sorted keys: one text for one content. What cannot be written as JSON cannot be in here.
+        Digest::of(&serde_json::to_vec(self).unwrap_or_default())
+    }
 }
 
 /// The provider implementations of this version.
@@ -155,11 +161,13 @@ pub enum ProviderKind {
     MessagingNats,
     /// Secrets of the tenant, kept sealed by this machine.
     SecretsEmbedded,
+    /// A process beside the platform, run from a program that the operator names; see [`crate::rules::external`].
+    External,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -173,6 +181,7 @@ impl ProviderKind {
         Self::Component,
         Self::MessagingNats,
         Self::SecretsEmbedded,
+        Self::External,
     ];
 
     /// The name in manifests.
@@ -191,6 +200,7 @@ impl ProviderKind {
             Self::Component => "component",
             Self::MessagingNats => "messaging-nats",
             Self::SecretsEmbedded => "secrets-embedded",
+            Self::External => "external",
         }
     }
 
@@ -202,7 +212,8 @@ impl ProviderKind {
             | Self::KeyvalueRedis
             | Self::KeyvalueVault
             | Self::KeyvalueConsul
-            | Self::KeyvalueNats => "wasi:keyvalue",
+            | Self::KeyvalueNats
+            | Self::External => "wasi:keyvalue",
             Self::BlobstoreFolder | Self::BlobstoreS3 => "wasi:blobstore",
             Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => "wasmcloud:messaging",
             Self::SecretsEmbedded => crate::secret::CONTRACT,

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
 use crate::converge;
+use crate::external::Externals;
 use crate::supervisor::{HostRef, HostState};
 use crate::tenant::{Prepared, Tenant};
 
@@ -28,6 +29,7 @@ pub(crate) struct Job {
     pub(crate) revision: Revision,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) externals: Arc<Externals>,
     pub(crate) hosts: Vec<HostRef>,
     pub(crate) shards: u32,
     /// The shard its requests will go to first.
@@ -105,6 +107,7 @@ impl Job {
     async fn bring(&self) -> Result<Arc<Prepared>, Failure> {
         let prepared = Arc::new(self.read().await?);
         self.tenant.add(prepared.clone());
+        prepared.hold(&self.tenant.name, &self.externals);
         let home = converge::home(&self.app, self.shards);
         let hosts: Vec<_> = self.hosts.iter().filter(|host| !prepared.pinned || host.shard == home).collect();
         let first = first_ready(&hosts).await?;

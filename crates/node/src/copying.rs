@@ -10,11 +10,12 @@ use api::node::{CopyOutcome, CopyStep};
 use api::{Code, Problem};
 use futures::future::{join_all, try_join_all};
 use http::Method;
-use model::{AppName, Revision};
+use model::{AppName, ProviderKind, Revision};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::converge;
+use crate::external::Externals;
 use crate::services::Lent;
 use crate::supervisor::{HostRef, HostState};
 use crate::tenant::Tenant;
@@ -29,6 +30,8 @@ pub(crate) struct Copying {
     pub(crate) app: AppName,
     pub(crate) id: String,
     pub(crate) lent: Arc<Lent>,
+    /// Absent where there are no hosts either.
+    pub(crate) externals: Option<Arc<Externals>>,
 }
 
 impl Copying {
@@ -54,6 +57,11 @@ impl Copying {
                 // No revision names the new provider yet, and its client has to log in.
                 let named = request.to.spec.secrets.values().map(|named| named.secret.clone());
                 self.lent.lend(&self.tenant.name, &self.app, named.collect());
+                if let Some(externals) =
+                    self.externals.as_ref().filter(|_| request.to.spec.kind == ProviderKind::External)
+                {
+                    externals.lend(&self.tenant.name, &self.app, &request.to.provider, &request.to.spec);
+                }
                 self.all(Method::PUT, "", &*request).await.map(|()| CopyOutcome::Done)
             }
             CopyStep::Page(cursor) => self.home("/page", &cursor).await.map(CopyOutcome::Step),
@@ -99,6 +107,9 @@ impl Copying {
     /// A host that does not hear it has ended, and its part of the copy with it.
     async fn end(&self) {
         self.lent.take_back(&self.tenant.name, &self.app);
+        if let Some(externals) = &self.externals {
+            externals.take_back(&self.tenant.name, &self.app);
+        }
         let ended = self.hosts.iter().map(|host| async move {
             if let Err(cause) = self.ask::<_, serde_json::Value>(host, Method::DELETE, "", &()).await {
                 tracing::debug!(shard = host.shard, %cause, "a copy was not ended in a host");
@@ -146,6 +157,7 @@ mod tests {
             app: "a".parse().unwrap(),
             id: "1".into(),
             lent: Arc::default(),
+            externals: None,
         };
         let refused = copy.step(CopyStep::Page(Cursor::default())).await.unwrap_err();
         assert_eq!(refused.code, Code::Unreachable);

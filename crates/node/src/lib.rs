@@ -11,6 +11,7 @@
 //! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
 //! | [`messaging`] | the brokers of messages, and who takes from them |
 //! | `taking` | which revision takes messages |
+//! | [`external`] | processes of external providers: start, health, restart, hand over connections |
 //! | `logs` | the last lines of every app |
 //! | [`otlp`] | spans and lines to a collector |
 //! | `admin` | the listener for monitoring |
@@ -26,6 +27,7 @@ pub mod converge;
 mod copying;
 pub mod dialer;
 mod error;
+pub mod external;
 mod front;
 pub mod ingress;
 pub mod logs;

@@ -30,6 +30,7 @@ use crate::agent::{self, HostIndex, Setup};
 use crate::artifacts::{Artifacts, make_dir};
 use crate::copying::Copying;
 use crate::dialer::{Dialer, Resolve, SystemResolver};
+use crate::external::{ExternalConfig, Externals, Pace, Programs};
 use crate::ingress::{Ingress, IngressConfig, IngressError, Routes, forward};
 use crate::logs::Logs;
 use crate::messaging::Messaging;
@@ -87,6 +88,10 @@ pub struct NodeConfig {
     pub otlp: Option<OtlpConfig>,
     /// How names are resolved; `None` for the system's way.
     pub resolver: Option<Arc<dyn Resolve>>,
+    /// Programs that external providers may run.
+    pub programs: Programs,
+    /// How long external providers may take.
+    pub pace: Pace,
 }
 
 impl NodeConfig {
@@ -104,6 +109,8 @@ impl NodeConfig {
             admin: None,
             otlp: None,
             resolver: None,
+            programs: Programs::new(),
+            pace: Pace::default(),
         }
     }
 }
@@ -119,6 +126,7 @@ pub struct Node {
     lent: Arc<Lent>,
     services: Arc<Services>,
     artifacts: Arc<Artifacts>,
+    externals: Arc<Externals>,
     metrics: Arc<Metrics>,
     settled: watch::Receiver<bool>,
     running: Mutex<Option<Running>>,
@@ -160,6 +168,19 @@ impl Node {
         let folder = Folder::open(&objects).map_err(|cause| NodeError::Objects { path: objects, cause })?;
         let messaging = Messaging::new(data.clone());
         let lent = Arc::new(Lent::default());
+        let logs = Arc::new(Logs::exported(exporter.clone()));
+        let (events, external_events) = mpsc::unbounded_channel();
+        let externals = Externals::new(ExternalConfig {
+            exe: config.exe.clone(),
+            programs: config.programs,
+            run_dir: config.run_dir.clone(),
+            data_dir: config.data_dir.join("externals"),
+            secrets: secrets.clone(),
+            logs: logs.clone(),
+            events,
+            pace: config.pace,
+        })
+        .map_err(NodeError::Thread)?;
         let services = Arc::new(Services {
             data,
             folder,
@@ -168,8 +189,8 @@ impl Node {
             secrets,
             messaging,
             lent: lent.clone(),
+            externals: externals.clone(),
         });
-        let logs = Arc::new(Logs::exported(exporter.clone()));
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());
         let metrics = Arc::new(Metrics::default());
@@ -198,6 +219,7 @@ impl Node {
             pid: std::process::id(),
             since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             interfaces: Vec::new(),
+            programs: externals.programs(),
         };
         let setup = Setup {
             name: config.name,
@@ -218,9 +240,23 @@ impl Node {
             settled: settled_in,
         };
         let (stop, stopped) = oneshot::channel();
-        let agent = tokio::spawn(agent::run(setup, stopped));
+        let agent = tokio::spawn(agent::run(setup, external_events, stopped));
         let running = Mutex::new(Some(Running { ingress, stop, agent, publisher, exporter }));
-        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, services, artifacts, metrics, settled, running }))
+        let node = Self {
+            address,
+            admin,
+            logs,
+            index,
+            hosts,
+            lent,
+            services,
+            artifacts,
+            externals,
+            metrics,
+            settled,
+            running,
+        };
+        Ok(Arc::new(node))
     }
 
     /// Where the ingress listens.
@@ -258,6 +294,8 @@ impl Node {
         ingress.drain(deadline.mul_f64(0.6)).await;
         let left = deadline.saturating_sub(begun.elapsed());
         futures::future::join_all(hosts.into_iter().map(|host| host.stop(left))).await;
+        // Nobody calls them any more.
+        self.externals.shutdown().await;
         if let Some(exporter) = exporter {
             exporter.shutdown(FLUSH).await;
         }
@@ -400,10 +438,11 @@ impl NodeApi for Node {
     ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
         let hosted = self.hosts.hosted(tenant);
         let (app, id, lent) = (app.clone(), id.to_owned(), self.lent.clone());
+        let externals = Some(self.externals.clone());
         Box::pin(async move {
             let missing = || Problem::new(Code::Unreachable, "nothing of the tenant runs on this node");
             let (tenant, hosts) = hosted.ok_or_else(missing)?;
-            Copying { hosts, tenant, app, id, lent }.step(step).await
+            Copying { hosts, tenant, app, id, lent, externals }.step(step).await
         })
     }
 }

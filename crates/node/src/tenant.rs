@@ -3,17 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
 use model::egress::{AllowedHost, Policy};
 use model::tenant::TenantSettings;
-use model::{AppName, ComponentName, Digest, LockedApp, ProviderKind, Revision, Route, SecretName, TenantName, World};
+use model::{
+    AppName, ComponentName, Digest, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, Route, SecretName,
+    TenantName, World,
+};
 use tokio::sync::Semaphore;
 
 use crate::converge;
+use crate::external::{Externals, Lease};
 use crate::messaging::{self, Declared};
 
 /// Connections a tenant may open per second over time, and at once.
@@ -49,6 +53,10 @@ pub struct Prepared {
     pub takes: bool,
     /// Takes messages now: it serves, and is not suspended.
     pub taking: AtomicBool,
+    /// Its external providers that a link names.
+    pub externals: Vec<(ProviderName, ProviderSpec)>,
+    /// Keeps their processes running, from when it is brought up until it is forgotten.
+    pub leases: OnceLock<Vec<Lease>>,
     /// The [`LockedApp`] as JSON: sent to every host that runs it, now and after each restart.
     json: Bytes,
 }
@@ -88,8 +96,24 @@ impl Prepared {
             messages: messaging::declared(app),
             takes: model::messaging::subscriptions(app).next().is_some(),
             taking: AtomicBool::new(false),
+            externals: app
+                .providers
+                .iter()
+                .filter(|(name, spec)| {
+                    spec.kind == ProviderKind::External && app.links.iter().any(|link| link.provider == **name)
+                })
+                .map(|(name, spec)| (name.clone(), spec.clone()))
+                .collect(),
+            leases: OnceLock::new(),
             json: serde_json::to_vec(app)?.into(),
         })
+    }
+
+    /// Has the processes of its external providers run, for as long as it is there.
+    pub fn hold(&self, tenant: &TenantName, externals: &Externals) {
+        let lease =
+            |(name, spec): &(ProviderName, ProviderSpec)| externals.lease(tenant, &self.app, self.revision, name, spec);
+        self.leases.get_or_init(|| self.externals.iter().map(lease).collect());
     }
 
     /// The JSON text of the [`api::agent::StartRequest`] for this revision.
@@ -290,6 +314,8 @@ mod tests {
             messages: Vec::new(),
             takes: false,
             taking: AtomicBool::new(false),
+            externals: Vec::new(),
+            leases: OnceLock::new(),
             json: Bytes::from_static(b"{}"),
         })
     }

@@ -95,6 +95,9 @@ pub struct NodeRecord {
     /// Interfaces its hosts offer.
     #[serde(default)]
     pub interfaces: Vec<String>,
+    /// Programs that external providers may run there, by the operator's names.
+    #[serde(default)]
+    pub programs: Vec<String>,
 }
 
 /// All tenants.

@@ -18,6 +18,8 @@ use super::{FileFault, FileReply, FileRequest, Hello};
 
 /// Dials of one host under way at once.
 const MAX_DIALS: usize = 32;
+/// Sockets of external providers asked for by one host at once; the node answers at once, whatever the process does.
+const MAX_EXTERNALS: usize = 32;
 /// Compiled code asked for by one host at once. Apart from dials: addresses that do not answer hold every one of
 /// those for seconds, and code must still load.
 const MAX_LOADS: usize = 16;
@@ -63,6 +65,7 @@ pub struct FilesClient {
     socket: PathBuf,
     dials: Semaphore,
     loads: Semaphore,
+    externals: Semaphore,
     idle: Mutex<Vec<UnixStream>>,
 }
 
@@ -73,6 +76,7 @@ impl FilesClient {
             socket: socket.into(),
             dials: Semaphore::new(MAX_DIALS),
             loads: Semaphore::new(MAX_LOADS),
+            externals: Semaphore::new(MAX_EXTERNALS),
             idle: Mutex::new(Vec::new()),
         }
     }
@@ -85,6 +89,7 @@ impl FilesClient {
         let permits = match request {
             FileRequest::Compiled { .. } => &self.loads,
             FileRequest::Dial(_) => &self.dials,
+            FileRequest::External(_) => &self.externals,
         };
         let _permit = permits.acquire().await.map_err(|_| WireError::Closed)?;
         let idle = lock(&self.idle).pop();

@@ -187,6 +187,19 @@ pub enum FileRequest {
     Compiled { digest: Digest, world: World },
     /// A connected TCP socket.
     Dial(Dial),
+    /// A connected unix socket to the process of an external provider.
+    External(External),
+}
+
+/// Which process is meant. The tenant is the socket's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct External {
+    /// On whose behalf.
+    pub app: AppName,
+    /// The provider.
+    pub provider: ProviderName,
+    /// [`model::ProviderSpec::fingerprint`]: two revisions may mean differently configured processes.
+    pub spec: Digest,
 }
 
 /// Who wants to connect where.
@@ -240,4 +253,8 @@ pub enum FileFault {
     /// No such artifact for this tenant, or its compiled code failed its check.
     #[error("{0}")]
     NoCode(String),
+    /// The process of an external provider cannot be spoken to now. `soon`: it is being started, or has more callers
+    /// than it takes at once; asking again in a moment may help.
+    #[error("{why}")]
+    NotReady { why: String, soon: bool },
 }

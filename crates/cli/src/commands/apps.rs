@@ -175,8 +175,16 @@ fn overview(context: &Context, all: &Everything) -> String {
 /// Where a revision stands, and which other one serves meanwhile.
 fn state(observed: &AppObserved) -> String {
     match observed.serving.filter(|serving| *serving != observed.revision) {
-        Some(serving) => format!("{}; revision {serving} serves", word(observed.phase)),
-        None => word(observed.phase).to_owned(),
+        Some(serving) => format!("{}; revision {serving} serves", stands(observed)),
+        None => stands(observed).to_owned(),
+    }
+}
+
+/// In one word. What serves and has a reason beside that serves in a reduced way.
+fn stands(observed: &AppObserved) -> &'static str {
+    match (observed.phase, &observed.reason) {
+        (Phase::Serving, Some(_)) => "degraded",
+        (phase, _) => word(phase),
     }
 }
 
@@ -184,7 +192,7 @@ fn detail(detailed: &Detailed) -> String {
     let view = &detailed.view;
     let mut text = format!("{} revision {}\n", view.name, view.desired.revision);
     for (node, observed) in &view.nodes {
-        text.push_str(&format!("  node {node}: revision {} {}", observed.revision, word(observed.phase)));
+        text.push_str(&format!("  node {node}: revision {} {}", observed.revision, stands(observed)));
         if let Some(serving) = observed.serving.filter(|s| *s != observed.revision || observed.phase != Phase::Serving)
         {
             text.push_str(&format!("; revision {serving} serves"));

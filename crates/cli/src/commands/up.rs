@@ -14,6 +14,7 @@ use control::{Control, ControlConfig, ControlError};
 use model::NodeName;
 use model::claims::keys::KeyKind;
 use model::tenant::TenantSettings;
+use node::external::Programs;
 use node::otlp::{OtlpConfig, OtlpError};
 use node::{AdminConfig, Node, NodeConfig, Storage};
 use serde::Serialize;
@@ -60,6 +61,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
         Problem::new(Code::RequestInvalid, cause.to_string()).help("`docs/observability.md` has what is understood")
     };
     let otlp = OtlpConfig::from_env().map_err(refused)?;
+    let programs = programs(&args)?;
     context.home.create()?;
     let lock = lock(context)?;
     let since_ms = now_ms();
@@ -81,7 +83,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let admin = admin(context, &args);
     let run_dir = context.home.run_dir()?;
     let code_budget = Some(args.code_budget.0);
-    let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, ..config }).await?;
+    let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, programs, ..config }).await?;
     let control = start_control(context, &args, &token, &name, &storage, &node).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
@@ -125,6 +127,30 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     node.shutdown(DRAIN).await;
     drop(lock);
     outcome
+}
+
+/// The programs that apps may run as external providers: each is there, and can be run.
+fn programs(args: &Up) -> anyhow::Result<Programs> {
+    let mut programs = Programs::new();
+    for (name, path) in &args.external {
+        let bad = |why: String| {
+            Problem::new(Code::RequestInvalid, format!("--external {name}={}: {why}", path.display()))
+                .help("write NAME=/path/to/program, with the whole path of a file that this user may run")
+        };
+        if !path.is_absolute() {
+            return Err(bad("the path does not begin with `/`".to_owned()).into());
+        }
+        let file = fs::metadata(path).map_err(|cause| bad(cause.to_string()))?;
+        if !file.is_file() {
+            return Err(bad("it is no file".to_owned()).into());
+        }
+        rustix::fs::access(path, rustix::fs::Access::EXEC_OK)
+            .map_err(|cause| bad(format!("it cannot be run: {cause}")))?;
+        if programs.insert(name.clone(), path.clone()).is_some() {
+            return Err(bad("another program has this name".to_owned()).into());
+        }
+    }
+    Ok(programs)
 }
 
 /// Where monitoring listens, and whose sizes it tells.

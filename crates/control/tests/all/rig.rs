@@ -146,6 +146,7 @@ impl Node {
             pid: std::process::id(),
             since_ms: 1,
             interfaces: vec![],
+            programs: vec!["sqlite".into()],
         };
         let record = serde_json::to_vec(&record).unwrap().into();
         store.put(&keys::node(&node), record, Expect::Any, Some(lease)).await.unwrap();

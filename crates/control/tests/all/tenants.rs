@@ -199,3 +199,22 @@ async fn providers_and_routes_are_listed_with_who_uses_them() {
     let urls: Vec<&String> = routes.iter().flat_map(|r| &r.urls).collect();
     assert_eq!(urls, ["http://a.localhost:8080/", "http://b.localhost:8080/"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_no_node_has_is_refused_with_those_there_are() {
+    let rig = Rig::new().await;
+    rig.until(Some("0".into()), |e| e.kind == api::control::event::NODE_JOINED).await;
+    let mut app = locked("a", &rig.artifact(1).await);
+    app.links[0].provider = name("mine");
+    let mut with = |program: &str| {
+        let settings = [("program", program), ("contract", "wasi:keyvalue")];
+        let config = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        app.providers = [(name("mine"), ProviderSpec { config, ..ProviderSpec::new(ProviderKind::External) })].into();
+        app.clone()
+    };
+    let problem = refused(rig.put(&with("sqlit")).await);
+    assert_eq!(problem.code, Code::ManifestInvalid);
+    assert!(problem.detail.contains("`sqlit`"), "{problem:?}");
+    assert!(problem.help.unwrap().contains("did you mean `sqlite`?"));
+    rig.put(&with("sqlite")).await.unwrap();
+}

@@ -6,7 +6,7 @@ use model::{Link, ProviderKind};
 use providers::keyvalue::journal::{Journal, Journaled};
 use providers::keyvalue::redis::{Login, SettingsError};
 use providers::keyvalue::{
-    Backend, BackendError, Consul, KeyValueLinks, Memory, Nats, Redis, VaultKv, consul, nats, vault,
+    Backend, BackendError, Consul, External, KeyValueLinks, Memory, Nats, Redis, VaultKv, consul, nats, vault,
 };
 use providers::meter::LinkMeter;
 use providers::vault::FromSecrets;
@@ -14,6 +14,7 @@ use providers::vault::FromSecrets;
 use super::{Means, Wanted};
 use crate::embedded::Embedded;
 use crate::error::StartError;
+use crate::external::NodeConnect;
 
 /// What one provider of kind `keyvalue-memory` may hold, bytes.
 const MEMORY: usize = 64 << 20;
@@ -32,6 +33,7 @@ enum Server {
     Vault(Arc<VaultKv>),
     Consul(Arc<Consul>),
     Nats(Arc<Nats>),
+    External(Arc<External>),
 }
 
 impl Store {
@@ -56,6 +58,7 @@ impl Store {
             Some(Server::Vault(vault)) => vault.check().await,
             Some(Server::Consul(consul)) => consul.check().await,
             Some(Server::Nats(nats)) => nats.check().await,
+            Some(Server::External(external)) => external.check().await,
             None => Ok(()),
         }
     }
@@ -133,6 +136,11 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             let nats = Nats::new(&means.tenant, app, name, settings, means.tls.clone(), means.dialer.clone());
             let nats = Arc::new(nats.map_err(|cause| bad(&cause))?);
             Store::new(nats.clone(), Some(Server::Nats(nats)))
+        }
+        ProviderKind::External => {
+            let connect = NodeConnect::new(means.files.clone(), app.clone(), name.clone(), wanted.spec.fingerprint());
+            let external = Arc::new(External::new(name.clone(), Arc::new(connect)));
+            Store::new(external.clone(), Some(Server::External(external)))
         }
         other => return Err(super::another_contract(name, other)),
     })

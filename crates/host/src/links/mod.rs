@@ -10,7 +10,7 @@ pub(crate) mod siblings;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use api::services::client::{CallsClient, KvClient};
+use api::services::client::{CallsClient, FilesClient, KvClient};
 use api::services::messaging::BrokerKind;
 use model::{
     AppName, ComponentName, Label, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, TenantName,
@@ -82,6 +82,8 @@ pub(crate) struct Means {
     pub(crate) blobs: Arc<CallsClient>,
     /// Every other service of the node.
     pub(crate) calls: Arc<CallsClient>,
+    /// Connections to external providers.
+    pub(crate) files: Arc<FilesClient>,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) secrets: Arc<dyn Resolver>,
     pub(crate) tls: Tls,
@@ -168,7 +170,8 @@ impl Providers {
             | ProviderKind::KeyvalueRedis
             | ProviderKind::KeyvalueVault
             | ProviderKind::KeyvalueConsul
-            | ProviderKind::KeyvalueNats => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
+            | ProviderKind::KeyvalueNats
+            | ProviderKind::External => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
             // Opened with the revision it belongs to.
             ProviderKind::Component => return Err(another_contract(name, spec.kind)),
             ProviderKind::BlobstoreFolder | ProviderKind::BlobstoreS3 => {

@@ -201,6 +201,8 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable
         | ProviderKind::SecretsEmbedded
+        // What its process connects to is not ours to dial.
+        | ProviderKind::External
         | ProviderKind::Component => None,
         ProviderKind::MessagingNats => {
             let url = spec.config.get("url")?;

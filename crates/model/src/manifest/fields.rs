@@ -226,6 +226,9 @@ static LINK: Table = Table {
 /// A setting of a provider: a text, or which secret is meant.
 pub(super) static SETTING: Ty = Ty::OneOf(&[Ty::Text(Text::Setting), Ty::Table(&REFERENCE)]);
 
+/// What is handed to the program of an external provider.
+pub(super) static HANDED: Ty = Ty::Map(Text::Any, &SETTING);
+
 /// Which secret is meant.
 pub(super) static SECRET: Ty = Ty::Table(&REFERENCE);
 

@@ -17,12 +17,12 @@ use crate::app::{ProviderKind, Reuse};
 use crate::interface::ContractId;
 use crate::limits::Limits;
 use crate::name::{AppName, ComponentName, Label, NameError, ProviderName, SecretName};
-use crate::rules::callee;
 use crate::rules::route::{check_host, check_method, check_path};
 use crate::rules::{
     Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, MAX_REUSE_IDLE, MAX_REUSE_REQUESTS, Unknown, Violation,
     allow_host, provider, shown,
 };
+use crate::rules::{callee, external};
 use crate::secret::SecretRef;
 use crate::unit::{ByteSize, Millis};
 
@@ -313,8 +313,17 @@ impl Reader<'_, '_> {
             let kind = table(Some(value)).and_then(|doc| self.kind(text(doc.get("type"))?));
             match (name, kind) {
                 (Some(name), Some(kind)) => {
-                    let config = settings(table(Some(value)), &["type"]);
-                    let (secrets, readable) = self.secrets(table(Some(value)));
+                    let doc = table(Some(value));
+                    let mut config = settings(doc, &["type"]);
+                    let (mut secrets, mut readable) = self.secrets(doc);
+                    if kind.value == ProviderKind::External {
+                        let handed = table(doc.and_then(|doc| doc.get(external::CONFIG)));
+                        let (named, all) = self.secrets(handed);
+                        let flat = |key: String| format!("{}{key}", external::PREFIX);
+                        config.extend(settings(handed, &[]).into_iter().map(|(key, entry)| (flat(key), entry)));
+                        secrets.extend(named.into_iter().map(|(key, entry)| (flat(key), entry)));
+                        readable &= all;
+                    }
                     if !readable {
                         self.unknown.providers.insert(name.value.to_string());
                         continue;
@@ -334,6 +343,9 @@ impl Reader<'_, '_> {
         let (mut secrets, mut readable) = (BTreeMap::new(), true);
         for (key, value) in doc.into_iter().flatten() {
             let Some(reference) = value.get_ref().as_table() else { continue };
+            if key.get_ref() == external::CONFIG && doc.is_some_and(shape::is_external) {
+                continue;
+            }
             match text(reference.get("secret")).map(|name| (name.value.parse::<SecretName>(), name.span)) {
                 Some((Ok(name), _)) => {
                     let entry = SecretEntry { key: key.span(), span: value.span(), reference: SecretRef::new(name) };

@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::fields::{APP, Field, SECRET, SETTING, Settings, Table, Text, Ty};
+use super::fields::{APP, Field, HANDED, SECRET, SETTING, Settings, Table, Text, Ty};
 use crate::app::ProviderKind;
 use crate::offers::contracts_by_link;
 use crate::rules::provider::Setting;
-use crate::rules::{links, provider, route};
+use crate::rules::{external, links, provider, route};
 
 /// The schema as text, in an order that does not depend on how the program was built.
 pub fn json_schema() -> String {
@@ -53,6 +53,13 @@ fn provider_kind(kind: ProviderKind) -> Value {
     let secrets = provider::secret_settings(kind);
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         properties.insert("type".to_owned(), json!({ "const": kind.as_str() }));
+        if kind == ProviderKind::External {
+            let mut handed = ty(HANDED);
+            if let Value::Object(handed) = &mut handed {
+                handed.insert("description".to_owned(), json!("what is handed to the program; texts, or secrets"));
+            }
+            properties.insert(external::CONFIG.to_owned(), handed);
+        }
         for setting in secrets {
             let mut schema = match properties.contains_key(setting.name) {
                 true => ty(SETTING),

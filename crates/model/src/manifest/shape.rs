@@ -6,9 +6,10 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::Findings;
-use super::fields::{SETTING, Settings, Table, Text, Ty};
+use super::fields::{HANDED, SETTING, Settings, Table, Text, Ty};
+use crate::app::ProviderKind;
 use crate::rules::links::LISTS;
-use crate::rules::{Code, Violation, list, nearest, shown};
+use crate::rules::{Code, Violation, external, list, nearest, shown};
 
 /// Checks a table. `path` is its place in words (`components.counter`), `span` where it is written.
 pub(super) fn table(doc: &DeTable<'_>, shape: &Table, path: &str, span: &Range<usize>, out: &mut Findings<'_>) {
@@ -17,6 +18,9 @@ pub(super) fn table(doc: &DeTable<'_>, shape: &Table, path: &str, span: &Range<u
         let here = join(path, key.get_ref());
         match fields.iter().find(|f| f.name == key.get_ref()) {
             Some(field) => check(value.get_ref(), field.ty, &here, &value.span(), out),
+            None if shape.settings == Settings::OfProvider && key.get_ref() == external::CONFIG && is_external(doc) => {
+                check(value.get_ref(), HANDED, &here, &value.span(), out);
+            }
             None if shape.settings == Settings::OfProvider => {
                 check(value.get_ref(), SETTING, &here, &value.span(), out);
             }
@@ -38,6 +42,11 @@ pub(super) fn table(doc: &DeTable<'_>, shape: &Table, path: &str, span: &Range<u
         let help = format!("add `{}`", field.example);
         out.add(span.clone(), Violation::new(Code::MissingField, message).help(help));
     }
+}
+
+/// Whether a provider's table is one of an external provider: only that has a table of settings.
+pub(super) fn is_external(doc: &DeTable<'_>) -> bool {
+    doc.get("type").and_then(|kind| kind.get_ref().as_str()) == Some(ProviderKind::External.as_str())
 }
 
 /// Checks a value.

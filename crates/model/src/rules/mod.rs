@@ -5,6 +5,7 @@ pub mod allow_host;
 mod app;
 pub mod callee;
 mod code;
+pub mod external;
 pub mod http_server;
 mod imports;
 mod limits;

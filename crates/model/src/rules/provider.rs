@@ -6,6 +6,7 @@ use url::{Host, Url};
 use crate::app::{LockedApp, ProviderKind, ProviderSpec};
 use crate::interface::ContractId;
 use crate::name::ProviderName;
+use crate::rules::external;
 use crate::rules::http_server;
 use crate::rules::nats;
 use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
@@ -70,6 +71,7 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         ProviderKind::KeyvalueVault => http_server::VAULT,
         ProviderKind::KeyvalueConsul => http_server::CONSUL,
         ProviderKind::KeyvalueNats => &[nats::URL, USERNAME, nats::REPLICAS, nats::DOMAIN],
+        ProviderKind::External => external::SETTINGS,
     }
 }
 
@@ -83,6 +85,8 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable
         | ProviderKind::SecretsEmbedded
+        // Its program's settings are of its own choice.
+        | ProviderKind::External
         | ProviderKind::Component => &[],
         ProviderKind::BlobstoreS3 => &[ACCESS_KEY, SECRET_KEY, SESSION_TOKEN],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
@@ -240,13 +244,14 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
     let has = |settings: &[Setting], key: &str| settings.iter().any(|s| s.name == key);
     let key = |key: &str| Subject::ProviderKey(name.clone(), key.to_owned());
     let value = |key: &str| Subject::ProviderValue(name.clone(), key.to_owned());
-    for written in spec.config.keys().filter(|written| !has(texts, written)) {
+    let own = |written: &str| spec.kind == ProviderKind::External && external::is_own(written);
+    for written in spec.config.keys().filter(|written| !has(texts, written) && !own(written)) {
         out.push(match has(secrets, written) {
             true => Found::at(value(written), plain_text(name, written)),
             false => Found::at(key(written), unknown_setting(name, spec.kind, written)),
         });
     }
-    for written in spec.secrets.keys().filter(|written| !has(secrets, written)) {
+    for written in spec.secrets.keys().filter(|written| !has(secrets, written) && !own(written)) {
         out.push(match has(texts, written) {
             true => {
                 let message = format!("the `{written}` of provider `{name}` is a text, and not a secret");
@@ -283,6 +288,10 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
                 out.push(Found::at(value("url"), violation));
             }
         }
+        ProviderKind::External => {
+            let found = external::check(spec).into_iter();
+            out.extend(found.map(|(setting, violation)| Found::at(value(&setting), violation)));
+        }
         _ => {}
     }
     if matches!(spec.kind, ProviderKind::KeyvalueNats | ProviderKind::MessagingNats) {
@@ -309,6 +318,9 @@ fn plain_text(name: &ProviderName, key: &str) -> Violation {
 
 fn unknown_setting(name: &ProviderName, kind: ProviderKind, key: &str) -> Violation {
     let mut names: Vec<&str> = settings(kind).iter().chain(secret_settings(kind)).map(|s| s.name).collect();
+    if kind == ProviderKind::External {
+        names.push(external::CONFIG);
+    }
     names.sort_unstable();
     names.dedup();
     let kind = kind.as_str();

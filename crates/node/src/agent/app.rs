@@ -1,10 +1,10 @@
 //! One app in the agent's books.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use model::Revision;
 use model::observed::{AppObserved, Phase, Reason};
+use model::{Digest, ProviderName, Revision};
 use tokio_util::sync::CancellationToken;
 
 use crate::converge::{Actual, Hosts, Wanted, observe};
@@ -31,6 +31,8 @@ pub(super) struct App {
     pub(super) tries: u32,
     /// Revisions that are leaving the hosts: ends their patience.
     pub(super) leaving: HashMap<Revision, CancellationToken>,
+    /// External providers of it that do not answer for longer.
+    pub(super) ailing: BTreeMap<(ProviderName, Digest), Reason>,
     /// What was told last.
     pub(super) told: Option<AppObserved>,
 }
@@ -46,6 +48,7 @@ impl Default for App {
             failure: None,
             tries: 0,
             leaving: HashMap::new(),
+            ailing: BTreeMap::new(),
             told: None,
         }
     }
@@ -54,7 +57,9 @@ impl Default for App {
 impl App {
     /// What is to be told now, if that is something new.
     pub(super) fn news(&mut self, hosts: &Hosts) -> Option<AppObserved> {
-        let seen = observe(self.wanted.as_ref()?, &self.actual, self.phase, self.failure.as_ref(), hosts);
+        let ailing = self.ailing.values().next().filter(|_| *hosts == Hosts::Up);
+        let hosts = ailing.map_or_else(|| hosts.clone(), |reason| Hosts::Degraded(reason.clone()));
+        let seen = observe(self.wanted.as_ref()?, &self.actual, self.phase, self.failure.as_ref(), &hosts);
         if self.told.as_ref() == Some(&seen) {
             return None;
         }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::artifacts::Artifacts;
 use crate::bring::{Job, News, Progress, drain};
 use crate::converge::{self, Step, Wanted};
+use crate::external::ExternalEvent;
 use crate::ingress::{RouteTable, Routes};
 use crate::logs::Logs;
 use crate::metrics::Metrics;
@@ -93,7 +94,11 @@ impl HostIndex {
 }
 
 /// The agent's task. Ends when told to, and hands over the hosts that are still there.
-pub(crate) async fn run(setup: Setup, stop: oneshot::Receiver<()>) -> Vec<Host> {
+pub(crate) async fn run(
+    setup: Setup,
+    externals: mpsc::UnboundedReceiver<ExternalEvent>,
+    stop: oneshot::Receiver<()>,
+) -> Vec<Host> {
     let (news_in, news) = mpsc::unbounded_channel();
     let (events_in, events) = mpsc::unbounded_channel();
     let agent = Agent {
@@ -106,7 +111,7 @@ pub(crate) async fn run(setup: Setup, stop: oneshot::Receiver<()>) -> Vec<Host> 
         routes_dirty: false,
         next_swap: tokio::time::Instant::now(),
     };
-    agent.run(news, events, stop).await
+    agent.run(news, events, externals, stop).await
 }
 
 struct Agent {
@@ -127,6 +132,7 @@ impl Agent {
         mut self,
         mut news: mpsc::UnboundedReceiver<News>,
         mut events: mpsc::UnboundedReceiver<HostEvent>,
+        mut externals: mpsc::UnboundedReceiver<ExternalEvent>,
         mut stop: oneshot::Receiver<()>,
     ) -> Vec<Host> {
         self.say_record();
@@ -153,6 +159,7 @@ impl Agent {
                         self.host(event);
                     }
                 }
+                Some(event) = externals.recv() => self.external(event),
                 Some(one) = news.recv() => {
                     self.hear(one);
                     while let Ok(one) = news.try_recv() {
@@ -331,6 +338,7 @@ impl Agent {
             revision,
             store: self.setup.store.clone(),
             artifacts: self.setup.artifacts.clone(),
+            externals: self.setup.services.externals.clone(),
             hosts,
             shards,
             preferred,
@@ -347,6 +355,20 @@ impl Agent {
             }
             job.run().await;
         });
+    }
+
+    /// An external provider of an app ails, or is well again.
+    fn external(&mut self, event: ExternalEvent) {
+        let ExternalEvent { tenant, app: name, provider, ailing } = event;
+        let Some(app) = self.accounts.get_mut(&tenant).and_then(|account| account.apps.get_mut(&name)) else { return };
+        let before = app.ailing.len();
+        match ailing {
+            Some(reason) => drop(app.ailing.insert(provider, reason)),
+            None => drop(app.ailing.remove(&provider)),
+        }
+        if before + app.ailing.len() > 0 {
+            self.untold.insert((tenant, name));
+        }
     }
 
     /// What a job has come to.

@@ -62,6 +62,7 @@ impl Agent {
         let shards = account.shards();
         let Some(app) = account.apps.get_mut(name) else { return };
         account.shared.add(prepared.clone());
+        prepared.hold(tenant, &self.setup.services.externals);
         app.actual.serving = Some(prepared.revision);
         let serving = Arc::new(Serving::new(tenant, prepared, &account.front, shards, false));
         app.serving = Some(serving.clone());

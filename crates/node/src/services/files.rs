@@ -18,11 +18,12 @@ pub(super) async fn serve(
     services: Arc<Services>,
 ) -> Result<(), WireError> {
     while let Some(request) = connection.next().await? {
-        let answer = match request {
+        let answer: Result<(OwnedFd, Option<SocketAddr>), FileFault> = match request {
             FileRequest::Compiled { digest, world } => {
                 compiled(&client, &services, digest, world).await.map(|fd| (fd, None))
             }
             FileRequest::Dial(dial) => connected(&client, &services, &dial).await.map(|(fd, to)| (fd, Some(to))),
+            FileRequest::External(wanted) => external(&client, &services, &wanted).await.map(|fd| (fd, None)),
         };
         match answer {
             Ok((fd, address)) => connection.reply(&FileReply::Ready { address }, Some(fd.as_fd())).await?,
@@ -44,6 +45,16 @@ async fn compiled(client: &Client, services: &Services, digest: Digest, world: W
     let key = CodeKey { digest, world, fingerprint };
     let file = services.artifacts.open_code(&key).await.map_err(|cause| FileFault::NoCode(cause.to_string()))?;
     Ok(file.into())
+}
+
+async fn external(
+    client: &Client,
+    services: &Services,
+    wanted: &api::services::External,
+) -> Result<OwnedFd, FileFault> {
+    let stream = services.externals.connect(&client.tenant.name, wanted).await?;
+    let stream = stream.into_std().map_err(|cause| FileFault::NotReady { why: cause.to_string(), soon: true })?;
+    Ok(stream.into())
 }
 
 async fn connected(

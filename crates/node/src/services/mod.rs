@@ -27,6 +27,7 @@ pub use lent::Lent;
 
 use crate::artifacts::Artifacts;
 use crate::dialer::Dialer;
+use crate::external::Externals;
 use crate::messaging::Messaging;
 use crate::tenant::Tenant;
 
@@ -52,6 +53,8 @@ pub struct Services {
     pub messaging: Arc<Messaging>,
     /// Secrets of providers that data are moved to.
     pub lent: Arc<Lent>,
+    /// Processes of external providers.
+    pub externals: Arc<Externals>,
 }
 
 impl Services {

@@ -12,22 +12,22 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 /// The recent ends of one host.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     ends: VecDeque<Instant>,
 }
 
 /// What to do after an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Pause {
+pub(crate) struct Pause {
     /// Wait this long.
-    pub(super) wait: Duration,
+    pub(crate) wait: Duration,
     /// The budget is used up: say so.
-    pub(super) degraded: bool,
+    pub(crate) degraded: bool,
 }
 
 impl Backoff {
     /// The host ended at `now`: the first restart is immediate, the next ones soon, then ever later.
-    pub(super) fn after_end(&mut self, now: Instant) -> Pause {
+    pub(crate) fn after_end(&mut self, now: Instant) -> Pause {
         self.ends.push_back(now);
         while self.ends.front().is_some_and(|first| now.saturating_duration_since(*first) > WINDOW) {
             self.ends.pop_front();

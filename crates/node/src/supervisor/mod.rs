@@ -27,9 +27,9 @@ use crate::otlp::Exporter;
 use crate::services::{Client, Services};
 use crate::taking;
 use crate::tenant::{Prepared, Tenant};
-use backoff::Backoff;
+pub(crate) use backoff::Backoff;
 use process::Process;
-pub(crate) use process::lower_priority;
+pub(crate) use process::{describe, lower_priority};
 
 /// A host that does not answer for so long after its start is ended.
 const READY: Duration = Duration::from_secs(30);

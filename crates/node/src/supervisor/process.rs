@@ -94,7 +94,8 @@ impl Process {
     }
 }
 
-fn describe(status: ExitStatus) -> String {
+/// How a process ended, as the end of a sentence.
+pub(crate) fn describe(status: ExitStatus) -> String {
     match std::os::unix::process::ExitStatusExt::signal(&status) {
         Some(signal) => format!("was ended by signal {signal}"),
         None => format!("ended with status {}", status.code().unwrap_or(-1)),

@@ -24,7 +24,7 @@ pub(super) fn program(dir: &Path) -> PathBuf {
     let me = std::env::current_exe().unwrap();
     let path = dir.join("exe");
     let script = format!(
-        "#!/bin/sh\ncase \"$1\" in\ncompile) exec /bin/cat ;;\nhost) FAKE_DIR=\"$3\" FAKE_TENANT=\"$5\" FAKE_SHARD=\"$7\" \
+        "#!/bin/sh\ncase \"$1\" in\ncompile) exec /bin/cat ;;\nexternal) exec /usr/bin/env -i \"$5\" ;;\nhost) FAKE_DIR=\"$3\" FAKE_TENANT=\"$5\" FAKE_SHARD=\"$7\" \
          exec {} --exact fake_host::run --ignored --nocapture ;;\nesac\n",
         me.display()
     );

@@ -9,6 +9,7 @@
 
 mod artifacts;
 mod dialer;
+mod external;
 mod fake_host;
 mod ingress;
 mod messaging;

@@ -14,6 +14,7 @@ use model::tenant::TenantSettings;
 use model::{Digest, Revision, World};
 use node::artifacts::Artifacts;
 use node::dialer::{Dialer, SystemResolver};
+use node::external::{ExternalConfig, Externals};
 use node::services::{Client, Services, serve};
 use node::tenant::{Prepared, Tenant};
 use store::blobs::Blobs;
@@ -41,14 +42,26 @@ impl Rig {
         let artifacts = Artifacts::open(dir.path().join("cache"), dir.path().join("keys"), exe, blobs.clone()).unwrap();
         let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
         let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
+        let secrets = Secrets::open(store, &dir.path().join("keys")).await.unwrap();
+        let externals = Externals::new(ExternalConfig {
+            exe: "/bin/false".into(),
+            programs: Default::default(),
+            run_dir: dir.path().join("run"),
+            data_dir: dir.path().join("externals"),
+            secrets: secrets.clone(),
+            logs: Default::default(),
+            events: tokio::sync::mpsc::unbounded_channel().0,
+            pace: Default::default(),
+        });
         let services = Services {
             messaging: node::messaging::Messaging::new(data.clone()),
             data,
             folder: Folder::open(dir.path().join("objects")).unwrap(),
             artifacts: Arc::new(artifacts),
             dialer: Dialer::new(Arc::new(SystemResolver)),
-            secrets: Secrets::open(store, &dir.path().join("keys")).await.unwrap(),
+            secrets,
             lent: Default::default(),
+            externals: externals.unwrap(),
         };
         Self { dir, blobs, services: Arc::new(services) }
     }

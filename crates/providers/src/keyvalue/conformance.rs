@@ -61,10 +61,30 @@ pub async fn run(backend: &dyn Backend) -> Result<(), Mismatch> {
 /// # Errors
 /// The first [`Mismatch`].
 pub async fn run_with(backend: &dyn Backend, promises: Promises) -> Result<(), Mismatch> {
+    suite(backend, promises, Refusals::Typed).await
+}
+
+/// Runs the suite over a backend behind a contract on a wire, as another process or a component answers it: that has one
+/// kind of refusal, a text, and adds natural numbers only.
+///
+/// # Errors
+/// The first [`Mismatch`].
+pub async fn run_on_a_wire(backend: &dyn Backend) -> Result<(), Mismatch> {
+    suite(backend, Promises::ALL, Refusals::Text).await
+}
+
+/// How much a refusal says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusals {
+    Typed,
+    Text,
+}
+
+async fn suite(backend: &dyn Backend, promises: Promises, refusals: Refusals) -> Result<(), Mismatch> {
     values(backend).await?;
     buckets(backend).await?;
     match promises.increments {
-        true => increments(backend).await?,
+        true => increments(backend, refusals).await?,
         false => no_increments(backend).await?,
     }
     match promises.max_batch {
@@ -108,16 +128,29 @@ async fn buckets(kv: &dyn Backend) -> Result<(), Mismatch> {
     same("delete", kv.delete(BUCKET, "k").await, Ok(()))
 }
 
-async fn increments(kv: &dyn Backend) -> Result<(), Mismatch> {
+async fn increments(kv: &dyn Backend, refusals: Refusals) -> Result<(), Mismatch> {
     same("increment of a missing key", kv.increment(BUCKET, "n", 5).await, Ok(5))?;
-    same("increment", kv.increment(BUCKET, "n", -7).await, Ok(-2))?;
-    same("the number as text", kv.get(BUCKET, "n").await, Ok(Some(b"-2".to_vec())))?;
+    match refusals {
+        Refusals::Typed => {
+            same("increment", kv.increment(BUCKET, "n", -7).await, Ok(-2))?;
+            same("the number as text", kv.get(BUCKET, "n").await, Ok(Some(b"-2".to_vec())))?;
+        }
+        Refusals::Text => {
+            refused("a negative increment", kv.increment(BUCKET, "n", -7).await)?;
+            same("increment", kv.increment(BUCKET, "n", 7).await, Ok(12))?;
+            same("the number as text", kv.get(BUCKET, "n").await, Ok(Some(b"12".to_vec())))?;
+        }
+    }
     same("set", kv.set(BUCKET, "n", b"41".to_vec()).await, Ok(()))?;
     same("increment of a text", kv.increment(BUCKET, "n", 1).await, Ok(42))?;
-    let refused = Err(BackendError::NotANumber("n".into()));
+    let not_a_number = Err(BackendError::NotANumber("n".into()));
     for bad in [i64::MAX.to_string(), "x".into(), String::new(), "1.5".into(), "9223372036854775808".into()] {
         same("set", kv.set(BUCKET, "n", bad.clone().into_bytes()).await, Ok(()))?;
-        same(&format!("increment of {bad:?}"), kv.increment(BUCKET, "n", 1).await, refused.clone())?;
+        let answer = kv.increment(BUCKET, "n", 1).await;
+        match refusals {
+            Refusals::Typed => same(&format!("increment of {bad:?}"), answer, not_a_number.clone())?,
+            Refusals::Text => refused(&format!("increment of {bad:?}"), answer)?,
+        }
         same("a refused increment changes nothing", kv.get(BUCKET, "n").await, Ok(Some(bad.into_bytes())))?;
     }
     same("delete", kv.delete(BUCKET, "n").await, Ok(()))?;

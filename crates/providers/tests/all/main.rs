@@ -11,6 +11,7 @@ mod blob_memory;
 mod blobstore;
 mod components;
 mod consul;
+mod external;
 mod fake_vault;
 mod http_out;
 mod keyvalue;

@@ -1,0 +1,158 @@
+//! The backend of external providers against real processes that speak wRPC: the example in Python, and programs that do
+//! everything wrong.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use providers::keyvalue::external::{Connect, NotReady};
+use providers::keyvalue::{Backend, BackendError, External, conformance};
+use tokio::net::UnixStream;
+
+/// A provider's process, started as the node does it.
+struct Process {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+struct Direct(PathBuf);
+
+impl Connect for Direct {
+    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, NotReady>> {
+        async move {
+            UnixStream::connect(&self.0).await.map_err(|cause| NotReady { why: cause.to_string(), soon: true })
+        }
+        .boxed()
+    }
+}
+
+fn example() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/external-keyvalue/provider.py")
+}
+
+impl Process {
+    fn start(program: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { child: spawn(program, dir.path()), dir }
+    }
+
+    /// A program that is this text.
+    fn script(text: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        Self { child: spawn(&program, dir.path()), dir }
+    }
+
+    fn store(&self) -> External {
+        External::new("kv".parse().unwrap(), Arc::new(Direct(self.dir.path().join("s"))))
+    }
+}
+
+fn spawn(program: &Path, dir: &Path) -> Child {
+    let mut child = Command::new(program).env_clear().stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let path = dir.to_str().unwrap();
+    let line = format!("{{\"socket\":\"{path}/s\",\"data\":\"{path}\",\"config\":{{}}}}\n");
+    child.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+    child
+}
+
+#[tokio::test]
+async fn the_example_conforms() {
+    let process = Process::start(&example());
+    conformance::run_on_a_wire(&process.store()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_it_acknowledged_survives_its_sudden_end() {
+    let mut process = Process::start(&example());
+    let store = process.store();
+    store.check().await.unwrap();
+    let begun = Instant::now();
+    let mut sums = 0;
+    while begun.elapsed() < Duration::from_millis(300) {
+        sums = store.increment("b", "n", 1).await.unwrap();
+    }
+    let calls = join_all((0..50).map(|_| store.increment("b", "n", 1)));
+    let (answers, ()) = tokio::join!(calls, async {
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        process.child.kill().unwrap();
+    });
+    process.child.wait().unwrap();
+    let acknowledged = answers.iter().filter_map(|answer| answer.as_ref().ok()).count() as i64;
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(_) | Err(BackendError::Unavailable(_)))), "{answers:?}");
+    std::fs::remove_file(process.dir.path().join("s")).unwrap();
+    process.child = spawn(&example(), process.dir.path());
+    let after: i64 = String::from_utf8(store.get("b", "n").await.unwrap().unwrap()).unwrap().parse().unwrap();
+    assert!((sums + acknowledged..=sums + 50).contains(&after), "{sums} {acknowledged} {after}");
+}
+
+/// Listens, and does this with every connection.
+fn misbehaving(what: &str) -> Process {
+    Process::script(&format!(
+        "#!/usr/bin/python3 -I\nimport json, socket, sys, time\n\
+         l = socket.socket(socket.AF_UNIX)\nl.bind(json.loads(sys.stdin.readline())['socket'])\nl.listen()\n\
+         kept = []\nwhile True:\n    c, _ = l.accept()\n    kept.append(c)\n    {what}\n"
+    ))
+}
+
+#[tokio::test]
+async fn whatever_it_does_is_an_error_in_bounded_time() {
+    let unavailable = |answer: Result<Option<Vec<u8>>, BackendError>, says: &str| {
+        let said = answer.unwrap_err();
+        assert!(matches!(said, BackendError::Unavailable(_)) && said.to_string().contains(says), "{said:?}");
+    };
+    let garbage = misbehaving("c.sendall(b'HTTP/1.1 400 Bad Request\\r\\n\\r\\n')");
+    unavailable(garbage.store().get("b", "k").await, "is not wRPC");
+    let gone = misbehaving("kept.pop().close()");
+    unavailable(gone.store().get("b", "k").await, "hung up");
+    // Answers that never end: more keys than any page has, and a value longer than any.
+    let frames = |first: &str| {
+        misbehaving(&format!(
+            "\n    try:\n        c.sendall(b'{first}')\n        while True: c.sendall(b'\\0\\x80\\x80\\4' + bytes(65536))\n    except OSError: pass"
+        ))
+    };
+    let keys = frames("\\0\\5\\0\\xff\\xff\\xff\\x7f").store().list_keys("b", None).await.unwrap_err();
+    assert!(matches!(keys, BackendError::TooLarge(_)), "{keys:?}");
+    let value = frames("\\0\\6\\0\\1\\xff\\xff\\xff\\x7f").store().get("b", "k").await.unwrap_err();
+    assert!(matches!(value, BackendError::TooLarge(_)), "{value:?}");
+    let frame = misbehaving("c.sendall(b'\\0\\x80\\x80\\x80\\x20\\0\\1')").store().get("b", "k").await.unwrap_err();
+    assert!(matches!(frame, BackendError::Unavailable(_)), "{frame:?}");
+    let (begun, silent) = (Instant::now(), misbehaving("pass"));
+    let said = silent.store().get("b", "k").await.unwrap_err();
+    assert_eq!(said, BackendError::TimedOut { ms: 5000 });
+    assert!(begun.elapsed() < Duration::from_secs(11));
+}
+
+/// Nothing listens.
+struct Nobody(bool);
+
+impl Connect for Nobody {
+    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, NotReady>> {
+        async move { Err(NotReady { why: "it ends again and again".to_owned(), soon: self.0 }) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_is_not_there_is_waited_for_only_where_that_helps() {
+    for (soon, at_least, at_most) in [(false, 0, 1), (true, 4, 7)] {
+        let store = External::new("kv".parse().unwrap(), Arc::new(Nobody(soon)));
+        let begun = Instant::now();
+        let said = store.get("b", "k").await.unwrap_err();
+        assert_eq!(said, BackendError::Unavailable("it ends again and again".to_owned()));
+        assert!((at_least..at_most).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    }
+}
