@@ -10,6 +10,7 @@
 mod blobstore;
 mod brokers;
 mod components;
+mod config;
 mod crash;
 mod demo;
 mod deploy;

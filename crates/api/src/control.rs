@@ -21,6 +21,8 @@
 //! | `GET /v1/tenants/{t}/providers` | [`ProviderView`]s |
 //! | `GET /v1/tenants/{t}/secrets`, `GET …/secrets/{s}` | [`SecretView`]s: never a value |
 //! | `PUT …/secrets/{s}` (octet-stream: the value), `DELETE …?force` | [`SecretView`] / 204; `If-Match: <etag>` |
+//! | `GET /v1/tenants/{t}/configs`, `GET …/configs/{c}` | [`ConfigView`]s |
+//! | `PUT …/configs/{c}` ([`ConfigRequest`]), `DELETE …` | [`ConfigSet`] / 204; `If-Match: <etag>` |
 //! | `POST /v1/secrets/rotate-key` | [`KeyRotated`] |
 //! | `GET /v1/tenants/{t}/routes` | [`RouteView`]s |
 //! | `GET /v1/tenants/{t}/hosts` | [`crate::agent::HostStatus`], in shard order |
@@ -39,10 +41,13 @@
 use std::collections::BTreeMap;
 
 use model::app::{LockedApp, ProviderKind, Revision, Route};
+use model::config::Values;
 use model::observed::{AppObserved, Reason};
 use model::tenant::TenantSettings;
-use model::{AppName, ComponentName, ContractId, Label, NodeName, ProviderName, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, ContractId, Label, NodeName, ProviderName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
+
+use crate::Problem;
 
 /// Which product answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -143,6 +148,13 @@ pub enum Origin {
     Rollback {
         /// The revision whose content it has.
         to: Revision,
+    },
+    /// `config set`: it differs in what a shared config holds.
+    Config {
+        /// Which config.
+        name: ConfigName,
+        /// Which version of it.
+        version: u64,
     },
 }
 
@@ -283,6 +295,68 @@ pub struct SecretView {
     pub used_by: Vec<String>,
 }
 
+/// What a shared config is to hold: all of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigRequest {
+    /// Keys and what is answered for them. Stored and shown: no secrets.
+    pub values: Values,
+}
+
+/// A config that apps of the tenant share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConfigView {
+    /// Its name; `env` is the environment of the operator's choice, the same for all tenants.
+    pub name: ConfigName,
+    /// What it holds.
+    pub values: Values,
+    /// How often it was changed since it was made; starts at 1.
+    pub version: u64,
+    /// When it was last changed, milliseconds since 1970.
+    pub updated_ms: u64,
+    /// For `If-Match`; 0 for `env`, which is changed by nobody here.
+    pub etag: u64,
+    /// The apps that name it.
+    #[serde(default)]
+    pub used_by: Vec<ConfigUse>,
+}
+
+/// An app that names a shared config.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConfigUse {
+    /// The app.
+    pub app: AppName,
+    /// Its wanted revision.
+    pub revision: Revision,
+    /// That revision holds other values: it was rolled back, or could not follow. It follows with its next deploy, or
+    /// when the config is set again.
+    pub differs: bool,
+}
+
+/// A config was set, and the apps that name it follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConfigSet {
+    /// What it is now.
+    pub config: ConfigView,
+    /// It held the same already: its version is the same.
+    pub unchanged: bool,
+    /// What became of each app that names it.
+    pub apps: Vec<ConfigFollowed>,
+}
+
+/// What became of an app when a config it names was set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConfigFollowed {
+    /// The app.
+    pub app: AppName,
+    /// Its new revision, which differs in configuration only, or the current one where it had the values already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Revision>,
+    /// Why it goes on with the values it had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+}
+
 /// The master key of the secret store was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct KeyRotated {
@@ -333,6 +407,10 @@ pub mod event {
     pub const SECRET_SET: &str = "dev.sidereal.secret.set";
     /// A secret was deleted: `{secret}`. `subject` is the tenant.
     pub const SECRET_DELETED: &str = "dev.sidereal.secret.deleted";
+    /// A shared config was set: `{config, version}`. `subject` is the tenant.
+    pub const CONFIG_SET: &str = "dev.sidereal.config.set";
+    /// A shared config was deleted: `{config}`. `subject` is the tenant.
+    pub const CONFIG_DELETED: &str = "dev.sidereal.config.deleted";
     /// The master key of all secrets was changed: `{key, tenants}`.
     pub const SECRETS_KEY_ROTATED: &str = "dev.sidereal.secrets.key-rotated";
     /// A node is there: `{ingress, pid}`. `source` is the node.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
 
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]
@@ -90,6 +90,9 @@ pub enum Command {
     /// Secrets of a tenant: passwords and keys that providers and components use.
     #[command(subcommand)]
     Secret(SecretCommand),
+    /// Configuration that apps of a tenant share by name.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// What the ingress sends where.
     #[command(subcommand)]
     Route(RouteCommand),
@@ -149,6 +152,12 @@ pub struct Up {
     /// Address ranges outside the public internet that apps may connect to.
     #[arg(long, value_name = "CIDR")]
     pub allow_egress: Vec<String>,
+    /// Offer this variable of the platform's environment to apps that say `config-from = ["env"]`; no other is offered.
+    #[arg(long, value_name = "NAME")]
+    pub config_env: Vec<String>,
+    /// As `--config-env`, for all variables whose name begins so.
+    #[arg(long, value_name = "PREFIX")]
+    pub config_env_prefix: Vec<String>,
 }
 
 /// A listener one can do without.
@@ -398,6 +407,43 @@ pub enum SecretCommand {
     },
     /// Change the master key that all secrets are sealed under; nothing stops meanwhile.
     RotateKey,
+}
+
+/// `sidereal config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Set keys of a config; makes it where there is none. Apps that name it get a new revision each.
+    Set {
+        /// Its name.
+        name: ConfigName,
+        /// What is answered for a key: `greeting=hello`. Never secrets.
+        #[arg(value_name = "KEY=VALUE", value_parser = pair)]
+        values: Vec<(String, String)>,
+        /// Take a key out.
+        #[arg(long, value_name = "KEY")]
+        unset: Vec<String>,
+        /// Take out every key that is not given.
+        #[arg(long)]
+        replace: bool,
+        /// Refuse unless this is its etag.
+        #[arg(long, value_name = "ETAG")]
+        expect: Option<u64>,
+        /// Give up waiting for the apps after this many seconds; 0: do not wait.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u64,
+    },
+    /// What a config holds, and the apps that name it.
+    Get {
+        /// Its name; `env` is the environment of the operator's choice.
+        name: ConfigName,
+    },
+    /// Configs, their versions and the apps that name them.
+    List,
+    /// Delete a config that no app names.
+    Delete {
+        /// Its name.
+        name: ConfigName,
+    },
 }
 
 /// `sidereal route`

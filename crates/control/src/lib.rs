@@ -54,7 +54,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn start(config: ControlConfig) -> Result<Self, ControlError> {
-        let ControlConfig { listen, token, node, store, blobs, secrets, nodes, allowed_hosts, version } = config;
+        let ControlConfig { listen, token, node, store, blobs, secrets, nodes, env, allowed_hosts, version } = config;
         if token.len() < MIN_TOKEN {
             return Err(ControlError::Token(token.len()));
         }
@@ -67,6 +67,7 @@ impl Control {
         let reconciler =
             Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in, turn.clone()).await?;
         let writer = Arc::new(Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn));
+        writer.resume_configs(env).await.map_err(|refusal| ControlError::Configs(refusal.problem.detail))?;
         let mover = Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), stop.clone());
         mover.resume().await?;
         let api = Arc::new(Api {

@@ -8,6 +8,7 @@ pub mod admission;
 pub mod app;
 pub mod claims;
 pub mod component;
+pub mod config;
 pub mod diff;
 pub mod digest;
 pub mod egress;
@@ -31,5 +32,5 @@ pub use app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revi
 pub use digest::Digest;
 pub use interface::{ContractId, InterfaceId};
 pub use limits::Limits;
-pub use name::{AppName, ComponentName, Label, NodeName, ProviderName, SecretName, TenantName};
+pub use name::{AppName, ComponentName, ConfigName, Label, NodeName, ProviderName, SecretName, TenantName};
 pub use secret::{SecretRef, SecretValue};

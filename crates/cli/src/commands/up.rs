@@ -13,6 +13,7 @@ use api::{Code, Problem};
 use control::{Control, ControlConfig, ControlError};
 use model::NodeName;
 use model::claims::keys::KeyKind;
+use model::config::Values;
 use model::tenant::TenantSettings;
 use node::otlp::{OtlpConfig, OtlpError};
 use node::{AdminConfig, Node, NodeConfig, Storage};
@@ -24,6 +25,7 @@ use store::redb::RedbStore;
 use store::secrets::{Secrets, SecretsError};
 
 use crate::args::{Listen, Up};
+use crate::commands::config::environment;
 use crate::commands::deploy::deploy_built_in;
 use crate::context::{Context, connect, refused};
 use crate::follow::Served;
@@ -57,6 +59,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
         Problem::new(Code::RequestInvalid, cause.to_string()).help("`docs/observability.md` has what is understood")
     };
     let otlp = OtlpConfig::from_env().map_err(refused)?;
+    let env = environment(&args.config_env, &args.config_env_prefix, std::env::vars_os())?;
     context.home.create()?;
     let lock = lock(context)?;
     let since_ms = now_ms();
@@ -77,7 +80,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let config = NodeConfig::new(name.clone(), home, exe, storage.clone(), args.listen);
     let admin = admin(context, &args);
     let node = Node::start(NodeConfig { run_dir: context.home.run_dir()?, admin, otlp, ..config }).await?;
-    let control = start_control(context, &args, &token, &name, &storage, &node).await?;
+    let control = start_control(context, &args, &token, &name, &storage, &node, env).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
         ingress: node.ingress().to_string(),
@@ -271,6 +274,7 @@ async fn start_control(
     name: &NodeName,
     storage: &Storage,
     node: &Arc<Node>,
+    env: Option<Values>,
 ) -> anyhow::Result<Control> {
     let config = |listen: SocketAddr| ControlConfig {
         listen,
@@ -280,6 +284,7 @@ async fn start_control(
         blobs: storage.blobs.clone(),
         secrets: storage.secrets.clone(),
         nodes: node.clone(),
+        env: env.clone(),
         allowed_hosts: Vec::new(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };

@@ -2,6 +2,7 @@
 
 mod apps;
 mod body;
+mod configs;
 mod copies;
 mod extract;
 mod guard;
@@ -121,6 +122,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
                 .layer(DefaultBodyLimit::max(model::secret::MAX_SECRET)),
         )
         .routes(routes!(secrets::rotate_key))
+        .routes(routes!(configs::list))
+        .routes(routes!(configs::read, configs::write, configs::delete))
         .routes(routes!(streams::logs))
         .routes(routes!(streams::events))
 }

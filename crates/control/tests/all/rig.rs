@@ -179,6 +179,15 @@ pub(crate) struct Rig {
 }
 
 pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs, keys: &Path) -> Control {
+    control_with(store, blobs, keys, None).await
+}
+
+pub(crate) async fn control_with(
+    store: Arc<dyn Store>,
+    blobs: &Blobs,
+    keys: &Path,
+    env: Option<model::config::Values>,
+) -> Control {
     let secrets = Secrets::open(store.clone(), keys).await.unwrap();
     let config = ControlConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -188,6 +197,7 @@ pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs, keys: &Path) -
         blobs: blobs.clone(),
         secrets,
         nodes: Arc::new(Nodes),
+        env,
         allowed_hosts: vec![],
         version: "0.0.1".into(),
     };
@@ -227,8 +237,13 @@ impl Rig {
 
     /// Stops the control plane and starts another one over the same store.
     pub(crate) async fn restart(&mut self) {
-        self.control.take().unwrap().shutdown().await;
-        let control = control(self.store.clone(), &self.blobs, &self.keys()).await;
+        self.shutdown().await;
+        self.start(None).await;
+    }
+
+    /// Starts a control plane over the same store, with an environment of the operator's choice.
+    pub(crate) async fn start(&mut self, env: Option<model::config::Values>) {
+        let control = control_with(self.store.clone(), &self.blobs, &self.keys(), env).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);
         self.control = Some(control);
@@ -344,6 +359,7 @@ pub(crate) fn locked(app: &str, bytes: &[u8]) -> LockedApp {
         imports: info.imports,
         exports: info.exports,
         config: [].into(),
+        config_from: vec![],
         limits: Limits::default(),
         reuse: None,
         allow_hosts: vec![],

@@ -229,14 +229,14 @@ fn another_contract(name: &ProviderName, kind: ProviderKind) -> StartError {
 pub(crate) fn bindings(
     app: &LockedApp,
     component: &ComponentName,
-    config: &BTreeMap<String, String>,
+    config: BTreeMap<String, String>,
     opened: &BTreeMap<ProviderName, Arc<Opened>>,
     totals: &Totals,
     siblings: &Arc<Siblings>,
 ) -> Arc<Bindings> {
     let mut bindings = Bindings::new();
     if !config.is_empty() {
-        bindings = bindings.with(Arc::new(ConfigValues(config.clone())));
+        bindings = bindings.with(Arc::new(ConfigValues(config)));
     }
     let mut links = Given::default();
     for link in app.links.iter().filter(|link| link.component == *component) {
