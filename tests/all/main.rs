@@ -11,6 +11,7 @@ mod blobstore;
 mod brokers;
 mod components;
 mod config;
+mod contracts;
 mod crash;
 mod demo;
 mod deploy;

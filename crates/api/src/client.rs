@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 
 use crate::agent::HostStatus;
 use crate::control::{
-    Accepted, AppView, CallRequest, CallResponse, ConfigRequest, ConfigSet, ConfigView, DeployRequest, IDEMPOTENCY_KEY,
+    Accepted, AppView, CallRequest, CallResponse, ConfigRequest, ConfigSet, ConfigView, ContractView, DeployRequest, IDEMPOTENCY_KEY,
     KeyRotated, LinkRequest, MAX_BLOB, MoveRequest, NodeView, Plan, ProviderView, RevisionView, RollbackRequest,
     RouteView, SecretView, TenantView, Version,
 };
@@ -156,6 +156,14 @@ impl ControlClient {
     /// [`ClientError`], as every method here.
     pub async fn nodes(&self) -> Result<Vec<NodeView>, ClientError> {
         self.get("/v1/nodes").await
+    }
+
+    /// What components may import there, and which provider types answer.
+    ///
+    /// # Errors
+    /// [`ClientError`], as every method here.
+    pub async fn contracts(&self) -> Result<Vec<ContractView>, ClientError> {
+        self.get("/v1/contracts").await
     }
 
     /// All tenants.

@@ -6,6 +6,7 @@
 //! | `GET /v1/version` | [`Version`] |
 //! | `GET /v1/openapi.json` | this table, generated |
 //! | `GET /v1/nodes` | [`NodeView`]s |
+//! | `GET /v1/contracts` | [`ContractView`]s: what components may import here |
 //! | `GET /v1/tenants` | [`TenantView`]s |
 //! | `GET/PUT /v1/tenants/{t}` | [`TenantView`] / settings; `If-Match: <etag>` |
 //! | `PUT /v1/blobs/{digest}`, `HEAD` | artifacts, octet-stream |
@@ -43,6 +44,8 @@ use std::collections::BTreeMap;
 use model::app::{LockedApp, ProviderKind, Revision, Route};
 use model::config::Values;
 use model::observed::{AppObserved, Reason};
+use model::offers::{OFFERS, Offer, Offered};
+use model::promises::Promises;
 use model::tenant::TenantSettings;
 use model::{AppName, ComponentName, ConfigName, ContractId, Label, NodeName, ProviderName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
@@ -277,6 +280,67 @@ pub struct ProviderView {
     pub from: String,
     /// Who links to it, as `app/component contract label`.
     pub links: Vec<String>,
+}
+
+/// One version of a contract that components may import here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ContractView {
+    /// `namespace:package`.
+    pub contract: String,
+    /// The version; of a `track`, the one that is built in. `none`: the package has no version.
+    pub version: String,
+    /// Every release of this minor version is accepted; else this version only.
+    pub track: bool,
+    /// Its interfaces.
+    pub interfaces: Vec<String>,
+    /// A component that imports it needs a link to a provider.
+    pub by_link: bool,
+    /// The provider types that answer it over a link. Another component of the app can, too.
+    pub providers: Vec<ProviderType>,
+}
+
+/// A provider type and what it promises.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ProviderType {
+    /// The type.
+    #[serde(rename = "type")]
+    pub kind: ProviderKind,
+    /// The name under which it is there without being declared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub built_in_as: Option<String>,
+    /// What an acknowledged write, or message, survives.
+    pub durability: String,
+    /// What happens at once or not at all, and what order there is.
+    pub atomicity: String,
+    /// Who can have the same data.
+    pub reach: String,
+}
+
+/// What this version of the platform offers to components.
+pub fn contracts() -> Vec<ContractView> {
+    let one = |offer: &Offer| ContractView {
+        contract: offer.contract.to_owned(),
+        version: offer.version.to_string(),
+        track: matches!(offer.version, Offered::Track(..)),
+        interfaces: offer.interfaces.iter().map(|&interface| interface.to_owned()).collect(),
+        by_link: offer.by_link,
+        providers: match offer.by_link {
+            true => ProviderKind::ALL.into_iter().filter(|k| k.contract() == offer.contract).map(provider_type).collect(),
+            false => Vec::new(),
+        },
+    };
+    OFFERS.iter().map(one).collect()
+}
+
+fn provider_type(kind: ProviderKind) -> ProviderType {
+    let Promises { durability, atomicity, reach } = kind.promises();
+    ProviderType {
+        kind,
+        built_in_as: kind.built_in_as().map(str::to_owned),
+        durability: durability.to_owned(),
+        atomicity: atomicity.to_owned(),
+        reach: reach.to_owned(),
+    }
 }
 
 /// A secret without its value: values go in and never come back.

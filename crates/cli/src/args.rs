@@ -342,7 +342,11 @@ impl std::str::FromStr for LinkArg {
 #[derive(Debug, Subcommand)]
 pub enum ProviderCommand {
     /// Providers, what they answer and who links to them.
-    List,
+    List {
+        /// Instead: the contracts the platform offers, their versions, and what each provider type promises.
+        #[arg(long)]
+        contracts: bool,
+    },
     /// Offer a provider to every app of the tenant; the address it names is granted to it.
     Add {
         /// Its name.

@@ -21,6 +21,7 @@ pub mod name;
 pub mod observed;
 pub mod offers;
 pub mod plan;
+pub mod promises;
 pub mod rules;
 mod schema;
 pub mod secret;

@@ -99,6 +99,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(system::version))
         .routes(routes!(system::document))
         .routes(routes!(system::nodes))
+        .routes(routes!(system::contracts))
         .routes(routes!(tenants::list))
         .routes(routes!(tenants::read, tenants::write))
         .routes(routes!(tenants::providers))
