@@ -18,6 +18,7 @@ mod deploy;
 mod doctor;
 mod hostile;
 mod keyvalue;
+mod logs;
 mod messaging;
 mod moving;
 mod observe;

@@ -22,9 +22,9 @@ use serde::de::DeserializeOwned;
 
 use crate::agent::HostStatus;
 use crate::control::{
-    Accepted, AppView, CallRequest, CallResponse, ConfigRequest, ConfigSet, ConfigView, ContractView, DeployRequest, IDEMPOTENCY_KEY,
-    KeyRotated, LinkRequest, MAX_BLOB, MoveRequest, NodeView, Plan, ProviderView, RevisionView, RollbackRequest,
-    RouteView, SecretView, TenantView, Version,
+    Accepted, AppView, CallRequest, CallResponse, ConfigRequest, ConfigSet, ConfigView, ContractView, DeployRequest,
+    IDEMPOTENCY_KEY, KeyRotated, LinkRequest, MAX_BLOB, MoveRequest, NodeView, Plan, ProviderView, RevisionView,
+    RollbackRequest, RouteView, SecretView, TenantView, Version,
 };
 use crate::copy::CopyView;
 use crate::metrics::TenantMetrics;

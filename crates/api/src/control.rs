@@ -325,7 +325,9 @@ pub fn contracts() -> Vec<ContractView> {
         interfaces: offer.interfaces.iter().map(|&interface| interface.to_owned()).collect(),
         by_link: offer.by_link,
         providers: match offer.by_link {
-            true => ProviderKind::ALL.into_iter().filter(|k| k.contract() == offer.contract).map(provider_type).collect(),
+            true => {
+                ProviderKind::ALL.into_iter().filter(|k| k.contract() == offer.contract).map(provider_type).collect()
+            }
             false => Vec::new(),
         },
     };

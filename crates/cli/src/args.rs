@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use api::agent::LogLevel;
+use api::node::Since;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::{AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
 
@@ -266,9 +268,33 @@ pub struct Logs {
     /// Only this component.
     #[arg(long)]
     pub component: Option<ComponentName>,
-    /// Past lines to begin with.
-    #[arg(short = 'n', long, default_value_t = 100)]
-    pub last: usize,
+    /// Only this instance, as the lines name it.
+    #[arg(long)]
+    pub instance: Option<String>,
+    /// Only lines of this level or above: `trace`, `debug`, `info`, `warn`, `error` or `critical`. Standard output and
+    /// error count as `info`, the platform's own lines as `warn`.
+    #[arg(long, value_parser = level)]
+    pub level: Option<LogLevel>,
+    /// Only past lines that are not older: `10m`, or a moment such as `2030-01-31T08:00:00Z`.
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    pub since: Option<Since>,
+    /// Past lines to begin with, 100; 10000 with `--since`.
+    #[arg(short = 'n', long)]
+    pub last: Option<usize>,
+}
+
+fn level(text: &str) -> Result<LogLevel, String> {
+    let names = || LogLevel::ALL.map(LogLevel::as_str).join(", ");
+    LogLevel::ALL.into_iter().find(|level| level.as_str() == text).ok_or_else(|| format!("expected one of {}", names()))
+}
+
+fn since(text: &str) -> Result<Since, String> {
+    if let Ok(ago) = text.parse() {
+        return Ok(Since::Ago(ago));
+    }
+    let moment: Option<jiff::Timestamp> = text.parse().ok();
+    let moment = moment.and_then(|moment| u64::try_from(moment.as_millisecond()).ok()).map(Since::At);
+    moment.ok_or_else(|| "expected a duration such as 10m, or a moment such as 2030-01-31T08:00:00Z".to_owned())
 }
 
 /// `sidereal link`

@@ -52,6 +52,7 @@ impl NodeApi for Nodes {
             component: query.component.clone().unwrap_or_else(|| name("counter")),
             revision: Revision(1),
             shard: 0,
+            instance: "0-0-1".into(),
             stream: LogStream::Stdout,
             context: String::new(),
             text: text.to_owned(),
