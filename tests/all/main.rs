@@ -9,6 +9,7 @@
 
 mod blobstore;
 mod brokers;
+mod bus;
 mod components;
 mod config;
 mod contracts;
