@@ -9,7 +9,10 @@
 
 mod blobstore;
 mod brokers;
+mod bus;
 mod components;
+mod config;
+mod contracts;
 mod crash;
 mod demo;
 mod deploy;
@@ -17,6 +20,7 @@ mod doctor;
 mod external;
 mod hostile;
 mod keyvalue;
+mod logs;
 mod messaging;
 mod moving;
 mod observe;

@@ -193,6 +193,7 @@ fn lines_go_to_the_collector_and_are_sent_again_where_it_was_busy() {
     let hello = records.iter().find(|record| record.body.contains("hello")).unwrap();
     let attribute = |name: &str| hello.attributes.get(name).map(String::as_str);
     assert_eq!((attribute("resource.service.name"), attribute("sidereal.component")), (Some("probe"), Some("main")));
+    assert!(attribute("sidereal.instance").is_some_and(|instance| instance.split('-').count() == 3), "{hello:?}");
     assert!(["INFO", "WARN", "ERROR", "DEBUG"].contains(&hello.severity.as_str()), "{hello:?}");
     assert!(collector.spans().is_empty(), "spans were not asked for");
     assert_eq!(collector.faults(), [""; 0]);

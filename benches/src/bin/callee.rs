@@ -49,7 +49,7 @@ const RUN: &str = "acme:bench/run@1.0.0";
 struct Nowhere;
 
 impl LogSink for Nowhere {
-    fn write(&self, _: LogStreamKind, _: &str, _: &[u8]) {}
+    fn write(&self, _: u64, _: LogStreamKind, _: &str, _: &[u8]) {}
     fn dropped(&self, _: u64) {}
 }
 

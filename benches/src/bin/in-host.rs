@@ -18,7 +18,7 @@ use sidereal_benches::load::percentile;
 struct Nowhere;
 
 impl LogSink for Nowhere {
-    fn write(&self, _: LogStreamKind, _: &str, _: &[u8]) {}
+    fn write(&self, _: u64, _: LogStreamKind, _: &str, _: &[u8]) {}
     fn dropped(&self, _: u64) {}
 }
 

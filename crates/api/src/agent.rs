@@ -160,6 +160,9 @@ pub struct LogLine {
     pub revision: Revision,
     /// Which shard of the tenant.
     pub shard: u32,
+    /// Which instance of the component, unique on its node: `shard-process-number`. Empty in lines of the platform's own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub instance: String,
     /// `stdout`, `stderr`, or the level of `wasi:logging`.
     pub stream: LogStream,
     /// The context of `wasi:logging`; empty otherwise.
@@ -191,4 +194,53 @@ pub enum LogStream {
     Critical,
     /// The platform's own remark about the component: a trap, a limit, dropped lines.
     Platform,
+}
+
+/// How much a line matters. `stdout` and `stderr` count as `info`, the platform's own lines as `warn`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Everything.
+    Trace,
+    /// `debug` and above.
+    Debug,
+    /// `info` and above; standard output and error are here.
+    Info,
+    /// `warn` and above; the platform's own lines are here.
+    Warn,
+    /// `error` and above.
+    Error,
+    /// `critical` only.
+    Critical,
+}
+
+impl LogLevel {
+    /// Every level, the least first.
+    pub const ALL: [Self; 6] = [Self::Trace, Self::Debug, Self::Info, Self::Warn, Self::Error, Self::Critical];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Trace => "trace",
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+impl LogStream {
+    /// How much its lines matter.
+    pub fn level(self) -> LogLevel {
+        match self {
+            Self::Trace => LogLevel::Trace,
+            Self::Debug => LogLevel::Debug,
+            Self::Stdout | Self::Stderr | Self::Info => LogLevel::Info,
+            Self::Warn | Self::Platform => LogLevel::Warn,
+            Self::Error => LogLevel::Error,
+            Self::Critical => LogLevel::Critical,
+        }
+    }
 }

@@ -16,15 +16,15 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use model::app::Revision;
 use model::tenant::TenantSettings;
-use model::{AppName, Digest, SecretName, SecretValue, TenantName};
+use model::{AppName, ConfigName, Digest, SecretName, SecretValue, TenantName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::agent::HostStatus;
 use crate::control::{
-    Accepted, AppView, CallRequest, CallResponse, DeployRequest, IDEMPOTENCY_KEY, KeyRotated, LinkRequest, MAX_BLOB,
-    MoveRequest, NodeView, Plan, ProviderView, RevisionView, RollbackRequest, RouteView, SecretView, TenantView,
-    Version,
+    Accepted, AppView, CallRequest, CallResponse, ConfigRequest, ConfigSet, ConfigView, ContractView, DeployRequest,
+    IDEMPOTENCY_KEY, KeyRotated, LinkRequest, MAX_BLOB, MoveRequest, NodeView, Plan, ProviderView, RevisionView,
+    RollbackRequest, RouteView, SecretView, TenantView, Version,
 };
 use crate::copy::CopyView;
 use crate::metrics::TenantMetrics;
@@ -156,6 +156,14 @@ impl ControlClient {
     /// [`ClientError`], as every method here.
     pub async fn nodes(&self) -> Result<Vec<NodeView>, ClientError> {
         self.get("/v1/nodes").await
+    }
+
+    /// What components may import there, and which provider types answer.
+    ///
+    /// # Errors
+    /// [`ClientError`], as every method here.
+    pub async fn contracts(&self) -> Result<Vec<ContractView>, ClientError> {
+        self.get("/v1/contracts").await
     }
 
     /// All tenants.
@@ -427,6 +435,54 @@ impl ControlClient {
         let mut headers = HeaderMap::new();
         require.apply(&mut headers);
         let path = format!("/v1/tenants/{tenant}/secrets/{name}?force={force}");
+        self.send(Method::DELETE, &path, headers, Bytes::new(), None).await.map(drop)
+    }
+
+    /// The configs that apps of the tenant share, and the operator's `env`.
+    ///
+    /// # Errors
+    /// [`ClientError`], as every method here.
+    pub async fn configs(&self, tenant: &TenantName) -> Result<Vec<ConfigView>, ClientError> {
+        self.get(&format!("/v1/tenants/{tenant}/configs")).await
+    }
+
+    /// One config.
+    ///
+    /// # Errors
+    /// `not-found`; [`ClientError`], as every method here.
+    pub async fn config(&self, tenant: &TenantName, name: &ConfigName) -> Result<ConfigView, ClientError> {
+        self.get(&format!("/v1/tenants/{tenant}/configs/{name}")).await
+    }
+
+    /// Sets a config whole; the apps that name it get new revisions.
+    ///
+    /// # Errors
+    /// `conflict` where `require` does not hold, `request-invalid`, `too-large`; [`ClientError`].
+    pub async fn put_config(
+        &self,
+        tenant: &TenantName,
+        name: &ConfigName,
+        request: &ConfigRequest,
+        require: Require,
+    ) -> Result<ConfigSet, ClientError> {
+        let mut headers = HeaderMap::new();
+        require.apply(&mut headers);
+        self.json(Method::PUT, &format!("/v1/tenants/{tenant}/configs/{name}"), headers, request).await
+    }
+
+    /// Deletes a config that no app names.
+    ///
+    /// # Errors
+    /// `not-found`, `config-in-use`, `conflict` where `require` does not hold; [`ClientError`].
+    pub async fn delete_config(
+        &self,
+        tenant: &TenantName,
+        name: &ConfigName,
+        require: Require,
+    ) -> Result<(), ClientError> {
+        let mut headers = HeaderMap::new();
+        require.apply(&mut headers);
+        let path = format!("/v1/tenants/{tenant}/configs/{name}");
         self.send(Method::DELETE, &path, headers, Bytes::new(), None).await.map(drop)
     }
 

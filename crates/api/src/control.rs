@@ -6,6 +6,7 @@
 //! | `GET /v1/version` | [`Version`] |
 //! | `GET /v1/openapi.json` | this table, generated |
 //! | `GET /v1/nodes` | [`NodeView`]s |
+//! | `GET /v1/contracts` | [`ContractView`]s: what components may import here |
 //! | `GET /v1/tenants` | [`TenantView`]s |
 //! | `GET/PUT /v1/tenants/{t}` | [`TenantView`] / settings; `If-Match: <etag>` |
 //! | `PUT /v1/blobs/{digest}`, `HEAD` | artifacts, octet-stream |
@@ -21,6 +22,8 @@
 //! | `GET /v1/tenants/{t}/providers` | [`ProviderView`]s |
 //! | `GET /v1/tenants/{t}/secrets`, `GET …/secrets/{s}` | [`SecretView`]s: never a value |
 //! | `PUT …/secrets/{s}` (octet-stream: the value), `DELETE …?force` | [`SecretView`] / 204; `If-Match: <etag>` |
+//! | `GET /v1/tenants/{t}/configs`, `GET …/configs/{c}` | [`ConfigView`]s |
+//! | `PUT …/configs/{c}` ([`ConfigRequest`]), `DELETE …` | [`ConfigSet`] / 204; `If-Match: <etag>` |
 //! | `POST /v1/secrets/rotate-key` | [`KeyRotated`] |
 //! | `GET /v1/tenants/{t}/routes` | [`RouteView`]s |
 //! | `GET /v1/tenants/{t}/hosts` | [`crate::agent::HostStatus`], in shard order |
@@ -39,10 +42,15 @@
 use std::collections::BTreeMap;
 
 use model::app::{LockedApp, ProviderKind, Revision, Route};
+use model::config::Values;
 use model::observed::{AppObserved, Reason};
+use model::offers::{OFFERS, Offer, Offered};
+use model::promises::Promises;
 use model::tenant::TenantSettings;
-use model::{AppName, ComponentName, ContractId, Label, NodeName, ProviderName, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, ContractId, Label, NodeName, ProviderName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
+
+use crate::Problem;
 
 /// Which product answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -146,6 +154,13 @@ pub enum Origin {
     },
     /// The operator changed a provider that the app links to.
     Provider,
+    /// `config set`: it differs in what a shared config holds.
+    Config {
+        /// Which config.
+        name: ConfigName,
+        /// Which version of it.
+        version: u64,
+    },
 }
 
 /// An immutable revision.
@@ -269,6 +284,69 @@ pub struct ProviderView {
     pub links: Vec<String>,
 }
 
+/// One version of a contract that components may import here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ContractView {
+    /// `namespace:package`.
+    pub contract: String,
+    /// The version; of a `track`, the one that is built in. `none`: the package has no version.
+    pub version: String,
+    /// Every release of this minor version is accepted; else this version only.
+    pub track: bool,
+    /// Its interfaces.
+    pub interfaces: Vec<String>,
+    /// A component that imports it needs a link to a provider.
+    pub by_link: bool,
+    /// The provider types that answer it over a link. Another component of the app can, too.
+    pub providers: Vec<ProviderType>,
+}
+
+/// A provider type and what it promises.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ProviderType {
+    /// The type.
+    #[serde(rename = "type")]
+    pub kind: ProviderKind,
+    /// The name under which it is there without being declared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub built_in_as: Option<String>,
+    /// What an acknowledged write, or message, survives.
+    pub durability: String,
+    /// What happens at once or not at all, and what order there is.
+    pub atomicity: String,
+    /// Who can have the same data.
+    pub reach: String,
+}
+
+/// What this version of the platform offers to components.
+pub fn contracts() -> Vec<ContractView> {
+    let one = |offer: &Offer| ContractView {
+        contract: offer.contract.to_owned(),
+        version: offer.version.to_string(),
+        track: matches!(offer.version, Offered::Track(..)),
+        interfaces: offer.interfaces.iter().map(|&interface| interface.to_owned()).collect(),
+        by_link: offer.by_link,
+        providers: match offer.by_link {
+            true => {
+                ProviderKind::ALL.into_iter().filter(|k| k.contract() == offer.contract).map(provider_type).collect()
+            }
+            false => Vec::new(),
+        },
+    };
+    OFFERS.iter().map(one).collect()
+}
+
+fn provider_type(kind: ProviderKind) -> ProviderType {
+    let Promises { durability, atomicity, reach } = kind.promises();
+    ProviderType {
+        kind,
+        built_in_as: kind.built_in_as().map(str::to_owned),
+        durability: durability.to_owned(),
+        atomicity: atomicity.to_owned(),
+        reach: reach.to_owned(),
+    }
+}
+
 /// A secret without its value: values go in and never come back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SecretView {
@@ -283,6 +361,68 @@ pub struct SecretView {
     /// What names it now, for people.
     #[serde(default)]
     pub used_by: Vec<String>,
+}
+
+/// What a shared config is to hold: all of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigRequest {
+    /// Keys and what is answered for them. Stored and shown: no secrets.
+    pub values: Values,
+}
+
+/// A config that apps of the tenant share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConfigView {
+    /// Its name; `env` is the environment of the operator's choice, the same for all tenants.
+    pub name: ConfigName,
+    /// What it holds.
+    pub values: Values,
+    /// How often it was changed since it was made; starts at 1.
+    pub version: u64,
+    /// When it was last changed, milliseconds since 1970.
+    pub updated_ms: u64,
+    /// For `If-Match`; 0 for `env`, which is changed by nobody here.
+    pub etag: u64,
+    /// The apps that name it.
+    #[serde(default)]
+    pub used_by: Vec<ConfigUse>,
+}
+
+/// An app that names a shared config.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConfigUse {
+    /// The app.
+    pub app: AppName,
+    /// Its wanted revision.
+    pub revision: Revision,
+    /// That revision holds other values: it was rolled back, or could not follow. It follows with its next deploy, or
+    /// when the config is set again.
+    pub differs: bool,
+}
+
+/// A config was set, and the apps that name it follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConfigSet {
+    /// What it is now.
+    pub config: ConfigView,
+    /// It held the same already: its version is the same.
+    pub unchanged: bool,
+    /// What became of each app that names it.
+    pub apps: Vec<ConfigFollowed>,
+}
+
+/// What became of an app when a config it names was set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConfigFollowed {
+    /// The app.
+    pub app: AppName,
+    /// Its new revision, which differs in configuration only, or the current one where it had the values already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Revision>,
+    /// Why it goes on with the values it had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
 }
 
 /// The master key of the secret store was changed.
@@ -335,6 +475,10 @@ pub mod event {
     pub const SECRET_SET: &str = "dev.sidereal.secret.set";
     /// A secret was deleted: `{secret}`. `subject` is the tenant.
     pub const SECRET_DELETED: &str = "dev.sidereal.secret.deleted";
+    /// A shared config was set: `{config, version}`. `subject` is the tenant.
+    pub const CONFIG_SET: &str = "dev.sidereal.config.set";
+    /// A shared config was deleted: `{config}`. `subject` is the tenant.
+    pub const CONFIG_DELETED: &str = "dev.sidereal.config.deleted";
     /// The master key of all secrets was changed: `{key, tenants}`.
     pub const SECRETS_KEY_ROTATED: &str = "dev.sidereal.secrets.key-rotated";
     /// A node is there: `{ingress, pid}`. `source` is the node.

@@ -1,15 +1,18 @@
 //! What the control plane asks of nodes beside the store: logs, counters, and calls that bypass the ingress. On one machine the
 //! node is in the same process; a cluster puts a network client behind the same trait.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use model::unit::Millis;
 use model::{AppName, ComponentName, Digest, Revision, TenantName};
 
 use crate::Problem;
-use crate::agent::{HostStatus, LogLine};
+use crate::agent::{HostStatus, LogLevel, LogLine};
 use crate::copy::{CopyRequest, Cursor, Keys, Step};
 use crate::metrics::TenantMetrics;
 
@@ -18,11 +21,57 @@ use crate::metrics::TenantMetrics;
 pub struct LogQuery {
     /// Only this component.
     pub component: Option<ComponentName>,
+    /// Only this instance, as [`LogLine::instance`] says it.
+    pub instance: Option<String>,
+    /// Only lines that matter as much as this, or more.
+    pub level: Option<LogLevel>,
+    /// Only past lines that are not older.
+    pub since: Option<Since>,
     /// At most this many past lines.
     pub last: usize,
     /// Go on with new lines.
     pub follow: bool,
 }
+
+/// A moment in the past. A duration is taken from the clock of whoever has the lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// This long ago.
+    Ago(Millis),
+    /// Milliseconds since 1970.
+    At(u64),
+}
+
+impl Since {
+    /// Milliseconds since 1970, where it is `now_ms` now.
+    pub fn at(self, now_ms: u64) -> u64 {
+        match self {
+            Self::Ago(ago) => now_ms.saturating_sub(ago.0),
+            Self::At(ms) => ms,
+        }
+    }
+}
+
+impl fmt::Display for Since {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ago(ago) => write!(f, "{}ms", ago.0),
+            Self::At(ms) => write!(f, "{ms}"),
+        }
+    }
+}
+
+impl FromStr for Since {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let moment = text.parse().map(Self::At).ok();
+        let moment = moment.or_else(|| text.parse().map(Self::Ago).ok());
+        moment.ok_or_else(|| "expected a duration such as 10m, or milliseconds since 1970".to_owned())
+    }
+}
+
+/// The longest name of an instance that is asked for, bytes.
+pub const MAX_INSTANCE: usize = 64;
 
 /// One step of a move of data, see [`crate::copy`].
 #[derive(Debug, Clone)]

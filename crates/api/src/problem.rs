@@ -76,7 +76,11 @@ codes! {
     ProviderUnavailable = "provider-unavailable", 422, 1;
     /// The app names a secret that its tenant does not have: `sidereal secret set`, then deploy again.
     SecretMissing = "secret-missing", 422, 1;
-    /// Tenant, app, revision, component, link, provider or secret does not exist.
+    /// The app names a shared config that its tenant does not have: `sidereal config set`, then deploy again.
+    ConfigMissing = "config-missing", 422, 1;
+    /// The config is named by apps, which are listed: deploy them without it first.
+    ConfigInUse = "config-in-use", 409, 4;
+    /// Tenant, app, revision, component, link, provider, secret or config does not exist.
     NotFound = "not-found", 404, 3;
     /// Somebody else changed it first.
     Conflict = "conflict", 409, 4;

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use api::agent::LogLevel;
+use api::node::Since;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::unit::ByteSize;
-use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
 
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]
@@ -91,6 +93,9 @@ pub enum Command {
     /// Secrets of a tenant: passwords and keys that providers and components use.
     #[command(subcommand)]
     Secret(SecretCommand),
+    /// Configuration that apps of a tenant share by name.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// What the ingress sends where.
     #[command(subcommand)]
     Route(RouteCommand),
@@ -166,6 +171,12 @@ pub struct Up {
     /// A program that apps may run as an external provider, by this name. It runs as this user, outside any sandbox.
     #[arg(long, value_name = "NAME=/PATH", value_parser = program)]
     pub external: Vec<(ProviderName, PathBuf)>,
+    /// Offer this variable of the platform's environment to apps that say `config-from = ["env"]`; no other is offered.
+    #[arg(long, value_name = "NAME")]
+    pub config_env: Vec<String>,
+    /// As `--config-env`, for all variables whose name begins so.
+    #[arg(long, value_name = "PREFIX")]
+    pub config_env_prefix: Vec<String>,
 }
 
 /// `NAME=/path/to/program`.
@@ -289,9 +300,33 @@ pub struct Logs {
     /// Only this component.
     #[arg(long)]
     pub component: Option<ComponentName>,
-    /// Past lines to begin with.
-    #[arg(short = 'n', long, default_value_t = 100)]
-    pub last: usize,
+    /// Only this instance, as the lines name it.
+    #[arg(long)]
+    pub instance: Option<String>,
+    /// Only lines of this level or above: `trace`, `debug`, `info`, `warn`, `error` or `critical`. Standard output and
+    /// error count as `info`, the platform's own lines as `warn`.
+    #[arg(long, value_parser = level)]
+    pub level: Option<LogLevel>,
+    /// Only past lines that are not older: `10m`, or a moment such as `2030-01-31T08:00:00Z`.
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    pub since: Option<Since>,
+    /// Past lines to begin with, 100; 10000 with `--since`.
+    #[arg(short = 'n', long)]
+    pub last: Option<usize>,
+}
+
+fn level(text: &str) -> Result<LogLevel, String> {
+    let names = || LogLevel::ALL.map(LogLevel::as_str).join(", ");
+    LogLevel::ALL.into_iter().find(|level| level.as_str() == text).ok_or_else(|| format!("expected one of {}", names()))
+}
+
+fn since(text: &str) -> Result<Since, String> {
+    if let Ok(ago) = text.parse() {
+        return Ok(Since::Ago(ago));
+    }
+    let moment: Option<jiff::Timestamp> = text.parse().ok();
+    let moment = moment.and_then(|moment| u64::try_from(moment.as_millisecond()).ok()).map(Since::At);
+    moment.ok_or_else(|| "expected a duration such as 10m, or a moment such as 2030-01-31T08:00:00Z".to_owned())
 }
 
 /// `sidereal link`
@@ -365,7 +400,11 @@ impl std::str::FromStr for LinkArg {
 #[derive(Debug, Subcommand)]
 pub enum ProviderCommand {
     /// Providers, what they answer and who links to them.
-    List,
+    List {
+        /// Instead: the contracts the platform offers, their versions, and what each provider type promises.
+        #[arg(long)]
+        contracts: bool,
+    },
     /// Offer a provider to every app of the tenant; the address it names is granted to it.
     Add {
         /// Its name.
@@ -430,6 +469,43 @@ pub enum SecretCommand {
     },
     /// Change the master key that all secrets are sealed under; nothing stops meanwhile.
     RotateKey,
+}
+
+/// `sidereal config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Set keys of a config; makes it where there is none. Apps that name it get a new revision each.
+    Set {
+        /// Its name.
+        name: ConfigName,
+        /// What is answered for a key: `greeting=hello`. Never secrets.
+        #[arg(value_name = "KEY=VALUE", value_parser = pair)]
+        values: Vec<(String, String)>,
+        /// Take a key out.
+        #[arg(long, value_name = "KEY")]
+        unset: Vec<String>,
+        /// Take out every key that is not given.
+        #[arg(long)]
+        replace: bool,
+        /// Refuse unless this is its etag.
+        #[arg(long, value_name = "ETAG")]
+        expect: Option<u64>,
+        /// Give up waiting for the apps after this many seconds; 0: do not wait.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u64,
+    },
+    /// What a config holds, and the apps that name it.
+    Get {
+        /// Its name; `env` is the environment of the operator's choice.
+        name: ConfigName,
+    },
+    /// Configs, their versions and the apps that name them.
+    List,
+    /// Delete a config that no app names.
+    Delete {
+        /// Its name.
+        name: ConfigName,
+    },
 }
 
 /// `sidereal route`

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::node::NodeApi;
 use model::NodeName;
+use model::config::Values;
 use store::Store;
 use store::blobs::Blobs;
 use store::secrets::Secrets;
@@ -26,6 +27,8 @@ pub struct ControlConfig {
     pub secrets: Arc<Secrets>,
     /// Logs and calls.
     pub nodes: Arc<dyn NodeApi>,
+    /// What the operator offers of the environment, as the config `env`; `None`: nothing is offered.
+    pub env: Option<Values>,
     /// Values of `Host` that are accepted beside loopback names and `listen` itself, `name` or `name:port`.
     pub allowed_hosts: Vec<String>,
     /// How long an artifact stays that no revision names: it was sent for a deploy that is still to come.
@@ -48,6 +51,9 @@ pub enum ControlError {
     /// The token is too short to protect anything.
     #[error("the API token has {0} characters; it needs at least 16")]
     Token(usize),
+    /// Shared configs could not be brought to the apps that name them.
+    #[error("shared configs: {0}")]
+    Configs(String),
     /// The state cannot be read.
     #[error(transparent)]
     Store(#[from] store::StoreError),

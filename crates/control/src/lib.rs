@@ -60,8 +60,19 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn start(config: ControlConfig) -> Result<Self, ControlError> {
-        let ControlConfig { listen, token, node, store, blobs, secrets, nodes, allowed_hosts, keep_unnamed, version } =
-            config;
+        let ControlConfig {
+            listen,
+            token,
+            node,
+            store,
+            blobs,
+            secrets,
+            nodes,
+            env,
+            allowed_hosts,
+            keep_unnamed,
+            version,
+        } = config;
         if token.len() < MIN_TOKEN {
             return Err(ControlError::Token(token.len()));
         }
@@ -74,6 +85,7 @@ impl Control {
         let reconciler =
             Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in, turn.clone()).await?;
         let writer = Arc::new(Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn));
+        writer.resume_configs(env).await.map_err(|refusal| ControlError::Configs(refusal.problem.detail))?;
         let mover = Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), stop.clone());
         mover.resume().await?;
         let purger = Purger { store: store.clone(), nodes: nodes.clone(), state: state.clone() };

@@ -4,6 +4,7 @@
 //! A deploy writes the revision's record first and then moves the head to it, with compare-and-set: the head is the commit
 //! point. A crash in between leaves a record that nothing points to; its number is skipped by the next deploy.
 
+mod configs;
 mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -194,7 +195,7 @@ impl Writer {
     }
 
     /// `deploy`.
-    pub(crate) async fn deploy(&self, id: &AppId, app: LockedApp, cause: Cause) -> Answer<Accepted> {
+    pub(crate) async fn deploy(&self, id: &AppId, mut app: LockedApp, cause: Cause) -> Answer<Accepted> {
         // Reading artifacts takes time; done here first, the same check below finds them read.
         self.vetter.vet(&app, &self.tenant(&id.tenant).await?.settings, clock::seconds()).await.map_err(refuse)?;
         let _turn = self.turn.lock().await;
@@ -212,12 +213,15 @@ impl Writer {
             return Err(Refusal::new(Code::Conflict, text)
                 .help("deploy again in a moment; calls that were under way may take as long as their `wall` limit"));
         }
+        self.fill(&id.tenant, &mut app).await?.map_or(Ok(()), |missing| Err(refuse(missing)))?;
         self.append(id, head, app, cause).await
     }
 
     async fn repeated(&self, id: &AppId, app: &LockedApp, done: &Keyed) -> Answer<Accepted> {
         match self.record(id, done.revision).await {
-            Ok(record) if record.app == *app => Ok(Accepted { revision: done.revision, unchanged: false }),
+            Ok(record) if configs::same_wish(&record.app, app) => {
+                Ok(Accepted { revision: done.revision, unchanged: false })
+            }
             Ok(_) => Err(Refusal::new(
                 Code::Conflict,
                 format!("the idempotency key was used for revision {} with other content", done.revision),
@@ -243,8 +247,10 @@ impl Writer {
             }
         };
         let origin = Origin::Rollback { to: to.revision };
-        // The content of then, at the operator's providers of now.
-        let app = refreshed(to.app, &self.tenant(&id.tenant).await?.settings);
+        // The content of then, at the operator's providers of now. Shared configs come back as they were then; what the
+        // operator offers of the environment is for now to say.
+        let mut app = refreshed(to.app, &self.tenant(&id.tenant).await?.settings);
+        self.fill_env(&mut app).await?;
         self.append(id, head, app, Cause { origin, message: to.message, require, key: None }).await
     }
 

@@ -333,7 +333,7 @@ impl Apps {
                 forwarded: self.code.share_imports(&siblings::forwarded(app, name)),
                 limits: component.limits,
                 reuse: component.reuse,
-                bindings: links::bindings(app, name, &component.config, &opened, &self.totals, &siblings),
+                bindings: links::bindings(app, name, component.answers(), &opened, &self.totals, &siblings),
                 outbound,
                 origin: Arc::new(SpanOrigin { app: app.name.clone(), revision, component: name.clone() }),
                 log: self.logs.component(origin, component.limits.log_rate),

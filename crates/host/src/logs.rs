@@ -35,6 +35,8 @@ pub(crate) struct Logs {
     untold: Mutex<Vec<Weak<ComponentLog>>>,
     tell: Notify,
     shard: u32,
+    /// Tells this process from earlier ones, whose instances had the same numbers.
+    started: u32,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +55,8 @@ struct Ring {
 struct Line {
     time_ms: u64,
     origin: Arc<Origin>,
+    /// 0: the platform's own.
+    instance: u64,
     stream: LogStream,
     context: Box<str>,
     text: Box<str>,
@@ -103,6 +107,8 @@ impl Logs {
             untold: Mutex::default(),
             tell: Notify::new(),
             shard,
+            // The lower half: a process of the same shard does not start again within the same millisecond.
+            started: now_ms() as u32,
         })
     }
 
@@ -168,13 +174,18 @@ impl Line {
         128 + self.text.len() + self.context.len()
     }
 
-    fn wire(&self, shard: u32) -> LogLine {
+    fn wire(&self, shard: u32, started: u32) -> LogLine {
+        let instance = match self.instance {
+            0 => String::new(),
+            number => format!("{shard}-{started:08x}-{number}"),
+        };
         LogLine {
             time_ms: self.time_ms,
             app: self.origin.app.clone(),
             component: self.origin.component.clone(),
             revision: self.origin.revision,
             shard,
+            instance,
             stream: self.stream,
             context: self.context.to_string(),
             text: self.text.to_string(),
@@ -220,14 +231,21 @@ impl Reader {
         let lost = ring.first.saturating_sub(self.next);
         self.next += lost;
         let skip = usize::try_from(self.next - ring.first).unwrap_or(usize::MAX);
-        let shard = self.logs.shard;
-        let mut lines: Vec<LogLine> = ring.lines.iter().skip(skip).take(AT_ONCE).map(|line| line.wire(shard)).collect();
+        let (shard, started) = (self.logs.shard, self.logs.started);
+        let mut lines: Vec<LogLine> =
+            ring.lines.iter().skip(skip).take(AT_ONCE).map(|line| line.wire(shard, started)).collect();
         self.next += lines.len() as u64;
         if lost > 0
             && let Some(first) = lines.first()
         {
             let text = format!("{lost} lines of this host's log were lost here: their reader was too slow");
-            let remark = LogLine { stream: LogStream::Platform, context: String::new(), text, ..first.clone() };
+            let remark = LogLine {
+                stream: LogStream::Platform,
+                instance: String::new(),
+                context: String::new(),
+                text,
+                ..first.clone()
+            };
             lines.insert(0, remark);
         }
         lines
@@ -255,12 +273,12 @@ impl ComponentLog {
     }
 
     fn platform(&self, text: &str) {
-        self.push(LogStream::Platform, "", escape::one_line(text));
+        self.push(0, LogStream::Platform, "", escape::one_line(text));
     }
 
-    fn push(&self, stream: LogStream, context: &str, text: String) {
+    fn push(&self, instance: u64, stream: LogStream, context: &str, text: String) {
         let (context, text) = (context.into(), text.into_boxed_str());
-        self.logs.push(Line { time_ms: now_ms(), origin: self.origin.clone(), stream, context, text });
+        self.logs.push(Line { time_ms: now_ms(), origin: self.origin.clone(), instance, stream, context, text });
     }
 }
 
@@ -283,7 +301,7 @@ impl Budget {
 }
 
 impl LogSink for ComponentLog {
-    fn write(&self, stream: LogStreamKind, context: &str, bytes: &[u8]) {
+    fn write(&self, instance: u64, stream: LogStreamKind, context: &str, bytes: &[u8]) {
         // Escaping makes it longer; what is kept is what counts.
         let context = if context.is_empty() { String::new() } else { escape::one_line(context) };
         // An empty line costs its end, so that empty ones are no way around the budget.
@@ -302,7 +320,7 @@ impl LogSink for ComponentLog {
             LogStreamKind::Error => LogStream::Error,
             LogStreamKind::Critical => LogStream::Critical,
         };
-        escape::lines(bytes, |text| self.push(stream, &context, text));
+        escape::lines(bytes, |text| self.push(instance, stream, &context, text));
     }
 
     fn dropped(&self, bytes: u64) {
@@ -332,14 +350,18 @@ mod tests {
     async fn the_first_reader_sees_what_came_before_it_and_the_next_does_not() {
         let logs = Logs::new(3);
         let component = log(&logs, 1000);
-        component.write(LogStreamKind::Stdout, "", b"early\n");
+        component.write(7, LogStreamKind::Stdout, "", b"early\n");
         let mut first = logs.reader();
         let mut second = logs.reader();
-        component.write(LogStreamKind::Warn, "ctx\n", b"late");
+        component.write(7, LogStreamKind::Warn, "ctx\n", b"late");
         assert_eq!(texts(&first.next().await), ["early", "late"]);
         let lines = second.next().await;
         assert_eq!(texts(&lines), ["late"]);
         assert_eq!((lines[0].stream, lines[0].context.as_str(), lines[0].shard), (LogStream::Warn, "ctx\\n", 3));
+        let instance = &lines[0].instance;
+        assert!(instance.starts_with("3-") && instance.ends_with("-7") && instance.len() == 12, "{instance}");
+        component.remark("trap");
+        assert_eq!(second.next().await[0].instance, "", "the platform's own line is of no instance");
     }
 
     #[tokio::test]
@@ -373,14 +395,14 @@ mod tests {
         let component = log(&logs, u64::MAX);
         let mut reader = logs.reader();
         for n in 0..MAX_LINES + 10 {
-            component.write(LogStreamKind::Stdout, "", format!("{n}\n").as_bytes());
+            component.write(7, LogStreamKind::Stdout, "", format!("{n}\n").as_bytes());
         }
         let lines = reader.next().await;
         assert_eq!(lines[0].stream, LogStream::Platform);
         assert!(lines[0].text.starts_with("10 lines"), "{}", lines[0].text);
         assert_eq!(lines[1].text, "10");
         for _ in 0..1000 {
-            component.write(LogStreamKind::Stdout, "", &[b'x'; 15_000]);
+            component.write(7, LogStreamKind::Stdout, "", &[b'x'; 15_000]);
         }
         let ring = lock(&logs.ring);
         assert!(ring.bytes <= MAX_BYTES && ring.lines.len() <= MAX_LINES);
@@ -391,7 +413,7 @@ mod tests {
         let logs = Logs::new(0);
         let component = log(&logs, 1000);
         let mut reader = logs.reader();
-        component.write(LogStreamKind::Info, &"c".repeat(99), &[b'\n'; 100]);
+        component.write(7, LogStreamKind::Info, &"c".repeat(99), &[b'\n'; 100]);
         let lines = reader.next().await;
         assert_eq!(lines.len(), 10);
         assert_eq!(component.dropped_bytes(), 90);
@@ -403,11 +425,11 @@ mod tests {
         let component = log(&logs, 100);
         let mut reader = logs.reader();
         for _ in 0..5 {
-            component.write(LogStreamKind::Stdout, "", &[b'x'; 60]);
+            component.write(7, LogStreamKind::Stdout, "", &[b'x'; 60]);
         }
         assert_eq!(component.dropped_bytes(), 200);
         for _ in 0..1000 {
-            component.write(LogStreamKind::Stdout, "", b"\n");
+            component.write(7, LogStreamKind::Stdout, "", b"\n");
         }
         assert_eq!(component.dropped_bytes(), 1200, "empty lines cost as well");
         assert_eq!(texts(&reader.next().await).iter().map(|text| text.len()).sum::<usize>(), 100);

@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use providers::blobstore::Blobstore;
+use providers::bus::Bus;
 use providers::config::Config;
 use providers::dial::Dialer;
 use providers::http_out::{Tls, public_roots};
@@ -121,6 +122,7 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
         Box::new(Secrets),
         Box::new(Config),
         Box::new(Logging),
+        Box::new(Bus),
     ];
     let runtime = Runtime::new(settings.runtime, capabilities)?;
     let files = Arc::new(FilesClient::new(&socket));

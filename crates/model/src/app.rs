@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::SharedConfig;
 use crate::digest::Digest;
 use crate::interface::{ContractId, InterfaceId};
 use crate::limits::Limits;
@@ -78,9 +79,12 @@ pub struct LockedComponent {
     pub imports: Vec<InterfaceId>,
     /// What it exports, read from the artifact.
     pub exports: Vec<InterfaceId>,
-    /// Answers of `wasi:config`.
+    /// Answers of `wasi:config` that the manifest gives; they go before those of `config_from`.
     #[serde(default)]
     pub config: BTreeMap<String, String>,
+    /// Shared configs that answer too, a later one before an earlier one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub config_from: Vec<SharedConfig>,
     /// What one call and the component may use.
     #[serde(default)]
     pub limits: Limits,

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::app::{Link, LockedApp, LockedComponent, ProviderSpec, Reuse, Route};
+use crate::config::{SharedConfig, Values};
 use crate::limits::Limits;
-use crate::name::{ComponentName, ProviderName};
+use crate::name::{ComponentName, ConfigName, ProviderName};
 use crate::secret::SecretRef;
 
 /// Lines such as `+ route …`, `~ link …`, `- component …`; empty exactly where the two are equal.
@@ -61,6 +62,7 @@ fn component(
         (None, Some(new)) => {
             lines.push(format!("+ component {name}: sha256:{} ({})", new.digest.short(), new.world.as_str()));
             config(lines, &format!("config {name}"), &BTreeMap::new(), &new.config);
+            config_from(lines, name, &[], &new.config_from);
             return;
         }
         (Some(old), None) => {
@@ -78,6 +80,7 @@ fn component(
         lines.push(format!("~ component {name} world: {} -> {}", old.world.as_str(), new.world.as_str()));
     }
     config(lines, &format!("config {name}"), &old.config, &new.config);
+    config_from(lines, name, &old.config_from, &new.config_from);
     for ((field, was), (_, is)) in limits(&old.limits).into_iter().zip(limits(&new.limits)) {
         if was != is {
             lines.push(format!("~ limit {name} {field}: {was} -> {is}"));
@@ -102,6 +105,26 @@ fn config(lines: &mut Vec<String>, what: &str, old: &BTreeMap<String, String>, n
             (was, is) if was != is => lines.push(format!("~ {what} {key}")),
             _ => {}
         }
+    }
+}
+
+/// Shared configs that are named, and what each of them held.
+fn config_from(lines: &mut Vec<String>, name: &ComponentName, old: &[SharedConfig], new: &[SharedConfig]) {
+    let by_name = |all: &[SharedConfig]| -> BTreeMap<ConfigName, Values> {
+        all.iter().map(|shared| (shared.name.clone(), shared.values.clone())).collect()
+    };
+    let (was, is) = (by_name(old), by_name(new));
+    for (shared, pair) in both(&was, &is) {
+        match pair {
+            (None, Some(_)) => lines.push(format!("+ config {name} from {shared}")),
+            (Some(_), None) => lines.push(format!("- config {name} from {shared}")),
+            (Some(was), Some(is)) => config(lines, &format!("config {name} from {shared}"), was, is),
+            (None, None) => {}
+        }
+    }
+    let order = |all: &[SharedConfig]| all.iter().map(|shared| shared.name.clone()).collect::<Vec<_>>();
+    if was.keys().eq(is.keys()) && order(old) != order(new) {
+        lines.push(format!("~ order of shared configs {name}"));
     }
 }
 
@@ -222,6 +245,12 @@ mod tests {
             imports: vec!["wasi:keyvalue/store@0.2.0-draft".parse().unwrap()],
             exports: vec![],
             config: [("greeting".into(), "hello".into())].into(),
+            config_from: ["base", "shared"]
+                .map(|name| SharedConfig {
+                    name: name.parse().unwrap(),
+                    values: [("region".into(), "north".into())].into(),
+                })
+                .into(),
             limits: Limits::default(),
             reuse: None,
             allow_hosts: vec!["https://a.example".into(), "https://b.example".into()],
@@ -285,6 +314,13 @@ mod tests {
             (|a| counter(a).world = World::P3, "~ component counter world: p2 -> p3"),
             (|a| counter(a).config.clear(), "- config counter greeting"),
             (|a| drop(counter(a).config.insert("greeting".into(), "secret".into())), "~ config counter greeting"),
+            (|a| drop(counter(a).config_from.pop()), "- config counter from shared"),
+            (|a| counter(a).config_from.reverse(), "~ order of shared configs counter"),
+            (
+                |a| drop(counter(a).config_from[1].values.insert("region".into(), "south".into())),
+                "~ config counter from shared region",
+            ),
+            (|a| counter(a).config_from[1].values.clear(), "- config counter from shared region"),
             (|a| counter(a).limits.memory = ByteSize::mib(64), "~ limit counter memory: 128MiB -> 64MiB"),
             (|a| counter(a).limits.log_rate = ByteSize::mib(2), "~ limit counter log_rate: 1MiB -> 2MiB"),
             (
@@ -339,6 +375,8 @@ mod tests {
             [
                 "+ component counter: sha256:7692c3ad3540 (p2)",
                 "+ config counter greeting",
+                "+ config counter from base",
+                "+ config counter from shared",
                 "+ provider embedded: keyvalue-embedded",
                 "+ link counter wasi:keyvalue default: embedded",
                 "+ link counter wasi:keyvalue other: embedded",

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::World;
 use crate::app::{Link, LockedApp, LockedComponent, ProviderSpec, Route};
 use crate::component::{ComponentInfo, InspectError};
+use crate::config::SharedConfig;
 use crate::digest::Digest;
 use crate::limits::Limits;
 use crate::manifest::{
@@ -275,6 +276,7 @@ fn locked(component: &Component, facts: Option<&ArtifactFacts>, ceilings: &Limit
         imports: info.map(|i| i.imports.clone()).unwrap_or_default(),
         exports: info.map(|i| i.exports.clone()).unwrap_or_default(),
         config: texts(&component.config),
+        config_from: component.config_from.iter().map(|name| SharedConfig::named(name.value.clone())).collect(),
         limits: limits(component, ceilings),
         reuse: component.reuse.as_ref().map(|r| r.value),
         allow_hosts: component.allow_hosts.iter().map(|h| h.value.clone()).collect(),
@@ -321,6 +323,9 @@ fn span_of(manifest: &Manifest, subject: &Subject) -> Range<usize> {
         Subject::Reuse(name) => component(name).map(|c| c.reuse.as_ref().map_or(&c.span, |r| &r.span).clone()),
         Subject::Config(name, key) => {
             component(name).map(|c| c.config.get(key).map_or(&c.span, |v| &v.value.span).clone())
+        }
+        Subject::ConfigFrom(name, index) => {
+            component(name).map(|c| c.config_from.get(*index).map_or(&c.span, |n| &n.span).clone())
         }
         Subject::AllowHost(name, index) => {
             component(name).map(|c| c.allow_hosts.get(*index).map_or(&c.span, |h| &h.span).clone())

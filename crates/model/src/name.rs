@@ -96,6 +96,8 @@ names! {
     NodeName,
     /// A secret of one tenant.
     SecretName,
+    /// A config that apps of one tenant share.
+    ConfigName,
 }
 
 impl Label {

@@ -119,6 +119,8 @@ pub const OFFERS: &[Offer] = &[
     free("wasi:config", Offered::Exact("0.2.0-draft"), &["store", "runtime"]),
     free("wasi:logging", Offered::Exact("0.1.0-draft"), &["logging"]),
     free("wasi:logging", Offered::Unversioned, &["logging"]),
+    free("wasmcloud:bus", Offered::Track(2, 0, 1), &["lattice"]),
+    free("wasmcloud:bus", Offered::Track(1, 0, 0), &["lattice"]),
     Offer {
         contract: "wasi:keyvalue",
         version: Offered::Exact("0.2.0-draft"),

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::agent::LogLine;
 use api::node::LogQuery;
@@ -56,8 +57,12 @@ impl Ring {
     }
 }
 
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 fn cost(line: &LogLine) -> usize {
-    line.text.len() + line.context.len() + OVERHEAD
+    line.text.len() + line.context.len() + line.instance.len() + OVERHEAD
 }
 
 impl Logs {
@@ -104,16 +109,21 @@ impl Logs {
     pub fn query(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
         let rings = &mut *self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (tenant.clone(), app.clone());
+        let since_ms = query.since.map_or(0, |since| since.at(now_ms()));
         let fits = {
-            let component = query.component.clone();
-            move |line: &Arc<LogLine>| component.as_ref().is_none_or(|name| *name == line.component)
+            let LogQuery { component, instance, level, .. } = query.clone();
+            move |line: &Arc<LogLine>| {
+                component.as_ref().is_none_or(|name| *name == line.component)
+                    && instance.as_ref().is_none_or(|name| *name == line.instance)
+                    && level.is_none_or(|level| line.stream.level() >= level)
+            }
         };
         let past: Vec<LogLine> = rings.by_app.get(&key).map_or_else(Vec::new, |ring| {
             let mut lines: Vec<_> = ring
                 .lines
                 .iter()
                 .rev()
-                .filter(|line| fits(line))
+                .filter(|line| line.time_ms >= since_ms && fits(line))
                 .take(query.last)
                 .map(|l| l.as_ref().clone())
                 .collect();
@@ -143,7 +153,8 @@ impl Logs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::agent::LogStream;
+    use api::agent::{LogLevel, LogStream};
+    use api::node::Since;
     use model::Revision;
 
     fn line(app: &str, component: &str, text: String) -> LogLine {
@@ -153,6 +164,7 @@ mod tests {
             component: component.parse().unwrap(),
             revision: Revision(1),
             shard: 0,
+            instance: String::new(),
             stream: LogStream::Stdout,
             context: String::new(),
             text,
@@ -175,13 +187,40 @@ mod tests {
         let last = |n, component: Option<&str>| LogQuery {
             last: n,
             component: component.map(|name| name.parse().unwrap()),
-            follow: false,
+            ..LogQuery::default()
         };
         assert_eq!(texts(&logs, "t", "a", last(3, None)), ["7", "8", "9"]);
         assert_eq!(texts(&logs, "t", "a", last(2, Some("even"))), ["6", "8"]);
         assert!(texts(&logs, "u", "a", last(3, None)).is_empty());
         logs.forget(&tenant, &"a".parse().unwrap());
         assert!(texts(&logs, "t", "a", last(3, None)).is_empty());
+    }
+
+    #[test]
+    fn lines_are_chosen_by_level_age_and_instance() {
+        let logs = Logs::default();
+        let tenant = "t".parse().unwrap();
+        let now = now_ms();
+        for (stream, age_ms, instance, text) in [
+            (LogStream::Error, 3_600_000, "0-0-1", "old"),
+            (LogStream::Debug, 0, "0-0-1", "debug"),
+            (LogStream::Stderr, 0, "0-0-2", "err"),
+            (LogStream::Platform, 0, "", "trap"),
+            (LogStream::Critical, 0, "0-0-2", "worst"),
+        ] {
+            let line = line("a", "c", text.into());
+            logs.push(&tenant, LogLine { stream, time_ms: now - age_ms, instance: instance.into(), ..line });
+        }
+        let query = |level, since, instance: Option<&str>| {
+            let instance = instance.map(str::to_owned);
+            texts(&logs, "t", "a", LogQuery { last: 10, level, since, instance, ..LogQuery::default() })
+        };
+        assert_eq!(query(Some(LogLevel::Trace), None, None).len(), 5);
+        assert_eq!(query(Some(LogLevel::Info), None, None), ["old", "err", "trap", "worst"]);
+        assert_eq!(query(Some(LogLevel::Warn), None, None), ["old", "trap", "worst"]);
+        assert_eq!(query(Some(LogLevel::Error), Some(Since::Ago("1m".parse().unwrap())), None), ["worst"]);
+        assert_eq!(query(None, Some(Since::At(now)), None), ["debug", "err", "trap", "worst"]);
+        assert_eq!(query(None, None, Some("0-0-2")), ["err", "worst"]);
     }
 
     #[test]
@@ -211,8 +250,9 @@ mod tests {
         let logs = Logs::default();
         let tenant: TenantName = "t".parse().unwrap();
         logs.push(&tenant, line("a", "c", "past".into()));
-        let query = LogQuery { last: 10, follow: true, component: None };
+        let query = LogQuery { last: 10, follow: true, level: Some(LogLevel::Info), ..LogQuery::default() };
         let mut stream = logs.query(&tenant, &"a".parse().unwrap(), query);
+        logs.push(&tenant, LogLine { stream: LogStream::Debug, ..line("a", "c", "too little".into()) });
         logs.push(&tenant, line("a", "c", "coming".into()));
         assert_eq!(stream.next().await.unwrap().text, "past");
         assert_eq!(stream.next().await.unwrap().text, "coming");

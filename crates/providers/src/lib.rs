@@ -3,6 +3,7 @@
 //! * [`keyvalue`]: `wasi:keyvalue` over memory, Redis, and whatever else implements its `Backend`.
 //! * [`blobstore`]: `wasi:blobstore`, the same way, streamed.
 //! * [`config`] and [`logging`]: answered in the host itself, no link needed.
+//! * [`bus`]: which of several links of a contract a component's next calls go by.
 //! * [`http_out`]: outgoing HTTP of one component.
 //! * [`http_json`]: the client of providers whose server speaks JSON over HTTP; [`breaker`] keeps a dead one cheap.
 //! * [`meter`]: what each link carries.
@@ -16,6 +17,7 @@
 
 pub mod blobstore;
 pub mod breaker;
+pub mod bus;
 pub mod config;
 pub mod dial;
 pub mod http_json;

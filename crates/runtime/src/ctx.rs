@@ -71,6 +71,8 @@ pub struct Ctx {
     http: WasiHttpCtx,
     hooks: Hooks,
     bindings: Arc<Bindings>,
+    /// Contracts for which the guest chose a link by its label; empty but for components that do.
+    chosen: Vec<(Box<str>, Box<str>)>,
     sinks: Sinks,
     /// Made when first asked for: most calls need neither clocks nor random numbers nor output.
     wasi: Option<Box<WasiCtx>>,
@@ -91,6 +93,7 @@ impl Ctx {
             held: Held::default(),
             http,
             bindings,
+            chosen: Vec::new(),
             sinks: sinks.clone(),
             wasi: None,
             log: None,
@@ -100,6 +103,7 @@ impl Ctx {
     /// Starts a new call on the same instance.
     pub(crate) fn begin(&mut self, call: Arc<Call>) {
         self.limiter.begin();
+        self.chosen.clear();
         self.hooks.call = call.clone();
         self.call = call;
         if let Some(log) = &self.log {
@@ -117,6 +121,17 @@ impl Ctx {
     /// What the component was given of this type.
     pub fn binding<T: Send + Sync + 'static>(&self) -> Option<&Arc<T>> {
         self.bindings.get()
+    }
+
+    /// From now on until the call ends, the links of `contract` are looked for under `label`.
+    pub fn choose_link(&mut self, contract: &str, label: &str) {
+        self.chosen.retain(|(known, _)| **known != *contract);
+        self.chosen.push((contract.into(), label.into()));
+    }
+
+    /// The label that the guest chose for `contract`, where it did.
+    pub fn chosen_link(&self, contract: &str) -> Option<&str> {
+        self.chosen.iter().find(|(known, _)| **known == *contract).map(|(_, label)| &**label)
     }
 
     /// The resources the guest holds handles to; bounded by its handle limit.

@@ -36,9 +36,10 @@ pub enum LogStreamKind {
 /// Takes the log of one component. Called on the request path: must not block.
 pub trait LogSink: Send + Sync {
     /// Bytes a guest wrote: one or more lines, each ended by `\n` but for a last one that was cut or never ended.
-    /// Never a part of two calls' lines. `context` is that of `wasi:logging`, at most [`MAX_CONTEXT`] bytes, empty
+    /// Never a part of two calls' lines. `instance` is the number of the instance that wrote them, never 0 and never given
+    /// twice in this process. `context` is that of `wasi:logging`, at most [`MAX_CONTEXT`] bytes, empty
     /// otherwise; it belongs to every line.
-    fn write(&self, stream: LogStreamKind, context: &str, bytes: &[u8]);
+    fn write(&self, instance: u64, stream: LogStreamKind, context: &str, bytes: &[u8]);
     /// A call wrote this many bytes more than it may; they are gone.
     fn dropped(&self, bytes: u64);
 }
@@ -74,9 +75,13 @@ const LINE: usize = 16 * 1024;
 /// Most bytes a guest may write at once.
 const PERMIT: usize = 64 * 1024;
 
+/// The number of the next instance that writes something. One that never does has none, and costs nothing.
+static INSTANCES: AtomicU64 = AtomicU64::new(1);
+
 /// The log of one instance; its budget starts anew with each call.
 pub(crate) struct CallLog {
     sink: Arc<dyn LogSink>,
+    instance: u64,
     left: AtomicU64,
     dropped: AtomicU64,
     partial: Mutex<[Vec<u8>; 2]>,
@@ -86,6 +91,7 @@ impl CallLog {
     pub(crate) fn new(sink: Arc<dyn LogSink>, budget: ByteSize) -> Self {
         Self {
             sink,
+            instance: INSTANCES.fetch_add(1, Relaxed),
             left: AtomicU64::new(budget.0),
             dropped: AtomicU64::new(0),
             partial: Mutex::new([Vec::new(), Vec::new()]),
@@ -102,7 +108,7 @@ impl CallLog {
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         for (buffer, stream) in partial.iter_mut().zip([LogStreamKind::Stdout, LogStreamKind::Stderr]) {
             if !buffer.is_empty() {
-                self.sink.write(stream, "", buffer);
+                self.sink.write(self.instance, stream, "", buffer);
                 buffer.clear();
             }
         }
@@ -126,7 +132,7 @@ impl CallLog {
         let context = context.get(..context.floor_char_boundary(MAX_CONTEXT)).unwrap_or_default();
         let text = self.admit(text, context.len());
         if !text.is_empty() {
-            self.sink.write(stream, context, text);
+            self.sink.write(self.instance, stream, context, text);
         }
     }
 
@@ -143,16 +149,16 @@ impl CallLog {
         let (lines, rest) = bytes.split_at_checked(whole).unwrap_or((bytes, &[]));
         if !lines.is_empty() {
             if buffer.is_empty() {
-                self.sink.write(stream, "", lines);
+                self.sink.write(self.instance, stream, "", lines);
             } else {
                 buffer.extend_from_slice(lines);
-                self.sink.write(stream, "", buffer);
+                self.sink.write(self.instance, stream, "", buffer);
                 buffer.clear();
             }
         }
         for piece in rest.chunks(LINE) {
             if buffer.len() + piece.len() > LINE {
-                self.sink.write(stream, "", buffer);
+                self.sink.write(self.instance, stream, "", buffer);
                 buffer.clear();
             }
             buffer.extend_from_slice(piece);
@@ -220,7 +226,7 @@ mod tests {
     #[derive(Default)]
     struct Seen(Mutex<Vec<String>>, AtomicU64);
     impl LogSink for Seen {
-        fn write(&self, stream: LogStreamKind, _: &str, bytes: &[u8]) {
+        fn write(&self, _: u64, stream: LogStreamKind, _: &str, bytes: &[u8]) {
             self.0.lock().unwrap().push(format!("{stream:?}:{}", String::from_utf8_lossy(bytes)));
         }
         fn dropped(&self, bytes: u64) {
@@ -244,7 +250,7 @@ mod tests {
     #[derive(Default)]
     struct Kept(AtomicU64, AtomicU64, Mutex<String>);
     impl LogSink for Kept {
-        fn write(&self, _: LogStreamKind, context: &str, bytes: &[u8]) {
+        fn write(&self, _: u64, _: LogStreamKind, context: &str, bytes: &[u8]) {
             let kept: usize = bytes.split_inclusive(|b| *b == b'\n').map(|line| line.len() + context.len()).sum();
             self.0.fetch_add(kept as u64, Relaxed);
             *self.2.lock().unwrap() = context.to_owned();
@@ -276,6 +282,31 @@ mod tests {
         assert_eq!(affordable(b"ab\ncd\n", 2, 7), (3, 5));
         assert_eq!(affordable(b"ab\ncd\n", 2, 2), (0, 0));
         assert_eq!(affordable(b"ab\ncd\n", 2, u64::MAX), (6, 10));
+    }
+
+    #[derive(Default)]
+    struct Whose(Mutex<Vec<u64>>);
+    impl LogSink for Whose {
+        fn write(&self, instance: u64, _: LogStreamKind, _: &str, _: &[u8]) {
+            self.0.lock().unwrap().push(instance);
+        }
+        fn dropped(&self, _: u64) {}
+    }
+
+    #[test]
+    fn lines_say_which_instance_wrote_them() {
+        let whose = Arc::new(Whose::default());
+        for _ in 0..2 {
+            let log = CallLog::new(whose.clone(), ByteSize(1000));
+            log.stream(LogStreamKind::Stdout, b"one\npart");
+            log.begin(ByteSize(1000));
+            log.message(LogStreamKind::Info, "", b"two");
+            log.end();
+        }
+        let seen = whose.0.lock().unwrap();
+        assert_eq!(seen.len(), 6);
+        assert!(seen[..3].iter().all(|n| *n == seen[0]) && seen[3..].iter().all(|n| *n == seen[3]));
+        assert!(seen[0] > 0 && seen[0] != seen[3], "{seen:?}");
     }
 
     #[test]

@@ -12,14 +12,17 @@
 //! | `observed/<node>/<t>/<a>` | `AppObserved`, leased | node |
 //! | `served/<node>/<t>/<a>` | [`Served`], kept over restarts | node |
 //! | `secrets/<t>/<name>` | a sealed value, see [`crate::secrets`] | control, compare-and-set |
+//! | `configs/<t>/<name>` | [`ConfigRecord`] | control, compare-and-set |
+//! | `operator/env` | [`ConfigRecord`]: the environment of the operator's choice | control |
 //! | `secret-keys/<t>` | the tenant's data key, wrapped | control |
 
 use std::collections::BTreeMap;
 
 use model::app::{LockedApp, Revision};
 use model::claims::Claims;
+use model::config::Values;
 use model::observed::Reason;
-use model::{AppName, ComponentName, NodeName, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, NodeName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
 
 /// Which revision of an app is wanted. The head is the commit point of a deploy. It outlives the app, so that the next
@@ -100,6 +103,20 @@ pub struct NodeRecord {
     pub programs: Vec<String>,
 }
 
+/// A config that apps share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigRecord {
+    /// How often it was changed since it was made; starts at 1.
+    pub version: u64,
+    /// When it was last changed, milliseconds since 1970.
+    pub updated_ms: u64,
+    /// What it holds.
+    pub values: Values,
+    /// Written, and not yet brought to every app that names it: finished at the next start of the control plane.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
+}
+
 /// All tenants.
 pub const TENANTS: &str = "tenants/";
 /// All heads.
@@ -169,6 +186,21 @@ pub fn served(n: &NodeName, t: &TenantName, a: &AppName) -> String {
 /// Everything a node last served.
 pub fn served_by(n: &NodeName) -> String {
     format!("served/{n}/")
+}
+
+/// All configs.
+pub const CONFIGS: &str = "configs/";
+/// The environment of the operator's choice.
+pub fn env() -> String {
+    "operator/env".to_owned()
+}
+/// A config.
+pub fn config(t: &TenantName, c: &ConfigName) -> String {
+    format!("configs/{t}/{c}")
+}
+/// The configs of a tenant.
+pub fn configs_of(t: &TenantName) -> String {
+    format!("configs/{t}/")
 }
 
 /// All secrets.

@@ -61,6 +61,12 @@ impl ControlClient {
             Some(format!("last={}", query.last)),
             Some(format!("follow={}", query.follow)),
             query.component.map(|c| format!("component={c}")),
+            query.level.map(|level| format!("level={}", level.as_str())),
+            query.since.map(|since| format!("since={since}")),
+            // Of one that is none, nothing is left that could be mistaken for another parameter.
+            query
+                .instance
+                .map(|i| format!("instance={}", i.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_"))),
         ];
         let path = with_query(&of(tenant, app, "/logs"), pairs);
         let response = self.open(Method::GET, &path, HeaderMap::new(), Bytes::new(), None).await?;

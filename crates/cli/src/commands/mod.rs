@@ -1,6 +1,7 @@
 //! One file per group of commands; each reads as the story of what the command does.
 
 pub mod apps;
+pub mod config;
 pub mod deploy;
 pub mod doctor;
 pub mod moving;

@@ -21,7 +21,15 @@ use crate::output::stdout;
 /// When there is no such app, or the platform stops.
 pub async fn logs(context: &Context, args: Logs) -> anyhow::Result<()> {
     let client = context.client()?;
-    let query = LogQuery { component: args.component, last: args.last, follow: args.follow };
+    let chosen = args.component.is_some() || args.instance.is_some() || args.level.is_some() || args.since.is_some();
+    let query = LogQuery {
+        component: args.component,
+        instance: args.instance,
+        level: args.level,
+        since: args.since,
+        last: args.last.unwrap_or(if args.since.is_some() { 10_000 } else { 100 }),
+        follow: args.follow,
+    };
     let mut lines = client.logs(&context.tenant, &args.app, query).await.map_err(refused)?;
     let mut any = false;
     while let Some(line) = lines.next().await {
@@ -30,7 +38,8 @@ pub async fn logs(context: &Context, args: Logs) -> anyhow::Result<()> {
         if context.out.json() { context.out.result(&line, String::new) } else { stdout(&pretty(&line)) }
     }
     if !any {
-        context.out.note(&format!("{} has logged nothing yet", args.app));
+        let what = if chosen { "has logged nothing of this kind" } else { "has logged nothing yet" };
+        context.out.note(&format!("{} {what}", args.app));
     }
     Ok(())
 }
@@ -50,7 +59,8 @@ fn pretty(line: &LogLine) -> String {
         LogStream::Platform => "platform",
     };
     let context = if line.context.is_empty() { String::new() } else { format!(" [{}]", line.context) };
-    format!("{time} {}.{} r{} {stream:<8}{context} {}", line.component, line.shard, line.revision, line.text)
+    let instance = if line.instance.is_empty() { "-" } else { &line.instance };
+    format!("{time} {} {instance} r{} {stream:<8}{context} {}", line.component, line.revision, line.text)
 }
 
 /// `sidereal call`

@@ -13,6 +13,7 @@ use api::{Code, Problem};
 use control::{Control, ControlConfig, ControlError};
 use model::NodeName;
 use model::claims::keys::KeyKind;
+use model::config::Values;
 use model::tenant::TenantSettings;
 use node::external::Programs;
 use node::otlp::{OtlpConfig, OtlpError};
@@ -25,6 +26,7 @@ use store::redb::RedbStore;
 use store::secrets::{Secrets, SecretsError};
 
 use crate::args::{Listen, Up};
+use crate::commands::config::environment;
 use crate::commands::deploy::deploy_built_in;
 use crate::context::{Context, connect, refused};
 use crate::follow::Served;
@@ -62,6 +64,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     };
     let otlp = OtlpConfig::from_env().map_err(refused)?;
     let programs = programs(&args)?;
+    let env = environment(&args.config_env, &args.config_env_prefix, std::env::vars_os())?;
     context.home.create()?;
     let lock = lock(context)?;
     let since_ms = now_ms();
@@ -84,7 +87,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let run_dir = context.home.run_dir()?;
     let code_budget = Some(args.code_budget.0);
     let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, programs, ..config }).await?;
-    let control = start_control(context, &args, &token, &name, &storage, &node).await?;
+    let control = start_control(context, &args, &token, &name, &storage, &node, env).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
         ingress: node.ingress().to_string(),
@@ -309,6 +312,7 @@ async fn start_control(
     name: &NodeName,
     storage: &Storage,
     node: &Arc<Node>,
+    env: Option<Values>,
 ) -> anyhow::Result<Control> {
     let config = |listen: SocketAddr| ControlConfig {
         listen,
@@ -318,6 +322,7 @@ async fn start_control(
         blobs: storage.blobs.clone(),
         secrets: storage.secrets.clone(),
         nodes: node.clone(),
+        env: env.clone(),
         allowed_hosts: Vec::new(),
         keep_unnamed: KEEP_UNNAMED,
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use api::client::{ControlClient, Require};
-use api::control::{LinkRequest, TenantView};
+use api::control::{ContractView, LinkRequest, ProviderType, TenantView};
 use api::{Code, Problem};
 use model::tenant::TenantSettings;
 use model::{AppName, ProviderKind, ProviderName, ProviderSpec, SecretRef};
@@ -90,7 +90,11 @@ async fn list_links(context: &Context, client: &ControlClient, app: Option<AppNa
 pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Result<()> {
     let client = context.client()?;
     match command {
-        ProviderCommand::List => {
+        ProviderCommand::List { contracts: true } => {
+            let contracts = client.contracts().await.map_err(refused)?;
+            context.out.result(&contracts, || offered(&contracts));
+        }
+        ProviderCommand::List { contracts: false } => {
             let providers = client.providers(&context.tenant).await.map_err(refused)?;
             let rows = providers.iter().map(|p| {
                 vec![
@@ -148,6 +152,29 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
         }
     }
     Ok(())
+}
+
+/// Two tables: what may be imported, and who answers what goes by link.
+fn offered(contracts: &[ContractView]) -> String {
+    let rows = contracts.iter().map(|c| {
+        let version = if c.track { format!("{} and its line", c.version) } else { c.version.clone() };
+        let link = if c.by_link { "by link" } else { "always" };
+        vec![c.contract.clone(), version, link.to_owned(), c.interfaces.join(" ")]
+    });
+    let mut providers: Vec<(&str, &ProviderType)> =
+        contracts.iter().flat_map(|c| c.providers.iter().map(|p| (c.contract.as_str(), p))).collect();
+    // A contract can be offered in several versions, by the same providers.
+    providers.dedup_by(|a, b| a.0 == b.0 && a.1.kind == b.1.kind);
+    let types = providers.into_iter().map(|(contract, p)| {
+        let name = p.built_in_as.clone().unwrap_or_default();
+        let texts = [p.durability.clone(), p.atomicity.clone(), p.reach.clone()];
+        [vec![contract.to_owned(), p.kind.as_str().to_owned(), name], texts.to_vec()].concat()
+    });
+    format!(
+        "{}\n\n{}",
+        table(&["CONTRACT", "VERSION", "THERE", "INTERFACES"], rows.collect()),
+        table(&["CONTRACT", "TYPE", "BUILT IN AS", "SURVIVES", "AT ONCE", "SHARED WITH"], types.collect())
+    )
 }
 
 /// A provider that is linked keeps its type: another one would answer with other data, or another contract.

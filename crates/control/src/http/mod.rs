@@ -2,6 +2,7 @@
 
 mod apps;
 mod body;
+mod configs;
 mod copies;
 mod extract;
 mod guard;
@@ -98,6 +99,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(system::version))
         .routes(routes!(system::document))
         .routes(routes!(system::nodes))
+        .routes(routes!(system::contracts))
         .routes(routes!(tenants::list))
         .routes(routes!(tenants::read, tenants::write))
         .routes(routes!(tenants::providers))
@@ -121,6 +123,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
                 .layer(DefaultBodyLimit::max(model::secret::MAX_SECRET)),
         )
         .routes(routes!(secrets::rotate_key))
+        .routes(routes!(configs::list))
+        .routes(routes!(configs::read, configs::write, configs::delete))
         .routes(routes!(streams::logs))
         .routes(routes!(streams::events))
 }

@@ -35,7 +35,7 @@ fn accepted(accepted: &Accepted) -> Response {
 pub(super) async fn plan(
     State(api): State<Arc<Api>>,
     At((tenant, app)): Names,
-    Json(request): Json<DeployRequest>,
+    Json(mut request): Json<DeployRequest>,
 ) -> Answer<Response> {
     let id = AppId { tenant, app };
     let tenant = api.writer.tenant(&id.tenant).await?;
@@ -44,7 +44,9 @@ pub(super) async fn plan(
         Err(refusal) if refusal.problem.code == Code::NotFound => None,
         Err(refusal) => return Err(refusal),
     };
-    let problems = api.writer.judge(&id, &request.app, &tenant).await.err().unwrap_or_default();
+    let missing = api.writer.fill(&id.tenant, &mut request.app).await?.unwrap_or_default();
+    let mut problems = api.writer.judge(&id, &request.app, &tenant).await.err().unwrap_or_default();
+    problems.extend(missing);
     json_plan(current, &request, problems)
 }
 

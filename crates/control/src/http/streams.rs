@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::Problem;
+use api::agent::LogLevel;
 use api::control::Event;
-use api::node::LogQuery;
+use api::node::{LogQuery, MAX_INSTANCE};
 use api::problem::Code;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -119,6 +120,12 @@ pub(super) struct LogsQuery {
     last: usize,
     /// Only of this component.
     component: Option<ComponentName>,
+    /// Only of this instance, as the lines name it.
+    instance: Option<String>,
+    /// Only lines of this level or above; `stdout` and `stderr` count as `info`, the platform's own lines as `warn`.
+    level: Option<LogLevel>,
+    /// Only past lines that are not older: a duration such as `10m`, or milliseconds since 1970.
+    since: Option<String>,
 }
 
 fn default_last() -> usize {
@@ -138,7 +145,19 @@ pub(super) async fn logs(
     if api.state.lock().revision(&id).is_none() {
         return Err(no_app(&id));
     }
-    let query = LogQuery { component: query.component, last: query.last.min(MAX_LAST), follow: query.follow };
+    let since = query.since.as_deref().map(str::parse).transpose();
+    let since = since.map_err(|cause| Refusal::new(Code::RequestInvalid, format!("`since`: {cause}")))?;
+    if query.instance.as_ref().is_some_and(|instance| instance.len() > MAX_INSTANCE) {
+        return Err(Refusal::new(Code::RequestInvalid, "`instance` is the name of none: it is too long"));
+    }
+    let query = LogQuery {
+        component: query.component,
+        instance: query.instance,
+        level: query.level,
+        since,
+        last: query.last.min(MAX_LAST),
+        follow: query.follow,
+    };
     let lines = api.nodes.logs(&id.tenant, &id.app, query).map(|line| {
         let mut text = serde_json::to_vec(&line).unwrap_or_default();
         text.push(b'\n');

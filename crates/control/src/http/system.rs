@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use api::Problem;
-use api::control::{MAX_BLOB, NodeView, Version};
+use api::control::{ContractView, MAX_BLOB, NodeView, Version};
 use api::problem::Code;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -65,6 +65,12 @@ pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Response {
         })
         .collect();
     json(&views)
+}
+
+/// What components may import here, by link or without, in which versions, and which provider types answer.
+#[utoipa::path(get, path = "/v1/contracts", responses((status = 200, body = Vec<ContractView>), (status = "default", body = Problem)))]
+pub(super) async fn contracts() -> Response {
+    json(&api::control::contracts())
 }
 
 /// Whether an artifact is there and whole. One that is damaged counts as missing: sending it again replaces it.

@@ -106,7 +106,7 @@ async fn whoever_comes_back_gets_what_was_missed() {
 async fn logs_and_calls_are_passed_through() {
     let mut rig = Rig::new().await;
     let app = name("counter");
-    let query = |last, follow| LogQuery { component: None, last, follow };
+    let query = |last, follow| LogQuery { last, follow, ..LogQuery::default() };
     assert_eq!(refused(rig.client.logs(&rig.tenant, &app, query(9, false)).await.map(drop)).code, Code::NotFound);
     rig.deploy("counter", 1).await;
     let lines = rig.client.logs(&rig.tenant, &app, query(9, false)).await.unwrap();

@@ -62,6 +62,7 @@ impl NodeApi for Nodes {
             component: query.component.clone().unwrap_or_else(|| name("counter")),
             revision: Revision(1),
             shard: 0,
+            instance: "0-0-1".into(),
             stream: LogStream::Stdout,
             context: String::new(),
             text: text.to_owned(),
@@ -210,16 +211,18 @@ pub(crate) struct Rig {
 const KEEP: Duration = Duration::from_secs(3600);
 
 pub(crate) async fn control(store: Arc<dyn Store>, blobs: &Blobs, keys: &Path) -> Control {
-    control_with(store, blobs, keys, Nodes::default(), KEEP).await
+    control_with(store, blobs, keys, Nodes::default(), KEEP, None).await
 }
 
-/// With a node that is more than that, and another time for which unnamed artifacts are kept.
+/// With a node that is more than that, another time for which unnamed artifacts are kept, and an environment of the
+/// operator's choice.
 pub(crate) async fn control_with(
     store: Arc<dyn Store>,
     blobs: &Blobs,
     keys: &Path,
     nodes: Nodes,
     keep_unnamed: Duration,
+    env: Option<model::config::Values>,
 ) -> Control {
     let secrets = Secrets::open(store.clone(), keys).await.unwrap();
     let config = ControlConfig {
@@ -230,6 +233,7 @@ pub(crate) async fn control_with(
         blobs: blobs.clone(),
         secrets,
         nodes: Arc::new(nodes),
+        env,
         allowed_hosts: vec![],
         keep_unnamed,
         version: "0.0.1".into(),
@@ -271,12 +275,13 @@ impl Rig {
     /// Stops the control plane and starts another one over the same store.
     pub(crate) async fn restart(&mut self) {
         self.shutdown().await;
-        self.start().await;
+        self.start(None).await;
     }
 
-    /// Starts a control plane over the same store.
-    pub(crate) async fn start(&mut self) {
-        let control = control(self.store.clone(), &self.blobs, &self.keys()).await;
+    /// Starts a control plane over the same store, with an environment of the operator's choice.
+    pub(crate) async fn start(&mut self, env: Option<model::config::Values>) {
+        let control =
+            control_with(self.store.clone(), &self.blobs, &self.keys(), Nodes::default(), KEEP, env).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);
         self.control = Some(control);
@@ -285,7 +290,7 @@ impl Rig {
     /// The same, with what [`control_with`] takes.
     pub(crate) async fn restart_with(&mut self, nodes: Nodes, keep_unnamed: Duration) {
         self.control.take().unwrap().shutdown().await;
-        let control = control_with(self.store.clone(), &self.blobs, &self.keys(), nodes, keep_unnamed).await;
+        let control = control_with(self.store.clone(), &self.blobs, &self.keys(), nodes, keep_unnamed, None).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);
         self.control = Some(control);
@@ -401,6 +406,7 @@ pub(crate) fn locked(app: &str, bytes: &[u8]) -> LockedApp {
         imports: info.imports,
         exports: info.exports,
         config: [].into(),
+        config_from: vec![],
         limits: Limits::default(),
         reuse: None,
         allow_hosts: vec![],

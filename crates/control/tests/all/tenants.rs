@@ -150,7 +150,7 @@ async fn apps_follow_an_operators_provider_that_moves() {
     let text = String::from_utf8(rig.store.get(&key).await.unwrap().unwrap().value.to_vec()).unwrap();
     let text = text.replace("two.example", "three.example");
     rig.store.put(&key, text.into_bytes().into(), store::Expect::Any, None).await.unwrap();
-    rig.start().await;
+    rig.start(None).await;
     rig.assigned("a", |assigned| assigned.is_some_and(|a| a.revision.0 == before + 1)).await;
     let view = rig.client.app(&rig.tenant, &name("a")).await.unwrap();
     assert_eq!(url(&view), "redis://three.example");

@@ -12,15 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use api::services::client::{CallsClient, FilesClient, KvClient};
 use api::services::messaging::BrokerKind;
-use model::{
-    AppName, ComponentName, Label, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, TenantName,
-};
+use model::{AppName, ComponentName, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, TenantName};
 use providers::blobstore::BlobLinks;
+use providers::bus::LinkLabels;
 use providers::config::ConfigValues;
 use providers::dial::Dialer;
 use providers::http_out::Tls;
 use providers::keyvalue::{ComponentStore, KeyValueLinks};
-use providers::messaging::MessagingLink;
+use providers::messaging::MessagingLinks;
 use providers::meter::LinkMeter;
 use providers::secrets::{Credentials, Resolver, SecretLinks};
 use runtime::{Bindings, Peers};
@@ -232,14 +231,18 @@ fn another_contract(name: &ProviderName, kind: ProviderKind) -> StartError {
 pub(crate) fn bindings(
     app: &LockedApp,
     component: &ComponentName,
-    config: &BTreeMap<String, String>,
+    config: BTreeMap<String, String>,
     opened: &BTreeMap<ProviderName, Arc<Opened>>,
     totals: &Totals,
     siblings: &Arc<Siblings>,
 ) -> Arc<Bindings> {
     let mut bindings = Bindings::new();
     if !config.is_empty() {
-        bindings = bindings.with(Arc::new(ConfigValues(config.clone())));
+        bindings = bindings.with(Arc::new(ConfigValues(config)));
+    }
+    let labels = LinkLabels::of(app.links.iter().filter(|link| link.component == *component));
+    if !labels.is_empty() {
+        bindings = bindings.with(Arc::new(labels));
     }
     let mut links = Given::default();
     for link in app.links.iter().filter(|link| link.component == *component) {
@@ -260,7 +263,7 @@ pub(crate) fn bindings(
 struct Given {
     keyvalue: Option<KeyValueLinks>,
     blobstore: Option<BlobLinks>,
-    messaging: Option<MessagingLink>,
+    messaging: Option<MessagingLinks>,
     secrets: Option<SecretLinks>,
 }
 
@@ -275,11 +278,12 @@ impl Given {
                 let links = self.blobstore.take().unwrap_or_default();
                 self.blobstore = Some(store.link(links, link, meter));
             }
-            // The contract has no name for a broker: a component sends by the link with the label `default`.
-            Backing::Messaging(broker) if link.label == Label::default_label() => {
-                self.messaging = Some(broker.link(meter));
+            // The contract has no name for a broker: a component sends by the link with the label `default`, or by
+            // the one it chose.
+            Backing::Messaging(broker) => {
+                let links = self.messaging.take().unwrap_or_default();
+                self.messaging = Some(links.with(link.label.clone(), broker.link(meter)));
             }
-            Backing::Messaging(_) => {}
             Backing::Component(name) if link.contract.to_string() == "wasi:keyvalue" => {
                 let links = self.keyvalue.take().unwrap_or_default();
                 let store = Arc::new(ComponentStore::new(Sibling::new(siblings, name, None)));
@@ -301,8 +305,8 @@ impl Given {
         if let Some(links) = self.blobstore {
             bindings = bindings.with(Arc::new(links));
         }
-        if let Some(link) = self.messaging {
-            bindings = bindings.with(Arc::new(link));
+        if let Some(links) = self.messaging {
+            bindings = bindings.with(Arc::new(links));
         }
         if let Some(links) = self.secrets {
             bindings = bindings.with(Arc::new(links));

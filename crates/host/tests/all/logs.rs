@@ -14,6 +14,7 @@ async fn lines_come_with_their_origin_also_those_from_before_anybody_read() {
     let early = line(&mut logs, |line| line.text == "out early").await;
     assert_eq!((early.app.as_str(), early.component.as_str(), early.revision.0, early.shard), ("probe", "main", 1, 1));
     assert_eq!(early.stream, LogStream::Stdout);
+    assert!(early.instance.starts_with("1-"), "{}", early.instance);
     assert!(early.time_ms > 1_600_000_000_000);
     rig.get("probe/1/main", "/log?text=%1b[31m%0aforged").await;
     let out = line(&mut logs, |line| line.stream == LogStream::Stdout).await;
@@ -21,6 +22,8 @@ async fn lines_come_with_their_origin_also_those_from_before_anybody_read() {
     assert_eq!(line(&mut logs, |line| line.stream == LogStream::Stdout).await.text, "forged");
     let warned = line(&mut logs, |line| line.stream == LogStream::Warn).await;
     assert_eq!(warned.context, "probe");
+    assert_eq!(warned.instance, out.instance, "one call, one instance");
+    assert_ne!(early.instance, out.instance, "another call, another instance");
 }
 
 #[tokio::test]

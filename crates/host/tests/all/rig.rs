@@ -86,6 +86,7 @@ impl Rig {
             config: Default::default(),
             limits: Limits::default(),
             reuse: None,
+            config_from: Vec::new(),
             allow_hosts: Vec::new(),
         };
         LockedApp {

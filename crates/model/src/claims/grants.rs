@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use crate::interface::{ContractId, InterfaceId};
 
 /// Contracts that need no grant: they reach nothing that the platform does not hand over separately.
-const BASELINE: [&str; 8] = [
+const BASELINE: [&str; 9] = [
     "wasi:io",
     "wasi:cli",
     "wasi:clocks",
     "wasi:random",
     "wasi:config",
     "wasi:logging",
+    // Chooses among links that the component has.
+    "wasmcloud:bus",
     // Language runtimes import both; they get no directories and no addresses.
     "wasi:filesystem",
     "wasi:sockets",

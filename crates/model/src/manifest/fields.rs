@@ -162,6 +162,11 @@ static COMPONENT: Table = Table {
                 "Answers of `wasi:config`; never secrets. At most 128 entries of 8 KiB.",
             ),
             optional(
+                "config-from",
+                Ty::List(&Ty::Text(Text::Name)),
+                "Shared configs that answer too, a later one before an earlier one and `config` before all: `sidereal config list`; `env` is the operator's. At most 8.",
+            ),
+            optional(
                 "limits",
                 Ty::Table(&LIMITS),
                 "What one call and the component may use; defaults for what is left out.",

@@ -16,7 +16,7 @@ use super::{Findings, SCHEMA, fields, shape, source, syntax};
 use crate::app::{ProviderKind, Reuse};
 use crate::interface::ContractId;
 use crate::limits::Limits;
-use crate::name::{AppName, ComponentName, Label, NameError, ProviderName, SecretName};
+use crate::name::{AppName, ComponentName, ConfigName, Label, NameError, ProviderName, SecretName};
 use crate::rules::route::{check_host, check_method, check_path};
 use crate::rules::{
     Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, MAX_REUSE_IDLE, MAX_REUSE_REQUESTS, Unknown, Violation,
@@ -188,9 +188,11 @@ impl Reader<'_, '_> {
         let links = self.links(table(doc.get("links")), &name.value);
         let allow_hosts =
             list(doc.get("allow-hosts")).filter_map(|item| self.checked(text(Some(item)), allow_host::check)).collect();
+        let config_from = list(doc.get("config-from")).filter_map(|item| self.name::<ConfigName>(Some(item))).collect();
         let source = source::read(doc.get("source")?, self.out)?;
         let config = settings(table(doc.get("config")), &[]);
-        Some(Component { span: name.span.clone(), source, config, limits, limit_spans, reuse, allow_hosts, links })
+        let span = name.span.clone();
+        Some(Component { span, source, config, config_from, limits, limit_spans, reuse, allow_hosts, links })
     }
 
     fn limits(&mut self, doc: Option<&DeTable<'_>>) -> (Limits, BTreeMap<&'static str, Range<usize>>) {

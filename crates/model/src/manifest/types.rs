@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::interface::ContractId;
 use crate::limits::Limits;
 use crate::manifest::report::Source;
-use crate::name::{AppName, ComponentName, Label, ProviderName};
+use crate::name::{AppName, ComponentName, ConfigName, Label, ProviderName};
 use crate::secret::SecretRef;
 
 /// A value and the byte range it was read from.
@@ -70,6 +70,8 @@ pub struct Component {
     pub source: Spanned<ComponentSource>,
     /// Answers of `wasi:config`.
     pub config: BTreeMap<String, SettingEntry>,
+    /// Shared configs that answer too.
+    pub config_from: Vec<Spanned<ConfigName>>,
     /// Limits, with the defaults for those not named.
     pub limits: Limits,
     /// Where each limit that is named is written.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::app::{LockedApp, LockedComponent};
+use crate::config::{MAX_CONFIG_FROM, MAX_SHARED, shared_size};
 use crate::name::ComponentName;
 use crate::offers;
 use crate::rules::route::{check_host, check_method, check_path, collide};
@@ -24,6 +25,13 @@ pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec
         limits::check(name, component, &tenant.ceilings, &mut out);
         config(name, component, &mut out);
         allow_hosts(name, component, &mut out);
+    }
+    let shared = shared_size(app);
+    if shared > MAX_SHARED {
+        let message = format!("the shared configs of app `{}` have {shared} bytes; at most {MAX_SHARED}", app.name);
+        let violation = Violation::new(Code::ConfigTooLarge, message)
+            .help("name configs only at the components that need them, or make them smaller");
+        out.push(Found::at(Subject::App, violation));
     }
     provider::check(app, unknown, tenant, &mut out);
     links::check(app, unknown, &mut out);
@@ -70,10 +78,11 @@ fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) -> bool {
 }
 
 fn config(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found>) {
-    if component.config.len() > MAX_CONFIG_ENTRIES {
+    config_from(name, component, out);
+    let entries = component.answers().len();
+    if entries > MAX_CONFIG_ENTRIES {
         let message = format!(
-            "component `{name}` has {} config entries; at most {MAX_CONFIG_ENTRIES} are kept for it",
-            component.config.len()
+            "component `{name}` has {entries} config entries, shared ones included; at most {MAX_CONFIG_ENTRIES} are kept for it",
         );
         let violation = Violation::new(Code::ConfigTooLarge, message)
             .help("put larger data behind a contract, for example `wasi:keyvalue`");
@@ -87,6 +96,24 @@ fn config(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found
             let violation = Violation::new(Code::ConfigTooLarge, message)
                 .help("put larger data behind a contract, for example `wasi:keyvalue`");
             out.push(Found::at(Subject::Config(name.clone(), key.clone()), violation));
+        }
+    }
+}
+
+fn config_from(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found>) {
+    if component.config_from.len() > MAX_CONFIG_FROM {
+        let message = format!(
+            "component `{name}` names {} shared configs; at most {MAX_CONFIG_FROM}",
+            component.config_from.len()
+        );
+        let violation = Violation::new(Code::ConfigFrom, message).help("put what belongs together into one config");
+        out.push(Found::at(Subject::Component(name.clone()), violation));
+    }
+    for (index, shared) in component.config_from.iter().enumerate() {
+        if component.config_from.iter().take(index).any(|other| other.name == shared.name) {
+            let message = format!("component `{name}` names the config `{}` twice", shared.name);
+            let violation = Violation::new(Code::ConfigFrom, message).help("remove one of the two");
+            out.push(Found::at(Subject::ConfigFrom(name.clone(), index), violation));
         }
     }
 }

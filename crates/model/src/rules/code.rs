@@ -59,7 +59,8 @@ codes! {
     ArtifactInvalid = "artifact-invalid", Error, "The file is WebAssembly that cannot be read as a component.";
     ArtifactUnknown = "artifact-unknown", Error, "The app names an artifact that has not been uploaded.";
     ArtifactMismatch = "artifact-mismatch", Error, "The app says something else of an artifact than the artifact itself.";
-    ConfigTooLarge = "config-too-large", Error, "More than 128 config entries, or one larger than 8 KiB.";
+    ConfigTooLarge = "config-too-large", Error, "More than 128 config entries, or one larger than 8 KiB, or shared ones of more than 1 MiB.";
+    ConfigFrom = "config-from", Error, "More than 8 shared configs of one component, or one named twice.";
     LimitAboveCeiling = "limit-above-ceiling", Error, "A limit above what the tenant may ask for.";
     LimitBelowFloor = "limit-below-floor", Error, "A limit so small that no call could succeed.";
     LimitFixed = "limit-fixed", Error, "A limit that cannot be set per component in this version.";

@@ -89,6 +89,8 @@ pub enum Subject {
     Reuse(ComponentName),
     /// One `config` entry of a component.
     Config(ComponentName, String),
+    /// One entry of a component's `config-from`, by index.
+    ConfigFrom(ComponentName, usize),
     /// One entry of a component's `allow-hosts`, by index.
     AllowHost(ComponentName, usize),
     /// A link, by index in [`crate::LockedApp::links`].

@@ -170,6 +170,9 @@ fn record(line: &LogLine) -> LogRecord {
         pair("sidereal.revision", number(line.revision.0)),
         text("log.iostream", stream),
     ];
+    if !line.instance.is_empty() {
+        attributes.push(text("sidereal.instance", line.instance.as_str()));
+    }
     if !line.context.is_empty() {
         attributes.push(text("sidereal.context", line.context.as_str()));
     }

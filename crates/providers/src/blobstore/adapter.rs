@@ -84,6 +84,9 @@ impl Capability for Blobstore {
     }
 }
 
+/// The contract, as a component names it that chooses among its links.
+const CONTRACT: &str = "wasi:blobstore";
+
 struct Views;
 
 impl HasData for Views {
@@ -99,9 +102,10 @@ impl View<'_> {
     }
 
     fn find(&mut self, name: &str) -> Result<Place, Refusal> {
+        let chosen = self.0.chosen_link(CONTRACT);
         let found = match self.0.binding::<BlobLinks>() {
-            Some(links) => links.find(name),
-            None => BlobLinks::new().find(name),
+            Some(links) => links.find(name, chosen),
+            None => BlobLinks::new().find(name, chosen),
         };
         if let Err(BackendError::Misuse(remark)) = &found {
             let remark = remark.clone();

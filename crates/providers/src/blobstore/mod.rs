@@ -279,11 +279,12 @@ impl BlobLinks {
         self
     }
 
-    /// Where the container that a component calls `name` is.
-    fn find(&self, name: &str) -> Result<Place, BackendError> {
-        let name = if name.is_empty() { DEFAULT_LABEL } else { name };
+    /// Where the container that a component calls `name` is, after it chose the link labelled `chosen`, if it did.
+    fn find(&self, name: &str, chosen: Option<&str>) -> Result<Place, BackendError> {
+        let chosen = chosen.unwrap_or(DEFAULT_LABEL);
+        let name = if name.is_empty() || name == DEFAULT_LABEL { chosen } else { name };
         check_name("a container", name, MAX_CONTAINER_NAME)?;
-        let any = || self.by_label.get(DEFAULT_LABEL).filter(|linked| linked.container.is_none());
+        let any = || self.by_label.get(chosen).filter(|linked| linked.container.is_none());
         let Some(linked) = self.by_label.get(name).or_else(any) else {
             return Err(BackendError::Misuse(format!(
                 "no blobstore link has the label `{}`; {}",

@@ -54,6 +54,9 @@ impl From<ResourceTableError> for Refusal {
 
 type Answer<T> = Result<T, Refusal>;
 
+/// The contract, as a component names it that chooses among its links.
+const CONTRACT: &str = "wasi:keyvalue";
+
 /// The capability `wasi:keyvalue`. Which buckets a component has is in its [`KeyValueLinks`] binding.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KeyValue;
@@ -88,7 +91,7 @@ impl View<'_> {
 impl store::Host for View<'_> {
     async fn open(&mut self, identifier: String) -> Answer<Resource<Bucket>> {
         let links = self.0.binding::<KeyValueLinks>().cloned().unwrap_or_default();
-        let Some(linked) = links.find(&identifier) else {
+        let Some(linked) = links.find(links.meant(&identifier, self.0.chosen_link(CONTRACT))) else {
             let remark = format!("no key-value link has the label `{}`; {}", identifier.escape_debug(), links.labels());
             self.0.log(LogStreamKind::Warn, "wasi:keyvalue", remark.as_bytes());
             return Err(Refusal::Error(Error::NoSuchStore));

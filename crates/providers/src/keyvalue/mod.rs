@@ -169,6 +169,15 @@ impl KeyValueLinks {
         self
     }
 
+    /// What a component means that opens `identifier` after it chose the link labelled `chosen`: that link, unless it
+    /// names another one itself.
+    fn meant<'a>(&self, identifier: &'a str, chosen: Option<&'a str>) -> &'a str {
+        match chosen {
+            Some(chosen) if identifier.is_empty() || identifier == DEFAULT_LABEL => chosen,
+            _ => identifier,
+        }
+    }
+
     fn find(&self, identifier: &str) -> Option<&Linked> {
         self.by_label.get(if identifier.is_empty() { DEFAULT_LABEL } else { identifier })
     }
@@ -326,6 +335,15 @@ mod tests {
         assert_eq!(bucket("default"), Some("one".into()));
         assert_eq!(bucket("cart"), Some("two".into()));
         assert_eq!(bucket("car"), None);
+        for (identifier, chosen, expected) in [
+            ("default", Some("cart"), "cart"),
+            ("", Some("cart"), "cart"),
+            ("default", None, "default"),
+            ("cart", Some("default"), "cart"),
+            ("other", Some("cart"), "other"),
+        ] {
+            assert_eq!(links.meant(identifier, chosen), expected, "{identifier} after {chosen:?}");
+        }
         assert_eq!(links.labels(), "linked: cart, default");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use runtime::wasmtime::component::{HasData, Linker};
 use runtime::{Capability, Ctx, Fault, LogStreamKind, Workload};
 
-use super::{Message, MessagingLink};
+use super::{Message, MessagingLink, MessagingLinks};
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -28,7 +28,7 @@ mod handler {
     });
 }
 
-/// The capability `wasmcloud:messaging`. How a component sends is in its [`MessagingLink`] binding.
+/// The capability `wasmcloud:messaging`. How a component sends is in its [`MessagingLinks`] binding.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Messaging;
 
@@ -54,12 +54,13 @@ struct View<'a>(&'a mut Ctx);
 
 impl View<'_> {
     fn linked(&mut self) -> Result<MessagingLink, String> {
-        if let Some(link) = self.0.binding::<MessagingLink>() {
-            return Ok(MessagingLink::clone(link));
-        }
-        let why = "no messaging link has the label `default`, by which a component sends";
+        let links = self.0.binding::<MessagingLinks>().cloned().unwrap_or_default();
+        let why = match links.chosen(self.0.chosen_link(model::messaging::CONTRACT)) {
+            Ok(link) => return Ok(link.clone()),
+            Err(why) => why,
+        };
         self.0.log(LogStreamKind::Warn, "wasmcloud:messaging", why.as_bytes());
-        Err(why.to_owned())
+        Err(why)
     }
 }
 

@@ -9,11 +9,13 @@ pub mod conformance;
 pub mod nats;
 pub mod outcome;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use adapter::{HandleError, Messaging, handle};
 use futures::future::BoxFuture;
+use model::Label;
 use model::messaging::{MAX_BODY, Subscription, check_subject};
 pub use outcome::Outcome;
 
@@ -162,6 +164,35 @@ impl MessagingLink {
                 self.backend.request(subject, body, timeout.min(MAX_REQUEST)).await
             })
             .await
+    }
+}
+
+/// The links one component may send by, by label: a binding, immutable.
+#[derive(Clone, Default)]
+pub struct MessagingLinks(BTreeMap<Label, MessagingLink>);
+
+impl MessagingLinks {
+    /// Adds the link labelled `label`.
+    #[must_use]
+    pub fn with(mut self, label: Label, link: MessagingLink) -> Self {
+        self.0.insert(label, link);
+        self
+    }
+
+    /// The link that the component chose, or the one labelled `default`.
+    ///
+    /// # Errors
+    /// The sentence that there is none, for the component and its log.
+    fn chosen(&self, label: Option<&str>) -> Result<&MessagingLink, String> {
+        let label = label.unwrap_or("default");
+        self.0.iter().find(|(known, _)| known.as_str() == label).map(|(_, link)| link).ok_or_else(|| {
+            let known: Vec<&str> = self.0.keys().map(Label::as_str).collect();
+            let linked =
+                if known.is_empty() { "nothing is linked".to_owned() } else { format!("linked: {}", known.join(", ")) };
+            format!(
+                "no messaging link has the label `{label}`, by which a component sends that chose no other; {linked}"
+            )
+        })
     }
 }
 

@@ -19,6 +19,7 @@ mod keyvalue_nats;
 mod messaging_nats;
 mod nats;
 mod nats_server;
+mod old_versions;
 mod s3;
 mod support;
 mod vault;

@@ -172,7 +172,7 @@ impl Drop for RedisServer {
 pub(crate) struct Log(pub(crate) Mutex<Vec<(LogStreamKind, String, String)>>);
 
 impl LogSink for Log {
-    fn write(&self, stream: LogStreamKind, context: &str, bytes: &[u8]) {
+    fn write(&self, _: u64, stream: LogStreamKind, context: &str, bytes: &[u8]) {
         let text = String::from_utf8_lossy(bytes).into_owned();
         self.0.lock().unwrap().push((stream, context.to_owned(), text));
     }

@@ -126,7 +126,7 @@ pub(crate) struct Log {
 }
 
 impl LogSink for Log {
-    fn write(&self, stream: LogStreamKind, context: &str, bytes: &[u8]) {
+    fn write(&self, _: u64, stream: LogStreamKind, context: &str, bytes: &[u8]) {
         self.bytes.fetch_add(bytes.len() as u64, SeqCst);
         self.longest.fetch_max(bytes.len() as u64, SeqCst);
         let text = String::from_utf8_lossy(bytes).into_owned();

@@ -1,0 +1,349 @@
+//! Configs that apps share. Setting one writes it, then makes a new revision of every app that names it: revisions stay
+//! immutable, and each says what it ran with. What a crash leaves undone is done at the next start.
+
+use api::client::Require;
+use api::control::{ConfigFollowed, ConfigRequest, ConfigSet, ConfigUse, ConfigView, Origin};
+use api::problem::{Code, Problem};
+use model::app::LockedApp;
+use model::config::{self, ENV, MAX_CONFIG, MAX_CONFIGS, Values};
+use model::plan::AppId;
+use model::rules::MAX_CONFIG_ENTRIES;
+use model::{ConfigName, TenantName};
+use store::Expect;
+use store::keys::{self, ConfigRecord, RevisionRecord};
+
+use super::{Cause, Writer, decode, encode};
+use crate::clock;
+use crate::http::{Answer, Refusal};
+
+/// A config that is there, and the store revision it was written at.
+struct Kept {
+    record: ConfigRecord,
+    etag: u64,
+}
+
+/// Whether two apps are the same but for what shared configs held.
+pub(super) fn same_wish(a: &LockedApp, b: &LockedApp) -> bool {
+    let bare = |app: &LockedApp| {
+        let mut app = app.clone();
+        config::strip(&mut app);
+        app
+    };
+    a == b || bare(a) == bare(b)
+}
+
+impl Writer {
+    /// The tenant's configs, what names each, and the operator's environment.
+    pub(crate) async fn configs(&self, tenant: &TenantName) -> Answer<Vec<ConfigView>> {
+        self.tenant(tenant).await?;
+        let users = self.users(tenant).await?;
+        let mut views = Vec::new();
+        if let Some(kept) = self.read(&keys::env()).await? {
+            let name: ConfigName = ENV.parse().map_err(super::defect)?;
+            views.push(view(name, Kept { etag: 0, ..kept }, &users));
+        }
+        for entry in self.store.list(&keys::configs_of(tenant)).await?.entries {
+            let Some(name) = keys::parts(&entry.key).nth(1).and_then(|name| name.parse().ok()) else { continue };
+            views.push(view(name, Kept { record: decode(&entry)?, etag: entry.revision }, &users));
+        }
+        Ok(views)
+    }
+
+    /// One config and what names it.
+    pub(crate) async fn config(&self, tenant: &TenantName, name: &ConfigName) -> Answer<ConfigView> {
+        self.tenant(tenant).await?;
+        let kept = self.kept(tenant, name).await?.ok_or_else(|| none(tenant, name))?;
+        Ok(view(name.clone(), kept, &self.users(tenant).await?))
+    }
+
+    /// Sets a config whole, and makes new revisions of the apps that name it.
+    pub(crate) async fn set_config(
+        &self,
+        tenant: &TenantName,
+        name: &ConfigName,
+        request: ConfigRequest,
+        require: Require,
+    ) -> Answer<ConfigSet> {
+        changeable(name)?;
+        let values = sound(name, request.values)?;
+        let _turn = self.turn.lock().await;
+        self.tenant(tenant).await?;
+        let kept = self.kept(tenant, name).await?;
+        let expect = expected(name, kept.as_ref(), require)?;
+        if kept.is_none() && self.store.list(&keys::configs_of(tenant)).await?.entries.len() >= MAX_CONFIGS {
+            return Err(Refusal::new(Code::RequestInvalid, format!("a tenant has at most {MAX_CONFIGS} configs"))
+                .help("delete one that no app names: `sidereal config list` shows them"));
+        }
+        let users = self.users(tenant).await?;
+        bearable(name, &values, &users)?;
+        let unchanged = kept.as_ref().is_some_and(|kept| kept.record.values == values);
+        let version = kept.as_ref().map_or(0, |kept| kept.record.version).saturating_add(u64::from(!unchanged));
+        let updated_ms = kept.filter(|_| unchanged).map_or_else(clock::millis, |kept| kept.record.updated_ms);
+        let record = ConfigRecord { version, updated_ms, values, pending: true };
+        let key = keys::config(tenant, name);
+        let (apps, etag) = self.roll_out(&key, name, record, expect, &users).await?;
+        let kept = self.kept(tenant, name).await?.filter(|kept| kept.etag == etag).ok_or_else(|| none(tenant, name))?;
+        Ok(ConfigSet { config: view(name.clone(), kept, &self.users(tenant).await?), unchanged, apps })
+    }
+
+    /// Deletes a config that no app names.
+    pub(crate) async fn delete_config(&self, tenant: &TenantName, name: &ConfigName, require: Require) -> Answer<()> {
+        changeable(name)?;
+        let _turn = self.turn.lock().await;
+        self.tenant(tenant).await?;
+        let kept = self.kept(tenant, name).await?.ok_or_else(|| none(tenant, name))?;
+        let expect = match expected(name, Some(&kept), require)? {
+            Expect::Any => Expect::Revision(kept.etag),
+            other => other,
+        };
+        let used: Vec<String> = users_of(name, &self.users(tenant).await?).map(|(id, _)| id.app.to_string()).collect();
+        if !used.is_empty() {
+            let mut refusal =
+                Refusal::new(Code::ConfigInUse, format!("the config `{name}` is in use by {}", used.join(", ")))
+                    .help("deploy these apps without it first");
+            refusal.problem.findings = used.iter().map(|app| format!("app `{app}`")).collect();
+            return Err(refusal);
+        }
+        self.store.delete(&keys::config(tenant, name), expect).await?;
+        Ok(())
+    }
+
+    /// Puts the values of the shared configs into `app`; what is missing, where something is.
+    pub(crate) async fn fill(&self, tenant: &TenantName, app: &mut LockedApp) -> Answer<Option<Vec<Problem>>> {
+        config::strip(app);
+        let mut missing = Vec::new();
+        for name in config::names(app) {
+            match self.kept(tenant, &name).await? {
+                Some(kept) if !config::is_env(&name) || !kept.record.values.is_empty() => {
+                    config::fill(app, &name, &kept.record.values);
+                }
+                _ if config::is_env(&name) => missing.push(
+                    Problem::new(Code::ConfigMissing, "the operator offers nothing of the environment".to_owned())
+                        .help("start with `sidereal up --config-env NAME`, or leave `env` out of `config-from`"),
+                ),
+                _ => missing.push(
+                    Problem::new(Code::ConfigMissing, format!("tenant `{tenant}` has no config `{name}`"))
+                        .help(format!("set it with `sidereal config set {name} key=value`, then deploy again")),
+                ),
+            }
+        }
+        Ok((!missing.is_empty()).then_some(missing))
+    }
+
+    /// Puts what the operator offers of the environment now into `app`.
+    pub(super) async fn fill_env(&self, app: &mut LockedApp) -> Answer<()> {
+        for name in config::names(app).into_iter().filter(config::is_env) {
+            let values = self.read(&keys::env()).await?.map(|kept| kept.record.values).unwrap_or_default();
+            config::fill(app, &name, &values);
+        }
+        Ok(())
+    }
+
+    /// At start: the environment as the operator chose it now, and what an earlier process did not finish.
+    pub(crate) async fn resume_configs(&self, env: Option<Values>) -> Answer<()> {
+        let _turn = self.turn.lock().await;
+        let name: ConfigName = ENV.parse().map_err(super::defect)?;
+        let kept = self.read(&keys::env()).await?;
+        let (expect, before) = match &kept {
+            Some(kept) => (Expect::Revision(kept.etag), kept.record.version),
+            None => (Expect::Absent, 0),
+        };
+        // Offered before and not any more: apps that name it go on without the values.
+        let values = env.or_else(|| kept.as_ref().map(|_| Values::new()));
+        if let Some(values) = values
+            && kept.as_ref().is_none_or(|kept| kept.record.pending || kept.record.values != values)
+        {
+            let record = ConfigRecord {
+                version: before.saturating_add(1),
+                updated_ms: clock::millis(),
+                values: sound(&name, values)?,
+                pending: true,
+            };
+            let tenants: Vec<TenantName> = {
+                let listed = self.store.list(keys::TENANTS).await?.entries;
+                listed.iter().filter_map(|entry| keys::parts(&entry.key).next()?.parse().ok()).collect()
+            };
+            let mut users = Vec::new();
+            for tenant in &tenants {
+                users.extend(self.users(tenant).await?);
+            }
+            let (apps, _) = self.roll_out(&keys::env(), &name, record, expect, &users).await?;
+            said(&name, &apps);
+        }
+        for entry in self.store.list(keys::CONFIGS).await?.entries {
+            let record: ConfigRecord = decode(&entry)?;
+            let mut parts = keys::parts(&entry.key);
+            let (Some(tenant), Some(name)) = (parts.next(), parts.next()) else { continue };
+            let (Ok(tenant), Ok(name)) = (tenant.parse::<TenantName>(), name.parse::<ConfigName>()) else { continue };
+            if record.pending {
+                let users = self.users(&tenant).await?;
+                let expect = Expect::Revision(entry.revision);
+                let (apps, _) = self.roll_out(&entry.key, &name, record, expect, &users).await?;
+                said(&name, &apps);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a config as pending, makes a new revision of every app that names it, and writes it as done. The caller
+    /// holds the turn.
+    async fn roll_out(
+        &self,
+        key: &str,
+        name: &ConfigName,
+        mut record: ConfigRecord,
+        expect: Expect,
+        users: &[(AppId, RevisionRecord)],
+    ) -> Answer<(Vec<ConfigFollowed>, u64)> {
+        record.pending = true;
+        let mut etag = self.store.put(key, encode(&record)?, expect, None).await?;
+        let mut followed = Vec::new();
+        for (id, before) in users_of(name, users) {
+            let mut app = before.app.clone();
+            config::fill(&mut app, name, &record.values);
+            let (revision, problem) = if app == before.app {
+                (Some(before.revision), None)
+            } else {
+                let origin = Origin::Config { name: name.clone(), version: record.version };
+                let cause = Cause { origin, message: None, require: Require::Any, key: None };
+                let head = self.head(id).await?;
+                match self.append(id, head, app, cause).await {
+                    Ok(accepted) => (Some(accepted.revision), None),
+                    Err(refusal) => (None, Some(refusal.problem)),
+                }
+            };
+            followed.push(ConfigFollowed { app: id.app.clone(), revision, problem });
+        }
+        // Where the store failed an app, the next start tries it again; another refusal would be one again.
+        let again = |one: &ConfigFollowed| one.problem.as_ref().is_some_and(|p| p.code == Code::StoreUnavailable);
+        if !followed.iter().any(again) {
+            record.pending = false;
+            etag = self.store.put(key, encode(&record)?, Expect::Revision(etag), None).await?;
+        }
+        Ok((followed, etag))
+    }
+
+    async fn kept(&self, tenant: &TenantName, name: &ConfigName) -> Answer<Option<Kept>> {
+        if config::is_env(name) {
+            return Ok(self.read(&keys::env()).await?.map(|kept| Kept { etag: 0, ..kept }));
+        }
+        self.read(&keys::config(tenant, name)).await
+    }
+
+    async fn read(&self, key: &str) -> Answer<Option<Kept>> {
+        let entry = self.store.get(key).await?;
+        entry.map(|entry| Ok(Kept { record: decode(&entry)?, etag: entry.revision })).transpose()
+    }
+
+    /// The tenant's apps that name a shared config, as they are wanted.
+    async fn users(&self, tenant: &TenantName) -> Answer<Vec<(AppId, RevisionRecord)>> {
+        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
+        let mut users = Vec::new();
+        for id in ids {
+            match self.current(&id).await {
+                Ok(current) if config::names(&current.record.app).is_empty() => {}
+                Ok(current) => users.push((id, current.record)),
+                // Deleted a moment ago.
+                Err(refusal) if refusal.problem.code == Code::NotFound => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Ok(users)
+    }
+}
+
+type Users = [(AppId, RevisionRecord)];
+
+fn users_of<'a>(name: &'a ConfigName, users: &'a Users) -> impl Iterator<Item = (&'a AppId, &'a RevisionRecord)> {
+    users.iter().filter(|(_, record)| config::names(&record.app).contains(name)).map(|(id, record)| (id, record))
+}
+
+/// No app may get more by a config than it may have: then nothing is changed.
+fn bearable(name: &ConfigName, values: &Values, users: &Users) -> Answer<()> {
+    let mut findings = Vec::new();
+    for (id, record) in users_of(name, users) {
+        let mut app = record.app.clone();
+        config::fill(&mut app, name, values);
+        for (component, locked) in &app.components {
+            let entries = locked.answers().len();
+            if entries > MAX_CONFIG_ENTRIES {
+                findings.push(format!("component `{component}` of app `{}` would have {entries} entries", id.app));
+            }
+        }
+        if config::shared_size(&app) > config::MAX_SHARED {
+            findings.push(format!("app `{}` would hold {} bytes of shared configs", id.app, config::shared_size(&app)));
+        }
+    }
+    if findings.is_empty() {
+        return Ok(());
+    }
+    let text = format!(
+        "with these values of `{name}` an app would have more than {MAX_CONFIG_ENTRIES} entries at a component, or more than {} bytes; nothing was changed",
+        config::MAX_SHARED
+    );
+    let mut refusal = Refusal::new(Code::TooLarge, text).help("split the config, or put larger data behind a contract");
+    refusal.problem.findings = findings;
+    Err(refusal)
+}
+
+fn sound(name: &ConfigName, values: Values) -> Answer<Values> {
+    let problems = config::problems(&values);
+    if problems.is_empty() {
+        return Ok(values);
+    }
+    let code = if config::size(&values) > MAX_CONFIG { Code::TooLarge } else { Code::RequestInvalid };
+    let mut refusal = Refusal::new(code, format!("`{name}` cannot be set: {}", problems.join("; ")))
+        .help("put larger data behind a contract, for example `wasi:keyvalue`");
+    refusal.problem.findings = problems;
+    Err(refusal)
+}
+
+fn changeable(name: &ConfigName) -> Answer<()> {
+    if !config::is_env(name) {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::RequestInvalid, "`env` is the environment of the operator's choice, and is not set here")
+        .help("choose another name; the operator chooses variables with `sidereal up --config-env NAME`"))
+}
+
+fn expected(name: &ConfigName, kept: Option<&Kept>, require: Require) -> Answer<Expect> {
+    match (require, kept) {
+        (Require::Any, None) | (Require::Absent, _) => Ok(Expect::Absent),
+        (Require::Any, Some(kept)) | (Require::Exists, Some(kept)) => Ok(Expect::Revision(kept.etag)),
+        (Require::At(etag), _) => Ok(Expect::Revision(etag)),
+        (Require::Exists, None) => Err(Refusal::new(Code::Conflict, format!("there is no config `{name}` to replace"))),
+    }
+}
+
+fn view(name: ConfigName, kept: Kept, users: &Users) -> ConfigView {
+    let Kept { record: ConfigRecord { version, updated_ms, values, .. }, etag } = kept;
+    let used_by = users_of(&name, users).map(|(id, record)| {
+        let mut app = record.app.clone();
+        config::fill(&mut app, &name, &values);
+        ConfigUse { app: id.app.clone(), revision: record.revision, differs: app != record.app }
+    });
+    let used_by = used_by.collect();
+    ConfigView { name, values, version, updated_ms, etag, used_by }
+}
+
+/// What nobody waits for is said in the log.
+fn said(name: &ConfigName, apps: &[ConfigFollowed]) {
+    for one in apps {
+        match (&one.revision, &one.problem) {
+            (Some(revision), _) => tracing::info!(config = %name, app = %one.app, %revision, "an app has the config"),
+            (None, Some(problem)) => {
+                tracing::warn!(config = %name, app = %one.app, %problem, "an app goes on with what it had");
+            }
+            (None, None) => {}
+        }
+    }
+}
+
+fn none(tenant: &TenantName, name: &ConfigName) -> Refusal {
+    let help = if config::is_env(name) {
+        "the operator offers none: `sidereal up --config-env NAME`"
+    } else {
+        "`sidereal config list` shows those there are"
+    };
+    Refusal::new(Code::NotFound, format!("tenant `{tenant}` has no config `{name}`")).help(help)
+}
