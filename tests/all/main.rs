@@ -22,6 +22,7 @@ mod observe;
 mod oci;
 mod quickstart;
 mod refusals;
+mod schedules;
 mod secrets;
 mod surface;
 mod swap;

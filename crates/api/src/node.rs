@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use model::{AppName, ComponentName, Revision, TenantName};
+use model::schedule::Ended;
+use model::{AppName, ComponentName, Revision, ScheduleName, TenantName};
 
 use crate::Problem;
 use crate::agent::{HostStatus, LogLine};
@@ -75,6 +76,14 @@ pub trait NodeApi: Send + Sync + 'static {
 
     /// What the tenant's hosts report now, in shard order; a host that does not answer in time is left out.
     fn status(&self, tenant: &TenantName) -> BoxFuture<'static, Vec<HostStatus>>;
+
+    /// Runs a schedule of the serving revision now, and answers when that has ended.
+    fn run_schedule(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        schedule: &ScheduleName,
+    ) -> BoxFuture<'static, Result<Ended, Problem>>;
 
     /// One step of moving an app's data, under an id that whoever directs it chose.
     fn copy(

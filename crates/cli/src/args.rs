@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
+use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, ScheduleName, SecretName, TenantName};
 
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]
@@ -90,6 +90,9 @@ pub enum Command {
     /// Secrets of a tenant: passwords and keys that providers and components use.
     #[command(subcommand)]
     Secret(SecretCommand),
+    /// What the clock calls, and what became of it.
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
     /// What the ingress sends where.
     #[command(subcommand)]
     Route(RouteCommand),
@@ -398,6 +401,23 @@ pub enum SecretCommand {
     },
     /// Change the master key that all secrets are sealed under; nothing stops meanwhile.
     RotateKey,
+}
+
+/// `sidereal schedule`
+#[derive(Debug, Subcommand)]
+pub enum ScheduleCommand {
+    /// When each schedule is due next, and how its last run ended.
+    List {
+        /// Whose; every app's where absent.
+        app: Option<AppName>,
+    },
+    /// Run a schedule now and wait for its end; exit 1 where it fails.
+    Run {
+        /// Whose.
+        app: AppName,
+        /// Which.
+        schedule: ScheduleName,
+    },
 }
 
 /// `sidereal route`

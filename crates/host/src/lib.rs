@@ -26,6 +26,7 @@ mod hold;
 mod links;
 mod listen;
 mod logs;
+mod scheduled;
 mod secrets;
 mod serve;
 mod spans;

@@ -21,6 +21,7 @@ pub mod observed;
 pub mod offers;
 pub mod plan;
 pub mod rules;
+pub mod schedule;
 mod schema;
 pub mod secret;
 pub mod tenant;
@@ -31,5 +32,5 @@ pub use app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revi
 pub use digest::Digest;
 pub use interface::{ContractId, InterfaceId};
 pub use limits::Limits;
-pub use name::{AppName, ComponentName, Label, NodeName, ProviderName, SecretName, TenantName};
+pub use name::{AppName, ComponentName, Label, NodeName, ProviderName, ScheduleName, SecretName, TenantName};
 pub use secret::{SecretRef, SecretValue};

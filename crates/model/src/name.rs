@@ -96,6 +96,8 @@ names! {
     NodeName,
     /// A secret of one tenant.
     SecretName,
+    /// A schedule of one app.
+    ScheduleName,
 }
 
 impl Label {

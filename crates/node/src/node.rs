@@ -13,7 +13,8 @@ use api::{Code, Problem};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use model::{AppName, ComponentName, NodeName, TenantName};
+use model::schedule::Ended;
+use model::{AppName, ComponentName, NodeName, ScheduleName, TenantName};
 use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
@@ -35,6 +36,7 @@ use crate::messaging::Messaging;
 use crate::metrics::Metrics;
 use crate::otlp::{Exporter, OtlpConfig};
 use crate::publisher::{Said, publish};
+use crate::schedules::{self, Clock, Schedules, SystemClock};
 use crate::services::{Lent, Services};
 use crate::serving::ServingIndex;
 use crate::supervisor::{Host, HostState};
@@ -84,6 +86,8 @@ pub struct NodeConfig {
     pub otlp: Option<OtlpConfig>,
     /// How names are resolved; `None` for the system's way.
     pub resolver: Option<Arc<dyn Resolve>>,
+    /// What time it is for schedules.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl NodeConfig {
@@ -100,6 +104,7 @@ impl NodeConfig {
             admin: None,
             otlp: None,
             resolver: None,
+            clock: Arc::new(SystemClock),
         }
     }
 }
@@ -114,6 +119,7 @@ pub struct Node {
     hosts: Arc<HostIndex>,
     lent: Arc<Lent>,
     metrics: Arc<Metrics>,
+    schedules: Arc<Schedules>,
     settled: watch::Receiver<bool>,
     running: Mutex<Option<Running>>,
 }
@@ -193,6 +199,13 @@ impl Node {
             since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             interfaces: Vec::new(),
         };
+        let source = schedules::Hosts { index: index.clone(), hosts: hosts.clone() };
+        let schedules = Schedules::start(schedules::Setup {
+            node: config.name.clone(),
+            store: store.clone(),
+            source: Arc::new(source),
+            clock: config.clock,
+        });
         let setup = Setup {
             name: config.name,
             exe: config.exe,
@@ -207,6 +220,7 @@ impl Node {
             routes,
             index: index.clone(),
             hosts: hosts.clone(),
+            schedules: schedules.clone(),
             said: said_in,
             record,
             settled: settled_in,
@@ -214,7 +228,7 @@ impl Node {
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent::run(setup, stopped));
         let running = Mutex::new(Some(Running { ingress, stop, agent, publisher, exporter }));
-        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, metrics, settled, running }))
+        Ok(Arc::new(Self { address, admin, logs, index, hosts, lent, metrics, schedules, settled, running }))
     }
 
     /// Where the ingress listens.
@@ -240,6 +254,7 @@ impl Node {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Running { ingress, stop, agent, publisher, exporter }) = running else { return };
         let begun = Instant::now();
+        self.schedules.cease();
         // From here on no host is started again and no route moves.
         if stop.send(()).is_err() {
             tracing::debug!("the agent had ended already");
@@ -252,6 +267,7 @@ impl Node {
         ingress.drain(deadline.mul_f64(0.6)).await;
         let left = deadline.saturating_sub(begun.elapsed());
         futures::future::join_all(hosts.into_iter().map(|host| host.stop(left))).await;
+        self.schedules.ended(FLUSH).await;
         if let Some(exporter) = exporter {
             exporter.shutdown(FLUSH).await;
         }
@@ -343,6 +359,17 @@ impl NodeApi for Node {
             let answers = futures::future::join_all(asked).await;
             answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
         })
+    }
+
+    fn run_schedule(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        schedule: &ScheduleName,
+    ) -> BoxFuture<'static, Result<Ended, Problem>> {
+        let (tenant, app, schedule) = (tenant.clone(), app.clone(), schedule.clone());
+        let schedules = self.schedules.clone();
+        Box::pin(async move { schedules.run_now(tenant, app, schedule).await })
     }
 
     fn copy(

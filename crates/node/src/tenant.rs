@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::converge;
 use crate::messaging::{self, Declared};
+use crate::schedules::{self, Planned};
 
 /// Connections a tenant may open per second over time, and at once.
 const DIALS_PER_SECOND: f64 = 200.0;
@@ -45,6 +46,8 @@ pub struct Prepared {
     pub messages: Vec<Declared>,
     /// Has a component that takes messages, from whichever broker.
     pub takes: bool,
+    /// What the clock calls of it.
+    pub schedules: Arc<[Planned]>,
     /// Takes messages now: it serves, and is not suspended.
     pub taking: AtomicBool,
     /// The [`LockedApp`] as JSON: sent to every host that runs it, now and after each restart.
@@ -84,6 +87,7 @@ impl Prepared {
             secrets: model::secret::names(app),
             messages: messaging::declared(app),
             takes: model::messaging::subscriptions(app).next().is_some(),
+            schedules: schedules::planned(app).into(),
             taking: AtomicBool::new(false),
             json: serde_json::to_vec(app)?.into(),
         })
@@ -261,6 +265,7 @@ mod tests {
             secrets: BTreeSet::new(),
             messages: Vec::new(),
             takes: false,
+            schedules: Arc::new([]),
             taking: AtomicBool::new(false),
             json: Bytes::from_static(b"{}"),
         })

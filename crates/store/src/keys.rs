@@ -10,6 +10,7 @@
 //! | `nodes/<node>` | [`NodeRecord`], leased | node |
 //! | `observed/<node>/<t>/<a>` | `AppObserved`, leased | node |
 //! | `served/<node>/<t>/<a>` | [`Served`], kept over restarts | node |
+//! | `schedules/<t>/<a>/<name>` | [`model::schedule::Record`], compare-and-set, kept over restarts | node |
 //! | `secrets/<t>/<name>` | a sealed value, see [`crate::secrets`] | control, compare-and-set |
 //! | `secret-keys/<t>` | the tenant's data key, wrapped | control |
 
@@ -18,7 +19,7 @@ use std::collections::BTreeMap;
 use model::app::{LockedApp, Revision};
 use model::claims::Claims;
 use model::observed::Reason;
-use model::{AppName, ComponentName, NodeName, SecretName, TenantName};
+use model::{AppName, ComponentName, NodeName, ScheduleName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
 
 /// Which revision of an app is wanted. The head is the commit point of a deploy. It outlives the app, so that the next
@@ -159,6 +160,17 @@ pub fn served(n: &NodeName, t: &TenantName, a: &AppName) -> String {
 /// Everything a node last served.
 pub fn served_by(n: &NodeName) -> String {
     format!("served/{n}/")
+}
+
+/// All pasts of schedules.
+pub const SCHEDULES: &str = "schedules/";
+/// The past of a schedule.
+pub fn schedule(t: &TenantName, a: &AppName, s: &ScheduleName) -> String {
+    format!("schedules/{t}/{a}/{s}")
+}
+/// The pasts of an app's schedules.
+pub fn schedules_of(t: &TenantName, a: &AppName) -> String {
+    format!("schedules/{t}/{a}/")
 }
 
 /// All secrets.

@@ -4,6 +4,7 @@ pub mod apps;
 pub mod deploy;
 pub mod doctor;
 pub mod moving;
+pub mod schedules;
 pub mod secrets;
 pub mod signing;
 pub mod talk;

@@ -16,6 +16,7 @@ mod openapi;
 mod restart;
 mod revisions;
 mod rig;
+mod schedules;
 mod secrets;
 mod tenants;
 mod trust;

@@ -95,6 +95,7 @@ impl Rig {
             providers: Default::default(),
             links: Vec::new(),
             routes: Vec::new(),
+            schedules: Default::default(),
         }
     }
 

@@ -94,6 +94,10 @@ codes! {
     RouteComponent = "route-component", Error, "A route to a component that the app does not have.";
     RouteNoHttp = "route-no-http", Error, "A route to a component that does not export an HTTP handler.";
     RouteCollision = "route-collision", Error, "Two routes that answer the same requests.";
+    ScheduleCron = "schedule-cron", Error, "A schedule whose cron expression cannot be read, or is never due.";
+    ScheduleZone = "schedule-zone", Error, "A schedule whose time zone does not exist.";
+    ScheduleMissed = "schedule-missed", Error, "A schedule whose answer to missed due times is none that exists.";
+    ScheduleComponent = "schedule-component", Error, "A schedule of a component that the app does not have, or that exports nothing a schedule can call.";
     RouteHostTaken = "route-host-taken", Error, "A route on a host that belongs to another tenant.";
 }
 

@@ -11,5 +11,6 @@ mod artifacts;
 mod dialer;
 mod fake_host;
 mod ingress;
+mod schedules;
 mod services;
 mod whole;
