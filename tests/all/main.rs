@@ -27,3 +27,4 @@ mod secrets;
 mod surface;
 mod swap;
 mod traces;
+mod watches;

@@ -32,6 +32,7 @@ mod serve;
 mod spans;
 mod taking;
 mod totals;
+mod watches;
 
 use std::path::PathBuf;
 

@@ -27,6 +27,7 @@ pub mod secret;
 pub mod tenant;
 pub mod trace;
 pub mod unit;
+pub mod watch;
 
 pub use app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route, World};
 pub use digest::Digest;

@@ -44,7 +44,7 @@ pub struct Prepared {
     pub secrets: BTreeSet<SecretName>,
     /// What it takes from the brokers of the node.
     pub messages: Vec<Declared>,
-    /// Has a component that takes messages, from whichever broker.
+    /// Has a component that takes messages, from whichever broker, or is told of changes.
     pub takes: bool,
     /// What the clock calls of it.
     pub schedules: Arc<[Planned]>,
@@ -86,7 +86,7 @@ impl Prepared {
             routes: app.routes.clone(),
             secrets: model::secret::names(app),
             messages: messaging::declared(app),
-            takes: model::messaging::subscriptions(app).next().is_some(),
+            takes: model::messaging::subscriptions(app).next().is_some() || model::watch::watches(app).next().is_some(),
             schedules: schedules::planned(app).into(),
             taking: AtomicBool::new(false),
             json: serde_json::to_vec(app)?.into(),

@@ -85,7 +85,7 @@ async fn schedules_are_listed_run_and_forgotten() {
     assert_eq!(refused(ask("nothing").await).code, api::Code::NotFound);
 
     // Deleted, and made again: nothing is remembered.
-    rig.client.delete(&rig.tenant, &app.name, Require::Any).await.unwrap();
+    rig.client.delete_app(&rig.tenant, &app.name, Require::Any).await.unwrap();
     let key = keys::schedule(&rig.tenant, &app.name, &name("nightly"));
     let gone = async {
         while rig.store.get(&key).await.unwrap().is_some() {

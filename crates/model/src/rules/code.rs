@@ -71,6 +71,7 @@ codes! {
     LinkDuplicate = "link-duplicate", Error, "Two links of one contract with the same label.";
     LinkSetting = "link-setting", Error, "A setting that links of this contract do not have.";
     LinkSubscription = "link-subscription", Error, "A messaging link whose subscriptions, group or numbers cannot be used, or a component that takes no messages.";
+    LinkWatch = "link-watch", Error, "A key-value link that watches, of a component that cannot be told or to a provider whose changes are not followed.";
     LinkUnused = "link-unused", Warning, "A link for a contract that the component does not import.";
     LinkComponent = "link-component", Error, "A link of a component that the app does not have.";
     UnknownProvider = "unknown-provider", Error, "A link to a provider that nobody declares.";

@@ -13,6 +13,7 @@ pub mod nats;
 pub mod provider;
 pub mod route;
 mod schedules;
+mod watch;
 
 use std::collections::BTreeSet;
 
