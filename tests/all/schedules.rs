@@ -75,7 +75,7 @@ fn schedules_run_fail_are_listed_run_by_hand_and_go_with_their_app() {
     assert_eq!(dues(&platform, "tick").len(), ticks, "it still ticks");
     assert_eq!(listed(&platform, "tick"), serde_json::Value::Null);
 
-    platform.ok(&["delete", "clock"]).unwrap();
+    platform.ok(&["delete", "clock", "--confirm", "clock"]).unwrap();
     let listing = platform.cli(&["schedule", "list", "clock"]).unwrap();
     assert_eq!(listing.status.code(), Some(3));
     assert_eq!(platform.ok(&["schedule", "list"]).unwrap(), serde_json::json!([]));

@@ -132,7 +132,8 @@ fn a_provider_whose_changes_are_not_followed_is_refused() {
     let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();
     deploy(&platform, dir.path(), "embedded", "*");
     platform.ok(&["provider", "add", "cache", "--type", "keyvalue-redis", "--url", "redis://127.0.0.1:1"]).unwrap();
-    let refused = platform.cli(&["link", "set", "watched", "wasi:keyvalue=cache", "--component", "index"]).unwrap();
+    let refused =
+        platform.cli(&["link", "set", "watched", "wasi:keyvalue#default=cache", "--component", "index"]).unwrap();
     assert_ne!(refused.status.code(), Some(0));
     let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
     assert!(said.contains("keyvalue-redis, whose changes this version does not follow"), "{said}");

@@ -13,4 +13,5 @@ mod fake_host;
 mod ingress;
 mod schedules;
 mod services;
+mod watches;
 mod whole;
