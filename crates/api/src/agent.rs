@@ -6,6 +6,7 @@
 //! | `PUT /v1/apps/{app}/revisions/{n}` ([`StartRequest`]) | make a revision answer; idempotent; 200 or a problem |
 //! | `POST /v1/apps/{app}/revisions/{n}/drain` ([`DrainRequest`]) | finish calls in flight, then forget the revision; [`Drained`] |
 //! | `PUT /v1/apps/{app}/revisions/{n}/taking` ([`TakingRequest`]) | take messages for a revision, or stop and finish those under way |
+//! | `POST /v1/apps/{app}/revisions/{n}/scheduled` ([`ScheduledCall`]) | call a component for a schedule, once; [`Called`] |
 //! | `GET /v1/status` | [`HostStatus`] |
 //! | `GET /v1/metrics` | [`crate::metrics::HostMetrics`]: counters over all revisions |
 //! | `GET /v1/logs` | newline-delimited [`LogLine`]s, from now on, until the caller hangs up |
@@ -17,8 +18,9 @@
 
 use std::collections::BTreeMap;
 
+use model::schedule::Entrance;
 use model::trace::{Span, SpanOrigin};
-use model::{AppName, ComponentName, LockedApp, Revision, TenantName, World};
+use model::{AppName, ComponentName, LockedApp, Revision, ScheduleName, TenantName, World};
 use serde::{Deserialize, Serialize};
 
 pub use crate::agent_document::openapi;
@@ -75,6 +77,29 @@ pub struct DrainRequest {
 pub struct TakingRequest {
     /// It is.
     pub taking: bool,
+}
+
+/// Call a component for one due time of a schedule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ScheduledCall {
+    /// Which component.
+    pub component: ComponentName,
+    /// How it is called.
+    pub entrance: Entrance,
+    /// The instance it exports that has `run`, for example `sidereal:schedule/handler@0.1.0`.
+    pub export: String,
+    /// For which schedule.
+    pub schedule: ScheduleName,
+    /// For which due time, milliseconds since 1970.
+    pub due_ms: u64,
+}
+
+/// A component was called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Called {
+    /// Why the call failed; absent where it did not.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// What became of the calls in flight.

@@ -16,7 +16,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, SpanBatch, StartRequest, TakingRequest};
+use crate::agent::{
+    Called, DrainRequest, Drained, HostInfo, HostStatus, LogLine, ScheduledCall, SpanBatch, StartRequest, TakingRequest,
+};
 use crate::copy::{Held, Release};
 use crate::metrics::HostMetrics;
 use crate::{Code, Problem};
@@ -131,6 +133,23 @@ impl HostClient {
         self.bytes(Method::PUT, &path, encode(&TakingRequest { taking })?).await.map(drop)
     }
 
+    /// Calls a component for a schedule. The one request that is never sent twice.
+    ///
+    /// # Errors
+    /// As [`HostClient::start`]. After [`Code::NotFound`] and [`Code::Busy`] the component was not called; otherwise it
+    /// may have been.
+    pub async fn scheduled(&self, app: &AppName, revision: Revision, call: &ScheduledCall) -> Result<Called, Problem> {
+        let path = format!("/v1/apps/{app}/revisions/{revision}/scheduled");
+        let mut sender = self.connect().await?;
+        let answer = sender.send_request(self.request(Method::POST, &path, encode(call)?)?).await;
+        let (status, body) = self.collect(answer.map_err(|cause| self.unreachable(&cause))?).await?;
+        if !status.is_success() {
+            return Err(refusal(status, &body));
+        }
+        serde_json::from_slice(&body)
+            .map_err(|cause| Problem::new(Code::Internal, format!("a host answered with unreadable JSON: {cause}")))
+    }
+
     /// Counters and memory.
     ///
     /// # Errors
@@ -201,7 +220,7 @@ impl HostClient {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Problem> {
-        // A kept connection may have been closed meanwhile. Every request of this API may be sent twice, so a failure
+        // A kept connection may have been closed meanwhile. Every request that comes here may be sent twice, so a failure
         // on a kept connection is tried once more on a new one.
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(mut sender) = kept.filter(|sender| !sender.is_closed())

@@ -5,7 +5,9 @@
 use utoipa::OpenApi as _;
 
 use crate::Problem;
-use crate::agent::{DrainRequest, Drained, HostInfo, HostStatus, LogLine, StartRequest, TakingRequest};
+use crate::agent::{
+    Called, DrainRequest, Drained, HostInfo, HostStatus, LogLine, ScheduledCall, StartRequest, TakingRequest,
+};
 use crate::copy::{CopyRequest, Cursor, Held, Keys, Release, Round, Step};
 use crate::metrics::HostMetrics;
 
@@ -79,6 +81,12 @@ fn copy_end() {}
     responses((status = 200, description = "it does"), (status = "default", body = Problem)))]
 fn set_taking() {}
 
+/// Calls a component for one due time of a schedule; not to be repeated where the answer was lost.
+#[utoipa::path(post, path = "/v1/apps/{app}/revisions/{revision}/scheduled",
+    params(("app" = model::AppName, Path), ("revision" = model::Revision, Path)), request_body = ScheduledCall,
+    responses((status = 200, body = Called), (status = "default", body = Problem)))]
+fn scheduled() {}
+
 /// Everything the host has.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = HostStatus), (status = "default", body = Problem)))]
 fn status() {}
@@ -116,6 +124,7 @@ fn drain() {}
         start,
         drain_revision,
         set_taking,
+        scheduled,
         hold,
         release,
         copy_begin,

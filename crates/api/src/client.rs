@@ -15,8 +15,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use model::app::Revision;
+use model::schedule::Ended;
 use model::tenant::TenantSettings;
-use model::{AppName, ConfigName, Digest, SecretName, SecretValue, TenantName};
+use model::{AppName, ConfigName, Digest, ScheduleName, SecretName, SecretValue, TenantName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -24,7 +25,7 @@ use crate::agent::HostStatus;
 use crate::control::{
     Accepted, AppView, CallRequest, CallResponse, ConfigRequest, ConfigSet, ConfigView, ContractView, DeployRequest,
     IDEMPOTENCY_KEY, KeyRotated, LinkRequest, MAX_BLOB, MoveRequest, NodeView, Plan, ProviderView, RevisionView,
-    RollbackRequest, RouteView, SecretView, TenantView, Version,
+    RollbackRequest, RouteView, ScheduleView, SecretView, TenantView, Version,
 };
 use crate::copy::CopyView;
 use crate::metrics::TenantMetrics;
@@ -376,6 +377,29 @@ impl ControlClient {
         request: &CallRequest,
     ) -> Result<CallResponse, ClientError> {
         self.json(Method::POST, &of(tenant, app, "/call"), HeaderMap::new(), request).await
+    }
+
+    /// The schedules of an app: when each is due, and what became of it so far.
+    ///
+    /// # Errors
+    /// `not-found`; [`ClientError`].
+    pub async fn schedules(&self, tenant: &TenantName, app: &AppName) -> Result<Vec<ScheduleView>, ClientError> {
+        self.get(&of(tenant, app, "/schedules")).await
+    }
+
+    /// Runs a schedule now and waits for its end; a run that failed says so in `error`.
+    ///
+    /// # Errors
+    /// `not-found`, `conflict` where it runs already; `timed-out` where it takes longer than two minutes, and goes on;
+    /// [`ClientError`].
+    pub async fn run_schedule(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        schedule: &ScheduleName,
+    ) -> Result<Ended, ClientError> {
+        let path = of(tenant, app, &format!("/schedules/{schedule}/run"));
+        self.json(Method::POST, &path, HeaderMap::new(), &serde_json::json!({})).await
     }
 
     /// The providers an app of the tenant can link to, and who does.

@@ -17,6 +17,8 @@
 //! | `GET /v1/tenants/{t}/apps/{a}/revisions`, `GET …/revisions/{n}` | [`RevisionView`]s, newest first |
 //! | `POST …/rollback` ([`RollbackRequest`]), `POST …/links` ([`LinkRequest`]) | [`Accepted`] |
 //! | `POST …/copy` ([`MoveRequest`]), `GET …/copy`, `DELETE …/copy` | [`crate::copy::CopyView`] |
+//! | `GET …/schedules` | [`ScheduleView`]s |
+//! | `POST …/schedules/{s}/run` | [`model::schedule::Ended`]: run it now, and wait for its end |
 //! | `GET …/logs?follow&last&component` | NDJSON of [`crate::agent::LogLine`] |
 //! | `POST …/call` ([`CallRequest`]) | [`CallResponse`] |
 //! | `GET /v1/tenants/{t}/providers` | [`ProviderView`]s |
@@ -46,8 +48,9 @@ use model::config::Values;
 use model::observed::{AppObserved, Reason};
 use model::offers::{OFFERS, Offer, Offered};
 use model::promises::Promises;
+use model::schedule::{Ended, Run, Schedule};
 use model::tenant::TenantSettings;
-use model::{AppName, ComponentName, ConfigName, ContractId, Label, NodeName, ProviderName, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, ContractId, Label, NodeName, ProviderName, ScheduleName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
@@ -269,6 +272,30 @@ pub struct CallResponse {
     pub body: String,
 }
 
+/// A schedule of the wanted revision, and what became of it so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ScheduleView {
+    /// Its name.
+    pub name: ScheduleName,
+    /// What it says.
+    #[serde(flatten)]
+    pub schedule: Schedule,
+    /// Its next due time, milliseconds since 1970.
+    pub next_ms: Option<u64>,
+    /// The run that is under way.
+    #[serde(default)]
+    pub running: Option<Run>,
+    /// The last run that ended.
+    #[serde(default)]
+    pub last: Option<Ended>,
+    /// Runs that were begun.
+    pub runs: u64,
+    /// Runs that ended with an error.
+    pub failed: u64,
+    /// Due times that were passed over.
+    pub passed: u64,
+}
+
 /// A provider an app of the tenant can link to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ProviderView {
@@ -469,6 +496,11 @@ pub mod event {
     pub const SUSPENDED: &str = "dev.sidereal.app.suspended";
     /// It may be served again: `{revision}`.
     pub const RESUMED: &str = "dev.sidereal.app.resumed";
+    /// A run of a schedule ended: `{schedule, due_ms, began_ms, ended_ms, manual, error}`; `error` is null where it
+    /// went well.
+    pub const SCHEDULE_RAN: &str = "dev.sidereal.schedule.ran";
+    /// Due times of a schedule were passed over: `{schedule, decided_ms, passed}`; `passed` counts all there were.
+    pub const SCHEDULE_PASSED: &str = "dev.sidereal.schedule.passed";
     /// Settings were written: `{etag}`. `subject` is the tenant.
     pub const TENANT_CHANGED: &str = "dev.sidereal.tenant.changed";
     /// A secret was set: `{secret, version}`. `subject` is the tenant.

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use model::schedule::Ended;
 use model::unit::Millis;
-use model::{AppName, ComponentName, Digest, Revision, TenantName};
+use model::{AppName, ComponentName, Digest, Revision, ScheduleName, TenantName};
 
 use crate::Problem;
 use crate::agent::{HostStatus, LogLevel, LogLine};
@@ -133,6 +134,13 @@ pub trait NodeApi: Send + Sync + 'static {
     /// No revision names these artifacts any more: their compiled code goes, and code of earlier versions of the engine.
     /// Answers which of them still run, and stay.
     fn tidy(&self, unnamed: Vec<Digest>) -> BoxFuture<'static, Vec<Digest>>;
+    /// Runs a schedule of the serving revision now, and answers when that has ended.
+    fn run_schedule(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        schedule: &ScheduleName,
+    ) -> BoxFuture<'static, Result<Ended, Problem>>;
 
     /// One step of moving an app's data, under an id that whoever directs it chose.
     fn copy(

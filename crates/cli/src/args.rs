@@ -7,7 +7,7 @@ use api::agent::LogLevel;
 use api::node::Since;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::unit::ByteSize;
-use model::{AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, ScheduleName, SecretName, TenantName};
 
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]
@@ -96,6 +96,9 @@ pub enum Command {
     /// Configuration that apps of a tenant share by name.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// What the clock calls, and what became of it.
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
     /// What the ingress sends where.
     #[command(subcommand)]
     Route(RouteCommand),
@@ -505,6 +508,23 @@ pub enum ConfigCommand {
     Delete {
         /// Its name.
         name: ConfigName,
+    },
+}
+
+/// `sidereal schedule`
+#[derive(Debug, Subcommand)]
+pub enum ScheduleCommand {
+    /// When each schedule is due next, and how its last run ended.
+    List {
+        /// Whose; every app's where absent.
+        app: Option<AppName>,
+    },
+    /// Run a schedule now and wait for its end; exit 1 where it fails.
+    Run {
+        /// Whose.
+        app: AppName,
+        /// Which.
+        schedule: ScheduleName,
     },
 }
 

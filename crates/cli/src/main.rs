@@ -163,6 +163,7 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         Command::Provider(command) => commands::wiring::provider(context, command).await.map(ok),
         Command::Secret(command) => commands::secrets::secret(context, command).await.map(ok),
         Command::Config(command) => commands::config::config(context, command).await.map(ok),
+        Command::Schedule(command) => commands::schedules::schedule(context, command).await.map(yes),
         Command::Route(command) => commands::wiring::route(context, command).await.map(ok),
         Command::TenantSettings(command) => commands::wiring::tenant(context, command).await.map(ok),
         Command::Keys(command) => commands::signing::keys(context, command).map(ok),

@@ -8,7 +8,7 @@ use futures::stream::{self, StreamExt as _};
 use model::observed::AppObserved;
 use model::plan::{AppId, Assigned};
 use model::tenant::TenantSettings;
-use model::{NodeName, TenantName};
+use model::{NodeName, ScheduleName, TenantName};
 use serde::de::DeserializeOwned;
 use store::keys::{self, Assignment, Head, NodeRecord, RevisionRecord};
 use store::{Entry, Snapshot, Store};
@@ -116,6 +116,15 @@ pub(crate) fn node_and_app(key: &str) -> Option<(NodeName, AppId)> {
         return None;
     };
     Some((node.parse().ok()?, AppId { tenant: tenant.parse().ok()?, app: app.parse().ok()? }))
+}
+
+/// The app and the schedule of `schedules/<t>/<a>/<name>`.
+pub(crate) fn schedule_of(key: &str) -> Option<(AppId, ScheduleName)> {
+    let mut parts = keys::parts(key);
+    let (Some(tenant), Some(app), Some(name), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return None;
+    };
+    Some((AppId { tenant: tenant.parse().ok()?, app: app.parse().ok()? }, name.parse().ok()?))
 }
 
 /// What a node said. One that cannot be understood must not stop the others.

@@ -247,6 +247,15 @@ impl Reconciler {
     /// Removes the history of deleted apps, and records that are too old.
     async fn clean(&mut self) -> bool {
         for (id, head) in std::mem::take(&mut self.purge) {
+            // The next app of that name has missed nothing.
+            match self.store.list(&keys::schedules_of(&id.tenant, &id.app)).await {
+                Ok(listed) => self.prune.extend(listed.entries.into_iter().map(|entry| entry.key)),
+                Err(cause) => {
+                    tracing::warn!(app = %id.app, %cause, "a deleted app's schedules cannot be read; trying again");
+                    self.purge.push((id, head));
+                    continue;
+                }
+            }
             match self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await {
                 Ok(listed) => {
                     let last = keys::revision(&id.tenant, &id.app, head.revision);

@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::apps::{Apps, Identity};
+use crate::scheduled;
 
 /// The largest body of a request, bytes: a locked app with every list at its limit is far smaller.
 const MAX_BODY: usize = 16 << 20;
@@ -91,6 +92,13 @@ impl Agent {
                 let TakingRequest { taking } = read(request).await?;
                 self.apps.set_taking(&app, revision, taking).await?;
                 ok(&serde_json::json!({}))
+            }
+            (
+                &Method::POST,
+                [Some("v1"), Some("apps"), Some(app), Some("revisions"), Some(revision), Some("scheduled"), None],
+            ) => {
+                let (app, revision) = revision_of(app, revision)?;
+                ok(&scheduled::call(&self.apps, &app, revision, read(request).await?).await?)
             }
             (
                 &Method::POST,

@@ -46,6 +46,21 @@ impl NodeBroker {
     }
 }
 
+impl NodeBroker {
+    /// Puts which keys changed into a queue of the app.
+    ///
+    /// # Errors
+    /// Why the queue does not have them.
+    pub(crate) async fn tell(&self, group: &str, keys: Vec<String>) -> Result<(), BackendError> {
+        let told = |key: String| WireMessage { subject: "watch".to_owned(), body: key.into_bytes(), reply_to: None };
+        let messages = keys.into_iter().map(told).collect();
+        match self.call(MessagingRequest::Tell { broker: self.kind, group: group.to_owned(), messages }).await? {
+            MessagingAnswer::Done => Ok(()),
+            other => Err(wrong(&other)),
+        }
+    }
+}
+
 fn wrong(answer: &impl std::fmt::Debug) -> BackendError {
     BackendError::Unavailable(format!("the node answered another question: {answer:?}"))
 }

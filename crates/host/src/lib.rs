@@ -27,11 +27,13 @@ mod hold;
 mod links;
 mod listen;
 mod logs;
+mod scheduled;
 mod secrets;
 mod serve;
 mod spans;
 mod taking;
 mod totals;
+mod watches;
 
 use std::path::PathBuf;
 

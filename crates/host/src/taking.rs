@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::messaging::Subscription;
+use providers::keyvalue::watch::{WatchError, changed};
 use providers::messaging::outcome::after_failure;
-use providers::messaging::{Backend, Deliveries, Delivery, HandleError, Outcome, handle};
+use providers::messaging::{Backend, Deliveries, Delivery, HandleError, Message, Outcome, handle};
 use providers::meter::{ErrorKind, LinkMeter};
-use runtime::Fault;
+use runtime::{Fault, Workload};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,6 +36,16 @@ pub(crate) struct Taken {
     /// Brokers of the node that may still hold messages of the link, from when it was linked to them.
     pub(crate) former: Vec<Arc<dyn Backend>>,
     pub(crate) meter: Arc<LinkMeter>,
+    pub(crate) what: What,
+}
+
+/// What a queue holds, and so which export is called.
+#[derive(Clone)]
+pub(crate) enum What {
+    /// Messages.
+    Messages,
+    /// Keys that changed in the bucket of the link with this label.
+    Changes(Box<str>),
 }
 
 /// The subscriptions of one revision, followed or not.
@@ -209,7 +220,7 @@ async fn treat(apps: &Arc<Apps>, taken: &Taken, delivery: Delivery, stop: &Cance
         None => Outcome::GivenBack,
         Some(place) => {
             let began = Instant::now();
-            match call(apps, place, message).await {
+            match call(apps, place, &taken.what, message).await {
                 Called::Handled => {
                     taken.meter.ended(began, None);
                     Outcome::Done
@@ -224,6 +235,11 @@ async fn treat(apps: &Arc<Apps>, taken: &Taken, delivery: Delivery, stop: &Cance
                         tries,
                         RandomState::new().hash_one(&id),
                     );
+                    let outcome = match (&taken.what, outcome) {
+                        // What nobody could be told of is in the bucket still.
+                        (What::Changes(_), Outcome::PutAway(_)) => Outcome::PutAway(None),
+                        (_, outcome) => outcome,
+                    };
                     place.entry().remark(&sentence(&id, &subject, tries, &why, &outcome));
                     outcome
                 }
@@ -259,7 +275,30 @@ enum Called {
     Failed { kind: ErrorKind, why: String },
 }
 
-async fn call(apps: &Arc<Apps>, place: &Place, message: providers::messaging::Message) -> Called {
+/// Has a component handle what it is given.
+async fn hand(work: &Arc<Workload>, what: &What, message: Message) -> Result<(), Failed> {
+    let What::Changes(label) = what else {
+        return handle(work, message).await.map_err(|error| match error {
+            HandleError::Fault(fault) => Failed::Fault(fault),
+            error @ HandleError::Handler(_) => Failed::Said(error.to_string()),
+        });
+    };
+    let key = String::from_utf8_lossy(&message.body).into_owned();
+    changed(work, label.to_string(), key).await.map_err(|error| match error {
+        WatchError::Fault(fault) => Failed::Fault(fault),
+        WatchError::Backend(cause) => Failed::Said(cause.to_string()),
+    })
+}
+
+/// Why it was not handled.
+enum Failed {
+    /// Somebody said so.
+    Said(String),
+    /// The call failed.
+    Fault(Fault),
+}
+
+async fn call(apps: &Arc<Apps>, place: &Place, what: &What, message: Message) -> Called {
     let entry = place.entry();
     let workload = match apps.ready(entry).await {
         Ok(workload) => workload,
@@ -270,18 +309,18 @@ async fn call(apps: &Arc<Apps>, place: &Place, message: providers::messaging::Me
     };
     let result = tokio::select! {
         biased;
-        result = handle(&workload, message) => result,
+        result = hand(&workload, what, message) => result,
         () = entry.ended().cancelled() => return Called::NotTried,
     };
     match result {
         Ok(()) => Called::Handled,
-        Err(HandleError::Fault(Fault::NoCapacity { .. } | Fault::Cancelled)) => Called::NotTried,
-        Err(HandleError::Fault(fault)) => {
+        Err(Failed::Fault(Fault::NoCapacity { .. } | Fault::Cancelled)) => Called::NotTried,
+        Err(Failed::Fault(fault)) => {
             entry.failed(&fault);
             let kind =
                 if matches!(fault, Fault::WallTime { .. }) { ErrorKind::TimedOut } else { ErrorKind::Unavailable };
             Called::Failed { kind, why: fault.to_string() }
         }
-        Err(error @ HandleError::Handler(_)) => Called::Failed { kind: ErrorKind::Refused, why: error.to_string() },
+        Err(Failed::Said(why)) => Called::Failed { kind: ErrorKind::Refused, why },
     }
 }

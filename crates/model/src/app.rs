@@ -10,7 +10,8 @@ use crate::config::SharedConfig;
 use crate::digest::Digest;
 use crate::interface::{ContractId, InterfaceId};
 use crate::limits::Limits;
-use crate::name::{AppName, ComponentName, Label, ProviderName};
+use crate::name::{AppName, ComponentName, Label, ProviderName, ScheduleName};
+use crate::schedule::Schedule;
 use crate::secret::SecretRef;
 use crate::unit::Millis;
 
@@ -64,6 +65,9 @@ pub struct LockedApp {
     /// What the ingress sends where.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// What the clock calls.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub schedules: BTreeMap<ScheduleName, Schedule>,
 }
 
 /// One component of a revision.

@@ -7,6 +7,7 @@ use crate::app::{Link, LockedApp, LockedComponent, ProviderSpec, Reuse, Route};
 use crate::config::{SharedConfig, Values};
 use crate::limits::Limits;
 use crate::name::{ComponentName, ConfigName, ProviderName};
+use crate::schedule::Schedule;
 use crate::secret::SecretRef;
 
 /// Lines such as `+ route …`, `~ link …`, `- component …`; empty exactly where the two are equal.
@@ -19,6 +20,7 @@ pub fn diff(old: Option<&LockedApp>, new: &LockedApp) -> Vec<String> {
         providers: [].into(),
         links: vec![],
         routes: vec![],
+        schedules: [].into(),
     };
     let was = old.unwrap_or(&nothing);
     if was.name != new.name {
@@ -36,11 +38,30 @@ pub fn diff(old: Option<&LockedApp>, new: &LockedApp) -> Vec<String> {
     }
     links(&mut lines, &was.links, &new.links);
     routes(&mut lines, &was.routes, &new.routes);
+    for (name, pair) in both(&was.schedules, &new.schedules) {
+        match pair {
+            (None, Some(is)) => lines.push(format!("+ schedule {name}: {}", schedule(is))),
+            (Some(was), None) => lines.push(format!("- schedule {name}: {}", schedule(was))),
+            (Some(was), Some(is)) if was != is => {
+                lines.push(format!("~ schedule {name}: {} -> {}", schedule(was), schedule(is)));
+            }
+            _ => {}
+        }
+    }
     if lines.is_empty() && was != new {
         // Links or routes in another order: no other meaning, yet another content.
         lines.push("~ order of links or routes".to_owned());
     }
     lines
+}
+
+fn schedule(schedule: &Schedule) -> String {
+    let Schedule { component, cron, timezone, missed, missed_max } = schedule;
+    let missed = match missed {
+        crate::schedule::Missed::All => format!("all up to {missed_max}"),
+        other => other.as_str().to_owned(),
+    };
+    format!("{component} at `{cron}` {timezone}, missed {missed}")
 }
 
 /// A value before and after.
@@ -276,6 +297,7 @@ mod tests {
             providers: [("embedded".parse().unwrap(), embedded)].into(),
             links: vec![link("default"), link("other")],
             routes: vec![route("/"), route("/api")],
+            schedules: BTreeMap::new(),
         }
     }
 

@@ -23,15 +23,17 @@ pub mod offers;
 pub mod plan;
 pub mod promises;
 pub mod rules;
+pub mod schedule;
 mod schema;
 pub mod secret;
 pub mod tenant;
 pub mod trace;
 pub mod unit;
+pub mod watch;
 
 pub use app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route, World};
 pub use digest::Digest;
 pub use interface::{ContractId, InterfaceId};
 pub use limits::Limits;
-pub use name::{AppName, ComponentName, ConfigName, Label, NodeName, ProviderName, SecretName, TenantName};
+pub use name::{AppName, ComponentName, ConfigName, Label, NodeName, ProviderName, ScheduleName, SecretName, TenantName};
 pub use secret::{SecretRef, SecretValue};

@@ -217,6 +217,7 @@ fn assemble(manifest: &Manifest, artifacts: &Artifacts, tenant: &TenantSettings)
         providers: BTreeMap::new(),
         links: Vec::new(),
         routes: Vec::new(),
+        schedules: manifest.schedules.iter().map(|(name, entry)| (name.clone(), entry.schedule.clone())).collect(),
     };
     for (name, component) in &manifest.components {
         app.components.insert(
@@ -349,6 +350,9 @@ fn span_of(manifest: &Manifest, subject: &Subject) -> Range<usize> {
             manifest.routes.get(*index).map(|r| r.methods.get(*method).map_or(&r.span, |m| &m.span).clone())
         }
         Subject::Route(index) => manifest.routes.get(*index).map(|r| r.span.clone()),
+        Subject::Schedule(name, key) => {
+            manifest.schedules.get(name).map(|s| s.keys.get(key).unwrap_or(&s.span).clone())
+        }
         Subject::RouteComponent(index) => manifest.routes.get(*index).map(|r| r.component.span.clone()),
     };
     span.unwrap_or_else(|| manifest.name.span.clone())

@@ -98,6 +98,8 @@ names! {
     SecretName,
     /// A config that apps of one tenant share.
     ConfigName,
+    /// A schedule of one app.
+    ScheduleName,
 }
 
 impl Label {

@@ -10,6 +10,7 @@
 //! | `services` | what a host may ask over its `node.sock` |
 //! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
 //! | [`messaging`] | the brokers of messages, and who takes from them |
+//! | [`schedules`] | which schedules are due, and that no due time is run twice |
 //! | `taking` | which revision takes messages |
 //! | [`external`] | processes of external providers: start, health, restart, hand over connections |
 //! | `logs` | the last lines of every app |
@@ -37,6 +38,7 @@ mod metrics;
 mod node;
 pub mod otlp;
 mod publisher;
+pub mod schedules;
 pub mod services;
 mod serving;
 pub mod supervisor;

@@ -14,7 +14,8 @@ use api::{Code, Problem};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use model::{AppName, ComponentName, Digest, NodeName, TenantName};
+use model::schedule::Ended;
+use model::{AppName, ComponentName, Digest, NodeName, ScheduleName, TenantName};
 use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
@@ -37,6 +38,7 @@ use crate::messaging::Messaging;
 use crate::metrics::Metrics;
 use crate::otlp::{Exporter, OtlpConfig};
 use crate::publisher::{Said, publish};
+use crate::schedules::{self, Clock, Schedules, SystemClock};
 use crate::services::{Lent, Services};
 use crate::serving::ServingIndex;
 use crate::supervisor::{Host, HostRef, HostState};
@@ -92,6 +94,8 @@ pub struct NodeConfig {
     pub programs: Programs,
     /// How long external providers may take.
     pub pace: Pace,
+    /// What time it is for schedules.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl NodeConfig {
@@ -111,6 +115,7 @@ impl NodeConfig {
             resolver: None,
             programs: Programs::new(),
             pace: Pace::default(),
+            clock: Arc::new(SystemClock),
         }
     }
 }
@@ -128,6 +133,7 @@ pub struct Node {
     artifacts: Arc<Artifacts>,
     externals: Arc<Externals>,
     metrics: Arc<Metrics>,
+    schedules: Arc<Schedules>,
     settled: watch::Receiver<bool>,
     running: Mutex<Option<Running>>,
 }
@@ -221,6 +227,13 @@ impl Node {
             interfaces: Vec::new(),
             programs: externals.programs(),
         };
+        let source = schedules::Hosts { index: index.clone(), hosts: hosts.clone() };
+        let schedules = Schedules::start(schedules::Setup {
+            node: config.name.clone(),
+            store: store.clone(),
+            source: Arc::new(source),
+            clock: config.clock,
+        });
         let setup = Setup {
             name: config.name,
             exe: config.exe,
@@ -235,6 +248,7 @@ impl Node {
             routes,
             index: index.clone(),
             hosts: hosts.clone(),
+            schedules: schedules.clone(),
             said: said_in,
             record,
             settled: settled_in,
@@ -253,6 +267,7 @@ impl Node {
             artifacts,
             externals,
             metrics,
+            schedules,
             settled,
             running,
         };
@@ -282,6 +297,7 @@ impl Node {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Running { ingress, stop, agent, publisher, exporter }) = running else { return };
         let begun = Instant::now();
+        self.schedules.cease();
         // From here on no host is started again and no route moves.
         if stop.send(()).is_err() {
             tracing::debug!("the agent had ended already");
@@ -296,6 +312,7 @@ impl Node {
         futures::future::join_all(hosts.into_iter().map(|host| host.stop(left))).await;
         // Nobody calls them any more.
         self.externals.shutdown().await;
+        self.schedules.ended(FLUSH).await;
         if let Some(exporter) = exporter {
             exporter.shutdown(FLUSH).await;
         }
@@ -427,6 +444,17 @@ impl NodeApi for Node {
             let answers = futures::future::join_all(asked).await;
             answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
         })
+    }
+
+    fn run_schedule(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        schedule: &ScheduleName,
+    ) -> BoxFuture<'static, Result<Ended, Problem>> {
+        let (tenant, app, schedule) = (tenant.clone(), app.clone(), schedule.clone());
+        let schedules = self.schedules.clone();
+        Box::pin(async move { schedules.run_now(tenant, app, schedule).await })
     }
 
     fn copy(

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use crate::converge;
 use crate::external::{Externals, Lease};
 use crate::messaging::{self, Declared};
+use crate::schedules::{self, Planned};
 
 /// Connections a tenant may open per second over time, and at once.
 const DIALS_PER_SECOND: f64 = 200.0;
@@ -49,8 +50,10 @@ pub struct Prepared {
     pub allowed: BTreeMap<ComponentName, Vec<AllowedHost>>,
     /// What it takes from the brokers of the node.
     pub messages: Vec<Declared>,
-    /// Has a component that takes messages, from whichever broker.
+    /// Has a component that takes messages, from whichever broker, or is told of changes.
     pub takes: bool,
+    /// What the clock calls of it.
+    pub schedules: Arc<[Planned]>,
     /// Takes messages now: it serves, and is not suspended.
     pub taking: AtomicBool,
     /// Its external providers that a link names.
@@ -94,7 +97,8 @@ impl Prepared {
             secrets: model::secret::names(app),
             allowed: allowed(app),
             messages: messaging::declared(app),
-            takes: model::messaging::subscriptions(app).next().is_some(),
+            takes: model::messaging::subscriptions(app).next().is_some() || model::watch::watches(app).next().is_some(),
+            schedules: schedules::planned(app).into(),
             taking: AtomicBool::new(false),
             externals: app
                 .providers
@@ -313,6 +317,7 @@ mod tests {
             allowed: BTreeMap::new(),
             messages: Vec::new(),
             takes: false,
+            schedules: Arc::new([]),
             taking: AtomicBool::new(false),
             externals: Vec::new(),
             leases: OnceLock::new(),

@@ -28,5 +28,6 @@ pub mod messaging;
 pub mod meter;
 pub mod nats;
 mod path;
+pub mod schedule;
 pub mod secrets;
 pub mod vault;

@@ -11,6 +11,7 @@
 //! | `nodes/<node>` | [`NodeRecord`], leased | node |
 //! | `observed/<node>/<t>/<a>` | `AppObserved`, leased | node |
 //! | `served/<node>/<t>/<a>` | [`Served`], kept over restarts | node |
+//! | `schedules/<t>/<a>/<name>` | [`model::schedule::Record`], compare-and-set, kept over restarts | node |
 //! | `secrets/<t>/<name>` | a sealed value, see [`crate::secrets`] | control, compare-and-set |
 //! | `configs/<t>/<name>` | [`ConfigRecord`] | control, compare-and-set |
 //! | `operator/env` | [`ConfigRecord`]: the environment of the operator's choice | control |
@@ -22,7 +23,7 @@ use model::app::{LockedApp, Revision};
 use model::claims::Claims;
 use model::config::Values;
 use model::observed::Reason;
-use model::{AppName, ComponentName, ConfigName, NodeName, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, NodeName, ScheduleName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
 
 /// Which revision of an app is wanted. The head is the commit point of a deploy. It outlives the app, so that the next
@@ -201,6 +202,17 @@ pub fn config(t: &TenantName, c: &ConfigName) -> String {
 /// The configs of a tenant.
 pub fn configs_of(t: &TenantName) -> String {
     format!("configs/{t}/")
+}
+
+/// All pasts of schedules.
+pub const SCHEDULES: &str = "schedules/";
+/// The past of a schedule.
+pub fn schedule(t: &TenantName, a: &AppName, s: &ScheduleName) -> String {
+    format!("schedules/{t}/{a}/{s}")
+}
+/// The pasts of an app's schedules.
+pub fn schedules_of(t: &TenantName, a: &AppName) -> String {
+    format!("schedules/{t}/{a}/")
 }
 
 /// All secrets.

@@ -50,6 +50,8 @@ pub enum MessagingRequest {
     Ask { broker: BrokerKind, message: WireMessage, timeout_ms: u64 },
     /// Waits for messages of a queue group of the app, at most [`POLL`], and takes at most `max` of them.
     Take { broker: BrokerKind, group: String, max: u32 },
+    /// Puts messages into a queue group of the app by its name, whatever its subjects.
+    Tell { broker: BrokerKind, group: String, messages: Vec<WireMessage> },
     /// What became of a delivery of the app.
     Settle { broker: BrokerKind, group: String, delivery: u64, outcome: Settled },
 }
@@ -70,7 +72,7 @@ pub struct Handed {
 /// What a broker answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MessagingAnswer {
-    /// Publish, Settle.
+    /// Publish, Tell, Settle.
     Done,
     /// Ask: the answer.
     Answered(WireMessage),

@@ -5,6 +5,7 @@ pub mod config;
 pub mod deploy;
 pub mod doctor;
 pub mod moving;
+pub mod schedules;
 pub mod secrets;
 pub mod signing;
 pub mod talk;

@@ -8,6 +8,7 @@ mod extract;
 mod guard;
 mod refusal;
 mod revisions;
+mod schedules;
 mod secrets;
 mod serve;
 mod streams;
@@ -115,6 +116,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(revisions::rollback))
         .routes(routes!(revisions::link))
         .routes(routes!(copies::begin, copies::read, copies::cancel))
+        .routes(routes!(schedules::list))
+        .routes(routes!(schedules::run))
         .merge(OpenApiRouter::new().routes(routes!(apps::call)).layer(DefaultBodyLimit::max(MAX_CALL)))
         .routes(routes!(secrets::list))
         .merge(

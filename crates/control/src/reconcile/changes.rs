@@ -7,8 +7,9 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use model::app::Revision;
 use model::observed::AppObserved;
 use model::plan::AppId;
+use model::schedule::{self, Record};
 use model::tenant::TenantSettings;
-use model::{NodeName, TenantName};
+use model::{NodeName, ScheduleName, TenantName};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use store::keys::{self, Head, NodeRecord, RevisionRecord};
@@ -17,7 +18,7 @@ use store::{Change, Entry};
 use super::{AT_ONCE, HISTORY, Reconciler};
 use crate::events::Subject;
 use crate::http::Answer;
-use crate::load::{app_id, node_and_app, reported};
+use crate::load::{app_id, node_and_app, reported, schedule_of};
 use crate::{clock, trust, writer};
 
 /// What the key holds now; `None` where it is gone.
@@ -49,6 +50,12 @@ impl Reconciler {
         } else if key.starts_with(keys::NODES) {
             if let Some(name) = names.next().and_then(|n| n.parse().ok()) {
                 self.node(name, entry(change).and_then(|e| reported(&e)));
+            }
+        } else if key.starts_with(keys::SCHEDULES) {
+            if let Some((id, name)) = schedule_of(key)
+                && let Some(record) = entry(change).and_then(|e| reported(&e))
+            {
+                self.schedule(id, &name, &record);
             }
         } else if key.starts_with(keys::OBSERVED)
             && let Some((node, id)) = node_and_app(key)
@@ -156,6 +163,24 @@ impl Reconciler {
                     self.events.node(&name, event::NODE_LOST, Subject::None, &json!({}));
                 }
             }
+        }
+    }
+
+    fn schedule(&self, id: AppId, name: &ScheduleName, record: &Record) {
+        let subject = Subject::App(id);
+        match (record.change, &record.last) {
+            (schedule::Change::Ended, Some(last)) => {
+                let data = json!({
+                    "schedule": name, "due_ms": last.due_ms, "began_ms": last.began_ms, "ended_ms": last.ended_ms,
+                    "manual": last.manual, "error": last.error,
+                });
+                self.events.control(event::SCHEDULE_RAN, subject, &data);
+            }
+            (schedule::Change::Passed, _) => {
+                let data = json!({ "schedule": name, "decided_ms": record.decided_ms, "passed": record.passed });
+                self.events.control(event::SCHEDULE_PASSED, subject, &data);
+            }
+            _ => {}
         }
     }
 

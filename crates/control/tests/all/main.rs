@@ -18,6 +18,7 @@ mod purge;
 mod restart;
 mod revisions;
 mod rig;
+mod schedules;
 mod secrets;
 mod sweep;
 mod tenants;

@@ -21,8 +21,9 @@ use futures::stream::{BoxStream, StreamExt as _};
 use model::app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route};
 use model::claims::{Claims, KeyKind, KeyPair};
 use model::observed::{AppObserved, Phase};
+use model::schedule::Ended;
 use model::tenant::TenantSettings;
-use model::{AppName, ComponentName, Digest, Limits, NodeName, TenantName};
+use model::{AppName, ComponentName, Digest, Limits, NodeName, ScheduleName, TenantName};
 use store::blobs::Blobs;
 use store::keys::{self, Assignment, NodeRecord};
 use store::redb::RedbStore;
@@ -90,6 +91,17 @@ impl NodeApi for Nodes {
             response.headers_mut().extend(kept.map(|v| (http::HeaderName::from_static("x-test"), v)));
             Ok(response)
         })
+    }
+
+    fn run_schedule(
+        &self,
+        _: &TenantName,
+        _: &AppName,
+        schedule: &ScheduleName,
+    ) -> BoxFuture<'static, Result<Ended, Problem>> {
+        let error = (schedule.as_str() != "good").then(|| format!("{schedule} failed"));
+        let ended = Ended { due_ms: 1, began_ms: 1, ended_ms: 2, revision: Revision(1), manual: true, error };
+        Box::pin(async { Ok(ended) })
     }
 
     fn copy(
@@ -430,6 +442,7 @@ pub(crate) fn locked(app: &str, bytes: &[u8]) -> LockedApp {
             methods: vec![],
             component: name("counter"),
         }],
+        schedules: [].into(),
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use model::watch::bucket;
 use model::{Link, ProviderKind};
 use providers::keyvalue::journal::{Journal, Journaled};
 use providers::keyvalue::redis::{Login, SettingsError};
+use providers::keyvalue::watch::{Told, Watcher};
 use providers::keyvalue::{
     Backend, BackendError, Consul, External, KeyValueLinks, Memory, Nats, Redis, VaultKv, consul, nats, vault,
 };
@@ -64,14 +66,21 @@ impl Store {
     }
 
     /// Adds what `link` gives: the bucket of its setting, or the one named like its label.
-    pub(super) fn link(&self, links: KeyValueLinks, link: &Link, meter: Arc<LinkMeter>) -> KeyValueLinks {
-        links.with(&link.label, self.backend.clone(), bucket(link), meter)
+    /// What is written is told to `watchers`.
+    pub(super) fn link(
+        &self,
+        links: KeyValueLinks,
+        link: &Link,
+        meter: Arc<LinkMeter>,
+        watchers: Vec<Watcher>,
+    ) -> KeyValueLinks {
+        let backend = self.backend.clone();
+        let backend = match watchers.is_empty() {
+            true => backend,
+            false => Arc::new(Told::new(backend, bucket(link), watchers)),
+        };
+        links.with(&link.label, backend, bucket(link), meter)
     }
-}
-
-/// The bucket of a link's setting, or the one named like its label.
-pub(super) fn bucket(link: &Link) -> &str {
-    link.config.get("bucket").map_or(link.label.as_str(), String::as_str)
 }
 
 pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartError> {

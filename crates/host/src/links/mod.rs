@@ -12,12 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use api::services::client::{CallsClient, FilesClient, KvClient};
 use api::services::messaging::BrokerKind;
+use model::watch::Kept;
 use model::{AppName, ComponentName, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, TenantName};
 use providers::blobstore::BlobLinks;
 use providers::bus::LinkLabels;
 use providers::config::ConfigValues;
 use providers::dial::Dialer;
 use providers::http_out::Tls;
+use providers::keyvalue::watch::Watcher;
 use providers::keyvalue::{ComponentStore, KeyValueLinks};
 use providers::messaging::MessagingLinks;
 use providers::meter::LinkMeter;
@@ -25,9 +27,11 @@ use providers::secrets::{Credentials, Resolver, SecretLinks};
 use runtime::{Bindings, Peers};
 use siblings::{Sibling, Siblings};
 
+use crate::broker::NodeBroker;
 use crate::error::StartError;
-use crate::taking::Taken;
+use crate::taking::{Taken, What};
 use crate::totals::Totals;
+use crate::watches;
 
 /// A provider of an app.
 pub(crate) struct Opened {
@@ -186,7 +190,7 @@ impl Providers {
         Ok(fresh)
     }
 
-    /// The messages that the components of `app` take.
+    /// The messages that the components of `app` take, and the changes they are told.
     pub(crate) fn taken(
         &self,
         app: &LockedApp,
@@ -205,7 +209,39 @@ impl Providers {
                 backend: broker.backend.clone(),
                 former: kinds.map(|kind| messaging::of_node(&self.means, &app.name, kind)).collect(),
                 meter: totals.meter(&app.name, link, open.kind),
+                what: What::Messages,
             })
+        });
+        taken.chain(self.changes(app, revision, totals)).collect()
+    }
+
+    /// Who is told of what `link` writes.
+    fn watchers(&self, app: &LockedApp, link: &Link, totals: &Totals) -> Vec<Watcher> {
+        let hearing = model::watch::watches(app).filter(|watch| watch.hears(link));
+        let watcher = hearing.map(|watch| {
+            let kind = watches::broker(watch.kept);
+            let broker = NodeBroker::new(self.means.calls.clone(), app.name.clone(), kind);
+            let group = watch.subscription(&app.name).group.name;
+            let meter = totals.meter(&app.name, watch.link, watched(watch.kept));
+            Watcher { keys: watch.keys, listener: Arc::new(watches::Queue { broker, group, meter }) }
+        });
+        watcher.collect()
+    }
+
+    /// The changes that the components of `app` are told.
+    fn changes(&self, app: &LockedApp, revision: Revision, totals: &Totals) -> Vec<Taken> {
+        let all = [BrokerKind::Local, BrokerKind::Durable];
+        let taken = model::watch::watches(app).map(|watch| {
+            let kind = watches::broker(watch.kept);
+            let former = all.into_iter().filter(|former| *former != kind);
+            Taken {
+                subscription: Arc::new(watch.subscription(&app.name)),
+                route: format!("{}/{revision}/{}", app.name, watch.link.component).into(),
+                backend: messaging::of_node(&self.means, &app.name, kind),
+                former: former.map(|kind| messaging::of_node(&self.means, &app.name, kind)).collect(),
+                meter: totals.meter(&app.name, watch.link, watched(watch.kept)),
+                what: What::Changes(watch.link.label.as_str().into()),
+            }
         });
         taken.collect()
     }
@@ -214,6 +250,14 @@ impl Providers {
     pub(crate) fn prune(&self) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, (_, open)| open.strong_count() > 0);
+    }
+}
+
+/// The kind of provider whose changes are kept so.
+fn watched(kept: Kept) -> ProviderKind {
+    match kept {
+        Kept::Memory => ProviderKind::KeyvalueMemory,
+        Kept::Disk => ProviderKind::KeyvalueEmbedded,
     }
 }
 
@@ -235,6 +279,7 @@ pub(crate) fn bindings(
     opened: &BTreeMap<ProviderName, Arc<Opened>>,
     totals: &Totals,
     siblings: &Arc<Siblings>,
+    providers: &Providers,
 ) -> Arc<Bindings> {
     let mut bindings = Bindings::new();
     if !config.is_empty() {
@@ -247,7 +292,8 @@ pub(crate) fn bindings(
     let mut links = Given::default();
     for link in app.links.iter().filter(|link| link.component == *component) {
         if let Some(open) = opened.get(&link.provider) {
-            links.add(link, open, totals.meter(&app.name, link, open.kind), siblings);
+            let watchers = providers.watchers(app, link, totals);
+            links.add(link, open, totals.meter(&app.name, link, open.kind), siblings, watchers);
         }
     }
     let peers =
@@ -268,11 +314,18 @@ struct Given {
 }
 
 impl Given {
-    fn add(&mut self, link: &Link, open: &Opened, meter: Arc<LinkMeter>, siblings: &Arc<Siblings>) {
+    fn add(
+        &mut self,
+        link: &Link,
+        open: &Opened,
+        meter: Arc<LinkMeter>,
+        siblings: &Arc<Siblings>,
+        watchers: Vec<Watcher>,
+    ) {
         match &open.backing {
             Backing::KeyValue(store) => {
                 let links = self.keyvalue.take().unwrap_or_default();
-                self.keyvalue = Some(store.link(links, link, meter));
+                self.keyvalue = Some(store.link(links, link, meter, watchers));
             }
             Backing::Blobstore(store) => {
                 let links = self.blobstore.take().unwrap_or_default();
@@ -287,7 +340,7 @@ impl Given {
             Backing::Component(name) if link.contract.to_string() == "wasi:keyvalue" => {
                 let links = self.keyvalue.take().unwrap_or_default();
                 let store = Arc::new(ComponentStore::new(Sibling::new(siblings, name, None)));
-                self.keyvalue = Some(links.with(&link.label, store, keyvalue::bucket(link), meter));
+                self.keyvalue = Some(links.with(&link.label, store, model::watch::bucket(link), meter));
             }
             // Forwarded as it is: among the peers.
             Backing::Component(_) => {}

@@ -15,3 +15,4 @@ mod links;
 mod logs;
 mod node;
 mod rig;
+mod scheduled;

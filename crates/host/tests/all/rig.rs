@@ -96,6 +96,7 @@ impl Rig {
             providers: Default::default(),
             links: Vec::new(),
             routes: Vec::new(),
+            schedules: Default::default(),
         }
     }
 

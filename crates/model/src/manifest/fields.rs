@@ -47,6 +47,9 @@ pub(super) enum Text {
     AllowHost,
     ProviderKind,
     Setting,
+    Cron,
+    Zone,
+    Missed,
 }
 
 /// A table's keys.
@@ -84,6 +87,9 @@ impl Text {
             Self::RoutePath => "a path in quotes, for example \"/\"",
             Self::Method => "a method in quotes, for example \"GET\"",
             Self::AllowHost => "a host in quotes, for example \"https://api.example.com\"",
+            Self::Cron => "a cron expression in quotes, for example \"0 3 * * *\"",
+            Self::Zone => "a time zone in quotes, for example \"Europe/Berlin\"",
+            Self::Missed => "\"skip\", \"once\" or \"all\"",
             Self::ProviderKind => "a provider type in quotes, for example \"keyvalue-redis\"",
         }
     }
@@ -140,6 +146,7 @@ pub(super) static APP: Table = Table {
                 "Providers the app declares, by name. `memory`, `embedded`, `local` and `durable` are there without.",
             ),
             optional("routes", Ty::List(&ROUTE_TY), "What the ingress sends to which component."),
+            optional("schedules", Ty::Map(Text::Name, &SCHEDULE_TY), "What the clock calls, by name."),
         ]
     },
     settings: Settings::None,
@@ -202,6 +209,7 @@ static OCI: Table = Table {
 static COMPONENT_TY: Ty = Ty::Table(&COMPONENT);
 static PROVIDER_TY: Ty = Ty::Table(&PROVIDER);
 static ROUTE_TY: Ty = Ty::Table(&ROUTE);
+static SCHEDULE_TY: Ty = Ty::Table(&SCHEDULE);
 static SOURCE_TY: Ty = Ty::OneOf(&[Ty::Text(Text::Path), Ty::Table(&OCI)]);
 static LINK_VALUE: Ty = Ty::OneOf(&[Ty::Text(Text::Name), Ty::Table(&LINK), Ty::List(&Ty::Table(&LINK))]);
 
@@ -309,6 +317,37 @@ static ROUTE: Table = Table {
             optional("path", Ty::Text(Text::RoutePath), "Path prefix on segment borders; `/` where absent."),
             optional("methods", Ty::List(&Ty::Text(Text::Method)), "Methods; all where absent."),
             required("component", Ty::Text(Text::Name), "component = \"counter\"", "The component that answers."),
+        ]
+    },
+    settings: Settings::None,
+};
+
+static SCHEDULE: Table = Table {
+    what: "a schedule",
+    fields: || {
+        vec![
+            required("component", Ty::Text(Text::Name), "component = \"report\"", "The component that is called."),
+            required(
+                "cron",
+                Ty::Text(Text::Cron),
+                "cron = \"0 3 * * *\"",
+                "Minute, hour, day of month, month, day of week; with six fields the second comes first. Or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`.",
+            ),
+            optional(
+                "timezone",
+                Ty::Text(Text::Zone),
+                "An IANA time zone, for example `Europe/Berlin`; `UTC` where absent.",
+            ),
+            optional(
+                "missed",
+                Ty::Text(Text::Missed),
+                "Due times at which nothing could run: `skip` passes them over, `once` runs the latest, `all` runs each. `skip` where absent.",
+            ),
+            optional(
+                "missed-max",
+                Ty::Integer(1, crate::schedule::MAX_MISSED_MAX as i64),
+                "With `missed = \"all\"`: at most this many are run, the latest; 10 where absent.",
+            ),
         ]
     },
     settings: Settings::None,

@@ -21,8 +21,8 @@ pub use read::Draft;
 pub use report::{Finding, Related, Report, Severity, Source};
 pub use schema::json_schema;
 pub use types::{
-    Component, ComponentSource, LinkEntry, Manifest, OciReference, Provider, RouteEntry, SecretEntry, SettingEntry,
-    Spanned,
+    Component, ComponentSource, LinkEntry, Manifest, OciReference, Provider, RouteEntry, ScheduleEntry, SecretEntry,
+    SettingEntry, Spanned,
 };
 
 /// The version of the format that this program reads.

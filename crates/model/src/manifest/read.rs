@@ -11,18 +11,21 @@ use toml::de::{DeTable, DeValue};
 
 use super::hints::{duration_help, size_help, suggested_name};
 use super::report::{Finding, Report, Severity, Source};
-use super::types::{Component, LinkEntry, Manifest, Provider, RouteEntry, SecretEntry, SettingEntry, Spanned};
+use super::types::{
+    Component, LinkEntry, Manifest, Provider, RouteEntry, ScheduleEntry, SecretEntry, SettingEntry, Spanned,
+};
 use super::{Findings, SCHEMA, fields, shape, source, syntax};
 use crate::app::{ProviderKind, Reuse};
 use crate::interface::ContractId;
 use crate::limits::Limits;
-use crate::name::{AppName, ComponentName, ConfigName, Label, NameError, ProviderName, SecretName};
+use crate::name::{AppName, ComponentName, ConfigName, Label, NameError, ProviderName, ScheduleName, SecretName};
 use crate::rules::route::{check_host, check_method, check_path};
 use crate::rules::{
     Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, MAX_REUSE_IDLE, MAX_REUSE_REQUESTS, Unknown, Violation,
     allow_host, provider, shown,
 };
 use crate::rules::{callee, external};
+use crate::schedule::{DEFAULT_MISSED_MAX, Missed, Schedule};
 use crate::secret::SecretRef;
 use crate::unit::{ByteSize, Millis};
 
@@ -83,9 +86,10 @@ fn read(source: &Arc<Source>, out: &mut Findings<'_>, unknown: &mut Unknown) -> 
     let components = reader.components(table(doc.get("components")));
     let providers = reader.providers(table(doc.get("providers")));
     let routes = reader.routes(doc.get("routes"));
+    let schedules = reader.schedules(table(doc.get("schedules")));
     // Without a name the rest can still be checked; `finish` refuses it for the finding.
     let name = name.or_else(|| Some(Spanned { value: "unnamed".parse().ok()?, span: 0..0 }))?;
-    Some(Manifest { name, version, components, providers, routes, source: Arc::clone(source) })
+    Some(Manifest { name, version, components, providers, routes, schedules, source: Arc::clone(source) })
 }
 
 /// Whether the rest of the document is in a version that can be read.
@@ -400,6 +404,42 @@ impl Reader<'_, '_> {
         let component = self.name::<ComponentName>(doc.get("component"));
         // A route that lost methods would seem to answer more than it says, and collide with others.
         readable.then_some(RouteEntry { span, host: host?, path: path?, methods, component: component? })
+    }
+}
+
+impl Reader<'_, '_> {
+    fn schedules(&mut self, doc: Option<&DeTable<'_>>) -> BTreeMap<ScheduleName, ScheduleEntry> {
+        let mut schedules = BTreeMap::new();
+        for (key, value) in doc.into_iter().flatten() {
+            let name = self.parse_name::<ScheduleName>(key.get_ref(), key.span());
+            let entry = value.get_ref().as_table().and_then(|doc| self.schedule(doc, key.span()));
+            if let Some((name, entry)) = name.zip(entry) {
+                schedules.insert(name.value, entry);
+            }
+        }
+        schedules
+    }
+
+    fn schedule(&mut self, doc: &DeTable<'_>, span: Range<usize>) -> Option<ScheduleEntry> {
+        let component = self.name::<ComponentName>(doc.get("component"));
+        let missed = match text(doc.get("missed")) {
+            None => Some(Missed::default()),
+            Some(written) => written.value.parse().ok().or_else(|| {
+                let message = format!("`missed` is `{}`, which is no answer to missed due times", shown(written.value));
+                let help = "write `skip` to pass them over, `once` to run the latest, `all` to run each";
+                self.out.add(written.span, Violation::new(Code::ScheduleMissed, message).help(help));
+                None
+            }),
+        };
+        // Outside its range the first pass has spoken.
+        let missed_max = doc.get("missed-max").and_then(integer).and_then(|number| u32::try_from(number).ok());
+        let timezone = text(doc.get("timezone")).map_or("UTC", |zone| zone.value).to_owned();
+        let cron = text(doc.get("cron"))?.value.to_owned();
+        let keys = ["component", "cron", "timezone", "missed", "missed-max"];
+        let keys = keys.into_iter().filter_map(|key| Some((key, doc.get(key)?.span()))).collect();
+        let missed_max = missed_max.unwrap_or(DEFAULT_MISSED_MAX);
+        let schedule = Schedule { component: component?.value, cron, timezone, missed: missed?, missed_max };
+        Some(ScheduleEntry { span, keys, schedule })
     }
 }
 

@@ -7,6 +7,7 @@ use crate::app::ProviderKind;
 use crate::offers::contracts_by_link;
 use crate::rules::provider::Setting;
 use crate::rules::{external, links, provider, route};
+use crate::schedule::Missed;
 
 /// The schema as text, in an order that does not depend on how the program was built.
 pub fn json_schema() -> String {
@@ -127,8 +128,9 @@ fn ty(ty: Ty) -> Value {
 
 fn text(kind: Text) -> Value {
     let pattern = match kind {
-        Text::Any | Text::Setting => return json!({ "type": "string" }),
+        Text::Any | Text::Setting | Text::Cron | Text::Zone => return json!({ "type": "string" }),
         Text::Method => return json!({ "enum": route::METHODS }),
+        Text::Missed => return json!({ "enum": Missed::ALL.map(Missed::as_str) }),
         Text::ProviderKind => return json!({ "enum": ProviderKind::ALL.map(ProviderKind::as_str) }),
         Text::Contract => "^[A-Za-z][A-Za-z0-9-]*:[A-Za-z][A-Za-z0-9-]*$",
         Text::Name => "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$",

@@ -9,7 +9,8 @@ use crate::digest::Digest;
 use crate::interface::ContractId;
 use crate::limits::Limits;
 use crate::manifest::report::Source;
-use crate::name::{AppName, ComponentName, ConfigName, Label, ProviderName};
+use crate::name::{AppName, ComponentName, ConfigName, Label, ProviderName, ScheduleName};
+use crate::schedule::Schedule;
 use crate::secret::SecretRef;
 
 /// A value and the byte range it was read from.
@@ -34,6 +35,8 @@ pub struct Manifest {
     pub providers: BTreeMap<ProviderName, Provider>,
     /// What the ingress sends where, in the order of the file.
     pub routes: Vec<RouteEntry>,
+    /// What the clock calls.
+    pub schedules: BTreeMap<ScheduleName, ScheduleEntry>,
     /// The text it was read from.
     pub source: Arc<Source>,
 }
@@ -147,4 +150,15 @@ pub struct RouteEntry {
     pub methods: Vec<Spanned<String>>,
     /// Who answers.
     pub component: Spanned<ComponentName>,
+}
+
+/// One schedule of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScheduleEntry {
+    /// Where the name is written.
+    pub span: Range<usize>,
+    /// Where the value of each key is written.
+    pub keys: BTreeMap<&'static str, Range<usize>>,
+    /// What it says; its texts are checked by `lock`.
+    pub schedule: Schedule,
 }

@@ -10,8 +10,9 @@ use crate::rules::route::{check_host, check_method, check_path, collide};
 use crate::rules::{
     Code, Found, MAX_ALLOW_HOSTS, MAX_COMPONENTS, MAX_CONFIG_ENTRIES, MAX_CONFIG_ENTRY, MAX_LINKS, MAX_PROVIDERS,
     MAX_ROUTES, MAX_VERSION, Subject, Unknown, Violation, allow_host, callee, imports, limits, links, list, provider,
-    shown, suggest,
+    schedules, shown, suggest,
 };
+use crate::schedule::MAX_SCHEDULES;
 use crate::tenant::TenantSettings;
 
 /// Everything that is wrong with `app`, but for what is `unknown`.
@@ -40,6 +41,7 @@ pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec
         imports::check(app, name, &component.imports, unknown, &mut out);
     }
     routes(app, unknown, &mut out);
+    schedules::check(app, unknown, &mut out);
     out
 }
 
@@ -55,6 +57,7 @@ fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) -> bool {
         (app.providers.len(), MAX_PROVIDERS, "providers"),
         (app.routes.len(), MAX_ROUTES, "routes"),
         (app.links.len(), MAX_LINKS, "links"),
+        (app.schedules.len(), MAX_SCHEDULES, "schedules"),
     ] {
         if count > max {
             bounded = false;

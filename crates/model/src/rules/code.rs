@@ -72,6 +72,7 @@ codes! {
     LinkDuplicate = "link-duplicate", Error, "Two links of one contract with the same label.";
     LinkSetting = "link-setting", Error, "A setting that links of this contract do not have.";
     LinkSubscription = "link-subscription", Error, "A messaging link whose subscriptions, group or numbers cannot be used, or a component that takes no messages.";
+    LinkWatch = "link-watch", Error, "A key-value link that watches, of a component that cannot be told or to a provider whose changes are not followed.";
     LinkUnused = "link-unused", Warning, "A link for a contract that the component does not import.";
     LinkComponent = "link-component", Error, "A link of a component that the app does not have.";
     UnknownProvider = "unknown-provider", Error, "A link to a provider that nobody declares.";
@@ -95,6 +96,10 @@ codes! {
     RouteComponent = "route-component", Error, "A route to a component that the app does not have.";
     RouteNoHttp = "route-no-http", Error, "A route to a component that does not export an HTTP handler.";
     RouteCollision = "route-collision", Error, "Two routes that answer the same requests.";
+    ScheduleCron = "schedule-cron", Error, "A schedule whose cron expression cannot be read, or is never due.";
+    ScheduleZone = "schedule-zone", Error, "A schedule whose time zone does not exist.";
+    ScheduleMissed = "schedule-missed", Error, "A schedule whose answer to missed due times is none that exists.";
+    ScheduleComponent = "schedule-component", Error, "A schedule of a component that the app does not have, or that exports nothing a schedule can call.";
     RouteHostTaken = "route-host-taken", Error, "A route on a host that belongs to another tenant.";
 }
 

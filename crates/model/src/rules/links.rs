@@ -7,18 +7,28 @@ use crate::messaging::{self, Subscription};
 use crate::name::{Label, SecretName};
 use crate::offers;
 use crate::rules::provider::{Setting, answering};
+use crate::rules::watch as rules_watch;
 use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
 use crate::secret;
+use crate::watch;
 
 /// The settings of a link of a contract.
 pub fn settings(contract: &str) -> &'static [Setting] {
     match contract {
-        "wasi:keyvalue" => &[Setting {
-            name: "bucket",
-            required: false,
-            doc: "the bucket in the provider, where it differs from the label",
-            example: "sessions",
-        }],
+        "wasi:keyvalue" => &[
+            Setting {
+                name: "bucket",
+                required: false,
+                doc: "the bucket in the provider, where it differs from the label",
+                example: "sessions",
+            },
+            Setting {
+                name: watch::SETTING,
+                required: false,
+                doc: "keys of whose changes the component is told: a key, or the beginning of keys and `*`",
+                example: "orders/*",
+            },
+        ],
         "wasi:blobstore" => &[Setting {
             name: "container",
             required: false,
@@ -173,6 +183,7 @@ fn check_one(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown, out:
     check_settings(index, link, out);
     check_secret(app, index, link, out);
     let known = !unknown.artifacts.contains(&link.component);
+    rules_watch::check(app, index, link, known.then_some(component.exports.as_slice()), out);
     if link.contract.to_string() == messaging::CONTRACT {
         check_subscription(app, index, link, known.then_some(component.exports.as_slice()), out);
     }

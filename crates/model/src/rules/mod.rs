@@ -13,13 +13,15 @@ pub mod links;
 pub mod nats;
 pub mod provider;
 pub mod route;
+mod schedules;
+mod watch;
 
 use std::collections::BTreeSet;
 
 pub use app::check;
 pub use code::Code;
 
-use crate::name::{ComponentName, ProviderName};
+use crate::name::{ComponentName, ProviderName, ScheduleName};
 
 pub use limits::{LIMIT_FIELDS, LimitField, MAX_REUSE_IDLE, Unit as LimitUnit};
 
@@ -113,6 +115,8 @@ pub enum Subject {
     RouteMethod(usize, usize),
     /// The component a route names.
     RouteComponent(usize),
+    /// One key of a schedule.
+    Schedule(ScheduleName, &'static str),
 }
 
 /// A violation, what it is about, and what else it speaks of.

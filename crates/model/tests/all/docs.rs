@@ -71,6 +71,7 @@ fn every_bound_is_documented() {
         ("Providers", rules::MAX_PROVIDERS.to_string()),
         ("Links", rules::MAX_LINKS.to_string()),
         ("Routes", rules::MAX_ROUTES.to_string()),
+        ("Schedules", model::schedule::MAX_SCHEDULES.to_string()),
         ("Allowed hosts of a component", rules::MAX_ALLOW_HOSTS.to_string()),
         ("Config entries of a component", rules::MAX_CONFIG_ENTRIES.to_string()),
         ("A config entry, key and value together", ByteSize(rules::MAX_CONFIG_ENTRY as u64).to_string()),

@@ -29,6 +29,7 @@ use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::publisher::Said;
+use crate::schedules::Schedules;
 use crate::services::Services;
 use crate::serving::{Serving, ServingIndex};
 use crate::supervisor::{Host, HostEvent, HostRef};
@@ -59,6 +60,7 @@ pub(crate) struct Setup {
     pub(crate) routes: Arc<Routes>,
     pub(crate) index: Arc<ServingIndex>,
     pub(crate) hosts: Arc<HostIndex>,
+    pub(crate) schedules: Arc<Schedules>,
     pub(crate) said: mpsc::UnboundedSender<Said>,
     pub(crate) record: NodeRecord,
     pub(crate) settled: watch::Sender<bool>,
@@ -462,6 +464,7 @@ impl Agent {
         let revision = new.as_ref().map(|serving| serving.prepared.revision);
         let old = std::mem::replace(&mut app.serving, new.clone());
         self.setup.index.set(tenant, name, new.clone());
+        self.setup.schedules.changed(tenant, name);
         self.routes_dirty = true;
         if let Some(new) = new {
             self.setup.services.messaging.declare(tenant, name, &new.prepared.messages);

@@ -70,6 +70,7 @@ impl Agent {
         // Its hosts are only being started; each asks when it is ready.
         taking::set(&serving.prepared, true);
         self.setup.index.set(tenant, name, Some(serving));
+        self.setup.schedules.changed(tenant, name);
         self.routes_dirty = true;
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct State {
     pub(super) loaded: bool,
     /// How long a delivery may be out.
     pub(super) lease: Duration,
+    /// Hands out one at a time, to whomever.
+    pub(super) one_by_one: bool,
     pub(super) queue: Queue,
     /// Told when something may be taken, or nothing ever will.
     pub(super) changed: Arc<Notify>,
@@ -55,12 +57,15 @@ impl Broker {
                     active: true,
                     loaded: !on_disk,
                     lease: *lease,
+                    one_by_one: false,
                     queue: Queue::default(),
                     changed: Arc::default(),
                 }
             });
             state.active = true;
             state.patterns.clone_from(&subscription.patterns);
+            // A group without subjects is that of a watch: its changes are told in their order.
+            state.one_by_one = subscription.patterns.is_empty();
             state.lease = state.lease.max(*lease);
         }
         for state in self.groups.values() {

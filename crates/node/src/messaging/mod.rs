@@ -18,8 +18,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use api::services::ServiceFault;
 use api::services::messaging::{BrokerKind, MAX_TAKE, MessagingAnswer, MessagingRequest, POLL, Settled, WireMessage};
 use futures::FutureExt as _;
-use futures::future::{BoxFuture, Shared, join_all};
+use futures::future::{BoxFuture, Shared, join_all, try_join_all};
 use model::messaging::{Group, MAX_BODY, Subscription, check_subject};
+use model::watch::Kept;
 use model::{AppName, LockedApp, ProviderKind, TenantName};
 use store::data::{DataEngine, Fault};
 use tokio_util::sync::CancellationToken;
@@ -58,7 +59,15 @@ pub fn declared(app: &LockedApp) -> Vec<Declared> {
         let wall = app.components.get(&link.component)?.limits.wall.duration();
         Some(Declared { broker, subscription, lease: wall.saturating_add(SLACK) })
     });
-    links.collect()
+    let watched = model::watch::watches(app).filter_map(|watch| {
+        let broker = match watch.kept {
+            Kept::Memory => BrokerKind::Local,
+            Kept::Disk => BrokerKind::Durable,
+        };
+        let wall = app.components.get(&watch.link.component)?.limits.wall.duration();
+        Some(Declared { broker, subscription: watch.subscription(&app.name), lease: wall.saturating_add(SLACK) })
+    });
+    links.chain(watched).collect()
 }
 
 /// Ends when no message of an app is left on disk.
@@ -252,6 +261,13 @@ impl Messaging {
                 let group = Group { app: app.clone(), name: group };
                 self.take(tenant, broker, &group, max.clamp(1, MAX_TAKE), holder).await
             }
+            MessagingRequest::Tell { broker, group, messages } => {
+                messages.iter().try_for_each(check)?;
+                let group = Group { app: app.clone(), name: group };
+                let told = messages.into_iter().map(|message| self.tell(tenant, broker, &group, message));
+                try_join_all(told).await?;
+                Ok(MessagingAnswer::Done)
+            }
             MessagingRequest::Settle { broker, group, delivery, outcome } => {
                 let group = Group { app: app.clone(), name: group };
                 self.settle(tenant, broker, &group, delivery, outcome).await
@@ -271,9 +287,35 @@ impl Messaging {
             lock(&broker).answer(message);
             return Ok(0);
         }
-        let groups = {
-            let broker = lock(&broker);
-            let groups = broker.takers(&message.subject);
+        let groups = lock(&broker).takers(&message.subject);
+        self.give(tenant, kind, &broker, groups, message).await
+    }
+
+    /// Puts a message into a group, where that takes any.
+    async fn tell(
+        &self,
+        tenant: &TenantName,
+        kind: BrokerKind,
+        group: &Group,
+        message: WireMessage,
+    ) -> Result<usize, ServiceFault> {
+        let Some(broker) = self.known(tenant, kind) else { return Ok(0) };
+        let active = lock(&broker).groups.get(group).is_some_and(|state| state.active);
+        let groups = if active { vec![group.clone()] } else { Vec::new() };
+        self.give(tenant, kind, &broker, groups, message).await
+    }
+
+    /// Puts a message into all of these groups, or into none that has no room.
+    async fn give(
+        &self,
+        tenant: &TenantName,
+        kind: BrokerKind,
+        broker: &Mutex<Broker>,
+        groups: Vec<Group>,
+        message: WireMessage,
+    ) -> Result<usize, ServiceFault> {
+        {
+            let broker = lock(broker);
             let bytes = message.subject.len() + message.body.len();
             for group in &groups {
                 if broker.groups.get(group).is_some_and(|state| !state.queue.has_room(bytes)) {
@@ -283,8 +325,7 @@ impl Messaging {
                     )));
                 }
             }
-            groups
-        };
+        }
         let (id, message): (Arc<str>, _) = (self.id().into(), Arc::new(message));
         let mut failed = None;
         let written: Vec<_> = match kind {
@@ -293,7 +334,7 @@ impl Messaging {
         };
         let mut left = Vec::new();
         {
-            let mut broker = lock(&broker);
+            let mut broker = lock(broker);
             for (group, written) in groups.iter().zip(written) {
                 match (written, broker.groups.get_mut(group)) {
                     (Ok(()), Some(state)) => {
@@ -355,8 +396,14 @@ impl Messaging {
                 }
                 if state.loaded {
                     let until = now + state.lease;
-                    let taken = state.queue.take(now, max as usize, until, holder.number, || self.number());
-                    if state.queue.has_ready() {
+                    state.queue.wake(now);
+                    let max = match (state.one_by_one, state.queue.has_out()) {
+                        (true, true) => 0,
+                        (true, false) => 1,
+                        (false, _) => max as usize,
+                    };
+                    let taken = state.queue.take(now, max, until, holder.number, || self.number());
+                    if state.queue.has_ready() && !state.one_by_one {
                         state.changed.notify_one();
                     }
                     if !taken.is_empty() {

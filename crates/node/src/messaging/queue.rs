@@ -118,7 +118,7 @@ impl Queue {
     }
 
     /// Makes ready what has waited long enough, and what nobody settled in time: whoever held it is gone or stuck.
-    fn wake(&mut self, now: Instant) {
+    pub(super) fn wake(&mut self, now: Instant) {
         while let Some(first) = self.later.first_entry().filter(|first| first.key().0 <= now) {
             self.ready.push_back(first.remove());
         }
@@ -128,6 +128,11 @@ impl Queue {
                 self.ready.push_front(out.held);
             }
         }
+    }
+
+    /// Whether something is in somebody's hands.
+    pub(super) fn has_out(&self) -> bool {
+        !self.out.is_empty()
     }
 
     /// When [`Queue::take`] will have something that it does not have now.

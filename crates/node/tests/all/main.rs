@@ -13,5 +13,7 @@ mod external;
 mod fake_host;
 mod ingress;
 mod messaging;
+mod schedules;
 mod services;
+mod watches;
 mod whole;

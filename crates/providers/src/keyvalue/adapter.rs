@@ -28,6 +28,13 @@ pub struct Bucket {
     cursors: Arc<Cursors>,
 }
 
+impl Bucket {
+    /// A bucket as `open` gives it.
+    pub(super) fn of(links: &KeyValueLinks, linked: Linked) -> Self {
+        Self { linked, cursors: links.cursors.clone() }
+    }
+}
+
 /// How a call ends without an answer.
 #[allow(unreachable_pub, reason = "the generated module names it as public")]
 pub enum Refusal {
@@ -96,7 +103,7 @@ impl store::Host for View<'_> {
             self.0.log(LogStreamKind::Warn, "wasi:keyvalue", remark.as_bytes());
             return Err(Refusal::Error(Error::NoSuchStore));
         };
-        let bucket = Bucket { linked: linked.clone(), cursors: links.cursors.clone() };
+        let bucket = Bucket::of(&links, linked.clone());
         Ok(self.0.table().push(bucket)?)
     }
 

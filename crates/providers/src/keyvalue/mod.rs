@@ -17,6 +17,7 @@ pub mod memory;
 pub mod nats;
 pub mod redis;
 pub mod vault;
+pub mod watch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -1,0 +1,140 @@
+//! Watched buckets through the whole system: one component writes, another is told; over failures, `kill -9` of a host
+//! and of everything, and a deploy that moves the watch to another provider's bucket.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use sidereal_tests::platform::{Platform, until};
+
+/// One component that writes and one that watches the same bucket; both log into another one.
+fn deploy(platform: &Platform, dir: &Path, provider: &str, keys: &str) {
+    let app = dir.join("watched");
+    std::fs::create_dir_all(&app).unwrap();
+    std::fs::copy(sidereal_tests::guest("watcher"), app.join("component.wasm")).unwrap();
+    let text = format!(
+        r#"schema = 1
+name = "watched"
+
+[components.main]
+source = "component.wasm"
+
+[components.main.links]
+"wasi:keyvalue" = [
+  {{ provider = "{provider}" }},
+  {{ provider = "embedded", label = "log" }},
+]
+
+[components.index]
+source = "component.wasm"
+
+[components.index.links]
+"wasi:keyvalue" = [
+  {{ provider = "{provider}", watch = "{keys}" }},
+  {{ provider = "embedded", label = "log" }},
+]
+
+[[routes]]
+host = "watched.localhost"
+component = "main"
+"#
+    );
+    std::fs::write(app.join("app.toml"), text).unwrap();
+    platform.ok(&["deploy", app.to_str().unwrap()]).unwrap();
+}
+
+fn text(platform: &Platform, path: &str) -> String {
+    let answer = platform.get("watched.localhost", path).unwrap();
+    assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+    answer.body
+}
+
+fn number(platform: &Platform, key: &str) -> u64 {
+    text(platform, &format!("/number?key={key}")).parse().unwrap()
+}
+
+fn reaches(platform: &Platform, key: &str) {
+    until(Duration::from_secs(30), || number(platform, key) >= 1).unwrap_or_else(|_| panic!("{key} was not told"));
+}
+
+fn told(provider: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();
+    deploy(&platform, dir.path(), provider, "*");
+    text(&platform, "/set?key=a&value=1");
+    reaches(&platform, "set:a:1");
+    text(&platform, "/set?key=a&value=2");
+    reaches(&platform, "set:a:2");
+    text(&platform, "/delete?key=a");
+    reaches(&platform, "deleted:a");
+    assert_eq!((number(&platform, "told:a"), number(&platform, "deleted:a")), (2, 1), "each once");
+    // It is not told of what it writes itself by the link that watches.
+    text(&platform, "/set?key=echo&value=1");
+    reaches(&platform, "set:echo:1");
+    // One that fails is told again, and others go on meanwhile.
+    text(&platform, "/set?key=fail&value=1");
+    text(&platform, "/set?key=b&value=1");
+    reaches(&platform, "set:b:1");
+    reaches(&platform, "set:fail:1");
+    assert_eq!(number(&platform, "told:fail"), 3);
+    assert_eq!(number(&platform, "told:echo-again"), 0);
+    text(&platform, "/burst?from=0&to=100");
+    for n in 0..100 {
+        reaches(&platform, &format!("set:n{n}:{n}"));
+    }
+    // Only some keys: the next revision's, from the moment it serves.
+    deploy(&platform, dir.path(), provider, "orders/*");
+    text(&platform, "/set?key=c&value=1");
+    text(&platform, "/set?key=orders/1&value=1");
+    reaches(&platform, "set:orders/1:1");
+    assert_eq!(number(&platform, "told:c"), 0);
+}
+
+#[test]
+fn a_component_is_told_of_changes_in_memory() {
+    told("memory");
+}
+
+#[test]
+fn a_component_is_told_of_changes_on_disk() {
+    told("embedded");
+}
+
+#[test]
+fn changes_survive_the_kill_of_hosts_and_of_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let platform = Platform::start(&data, &[]).unwrap();
+    deploy(&platform, dir.path(), "embedded", "*");
+    text(&platform, "/burst?from=0&to=300");
+    for host in platform.hosts() {
+        Platform::signal(host, Signal::KILL).unwrap();
+    }
+    until(Duration::from_secs(20), || {
+        platform.get("watched.localhost", "/number?key=x").is_ok_and(|a| a.status == 200)
+    })
+    .unwrap();
+    text(&platform, "/burst?from=300&to=600");
+    platform.kill().unwrap();
+    let platform = Platform::start(&data, &[]).unwrap();
+    until(Duration::from_secs(20), || {
+        platform.get("watched.localhost", "/number?key=x").is_ok_and(|a| a.status == 200)
+    })
+    .unwrap();
+    for n in 0..600 {
+        reaches(&platform, &format!("set:n{n}:{n}"));
+    }
+}
+
+#[test]
+fn a_provider_whose_changes_are_not_followed_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();
+    deploy(&platform, dir.path(), "embedded", "*");
+    platform.ok(&["provider", "add", "cache", "--type", "keyvalue-redis", "--url", "redis://127.0.0.1:1"]).unwrap();
+    let refused =
+        platform.cli(&["link", "set", "watched", "wasi:keyvalue#default=cache", "--component", "index"]).unwrap();
+    assert_ne!(refused.status.code(), Some(0));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+    assert!(said.contains("keyvalue-redis, whose changes this version does not follow"), "{said}");
+}
