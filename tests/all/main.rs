@@ -23,6 +23,7 @@ mod oci;
 mod quickstart;
 mod refusals;
 mod secrets;
+mod sql;
 mod surface;
 mod swap;
 mod traces;

@@ -29,6 +29,7 @@ mod logs;
 mod secrets;
 mod serve;
 mod spans;
+mod sql;
 mod taking;
 mod totals;
 
@@ -41,6 +42,7 @@ pub use folder::Folder;
 use model::TenantName;
 pub use runtime::RuntimeSettings;
 pub use serve::{run, run_with};
+pub use sql::NodeSql;
 
 /// Who this host is; given by whoever starts it.
 #[derive(Debug, Clone, PartialEq, Eq)]

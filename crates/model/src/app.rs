@@ -155,11 +155,15 @@ pub enum ProviderKind {
     MessagingNats,
     /// Secrets of the tenant, kept sealed by this machine.
     SecretsEmbedded,
+    /// A SQLite database of the app in a file of the node: durable before acknowledged.
+    SqlSqlite,
+    /// A Postgres database; `url` is `postgres://host[:port]/database`, `username` and `password` stand beside it.
+    SqlPostgres,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -173,6 +177,8 @@ impl ProviderKind {
         Self::Component,
         Self::MessagingNats,
         Self::SecretsEmbedded,
+        Self::SqlSqlite,
+        Self::SqlPostgres,
     ];
 
     /// The name in manifests.
@@ -191,41 +197,45 @@ impl ProviderKind {
             Self::Component => "component",
             Self::MessagingNats => "messaging-nats",
             Self::SecretsEmbedded => "secrets-embedded",
+            Self::SqlSqlite => "sql-sqlite",
+            Self::SqlPostgres => "sql-postgres",
         }
     }
 
-    /// The contract it answers, as `namespace:package`; `*` where that is what its component exports.
-    pub fn contract(self) -> &'static str {
+    /// The contracts it answers, as `namespace:package`, the first one above all; `*` where that is what its component
+    /// exports.
+    pub fn contracts(self) -> &'static [&'static str] {
         match self {
             Self::KeyvalueMemory
             | Self::KeyvalueEmbedded
             | Self::KeyvalueRedis
             | Self::KeyvalueVault
             | Self::KeyvalueConsul
-            | Self::KeyvalueNats => "wasi:keyvalue",
-            Self::BlobstoreFolder | Self::BlobstoreS3 => "wasi:blobstore",
-            Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => "wasmcloud:messaging",
-            Self::SecretsEmbedded => crate::secret::CONTRACT,
-            Self::Component => "*",
+            | Self::KeyvalueNats => &["wasi:keyvalue"],
+            Self::BlobstoreFolder | Self::BlobstoreS3 => &["wasi:blobstore"],
+            Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => &["wasmcloud:messaging"],
+            Self::SecretsEmbedded => &[crate::secret::CONTRACT],
+            Self::SqlSqlite => &[crate::sql::CONTRACT],
+            Self::SqlPostgres => &[crate::sql::CONTRACT, crate::sql::POSTGRES],
+            Self::Component => &["*"],
         }
     }
 
     /// Whether it can answer `contract`.
     pub fn answers(self, contract: &ContractId) -> bool {
-        match self.contract() {
-            "*" => true,
-            own => *own == contract.to_string(),
-        }
+        let contract = contract.to_string();
+        self.contracts().iter().any(|own| *own == "*" || *own == contract)
     }
 
     /// The providers that exist without being declared: name and kind.
-    pub const BUILT_IN: [(&'static str, Self); 6] = [
+    pub const BUILT_IN: [(&'static str, Self); 7] = [
         ("embedded", Self::KeyvalueEmbedded),
         ("memory", Self::KeyvalueMemory),
         ("folder", Self::BlobstoreFolder),
         ("local", Self::MessagingLocal),
         ("durable", Self::MessagingDurable),
         ("secrets", Self::SecretsEmbedded),
+        ("sqlite", Self::SqlSqlite),
     ];
 }
 

@@ -20,6 +20,7 @@ use store::data::DataEngine;
 use store::folder::Folder;
 use store::keys::NodeRecord;
 use store::secrets::Secrets;
+use store::sql::Databases;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -157,6 +158,7 @@ impl Node {
         let services = Arc::new(Services {
             data,
             folder,
+            sql: Databases::new(config.data_dir.join("sql")),
             artifacts: artifacts.clone(),
             dialer,
             secrets,

@@ -6,6 +6,7 @@ mod keyvalue;
 mod messaging;
 mod secrets;
 pub(crate) mod siblings;
+mod sql;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -23,6 +24,7 @@ use providers::keyvalue::{ComponentStore, KeyValueLinks};
 use providers::messaging::MessagingLink;
 use providers::meter::LinkMeter;
 use providers::secrets::{Credentials, Resolver, SecretLinks};
+use providers::sql::SqlLinks;
 use runtime::{Bindings, Peers};
 use siblings::{Sibling, Siblings};
 
@@ -47,6 +49,8 @@ pub(crate) enum Backing {
     Blobstore(blobstore::Store),
     /// `wasmcloud:messaging`.
     Messaging(messaging::Broker),
+    /// `sidereal:sql`, and what else the same database answers.
+    Sql(sql::Store),
     /// Another component of the app.
     Component(ComponentName),
 }
@@ -56,7 +60,11 @@ impl Opened {
     pub(crate) fn keyvalue(&self) -> Option<&keyvalue::Store> {
         match &self.backing {
             Backing::KeyValue(store) => Some(store),
-            Backing::Blobstore(_) | Backing::Messaging(_) | Backing::Secrets(_) | Backing::Component(_) => None,
+            Backing::Blobstore(_)
+            | Backing::Messaging(_)
+            | Backing::Secrets(_)
+            | Backing::Sql(_)
+            | Backing::Component(_) => None,
         }
     }
 
@@ -66,6 +74,7 @@ impl Opened {
             Backing::KeyValue(store) => store.check().await.map_err(|cause| cause.to_string()),
             Backing::Blobstore(store) => store.check().await.map_err(|cause| cause.to_string()),
             Backing::Messaging(broker) => broker.check().await.map_err(|cause| cause.to_string()),
+            Backing::Sql(store) => store.check().await.map_err(|cause| cause.to_string()),
             // Probed as every component of the revision is.
             Backing::Component(_) => Ok(()),
             Backing::Secrets(_) => Ok(()),
@@ -177,6 +186,7 @@ impl Providers {
             ProviderKind::MessagingLocal | ProviderKind::MessagingDurable | ProviderKind::MessagingNats => {
                 Backing::Messaging(messaging::open(&self.means, &wanted)?)
             }
+            ProviderKind::SqlSqlite | ProviderKind::SqlPostgres => Backing::Sql(sql::open(&self.means, &wanted)?),
             ProviderKind::SecretsEmbedded => Backing::Secrets(secrets::open(&self.means, &wanted)),
         };
         let fresh = Arc::new(Opened { name: name.clone(), kind: spec.kind, backing });
@@ -259,6 +269,7 @@ struct Given {
     blobstore: Option<BlobLinks>,
     messaging: Option<MessagingLink>,
     secrets: Option<SecretLinks>,
+    sql: Option<SqlLinks>,
 }
 
 impl Given {
@@ -282,6 +293,10 @@ impl Given {
                 let store = Arc::new(ComponentStore::new(Sibling::new(siblings, name, None)));
                 self.keyvalue = Some(links.with(&link.label, store, keyvalue::bucket(link), meter));
             }
+            Backing::Sql(store) => {
+                let links = self.sql.take().unwrap_or_default();
+                self.sql = Some(store.link(links, link, meter));
+            }
             // Forwarded as it is: among the peers.
             Backing::Component(_) => {}
             Backing::Secrets(source) => {
@@ -302,6 +317,9 @@ impl Given {
             bindings = bindings.with(Arc::new(link));
         }
         if let Some(links) = self.secrets {
+            bindings = bindings.with(Arc::new(links));
+        }
+        if let Some(links) = self.sql {
             bindings = bindings.with(Arc::new(links));
         }
         bindings

@@ -17,6 +17,7 @@ use arc_swap::ArcSwapOption;
 use store::data::DataEngine;
 use store::folder::Folder;
 use store::secrets::Secrets;
+use store::sql::Databases;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -40,6 +41,8 @@ pub struct Services {
     pub data: DataEngine,
     /// Objects.
     pub folder: Folder,
+    /// Databases.
+    pub sql: Databases,
     /// Compiled code.
     pub artifacts: Arc<Artifacts>,
     /// Connections.

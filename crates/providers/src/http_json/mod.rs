@@ -25,6 +25,7 @@ use crate::breaker::{Breaker, Pauses};
 use crate::dial::{Caller, DialError, Dialer};
 use crate::http_out::connect::{CONNECT, ConnectError, Connector};
 
+pub(crate) use server::roots as certificates;
 pub use server::{Server, SettingsError};
 
 /// For one request: connecting, sending, and the whole answer.

@@ -70,7 +70,7 @@ impl Server {
     }
 }
 
-fn roots(pem: &str) -> Result<RootCertStore, SettingsError> {
+pub(crate) fn roots(pem: &str) -> Result<RootCertStore, SettingsError> {
     let bad = |cause: String| SettingsError::Ca(cause);
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
