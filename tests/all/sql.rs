@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use sidereal_tests::http::Connection;
 use sidereal_tests::platform::{Platform, write_app};
+use sidereal_tests::postgres::{PASSWORD, Postgres};
 use store::data::DataEngine;
 
 use crate::blobstore::node_with;
@@ -41,7 +42,8 @@ fn an_app_keeps_tables_under_the_labels_of_its_links() {
     let ok = |text: &str| (200, text.to_owned());
     let made = "CREATE TABLE books (id BIGINT PRIMARY KEY, title TEXT NOT NULL, lent BOOLEAN)";
     assert_eq!(ask(&platform, "/execute/-", made), ok("0"));
-    let add = "INSERT INTO books VALUES ($2, $1, $3)\tt:Dune\ti:1\tb:false\nINSERT INTO books VALUES (2, 'Emma', $1)\tn:";
+    let add =
+        "INSERT INTO books VALUES ($2, $1, $3)\tt:Dune\ti:1\tb:false\nINSERT INTO books VALUES (2, 'Emma', $1)\tn:";
     assert_eq!(ask(&platform, "/batch/same", add), ok("1 1"));
     let read = "SELECT * FROM books ORDER BY id";
     assert_eq!(ask(&platform, "/query/-", read), ok("id\ttitle\tlent\ni:1\tt:Dune\tb:false\ni:2\tt:Emma\tn:"));
@@ -107,4 +109,84 @@ fn kill_9_loses_no_acknowledged_write() {
             assert!(there.contains(format!("i:{n}").as_str()), "{n} was acknowledged and is not there");
         }
     }
+}
+
+#[test]
+fn the_same_component_moves_from_sqlite_to_postgres_and_each_has_its_own_tables() {
+    let server = Postgres::start();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
+    platform.secret("db-password", PASSWORD).unwrap();
+    add_postgres(&platform, &server);
+    deploy(&platform, app.path(), "\"sqlite\"");
+    let ok = |text: &str| (200, text.to_owned());
+    let made = "CREATE TABLE t (n BIGINT PRIMARY KEY, b BOOLEAN, y BYTEA, f DOUBLE PRECISION, s TEXT)";
+    let add =
+        |n: &str, s: &str| format!("INSERT INTO t VALUES ($1, $2, $3, $4, $5)\ti:{n}\tb:true\tx:00ff\tf:1.5\tt:{s}");
+    let read = "SELECT * FROM t ORDER BY n";
+    let row = |n: &str, s: &str| format!("n\tb\ty\tf\ts\ni:{n}\tb:true\tx:00ff\tf:1.5\tt:{s}");
+    assert_eq!(ask(&platform, "/execute/-", made), ok("0"));
+    assert_eq!(ask(&platform, "/execute/-", &add("1", "in sqlite")), ok("1"));
+    assert_eq!(ask(&platform, "/query/-", read), ok(&row("1", "in sqlite")));
+
+    platform.ok(&["link", "set", "books", "sidereal:sql=db"]).unwrap();
+    let missing = ask(&platform, "/query/-", read);
+    assert!(missing.1.starts_with("invalid: "), "{}", missing.1);
+    assert_eq!(ask(&platform, "/execute/-", made), ok("0"));
+    assert_eq!(ask(&platform, "/execute/-", &add("2", "in postgres")), ok("1"));
+    assert_eq!(ask(&platform, "/query/-", read), ok(&row("2", "in postgres")));
+    assert_eq!(server.psql(PASSWORD, "postgres", "SELECT s FROM t").unwrap(), "in postgres");
+
+    platform.ok(&["link", "set", "books", "sidereal:sql=sqlite"]).unwrap();
+    assert_eq!(ask(&platform, "/query/-", read), ok(&row("1", "in sqlite")));
+    let providers = platform.ok(&["provider", "list"]).unwrap().to_string();
+    assert!(providers.contains("sidereal:sql, wasmcloud:postgres"), "{providers}");
+    assert!(!providers.contains(PASSWORD));
+}
+
+#[test]
+fn a_component_of_wasmcloud_meets_its_postgres_and_no_sqlite() {
+    let server = Postgres::start();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
+    platform.secret("db-password", PASSWORD).unwrap();
+    add_postgres(&platform, &server);
+    let links = |provider: &str| format!("[components.main.links]\n\"wasmcloud:postgres\" = \"{provider}\"");
+    write_app(app.path(), "books", "pg-probe", &links("sqlite")).unwrap();
+    let refused = platform.cli(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+    assert!(said.contains("provider `sqlite` answers `sidereal:sql`"), "{said}");
+
+    write_app(app.path(), "books", "pg-probe", &links("db")).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let ask = |path: &str| {
+        let answer = platform.get("books.localhost", path).unwrap();
+        (answer.status, answer.body.trim_end().to_owned())
+    };
+    assert_eq!(ask("/all"), (200, "same".to_owned()));
+    let made =
+        "/batch?sql=BEGIN;CREATE%20TABLE%20t%20(n%20INT,%20s%20TEXT);INSERT%20INTO%20t%20VALUES%20(1,'a');COMMIT";
+    assert_eq!(ask(made), (200, "ok".to_owned()));
+    let read = "/query?sql=SELECT%20n,%20s%20FROM%20t%20WHERE%20n%20%3E=%20$1%20ORDER%20BY%20n";
+    let rows = ask(&format!("{read}&p=i:1"));
+    assert_eq!(rows, (200, "n=PgValue::Int4(1)\ts=PgValue::Text(\"a\")".to_owned()));
+    let (status, token) = ask("/prepare?sql=INSERT%20INTO%20t%20VALUES%20($1,%20$2)");
+    assert_eq!(status, 200, "{token}");
+    assert_eq!(ask(&format!("/exec?sql={token}&p=i:2%7Ct:b")), (200, "1".to_owned()));
+    assert_eq!(ask(&format!("/exec?sql={token}&p=i:3%7Cn:")), (200, "1".to_owned()));
+    let few = ask(&format!("/exec?sql={token}&p=i:3"));
+    assert!(few.0 == 502 && few.1.contains("InvalidParams"), "{}", few.1);
+    assert_eq!(ask("/exec?sql=unknown").1, "PreparedStatementExecError::UnknownPreparedQuery");
+    assert!(ask("/query?sql=SELEC").1.contains("InvalidQuery"));
+    assert!(ask("/query?sql=BEGIN").1.contains("Unexpected"));
+    // A script that stays in the middle of a transaction leaves nothing of it.
+    assert_eq!(ask("/batch?sql=BEGIN;DELETE%20FROM%20t").0, 200);
+    assert_eq!(ask(&format!("{read}&p=i:1")).1.lines().count(), 3);
+}
+
+fn add_postgres(platform: &Platform, server: &Postgres) {
+    let add = ["provider", "add", "db", "--type", "sql-postgres", "--set", "username=postgres", "--set", "tls=off"];
+    let secret = ["--secret", "password=db-password", "--url"];
+    platform.ok(&[&add[..], &secret[..], &[server.url().as_str()]].concat()).unwrap();
 }

@@ -121,7 +121,11 @@ impl Postgres {
             command.args(["-c", setting]);
         }
         let log = fs::File::create(dir.join("log")).unwrap();
-        command.stdout(Stdio::null()).stderr(log).spawn().expect("cannot start postgres: install the package postgresql")
+        command
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("cannot start postgres: install the package postgresql")
     }
 
     fn wait(&self) {
@@ -138,7 +142,23 @@ impl Postgres {
         TcpStream::connect(self.addr).ok()?;
         let port = self.addr.port().to_string();
         let said = Command::new(program("psql"))
-            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-d", database, "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &port,
+                "-U",
+                "postgres",
+                "-d",
+                database,
+                "-X",
+                "-A",
+                "-t",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-c",
+                sql,
+            ])
             .env("PGPASSWORD", password)
             .env("PGCONNECT_TIMEOUT", "5")
             .stderr(Stdio::null())

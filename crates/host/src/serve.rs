@@ -19,7 +19,7 @@ use providers::keyvalue::KeyValue;
 use providers::logging::Logging;
 use providers::messaging::Messaging;
 use providers::secrets::Secrets;
-use providers::sql::Sql;
+use providers::sql::{Sql, WasmcloudPostgres};
 use runtime::{Capability, Runtime};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -121,6 +121,7 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
         Box::new(Messaging),
         Box::new(Secrets),
         Box::new(Sql),
+        Box::new(WasmcloudPostgres),
         Box::new(Config),
         Box::new(Logging),
     ];

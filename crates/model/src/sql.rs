@@ -233,7 +233,9 @@ pub fn check(statements: &[Statement]) -> Result<(), SqlError> {
         }
         bytes = statement.params.iter().map(Value::size).fold(bytes + statement.sql.len(), usize::saturating_add);
         if bytes > MAX_CALL {
-            return Err(SqlError::TooLarge(format!("the statements and parameters of a call have at most {MAX_CALL} bytes")));
+            return Err(SqlError::TooLarge(format!(
+                "the statements and parameters of a call have at most {MAX_CALL} bytes"
+            )));
         }
         if statement.sql.contains('\0') {
             return Err(SqlError::Invalid("it has a NUL character".to_owned()));
@@ -242,10 +244,14 @@ pub fn check(statements: &[Statement]) -> Result<(), SqlError> {
             let number = index + 1;
             match value {
                 Value::Text(text) if text.contains('\0') => {
-                    return Err(SqlError::Value(format!("the text of ${number} has a NUL character, which no database keeps")));
+                    return Err(SqlError::Value(format!(
+                        "the text of ${number} has a NUL character, which no database keeps"
+                    )));
                 }
                 Value::Float64(float) if float.is_nan() => {
-                    return Err(SqlError::Value(format!("${number} is not a number (NaN), which not every database keeps")));
+                    return Err(SqlError::Value(format!(
+                        "${number} is not a number (NaN), which not every database keeps"
+                    )));
                 }
                 _ => {}
             }

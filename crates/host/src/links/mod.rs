@@ -24,7 +24,7 @@ use providers::keyvalue::{ComponentStore, KeyValueLinks};
 use providers::messaging::MessagingLink;
 use providers::meter::LinkMeter;
 use providers::secrets::{Credentials, Resolver, SecretLinks};
-use providers::sql::SqlLinks;
+use providers::sql::{PostgresLink, SqlLinks};
 use runtime::{Bindings, Peers};
 use siblings::{Sibling, Siblings};
 
@@ -270,6 +270,7 @@ struct Given {
     messaging: Option<MessagingLink>,
     secrets: Option<SecretLinks>,
     sql: Option<SqlLinks>,
+    postgres: Option<PostgresLink>,
 }
 
 impl Given {
@@ -292,6 +293,12 @@ impl Given {
                 let links = self.keyvalue.take().unwrap_or_default();
                 let store = Arc::new(ComponentStore::new(Sibling::new(siblings, name, None)));
                 self.keyvalue = Some(links.with(&link.label, store, keyvalue::bucket(link), meter));
+            }
+            // The contract has no name for a database: a component asks the one with the label `default`.
+            Backing::Sql(store) if link.contract.to_string() == model::sql::POSTGRES => {
+                if link.label == Label::default_label() {
+                    self.postgres = store.postgres(meter);
+                }
             }
             Backing::Sql(store) => {
                 let links = self.sql.take().unwrap_or_default();
@@ -321,6 +328,9 @@ impl Given {
         }
         if let Some(links) = self.sql {
             bindings = bindings.with(Arc::new(links));
+        }
+        if let Some(link) = self.postgres {
+            bindings = bindings.with(Arc::new(link));
         }
         bindings
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use model::{Link, ProviderKind};
 use providers::http_json::SettingsError;
 use providers::meter::LinkMeter;
-use providers::sql::{Backend, Postgres, SqlLinks};
+use providers::sql::{Backend, Postgres, PostgresLink, SqlLinks};
 
 use super::{Means, Wanted};
 use crate::error::StartError;
@@ -30,6 +30,11 @@ impl Store {
     pub(super) fn link(&self, links: SqlLinks, link: &Link, meter: Arc<LinkMeter>) -> SqlLinks {
         links.with(&link.label, self.backend.clone(), meter)
     }
+
+    /// What a link of `wasmcloud:postgres` gives; `None` where no Postgres is behind it.
+    pub(super) fn postgres(&self, meter: Arc<LinkMeter>) -> Option<PostgresLink> {
+        self.server.clone().map(|server| PostgresLink::new(server, meter))
+    }
 }
 
 pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartError> {
@@ -41,8 +46,7 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
         }
         ProviderKind::SqlPostgres => {
             let secrets = means.credentials(wanted);
-            let postgres =
-                Postgres::new(&means.tenant, app, name, &wanted.spec.config, secrets, means.dialer.clone());
+            let postgres = Postgres::new(&means.tenant, app, name, &wanted.spec.config, secrets, means.dialer.clone());
             let wrong =
                 |cause: SettingsError| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
             let postgres = Arc::new(postgres.map_err(wrong)?);

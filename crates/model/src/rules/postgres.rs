@@ -125,9 +125,8 @@ mod tests {
 
     #[test]
     fn a_url_names_one_host_and_one_database() {
-        let is = |host: &str, port, database: &str| {
-            Ok(Place { host: host.to_owned(), port, database: database.to_owned() })
-        };
+        let is =
+            |host: &str, port, database: &str| Ok(Place { host: host.to_owned(), port, database: database.to_owned() });
         assert_eq!(place("postgres://db.example/shop"), is("db.example", 5432, "shop"));
         assert_eq!(place("postgresql://[::1]:6000/my-shop_2"), is("::1", 6000, "my-shop_2"));
         for wrong in [

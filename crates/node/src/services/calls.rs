@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use api::services::sql::SqlRequest;
 use api::services::codec::{FrameReader, FrameWriter, WireError};
+use api::services::sql::SqlRequest;
 use api::services::{ServiceAnswer, ServiceCall, ServiceFault, ServiceReply, ServiceRequest};
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};

@@ -135,7 +135,8 @@ async fn clean(database: &Asked<'_>) -> Result<(), Mismatch> {
 }
 
 async fn values(database: &Asked<'_>) -> Result<(), Mismatch> {
-    let made = "CREATE TABLE conf_values (id BIGINT PRIMARY KEY, b BOOLEAN, i BIGINT, f DOUBLE PRECISION, t TEXT, y BYTEA)";
+    let made =
+        "CREATE TABLE conf_values (id BIGINT PRIMARY KEY, b BOOLEAN, i BIGINT, f DOUBLE PRECISION, t TEXT, y BYTEA)";
     same("create", database.execute(made, &[]).await, Ok(0))?;
     let columns = ["id", "b", "i", "f", "t", "y"].map(str::to_owned).to_vec();
     let select = "SELECT id, b, i, f, t, y FROM conf_values ORDER BY id";
@@ -181,10 +182,8 @@ async fn values(database: &Asked<'_>) -> Result<(), Mismatch> {
     }
     same("every value comes back", database.query(select, &[]).await, Ok(Rows { columns, rows }))?;
     let named = database.query("SELECT count(*) AS how_many, 'x' AS \"A b\" FROM conf_values", &[]).await;
-    let expected = Rows {
-        columns: vec!["how_many".to_owned(), "A b".to_owned()],
-        rows: vec![vec![Value::Int64(5), text("x")]],
-    };
+    let expected =
+        Rows { columns: vec!["how_many".to_owned(), "A b".to_owned()], rows: vec![vec![Value::Int64(5), text("x")]] };
     same("columns are named", named, Ok(expected))
 }
 
@@ -252,13 +251,14 @@ async fn errors(database: &Asked<'_>) -> Result<(), Mismatch> {
 async fn batches(database: &Asked<'_>) -> Result<(), Mismatch> {
     same("an empty batch", database.batch(&[]).await, Ok(vec![]))?;
     let insert = "INSERT INTO conf_rows VALUES ($1)";
-    let done = database.batch(&[
-        (insert, &[Value::Int64(1)]),
-        ("INSERT INTO conf_rows VALUES (2), (3)", &[]),
-        ("UPDATE conf_rows SET n = n * 10", &[]),
-        ("SELECT n FROM conf_rows", &[]),
-    ])
-    .await;
+    let done = database
+        .batch(&[
+            (insert, &[Value::Int64(1)]),
+            ("INSERT INTO conf_rows VALUES (2), (3)", &[]),
+            ("UPDATE conf_rows SET n = n * 10", &[]),
+            ("SELECT n FROM conf_rows", &[]),
+        ])
+        .await;
     same("a batch counts each", done, Ok(vec![1, 2, 3, 0]))?;
     let sum = "SELECT count(*), CAST(sum(n) AS BIGINT) FROM conf_rows";
     let is = |count, sum| Ok(vec![vec![Value::Int64(count), Value::Int64(sum)]]);
@@ -269,11 +269,13 @@ async fn batches(database: &Asked<'_>) -> Result<(), Mismatch> {
         (insert, vec![], "value"),
         ("COMMIT", vec![], "denied"),
     ] {
-        let failed = database.batch(&[(insert, &[Value::Int64(4)]), ("DELETE FROM conf_rows", &[]), (broken, &params)]).await;
+        let failed =
+            database.batch(&[(insert, &[Value::Int64(4)]), ("DELETE FROM conf_rows", &[]), (broken, &params)]).await;
         same(broken, kind(failed), expected)?;
         same("none of it happened", database.rows(sum, &[]).await, is(3, 60))?;
     }
-    let schema = database.batch(&[("CREATE TABLE conf_half (n BIGINT)", &[]), ("SELECT * FROM conf_nowhere", &[])]).await;
+    let schema =
+        database.batch(&[("CREATE TABLE conf_half (n BIGINT)", &[]), ("SELECT * FROM conf_nowhere", &[])]).await;
     same("a table made in a batch that fails", kind(schema), "invalid")?;
     same("is not there", kind(database.rows("SELECT * FROM conf_half", &[]).await), "invalid")
 }

@@ -4,6 +4,7 @@
 mod adapter;
 pub mod conformance;
 mod postgres;
+mod wasmcloud;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,17 +14,16 @@ use model::sql::{Answer, Call, Rows, SqlError, Statement, Value};
 
 pub use adapter::Sql;
 pub use postgres::Postgres;
+pub use wasmcloud::{PostgresLink, WasmcloudPostgres};
 
 use crate::meter::{ErrorKind, Kind, LinkMeter};
 
 impl Kind for SqlError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Invalid(_)
-            | Self::Value(_)
-            | Self::Constraint { .. }
-            | Self::Conflict(_)
-            | Self::TooLarge(_) => ErrorKind::Refused,
+            Self::Invalid(_) | Self::Value(_) | Self::Constraint { .. } | Self::Conflict(_) | Self::TooLarge(_) => {
+                ErrorKind::Refused
+            }
             Self::Denied(_) => ErrorKind::Denied,
             Self::Unavailable(_) => ErrorKind::Unavailable,
             Self::TimedOut { .. } => ErrorKind::TimedOut,

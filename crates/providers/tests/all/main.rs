@@ -18,6 +18,9 @@ mod keyvalue_nats;
 mod messaging_nats;
 mod nats;
 mod nats_server;
+#[path = "../../../../tests/src/postgres.rs"]
+mod postgres_server;
 mod s3;
+mod sql;
 mod support;
 mod vault;

@@ -93,7 +93,9 @@ impl Databases {
                 Err(TrySendError::Disconnected(back)) => job = back,
             }
         } else if open.len() >= MAX_OPEN {
-            return Err(SqlError::Unavailable(format!("{MAX_OPEN} databases of this node are in use; try again later")));
+            return Err(SqlError::Unavailable(format!(
+                "{MAX_OPEN} databases of this node are in use; try again later"
+            )));
         }
         let (calls, received) = sync_channel(MAX_WAITING);
         let sent = calls.try_send(job);

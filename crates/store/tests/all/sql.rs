@@ -36,9 +36,12 @@ async fn neither_tenants_nor_apps_nor_providers_meet() {
     let dir = tempfile::tempdir().unwrap();
     let mine = open(&dir);
     mine.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
-    for (tenant, app, provider) in
-        [("acme", "shop", "other"), ("acme", "other", "sqlite"), ("other", "shop", "sqlite"), ("shop", "acme", "sqlite")]
-    {
+    for (tenant, app, provider) in [
+        ("acme", "shop", "other"),
+        ("acme", "other", "sqlite"),
+        ("other", "shop", "sqlite"),
+        ("shop", "acme", "sqlite"),
+    ] {
         let other = Whose(mine.0.clone(), tenant, app, provider);
         let missing = other.one("SELECT count(*) FROM t").await.unwrap_err();
         assert!(matches!(missing, SqlError::Invalid(_)), "{missing:?}");

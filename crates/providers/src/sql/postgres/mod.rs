@@ -31,7 +31,7 @@ use crate::http_json::certificates;
 use crate::http_out::{Tls, public_roots};
 use crate::secrets::Credentials;
 use connect::Connector;
-pub(crate) use params::Param;
+pub(crate) use params::{Param, float};
 use pool::{Lease, Pool};
 pub(crate) use values::Reader;
 

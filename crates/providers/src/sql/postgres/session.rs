@@ -26,6 +26,8 @@ pub(super) struct Session {
     pub(super) generation: u64,
     oversize: Oversize,
     prepared: Mutex<HashMap<String, Statement>>,
+    /// A statement was refused because its tables changed since it was prepared.
+    outdated: AtomicBool,
     /// No transaction is open.
     at_rest: AtomicBool,
     /// Reads and writes; ends at once with the session, whatever it waits for.
@@ -48,6 +50,7 @@ impl Session {
             generation: 0,
             oversize,
             prepared: Mutex::default(),
+            outdated: AtomicBool::new(false),
             at_rest: AtomicBool::new(true),
             _driver: AbortOnDrop(driver),
         }
@@ -89,12 +92,28 @@ impl Session {
         Err(SqlError::Value(format!("the statement has {wanted} parameters, and {given} values were given")))
     }
 
-    /// The server plans a statement for the tables of its time; after a change of theirs it is prepared anew.
-    fn forget(&self) {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    /// Whether a call is to be made once more: its statement was prepared for tables that are others now, and has not
+    /// begun.
+    fn again<T>(&self, result: &Result<T, SqlError>) -> bool {
+        result.is_err() && self.outdated.swap(false, Relaxed) && self.is_at_rest()
     }
 
     pub(super) async fn rows<T: Send>(
+        &self,
+        sql: &str,
+        params: &[Param],
+        reader: &Reader<T>,
+    ) -> Result<(Vec<String>, Vec<Vec<T>>), SqlError> {
+        let result = self.rows_once(sql, params, reader).await;
+        if self.again(&result) { self.rows_once(sql, params, reader).await } else { result }
+    }
+
+    pub(super) async fn changed(&self, sql: &str, params: &[Param]) -> Result<u64, SqlError> {
+        let result = self.changed_once(sql, params).await;
+        if self.again(&result) { self.changed_once(sql, params).await } else { result }
+    }
+
+    async fn rows_once<T: Send>(
         &self,
         sql: &str,
         params: &[Param],
@@ -128,7 +147,7 @@ impl Session {
         Ok((columns, rows))
     }
 
-    pub(super) async fn changed(&self, sql: &str, params: &[Param]) -> Result<u64, SqlError> {
+    async fn changed_once(&self, sql: &str, params: &[Param]) -> Result<u64, SqlError> {
         let statement = self.ready(sql, params).await?;
         let count = self.client.execute_raw(&statement, params).await.map_err(|cause| self.stale(&cause))?;
         // The server counts the rows that a statement read, too.
@@ -164,10 +183,13 @@ impl Session {
         }
     }
 
+    /// An error of a statement that runs. The server plans one for the tables of its time; after a change of theirs it
+    /// is prepared anew.
     fn stale(&self, cause: &tokio_postgres::Error) -> SqlError {
-        // `feature_not_supported`, "cached plan must not change result type", and `invalid_sql_statement_name`.
-        if cause.code().is_some_and(|code| matches!(code.code(), "0A000" | "26000")) {
-            self.forget();
+        let planned = |said: &tokio_postgres::error::DbError| said.routine() == Some("RevalidateCachedQuery");
+        if cause.as_db_error().is_some_and(planned) {
+            self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            self.outdated.store(true, Relaxed);
             return SqlError::Conflict("the tables changed since the statement was prepared".to_owned());
         }
         self.refused(cause)

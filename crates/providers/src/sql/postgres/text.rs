@@ -19,9 +19,14 @@ pub(crate) fn plain(raw: &[u8]) -> Result<String, String> {
 /// The text of a value.
 pub(crate) fn of(ty: &Type, raw: &[u8]) -> Result<String, String> {
     match *ty {
-        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::UNKNOWN | Type::JSON | Type::XML | Type::CHAR => {
-            plain(raw)
-        }
+        Type::TEXT
+        | Type::VARCHAR
+        | Type::BPCHAR
+        | Type::NAME
+        | Type::UNKNOWN
+        | Type::JSON
+        | Type::XML
+        | Type::CHAR => plain(raw),
         Type::JSONB => match raw.split_first() {
             Some((1, json)) => plain(json),
             _ => Err("it is JSON of another version".to_owned()),
