@@ -1,7 +1,7 @@
 //! Bindings and the few lines every WASI 0.2 guest repeats. What a guest does not call is not imported by its component.
 
 wit_bindgen::generate!({
-    path: ["../wit/p2", "../wit/keyvalue", "../wit/blobstore", "../wit/config", "../wit/logging", "../wit/messaging", "../wit/secrets"],
+    path: ["../wit/p2", "../wit/keyvalue", "../wit/blobstore", "../wit/config", "../wit/logging", "../wit/messaging", "../wit/secrets", "../wit/sql", "../wit/postgres"],
     inline: "
         package sidereal:guests;
         world guest {
@@ -21,6 +21,9 @@ wit_bindgen::generate!({
             import wasmcloud:messaging/consumer@0.2.0;
             import wasmcloud:secrets/store@0.1.0-draft;
             import wasmcloud:secrets/reveal@0.1.0-draft;
+            import sidereal:sql/client@0.1.0;
+            import wasmcloud:postgres/query@0.1.1-draft;
+            import wasmcloud:postgres/prepared@0.1.1-draft;
             export wasi:http/incoming-handler@0.2.12;
         }
     ",

@@ -22,6 +22,7 @@ use store::data::DataEngine;
 use store::folder::Folder;
 use store::redb::RedbStore;
 use store::secrets::Secrets;
+use store::sql::Databases;
 use tokio::net::UnixListener;
 
 /// The node's services behind a socket, as a host meets them.
@@ -49,6 +50,7 @@ pub(crate) async fn node_with(
         lent: Arc::default(),
         data,
         folder: Folder::open(dir.join("objects")).unwrap(),
+        sql: Databases::new(dir.join("sql")),
         artifacts: Arc::new(artifacts.unwrap()),
         dialer: Dialer::new(Arc::new(SystemResolver)),
         secrets: Secrets::open(store, &dir.join("keys")).await.unwrap(),

@@ -29,6 +29,7 @@ mod quickstart;
 mod refusals;
 mod schedules;
 mod secrets;
+mod sql;
 mod surface;
 mod swap;
 mod traces;

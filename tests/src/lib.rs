@@ -15,6 +15,7 @@ pub mod http;
 pub mod load;
 pub mod nats;
 pub mod platform;
+pub mod postgres;
 pub mod redis;
 
 use std::path::PathBuf;

@@ -23,6 +23,11 @@ fn on_path(program: &str) -> bool {
 pub const TEST_NEEDS: &[Need] = &[
     Need { found: || on_path("redis-server"), why: "the Redis provider's tests", packages: &["redis-server"] },
     Need { found: || on_path("nats-server"), why: "the NATS providers' tests", packages: &["nats-server"] },
+    Need {
+        found: || Path::new("/usr/lib/postgresql").is_dir() || on_path("postgres"),
+        why: "the Postgres provider's tests",
+        packages: &["postgresql"],
+    },
     Need { found: guest_toolchain, why: "building the test guests", packages: GUEST_PACKAGES },
     Need {
         found: || Path::new("/usr/bin/python3").is_file(),

@@ -303,7 +303,7 @@ pub struct ProviderView {
     pub name: ProviderName,
     /// Its implementation.
     pub kind: ProviderKind,
-    /// The contract it answers.
+    /// The contracts it answers, with commas between them.
     pub contract: String,
     /// `built-in`, `operator` or `app <name>`.
     pub from: String,

@@ -31,6 +31,7 @@ mod scheduled;
 mod secrets;
 mod serve;
 mod spans;
+mod sql;
 mod taking;
 mod totals;
 mod watches;
@@ -44,6 +45,7 @@ pub use folder::Folder;
 use model::TenantName;
 pub use runtime::RuntimeSettings;
 pub use serve::{run, run_with};
+pub use sql::NodeSql;
 
 /// Who this host is; given by whoever starts it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use providers::keyvalue::KeyValue;
 use providers::logging::Logging;
 use providers::messaging::Messaging;
 use providers::secrets::Secrets;
+use providers::sql::{Sql, WasmcloudPostgres};
 use runtime::{Capability, Runtime};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -120,6 +121,8 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
         Box::new(Blobstore),
         Box::new(Messaging),
         Box::new(Secrets),
+        Box::new(Sql),
+        Box::new(WasmcloudPostgres),
         Box::new(Config),
         Box::new(Logging),
         Box::new(Bus),

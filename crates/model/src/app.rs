@@ -171,11 +171,15 @@ pub enum ProviderKind {
     SecretsEmbedded,
     /// A process beside the platform, run from a program that the operator names; see [`crate::rules::external`].
     External,
+    /// A SQLite database of the app in a file of the node: durable before acknowledged.
+    SqlSqlite,
+    /// A Postgres database; `url` is `postgres://host[:port]/database`, `username` and `password` stand beside it.
+    SqlPostgres,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -190,6 +194,8 @@ impl ProviderKind {
         Self::MessagingNats,
         Self::SecretsEmbedded,
         Self::External,
+        Self::SqlSqlite,
+        Self::SqlPostgres,
     ];
 
     /// The name in manifests.
@@ -209,11 +215,14 @@ impl ProviderKind {
             Self::MessagingNats => "messaging-nats",
             Self::SecretsEmbedded => "secrets-embedded",
             Self::External => "external",
+            Self::SqlSqlite => "sql-sqlite",
+            Self::SqlPostgres => "sql-postgres",
         }
     }
 
-    /// The contract it answers, as `namespace:package`; `*` where that is what its component exports.
-    pub fn contract(self) -> &'static str {
+    /// The contracts it answers, as `namespace:package`, the first one above all; `*` where that is what its component
+    /// exports.
+    pub fn contracts(self) -> &'static [&'static str] {
         match self {
             Self::KeyvalueMemory
             | Self::KeyvalueEmbedded
@@ -221,30 +230,31 @@ impl ProviderKind {
             | Self::KeyvalueVault
             | Self::KeyvalueConsul
             | Self::KeyvalueNats
-            | Self::External => "wasi:keyvalue",
-            Self::BlobstoreFolder | Self::BlobstoreS3 => "wasi:blobstore",
-            Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => "wasmcloud:messaging",
-            Self::SecretsEmbedded => crate::secret::CONTRACT,
-            Self::Component => "*",
+            | Self::External => &["wasi:keyvalue"],
+            Self::BlobstoreFolder | Self::BlobstoreS3 => &["wasi:blobstore"],
+            Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => &["wasmcloud:messaging"],
+            Self::SecretsEmbedded => &[crate::secret::CONTRACT],
+            Self::SqlSqlite => &[crate::sql::CONTRACT],
+            Self::SqlPostgres => &[crate::sql::CONTRACT, crate::sql::POSTGRES],
+            Self::Component => &["*"],
         }
     }
 
     /// Whether it can answer `contract`.
     pub fn answers(self, contract: &ContractId) -> bool {
-        match self.contract() {
-            "*" => true,
-            own => *own == contract.to_string(),
-        }
+        let contract = contract.to_string();
+        self.contracts().iter().any(|own| *own == "*" || *own == contract)
     }
 
     /// The providers that exist without being declared: name and kind.
-    pub const BUILT_IN: [(&'static str, Self); 6] = [
+    pub const BUILT_IN: [(&'static str, Self); 7] = [
         ("embedded", Self::KeyvalueEmbedded),
         ("memory", Self::KeyvalueMemory),
         ("folder", Self::BlobstoreFolder),
         ("local", Self::MessagingLocal),
         ("durable", Self::MessagingDurable),
         ("secrets", Self::SecretsEmbedded),
+        ("sqlite", Self::SqlSqlite),
     ];
 }
 

@@ -26,6 +26,7 @@ pub mod rules;
 pub mod schedule;
 mod schema;
 pub mod secret;
+pub mod sql;
 pub mod tenant;
 pub mod trace;
 pub mod unit;

@@ -146,6 +146,18 @@ pub const OFFERS: &[Offer] = &[
         interfaces: &["store", "reveal"],
         by_link: true,
     },
+    Offer {
+        contract: crate::sql::CONTRACT,
+        version: Offered::Exact("0.1.0"),
+        interfaces: &["types", "client"],
+        by_link: true,
+    },
+    Offer {
+        contract: crate::sql::POSTGRES,
+        version: Offered::Exact("0.1.1-draft"),
+        interfaces: &["types", "query", "prepared"],
+        by_link: true,
+    },
 ];
 
 /// What the platform has for an import.

@@ -22,6 +22,7 @@ use store::data::DataEngine;
 use store::folder::Folder;
 use store::keys::NodeRecord;
 use store::secrets::Secrets;
+use store::sql::Databases;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -190,6 +191,7 @@ impl Node {
         let services = Arc::new(Services {
             data,
             folder,
+            sql: Databases::new(config.data_dir.join("sql")),
             artifacts: artifacts.clone(),
             dialer,
             secrets,

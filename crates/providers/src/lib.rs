@@ -9,6 +9,7 @@
 //! * [`meter`]: what each link carries.
 //! * [`nats`]: the client of NATS that several contracts share.
 //! * [`vault`]: logins, tokens and errors of Vault and OpenBao.
+//! * [`sql`]: `sidereal:sql`, over Postgres and the SQLite databases of the node.
 //! * [`secrets`]: what a provider logs in with, revealed when it connects.
 //! * [`dial`]: the only way any of them reaches the network.
 //!
@@ -30,4 +31,5 @@ pub mod nats;
 mod path;
 pub mod schedule;
 pub mod secrets;
+pub mod sql;
 pub mod vault;

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod redb;
 mod seal;
 pub mod secrets;
+pub mod sql;
 
 use std::time::Duration;
 

@@ -18,6 +18,7 @@ pub mod line;
 pub mod messaging;
 pub mod secret;
 pub mod server;
+pub mod sql;
 #[cfg(test)]
 mod tests;
 
@@ -102,7 +103,7 @@ pub struct Reply<R> {
 pub type KvReply = Reply<Result<KvAnswer, KvFault>>;
 
 /// One call to any other service of the node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceCall {
     /// Chosen by the host; comes back in the reply.
     pub id: u64,
@@ -114,7 +115,7 @@ pub struct ServiceCall {
 
 /// What can be asked on a [`Hello::Calls`] connection: one variant per service, each with an enum of its own in a
 /// file of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ServiceRequest {
     /// Secrets.
     Secret(secret::SecretRequest),
@@ -122,10 +123,12 @@ pub enum ServiceRequest {
     Blob(blob::BlobRequest),
     /// The brokers of messages.
     Messaging(messaging::MessagingRequest),
+    /// The apps' databases.
+    Sql(sql::SqlRequest),
 }
 
 /// What is answered, variant by variant as [`ServiceRequest`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ServiceAnswer {
     /// Secrets.
     Secret(secret::SecretAnswer),
@@ -133,6 +136,8 @@ pub enum ServiceAnswer {
     Blob(Result<blob::BlobAnswer, blob::BlobFault>),
     /// The brokers of messages.
     Messaging(messaging::MessagingAnswer),
+    /// The apps' databases.
+    Sql(Result<model::sql::Answer, model::sql::SqlError>),
 }
 
 /// Why a service refused or failed.

@@ -126,7 +126,9 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
             })
             .await?;
             context.out.result(&serde_json::json!({ "provider": name, "type": kind }), || {
-                format!("{name} answers {}: `sidereal link set APP {}={name}`", kind.contract(), kind.contract())
+                let contracts = kind.contracts();
+                let first = contracts.first().copied().unwrap_or_default();
+                format!("{name} answers {}: `sidereal link set APP {first}={name}`", contracts.join(", "))
             });
         }
         ProviderCommand::Remove { name } => {

@@ -90,7 +90,7 @@ fn providers_of(tenant: &TenantSettings, apps: &[LockedApp]) -> Vec<ProviderView
         let new = || ProviderView {
             name: name.clone(),
             kind,
-            contract: kind.contract().to_owned(),
+            contract: kind.contracts().join(", "),
             from: from.to_owned(),
             links: Vec::new(),
         };

@@ -191,6 +191,7 @@ async fn providers_and_routes_are_listed_with_who_uses_them() {
             r#"built-in local messaging-local []"#,
             r#"built-in memory keyvalue-memory []"#,
             r#"built-in secrets secrets-embedded []"#,
+            r#"built-in sqlite sql-sqlite []"#,
             r#"operator cache keyvalue-redis []"#,
         ]
     );

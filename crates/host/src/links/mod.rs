@@ -6,6 +6,7 @@ mod keyvalue;
 mod messaging;
 mod secrets;
 pub(crate) mod siblings;
+mod sql;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -24,6 +25,7 @@ use providers::keyvalue::{ComponentStore, KeyValueLinks};
 use providers::messaging::MessagingLinks;
 use providers::meter::LinkMeter;
 use providers::secrets::{Credentials, Resolver, SecretLinks};
+use providers::sql::{PostgresLink, SqlLinks};
 use runtime::{Bindings, Peers};
 use siblings::{Sibling, Siblings};
 
@@ -50,6 +52,8 @@ pub(crate) enum Backing {
     Blobstore(blobstore::Store),
     /// `wasmcloud:messaging`.
     Messaging(messaging::Broker),
+    /// `sidereal:sql`, and what else the same database answers.
+    Sql(sql::Store),
     /// Another component of the app.
     Component(ComponentName),
 }
@@ -59,7 +63,11 @@ impl Opened {
     pub(crate) fn keyvalue(&self) -> Option<&keyvalue::Store> {
         match &self.backing {
             Backing::KeyValue(store) => Some(store),
-            Backing::Blobstore(_) | Backing::Messaging(_) | Backing::Secrets(_) | Backing::Component(_) => None,
+            Backing::Blobstore(_)
+            | Backing::Messaging(_)
+            | Backing::Secrets(_)
+            | Backing::Sql(_)
+            | Backing::Component(_) => None,
         }
     }
 
@@ -69,6 +77,7 @@ impl Opened {
             Backing::KeyValue(store) => store.check().await.map_err(|cause| cause.to_string()),
             Backing::Blobstore(store) => store.check().await.map_err(|cause| cause.to_string()),
             Backing::Messaging(broker) => broker.check().await.map_err(|cause| cause.to_string()),
+            Backing::Sql(store) => store.check().await.map_err(|cause| cause.to_string()),
             // Probed as every component of the revision is.
             Backing::Component(_) => Ok(()),
             Backing::Secrets(_) => Ok(()),
@@ -183,6 +192,7 @@ impl Providers {
             ProviderKind::MessagingLocal | ProviderKind::MessagingDurable | ProviderKind::MessagingNats => {
                 Backing::Messaging(messaging::open(&self.means, &wanted)?)
             }
+            ProviderKind::SqlSqlite | ProviderKind::SqlPostgres => Backing::Sql(sql::open(&self.means, &wanted)?),
             ProviderKind::SecretsEmbedded => Backing::Secrets(secrets::open(&self.means, &wanted)),
         };
         let fresh = Arc::new(Opened { name: name.clone(), kind: spec.kind, backing });
@@ -311,6 +321,8 @@ struct Given {
     blobstore: Option<BlobLinks>,
     messaging: Option<MessagingLinks>,
     secrets: Option<SecretLinks>,
+    sql: Option<SqlLinks>,
+    postgres: Option<PostgresLink>,
 }
 
 impl Given {
@@ -342,6 +354,16 @@ impl Given {
                 let store = Arc::new(ComponentStore::new(Sibling::new(siblings, name, None)));
                 self.keyvalue = Some(links.with(&link.label, store, model::watch::bucket(link), meter));
             }
+            // The contract has no name for a database: a component asks the one with the label `default`.
+            Backing::Sql(store) if link.contract.to_string() == model::sql::POSTGRES => {
+                if link.label == Label::default_label() {
+                    self.postgres = store.postgres(meter);
+                }
+            }
+            Backing::Sql(store) => {
+                let links = self.sql.take().unwrap_or_default();
+                self.sql = Some(store.link(links, link, meter));
+            }
             // Forwarded as it is: among the peers.
             Backing::Component(_) => {}
             Backing::Secrets(source) => {
@@ -363,6 +385,12 @@ impl Given {
         }
         if let Some(links) = self.secrets {
             bindings = bindings.with(Arc::new(links));
+        }
+        if let Some(links) = self.sql {
+            bindings = bindings.with(Arc::new(links));
+        }
+        if let Some(link) = self.postgres {
+            bindings = bindings.with(Arc::new(link));
         }
         bindings
     }

@@ -8,6 +8,7 @@ use crate::app::{ProviderKind, ProviderSpec};
 use crate::name::ProviderName;
 use crate::rules::http_server;
 use crate::rules::nats;
+use crate::rules::postgres;
 use crate::tenant::TenantSettings;
 
 use super::address::{Class, classify};
@@ -203,7 +204,12 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
         | ProviderKind::SecretsEmbedded
         // What its process connects to is not ours to dial.
         | ProviderKind::External
+        | ProviderKind::SqlSqlite
         | ProviderKind::Component => None,
+        ProviderKind::SqlPostgres => {
+            let url = spec.config.get("url")?;
+            postgres::SCHEMES.iter().find_map(|scheme| place_of(url, scheme, postgres::PORT))
+        }
         ProviderKind::MessagingNats => {
             let url = spec.config.get("url")?;
             ["nats://", "tls://"].iter().find_map(|scheme| place_of(url, scheme, 4222))

@@ -15,7 +15,7 @@ const MAX_CA: usize = 64 * 1024;
 /// The most bytes of a path.
 const MAX_PATH: usize = 256;
 
-const fn optional(name: &'static str, doc: &'static str, example: &'static str) -> Setting {
+pub(crate) const fn optional(name: &'static str, doc: &'static str, example: &'static str) -> Setting {
     Setting { name, required: false, doc, example }
 }
 
@@ -133,6 +133,16 @@ fn is_path(text: &str) -> bool {
 }
 
 fn ca(config: &BTreeMap<String, String>, text: &str) -> Result<(), Violation> {
+    is_certificates(text)?;
+    if config.get("url").is_some_and(|url| url.starts_with("http://")) {
+        let message = "`ca` proves nothing where `url` is not `https`";
+        return Err(Violation::new(Code::ProviderSetting, message).help("write `https` in `url`, or remove `ca`"));
+    }
+    Ok(())
+}
+
+/// Whether a text may be the `ca` of a provider.
+pub(crate) fn is_certificates(text: &str) -> Result<(), Violation> {
     let bad = |why: &str, help: &str| Err(Violation::new(Code::ProviderSetting, format!("`ca` {why}")).help(help));
     if text.len() > MAX_CA {
         return bad("has more than 64 KiB", "name the one authority that signed the server's certificate");
@@ -142,9 +152,6 @@ fn ca(config: &BTreeMap<String, String>, text: &str) -> Result<(), Violation> {
     }
     if !text.contains("-----BEGIN CERTIFICATE-----") {
         return bad("holds no certificate in PEM", "write the text of the file, between three quotes: `ca = '''…'''`");
-    }
-    if config.get("url").is_some_and(|url| url.starts_with("http://")) {
-        return bad("proves nothing where `url` is not `https`", "write `https` in `url`, or remove `ca`");
     }
     Ok(())
 }

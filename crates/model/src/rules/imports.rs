@@ -7,7 +7,7 @@ use crate::interface::{ContractId, InterfaceId};
 use crate::name::ComponentName;
 use crate::offers::{self, Lookup};
 use crate::rules::provider::answering;
-use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown};
+use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, links, list, shown};
 
 /// Checks the imports of one component.
 pub(crate) fn check(
@@ -101,12 +101,14 @@ pub(crate) fn check(
             list(&names)
         );
         let providers = answering(app, contract);
-        let first = providers.first().map_or("embedded", String::as_str);
         let names: Vec<&str> = providers.iter().map(String::as_str).collect();
-        let help = format!(
-            "add `\"{contract}\" = \"{first}\"` under `[components.{name}.links]`; providers of it: {}",
-            list(&names)
-        );
+        let help = match names.as_slice() {
+            [] => links::declare(contract),
+            [first, ..] => format!(
+                "add `\"{contract}\" = \"{first}\"` under `[components.{name}.links]`; providers of it: {}",
+                list(&names)
+            ),
+        };
         out.push(at(name, Violation::new(Code::ImportNotLinked, message).help(help)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::app::{Link, LockedApp};
+use crate::app::{Link, LockedApp, ProviderKind};
 use crate::messaging::{self, Subscription};
 use crate::name::{Label, SecretName};
 use crate::offers;
@@ -247,12 +247,15 @@ fn check_provider(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown,
         }
         Some(spec) if !spec.kind.answers(&link.contract) => {
             let message = format!(
-                "provider `{}` answers `{}`, and the link is for `{}`",
+                "provider `{}` answers {}, and the link is for `{}`",
                 link.provider,
-                spec.kind.contract(),
+                list(spec.kind.contracts()),
                 link.contract
             );
-            let help = format!("use one of {}", list(&names));
+            let help = match names.as_slice() {
+                [] => declare(&link.contract),
+                names => format!("use one of {}", list(names)),
+            };
             out.push(Found::at(
                 Subject::LinkProvider(index),
                 Violation::new(Code::ProviderContract, message).help(help),
@@ -260,6 +263,13 @@ fn check_provider(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown,
         }
         Some(_) => {}
     }
+}
+
+/// The types of provider that could be declared for a contract that nothing declared answers.
+pub(crate) fn declare(contract: &crate::ContractId) -> String {
+    let own = |kind: &ProviderKind| *kind != ProviderKind::Component && kind.answers(contract);
+    let kinds: Vec<&str> = ProviderKind::ALL.into_iter().filter(own).map(ProviderKind::as_str).collect();
+    format!("declare a provider of type {} under `[providers.<name>]`, and link to that one", list(&kinds))
 }
 
 /// Each link of secrets names one secret, under a key that no other of the component has.

@@ -11,6 +11,7 @@ mod imports;
 mod limits;
 pub mod links;
 pub mod nats;
+pub mod postgres;
 pub mod provider;
 pub mod route;
 mod schedules;

@@ -9,6 +9,7 @@ use crate::name::ProviderName;
 use crate::rules::external;
 use crate::rules::http_server;
 use crate::rules::nats;
+use crate::rules::postgres;
 use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
 use crate::tenant::TenantSettings;
 
@@ -33,7 +34,9 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::BlobstoreFolder
         | ProviderKind::MessagingLocal
         | ProviderKind::MessagingDurable
-        | ProviderKind::SecretsEmbedded => &[],
+        | ProviderKind::SecretsEmbedded
+        | ProviderKind::SqlSqlite => &[],
+        ProviderKind::SqlPostgres => postgres::SETTINGS,
         ProviderKind::MessagingNats => &[nats::URL, USERNAME],
         ProviderKind::Component => &[Setting {
             name: crate::rules::callee::COMPONENT,
@@ -87,7 +90,9 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::SecretsEmbedded
         // Its program's settings are of its own choice.
         | ProviderKind::External
+        | ProviderKind::SqlSqlite
         | ProviderKind::Component => &[],
+        ProviderKind::SqlPostgres => postgres::SECRETS,
         ProviderKind::BlobstoreS3 => &[ACCESS_KEY, SECRET_KEY, SESSION_TOKEN],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
         ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,
@@ -133,7 +138,7 @@ const USERNAME: Setting = Setting {
     example: "shop",
 };
 
-const PASSWORD: Setting =
+pub(crate) const PASSWORD: Setting =
     Setting { name: "password", required: false, doc: "the password, always a secret", example: "cache-password" };
 
 /// The names of settings that hold secrets only, of all types: a text under one of them is a mistake and must not be
@@ -164,11 +169,11 @@ pub(crate) fn answering(app: &LockedApp, contract: &ContractId) -> Vec<String> {
     let contract = contract.to_string();
     let mut names: Vec<String> = ProviderKind::BUILT_IN
         .into_iter()
-        .filter(|(_, kind)| kind.contract() == contract)
+        .filter(|(_, kind)| kind.contracts().contains(&contract.as_str()))
         .map(|(name, _)| name.to_owned())
         .collect();
     for (name, spec) in &app.providers {
-        if spec.kind.contract() == contract && built_in(name.as_str()).is_none() {
+        if spec.kind.contracts().contains(&contract.as_str()) && built_in(name.as_str()).is_none() {
             names.push(name.to_string());
         }
     }
@@ -189,7 +194,7 @@ pub(crate) fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings,
             let message = format!("provider `{name}` is declared, and no link names it");
             let contract = match spec.kind {
                 ProviderKind::Component => "<contract>",
-                kind => kind.contract(),
+                kind => kind.contracts().first().copied().unwrap_or_default(),
             };
             let help =
                 format!("link a component to it (`\"{contract}\" = \"{name}\"`), or remove `[providers.{name}]`");
@@ -298,6 +303,10 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
         for (key, violation) in nats::check(spec) {
             out.push(Found::at(Subject::ProviderValue(name.clone(), key.to_owned()), violation));
         }
+    }
+    if spec.kind == ProviderKind::SqlPostgres {
+        let found = postgres::check(spec).into_iter();
+        out.extend(found.map(|(setting, violation)| Found::at(value(setting), violation)));
     }
     if matches!(spec.kind, ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul) {
         let found = http_server::check(spec).into_iter();

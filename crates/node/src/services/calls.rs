@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use api::services::codec::{FrameReader, FrameWriter, WireError};
+use api::services::sql::SqlRequest;
 use api::services::{ServiceAnswer, ServiceCall, ServiceFault, ServiceReply, ServiceRequest};
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -92,6 +93,9 @@ async fn answer(
         }
         ServiceRequest::Messaging(request) => {
             services.messaging.answer(&tenant.name, &app, holder, request).await.map(ServiceAnswer::Messaging)
+        }
+        ServiceRequest::Sql(SqlRequest { provider, call }) => {
+            Ok(ServiceAnswer::Sql(services.sql.call(&tenant.name, &app, &provider, call).await))
         }
     }
 }

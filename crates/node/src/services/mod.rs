@@ -19,6 +19,7 @@ use model::{AppName, TenantName};
 use store::data::DataEngine;
 use store::folder::{Folder, Trash};
 use store::secrets::Secrets;
+use store::sql::Databases;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -43,6 +44,8 @@ pub struct Services {
     pub data: DataEngine,
     /// Objects.
     pub folder: Folder,
+    /// Databases.
+    pub sql: Databases,
     /// Compiled code.
     pub artifacts: Arc<Artifacts>,
     /// Connections.

@@ -57,6 +57,7 @@ impl Rig {
             messaging: node::messaging::Messaging::new(data.clone()),
             data,
             folder: Folder::open(dir.path().join("objects")).unwrap(),
+            sql: store::sql::Databases::new(dir.path().join("sql")),
             artifacts: Arc::new(artifacts),
             dialer: Dialer::new(Arc::new(SystemResolver)),
             secrets,

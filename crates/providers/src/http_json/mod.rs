@@ -25,7 +25,7 @@ use crate::breaker::{Breaker, Pauses};
 use crate::dial::{Caller, DialError, Dialer};
 use crate::http_out::connect::{CONNECT, ConnectError, Connector};
 
-pub(crate) use server::trust;
+pub(crate) use server::{roots as certificates, trust};
 pub use server::{Server, SettingsError};
 
 /// For one request: connecting, sending, and the whole answer.

@@ -74,7 +74,7 @@ pub(crate) fn trust(ca: Option<&str>) -> Result<Tls, SettingsError> {
     Tls::new(roots).map_err(|cause| SettingsError::Ca(cause.to_string()))
 }
 
-fn roots(pem: &str) -> Result<RootCertStore, SettingsError> {
+pub(crate) fn roots(pem: &str) -> Result<RootCertStore, SettingsError> {
     let bad = |cause: String| SettingsError::Ca(cause);
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {

@@ -20,6 +20,9 @@ mod messaging_nats;
 mod nats;
 mod nats_server;
 mod old_versions;
+#[path = "../../../../tests/src/postgres.rs"]
+mod postgres_server;
 mod s3;
+mod sql;
 mod support;
 mod vault;

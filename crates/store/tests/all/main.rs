@@ -13,4 +13,5 @@ mod data;
 mod disk_full;
 mod folder;
 mod secrets;
+mod sql;
 mod store;

@@ -1,0 +1,140 @@
+//! What a SQLite database of the node promises beside the contract: a statement reaches nothing outside its file, a full
+//! or damaged one is refused and kept, and what was acknowledged is there after any end.
+
+use std::time::{Duration, Instant};
+
+use model::sql::{Answer, Call, SqlError, Statement, Value};
+use store::sql::Databases;
+
+struct Whose(Databases, &'static str, &'static str, &'static str);
+
+impl Whose {
+    async fn call(&self, call: Call) -> Result<Answer, SqlError> {
+        let Self(databases, tenant, app, provider) = self;
+        databases.call(&tenant.parse().unwrap(), &app.parse().unwrap(), &provider.parse().unwrap(), call).await
+    }
+
+    async fn execute(&self, sql: &str) -> Result<u64, SqlError> {
+        let call = Call::Execute(Statement { sql: sql.to_owned(), params: vec![] });
+        let Answer::Changed(changed) = self.call(call).await? else { panic!("another answer") };
+        Ok(changed)
+    }
+
+    async fn one(&self, sql: &str) -> Result<Value, SqlError> {
+        let call = Call::Query(Statement { sql: sql.to_owned(), params: vec![] });
+        let Answer::Rows(rows) = self.call(call).await? else { panic!("another answer") };
+        Ok(rows.rows[0][0].clone())
+    }
+}
+
+fn open(dir: &tempfile::TempDir) -> Whose {
+    Whose(Databases::new(dir.path().join("sql")), "acme", "shop", "sqlite")
+}
+
+#[tokio::test]
+async fn neither_tenants_nor_apps_nor_providers_meet() {
+    let dir = tempfile::tempdir().unwrap();
+    let mine = open(&dir);
+    mine.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
+    for (tenant, app, provider) in [
+        ("acme", "shop", "other"),
+        ("acme", "other", "sqlite"),
+        ("other", "shop", "sqlite"),
+        ("shop", "acme", "sqlite"),
+    ] {
+        let other = Whose(mine.0.clone(), tenant, app, provider);
+        let missing = other.one("SELECT count(*) FROM t").await.unwrap_err();
+        assert!(matches!(missing, SqlError::Invalid(_)), "{missing:?}");
+    }
+    assert!(dir.path().join("sql/acme/shop/sqlite.db").is_file());
+}
+
+#[tokio::test]
+async fn a_statement_reaches_nothing_outside_its_file_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mine, outside) = (open(&dir), dir.path().join("outside.db"));
+    let outside = outside.to_str().unwrap();
+    mine.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
+    for sql in [
+        format!("ATTACH '{outside}' AS o"),
+        format!("VACUUM INTO '{outside}'"),
+        "PRAGMA journal_mode = DELETE".to_owned(),
+        "PRAGMA synchronous = OFF".to_owned(),
+        "PRAGMA writable_schema = ON".to_owned(),
+        "PRAGMA max_page_count = 1000000000".to_owned(),
+        "PRAGMA temp_store_directory = '/'".to_owned(),
+        "SELECT load_extension('x')".to_owned(),
+        "SELECT fts3_tokenizer('x')".to_owned(),
+        "CREATE TEMP TABLE left_behind (n BIGINT)".to_owned(),
+        "CREATE TEMP VIEW left_behind AS SELECT 1".to_owned(),
+        "CREATE VIRTUAL TABLE v USING dbstat".to_owned(),
+        "EXPLAIN ATTACH 'x' AS y".to_owned(),
+        "UPDATE sqlite_master SET sql = 'x'".to_owned(),
+        "INSERT INTO sqlite_master VALUES ('table', 'x', 'x', 0, 'x')".to_owned(),
+    ] {
+        let refused = mine.execute(&sql).await.unwrap_err();
+        assert!(matches!(refused, SqlError::Denied(_) | SqlError::Invalid(_)), "{sql}: {refused:?}");
+    }
+    assert!(!std::path::Path::new(outside).exists());
+    assert_eq!(mine.one("PRAGMA user_version").await.unwrap(), Value::Int64(0));
+    mine.execute("PRAGMA user_version = 7").await.unwrap();
+    assert_eq!(mine.one("PRAGMA user_version").await.unwrap(), Value::Int64(7));
+    assert_eq!(mine.one("SELECT name FROM pragma_table_info('t')").await.unwrap(), Value::Text("n".into()));
+    mine.execute("CREATE VIRTUAL TABLE words USING fts5 (word)").await.unwrap();
+    mine.execute("INSERT INTO words VALUES ('found')").await.unwrap();
+    assert_eq!(mine.one("SELECT count(*) FROM words WHERE words MATCH 'found'").await.unwrap(), Value::Int64(1));
+    // Text in double quotes is a name here, as in every other database.
+    assert!(matches!(mine.one("SELECT \"text\"").await, Err(SqlError::Invalid(_))));
+    let cast = Call::Query(Statement { sql: "SELECT $1::bigint".into(), params: vec![Value::Int64(1)] });
+    let cast = mine.call(cast).await.unwrap_err();
+    assert!(matches!(&cast, SqlError::Value(why) if why.contains("CAST")), "{cast:?}");
+    let large = mine.one("SELECT zeroblob(1000000000)").await.unwrap_err();
+    assert!(matches!(large, SqlError::TooLarge(_)), "{large:?}");
+}
+
+#[tokio::test]
+async fn a_slow_statement_holds_up_its_own_database_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let slow = open(&dir);
+    let quick = Whose(slow.0.clone(), "acme", "other", "sqlite");
+    quick.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let began = Instant::now();
+    let (ended, ()) = tokio::join!(slow.one(endless), async {
+        for n in 0..20 {
+            quick.execute(&format!("INSERT INTO t VALUES ({n})")).await.unwrap();
+        }
+        assert!(began.elapsed() < Duration::from_millis(model::sql::STATEMENT_MS), "the other one waited");
+    });
+    assert!(matches!(ended, Err(SqlError::TimedOut { .. })), "{ended:?}");
+    slow.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_refused_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("sql/acme/shop/sqlite.db");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let garbage = vec![0x5a; 8192];
+    std::fs::write(&file, &garbage).unwrap();
+    let mine = open(&dir);
+    let refused = mine.execute("CREATE TABLE t (n BIGINT)").await.unwrap_err();
+    assert!(matches!(&refused, SqlError::Unavailable(why) if why.contains("damaged")), "{refused:?}");
+    assert_eq!(std::fs::read(&file).unwrap(), garbage);
+}
+
+#[tokio::test]
+async fn another_owner_finds_what_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(&dir);
+    first.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
+    first.execute("INSERT INTO t VALUES (1)").await.unwrap();
+    // Copied as a crash would leave it: the log is not written back.
+    let copy = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("sql/acme/shop"), copy.path().join("sql/acme/shop"));
+    std::fs::create_dir_all(&to).unwrap();
+    for name in ["sqlite.db", "sqlite.db-wal"] {
+        std::fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+    assert_eq!(open(&copy).one("SELECT n FROM t").await.unwrap(), Value::Int64(1));
+}
