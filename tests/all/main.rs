@@ -26,3 +26,4 @@ mod secrets;
 mod surface;
 mod swap;
 mod traces;
+mod vault;

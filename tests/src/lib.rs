@@ -16,6 +16,7 @@ pub mod load;
 pub mod nats;
 pub mod platform;
 pub mod redis;
+pub mod vault;
 
 use std::path::PathBuf;
 

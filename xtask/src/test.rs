@@ -13,6 +13,7 @@ use crate::packages;
 pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     packages::ensure(packages::TEST_NEEDS)?;
     crate::servers::ensure(root);
+    crate::openbao::ensure(root);
     let guests = root.join("target/guests");
     crate::guests::build(root, &guests)?;
     // Whole-system tests start this very binary, so it is built first and named to them. Together with the tests: apart,

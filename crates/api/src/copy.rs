@@ -11,6 +11,8 @@
 //! | `POST /v1/apps/{app}/revisions/{n}/hold` ([`crate::agent::DrainRequest`]) | let new calls wait, and those in flight end; [`Held`] |
 //! | `POST /v1/apps/{app}/revisions/{n}/release` ([`Release`]) | let the waiting calls go on |
 
+use std::collections::BTreeMap;
+
 use model::{ProviderName, ProviderSpec, Revision};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +36,9 @@ pub struct CopyRequest {
     pub from: CopyEnd,
     /// To here.
     pub to: CopyEnd,
+    /// The providers that secrets of either come from.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<ProviderName, ProviderSpec>,
 }
 
 /// Where a listing goes on; absent at its beginning.

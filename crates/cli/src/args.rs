@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, SecretName, TenantName};
+use model::{AppName, ComponentName, ContractId, Label, ProviderName, Revision, SecretName, SecretRef, TenantName};
+
+use crate::secret_files::SecretFile;
 
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]
@@ -149,6 +151,9 @@ pub struct Up {
     /// Address ranges outside the public internet that apps may connect to.
     #[arg(long, value_name = "CIDR")]
     pub allow_egress: Vec<String>,
+    /// A secret of the tenant that is in a file of this machine: set at the start, and again whenever the file changes.
+    #[arg(long = "secret-file", value_name = "NAME=PATH")]
+    pub secret_files: Vec<SecretFile>,
 }
 
 /// A listener one can do without.
@@ -347,9 +352,10 @@ pub enum ProviderCommand {
         /// Another setting, `key=value`.
         #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
         settings: Vec<(String, String)>,
-        /// A setting that is a secret of the tenant, for example `password=cache-password`.
-        #[arg(long = "secret", value_name = "KEY=NAME", value_parser = secret_pair)]
-        secrets: Vec<(String, SecretName)>,
+        /// A setting that is a secret of the tenant, for example `password=cache-password`; `password=cache@vault` and
+        /// `password=cache@vault/FIELD` for one that the provider `vault` keeps.
+        #[arg(long = "secret", value_name = "KEY=NAME[@PROVIDER[/FIELD]]", value_parser = secret_pair)]
+        secrets: Vec<(String, SecretRef)>,
     },
     /// Withdraw an offered provider that nothing links to.
     Remove {
@@ -363,10 +369,18 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-fn secret_pair(text: &str) -> Result<(String, SecretName), String> {
-    let expected = "expected key=NAME, NAME being a secret's name as `sidereal secret list` shows it";
-    let (key, name) = text.split_once('=').ok_or(expected)?;
-    Ok((key.to_owned(), name.parse().map_err(|_| expected)?))
+fn secret_pair(text: &str) -> Result<(String, SecretRef), String> {
+    // What was written may be the secret itself: not repeated.
+    let expected = "expected key=NAME, NAME being a secret's name as `sidereal secret list` shows it, or key=NAME@PROVIDER[/FIELD]";
+    let (key, rest) = text.split_once('=').ok_or(expected)?;
+    let (name, source) = rest.split_once('@').map_or((rest, None), |(name, source)| (name, Some(source)));
+    let mut reference = SecretRef::new(name.parse().map_err(|_| expected)?);
+    if let Some(source) = source {
+        let (from, field) = source.split_once('/').map_or((source, None), |(from, field)| (from, Some(field)));
+        reference.from = Some(from.parse().map_err(|_| expected)?);
+        reference.field = field.map(|field| field.parse().map_err(|_| expected)).transpose()?;
+    }
+    Ok((key.to_owned(), reference))
 }
 
 /// `sidereal secret`

@@ -155,11 +155,13 @@ pub enum ProviderKind {
     MessagingNats,
     /// Secrets of the tenant, kept sealed by this machine.
     SecretsEmbedded,
+    /// Secrets in Vault or OpenBao; `url` is `http[s]://host[:port]`.
+    SecretsVault,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -173,6 +175,7 @@ impl ProviderKind {
         Self::Component,
         Self::MessagingNats,
         Self::SecretsEmbedded,
+        Self::SecretsVault,
     ];
 
     /// The name in manifests.
@@ -191,6 +194,7 @@ impl ProviderKind {
             Self::Component => "component",
             Self::MessagingNats => "messaging-nats",
             Self::SecretsEmbedded => "secrets-embedded",
+            Self::SecretsVault => "secrets-vault",
         }
     }
 
@@ -205,7 +209,7 @@ impl ProviderKind {
             | Self::KeyvalueNats => "wasi:keyvalue",
             Self::BlobstoreFolder | Self::BlobstoreS3 => "wasi:blobstore",
             Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => "wasmcloud:messaging",
-            Self::SecretsEmbedded => crate::secret::CONTRACT,
+            Self::SecretsEmbedded | Self::SecretsVault => crate::secret::CONTRACT,
             Self::Component => "*",
         }
     }

@@ -43,7 +43,9 @@ impl Copying {
         match step {
             CopyStep::Begin(request) => {
                 // No revision names the new provider yet, and its client has to log in.
-                let named = request.to.spec.secrets.values().map(|named| named.secret.clone());
+                let specs = request.sources.values().chain([&request.to.spec]);
+                let named = specs.flat_map(|spec| spec.secrets.values()).filter(|secret| secret.is_own());
+                let named = named.map(|secret| secret.secret.clone());
                 self.lent.lend(&self.tenant, &self.app, named.collect());
                 self.all(Method::PUT, "", &*request).await.map(|()| CopyOutcome::Done)
             }

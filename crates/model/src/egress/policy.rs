@@ -212,7 +212,7 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
             Some((Destination::parse(host).ok()?, url.port_or_known_default()?))
         }
         ProviderKind::KeyvalueRedis => place_of(spec.config.get("url")?, "redis://", 6379),
-        ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul => {
+        ProviderKind::KeyvalueVault | ProviderKind::SecretsVault | ProviderKind::KeyvalueConsul => {
             let url = spec.config.get("url")?;
             http_server::SCHEMES.iter().find_map(|(scheme, port)| place_of(url, scheme, *port))
         }

@@ -23,7 +23,7 @@ use crate::rules::{
     Code, LIMIT_FIELDS, LimitField, LimitUnit, MAX_MANIFEST, MAX_REUSE_IDLE, MAX_REUSE_REQUESTS, Unknown, Violation,
     allow_host, provider, shown,
 };
-use crate::secret::SecretRef;
+use crate::secret::{SecretField, SecretFieldError, SecretRef};
 use crate::unit::{ByteSize, Millis};
 
 /// As much of a manifest as could be read, with what is wrong with the rest.
@@ -335,8 +335,13 @@ impl Reader<'_, '_> {
         for (key, value) in doc.into_iter().flatten() {
             let Some(reference) = value.get_ref().as_table() else { continue };
             match text(reference.get("secret")).map(|name| (name.value.parse::<SecretName>(), name.span)) {
-                Some((Ok(name), _)) => {
-                    let entry = SecretEntry { key: key.span(), span: value.span(), reference: SecretRef::new(name) };
+                Some((Ok(secret), _)) => {
+                    let (Ok(from), Ok(field)) = (self.source(reference), self.field(reference)) else {
+                        readable = false;
+                        continue;
+                    };
+                    let reference = SecretRef { secret, from, field };
+                    let entry = SecretEntry { key: key.span(), span: value.span(), reference };
                     secrets.insert(key.get_ref().to_string(), entry);
                 }
                 Some((Err(_), span)) => {
@@ -350,6 +355,24 @@ impl Reader<'_, '_> {
             }
         }
         (secrets, readable)
+    }
+
+    /// Which provider keeps a secret. `Err` for one that was reported already.
+    fn source(&mut self, reference: &DeTable<'_>) -> Result<Option<ProviderName>, ()> {
+        match reference.get("from") {
+            Some(from) => self.name::<ProviderName>(Some(from)).map(|from| Some(from.value)).ok_or(()),
+            None => Ok(None),
+        }
+    }
+
+    /// Which field of a secret is meant. `Err` for one that was reported already.
+    fn field(&mut self, reference: &DeTable<'_>) -> Result<Option<SecretField>, ()> {
+        let Some(written) = reference.get("field") else { return Ok(None) };
+        let field = text(Some(written)).ok_or(())?;
+        field.value.parse().map(Some).map_err(|cause: SecretFieldError| {
+            let help = "write the field's name as the secret has it, for example `field = \"password\"`";
+            self.out.add(field.span, Violation::new(Code::BadValue, cause.to_string()).help(help));
+        })
     }
 
     fn kind(&mut self, written: Spanned<&str>) -> Option<Spanned<ProviderKind>> {

@@ -12,6 +12,7 @@ pub mod links;
 pub mod nats;
 pub mod provider;
 pub mod route;
+pub mod source;
 
 use std::collections::BTreeSet;
 

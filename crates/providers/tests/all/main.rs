@@ -18,6 +18,8 @@ mod keyvalue_nats;
 mod messaging_nats;
 mod nats;
 mod nats_server;
+mod openbao;
 mod s3;
+mod secrets_vault;
 mod support;
 mod vault;
