@@ -33,4 +33,5 @@ mod sql;
 mod surface;
 mod swap;
 mod traces;
+mod vault;
 mod watches;

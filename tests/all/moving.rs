@@ -7,6 +7,7 @@ use sidereal_tests::load::Load;
 use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, until, write_app};
 use sidereal_tests::redis::Redis;
+use sidereal_tests::vault::Vault;
 
 fn links(provider: &str) -> String {
     format!("[components.main.links]\n\"wasi:keyvalue\" = \"{provider}\"")
@@ -22,6 +23,15 @@ fn a_counter_moves_from_provider_to_provider_under_traffic_and_keeps_its_count()
     platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &redis.url()]).unwrap();
     platform.ok(&["provider", "add", "nats", "--type", "keyvalue-nats", "--url", &nats.url()]).unwrap();
     let mut round = vec!["embedded", "redis", "nats"];
+    let vault = Vault::start().unwrap();
+    if let Some(vault) = &vault {
+        // Not as its operator: a token of the app's own paths is all it takes.
+        let token = vault.token(&["secret/data/sidereal/local/counter/*", "secret/metadata/sidereal/local/counter/*"]);
+        platform.secret("vault-token", &token.unwrap()).unwrap();
+        let add = ["provider", "add", "vault", "--type", "keyvalue-vault", "--secret", "token=vault-token", "--url"];
+        platform.ok(&[&add[..], &[&vault.url()]].concat()).unwrap();
+        round.push("vault");
+    }
     if let Some(consul) = &consul {
         platform.secret("consul-token", consul::TOKEN).unwrap();
         let add = ["provider", "add", "consul", "--type", "keyvalue-consul", "--secret", "token=consul-token", "--url"];

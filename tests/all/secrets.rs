@@ -10,23 +10,28 @@ use sidereal_tests::redis::Redis;
 
 /// Values nobody else has, and everything that was said while they were used.
 #[derive(Default)]
-struct Watch {
+pub(crate) struct Watch {
     canaries: Vec<String>,
-    said: Vec<(String, Vec<u8>)>,
+    pub(crate) said: Vec<(String, Vec<u8>)>,
 }
 
 impl Watch {
-    fn canary(&mut self) -> String {
+    pub(crate) fn canary(&mut self) -> String {
         let canary = format!("Canary{:032x}", rand::random::<u128>());
         self.canaries.push(canary.clone());
         canary
     }
 
-    fn hear(&mut self, what: &str, bytes: impl Into<Vec<u8>>) {
+    /// A secret that somebody else made.
+    pub(crate) fn known(&mut self, secret: &str) {
+        self.canaries.push(secret.to_owned());
+    }
+
+    pub(crate) fn hear(&mut self, what: &str, bytes: impl Into<Vec<u8>>) {
         self.said.push((what.to_owned(), bytes.into()));
     }
 
-    fn run(&mut self, dir: &Path, args: &[&str], input: Option<&str>) -> bool {
+    pub(crate) fn run(&mut self, dir: &Path, args: &[&str], input: Option<&str>) -> bool {
         let out = match input {
             Some(input) => feed(dir, args, input.as_bytes()),
             None => cli(dir, args),
@@ -37,7 +42,7 @@ impl Watch {
         out.status.success()
     }
 
-    fn files(&mut self, dir: &Path) {
+    pub(crate) fn files(&mut self, dir: &Path) {
         for entry in std::fs::read_dir(dir).unwrap().flatten() {
             let (path, kind) = (entry.path(), entry.file_type().unwrap());
             if kind.is_dir() {
@@ -50,10 +55,13 @@ impl Watch {
         }
     }
 
-    fn process(&mut self, pid: u32) {
+    pub(crate) fn process(&mut self, pid: u32) {
         for file in ["cmdline", "environ"] {
             self.hear(&format!("{file} of {pid}"), std::fs::read(format!("/proc/{pid}/{file}")).unwrap());
         }
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert!(core.split_whitespace().skip(4).take(2).all(|limit| limit == "0"), "it may leave a core file: {core}");
     }
 
     /// Each canary as it may be written.
@@ -68,13 +76,14 @@ impl Watch {
                 // Whatever stands before it; the border characters depend on the neighbours and are cut off.
                 let bytes = [&vec![0; shift][..], canary.as_bytes()].concat();
                 let text = base64(&bytes);
-                needles.push((format!("{canary} in base64, shifted by {shift}"), text.as_bytes()[4..48].to_vec()));
+                let inner = 4..(text.len() - 4).min(48);
+                needles.push((format!("{canary} in base64, shifted by {shift}"), text.as_bytes()[inner].to_vec()));
             }
         }
         needles
     }
 
-    fn found(&self) -> Vec<String> {
+    pub(crate) fn found(&self) -> Vec<String> {
         let needles = self.needles();
         let mut found = Vec::new();
         for (what, bytes) in &self.said {
@@ -216,7 +225,7 @@ fn a_planted_secret_is_found_nowhere() {
 }
 
 /// All events that are kept, as text.
-fn events(home: &Path, api: &str) -> String {
+pub(crate) fn events(home: &Path, api: &str) -> String {
     let token = std::fs::read_to_string(home.join("token")).unwrap();
     let address = api.strip_prefix("http://").unwrap().parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -70,6 +70,29 @@ impl Consul {
         Some(said)
     }
 
+    /// One request of its operator; the path is without `/v1/`.
+    ///
+    /// # Errors
+    /// When there is no answer, or none of success.
+    pub fn ask(&self, method: &str, path: &str, body: &serde_json::Value) -> anyhow::Result<serde_json::Value> {
+        use std::io::{Read as _, Write as _};
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let length = body.len();
+        let mut stream = std::net::TcpStream::connect(self.addr)?;
+        write!(
+            stream,
+            "{method} /v1/{path} HTTP/1.0\r\nx-consul-token: {TOKEN}\r\ncontent-length: {length}\r\n\r\n{body}"
+        )?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said)?;
+        let (head, body) = said.split_once("\r\n\r\n").context("no HTTP")?;
+        anyhow::ensure!(
+            head.split(' ').nth(1).is_some_and(|status| status.starts_with('2')),
+            "{method} {path}: {said}"
+        );
+        Ok(serde_json::from_str(body).unwrap_or_default())
+    }
+
     /// `http://…`
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)

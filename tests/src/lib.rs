@@ -17,6 +17,7 @@ pub mod nats;
 pub mod platform;
 pub mod postgres;
 pub mod redis;
+pub mod vault;
 
 use std::path::PathBuf;
 

@@ -4,6 +4,7 @@
 mod check;
 mod examples;
 mod guests;
+mod openbao;
 mod packages;
 mod servers;
 mod test;

@@ -15,7 +15,8 @@ use crate::packages;
 /// When something is missing and cannot be installed, does not build, a test fails, or a server it takes was not there.
 pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     packages::ensure(packages::TEST_NEEDS)?;
-    let missing = crate::servers::ensure(root);
+    let mut missing = crate::servers::ensure(root);
+    missing.extend(crate::openbao::ensure(root));
     let not_run = root.join("target/not-run");
     drop(std::fs::remove_file(&not_run));
     let guests = root.join("target/guests");

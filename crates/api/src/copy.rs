@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use std::collections::BTreeMap;
+
 use model::{ProviderName, ProviderSpec, Revision};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +41,9 @@ pub struct CopyRequest {
     pub from: CopyEnd,
     /// To here.
     pub to: CopyEnd,
+    /// The providers that secrets of either come from.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<ProviderName, ProviderSpec>,
 }
 
 /// Where a listing goes on; absent at its beginning.

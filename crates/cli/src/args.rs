@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use api::agent::LogLevel;
 use api::node::Since;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use crate::secret_files::SecretFile;
 use model::unit::ByteSize;
-use model::{AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, ScheduleName, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, ScheduleName, SecretName, SecretRef, TenantName};
 
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]
@@ -180,6 +181,9 @@ pub struct Up {
     /// As `--config-env`, for all variables whose name begins so.
     #[arg(long, value_name = "PREFIX")]
     pub config_env_prefix: Vec<String>,
+    /// A secret of the tenant that is in a file of this machine: set at the start, and again whenever the file changes.
+    #[arg(long = "secret-file", value_name = "NAME=PATH")]
+    pub secret_files: Vec<SecretFile>,
 }
 
 /// `NAME=/path/to/program`.
@@ -421,9 +425,10 @@ pub enum ProviderCommand {
         /// Another setting, `key=value`.
         #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
         settings: Vec<(String, String)>,
-        /// A setting that is a secret of the tenant, for example `password=cache-password`.
-        #[arg(long = "secret", value_name = "KEY=NAME", value_parser = secret_pair)]
-        secrets: Vec<(String, SecretName)>,
+        /// A setting that is a secret of the tenant, for example `password=cache-password`; `password=cache@vault` and
+        /// `password=cache@vault/FIELD` for one that the provider `vault` keeps.
+        #[arg(long = "secret", value_name = "KEY=NAME[@PROVIDER[/FIELD]]", value_parser = secret_pair)]
+        secrets: Vec<(String, SecretRef)>,
     },
     /// Withdraw an offered provider that nothing links to.
     Remove {
@@ -437,10 +442,18 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-fn secret_pair(text: &str) -> Result<(String, SecretName), String> {
-    let expected = "expected key=NAME, NAME being a secret's name as `sidereal secret list` shows it";
-    let (key, name) = text.split_once('=').ok_or(expected)?;
-    Ok((key.to_owned(), name.parse().map_err(|_| expected)?))
+fn secret_pair(text: &str) -> Result<(String, SecretRef), String> {
+    // What was written may be the secret itself: not repeated.
+    let expected = "expected key=NAME, NAME being a secret's name as `sidereal secret list` shows it, or key=NAME@PROVIDER[/FIELD]";
+    let (key, rest) = text.split_once('=').ok_or(expected)?;
+    let (name, source) = rest.split_once('@').map_or((rest, None), |(name, source)| (name, Some(source)));
+    let mut reference = SecretRef::new(name.parse().map_err(|_| expected)?);
+    if let Some(source) = source {
+        let (from, field) = source.split_once('/').map_or((source, None), |(from, field)| (from, Some(field)));
+        reference.from = Some(from.parse().map_err(|_| expected)?);
+        reference.field = field.map(|field| field.parse().map_err(|_| expected)).transpose()?;
+    }
+    Ok((key.to_owned(), reference))
 }
 
 /// `sidereal secret`

@@ -13,6 +13,7 @@ mod keys;
 mod oci;
 mod output;
 mod project;
+mod secret_files;
 mod top;
 
 use std::process::ExitCode;
@@ -102,7 +103,16 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
+/// A core file would hold every secret that is in memory at that moment.
+fn no_core_files() {
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(cause) = rustix::process::setrlimit(rustix::process::Resource::Core, none) {
+        tracing::warn!(%cause, "a crash may leave a core file that holds secrets");
+    }
+}
+
 fn run(cli: Cli) -> anyhow::Result<u8> {
+    no_core_files();
     match cli.command {
         Command::Host(args) => {
             telemetry::init();

@@ -209,7 +209,7 @@ fn copy_request(planned: &Planned) -> Answer<CopyRequest> {
         spec: spec.clone(),
         bucket: bucket.to_owned(),
     };
-    Ok(CopyRequest { from: end(&planned.from), to: end(&planned.to) })
+    Ok(CopyRequest { from: end(&planned.from), to: end(&planned.to), sources: planned.sources.clone() })
 }
 
 /// One move.

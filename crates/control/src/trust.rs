@@ -191,5 +191,7 @@ pub(crate) fn settings_problems(settings: &TenantSettings) -> Vec<String> {
         }
         problems.extend(model::rules::provider::problems(name, spec).into_iter().map(|violation| violation.message));
     }
+    let sources = model::rules::source::problems(&settings.providers);
+    problems.extend(sources.into_iter().map(|violation| violation.message));
     problems
 }

@@ -74,6 +74,8 @@ pub(crate) struct Planned {
     pub(crate) from: (ProviderName, ProviderSpec),
     /// Where it will go.
     pub(crate) to: (ProviderName, ProviderSpec),
+    /// The providers that secrets of either come from.
+    pub(crate) sources: BTreeMap<ProviderName, ProviderSpec>,
 }
 
 /// A tenant that is there.
@@ -272,12 +274,16 @@ impl Writer {
         let spec =
             |app: &LockedApp, name: &ProviderName| app.providers.get(name).cloned().or_else(|| built_in(name.as_str()));
         let from = spec(&current.record.app, &link.provider);
+        let mut sources =
+            from.as_ref().map(|from| model::secret::sources(&current.record.app, from)).unwrap_or_default();
         let app = relinked(current.record.app, request, &tenant.settings)?;
         self.judge(id, &app, &tenant).await.map_err(refuse)?;
         let to = spec(&app, &request.provider);
         match (from, to) {
             (Some(from), Some(to)) => {
-                Ok(Planned { revision, from: (link.provider.clone(), from), to: (request.provider.clone(), to), link })
+                sources.extend(model::secret::sources(&app, &to));
+                let (from, to) = ((link.provider.clone(), from), (request.provider.clone(), to));
+                Ok(Planned { revision, from, to, sources, link })
             }
             _ => Err(Refusal::new(Code::Internal, format!("link {index} names a provider that is not there"))),
         }
@@ -546,6 +552,7 @@ fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings) 
         let declared = !spec.operator && built_in(name.as_str()).is_none();
         declared || links.iter().any(|link| link.provider == *name)
     });
+    model::lock::add_sources(&mut app, tenant);
     Ok(app)
 }
 

@@ -287,6 +287,7 @@ impl Apps {
             for provider in running._providers.values() {
                 provider.check().await?;
             }
+            links::secrets::are_there(&request.app, &running._providers).await?;
             for entry in &running.entries {
                 entry.probe(&self.code).await?;
                 self.trim();

@@ -37,7 +37,8 @@ impl Copies {
         id: &str,
         request: CopyRequest,
     ) -> Result<(), Problem> {
-        let open = |end: &api::copy::CopyEnd| providers.shared(app, &end.provider, end.spec.clone());
+        let open =
+            |end: &api::copy::CopyEnd| providers.shared(app, &end.provider, end.spec.clone(), request.sources.clone());
         let copy = Copy { from: open(&request.from)?, to: open(&request.to)?, request };
         if Arc::ptr_eq(&copy.from, &copy.to) && copy.request.from.bucket == copy.request.to.bucket {
             return Err(Problem::new(Code::RequestInvalid, "the copy would be from a bucket to itself"));

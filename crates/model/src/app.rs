@@ -175,11 +175,13 @@ pub enum ProviderKind {
     SqlSqlite,
     /// A Postgres database; `url` is `postgres://host[:port]/database`, `username` and `password` stand beside it.
     SqlPostgres,
+    /// Secrets in Vault or OpenBao; `url` is `http[s]://host[:port]`.
+    SecretsVault,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -196,6 +198,7 @@ impl ProviderKind {
         Self::External,
         Self::SqlSqlite,
         Self::SqlPostgres,
+        Self::SecretsVault,
     ];
 
     /// The name in manifests.
@@ -217,6 +220,7 @@ impl ProviderKind {
             Self::External => "external",
             Self::SqlSqlite => "sql-sqlite",
             Self::SqlPostgres => "sql-postgres",
+            Self::SecretsVault => "secrets-vault",
         }
     }
 
@@ -233,7 +237,7 @@ impl ProviderKind {
             | Self::External => &["wasi:keyvalue"],
             Self::BlobstoreFolder | Self::BlobstoreS3 => &["wasi:blobstore"],
             Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => &["wasmcloud:messaging"],
-            Self::SecretsEmbedded => &[crate::secret::CONTRACT],
+            Self::SecretsEmbedded | Self::SecretsVault => &[crate::secret::CONTRACT],
             Self::SqlSqlite => &[crate::sql::CONTRACT],
             Self::SqlPostgres => &[crate::sql::CONTRACT, crate::sql::POSTGRES],
             Self::Component => &["*"],

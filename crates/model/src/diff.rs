@@ -153,10 +153,10 @@ fn config_from(lines: &mut Vec<String>, name: &ComponentName, old: &[SharedConfi
 fn secrets(lines: &mut Vec<String>, what: &str, old: &BTreeMap<String, SecretRef>, new: &BTreeMap<String, SecretRef>) {
     for (key, pair) in both(old, new) {
         match pair {
-            (None, Some(new)) => lines.push(format!("+ {what} {key}: secret {}", new.secret)),
-            (Some(old), None) => lines.push(format!("- {what} {key}: secret {}", old.secret)),
+            (None, Some(new)) => lines.push(format!("+ {what} {key}: secret {new}")),
+            (Some(old), None) => lines.push(format!("- {what} {key}: secret {old}")),
             (Some(old), Some(new)) if old != new => {
-                lines.push(format!("~ {what} {key}: secret {} -> {}", old.secret, new.secret));
+                lines.push(format!("~ {what} {key}: secret {old} -> {new}"));
             }
             _ => {}
         }

@@ -252,6 +252,7 @@ fn assemble(manifest: &Manifest, artifacts: &Artifacts, tenant: &TenantSettings)
             app.providers.entry(link.provider.clone()).or_insert(spec);
         }
     }
+    add_sources(&mut app, tenant);
     app.routes.extend(manifest.routes.iter().map(|route| Route {
         host: route.host.value.clone(),
         path: route.path.value.clone(),
@@ -259,6 +260,20 @@ fn assemble(manifest: &Manifest, artifacts: &Artifacts, tenant: &TenantSettings)
         component: route.component.value.clone(),
     }));
     app
+}
+
+/// Adds what the references of its providers name as sources of secrets and it has without declaring them.
+pub fn add_sources(app: &mut LockedApp, tenant: &TenantSettings) {
+    // A source is asked with secrets that may be of another source; none of those needs a third.
+    for _ in 0..2 {
+        let named =
+            app.providers.values().flat_map(|spec| spec.secrets.values()).filter_map(|secret| secret.from.clone());
+        for name in named.collect::<Vec<_>>() {
+            if let Some(spec) = resolve(&name, tenant) {
+                app.providers.entry(name).or_insert(spec);
+            }
+        }
+    }
 }
 
 /// A provider that an app has without declaring it: built in, or the operator's.

@@ -55,7 +55,9 @@ impl Copying {
         match step {
             CopyStep::Begin(request) => {
                 // No revision names the new provider yet, and its client has to log in.
-                let named = request.to.spec.secrets.values().map(|named| named.secret.clone());
+                let specs = request.sources.values().chain([&request.to.spec]);
+                let named = specs.flat_map(|spec| spec.secrets.values()).filter(|secret| secret.is_own());
+                let named = named.map(|secret| secret.secret.clone());
                 self.lent.lend(&self.tenant.name, &self.app, named.collect());
                 if let Some(externals) =
                     self.externals.as_ref().filter(|_| request.to.spec.kind == ProviderKind::External)

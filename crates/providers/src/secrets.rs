@@ -3,6 +3,8 @@
 //! a reason to make one.
 
 mod adapter;
+mod sources;
+pub mod vault;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +14,10 @@ use model::{AppName, SecretRef, SecretValue};
 use tokio::sync::watch;
 
 pub use adapter::{LinkedSecret, SecretLinks, Secrets};
+pub use sources::Sources;
 
 use crate::meter::{ErrorKind, Kind};
+use crate::vault::VaultError;
 
 /// A secret as it is now.
 #[derive(Debug, Clone)]
@@ -30,6 +34,24 @@ pub enum SecretError {
     /// There is none of this name.
     #[error("the secret `{0}` does not exist: set it with `sidereal secret set {0}`")]
     Missing(String),
+    /// There is none at its place in Vault.
+    #[error(
+        "the secret `{secret}` is not in Vault: nothing is at `{place}`; write it there, and mind `engine`, `scope` and `prefix` of the provider"
+    )]
+    Absent {
+        /// Which.
+        secret: String,
+        /// The path of the API, without `/v1/`.
+        place: String,
+    },
+    /// Vault does not give it.
+    #[error("the secret `{secret}` cannot be had: {cause}")]
+    Vault {
+        /// Which.
+        secret: String,
+        /// Why: each reason in its own words.
+        cause: Box<VaultError>,
+    },
     /// This app may not see it, or those who keep it do not trust us.
     #[error("the secret `{secret}` is not revealed: {cause}")]
     Denied {
@@ -67,10 +89,21 @@ pub enum SecretError {
 impl Kind for SecretError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Missing(_) | Self::Unusable { .. } => ErrorKind::Refused,
+            Self::Missing(_) | Self::Absent { .. } | Self::Unusable { .. } => ErrorKind::Refused,
+            Self::Vault { cause, .. } => cause.kind(),
             Self::Denied { .. } => ErrorKind::Denied,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::TimedOut { .. } => ErrorKind::TimedOut,
+        }
+    }
+}
+
+impl SecretError {
+    /// Whether those who keep it cannot be asked now, and may say something else later.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Vault { cause, .. } => cause.is_away(),
+            other => matches!(other.kind(), ErrorKind::Unavailable | ErrorKind::TimedOut),
         }
     }
 }

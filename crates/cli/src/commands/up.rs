@@ -31,7 +31,7 @@ use crate::commands::deploy::deploy_built_in;
 use crate::context::{Context, connect, refused};
 use crate::follow::Served;
 use crate::home::Running;
-use crate::{demo, keys};
+use crate::{demo, keys, secret_files};
 
 /// How long calls in flight may take to finish when the platform stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -77,6 +77,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let data = DataEngine::open(context.home.data()).map_err(|cause| storage_text(cause.to_string()))?;
     let secrets = Secrets::open(store.clone(), &context.home.keys()).await.map_err(sealed)?;
     seed_tenant(context, &args, &store, &account).await?;
+    secret_files::follow(&secrets, &context.tenant, &args.secret_files).await?;
     let storage = Storage { store, blobs, data, secrets };
 
     let name: NodeName = "local".parse()?;

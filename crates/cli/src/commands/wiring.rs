@@ -7,7 +7,7 @@ use api::client::{ControlClient, Require};
 use api::control::{ContractView, LinkRequest, ProviderType, TenantView};
 use api::{Code, Problem};
 use model::tenant::TenantSettings;
-use model::{AppName, ProviderKind, ProviderName, ProviderSpec, SecretRef};
+use model::{AppName, ProviderKind, ProviderName, ProviderSpec};
 
 use crate::args::{LinkCommand, ProviderCommand, RouteCommand, TenantCommand};
 use crate::commands::moving;
@@ -117,7 +117,7 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
             })?;
             let config: BTreeMap<String, String> =
                 url.map(|url| ("url".to_owned(), url)).into_iter().chain(settings).collect();
-            let secrets = secrets.into_iter().map(|(key, name)| (key, SecretRef::new(name))).collect();
+            let secrets = secrets.into_iter().collect();
             let spec = ProviderSpec { config, secrets, operator: true, ..ProviderSpec::new(kind) };
             replaceable(context, &client, &name, kind).await?;
             change(context, &client, |settings| {

@@ -118,6 +118,17 @@ fn providers_of(tenant: &TenantSettings, apps: &[LockedApp]) -> Vec<ProviderView
             }
         }
     }
+    for app in apps {
+        for (by, spec) in &app.providers {
+            for (key, source) in spec.secrets.iter().filter_map(|(key, secret)| Some((key, secret.from.as_ref()?))) {
+                let declared = app.providers.get(source);
+                let from = declared.map_or_else(|| "built-in".to_owned(), |spec| from(app, source, spec));
+                if let Some(view) = found.get_mut(&(from, source.clone())) {
+                    view.links.push(format!("{} the `{key}` of provider `{by}`", app.name));
+                }
+            }
+        }
+    }
     found.into_values().collect()
 }
 

@@ -99,7 +99,7 @@ impl Writer {
             uses.extend(of_app.into_iter().map(|used| (used.secret, format!("app `{}`, {}", id.app, used.by))));
         }
         for (provider, spec) in &self.tenant(tenant).await?.settings.providers {
-            for (key, reference) in &spec.secrets {
+            for (key, reference) in spec.secrets.iter().filter(|(_, reference)| reference.is_own()) {
                 uses.push((reference.secret.clone(), format!("the `{key}` of the operator's provider `{provider}`")));
             }
         }

@@ -4,7 +4,7 @@
 mod blobstore;
 mod keyvalue;
 mod messaging;
-mod secrets;
+pub(crate) mod secrets;
 pub(crate) mod siblings;
 mod sql;
 
@@ -24,7 +24,7 @@ use providers::keyvalue::watch::Watcher;
 use providers::keyvalue::{ComponentStore, KeyValueLinks};
 use providers::messaging::MessagingLinks;
 use providers::meter::LinkMeter;
-use providers::secrets::{Credentials, Resolver, SecretLinks};
+use providers::secrets::{Credentials, Resolver, SecretLinks, Sources};
 use providers::sql::{PostgresLink, SqlLinks};
 use runtime::{Bindings, Peers};
 use siblings::{Sibling, Siblings};
@@ -40,6 +40,8 @@ pub(crate) struct Opened {
     name: ProviderName,
     kind: ProviderKind,
     backing: Backing,
+    /// What its secrets come from, open for as long as it is.
+    _sources: Vec<Arc<Opened>>,
 }
 
 /// What a provider is in this process, by contract. Each contract opens its own in a file of its own.
@@ -80,7 +82,7 @@ impl Opened {
             Backing::Sql(store) => store.check().await.map_err(|cause| cause.to_string()),
             // Probed as every component of the revision is.
             Backing::Component(_) => Ok(()),
-            Backing::Secrets(_) => Ok(()),
+            Backing::Secrets(source) => source.check().await.map_err(|cause| cause.to_string()),
         }
         .map_err(|cause| StartError::Provider { provider: self.name.clone(), cause })
     }
@@ -104,7 +106,17 @@ pub(crate) struct Means {
 impl Means {
     /// What the provider's settings name as secrets.
     pub(crate) fn credentials(&self, wanted: &Wanted<'_>) -> Credentials {
-        Credentials::new(wanted.app.clone(), wanted.spec.secrets.clone(), self.secrets.clone())
+        let own = wanted.spec.secrets.values().filter(|secret| secret.is_own()).count();
+        let resolver: Arc<dyn Resolver> = if own == wanted.spec.secrets.len() {
+            self.secrets.clone()
+        } else {
+            let named = wanted.sources.iter().filter_map(|source| match &source.backing {
+                Backing::Secrets(secrets) => Some((source.name.clone(), secrets.resolver())),
+                _ => None,
+            });
+            Arc::new(Sources::new(self.secrets.clone(), own > 0, named.collect()))
+        };
+        Credentials::new(wanted.app.clone(), wanted.spec.secrets.clone(), resolver)
     }
 }
 
@@ -113,9 +125,14 @@ pub(crate) struct Wanted<'a> {
     pub(crate) app: &'a AppName,
     pub(crate) name: &'a ProviderName,
     pub(crate) spec: &'a ProviderSpec,
+    /// What its secrets come from, beside the tenant's own store.
+    pub(crate) sources: &'a [Arc<Opened>],
 }
 
-type Known = HashMap<(AppName, ProviderName), (ProviderSpec, Weak<Opened>)>;
+/// What a provider is opened from: its own settings, and those of the providers its secrets come from.
+type Recipe = (ProviderSpec, BTreeMap<ProviderName, ProviderSpec>);
+
+type Known = HashMap<(AppName, ProviderName), (Recipe, Weak<Opened>)>;
 
 /// Every provider that is open in this host.
 pub(crate) struct Providers {
@@ -152,30 +169,39 @@ impl Providers {
                 let backing = Backing::Component(target);
                 opened.insert(
                     link.provider.clone(),
-                    Arc::new(Opened { name: link.provider.clone(), kind: spec.kind, backing }),
+                    Arc::new(Opened { name: link.provider.clone(), kind: spec.kind, backing, _sources: Vec::new() }),
                 );
                 continue;
             }
             if !opened.contains_key(&link.provider) {
-                opened.insert(link.provider.clone(), self.shared(&app.name, &link.provider, spec)?);
+                let sources = model::secret::sources(app, &spec);
+                opened.insert(link.provider.clone(), self.shared(&app.name, &link.provider, spec, sources)?);
             }
         }
         Ok(opened)
     }
 
-    /// One provider, opened as for a link to it.
+    /// One provider, opened as for a link to it. `known` are providers that its secrets may come from.
     pub(crate) fn shared(
         &self,
         app: &AppName,
         name: &ProviderName,
         spec: ProviderSpec,
+        mut sources: BTreeMap<ProviderName, ProviderSpec>,
     ) -> Result<Arc<Opened>, StartError> {
+        sources.retain(|source, _| spec.secrets.values().any(|secret| secret.from.as_ref() == Some(source)));
+        // What they log in with is in the tenant's own store: they have no sources themselves.
+        let open = |(name, spec): (&ProviderName, &ProviderSpec)| self.shared(app, name, spec.clone(), BTreeMap::new());
+        let opened_sources = sources.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let recipe = (spec, sources);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (app.clone(), name.clone());
-        if let Some(open) = known.get(&key).filter(|(as_was, _)| *as_was == spec).and_then(|(_, open)| open.upgrade()) {
+        let same = known.get(&key).filter(|(as_was, _)| *as_was == recipe);
+        if let Some(open) = same.and_then(|(_, open)| open.upgrade()) {
             return Ok(open);
         }
-        let wanted = Wanted { app, name, spec: &spec };
+        let spec = &recipe.0;
+        let wanted = Wanted { app, name, spec, sources: &opened_sources };
         let backing = match spec.kind {
             ProviderKind::KeyvalueMemory
             | ProviderKind::KeyvalueEmbedded
@@ -193,10 +219,13 @@ impl Providers {
                 Backing::Messaging(messaging::open(&self.means, &wanted)?)
             }
             ProviderKind::SqlSqlite | ProviderKind::SqlPostgres => Backing::Sql(sql::open(&self.means, &wanted)?),
-            ProviderKind::SecretsEmbedded => Backing::Secrets(secrets::open(&self.means, &wanted)),
+            ProviderKind::SecretsEmbedded | ProviderKind::SecretsVault => {
+                Backing::Secrets(secrets::open(&self.means, &wanted)?)
+            }
         };
-        let fresh = Arc::new(Opened { name: name.clone(), kind: spec.kind, backing });
-        known.insert(key, (spec, Arc::downgrade(&fresh)));
+        let (name, kind) = (name.clone(), spec.kind);
+        let fresh = Arc::new(Opened { name, kind, backing, _sources: opened_sources });
+        known.insert(key, (recipe, Arc::downgrade(&fresh)));
         Ok(fresh)
     }
 

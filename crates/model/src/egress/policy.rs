@@ -223,7 +223,7 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
             let url = spec.config.get("url")?;
             ["redis://", "rediss://"].iter().find_map(|scheme| place_of(url, scheme, 6379))
         }
-        ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul => {
+        ProviderKind::KeyvalueVault | ProviderKind::SecretsVault | ProviderKind::KeyvalueConsul => {
             let url = spec.config.get("url")?;
             http_server::SCHEMES.iter().find_map(|(scheme, port)| place_of(url, scheme, *port))
         }

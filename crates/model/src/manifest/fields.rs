@@ -248,12 +248,24 @@ pub(super) static SECRET: Ty = Ty::Table(&REFERENCE);
 static REFERENCE: Table = Table {
     what: "a reference to a secret",
     fields: || {
-        vec![required(
-            "secret",
-            Ty::Text(Text::Name),
-            "secret = \"cache-password\"",
-            "The name of a secret of the tenant: `sidereal secret list`.",
-        )]
+        vec![
+            required(
+                "secret",
+                Ty::Text(Text::Name),
+                "secret = \"cache-password\"",
+                "The name of a secret: of the tenant (`sidereal secret list`), or of the source in `from`.",
+            ),
+            optional(
+                "from",
+                Ty::Text(Text::Name),
+                "The provider that keeps it, for example one of type `secrets-vault`; the tenant's own store where absent.",
+            ),
+            optional(
+                "field",
+                Ty::Text(Text::Any),
+                "Which field of a secret that has several; `value`, or the only one, where absent.",
+            ),
+        ]
     },
     settings: Settings::None,
 };

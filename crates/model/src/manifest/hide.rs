@@ -34,7 +34,7 @@ fn hide_values(text: &str, key: &str) -> String {
         let (quote, end) = extent(value);
         let inside = value.get(quote..end).unwrap_or_default();
         // The name of a secret is what belongs there.
-        let named = key == REFERENCE && inside.parse::<SecretName>().is_ok();
+        let named = key == REFERENCE && (inside.parse::<SecretName>().is_ok() || is_named(value));
         out.push_str(lead);
         if named || value.starts_with(['{', '[']) {
             rest = value;
@@ -46,6 +46,13 @@ fn hide_values(text: &str, key: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Whether a value is the name of a secret and other keys follow it in the same table.
+fn is_named(value: &str) -> bool {
+    let Some(quote @ ('"' | '\'')) = value.chars().next() else { return false };
+    let Some((name, after)) = value.get(1..).and_then(|rest| rest.split_once(quote)) else { return false };
+    name.parse::<SecretName>().is_ok() && after.trim_start_matches([' ', '\t']).starts_with([',', '}'])
 }
 
 fn word(c: char) -> bool {
@@ -84,6 +91,8 @@ mod tests {
             ("\"password\" = \"é\"", "\"password\" = \"**\""),
             ("password = { secret = \"cache-password\" }", "password = { secret = \"cache-password\" }"),
             ("password = { secret = \"Hunter2!\" }", "password = { secret = \"********\" }"),
+            ("{ secret = \"a\", from = \"vault\" }", "{ secret = \"a\", from = \"vault\" }"),
+            ("{ secret = \"Hunter2\", from = \"v\" }", "{ secret = \"*******************\" }"),
             ("my-password = \"shown\"", "my-password = \"shown\""),
             ("password", "password"),
             ("url = \"redis://u:p@h\"", "url = \"redis://***@h\""),

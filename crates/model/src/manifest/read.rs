@@ -26,7 +26,7 @@ use crate::rules::{
 };
 use crate::rules::{callee, external};
 use crate::schedule::{DEFAULT_MISSED_MAX, Missed, Schedule};
-use crate::secret::SecretRef;
+use crate::secret::{SecretField, SecretFieldError, SecretRef};
 use crate::unit::{ByteSize, Millis};
 
 /// As much of a manifest as could be read, with what is wrong with the rest.
@@ -353,8 +353,13 @@ impl Reader<'_, '_> {
                 continue;
             }
             match text(reference.get("secret")).map(|name| (name.value.parse::<SecretName>(), name.span)) {
-                Some((Ok(name), _)) => {
-                    let entry = SecretEntry { key: key.span(), span: value.span(), reference: SecretRef::new(name) };
+                Some((Ok(secret), _)) => {
+                    let (Ok(from), Ok(field)) = (self.source(reference), self.field(reference)) else {
+                        readable = false;
+                        continue;
+                    };
+                    let reference = SecretRef { secret, from, field };
+                    let entry = SecretEntry { key: key.span(), span: value.span(), reference };
                     secrets.insert(key.get_ref().to_string(), entry);
                 }
                 Some((Err(_), span)) => {
@@ -368,6 +373,24 @@ impl Reader<'_, '_> {
             }
         }
         (secrets, readable)
+    }
+
+    /// Which provider keeps a secret. `Err` for one that was reported already.
+    fn source(&mut self, reference: &DeTable<'_>) -> Result<Option<ProviderName>, ()> {
+        match reference.get("from") {
+            Some(from) => self.name::<ProviderName>(Some(from)).map(|from| Some(from.value)).ok_or(()),
+            None => Ok(None),
+        }
+    }
+
+    /// Which field of a secret is meant. `Err` for one that was reported already.
+    fn field(&mut self, reference: &DeTable<'_>) -> Result<Option<SecretField>, ()> {
+        let Some(written) = reference.get("field") else { return Ok(None) };
+        let field = text(Some(written)).ok_or(())?;
+        field.value.parse().map(Some).map_err(|cause: SecretFieldError| {
+            let help = "write the field's name as the secret has it, for example `field = \"password\"`";
+            self.out.add(field.span, Violation::new(Code::BadValue, cause.to_string()).help(help));
+        })
     }
 
     fn kind(&mut self, written: Spanned<&str>) -> Option<Spanned<ProviderKind>> {

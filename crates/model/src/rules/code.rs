@@ -82,6 +82,7 @@ codes! {
     ProviderSetting = "provider-setting", Error, "A setting that providers of this type do not have, or that is missing.";
     ProviderUrl = "provider-url", Error, "A provider's `url` that its type cannot use.";
     ProviderSecret = "provider-secret", Error, "A secret written out in a setting, where only its name may stand.";
+    SecretSource = "secret-source", Error, "A reference to a secret whose source does not fit: it has no such thing, or needs itself to be asked.";
     ProviderUnused = "provider-unused", Warning, "A provider that no link names.";
     ProviderForged = "provider-forged", Error, "A provider that claims to be the operator's or built in, and is not.";
     CalleeUnknown = "callee-unknown", Error, "A link or provider to a component that the app does not have.";

@@ -6,7 +6,8 @@ use url::{Host, Url};
 
 use crate::app::{ProviderKind, ProviderSpec};
 use crate::rules::provider::Setting;
-use crate::rules::{Code, Violation, shown};
+use crate::rules::{Code, Violation, list, shown};
+use crate::unit::Millis;
 
 /// The schemes of its URLs and the port of one that names none.
 pub const SCHEMES: [(&str, u16); 2] = [("http://", 80), ("https://", 443)];
@@ -54,6 +55,42 @@ const SECRET_ID: Setting = optional("secret_id", "the proof of an AppRole login,
 const JWT: Setting = optional("jwt", "a signed identity, as Nomad gives to workloads, always a secret", "vault-jwt");
 const CONSUL_TOKEN: Setting = optional("token", "an ACL token of Consul, always a secret", "consul-token");
 
+const STORE_MOUNT: Setting = optional("mount", "where the secrets engine is mounted; `secret` where absent", "apps-kv");
+const ENGINE: Setting = optional(
+    "engine",
+    "what is mounted there: `kv-2`, `kv-1`, or `dynamic` for one that makes a credential for whoever asks; `kv-2` where absent",
+    "kv-2",
+);
+const STORE_PREFIX: Setting = optional(
+    "prefix",
+    "the path below the mount that all secrets are below; `sidereal` where absent, `creds` for a dynamic engine",
+    "apps/sidereal",
+);
+const SCOPE: Setting = optional(
+    "scope",
+    "whose a secret is: `app` for one of its own for each app, `tenant` for one that all apps of the tenant share; `app` where absent",
+    "tenant",
+);
+const REFRESH: Setting =
+    optional("refresh", "how long a value is used before Vault is asked again, 1s to 1h; `10s` where absent", "10s");
+const LEASE: Setting = optional(
+    "lease",
+    "how long a value of `kv` is used while Vault cannot be asked, 0s to 24h; `1h` where absent",
+    "1h",
+);
+
+/// The settings of `secrets-vault`.
+pub const VAULT_STORE: &[Setting] =
+    &[VAULT_URL, CA, STORE_MOUNT, ENGINE, STORE_PREFIX, SCOPE, NAMESPACE, AUTH_MOUNT, ROLE, REFRESH, LEASE];
+/// What the engine of `secrets-vault` may be.
+pub const ENGINES: [&str; 3] = ["kv-2", "kv-1", "dynamic"];
+/// Whose a secret of `secrets-vault` may be.
+pub const SCOPES: [&str; 2] = ["app", "tenant"];
+/// How often `secrets-vault` may be told to ask again.
+pub const REFRESHES: std::ops::RangeInclusive<Millis> = Millis(1_000)..=Millis(3_600_000);
+/// How long `secrets-vault` may be told to go on without Vault.
+pub const LEASES: std::ops::RangeInclusive<Millis> = Millis(0)..=Millis(86_400_000);
+
 /// The settings of `keyvalue-vault`.
 pub const VAULT: &[Setting] = &[VAULT_URL, CA, MOUNT, VERSION, PREFIX, NAMESPACE, AUTH_MOUNT, ROLE];
 /// Those of them that are secrets.
@@ -86,7 +123,13 @@ pub fn check(spec: &ProviderSpec) -> Vec<(&'static str, Violation)> {
     if let Some(Err(violation)) = config.get("ca").map(|text| ca(config, text)) {
         found.push(("ca", violation));
     }
-    if spec.kind == ProviderKind::KeyvalueVault {
+    if spec.kind == ProviderKind::SecretsVault {
+        found.extend(choice(config, "engine", &ENGINES));
+        found.extend(choice(config, "scope", &SCOPES));
+        found.extend(duration(config, "refresh", REFRESHES));
+        found.extend(duration(config, "lease", LEASES));
+    }
+    if matches!(spec.kind, ProviderKind::KeyvalueVault | ProviderKind::SecretsVault) {
         found.extend(login(spec));
     }
     found
@@ -119,6 +162,30 @@ fn url(kind: ProviderKind, text: &str) -> Result<(), Violation> {
         return Err(bad("has a `?` or `#` part, which would be ignored"));
     }
     Ok(())
+}
+
+type At = (&'static str, Violation);
+
+fn choice(config: &BTreeMap<String, String>, name: &'static str, known: &[&str]) -> Option<At> {
+    let text = config.get(name).filter(|text| !known.contains(&text.as_str()))?;
+    let message = format!("`{name}` is `{}`; it is {}", shown(text), list(known));
+    let help = format!("write `{name} = \"{}\"`", known.first().copied().unwrap_or_default());
+    Some((name, Violation::new(Code::ProviderSetting, message).help(help)))
+}
+
+fn duration(
+    config: &BTreeMap<String, String>,
+    name: &'static str,
+    range: std::ops::RangeInclusive<Millis>,
+) -> Option<At> {
+    let text = config.get(name)?;
+    if text.parse::<Millis>().is_ok_and(|time| range.contains(&time)) {
+        return None;
+    }
+    let (least, most) = (range.start(), range.end());
+    let message = format!("`{name}` is `{}`, which is no time from {least} to {most}", shown(text));
+    let help = format!("write a whole number and ms, s, m or h, for example `{name} = \"10s\"`");
+    Some((name, Violation::new(Code::ProviderSetting, message).help(help)))
 }
 
 fn is_path(text: &str) -> bool {

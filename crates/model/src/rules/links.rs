@@ -9,7 +9,7 @@ use crate::offers;
 use crate::rules::provider::{Setting, answering};
 use crate::rules::watch as rules_watch;
 use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
-use crate::secret;
+use crate::secret::{SecretField, self};
 use crate::watch;
 
 /// The settings of a link of a contract.
@@ -73,6 +73,12 @@ pub fn settings(contract: &str) -> &'static [Setting] {
                 required: false,
                 doc: "the key the component asks for, where it is not the label",
                 example: "STRIPE_KEY",
+            },
+            Setting {
+                name: "field",
+                required: false,
+                doc: "which field of a secret that has several, where the provider is one of Vault; `value`, or the only one, where absent",
+                example: "password",
             },
         ],
         _ => &[],
@@ -290,6 +296,20 @@ fn check_secret(app: &LockedApp, index: usize, link: &Link, out: &mut Vec<Found>
         let help = "write the name under which it was kept with `sidereal secret set NAME`";
         let subject = Subject::LinkValue(index, "secret".to_owned());
         out.push(Found::at(subject, Violation::new(Code::LinkSetting, message).help(help)));
+    }
+    if let Some(written) = link.config.get("field") {
+        let bad = match written.parse::<SecretField>() {
+            Err(cause) => Some(cause.to_string()),
+            Ok(_) if secret::kind_of(app, &link.provider) == Some(ProviderKind::SecretsEmbedded) => {
+                Some(format!("secrets of `{}` have one value and no fields", link.provider))
+            }
+            Ok(_) => None,
+        };
+        if let Some(message) = bad {
+            let help = "remove `field`, or write the name of the field as the secret in Vault has it";
+            let subject = Subject::LinkValue(index, "field".to_owned());
+            out.push(Found::at(subject, Violation::new(Code::LinkSetting, message).help(help)));
+        }
     }
     let Some((key, _)) = secret::of_link(link) else { return };
     let same = |other: &&Link| {

@@ -16,6 +16,7 @@ pub mod provider;
 pub mod route;
 mod schedules;
 mod watch;
+pub mod source;
 
 use std::collections::BTreeSet;
 

@@ -135,8 +135,7 @@ mod tests {
 
     fn spec(settings: &[(&str, &str)], secrets: &[&str]) -> ProviderSpec {
         let config = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let secrets =
-            secrets.iter().map(|key| ((*key).to_owned(), SecretRef { secret: "s".parse().unwrap() })).collect();
+        let secrets = secrets.iter().map(|key| ((*key).to_owned(), SecretRef::new("s".parse().unwrap()))).collect();
         ProviderSpec { config, secrets, ..ProviderSpec::new(ProviderKind::KeyvalueNats) }
     }
 

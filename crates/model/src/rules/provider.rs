@@ -9,8 +9,7 @@ use crate::name::ProviderName;
 use crate::rules::external;
 use crate::rules::http_server;
 use crate::rules::nats;
-use crate::rules::postgres;
-use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
+use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, postgres, shown, source, suggest};
 use crate::tenant::TenantSettings;
 
 /// One setting of a provider type or of a contract's links.
@@ -72,6 +71,7 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
             USERNAME,
         ],
         ProviderKind::KeyvalueVault => http_server::VAULT,
+        ProviderKind::SecretsVault => http_server::VAULT_STORE,
         ProviderKind::KeyvalueConsul => http_server::CONSUL,
         ProviderKind::KeyvalueNats => &[nats::URL, USERNAME, nats::REPLICAS, nats::DOMAIN],
         ProviderKind::External => external::SETTINGS,
@@ -95,7 +95,7 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         ProviderKind::SqlPostgres => postgres::SECRETS,
         ProviderKind::BlobstoreS3 => &[ACCESS_KEY, SECRET_KEY, SESSION_TOKEN],
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
-        ProviderKind::KeyvalueVault => http_server::VAULT_SECRETS,
+        ProviderKind::KeyvalueVault | ProviderKind::SecretsVault => http_server::VAULT_SECRETS,
         ProviderKind::KeyvalueConsul => http_server::CONSUL_SECRETS,
         ProviderKind::KeyvalueNats | ProviderKind::MessagingNats => {
             &[PASSWORD, USERNAME, nats::TOKEN, nats::NKEY, nats::CREDENTIALS]
@@ -187,10 +187,12 @@ pub(crate) fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings,
             continue;
         }
         check_settings(name, spec, out);
+        source::check(app, name, spec, unknown, out);
         if let Some(target) = callee::component_of(spec) {
             callee::check_provider(app, name, target, unknown, out);
         }
-        if !spec.operator && built_in(name.as_str()).is_none() && !app.links.iter().any(|l| &l.provider == name) {
+        let used = || app.links.iter().any(|l| &l.provider == name) || source::is_named(app, name);
+        if !spec.operator && built_in(name.as_str()).is_none() && !used() {
             let message = format!("provider `{name}` is declared, and no link names it");
             let contract = match spec.kind {
                 ProviderKind::Component => "<contract>",
@@ -308,7 +310,8 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
         let found = postgres::check(spec).into_iter();
         out.extend(found.map(|(setting, violation)| Found::at(value(setting), violation)));
     }
-    if matches!(spec.kind, ProviderKind::KeyvalueVault | ProviderKind::KeyvalueConsul) {
+    let over_http = [ProviderKind::KeyvalueVault, ProviderKind::SecretsVault, ProviderKind::KeyvalueConsul];
+    if over_http.contains(&spec.kind) {
         let found = http_server::check(spec).into_iter();
         out.extend(found.map(|(setting, violation)| Found::at(value(setting), violation)));
     }

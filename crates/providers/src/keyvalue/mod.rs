@@ -85,12 +85,12 @@ pub enum BackendError {
 
 impl From<SecretError> for BackendError {
     fn from(error: SecretError) -> Self {
-        match error {
-            SecretError::TimedOut { ms, .. } => Self::TimedOut { ms },
-            SecretError::Unavailable { .. } => Self::Unavailable(error.to_string()),
-            SecretError::Missing(_) | SecretError::Denied { .. } | SecretError::Unusable { .. } => {
-                Self::Denied(error.to_string())
+        match (&error, error.kind()) {
+            (SecretError::TimedOut { ms, .. }, _) => Self::TimedOut { ms: *ms },
+            (_, ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::Cancelled) => {
+                Self::Unavailable(error.to_string())
             }
+            (_, ErrorKind::Denied | ErrorKind::Refused) => Self::Denied(error.to_string()),
         }
     }
 }

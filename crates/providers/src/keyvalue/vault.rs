@@ -23,6 +23,7 @@ use super::escape::{escape, unescape};
 use super::{Answer, Backend, BackendError, Gathered, PAGE, Page, check_length, paged};
 use crate::dial::Dialer;
 use crate::http_json::{SettingsError, Told, json_body};
+use crate::meter::{ErrorKind, Kind as _};
 use crate::path::Segments;
 use crate::vault::{self, Hidden, VaultError};
 
@@ -124,14 +125,9 @@ struct Metadata {
 
 #[derive(Deserialize)]
 struct Listed {
+    /// OpenBao leaves it out where version 1 had names and has none any more.
+    #[serde(default)]
     keys: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Mounted {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    options: Option<BTreeMap<String, String>>,
 }
 
 impl VaultKv {
@@ -163,21 +159,14 @@ impl VaultKv {
     /// What a call would answer.
     pub async fn check(&self) -> Result<(), BackendError> {
         self.vault.check().await.map_err(translate)?;
-        let path = format!("/v1/sys/internal/ui/mounts/{}", self.mount);
-        let told = match self.vault.call(Method::GET, &path, Zeroizing::default()).await {
-            Ok(told) if told.status == 200 => told,
-            // Who may read the keys may not always see the mount, and not every server can be asked.
-            Ok(_) | Err(VaultError::Denied(_) | VaultError::NoMount(_) | VaultError::Other { .. }) => return Ok(()),
-            Err(other) => return Err(translate(other)),
-        };
-        let Got { data } = self.read::<Got<Mounted>>(&told)?;
-        let Some(Mounted { kind: Some(kind), options }) = data else { return Ok(()) };
+        let Some(mounted) = self.vault.mounted(&self.mount).await.map_err(translate)? else { return Ok(()) };
         let mount = &self.mount;
-        if kind != "kv" && kind != "generic" {
+        if !mounted.is_kv() {
+            let kind = &mounted.kind;
             let why = format!("what Vault has mounted at `{mount}` is `{kind}` and not `kv`; correct `mount`");
             return Err(BackendError::Unavailable(why));
         }
-        let is_two = options.is_some_and(|options| options.get("version").is_some_and(|version| version == "2"));
+        let is_two = mounted.is_versioned();
         if is_two != (self.version == Version::V2) {
             let is = if is_two { 2 } else { 1 };
             let why = format!("the `kv` that Vault has mounted at `{mount}` is version {is}; set `version = \"{is}\"`");
@@ -284,14 +273,10 @@ fn value_of(kept: Kept) -> Result<Vec<u8>, BackendError> {
 }
 
 fn translate(cause: VaultError) -> BackendError {
-    match cause {
-        VaultError::Slow { ms, .. } => BackendError::TimedOut { ms },
-        VaultError::NotGranted(_)
-        | VaultError::Expired
-        | VaultError::LoginRefused { .. }
-        | VaultError::Denied(_)
-        | VaultError::NoCredential { passing: false, .. } => BackendError::Denied(cause.to_string()),
-        VaultError::TooLarge(_) => BackendError::TooLarge(cause.to_string()),
+    match (&cause, cause.kind()) {
+        (VaultError::Slow { ms, .. }, _) => BackendError::TimedOut { ms: *ms },
+        (VaultError::TooLarge(_), _) => BackendError::TooLarge(cause.to_string()),
+        (_, ErrorKind::Denied) => BackendError::Denied(cause.to_string()),
         _ => BackendError::Unavailable(cause.to_string()),
     }
 }

@@ -62,11 +62,9 @@ impl From<DialError> for NatsError {
 /// A secret that cannot be had is a connection that cannot be made.
 impl From<SecretError> for NatsError {
     fn from(cause: SecretError) -> Self {
-        match cause {
-            SecretError::Missing(_) | SecretError::Denied { .. } | SecretError::Unusable { .. } => {
-                Self::Denied(cause.to_string())
-            }
-            SecretError::Unavailable { .. } | SecretError::TimedOut { .. } => Self::Unavailable(cause.to_string()),
+        match cause.kind() {
+            ErrorKind::Refused | ErrorKind::Denied => Self::Denied(cause.to_string()),
+            ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::Cancelled => Self::Unavailable(cause.to_string()),
         }
     }
 }

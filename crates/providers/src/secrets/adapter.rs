@@ -11,7 +11,7 @@ use runtime::{Capability, Ctx, LogStreamKind};
 use zeroize::Zeroize as _;
 
 use super::{Resolver, SecretError};
-use crate::meter::LinkMeter;
+use crate::meter::{ErrorKind, Kind as _, LinkMeter};
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -97,10 +97,12 @@ pub enum Refusal {
 
 impl From<SecretError> for Refusal {
     fn from(error: SecretError) -> Self {
-        Self::Error(match error {
-            SecretError::Missing(_) => SecretsError::NotFound,
-            SecretError::Denied { .. } | SecretError::Unusable { .. } => SecretsError::Upstream(error.to_string()),
-            SecretError::Unavailable { .. } | SecretError::TimedOut { .. } => SecretsError::Io(error.to_string()),
+        Self::Error(match (&error, error.kind()) {
+            (SecretError::Missing(_) | SecretError::Absent { .. }, _) => SecretsError::NotFound,
+            (_, ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::Cancelled) => {
+                SecretsError::Io(error.to_string())
+            }
+            (_, ErrorKind::Denied | ErrorKind::Refused) => SecretsError::Upstream(error.to_string()),
         })
     }
 }
@@ -150,8 +152,12 @@ impl store::Host for View<'_> {
             return Err(Refusal::Error(SecretsError::NotFound));
         };
         let revealed = linked.meter.observe(linked.source.reveal(&linked.app, &linked.secret)).await;
-        if let Err(SecretError::Missing(_)) = &revealed {
-            let remark = format!("the secret `{}` does not exist", linked.secret.secret);
+        let remark = match &revealed {
+            Err(SecretError::Missing(_)) => Some(format!("the secret `{}` does not exist", linked.secret.secret)),
+            Err(absent @ SecretError::Absent { .. }) => Some(absent.to_string()),
+            _ => None,
+        };
+        if let Some(remark) = remark {
             self.0.log(LogStreamKind::Warn, "wasmcloud:secrets", remark.as_bytes());
         }
         let value = revealed?.value;

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::http_json::{HttpError, Told};
+use crate::meter::{ErrorKind, Kind};
 
 /// Of what Vault says itself, this many characters are repeated.
 const MAX_WORDS: usize = 200;
@@ -61,6 +62,16 @@ pub enum VaultError {
     /// There is no such mount.
     #[error("Vault has nothing mounted there: {0}; check `mount` and `namespace`")]
     NoMount(String),
+    /// Another engine is mounted there than the settings say.
+    #[error("what Vault has mounted at `{mount}` is `{is}`; set `engine = \"{set}\"`, or correct `mount`")]
+    OtherEngine {
+        /// Where.
+        mount: String,
+        /// What is there.
+        is: String,
+        /// What the setting would have to be.
+        set: &'static str,
+    },
     /// The version is not the one that was expected. Nothing was written.
     #[error("the key was written by another in between")]
     Conflict,
@@ -91,6 +102,45 @@ pub enum VaultError {
         /// Vault's words.
         said: String,
     },
+}
+
+impl Kind for VaultError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Slow { .. } => ErrorKind::TimedOut,
+            Self::NotGranted(_)
+            | Self::Expired
+            | Self::LoginRefused { .. }
+            | Self::Denied(_)
+            | Self::NoCredential { passing: false, .. } => ErrorKind::Denied,
+            Self::TooLarge(_) | Self::Conflict | Self::OtherEngine { .. } => ErrorKind::Refused,
+            Self::Sealed(_)
+            | Self::Unreachable { .. }
+            | Self::NoCredential { passing: true, .. }
+            | Self::NoMount(_)
+            | Self::Busy
+            | Self::Standby(_)
+            | Self::Garbage { .. }
+            | Self::Other { .. } => ErrorKind::Unavailable,
+        }
+    }
+}
+
+impl VaultError {
+    /// Whether Vault cannot be asked now, so that what it said before still holds.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Sealed(_)
+            | Self::Unreachable { .. }
+            | Self::Slow { .. }
+            | Self::Busy
+            | Self::Standby(_)
+            | Self::Garbage { .. }
+            | Self::NoCredential { passing: true, .. } => true,
+            Self::Other { status, .. } => *status >= 500,
+            _ => false,
+        }
+    }
 }
 
 /// How Vault says what is wrong; RustyVault says it with one word less.

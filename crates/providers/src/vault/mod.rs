@@ -7,6 +7,7 @@
 mod error;
 mod hidden;
 mod login;
+mod mount;
 mod secrets;
 
 use std::hash::{BuildHasher, RandomState};
@@ -135,6 +136,11 @@ impl Vault {
     /// [`VaultError`].
     pub async fn check(&self) -> Result<(), VaultError> {
         self.token().await.map(|_| ())
+    }
+
+    /// Which login of ours it is that holds now: another number for every token. What Vault made for a token ends with it.
+    pub(crate) fn login_now(&self) -> u64 {
+        self.lock().token.as_ref().map_or(0, |token| token.generation)
     }
 
     /// One request with our token: an answer of status 200, 204 or 404.

@@ -46,6 +46,6 @@ impl LoginSource for FromSecrets {
 }
 
 fn no_credential(cause: SecretError) -> VaultError {
-    let passing = matches!(cause, SecretError::Unavailable { .. } | SecretError::TimedOut { .. });
+    let passing = cause.is_away();
     VaultError::NoCredential { cause: cause.to_string(), passing }
 }

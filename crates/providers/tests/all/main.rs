@@ -22,7 +22,9 @@ mod nats_server;
 mod old_versions;
 #[path = "../../../../tests/src/postgres.rs"]
 mod postgres_server;
+mod openbao;
 mod s3;
+mod secrets_vault;
 mod sql;
 mod support;
 mod vault;

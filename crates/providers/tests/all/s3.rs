@@ -58,7 +58,7 @@ impl Drop for Server {
 }
 
 fn secrets(vault: &Arc<Vault>) -> Credentials {
-    let secret: SecretRef = SecretRef { secret: "s3-key".parse().unwrap() };
+    let secret: SecretRef = SecretRef::new("s3-key".parse().unwrap());
     Credentials::new("shop".parse().unwrap(), [("secret-access-key".to_owned(), secret)].into(), vault.clone())
 }
 

@@ -1,5 +1,5 @@
 //! Vault: logins, the life of tokens, its errors, and key-value on top. Everything that a real server can be asked runs
-//! against the double, and the same against the real one that `VAULT_ADDR` and `VAULT_TOKEN` name.
+//! against the double, and the same against a real OpenBao, or the server that `VAULT_ADDR` and `VAULT_TOKEN` name.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,49 +17,44 @@ use providers::vault::{FromSecrets, Hidden, Login, LoginSource, Settings, Vault,
 use serde_json::{Value, json};
 
 use crate::fake_vault::{FakeVault, ROOT};
+use crate::openbao::{Real, real};
 use crate::support::{Direct, Scripted, Vault as Keeper, plain_http};
 
 const V1: Promises = Promises { increments: false, max_value: MAX_VALUE, max_batch: 1, max_batch_bytes: 0 };
 const V2: Promises = Promises { increments: true, ..V1 };
 
 /// A Vault and the right to set it up.
-struct Rig {
-    fake: Option<FakeVault>,
-    address: SocketAddr,
-    root: String,
-    dialer: Arc<Direct>,
+pub(crate) struct Rig {
+    pub(crate) fake: Option<FakeVault>,
+    pub(crate) address: SocketAddr,
+    pub(crate) root: String,
+    pub(crate) dialer: Arc<Direct>,
 }
 
 /// The double, and the real one where there is one.
-async fn rigs() -> Vec<Rig> {
+pub(crate) async fn rigs() -> Vec<Rig> {
     let fake = FakeVault::start().await;
     let address = fake.address;
     let mut rigs = vec![Rig { fake: Some(fake), address, root: ROOT.to_owned(), dialer: Direct::to(address) }];
-    match std::env::var("VAULT_ADDR") {
-        Ok(url) => {
-            let address = url.trim_start_matches("http://").trim_end_matches('/').parse();
-            let address = address.expect("VAULT_ADDR is http://ADDRESS:PORT");
-            let root = std::env::var("VAULT_TOKEN").expect("VAULT_TOKEN may set up mounts, policies and logins");
-            rigs.push(Rig { fake: None, address, root, dialer: Direct::to(address) });
-        }
-        Err(_) => println!("NOT RUN: the same against a real Vault. What was missing: VAULT_ADDR and VAULT_TOKEN"),
+    if let Some(Real { address, root }) = tokio::task::block_in_place(real) {
+        rigs.push(Rig { fake: None, address, root, dialer: Direct::to(address) });
     }
     rigs
 }
 
 /// A name nothing else has, also not an earlier run against the same server.
-fn fresh(what: &str) -> String {
+pub(crate) fn fresh(what: &str) -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
     format!("sidereal-{what}-{}-{}", std::process::id(), MADE.fetch_add(1, SeqCst))
 }
 
 impl Rig {
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// A request of the operator's, which must succeed.
-    fn admin(&self, method: &str, path: &str, body: Value) -> Value {
+    pub(crate) fn admin(&self, method: &str, path: &str, body: Value) -> Value {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let (address, root, path) = (self.address, self.root.clone(), format!("/v1/{path}"));
         let method = method.to_owned();
@@ -71,14 +66,14 @@ impl Rig {
     }
 
     /// A `kv` of this version.
-    fn mount(&self, version: &str) -> String {
+    pub(crate) fn mount(&self, version: &str) -> String {
         let mount = fresh("kv");
         self.admin("POST", &format!("sys/mounts/{mount}"), json!({ "type": "kv", "options": { "version": version } }));
         mount
     }
 
     /// A policy that allows `all` below each path.
-    fn policy(&self, paths: &[&str]) -> String {
+    pub(crate) fn policy(&self, paths: &[&str]) -> String {
         let name = fresh("policy");
         let all = json!({ "capabilities": ["create", "update", "read", "delete", "list"] });
         let paths: Value = paths.iter().map(|path| ((*path).to_owned(), all.clone())).collect();
@@ -87,12 +82,12 @@ impl Rig {
         name
     }
 
-    fn token(&self, body: Value) -> String {
+    pub(crate) fn token(&self, body: Value) -> String {
         self.admin("POST", "auth/token/create", body)["auth"]["client_token"].as_str().unwrap().to_owned()
     }
 
     /// An AppRole with these settings: its mount and what logs in.
-    fn approle(&self, role: Value) -> (String, Login) {
+    pub(crate) fn approle(&self, role: Value) -> (String, Login) {
         let mount = fresh("approle");
         self.admin("POST", &format!("sys/auth/{mount}"), json!({ "type": "approle" }));
         self.admin("POST", &format!("auth/{mount}/role/app"), role);
@@ -118,7 +113,7 @@ impl Rig {
         VaultKv::new(&names.0, &names.1, &names.2, &settings, self.dialer.clone()).unwrap()
     }
 
-    fn root_login(&self) -> Login {
+    pub(crate) fn root_login(&self) -> Login {
         Login::Token(Hidden::new(self.root.clone()))
     }
 }
@@ -126,8 +121,8 @@ impl Rig {
 fn vault_at(url: &str, login: Arc<dyn LoginSource>, auth_mount: Option<&str>, dialer: &Arc<Direct>) -> Arc<Vault> {
     let settings = Settings { url, ca: None, namespace: Some("team/a"), auth_mount, login };
     // A namespace is a part of Vault that only some have: the double looks at the header, the real one must not see it.
-    let settings =
-        if std::env::var("VAULT_ADDR").is_ok() { Settings { namespace: None, ..settings } } else { settings };
+    let is_real = real().is_some_and(|real| url.ends_with(&real.address.to_string()));
+    let settings = if is_real { Settings { namespace: None, ..settings } } else { settings };
     Vault::new(&"shop".parse().unwrap(), &"store".parse().unwrap(), &settings, dialer.clone()).unwrap()
 }
 

@@ -30,6 +30,7 @@ use super::{Answer, Backend, BackendError, ContainerInfo, ObjectInfo, PAGE, Page
 use crate::breaker::{Breaker, Pauses};
 use crate::dial::{Caller, DialError, Dialer};
 use crate::http_json::{Server, SettingsError};
+use crate::meter::{ErrorKind, Kind as _};
 use crate::secrets::{Credentials, SecretError};
 
 /// One operation, tries and all.
@@ -237,8 +238,8 @@ fn translate(error: object_store::Error) -> Failed {
             return BackendError::TimedOut { ms: late.0.as_millis() as u64 }.into();
         }
         if let Some(secret) = at.downcast_ref::<SecretError>() {
-            return match secret {
-                SecretError::Denied { .. } | SecretError::Missing(_) => BackendError::Denied(secret.to_string()),
+            return match secret.kind() {
+                ErrorKind::Denied | ErrorKind::Refused => BackendError::Denied(secret.to_string()),
                 _ => BackendError::Unavailable(secret.to_string()),
             }
             .into();

@@ -66,11 +66,5 @@ impl Access {
 }
 
 fn translate(cause: SecretError) -> BackendError {
-    match cause {
-        SecretError::Unavailable { .. } => BackendError::Unavailable(cause.to_string()),
-        SecretError::TimedOut { ms, .. } => BackendError::TimedOut { ms },
-        SecretError::Missing(_) | SecretError::Denied { .. } | SecretError::Unusable { .. } => {
-            BackendError::Denied(cause.to_string())
-        }
-    }
+    cause.into()
 }

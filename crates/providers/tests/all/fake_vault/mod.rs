@@ -3,6 +3,7 @@
 //! nothing.
 
 mod auth;
+mod dynamic;
 mod kv;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,9 @@ pub(crate) struct State {
     /// Headers of the requests that came with a token, in order.
     pub(crate) asked: Vec<(String, HeaderMap)>,
     mounts: BTreeMap<String, kv::Engine>,
+    /// Where engines are mounted that make credentials, and what they made.
+    makers: BTreeSet<String>,
+    made: dynamic::Engines,
     policies: BTreeMap<String, Policy>,
     auth: auth::Auth,
 }
@@ -157,6 +161,9 @@ impl State {
         if let Some(rest) = path.strip_prefix("sys/") {
             return self.system(method, rest, path, &body);
         }
+        if let Some(mount) = self.makers.iter().find(|mount| path.starts_with(&format!("{mount}/"))).cloned() {
+            return self.made.handle(method, &mount, &path[mount.len() + 1..], token, &body);
+        }
         let mount = self.mounts.iter_mut().find(|(mount, _)| path.starts_with(&format!("{mount}/")));
         match mount {
             Some((mount, engine)) => engine.handle(method, &path[mount.len() + 1..], &body),
@@ -190,6 +197,9 @@ impl State {
 
     fn system(&mut self, method: &str, rest: &str, path: &str, body: &Value) -> Answer {
         if let Some(mount) = rest.strip_prefix("internal/ui/mounts/") {
+            if self.makers.contains(mount) {
+                return (200, json!({ "data": { "type": "database", "path": format!("{mount}/"), "options": {} } }));
+            }
             return match self.mounts.get(mount) {
                 Some(engine) => {
                     let options = engine.versioned().then(|| json!({ "version": "2" }));
@@ -209,6 +219,14 @@ impl State {
                 let engine = kv::Engine::new(body["options"]["version"] == "2");
                 self.mounts.insert(mount.to_owned(), engine);
                 (204, Value::Null)
+            }
+            ("POST", Some(("mounts", mount))) if body["type"] == "database" => {
+                self.makers.insert(mount.to_owned());
+                (204, Value::Null)
+            }
+            (_, Some(("leases", what))) => {
+                let auth = &self.auth;
+                self.made.lease(method, what, body, |token| auth.policies_of(token).is_some())
             }
             ("POST", Some(("auth", mount))) => self.auth.mount(mount, body),
             ("POST" | "PUT", Some(("policies", name))) => {
