@@ -14,6 +14,7 @@ mod crash;
 mod demo;
 mod deploy;
 mod doctor;
+mod faults;
 mod hostile;
 mod keyvalue;
 mod messaging;

@@ -30,10 +30,17 @@ impl Redis {
     /// # Errors
     /// As [`Redis::start`].
     pub fn configured(lines: &str) -> anyhow::Result<Self> {
+        Self::at(TcpListener::bind("127.0.0.1:0")?.local_addr()?, lines)
+    }
+
+    /// The same where another one was, which is gone.
+    ///
+    /// # Errors
+    /// As [`Redis::start`].
+    pub fn at(addr: SocketAddr, lines: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let config = dir.path().join("redis.conf");
         std::fs::write(&config, lines)?;
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let child = Command::new("redis-server")
             .arg(&config)
             .args(["--port", &addr.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use api::agent::AppOnHost;
+use api::agent::{AppOnHost, LinkTrouble};
 use api::client::Require;
 use api::control::{AppView, NodeView, RollbackRequest};
 use api::{Code, Problem};
@@ -127,6 +127,17 @@ fn state(observed: &AppObserved) -> String {
     }
 }
 
+/// What each shard says is wrong with a link, once per shard.
+fn troubles<'a>(shards: &'a [Vec<AppOnHost>], link: &'a model::Link) -> impl Iterator<Item = (usize, &'a LinkTrouble)> {
+    let of = move |trouble: &&LinkTrouble| {
+        let key = &trouble.link;
+        (&key.component, &key.contract, &key.label, &key.provider)
+            == (&link.component, &link.contract, &link.label, &link.provider)
+    };
+    let shards = shards.iter().enumerate();
+    shards.filter_map(move |(shard, apps)| Some((shard, apps.iter().flat_map(|app| &app.troubles).find(of)?)))
+}
+
 fn detail(detailed: &Detailed) -> String {
     let view = &detailed.view;
     let mut text = format!("{} revision {}\n", view.name, view.desired.revision);
@@ -152,6 +163,9 @@ fn detail(detailed: &Detailed) -> String {
     }
     for link in &view.desired.app.links {
         text.push_str(&format!("  link {} {} {} -> {}\n", link.component, link.contract, link.label, link.provider));
+        for (shard, trouble) in troubles(&detailed.shards, link) {
+            text.push_str(&format!("    does not work on shard {shard}: {} [{}]\n", trouble.reason, trouble.kind));
+        }
     }
     for (shard, revisions) in detailed.shards.iter().enumerate() {
         for (name, c) in

@@ -12,6 +12,7 @@ mod blobstore;
 mod components;
 mod consul;
 mod fake_vault;
+mod faults;
 mod http_out;
 mod keyvalue;
 mod keyvalue_nats;
