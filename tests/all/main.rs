@@ -18,6 +18,7 @@ mod demo;
 mod deploy;
 mod doctor;
 mod external;
+mod faults;
 mod hostile;
 mod keyvalue;
 mod logs;

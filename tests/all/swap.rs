@@ -59,7 +59,7 @@ fn a_provider_that_is_gone_fails_calls_with_a_reason_and_recovers() {
     assert_ne!(answer.status, 200, "no answer is made up");
     let log = platform.ok(&["logs", "counter"]).unwrap();
     assert!(log.to_string().contains("redis"), "the log names the provider: {log}");
-    let _redis = Redis::start_at(addr).unwrap();
+    let _redis = Redis::at(addr, "").unwrap();
     let answers = || platform.get("counter.localhost", "/").is_ok_and(|answer| answer.status == 200);
     until(Duration::from_secs(10), answers).unwrap();
 }

@@ -30,18 +30,14 @@ impl Redis {
     /// # Errors
     /// As [`Redis::start`].
     pub fn configured(lines: &str) -> anyhow::Result<Self> {
-        Self::launch(TcpListener::bind("127.0.0.1:0")?.local_addr()?, lines)
+        Self::at(TcpListener::bind("127.0.0.1:0")?.local_addr()?, lines)
     }
 
-    /// The same where another one was, empty.
+    /// The same where another one was, which is gone.
     ///
     /// # Errors
     /// As [`Redis::start`].
-    pub fn start_at(addr: SocketAddr) -> anyhow::Result<Self> {
-        Self::launch(addr, "")
-    }
-
-    fn launch(addr: SocketAddr, lines: &str) -> anyhow::Result<Self> {
+    pub fn at(addr: SocketAddr, lines: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let config = dir.path().join("redis.conf");
         std::fs::write(&config, lines)?;

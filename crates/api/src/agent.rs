@@ -24,6 +24,7 @@ use model::{AppName, ComponentName, LockedApp, Revision, ScheduleName, TenantNam
 use serde::{Deserialize, Serialize};
 
 pub use crate::agent_document::openapi;
+use crate::metrics::LinkKey;
 
 /// Set by the ingress on every request to a host: `app/revision/component`. Never accepted from outside.
 pub const ROUTE_HEADER: &str = "sidereal-route";
@@ -152,6 +153,23 @@ pub struct AppOnHost {
     pub draining: bool,
     /// Its components.
     pub components: BTreeMap<ComponentName, ComponentStatus>,
+    /// Links of the app whose last call over this host found that they do not work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<LinkTrouble>,
+}
+
+/// Why a link does not work. It is gone once a call is answered again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LinkTrouble {
+    /// Which.
+    #[serde(flatten)]
+    pub link: LinkKey,
+    /// `denied`, `unavailable` or `timed-out`.
+    pub kind: String,
+    /// In words.
+    pub reason: String,
+    /// Since when no call was answered, milliseconds since 1970, UTC.
+    pub since_ms: u64,
 }
 
 /// Spans that have ended since the last batch.

@@ -502,6 +502,7 @@ impl Apps {
             revision: *revision,
             draining: running.draining.load(Relaxed),
             components: running.entries.iter().map(|entry| (entry.component().clone(), entry.status())).collect(),
+            troubles: self.totals.troubles(app),
         });
         HostStatus { in_flight: self.in_flight.load(Relaxed), rss: resident(), apps: apps.collect() }
     }

@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::UNIX_EPOCH;
 
-use api::agent::ComponentStatus;
+use api::agent::{ComponentStatus, LinkTrouble};
 use api::metrics::{ComponentCounts, Counts, LinkCounts, LinkErrors, LinkKey, LinkMetrics};
 use model::{AppName, ComponentName, Link, ProviderKind};
 use providers::meter::{self, LinkMeter, LinkName};
@@ -95,6 +96,24 @@ impl Totals {
                 now.entry((app.clone(), component.clone())).or_default().add(past);
             }
         }
+    }
+
+    /// The links of an app that do not work now, and why.
+    pub(crate) fn troubles(&self, app: &AppName) -> Vec<LinkTrouble> {
+        let all = self.lock();
+        let links = all.get(app).into_iter().flat_map(|total| &total.links);
+        let in_use = links.filter(|(_, _, meter)| !Total::is_unused(meter));
+        let troubled = in_use.filter_map(|(key, _, meter)| {
+            let trouble = meter.trouble()?;
+            let since = trouble.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+            Some(LinkTrouble {
+                link: key.clone(),
+                kind: trouble.kind.as_str().to_owned(),
+                reason: trouble.reason,
+                since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            })
+        });
+        troubled.collect()
     }
 
     /// Every link, also those that no revision has any more and that were called.

@@ -61,6 +61,11 @@ impl<E: Clone> Breaker<E> {
         self.enter_at(Instant::now())
     }
 
+    /// Forgets what went wrong: something has changed, and the next call may find out.
+    pub fn reset(&self) {
+        *self.lock() = State { failures: 0, open: None };
+    }
+
     fn enter_at(&self, now: Instant) -> Result<Pass<'_, E>, E> {
         let mut state = self.lock();
         let probe = match &mut state.open {
@@ -80,6 +85,15 @@ impl<E: Clone> Breaker<E> {
 }
 
 impl<E: Clone> Pass<'_, E> {
+    /// Whether the call may still go out: one that had to wait after it was let in may have been overtaken.
+    ///
+    /// # Errors
+    /// The failure of another call that holds calls back by now.
+    pub fn still(&self) -> Result<(), E> {
+        let why = self.breaker.lock().open.as_ref().filter(|_| !self.probe).map(|open| open.why.clone());
+        why.map_or(Ok(()), Err)
+    }
+
     /// The server answered, whatever it said.
     pub fn answered(self) {
         *self.breaker.lock() = State { failures: 0, open: None };
@@ -143,6 +157,12 @@ mod tests {
         breaker.enter_at(later + PAUSES.most).unwrap().answered();
         breaker.enter_at(later).unwrap().failed_at("once", later);
         assert!(breaker.enter_at(later).is_ok(), "an answer clears what was counted");
+        let waits = breaker.enter_at(later).unwrap();
+        assert_eq!(waits.still(), Ok(()));
+        breaker.enter_at(later).unwrap().failed_at("twice", later);
+        assert_eq!(waits.still(), Err("twice"), "it was overtaken");
+        breaker.reset();
+        assert!(waits.still().is_ok() && breaker.enter_at(later).is_ok());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What one link carries: calls, errors by kind, and how long calls took. Written on every call without a lock, read
 //! by whoever asks for status. A call of a trace that is recorded is a span, too.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use model::trace::SpanKind;
 use model::{ContractId, Label, ProviderName};
@@ -39,14 +41,28 @@ impl ErrorKind {
     }
 }
 
-/// Says which kind an error is; every contract's error does.
-pub trait Kind {
+/// Says which kind an error is; every contract's error does, and its text is the reason that people are shown.
+pub trait Kind: Display {
     /// The kind.
     fn kind(&self) -> ErrorKind;
 }
 
 /// Buckets of the histogram: bucket `n` counts calls that took less than 2^n microseconds, the last one all others.
 pub const BUCKETS: usize = 25;
+
+/// The longest reason that is kept, characters.
+const MAX_REASON: usize = 300;
+
+/// Why a link does not work, as its last call found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// [`ErrorKind::Denied`], [`ErrorKind::Unavailable`] or [`ErrorKind::TimedOut`].
+    pub kind: ErrorKind,
+    /// In words, without control characters.
+    pub reason: String,
+    /// When the first call failed that no call has succeeded since.
+    pub since: SystemTime,
+}
 
 /// Counters of one link of one component.
 #[derive(Debug, Default)]
@@ -58,6 +74,9 @@ pub struct LinkMeter {
     errors: [AtomicU64; ErrorKind::ALL.len()],
     took: [AtomicU64; BUCKETS],
     took_us: AtomicU64,
+    /// Whether there is a `trouble`: calls that succeed look at nothing else.
+    troubled: AtomicBool,
+    trouble: Mutex<Option<Trouble>>,
 }
 
 /// How a link is named in spans.
@@ -127,6 +146,10 @@ impl LinkMeter {
         let mut span = self.link.as_ref().and_then(|link| link.span(operation));
         let result = call.await;
         waiting.outcome = result.as_ref().err().map(Kind::kind);
+        match &result {
+            Ok(_) => self.works(),
+            Err(cause) => self.failed(cause),
+        }
         if let Some(span) = &mut span {
             if let Some(kind) = waiting.outcome {
                 span.attribute("error.type", kind.as_str());
@@ -147,6 +170,39 @@ impl LinkMeter {
         }
         if let Some(errors) = error.and_then(|kind| self.errors.get(kind as usize)) {
             errors.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Why the link does not work; `None` where its last call was answered, or there was none.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn works(&self) {
+        if self.troubled.load(Relaxed) {
+            *self.lock() = None;
+            self.troubled.store(false, Relaxed);
+        }
+    }
+
+    fn failed(&self, cause: &impl Kind) {
+        let kind = cause.kind();
+        match kind {
+            // The provider is there, and did not like what it was asked.
+            ErrorKind::Refused => self.works(),
+            ErrorKind::Cancelled => {}
+            ErrorKind::Denied | ErrorKind::Unavailable | ErrorKind::TimedOut => {
+                let printable = |c: char| if c.is_control() { ' ' } else { c };
+                let reason = cause.to_string().chars().take(MAX_REASON).map(printable).collect();
+                let mut trouble = self.lock();
+                let since = trouble.as_ref().map_or_else(SystemTime::now, |trouble| trouble.since);
+                *trouble = Some(Trouble { kind, reason, since });
+                self.troubled.store(true, Relaxed);
+            }
         }
     }
 
@@ -191,7 +247,13 @@ fn bucket(us: u64) -> usize {
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
     struct No(ErrorKind);
+    impl Display for No {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "no:\n{}", self.0.as_str())
+        }
+    }
     impl Kind for No {
         fn kind(&self) -> ErrorKind {
             self.0
@@ -226,5 +288,22 @@ mod tests {
         }
         let counts = meter.counts();
         assert_eq!((counts.in_flight, counts.calls, counts.errors), (0, 1, [0, 0, 0, 0, 1]));
+    }
+
+    #[tokio::test]
+    async fn the_reason_is_kept_until_a_call_is_answered() {
+        let meter = LinkMeter::default();
+        let fails = |kind| meter.observe(async move { Err::<(), _>(No(kind)) });
+        assert!(fails(ErrorKind::Refused).await.is_err() && meter.trouble().is_none());
+        assert!(fails(ErrorKind::TimedOut).await.is_err());
+        let first = meter.trouble().unwrap();
+        assert_eq!((first.kind, first.reason.as_str()), (ErrorKind::TimedOut, "no: timed-out"));
+        assert!(fails(ErrorKind::Unavailable).await.is_err() && fails(ErrorKind::Cancelled).await.is_err());
+        let next = meter.trouble().unwrap();
+        assert_eq!((next.kind, next.since), (ErrorKind::Unavailable, first.since), "it has not worked since");
+        assert!(meter.observe(async { Ok::<_, No>(()) }).await.is_ok());
+        assert_eq!(meter.trouble(), None);
+        assert!(fails(ErrorKind::Denied).await.is_err() && meter.trouble().is_some());
+        assert!(fails(ErrorKind::Refused).await.is_err() && meter.trouble().is_none(), "it is there");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use api::agent::AppOnHost;
+use api::agent::{AppOnHost, LinkTrouble};
 use api::client::{ClientError, ControlClient, Require};
 use api::control::{AppView, NodeView, RollbackRequest};
 use api::{Code, Problem};
@@ -188,6 +188,17 @@ fn stands(observed: &AppObserved) -> &'static str {
     }
 }
 
+/// What each shard says is wrong with a link, once per shard.
+fn troubles<'a>(shards: &'a [Vec<AppOnHost>], link: &'a model::Link) -> impl Iterator<Item = (usize, &'a LinkTrouble)> {
+    let of = move |trouble: &&LinkTrouble| {
+        let key = &trouble.link;
+        (&key.component, &key.contract, &key.label, &key.provider)
+            == (&link.component, &link.contract, &link.label, &link.provider)
+    };
+    let shards = shards.iter().enumerate();
+    shards.filter_map(move |(shard, apps)| Some((shard, apps.iter().flat_map(|app| &app.troubles).find(of)?)))
+}
+
 fn detail(detailed: &Detailed) -> String {
     let view = &detailed.view;
     let mut text = format!("{} revision {}\n", view.name, view.desired.revision);
@@ -213,6 +224,9 @@ fn detail(detailed: &Detailed) -> String {
     }
     for link in &view.desired.app.links {
         text.push_str(&format!("  link {} {} {} -> {}\n", link.component, link.contract, link.label, link.provider));
+        for (shard, trouble) in troubles(&detailed.shards, link) {
+            text.push_str(&format!("    does not work on shard {shard}: {} [{}]\n", trouble.reason, trouble.kind));
+        }
     }
     for (shard, revisions) in detailed.shards.iter().enumerate() {
         for (name, c) in

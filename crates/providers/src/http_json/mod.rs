@@ -4,6 +4,7 @@
 //! What it carries are often secrets: bodies are wiped when they are dropped, headers that hold one are marked so, and
 //! no error repeats a piece of either.
 
+mod renewed;
 mod server;
 
 use std::error::Error as _;
@@ -26,6 +27,7 @@ use crate::dial::{Caller, DialError, Dialer};
 use crate::http_out::connect::{CONNECT, ConnectError, Connector};
 
 pub(crate) use server::{roots as certificates, trust};
+pub(crate) use renewed::Renewed;
 pub use server::{Server, SettingsError};
 
 /// For one request: connecting, sending, and the whole answer.
@@ -147,7 +149,7 @@ pub fn secret_header(text: &str) -> Option<HeaderValue> {
 /// A client of one server on behalf of one provider of one app. Its connections are nobody else's.
 pub struct HttpJson {
     server: Server,
-    client: legacy::Client<Connector, Full<Bytes>>,
+    client: Renewed<legacy::Client<Connector, Full<Bytes>>>,
     open: Semaphore,
     /// Two kinds of failure with patience of their own.
     dead: Breaker<HttpError>,
@@ -157,14 +159,17 @@ pub struct HttpJson {
 impl HttpJson {
     /// A client of `server`. Nothing is connected before the first request.
     pub fn new(server: Server, app: AppName, caller: Caller, dialer: Arc<dyn Dialer>) -> Self {
-        let client = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(MAX_OPEN)
-            .http1_max_headers(100)
-            .http1_max_buf_size(128 << 10)
-            .build(Connector { dialer, app, caller, tls: server.tls.config() });
+        let connector = Connector { dialer, app, caller, tls: server.tls.config() };
+        let client = Renewed::new(move || {
+            legacy::Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .timer(TokioTimer::new())
+                .pool_idle_timeout(POOL_IDLE)
+                .pool_max_idle_per_host(MAX_OPEN)
+                .http1_max_headers(100)
+                .http1_max_buf_size(128 << 10)
+                .build(connector.clone())
+        });
         let (dead, slow) = (Breaker::new(PAUSES), Breaker::new(SLOW));
         Self { server, client, open: Semaphore::new(MAX_OPEN), dead, slow }
     }
@@ -186,7 +191,11 @@ impl HttpJson {
         let _permit = permit.await.map_err(|_| late.clone())?.map_err(|cause| HttpError::Request(cause.to_string()))?;
         let dead = self.dead.enter()?;
         let slow = self.slow.enter()?;
-        let answer = tokio::time::timeout_at(deadline, self.exchange(ask)).await.unwrap_or(Err(late));
+        let (client, of) = self.client.now();
+        let answer = tokio::time::timeout_at(deadline, self.exchange(&client, ask)).await.unwrap_or(Err(late));
+        if matches!(answer, Err(HttpError::TimedOut { .. })) {
+            self.client.renew(of);
+        }
         match &answer {
             Err(cause @ (HttpError::Unreachable(_) | HttpError::Denied(_))) => dead.failed(cause.clone()),
             Err(cause @ HttpError::TimedOut { .. }) => slow.failed(cause.clone()),
@@ -199,7 +208,7 @@ impl HttpJson {
         answer
     }
 
-    async fn exchange(&self, ask: Ask<'_>) -> Result<Told, HttpError> {
+    async fn exchange(&self, client: &legacy::Client<Connector, Full<Bytes>>, ask: Ask<'_>) -> Result<Told, HttpError> {
         let Ask { method, path, headers, body, limit } = ask;
         // What only reads is asked once more where a kept connection turns out to have been closed by the server.
         let again = method == Method::GET;
@@ -210,10 +219,10 @@ impl HttpJson {
             *carrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(capture_connection(&mut request));
             Ok(request)
         };
-        let connected = CONNECT.scope(TIMEOUT, self.client.request(request()?)).await;
+        let connected = CONNECT.scope(TIMEOUT, client.request(request()?)).await;
         let response = match connected {
             Err(cause) if again && was_closed(&cause) => {
-                CONNECT.scope(TIMEOUT, self.client.request(request()?)).await.map_err(|cause| translate(&cause))?
+                CONNECT.scope(TIMEOUT, client.request(request()?)).await.map_err(|cause| translate(&cause))?
             }
             other => other.map_err(|cause| translate(&cause))?,
         };

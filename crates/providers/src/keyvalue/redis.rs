@@ -7,11 +7,11 @@
 mod connect;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use connect::{Connector, forget, pause};
+use connect::{Connector, forget};
 
 use futures::FutureExt;
 use model::{AppName, ProviderName, TenantName};
@@ -24,12 +24,15 @@ use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 
 use super::{Answer, Backend, BackendError, Gathered, PAGE, Page, check_answer, check_length};
+use crate::breaker::{Breaker, Pass, Pauses};
 use crate::dial::{Caller, Dialer, Target};
 use crate::http_json::trust;
 use crate::secrets::Credentials;
 
-/// Time to connect and to introduce ourselves, and time to answer one command.
+/// For one call: connecting, introducing ourselves, and the answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// After a failure calls are held back; one that finds out whether the server is back waits for it alone.
+const PAUSES: Pauses = Pauses { after: 1, least: Duration::from_millis(50), most: Duration::from_secs(2) };
 
 /// Fields per step of a listing where the server sends each with its value: what is held at once is this many values.
 const STEP_WITH_VALUES: u32 = 8;
@@ -68,7 +71,7 @@ pub struct Redis {
     sends_values: AtomicBool,
 }
 
-/// The one connection, or when to try again.
+/// The one connection.
 #[derive(Default)]
 struct Line {
     connection: Option<MultiplexedConnection>,
@@ -76,8 +79,6 @@ struct Line {
     versions: Vec<u64>,
     /// Tells a connection from the one that replaced it.
     generation: u64,
-    failures: u32,
-    retry_at: Option<(Instant, BackendError)>,
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
@@ -132,7 +133,14 @@ impl Redis {
         let target = Target { app: app.clone(), caller: Caller::Provider(provider.clone()), host, port: *port };
         Ok(Self {
             prefix: format!("{tenant}/{app}/"),
-            connector: Arc::new(Connector { target, info: info.redis_settings().clone(), login, tls, dialer }),
+            connector: Arc::new(Connector {
+                target,
+                info: info.redis_settings().clone(),
+                login,
+                tls,
+                dialer,
+                breaker: Breaker::new(PAUSES),
+            }),
             connecting: tokio::sync::Mutex::new(()),
             line: Arc::default(),
             renewing: OnceLock::new(),
@@ -161,7 +169,7 @@ impl Redis {
         line.connection.clone().map(|connection| (connection, line.generation))
     }
 
-    async fn connection(&self) -> Result<(MultiplexedConnection, u64), BackendError> {
+    async fn connection(&self, pass: &Pass<'_, BackendError>) -> Result<(MultiplexedConnection, u64), BackendError> {
         if let Some(open) = self.open() {
             return Ok(open);
         }
@@ -169,11 +177,8 @@ impl Redis {
         if let Some(open) = self.open() {
             return Ok(open);
         }
-        if let Some((at, why)) = &self.lock().retry_at
-            && *at > Instant::now()
-        {
-            return Err(why.clone());
-        }
+        // Whoever connected meanwhile may have failed for all who waited.
+        pass.still()?;
         if !self.connector.login.secrets.is_empty() {
             // Before they are revealed: a change from here on is not missed.
             self.renewing.get_or_init(|| {
@@ -182,15 +187,7 @@ impl Redis {
                 AbortOnDrop(tokio::spawn(renewing))
             });
         }
-        match self.connector.connect().await {
-            Ok(connected) => Ok(connected.install(&self.line)),
-            Err(cause) => {
-                let mut line = self.lock();
-                line.failures = line.failures.saturating_add(1);
-                line.retry_at = Some((Instant::now() + pause(line.failures), cause.clone()));
-                Err(cause)
-            }
-        }
+        Ok(self.connector.connect().await?.install(&self.line))
     }
 
     /// One step of a listing.
@@ -228,29 +225,75 @@ impl Redis {
         self.ask(reads, Question::One(command), key).await
     }
 
+    /// One call, bounded in time as a whole, held back while the server is not there.
     async fn ask<T: FromRedisValue>(&self, reads: bool, what: Question<'_>, key: &str) -> Result<T, BackendError> {
+        let pass = self.connector.breaker.enter()?;
+        let generation = AtomicU64::new(NONE);
+        let tried = self.attempt(reads, what, key, &pass, &generation);
+        match tokio::time::timeout(TIMEOUT, tried).await {
+            Ok(Ok(answer)) => {
+                pass.answered();
+                Ok(answer)
+            }
+            Ok(Err(Failed::Said(cause))) => {
+                pass.answered();
+                Err(cause)
+            }
+            Ok(Err(Failed::Down(cause))) => {
+                pass.failed(cause.clone());
+                Err(cause)
+            }
+            Err(_) => {
+                // Nobody may be at the other end any more, and nothing would ever tell.
+                forget(&self.line, generation.load(Ordering::Relaxed));
+                let late = BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
+                pass.failed(late.clone());
+                Err(late)
+            }
+        }
+    }
+
+    async fn attempt<T: FromRedisValue>(
+        &self,
+        reads: bool,
+        what: Question<'_>,
+        key: &str,
+        pass: &Pass<'_, BackendError>,
+        on: &AtomicU64,
+    ) -> Result<T, Failed> {
         let mut tries = if reads { 2 } else { 1 };
         loop {
             tries -= 1;
-            let (mut connection, generation) = self.connection().await?;
+            // What the server says to a login counts as no answer too: nobody is to log in for every call.
+            let (mut connection, generation) = self.connection(pass).await.map_err(Failed::Down)?;
+            on.store(generation, Ordering::Relaxed);
             let answer = match what {
                 Question::One(command) => command.query_async::<T>(&mut connection).await,
                 Question::Together(pipeline) => pipeline.query_async::<T>(&mut connection).await,
             };
             match answer {
                 Ok(value) => return Ok(value),
-                Err(cause) => {
-                    if cause.is_connection_dropped() || cause.is_unrecoverable_error() {
-                        forget(&self.line, generation);
-                        if tries > 0 {
-                            continue;
-                        }
+                Err(cause) if cause.is_connection_dropped() || cause.is_unrecoverable_error() || cause.is_timeout() => {
+                    forget(&self.line, generation);
+                    if tries == 0 || cause.is_timeout() {
+                        return Err(Failed::Down(translate(&cause, key)));
                     }
-                    return Err(translate(&cause, key));
                 }
+                Err(cause) => return Err(Failed::Said(translate(&cause, key))),
             }
         }
     }
+}
+
+/// The generation of no connection.
+const NONE: u64 = 0;
+
+/// Why a call has no value.
+enum Failed {
+    /// The server answered, and this is what.
+    Said(BackendError),
+    /// It did not.
+    Down(BackendError),
 }
 
 fn translate(cause: &RedisError, key: &str) -> BackendError {

@@ -69,6 +69,8 @@ pub(super) type Done<T> = oneshot::Sender<Result<T, NatsError>>;
 pub(super) enum Gone {
     Subscription(u64),
     Request(u64),
+    /// Who asked whether the server is there.
+    Flush,
 }
 
 impl Client {
@@ -92,7 +94,11 @@ impl Client {
     /// # Errors
     /// What a call would answer.
     pub async fn check(&self) -> Result<ServerInfo, NatsError> {
-        self.within(TIMEOUT, self.ask(|done| Command::Flush { done })).await
+        let answer = self.within(TIMEOUT, self.ask(|done| Command::Flush { done })).await;
+        if matches!(answer, Err(NatsError::TimedOut { .. })) {
+            self.gone(Gone::Flush);
+        }
+        answer
     }
 
     /// Sends a message, at most once: it is on its way when this returns, and whether anybody got it is not known.

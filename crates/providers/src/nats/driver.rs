@@ -51,6 +51,19 @@ enum Event {
     Silent,
 }
 
+/// How a connection ended.
+struct Ended {
+    why: String,
+    /// By nothing at all: the next one may meet the same silence.
+    silent: bool,
+}
+
+impl Ended {
+    fn because(why: impl ToString) -> Option<Self> {
+        Some(Self { why: why.to_string(), silent: false })
+    }
+}
+
 enum Written {
     Some(usize),
     Flushed,
@@ -70,14 +83,13 @@ impl Driver {
     /// Until every handle is dropped.
     pub(super) async fn run(mut self) {
         while let Some(first) = self.wanted().await {
-            let opened = timeout(TIMEOUT, self.door.open()).await;
-            let late = NatsError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
+            let opened = self.open().await;
             let began = Instant::now();
-            let why = match opened.unwrap_or(Err(late)) {
+            let (why, silent) = match opened {
                 Ok(connected) => {
                     self.refuse = None;
                     match self.serve(connected, first).await {
-                        Some(why) => self.session.closed(why),
+                        Some(Ended { why, silent }) => (self.session.closed(why), silent),
                         None => return,
                     }
                 }
@@ -85,15 +97,37 @@ impl Driver {
                     if let Some(command) = first {
                         fail(command, &cause);
                     }
-                    cause
+                    (cause, true)
                 }
             };
-            let held = self.refuse.is_none() && began.elapsed() >= SHORT;
+            let held = !silent && began.elapsed() >= SHORT;
             self.failures = if held { 0 } else { self.failures.saturating_add(1) };
             let pause = pause(self.failures.max(1), rand::rng().random());
             self.wake = Instant::now() + pause;
             // Right after a connection that worked the next call may try at once.
             self.refuse = (!held).then_some((self.wake, why));
+        }
+    }
+
+    /// Opens a connection. Where the last try failed, the call that this one is for finds out alone: the others are
+    /// told at once what went wrong then, and do not wait for a server that may not be there.
+    async fn open(&mut self) -> Result<Connected, NatsError> {
+        let Self { door, refuse, commands, session, gone, .. } = self;
+        let late = NatsError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
+        let opening = timeout(TIMEOUT, door.open());
+        tokio::pin!(opening);
+        loop {
+            tokio::select! {
+                opened = &mut opening => return opened.unwrap_or(Err(late)),
+                Some(command) = commands.recv(), if refuse.is_some() => {
+                    if let Some((_, why)) = refuse {
+                        fail(command, &unsent(why));
+                    }
+                }
+                Some(gone) = gone.recv() => {
+                    session.forget(gone, false);
+                }
+            }
         }
     }
 
@@ -117,7 +151,7 @@ impl Driver {
     }
 
     /// Runs one connection. Says why it ended; `None` where there are no handles any more.
-    async fn serve(&mut self, connected: Connected, first: Option<Command>) -> Option<String> {
+    async fn serve(&mut self, connected: Connected, first: Option<Command>) -> Option<Ended> {
         let Connected { stream, mut decoder, mut buf, info } = connected;
         let (mut reader, mut writer) = tokio::io::split(stream);
         self.session.opened(info);
@@ -140,24 +174,24 @@ impl Driver {
                 () = sleep_until(alarm) => Event::Silent,
             };
             match event {
-                Event::Read(Ok(0)) => return Some("the server closed the connection".into()),
+                Event::Read(Ok(0)) => return Ended::because("the server closed the connection"),
                 Event::Read(Ok(_)) => {
                     (probed, alarm) = (false, Instant::now() + SILENCE);
                     loop {
                         match decoder.decode(&mut buf) {
                             Ok(Some(said)) => self.session.hear(said),
                             Ok(None) => break,
-                            Err(cause) => return Some(cause.to_string()),
+                            Err(cause) => return Ended::because(cause),
                         }
                     }
                 }
-                Event::Wrote(Ok(Written::Some(0))) => return Some("the server takes nothing any more".into()),
+                Event::Wrote(Ok(Written::Some(0))) => return Ended::because("the server takes nothing any more"),
                 Event::Wrote(Ok(Written::Some(count))) => {
                     self.session.out.advance(count);
                     unflushed = true;
                 }
                 Event::Wrote(Ok(Written::Flushed)) => unflushed = false,
-                Event::Read(Err(cause)) | Event::Wrote(Err(cause)) => return Some(cause.to_string()),
+                Event::Read(Err(cause)) | Event::Wrote(Err(cause)) => return Ended::because(cause),
                 Event::Asked(Some(command)) => {
                     self.session.ask(command);
                     // What waits goes out in one write.
@@ -175,7 +209,10 @@ impl Driver {
                     }
                 }
                 Event::Silent if closing => return None,
-                Event::Silent if probed => return Some("the server is silent and does not answer `PING`".into()),
+                Event::Silent if probed => {
+                    let why = "the server is silent and does not answer `PING`".to_owned();
+                    return Some(Ended { why, silent: true });
+                }
                 Event::Silent => {
                     self.session.probe();
                     (probed, alarm) = (true, Instant::now() + PATIENCE);

@@ -150,7 +150,7 @@ impl Session {
         self.ping(Awaited::Alive);
     }
 
-    /// Someone gave up. `true` for a request, whose answer is late.
+    /// Someone gave up. `true` where an answer is late.
     pub(super) fn forget(&mut self, gone: Gone, connected: bool) -> bool {
         match gone {
             Gone::Subscription(sid) => {
@@ -160,6 +160,7 @@ impl Session {
                 false
             }
             Gone::Request(token) => self.requests.remove(&token).is_some(),
+            Gone::Flush => true,
         }
     }
 

@@ -20,11 +20,11 @@ use crate::support::{Direct, Vault};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn settings(url: &str) -> Settings<'_> {
+pub(crate) fn settings(url: &str) -> Settings<'_> {
     Settings { url, replicas: None, jetstream_domain: None, login: Login::Nobody }
 }
 
-fn made(tenant: &str, app: &str, settings: Settings<'_>, dialer: Arc<Direct>) -> Nats {
+pub(crate) fn made(tenant: &str, app: &str, settings: Settings<'_>, dialer: Arc<Direct>) -> Nats {
     let (tenant, app) = (tenant.parse().unwrap(), app.parse().unwrap());
     let tls = Tls::new(public_roots()).unwrap();
     Nats::new(&tenant, &app, &"store".parse().unwrap(), settings, tls, dialer).unwrap()
@@ -379,19 +379,7 @@ async fn settings_that_are_none_are_refused_without_being_shown() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_or_answers_garbage_ends_in_an_error_in_time() {
-    let server = NatsServer::start();
-    let kv = nats_of(&server, "acme", "shop");
-    kv.set("b", "k", vec![1]).await.unwrap();
-    server.signal("-STOP");
-    let start = Instant::now();
-    let late = kv.get("b", "k").await.unwrap_err();
-    assert!(matches!(late, BackendError::TimedOut { .. }), "{late:?}");
-    assert!(start.elapsed() < 7 * SECOND);
-    server.signal("-CONT");
-    while kv.get("b", "k").await != Ok(Some(vec![1])) {
-        assert!(start.elapsed() < 30 * SECOND, "not found again");
-    }
+async fn a_server_whose_answers_are_garbage_is_said_to_be_away() {
     // Someone who answers every request with the same bytes.
     for answer in ["nonsense", "{}", "{\"error\":{}}", ""] {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -13,6 +13,7 @@ mod components;
 mod consul;
 mod external;
 mod fake_vault;
+mod faults;
 mod http_out;
 mod keyvalue;
 mod keyvalue_nats;

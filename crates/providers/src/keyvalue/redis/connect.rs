@@ -14,15 +14,12 @@ use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::{BackendError, Line, Login, TIMEOUT, translate};
+use super::{BackendError, Line, Login, PAUSES, TIMEOUT, translate};
+use crate::breaker::{self, Breaker};
 use crate::dial::{DialError, Dialer, Target};
 use crate::http_out::Stream;
 use crate::secrets::Unlocked;
 
-/// The first pause after a failed connection, doubled up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause between two tries to connect.
-const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// The longest answer to a login, bytes.
 const MAX_ANSWER: usize = 1024;
 
@@ -34,6 +31,7 @@ pub(super) struct Connector {
     /// For `rediss`: whom to believe, and the name to prove.
     pub(super) tls: Option<(TlsConnector, ServerName<'static>)>,
     pub(super) dialer: Arc<dyn Dialer>,
+    pub(super) breaker: Breaker<BackendError>,
 }
 
 /// A new connection, which nobody drives yet.
@@ -87,8 +85,6 @@ impl<D: Future<Output = ()> + Send + 'static> Connected<D> {
         let generation = {
             let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
             line.generation += 1;
-            line.failures = 0;
-            line.retry_at = None;
             line.versions = self.versions;
             line.connection = Some(self.connection.clone());
             line.generation
@@ -113,15 +109,8 @@ pub(super) fn forget(line: &Mutex<Line>, generation: u64) {
 }
 
 /// How long to wait after `failures` failures in a row.
-pub(super) fn pause(failures: u32) -> Duration {
-    pause_of(failures, RandomState::new().hash_one(failures))
-}
-
-/// Between half and all of a doubling time.
-fn pause_of(failures: u32, random: u64) -> Duration {
-    let full = MIN_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MAX_PAUSE);
-    let half = full / 2;
-    half + Duration::from_nanos(random % (half.as_nanos() as u64 + 1))
+fn pause(failures: u32) -> Duration {
+    breaker::pause(failures.saturating_sub(1), PAUSES.least, PAUSES.most, RandomState::new().hash_one(failures))
 }
 
 /// Replaces the connection each time the secrets were set anew. The one there is stays until the new one answers: the
@@ -152,10 +141,10 @@ pub(super) async fn renew(connector: Arc<Connector>, line: Weak<Mutex<Line>>, mu
 
 async fn renew_once(connector: &Connector, line: &Arc<Mutex<Line>>) -> Result<(), BackendError> {
     let versions = {
-        let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = line.lock().unwrap_or_else(PoisonError::into_inner);
         if line.connection.is_none() {
             // The next call connects with what there is now, and need not wait for it.
-            line.retry_at = None;
+            connector.breaker.reset();
             return Ok(());
         }
         line.versions.clone()
@@ -197,21 +186,5 @@ async fn log_in(stream: &mut Stream, username: Option<&str>, password: &[u8]) ->
     match said.trim_end().strip_prefix('-') {
         Some(refused) => Err(BackendError::Denied(refused.escape_debug().to_string())),
         None => Err(BackendError::Unavailable("the server does not answer a login as Redis does".to_owned())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_and_stay_bounded() {
-        for random in [0, 1, u64::MAX] {
-            assert!(pause_of(1, random) >= MIN_PAUSE / 2 && pause_of(1, random) <= MIN_PAUSE);
-            assert!(pause_of(5, random) > pause_of(1, u64::MAX) / 2);
-            for failures in [20, u32::MAX] {
-                assert!(pause_of(failures, random) <= MAX_PAUSE && pause_of(failures, random) >= MAX_PAUSE / 2);
-            }
-        }
     }
 }

@@ -1,0 +1,147 @@
+//! What every provider of a remote server does when that server, or the way to it, fails. One suite for all of them: a
+//! new provider is one [`Remote`] in `remotes.rs` and one line in the list below.
+//!
+//! The suite asks for nothing but what a component would notice: every call ends in time and with an error of the right
+//! kind, a server that is away costs nothing per call and is not stormed, one that is back is found again, and nobody
+//! waits for a server that is not theirs.
+
+mod cases;
+mod proxy;
+mod remotes;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use providers::meter::{ErrorKind, Kind};
+
+use crate::support::Direct;
+use proxy::{Mode, Proxy};
+
+/// A server and how its provider is opened and called.
+pub(crate) trait Remote: Send + Sync + Sized + 'static {
+    /// The longest that one call takes, whatever happens.
+    const BOUND: Duration;
+
+    /// A server of the test's own, ready for what `open` gives. `None`, said loudly, where none can be had.
+    fn start() -> impl Future<Output = Option<Self>> + Send;
+
+    /// Where it listens.
+    fn address(&self) -> SocketAddr;
+
+    /// The provider, opened as if its server were at `at`.
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call;
+
+    /// Makes what the provider logs in with worthless, also where it has logged in already. `false` where the provider
+    /// has nothing to log in with.
+    fn revoke(&self) -> impl Future<Output = bool> + Send {
+        async { false }
+    }
+}
+
+/// One cheap call that asks the server something, ready to be made again and again.
+pub(crate) type Call = Arc<dyn Fn() -> BoxFuture<'static, Result<(), Failure>> + Send + Sync>;
+
+/// How a call failed.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) kind: ErrorKind,
+    pub(crate) said: String,
+}
+
+/// A [`Call`] of what a provider offers.
+pub(crate) fn call<P, F, E>(provider: P, ask: impl Fn(Arc<P>) -> F + Send + Sync + 'static) -> Call
+where
+    P: Send + Sync + 'static,
+    F: Future<Output = Result<(), E>> + Send + 'static,
+    E: Kind,
+{
+    let provider = Arc::new(provider);
+    Arc::new(move || {
+        let asked = ask(provider.clone());
+        Box::pin(async move { asked.await.map_err(|cause| Failure { kind: cause.kind(), said: cause.to_string() }) })
+    })
+}
+
+/// The server, the way to it, and the provider at the other end.
+struct Rig<R> {
+    remote: R,
+    proxy: Proxy,
+    dialer: Arc<Direct>,
+    call: Call,
+}
+
+impl<R: Remote> Rig<R> {
+    async fn start(mode: Mode) -> Option<Self> {
+        let remote = R::start().await?;
+        let proxy = Proxy::start(remote.address(), mode).await;
+        let dialer = Direct::to(proxy.address);
+        let call = remote.open(proxy.address, dialer.clone());
+        Some(Self { remote, proxy, dialer, call })
+    }
+
+    /// One that has made calls side by side already, and holds the connections for them.
+    async fn warm() -> Option<Self> {
+        let rig = Self::start(Mode::Pass).await?;
+        rig.answers().await;
+        for answer in futures::future::join_all((0..16).map(|_| (rig.call)())).await {
+            answer.unwrap();
+        }
+        Some(rig)
+    }
+
+    /// One call, which ends in time.
+    async fn once(&self) -> Result<(), Failure> {
+        timed::<R>(&self.call).await.0
+    }
+
+    /// Until a call is answered. A call that was under way when the server came back may have its time first.
+    async fn answers(&self) {
+        let start = Instant::now();
+        while let Err(cause) = self.once().await {
+            assert!(start.elapsed() < R::BOUND + 10 * SECOND, "not found again: {cause:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// How long it took; never longer than it may.
+async fn timed<R: Remote>(call: &Call) -> (Result<(), Failure>, Duration) {
+    let start = Instant::now();
+    let answer = call().await;
+    let took = start.elapsed();
+    assert!(took < R::BOUND + SLACK, "a call took {took:?}: {answer:?}");
+    (answer, took)
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+/// For a machine that does other things as well.
+const SLACK: Duration = Duration::from_millis(1500);
+/// A call that takes less has not waited for the server.
+const FAST: Duration = Duration::from_millis(750);
+
+macro_rules! suite {
+    ($($name:ident: $remote:ty,)*) => {$(
+        mod $name {
+            use super::{cases, remotes};
+            suite!(@cases $remote: down_at_start dies_under_load hangs partition_is_healed answers_garbage is_slow
+                restarts credentials_are_revoked neighbours_do_not_wait);
+        }
+    )*};
+    (@cases $remote:ty: $($case:ident)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $case() {
+            cases::$case::<$remote>().await;
+        }
+    )*};
+}
+
+suite! {
+    keyvalue_redis: remotes::Redis,
+    keyvalue_nats: remotes::NatsKeys,
+    keyvalue_vault: remotes::Vault,
+    keyvalue_consul: remotes::Consul,
+    blobstore_s3: remotes::S3,
+    messaging_nats: remotes::NatsMessages,
+}

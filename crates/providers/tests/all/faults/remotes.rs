@@ -1,0 +1,232 @@
+//! The providers that the suite runs for, each with a server of its own. A new one is a [`Remote`] here and a line in
+//! `mod.rs`.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use providers::blobstore::Backend as _;
+use providers::http_out::public_roots;
+use providers::keyvalue::Backend as _;
+use providers::keyvalue::vault::Version;
+use providers::messaging::{self, Backend as _};
+use providers::nats::{Credentials, Login};
+use providers::vault::{Hidden, Login as VaultLogin};
+use serde_json::json;
+
+use super::{Call, Remote, SECOND, call};
+use crate::nats_server::{NatsServer, client};
+use crate::support::{Direct, RedisServer, Vault as Keeper};
+use crate::{consul, keyvalue, keyvalue_nats, s3, vault};
+
+/// What logs in; no error shows it.
+pub(crate) const SECRET: &str = "hunter2-of-the-faults";
+/// What the server takes instead once that was revoked.
+const OTHER: &str = "another-one";
+
+pub(crate) struct Redis(RedisServer);
+
+impl Remote for Redis {
+    const BOUND: Duration = Duration::from_secs(5);
+
+    async fn start() -> Option<Self> {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Some(Self(RedisServer::start_at(address, &["--requirepass", SECRET])))
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let keeper = Keeper::new();
+        keeper.set("password", SECRET);
+        let login = keyvalue::login(None, &["password"], &keeper);
+        let redis = keyvalue::redis_as("acme", "shop", &format!("redis://{at}"), login, dialer);
+        call(redis, |redis| async move { redis.get("b", "k").await.map(drop) })
+    }
+
+    async fn revoke(&self) -> bool {
+        keyvalue::tells(self.0.address, SECRET, &format!("CONFIG SET requirepass {OTHER}")).await;
+        keyvalue::tells(self.0.address, OTHER, "CLIENT KILL TYPE normal").await;
+        true
+    }
+}
+
+/// A NATS server that one user may use.
+struct NatsOfAnn(NatsServer);
+
+impl NatsOfAnn {
+    fn rules(password: &str) -> String {
+        format!("authorization {{ user: ann, password: \"{password}\" }}")
+    }
+
+    fn start() -> Self {
+        Self(NatsServer::with(&Self::rules(SECRET)))
+    }
+
+    fn login() -> Credentials {
+        Credentials::User { user: "ann".to_owned(), password: SECRET.to_owned().into() }
+    }
+
+    fn revoke(&self) -> bool {
+        self.0.reload(&Self::rules(OTHER));
+        true
+    }
+}
+
+pub(crate) struct NatsKeys(NatsOfAnn);
+
+impl Remote for NatsKeys {
+    // The lookup of the bucket, at most, and the call itself.
+    const BOUND: Duration = Duration::from_secs(10);
+
+    async fn start() -> Option<Self> {
+        Some(Self(NatsOfAnn::start()))
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.0.address
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let url = format!("nats://{at}");
+        let mut settings = keyvalue_nats::settings(&url);
+        settings.login = Login::Fixed(NatsOfAnn::login());
+        let nats = keyvalue_nats::made("acme", "shop", settings, dialer);
+        call(nats, |nats| async move { nats.get("b", "k").await.map(drop) })
+    }
+
+    async fn revoke(&self) -> bool {
+        self.0.revoke()
+    }
+}
+
+pub(crate) struct NatsMessages(NatsOfAnn);
+
+impl Remote for NatsMessages {
+    const BOUND: Duration = Duration::from_secs(5);
+
+    async fn start() -> Option<Self> {
+        Some(Self(NatsOfAnn::start()))
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.0.address
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let client = client(&format!("nats://{at}"), Some(NatsOfAnn::login()), public_roots(), dialer);
+        let bus = messaging::nats::Nats::new(client, "acme".parse().unwrap());
+        // Nobody listens: the server itself says so.
+        call(bus, |bus| async move {
+            match bus.request("nobody".to_owned(), Vec::new(), 5 * SECOND).await {
+                Err(messaging::BackendError::NoResponder(_)) => Ok(()),
+                other => other.map(drop),
+            }
+        })
+    }
+
+    async fn revoke(&self) -> bool {
+        self.0.revoke()
+    }
+}
+
+/// The double, which runs in the test itself.
+pub(crate) struct Vault {
+    rig: vault::Rig,
+    mount: String,
+    token: String,
+}
+
+impl Remote for Vault {
+    // To log in, and the call itself.
+    const BOUND: Duration = Duration::from_secs(8);
+
+    async fn start() -> Option<Self> {
+        let rig = vault::rigs().await.remove(0);
+        let mount = rig.mount("2");
+        let policy = rig.policy(&[&format!("{mount}/*")]);
+        let token = rig.token(json!({ "policies": [policy], "ttl": "1h" }));
+        Some(Self { rig, mount, token })
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.rig.address
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let login = VaultLogin::Token(Hidden::new(self.token.clone()));
+        let kv = vault::kv_at(&format!("http://{at}"), "shop", &self.mount, Version::V2, login, None, &dialer);
+        call(kv, |kv| async move { kv.get("b", "k").await.map(drop) })
+    }
+
+    async fn revoke(&self) -> bool {
+        self.rig.admin("POST", "auth/token/revoke", json!({ "token": self.token }));
+        true
+    }
+}
+
+pub(crate) struct Consul {
+    server: consul::Server,
+    token: String,
+}
+
+impl Remote for Consul {
+    const BOUND: Duration = Duration::from_secs(4);
+
+    async fn start() -> Option<Self> {
+        let server = consul::Server::start()?;
+        let token = server.token_with(r#"key_prefix "sidereal/acme/" { policy = "read" }"#);
+        Some(Self { server, token })
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.server.address
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let consul = consul::consul_of("acme", "shop", &format!("http://{at}"), &self.token, &dialer);
+        call(consul, |consul| async move { consul.get("b", "k").await.map(drop) })
+    }
+
+    async fn revoke(&self) -> bool {
+        self.server.revoke(&self.token);
+        true
+    }
+}
+
+pub(crate) struct S3 {
+    server: Mutex<s3::Server>,
+    address: SocketAddr,
+    root: tempfile::TempDir,
+}
+
+impl Remote for S3 {
+    const BOUND: Duration = Duration::from_secs(5);
+
+    async fn start() -> Option<Self> {
+        let root = tempfile::tempdir().unwrap();
+        let server = s3::Server::start(root.path(), SECRET).await;
+        s3::s3(server.address, &s3::vault(SECRET)).create("c").await.unwrap();
+        Some(Self { address: server.address, server: Mutex::new(server), root })
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let store = s3::of(("acme", "shop", "store"), "bucket", at, &s3::vault(SECRET), dialer);
+        call(store, |store| async move { store.container("c").await.map(drop) })
+    }
+
+    async fn revoke(&self) -> bool {
+        let accepting = std::mem::replace(&mut self.server.lock().unwrap().accepting, tokio::spawn(async {}));
+        accepting.abort();
+        drop(accepting.await);
+        let other = s3::Server::start_at(self.root.path(), OTHER, self.address).await;
+        *self.server.lock().unwrap() = other;
+        true
+    }
+}
