@@ -24,6 +24,9 @@ use crate::supervisor::Backoff;
 /// What a unix socket's path may have, bytes.
 const MAX_SOCKET_PATH: usize = 107;
 
+/// A process that hung up has ended within this time, or has not ended.
+const ENDING: std::time::Duration = std::time::Duration::from_millis(100);
+
 pub(super) struct Supervisor {
     pub(super) shared: Arc<Shared>,
     pub(super) tenant: TenantName,
@@ -191,7 +194,11 @@ impl Supervisor {
                 () = &mut renewed => return End::Renewed,
                 well = next => match well {
                     Ok(()) => {}
-                    Err(how) => return End::Ended(format!("was killed: it {how}")),
+                    // It may have ended by itself in this moment.
+                    Err(how) => return match tokio::time::timeout(ENDING, process.ended()).await {
+                        Ok(how) => End::Ended(how),
+                        Err(_) => End::Ended(format!("was killed: it {how}")),
+                    },
                 },
             }
         }
