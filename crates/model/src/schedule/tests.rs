@@ -1,3 +1,5 @@
+//! Tables: when expressions are due, what clocks that change do to them, what runs, and what people are told.
+
 use super::*;
 
 fn at(text: &str) -> u64 {

@@ -254,6 +254,10 @@ impl Owner {
             self.items.retain(|key, _| !ours(key));
             return;
         };
+        if planned.is_empty() && !self.items.keys().any(ours) {
+            // Most apps have none, and there may be thousands of them.
+            return;
+        }
         self.items.retain(|key, _| !ours(key) || planned.iter().any(|one| one.name == key.2));
         for one in planned.iter() {
             let key = (tenant.clone(), app.clone(), one.name.clone());
