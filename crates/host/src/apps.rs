@@ -337,7 +337,7 @@ impl Apps {
         };
         if request.load {
             for provider in running._providers.values() {
-                provider.check().await?;
+                provider.check(&request.app.links, app).await?;
             }
             for entry in &running.entries {
                 entry.probe(&self.code).await?;

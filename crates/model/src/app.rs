@@ -145,6 +145,8 @@ pub enum ProviderKind {
     BlobstoreFolder,
     /// Objects in a bucket of S3 or of what speaks like it: `url`, `bucket`, an access key.
     BlobstoreS3,
+    /// Objects in the object store of NATS JetStream; `url` is `nats://host[:port]` or `tls://host[:port]`.
+    BlobstoreNats,
     /// Messages in the memory of the node: shared by the apps of a tenant, gone with the node.
     MessagingLocal,
     /// As `messaging-local`, and every message is on the node's disk before it is acknowledged.
@@ -153,13 +155,15 @@ pub enum ProviderKind {
     Component,
     /// Messages over NATS, at most once; `url` is `nats://host[:port]`.
     MessagingNats,
+    /// Messages in a stream of NATS JetStream, at least once: `url`, `stream`.
+    MessagingJetstream,
     /// Secrets of the tenant, kept sealed by this machine.
     SecretsEmbedded,
 }
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -168,10 +172,12 @@ impl ProviderKind {
         Self::KeyvalueNats,
         Self::BlobstoreFolder,
         Self::BlobstoreS3,
+        Self::BlobstoreNats,
         Self::MessagingLocal,
         Self::MessagingDurable,
         Self::Component,
         Self::MessagingNats,
+        Self::MessagingJetstream,
         Self::SecretsEmbedded,
     ];
 
@@ -186,10 +192,12 @@ impl ProviderKind {
             Self::KeyvalueNats => "keyvalue-nats",
             Self::BlobstoreFolder => "blobstore-folder",
             Self::BlobstoreS3 => "blobstore-s3",
+            Self::BlobstoreNats => "blobstore-nats",
             Self::MessagingLocal => "messaging-local",
             Self::MessagingDurable => "messaging-durable",
             Self::Component => "component",
             Self::MessagingNats => "messaging-nats",
+            Self::MessagingJetstream => "messaging-jetstream",
             Self::SecretsEmbedded => "secrets-embedded",
         }
     }
@@ -203,8 +211,10 @@ impl ProviderKind {
             | Self::KeyvalueVault
             | Self::KeyvalueConsul
             | Self::KeyvalueNats => "wasi:keyvalue",
-            Self::BlobstoreFolder | Self::BlobstoreS3 => "wasi:blobstore",
-            Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => "wasmcloud:messaging",
+            Self::BlobstoreFolder | Self::BlobstoreS3 | Self::BlobstoreNats => "wasi:blobstore",
+            Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats | Self::MessagingJetstream => {
+                crate::messaging::CONTRACT
+            }
             Self::SecretsEmbedded => crate::secret::CONTRACT,
             Self::Component => "*",
         }

@@ -23,6 +23,7 @@ pub mod plan;
 pub mod rules;
 mod schema;
 pub mod secret;
+pub mod stream;
 pub mod tenant;
 pub mod trace;
 pub mod unit;

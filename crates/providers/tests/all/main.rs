@@ -9,15 +9,18 @@
 
 mod blob_memory;
 mod blobstore;
+mod blobstore_nats;
 mod components;
 mod consul;
 mod fake_vault;
 mod http_out;
 mod keyvalue;
 mod keyvalue_nats;
+mod messaging_jetstream;
 mod messaging_nats;
 mod nats;
 mod nats_server;
+mod official;
 mod s3;
 mod support;
 mod vault;
