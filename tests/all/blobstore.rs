@@ -16,6 +16,7 @@ use node::dialer::{Dialer, SystemResolver};
 use node::services::{Client, Services, serve};
 use node::tenant::Tenant;
 use sidereal_tests::http::Connection;
+use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, until, write_app};
 use store::blobs::Blobs;
 use store::data::DataEngine;
@@ -144,6 +145,41 @@ fn an_app_keeps_objects_in_the_folder_and_a_large_one_is_never_whole_in_memory()
     let grown = resident(hosts[0]).saturating_sub(before);
     assert!(grown < 64 << 20, "an object of {size} bytes went through, and the host grew by {grown}");
     assert_eq!(partials(dir.path()), [] as [u64; 0]);
+}
+
+#[test]
+fn the_object_store_of_nats_keeps_the_objects_of_an_app() {
+    let nats = Nats::start().unwrap();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
+    platform.ok(&["provider", "add", "objects", "--type", "blobstore-nats", "--url", &nats.url()]).unwrap();
+    let rest = "limits = { wall = \"60s\", cpu = \"20s\", memory = \"32MiB\" }\n\
+                [components.main.links]\n\
+                \"wasi:blobstore\" = [{ provider = \"objects\" }, { label = \"mine\", provider = \"folder\" }]";
+    write_app(app.path(), "blobs", "blob-probe", rest).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let ok = |text: &str| (200, text.to_owned());
+    let before = resident(platform.hosts()[0]);
+    let size = 50 << 20;
+    for (path, expected) in [
+        ("/create/photos", "photos"),
+        (&*format!("/fill/photos/a%2Fb/{size}"), "ok"),
+        ("/sum/photos/a%2Fb", &*size.to_string()),
+        ("/stat/photos/a%2Fb", &*format!("photos a/b {size}")),
+        ("/create/mine", "mine"),
+        ("/copy/photos/a%2Fb/mine/copy", "ok"),
+        ("/copy/mine/copy/photos/back", "ok"),
+        ("/move/photos/back/photos/moved", "ok"),
+        ("/list/photos", "a/b\nmoved"),
+        ("/delete/photos/a%2Fb", "ok"),
+        ("/list/photos", "moved"),
+        ("/delete-container/photos", "ok"),
+        ("/exists/photos", "false"),
+    ] {
+        assert_eq!(ask(&platform, path), ok(expected), "{path}");
+    }
+    let grown = resident(platform.hosts()[0]).saturating_sub(before);
+    assert!(grown < 64 << 20, "an object of {size} bytes went through, and the host grew by {grown}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, until, write_app};
 
 /// An app that sends, and one that counts what it is given.
@@ -173,5 +174,58 @@ fn deploys_and_a_moved_link_lose_no_message() {
     deploy(&platform, dir.path(), "worker");
     for n in 0..6 {
         reaches(&platform, &format!("done:slow-20{n}"), 1);
+    }
+}
+
+#[test]
+fn a_stream_of_nats_carries_messages_over_killed_hosts_and_refuses_what_it_does_not_keep() {
+    let nats = Nats::start().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();
+    let settings = ["--set", "stream=ORDERS", "--set", "subjects=orders.>", "--set", "retention=interest"];
+    let add = ["provider", "add", "stream", "--type", "messaging-jetstream", "--url", &nats.url()];
+    platform.ok(&[&add[..], &settings].concat()).unwrap();
+    sender(dir.path(), "stream");
+    worker(dir.path(), "stream", "subscriptions = \"invoices.*\"");
+    let refused = platform.cli(&["deploy", dir.path().join("worker").to_str().unwrap()]).unwrap();
+    let said = String::from_utf8_lossy(&[refused.stdout, refused.stderr].concat()).into_owned();
+    assert!(!refused.status.success() && said.contains("`ORDERS` does not keep messages of `invoices.*`"), "{said}");
+    worker(dir.path(), "stream", "subscriptions = \"orders.*\", max-tries = \"3\"");
+    deploy(&platform, dir.path(), "worker");
+    deploy(&platform, dir.path(), "sender");
+
+    publish(&platform, "orders.new", "first");
+    reaches(&platform, "done:first", 1);
+    assert_eq!(text(&platform, "sender.localhost", "/burst?subject=orders.new&from=0&to=100"), "sent");
+    reaches(&platform, "done", 101);
+    publish(&platform, "orders.new", "flaky-2");
+    reaches(&platform, "done:flaky-2", 1);
+    assert_eq!(number(&platform, "tried:flaky-2"), 3);
+    publish(&platform, "orders.new", "fail");
+    reaches(&platform, "tried:fail", 3);
+    let put_away = || {
+        let logs = platform.cli(&["logs", "worker"]).unwrap();
+        String::from_utf8_lossy(&logs.stdout).contains("dead-letter.worker.main.default.orders.new")
+    };
+    until(Duration::from_secs(20), put_away).unwrap();
+    let answer = text(&platform, "sender.localhost", "/publish?subject=invoices.new&body=x");
+    assert!(answer.contains("`ORDERS` does not keep messages of `invoices.new`"), "{answer}");
+    assert_eq!(text(&platform, "sender.localhost", "/ask?subject=orders.price&body=hat"), "re: hat");
+    let answer = text(&platform, "sender.localhost", "/ask?subject=nobody.there&body=hat");
+    assert_eq!(answer, "nobody answers requests to `nobody.there`");
+
+    for n in 0..5 {
+        publish(&platform, "orders.new", &format!("slow-20{n}0"));
+    }
+    for n in 0..5 {
+        reaches(&platform, &format!("tried:slow-20{n}0"), 1);
+    }
+    for pid in platform.hosts() {
+        Platform::signal(pid, Signal::KILL).unwrap();
+    }
+    for n in 0..5 {
+        let (key, found) = (format!("done:slow-20{n}0"), number(&platform, &format!("tried:slow-20{n}0")));
+        // The server waits half a minute for a word of a host that is gone.
+        until(Duration::from_secs(60), || number(&platform, &key) >= 1).unwrap_or_else(|_| panic!("{key}: {found}"));
     }
 }

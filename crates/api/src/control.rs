@@ -355,7 +355,7 @@ pub fn contracts() -> Vec<ContractView> {
         by_link: offer.by_link,
         providers: match offer.by_link {
             true => {
-                ProviderKind::ALL.into_iter().filter(|k| k.contract() == offer.contract).map(provider_type).collect()
+                ProviderKind::ALL.into_iter().filter(|k| k.contracts().contains(&offer.contract)).map(provider_type).collect()
             }
             false => Vec::new(),
         },

@@ -285,7 +285,7 @@ impl Apps {
         };
         if request.load {
             for provider in running._providers.values() {
-                provider.check().await?;
+                provider.check(&request.app.links, app).await?;
             }
             links::secrets::are_there(&request.app, &running._providers).await?;
             for entry in &running.entries {

@@ -205,7 +205,7 @@ impl Settle for Settler {
                 Outcome::Again(pause) => {
                     Settled::Again { after_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX) }
                 }
-                Outcome::PutAway(subject) => Settled::PutAway { subject },
+                Outcome::PutAway { to, .. } => Settled::PutAway { subject: to },
                 Outcome::GivenBack => Settled::GivenBack,
             };
             let Self { broker, group, delivery } = *self;

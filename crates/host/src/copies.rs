@@ -43,7 +43,7 @@ impl Copies {
         if Arc::ptr_eq(&copy.from, &copy.to) && copy.request.from.bucket == copy.request.to.bucket {
             return Err(Problem::new(Code::RequestInvalid, "the copy would be from a bucket to itself"));
         }
-        copy.to.check().await?;
+        copy.to.check(&[], app).await?;
         copy.ends()?;
         let mut copies = self.lock();
         if copies.len() >= MAX_COPIES {

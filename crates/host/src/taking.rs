@@ -233,6 +233,7 @@ async fn treat(apps: &Arc<Apps>, taken: &Taken, delivery: Delivery, stop: &Cance
                         taken.backend.delivers(),
                         &subject,
                         tries,
+                        &why,
                         RandomState::new().hash_one(&id),
                     );
                     let outcome = match (&taken.what, outcome) {
@@ -262,8 +263,8 @@ async fn treat(apps: &Arc<Apps>, taken: &Taken, delivery: Delivery, stop: &Cance
 fn sentence(id: &str, subject: &str, tries: u32, why: &str, outcome: &Outcome) -> String {
     let then = match outcome {
         Outcome::Again(pause) => format!("it comes again in {} ms", pause.as_millis()),
-        Outcome::PutAway(Some(dead)) => format!("that was the last try; it goes to `{dead}`"),
-        Outcome::PutAway(None) => "that was the last try; it is dropped".to_owned(),
+        Outcome::PutAway { to: Some(dead), .. } => format!("that was the last try; it goes to `{dead}`"),
+        Outcome::PutAway { to: None, .. } => "that was the last try; it is dropped".to_owned(),
         Outcome::Done | Outcome::GivenBack => "nothing follows".to_owned(),
     };
     format!("message {id} of `{subject}`, try {tries}: {why}; {then}")

@@ -159,6 +159,8 @@ pub enum ProviderKind {
     BlobstoreFolder,
     /// Objects in a bucket of S3 or of what speaks like it: `url`, `bucket`, an access key.
     BlobstoreS3,
+    /// Objects in the object store of NATS JetStream; `url` is `nats://host[:port]` or `tls://host[:port]`.
+    BlobstoreNats,
     /// Messages in the memory of the node: shared by the apps of a tenant, gone with the node.
     MessagingLocal,
     /// As `messaging-local`, and every message is on the node's disk before it is acknowledged.
@@ -167,6 +169,8 @@ pub enum ProviderKind {
     Component,
     /// Messages over NATS, at most once; `url` is `nats://host[:port]`.
     MessagingNats,
+    /// Messages in a stream of NATS JetStream, at least once: `url`, `stream`.
+    MessagingJetstream,
     /// Secrets of the tenant, kept sealed by this machine.
     SecretsEmbedded,
     /// A process beside the platform, run from a program that the operator names; see [`crate::rules::external`].
@@ -181,7 +185,7 @@ pub enum ProviderKind {
 
 impl ProviderKind {
     /// Every kind, for help texts and nearest-match hints.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::KeyvalueMemory,
         Self::KeyvalueEmbedded,
         Self::KeyvalueRedis,
@@ -190,10 +194,12 @@ impl ProviderKind {
         Self::KeyvalueNats,
         Self::BlobstoreFolder,
         Self::BlobstoreS3,
+        Self::BlobstoreNats,
         Self::MessagingLocal,
         Self::MessagingDurable,
         Self::Component,
         Self::MessagingNats,
+        Self::MessagingJetstream,
         Self::SecretsEmbedded,
         Self::External,
         Self::SqlSqlite,
@@ -212,10 +218,12 @@ impl ProviderKind {
             Self::KeyvalueNats => "keyvalue-nats",
             Self::BlobstoreFolder => "blobstore-folder",
             Self::BlobstoreS3 => "blobstore-s3",
+            Self::BlobstoreNats => "blobstore-nats",
             Self::MessagingLocal => "messaging-local",
             Self::MessagingDurable => "messaging-durable",
             Self::Component => "component",
             Self::MessagingNats => "messaging-nats",
+            Self::MessagingJetstream => "messaging-jetstream",
             Self::SecretsEmbedded => "secrets-embedded",
             Self::External => "external",
             Self::SqlSqlite => "sql-sqlite",
@@ -235,8 +243,10 @@ impl ProviderKind {
             | Self::KeyvalueConsul
             | Self::KeyvalueNats
             | Self::External => &["wasi:keyvalue"],
-            Self::BlobstoreFolder | Self::BlobstoreS3 => &["wasi:blobstore"],
-            Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats => &["wasmcloud:messaging"],
+            Self::BlobstoreFolder | Self::BlobstoreS3 | Self::BlobstoreNats => &["wasi:blobstore"],
+            Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats | Self::MessagingJetstream => {
+                &[crate::messaging::CONTRACT]
+            }
             Self::SecretsEmbedded | Self::SecretsVault => &[crate::secret::CONTRACT],
             Self::SqlSqlite => &[crate::sql::CONTRACT],
             Self::SqlPostgres => &[crate::sql::CONTRACT, crate::sql::POSTGRES],

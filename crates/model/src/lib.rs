@@ -27,6 +27,7 @@ pub mod schedule;
 mod schema;
 pub mod secret;
 pub mod sql;
+pub mod stream;
 pub mod tenant;
 pub mod trace;
 pub mod unit;

@@ -127,6 +127,21 @@ impl Pattern {
     }
 }
 
+/// Whether every subject that `narrow` means is meant by `wide` too. Both are subjects or patterns, of a server too,
+/// whose tokens may be of any text.
+pub fn covers(wide: &str, narrow: &str) -> bool {
+    let mut narrow = narrow.split('.');
+    for wanted in wide.split('.') {
+        match (wanted, narrow.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(token)) if token != ">" => {}
+            (wanted, Some(token)) if wanted == token => {}
+            _ => return false,
+        }
+    }
+    narrow.next().is_none()
+}
+
 impl FromStr for Pattern {
     type Err = MessagingError;
     fn from_str(text: &str) -> Result<Self, MessagingError> {
@@ -307,6 +322,27 @@ mod tests {
             ("*.b", "x.c", false),
         ] {
             assert_eq!(pattern(open).matches(subject), matches, "{open} {subject}");
+        }
+    }
+
+    #[test]
+    fn a_wider_pattern_covers_a_narrower_one() {
+        for (wide, narrow, covered) in [
+            ("a", "a", true),
+            ("a.>", "a.b", true),
+            ("a.>", "a.*", true),
+            ("a.>", "a.>", true),
+            (">", "a.>", true),
+            ("a.*", "a.*", true),
+            ("a.*", "a.b", true),
+            ("a.*", "a.>", false),
+            ("a.*", "*.b", false),
+            ("a.b", "a.*", false),
+            ("a.>", "a", false),
+            ("a", "a.b", false),
+            ("*.*", "a.b.c", false),
+        ] {
+            assert_eq!(covers(wide, narrow), covered, "{wide} {narrow}");
         }
     }
 

@@ -68,6 +68,20 @@ impl ProviderKind {
             Self::SecretsEmbedded => {
                 ("a killed process and a power cut", "each value, by compare-and-set", "the tenant, on this node")
             }
+            Self::SecretsVault => {
+                ("what Vault's storage survives", "each value; the version that was got is revealed", "whoever may read the path")
+            }
+            Self::SqlSqlite => (
+                "a killed process and a power cut",
+                "each statement and each batch of statements",
+                "one app, on this node",
+            ),
+            Self::SqlPostgres => (
+                "what the server's settings survive",
+                "each statement and each batch of statements",
+                "whoever may use the database",
+            ),
+            Self::External => ("what the program keeps", "what the program does", "what the program decides"),
             Self::Component => ("what the component's own links survive", "what the component does", "one app"),
         };
         Promises { durability, atomicity, reach }

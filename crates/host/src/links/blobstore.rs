@@ -3,26 +3,35 @@
 use std::sync::Arc;
 
 use model::{Link, ProviderKind};
+use providers::blobstore::nats::Nats;
 use providers::blobstore::{Backend, BackendError, BlobLinks, S3};
 use providers::http_json::SettingsError;
 use providers::meter::LinkMeter;
 
-use super::{Means, Wanted};
+use super::{Means, Wanted, nats};
 use crate::error::StartError;
 use crate::folder::Folder;
 
 /// One object store of an app.
 pub(crate) struct Store {
     backend: Arc<dyn Backend>,
-    /// The same where it has a server that can be asked whether it is there.
-    server: Option<Arc<S3>>,
+    server: Server,
+}
+
+/// What can be asked whether it is there.
+enum Server {
+    /// The node, which is.
+    None,
+    S3(Arc<S3>),
+    Nats(Nats),
 }
 
 impl Store {
     pub(super) async fn check(&self) -> Result<(), BackendError> {
         match &self.server {
-            Some(s3) => s3.check().await,
-            None => Ok(()),
+            Server::None => Ok(()),
+            Server::S3(s3) => s3.check().await,
+            Server::Nats(nats) => nats.check().await,
         }
     }
 
@@ -36,16 +45,24 @@ impl Store {
 pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartError> {
     let (app, name) = (wanted.app, wanted.name);
     Ok(match wanted.spec.kind {
-        ProviderKind::BlobstoreFolder => {
-            Store { backend: Arc::new(Folder::new(means.blobs.clone(), app.clone(), name.clone())), server: None }
-        }
+        ProviderKind::BlobstoreFolder => Store {
+            backend: Arc::new(Folder::new(means.blobs.clone(), app.clone(), name.clone())),
+            server: Server::None,
+        },
         ProviderKind::BlobstoreS3 => {
             let secrets = means.credentials(wanted);
             let s3 = S3::new(&means.tenant, app, name, &wanted.spec.config, secrets, means.dialer.clone());
             let wrong =
                 |cause: SettingsError| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
             let s3 = Arc::new(s3.map_err(wrong)?);
-            Store { backend: s3.clone(), server: Some(s3) }
+            Store { backend: s3.clone(), server: Server::S3(s3) }
+        }
+        ProviderKind::BlobstoreNats => {
+            let (client, replicas) = (nats::client(means, wanted)?, nats::replicas(wanted)?);
+            let nats = Nats::new(client, nats::domain(wanted), &means.tenant, app, name, replicas);
+            let wrong = |cause: BackendError| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
+            let nats = nats.map_err(wrong)?;
+            Store { backend: Arc::new(nats.clone()), server: Server::Nats(nats) }
         }
         other => return Err(super::another_contract(name, other)),
     })

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use api::services::messaging::BrokerKind;
+use model::messaging::Subscription;
+use model::stream::StreamSettings;
 use model::{AppName, ProviderKind};
+use providers::messaging::jetstream::Jetstream;
 use providers::messaging::nats::Nats;
 use providers::messaging::{Backend, BackendError, MessagingLink};
 use providers::meter::LinkMeter;
-use providers::nats::{Client, Login, Options};
 
-use super::{Means, Wanted};
+use super::{Means, Wanted, nats};
 use crate::broker::NodeBroker;
 use crate::error::StartError;
 
@@ -18,15 +20,24 @@ pub(crate) struct Broker {
     pub(crate) backend: Arc<dyn Backend>,
     /// Which of the node's it is, if it is one.
     pub(crate) of_node: Option<BrokerKind>,
-    /// The same where it has a server that can be asked whether it is there.
-    server: Option<Arc<Nats>>,
+    server: Server,
+}
+
+/// What can be asked whether it is there.
+enum Server {
+    /// The node, which is.
+    None,
+    Nats(Nats),
+    Jetstream(Jetstream),
 }
 
 impl Broker {
-    pub(super) async fn check(&self) -> Result<(), BackendError> {
+    /// Fails where what the links take could not be had.
+    pub(super) async fn check(&self, subscriptions: &[Subscription]) -> Result<(), BackendError> {
         match &self.server {
-            Some(nats) => nats.check().await,
-            None => Ok(()),
+            Server::None => Ok(()),
+            Server::Nats(nats) => nats.check().await,
+            Server::Jetstream(jetstream) => jetstream.check(subscriptions).await,
         }
     }
 
@@ -42,25 +53,22 @@ pub(crate) fn of_node(means: &Means, app: &AppName, kind: BrokerKind) -> Arc<dyn
 
 pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Broker, StartError> {
     let bad = |cause: String| StartError::Settings { provider: wanted.name.clone(), cause };
-    let local = |kind| Broker { backend: of_node(means, wanted.app, kind), of_node: Some(kind), server: None };
+    let local = |kind| Broker { backend: of_node(means, wanted.app, kind), of_node: Some(kind), server: Server::None };
+    let config = &wanted.spec.config;
     match wanted.spec.kind {
         ProviderKind::MessagingLocal => Ok(local(BrokerKind::Local)),
         ProviderKind::MessagingDurable => Ok(local(BrokerKind::Durable)),
         ProviderKind::MessagingNats => {
-            let url = wanted.spec.config.get("url").map_or("", String::as_str);
-            let options = Options {
-                tenant: means.tenant.clone(),
-                app: wanted.app.clone(),
-                provider: wanted.name.clone(),
-                endpoint: url.parse().map_err(|cause: providers::nats::EndpointError| bad(cause.to_string()))?,
-                login: Login::Secrets {
-                    username: wanted.spec.config.get("username").cloned(),
-                    secrets: means.credentials(wanted),
-                },
-                tls: means.tls.clone(),
-            };
-            let nats = Arc::new(Nats::new(Client::new(options, means.dialer.clone()), means.tenant.clone()));
-            Ok(Broker { backend: nats.clone(), of_node: None, server: Some(nats) })
+            let nats = Nats::new(nats::client(means, wanted)?, means.tenant.clone());
+            Ok(Broker { backend: Arc::new(nats.clone()), of_node: None, server: Server::Nats(nats) })
+        }
+        ProviderKind::MessagingJetstream => {
+            let settings =
+                StreamSettings::read(config).map_err(|(setting, cause)| bad(format!("`{setting}`: {cause}")))?;
+            let (client, replicas) = (nats::client(means, wanted)?, nats::replicas(wanted)?);
+            let jetstream = Jetstream::new(client, nats::domain(wanted), means.tenant.clone(), settings, replicas);
+            let jetstream = jetstream.map_err(|cause| bad(cause.to_string()))?;
+            Ok(Broker { backend: Arc::new(jetstream.clone()), of_node: None, server: Server::Jetstream(jetstream) })
         }
         other => Err(super::another_contract(wanted.name, other)),
     }

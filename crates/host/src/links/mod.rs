@@ -4,6 +4,8 @@
 mod blobstore;
 mod keyvalue;
 mod messaging;
+mod nats;
+mod secrets;
 pub(crate) mod secrets;
 pub(crate) mod siblings;
 mod sql;
@@ -13,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use api::services::client::{CallsClient, FilesClient, KvClient};
 use api::services::messaging::BrokerKind;
+use model::messaging::Subscription;
 use model::watch::Kept;
 use model::{AppName, ComponentName, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, TenantName};
 use providers::blobstore::BlobLinks;
@@ -73,18 +76,26 @@ impl Opened {
         }
     }
 
-    /// Fails where no call could succeed.
-    pub(crate) async fn check(&self) -> Result<(), StartError> {
+    /// Fails where no call could succeed that one of these links carries.
+    pub(crate) async fn check(&self, links: &[Link], app: &AppName) -> Result<(), StartError> {
         match &self.backing {
             Backing::KeyValue(store) => store.check().await.map_err(|cause| cause.to_string()),
             Backing::Blobstore(store) => store.check().await.map_err(|cause| cause.to_string()),
-            Backing::Messaging(broker) => broker.check().await.map_err(|cause| cause.to_string()),
+            Backing::Messaging(broker) => {
+                broker.check(&self.subscriptions(links, app)).await.map_err(|cause| cause.to_string())
+            }
             Backing::Sql(store) => store.check().await.map_err(|cause| cause.to_string()),
             // Probed as every component of the revision is.
             Backing::Component(_) => Ok(()),
             Backing::Secrets(source) => source.check().await.map_err(|cause| cause.to_string()),
         }
         .map_err(|cause| StartError::Provider { provider: self.name.clone(), cause })
+    }
+
+    /// What the links take of this provider.
+    fn subscriptions(&self, links: &[Link], app: &AppName) -> Vec<Subscription> {
+        let own = links.iter().filter(|link| link.provider == self.name);
+        own.filter_map(|link| Subscription::of(app, link).ok().flatten()).collect()
     }
 }
 
@@ -212,12 +223,13 @@ impl Providers {
             | ProviderKind::External => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
             // Opened with the revision it belongs to.
             ProviderKind::Component => return Err(another_contract(name, spec.kind)),
-            ProviderKind::BlobstoreFolder | ProviderKind::BlobstoreS3 => {
+            ProviderKind::BlobstoreFolder | ProviderKind::BlobstoreS3 | ProviderKind::BlobstoreNats => {
                 Backing::Blobstore(blobstore::open(&self.means, &wanted)?)
             }
-            ProviderKind::MessagingLocal | ProviderKind::MessagingDurable | ProviderKind::MessagingNats => {
-                Backing::Messaging(messaging::open(&self.means, &wanted)?)
-            }
+            ProviderKind::MessagingLocal
+            | ProviderKind::MessagingDurable
+            | ProviderKind::MessagingNats
+            | ProviderKind::MessagingJetstream => Backing::Messaging(messaging::open(&self.means, &wanted)?),
             ProviderKind::SqlSqlite | ProviderKind::SqlPostgres => Backing::Sql(sql::open(&self.means, &wanted)?),
             ProviderKind::SecretsEmbedded | ProviderKind::SecretsVault => {
                 Backing::Secrets(secrets::open(&self.means, &wanted)?)

@@ -210,10 +210,6 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
             let url = spec.config.get("url")?;
             postgres::SCHEMES.iter().find_map(|scheme| place_of(url, scheme, postgres::PORT))
         }
-        ProviderKind::MessagingNats => {
-            let url = spec.config.get("url")?;
-            ["nats://", "tls://"].iter().find_map(|scheme| place_of(url, scheme, 4222))
-        }
         ProviderKind::BlobstoreS3 => {
             let url = url::Url::parse(spec.config.get("url")?).ok()?;
             let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
@@ -227,7 +223,10 @@ pub fn endpoint_of(spec: &ProviderSpec) -> Option<(Destination, u16)> {
             let url = spec.config.get("url")?;
             http_server::SCHEMES.iter().find_map(|(scheme, port)| place_of(url, scheme, *port))
         }
-        ProviderKind::KeyvalueNats => {
+        ProviderKind::KeyvalueNats
+        | ProviderKind::BlobstoreNats
+        | ProviderKind::MessagingNats
+        | ProviderKind::MessagingJetstream => {
             let url = spec.config.get("url")?;
             nats::SCHEMES.iter().find_map(|scheme| place_of(url, scheme, nats::PORT))
         }

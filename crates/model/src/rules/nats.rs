@@ -5,6 +5,7 @@ use url::{Host, Url};
 use crate::app::{ProviderKind, ProviderSpec};
 use crate::rules::provider::Setting;
 use crate::rules::{Code, Violation, shown};
+use crate::stream::StreamSettings;
 
 /// The port of a URL that names none.
 pub const PORT: u16 = 4222;
@@ -35,6 +36,49 @@ pub const REPLICAS: Setting = Setting {
     example: "3",
 };
 
+/// The stream of messages.
+pub const STREAM: Setting = Setting {
+    name: "stream",
+    required: true,
+    doc: "the stream that keeps the messages: letters, digits, `-` and `_`",
+    example: "ORDERS",
+};
+/// What a stream that is made keeps.
+pub const SUBJECTS: Setting = Setting {
+    name: "subjects",
+    required: false,
+    doc: "subjects of the stream, with commas between them: where it is not there it is made with them; a stream that must exist where absent",
+    example: "orders.>",
+};
+/// When a stream that is made lets messages go.
+pub const RETENTION: Setting = Setting {
+    name: "retention",
+    required: false,
+    doc: "how a stream that is made lets messages go: `limits` (by age and size), `interest` (handled by every group) or `workqueue` (handled once); `limits` where absent",
+    example: "interest",
+};
+/// How long a stream that is made keeps a message.
+pub const MAX_AGE: Setting = Setting {
+    name: "max-age",
+    required: false,
+    doc: "how long a stream that is made keeps a message, in ms, s, m or h; for ever where absent",
+    example: "168h",
+};
+/// How much a stream that is made keeps.
+pub const MAX_BYTES: Setting = Setting {
+    name: "max-bytes",
+    required: false,
+    doc: "how much a stream that is made keeps, in B, KiB, MiB or GiB; as much as the server lets it where absent",
+    example: "10GiB",
+};
+/// Where a group that is new begins.
+pub const DELIVER: Setting = Setting {
+    name: "deliver",
+    required: false,
+    doc: "where a queue group that is new begins: `new` messages, or `all` that the stream has; `new` where absent",
+    example: "all",
+};
+
 /// A token to log in with.
 pub const TOKEN: Setting =
     Setting { name: "token", required: false, doc: "the token to log in with, always a secret", example: "bus-token" };
@@ -53,6 +97,17 @@ pub const CREDENTIALS: Setting = Setting {
     example: "bus-creds",
 };
 
+/// Whether the server of the provider is a NATS.
+pub fn is_nats(kind: ProviderKind) -> bool {
+    matches!(
+        kind,
+        ProviderKind::KeyvalueNats
+            | ProviderKind::BlobstoreNats
+            | ProviderKind::MessagingNats
+            | ProviderKind::MessagingJetstream
+    )
+}
+
 /// What is wrong with the settings of a provider whose server is a NATS, by setting. The text of a URL that may hold a
 /// password is never repeated.
 pub fn check(spec: &ProviderSpec) -> Vec<(&'static str, Violation)> {
@@ -66,6 +121,13 @@ pub fn check(spec: &ProviderSpec) -> Vec<(&'static str, Violation)> {
     {
         let message = format!("`replicas` is `{}`; it is a number from 1 to {MAX_REPLICAS}", shown(text));
         found.push((REPLICAS.name, Violation::new(Code::ProviderSetting, message).help("write `replicas = \"3\"`")));
+    }
+    if kind == ProviderKind::MessagingJetstream
+        && config.contains_key(STREAM.name)
+        && let Err((setting, cause)) = StreamSettings::read(config)
+    {
+        let help = format!("read about `{setting}` in docs/providers/messaging.md");
+        found.push((setting, Violation::new(Code::ProviderSetting, cause.to_string()).help(help)));
     }
     if let Some(text) = config.get(DOMAIN.name)
         && (text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)))

@@ -37,6 +37,18 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         | ProviderKind::SqlSqlite => &[],
         ProviderKind::SqlPostgres => postgres::SETTINGS,
         ProviderKind::MessagingNats => &[nats::URL, USERNAME],
+        ProviderKind::MessagingJetstream => &[
+            nats::URL,
+            USERNAME,
+            nats::STREAM,
+            nats::SUBJECTS,
+            nats::RETENTION,
+            nats::MAX_AGE,
+            nats::MAX_BYTES,
+            nats::DELIVER,
+            nats::REPLICAS,
+            nats::DOMAIN,
+        ],
         ProviderKind::Component => &[Setting {
             name: crate::rules::callee::COMPONENT,
             required: true,
@@ -73,7 +85,9 @@ pub fn settings(kind: ProviderKind) -> &'static [Setting] {
         ProviderKind::KeyvalueVault => http_server::VAULT,
         ProviderKind::SecretsVault => http_server::VAULT_STORE,
         ProviderKind::KeyvalueConsul => http_server::CONSUL,
-        ProviderKind::KeyvalueNats => &[nats::URL, USERNAME, nats::REPLICAS, nats::DOMAIN],
+        ProviderKind::KeyvalueNats | ProviderKind::BlobstoreNats => {
+            &[nats::URL, USERNAME, nats::REPLICAS, nats::DOMAIN]
+        }
         ProviderKind::External => external::SETTINGS,
     }
 }
@@ -97,9 +111,10 @@ pub fn secret_settings(kind: ProviderKind) -> &'static [Setting] {
         ProviderKind::KeyvalueRedis => &[PASSWORD, USERNAME],
         ProviderKind::KeyvalueVault | ProviderKind::SecretsVault => http_server::VAULT_SECRETS,
         ProviderKind::KeyvalueConsul => http_server::CONSUL_SECRETS,
-        ProviderKind::KeyvalueNats | ProviderKind::MessagingNats => {
-            &[PASSWORD, USERNAME, nats::TOKEN, nats::NKEY, nats::CREDENTIALS]
-        }
+        ProviderKind::KeyvalueNats
+        | ProviderKind::BlobstoreNats
+        | ProviderKind::MessagingNats
+        | ProviderKind::MessagingJetstream => &[PASSWORD, USERNAME, nats::TOKEN, nats::NKEY, nats::CREDENTIALS],
     }
 }
 
@@ -301,7 +316,7 @@ fn check_settings(name: &ProviderName, spec: &ProviderSpec, out: &mut Vec<Found>
         }
         _ => {}
     }
-    if matches!(spec.kind, ProviderKind::KeyvalueNats | ProviderKind::MessagingNats) {
+    if nats::is_nats(spec.kind) {
         for (key, violation) in nats::check(spec) {
             out.push(Found::at(Subject::ProviderValue(name.clone(), key.to_owned()), violation));
         }

@@ -76,7 +76,7 @@ fn problem(
     let Some(source) = providers.get(from).cloned().or_else(|| built_in(from.as_str())) else {
         let sources: Vec<&str> = providers
             .iter()
-            .filter(|(_, spec)| spec.kind.contract() == CONTRACT)
+            .filter(|(_, spec)| spec.kind.contracts().contains(&CONTRACT))
             .map(|(name, _)| name.as_str())
             .collect();
         let message = format!("{what} is to come from `{from}`, and there is no such provider");
@@ -88,7 +88,7 @@ fn problem(
             sources => bad(message, &format!("`from` may be {}, or absent", list(sources))),
         };
     };
-    if source.kind.contract() != CONTRACT {
+    if !source.kind.contracts().contains(&CONTRACT) {
         let message =
             format!("{what} is to come from `{from}`, which is a `{}` and keeps no secrets", source.kind.as_str());
         return bad(message, "name a provider of type `secrets-vault`, or remove `from`");

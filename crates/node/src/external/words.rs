@@ -64,6 +64,7 @@ impl Words {
             component,
             revision: self.revision,
             shard: 0,
+            instance: String::new(),
             stream,
             context: String::new(),
             text,

@@ -8,6 +8,7 @@ mod adapter;
 pub mod conformance;
 mod incoming;
 mod listing;
+pub mod nats;
 mod outgoing;
 pub mod s3;
 

@@ -35,11 +35,36 @@ fn failed(what: &str, cause: impl Debug) -> Mismatch {
     Mismatch { what: what.to_owned(), expected: "an answer".to_owned(), got: format!("{cause:?}") }
 }
 
+/// What a backend promises, where backends may differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promises {
+    /// One link may have several patterns.
+    pub patterns: bool,
+}
+
+impl Promises {
+    /// Everything.
+    pub const ALL: Self = Self { patterns: true };
+
+    /// What the group `work` takes, and a subject of it that is not `conf.work.a`.
+    fn work(self) -> (&'static str, &'static str) {
+        if self.patterns { ("conf.work.*,conf.other", "conf.other") } else { ("conf.work.*", "conf.work.other") }
+    }
+}
+
 /// The app whose links the suite follows; the backend is the one of its provider.
 ///
 /// # Errors
 /// Never, but for a mistake in the suite.
 pub fn app(provider: &str) -> Result<LockedApp, Mismatch> {
+    app_with(provider, Promises::ALL)
+}
+
+/// The same for a backend that promises less.
+///
+/// # Errors
+/// As [`app`].
+pub fn app_with(provider: &str, promises: Promises) -> Result<LockedApp, Mismatch> {
     let link = |label: &str, config: serde_json::Value| {
         serde_json::json!({
             "component": "main", "contract": "wasmcloud:messaging", "label": label, "provider": provider, "config": config
@@ -50,7 +75,7 @@ pub fn app(provider: &str) -> Result<LockedApp, Mismatch> {
         "name": "conformance",
         "components": { "main": { "digest": digest, "size": 1, "world": "p2", "imports": [], "exports": [] } },
         "links": [
-            link("work", serde_json::json!({ "subscriptions": "conf.work.*,conf.other", "queue-group": "work" })),
+            link("work", serde_json::json!({ "subscriptions": promises.work().0, "queue-group": "work" })),
             link("audit", serde_json::json!({ "subscriptions": "conf.>", "max-in-flight": "256" })),
             link("dead", serde_json::json!({ "subscriptions": "dead-letter.conformance.>" })),
             link("answers", serde_json::json!({ "subscriptions": "ask.me" })),
@@ -62,6 +87,8 @@ pub fn app(provider: &str) -> Result<LockedApp, Mismatch> {
 struct Suite<'a> {
     backend: &'a dyn Backend,
     subscriptions: BTreeMap<String, Arc<Subscription>>,
+    /// Of the group `work`.
+    other: &'static str,
 }
 
 /// Runs the suite. Nobody else uses the subjects of [`app`].
@@ -69,9 +96,17 @@ struct Suite<'a> {
 /// # Errors
 /// The first [`Mismatch`].
 pub async fn run(backend: &dyn Backend) -> Result<(), Mismatch> {
-    let app = app("any")?;
+    run_with(backend, Promises::ALL).await
+}
+
+/// The same for a backend that promises less.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(backend: &dyn Backend, promises: Promises) -> Result<(), Mismatch> {
+    let app = app_with("any", promises)?;
     let named = subscriptions(&app).map(|(link, one)| (link.label.to_string(), Arc::new(one)));
-    let suite = Suite { backend, subscriptions: named.collect() };
+    let suite = Suite { backend, subscriptions: named.collect(), other: promises.work().1 };
     suite.groups().await?;
     suite.large().await?;
     suite.requests().await?;
@@ -99,7 +134,7 @@ impl Suite<'_> {
         self.send("conf", "nobody's").await?;
         self.send("conf.work.a.b", "the audit's alone").await?;
         for n in 0..40 {
-            self.send(if n % 2 == 0 { "conf.work.a" } else { "conf.other" }, &n.to_string()).await?;
+            self.send(if n % 2 == 0 { "conf.work.a" } else { self.other }, &n.to_string()).await?;
         }
         let mut worked = BTreeMap::new();
         while worked.len() < 40 {
@@ -134,7 +169,7 @@ impl Suite<'_> {
     async fn large(&self) -> Result<(), Mismatch> {
         let mut work = self.follow("work").await?;
         let body: Vec<u8> = (0..model::messaging::MAX_BODY).map(|n| (n % 251) as u8).collect();
-        let message = Message { subject: "conf.other".to_owned(), body: body.clone(), reply_to: None };
+        let message = Message { subject: self.other.to_owned(), body: body.clone(), reply_to: None };
         same("publish of a large body", self.backend.publish(message).await, Ok(()))?;
         let next = soon("a large message", &mut *work).await?;
         same("the body is whole", next.message.body == body, true)?;
@@ -176,7 +211,7 @@ impl Suite<'_> {
 
     async fn failures(&self) -> Result<(), Mismatch> {
         let (mut work, mut dead) = (self.follow("work").await?, self.follow("dead").await?);
-        self.send("conf.other", "again").await?;
+        self.send(self.other, "again").await?;
         let first = soon("a message", &mut *work).await?;
         let id = first.id.clone();
         settle(first, Outcome::Again(Duration::from_millis(50))).await?;
@@ -185,11 +220,13 @@ impl Suite<'_> {
         settle(second, Outcome::GivenBack).await?;
         let third = soon("what was given back", &mut *work).await?;
         same("it is the same one", (&third.id, text(&third)), (&id, "again".into()))?;
-        settle(third, Outcome::PutAway(Some("dead-letter.conformance.main.work.conf.other".to_owned()))).await?;
+        let dead_letter = format!("dead-letter.conformance.main.work.{}", self.other);
+        let why = "it is to be put away".to_owned();
+        settle(third, Outcome::PutAway { to: Some(dead_letter.clone()), why }).await?;
         let put_away = soon("what was put away", &mut *dead).await?;
         let found = (put_away.message.subject.clone(), text(&put_away));
-        same("a dead letter", found, ("dead-letter.conformance.main.work.conf.other".into(), "again".into()))?;
-        settle(put_away, Outcome::PutAway(None)).await?;
+        same("a dead letter", found, (dead_letter, "again".into()))?;
+        settle(put_away, Outcome::PutAway { to: None, why: String::new() }).await?;
         nothing("after it was put away", &mut *work).await?;
         nothing("after it was dropped", &mut *dead).await?;
         self.clear("audit", 1).await

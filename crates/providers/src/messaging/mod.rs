@@ -6,6 +6,7 @@
 
 mod adapter;
 pub mod conformance;
+pub mod jetstream;
 pub mod nats;
 pub mod outcome;
 

@@ -28,7 +28,7 @@ pub struct Nats {
     seen: Arc<AtomicU64>,
 }
 
-fn refused(cause: NatsError) -> BackendError {
+pub(super) fn refused(cause: NatsError) -> BackendError {
     match cause {
         NatsError::Denied(why) => BackendError::Denied(why),
         NatsError::TimedOut { ms } => BackendError::TimedOut { ms },
@@ -146,11 +146,11 @@ impl Settle for Settled {
     fn settle(self: Box<Self>, outcome: Outcome) -> BoxFuture<'static, Result<(), BackendError>> {
         async move {
             match outcome {
-                Outcome::PutAway(Some(subject)) => {
+                Outcome::PutAway { to: Some(subject), .. } => {
                     let Self { nats, message } = *self;
                     nats.publish(Message { subject, ..message }).await
                 }
-                Outcome::Done | Outcome::PutAway(None) | Outcome::Again(_) | Outcome::GivenBack => Ok(()),
+                Outcome::Done | Outcome::PutAway { to: None, .. } | Outcome::Again(_) | Outcome::GivenBack => Ok(()),
             }
         }
         .boxed()

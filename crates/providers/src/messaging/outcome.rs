@@ -15,7 +15,12 @@ pub enum Outcome {
     Again(Duration),
     /// The handler failed as often as the link allows: send the message to this subject, if there is one, and never
     /// deliver it again.
-    PutAway(Option<String>),
+    PutAway {
+        /// Where to.
+        to: Option<String>,
+        /// Why, for who looks at it there.
+        why: String,
+    },
     /// Nobody has tried: deliver it to somebody else at once, and do not count it as a try.
     GivenBack,
 }
@@ -26,10 +31,11 @@ pub fn after_failure(
     delivers: Delivers,
     subject: &str,
     tries: u32,
+    why: &str,
     random: u64,
 ) -> Outcome {
     if tries >= subscription.tries || delivers == Delivers::AtMostOnce {
-        return Outcome::PutAway(subscription.dead_letter(subject));
+        return Outcome::PutAway { to: subscription.dead_letter(subject), why: why.to_owned() };
     }
     let full = pause_ms(tries);
     Outcome::Again(Duration::from_millis(full / 2 + random % (full / 2 + 1)))
@@ -47,12 +53,13 @@ mod tests {
         )
         .unwrap();
         let (_, subscription) = model::messaging::subscriptions(&app).next().unwrap();
-        let after = |tries| after_failure(&subscription, Delivers::AtLeastOnce, "x", tries, u64::MAX);
+        let after = |tries| after_failure(&subscription, Delivers::AtLeastOnce, "x", tries, "no", u64::MAX);
         for (tries, at_most) in [(1, 100), (2, 200)] {
             let Outcome::Again(pause) = after(tries) else { panic!("{tries}") };
             assert!((at_most / 2..=at_most).contains(&(pause.as_millis() as u64)), "{pause:?}");
         }
-        assert_eq!(after(3), Outcome::PutAway(Some("dead-letter.a.c.default.x".to_owned())));
-        assert_eq!(after_failure(&subscription, Delivers::AtMostOnce, "dead-letter.x", 1, 0), Outcome::PutAway(None));
+        let away = |to: Option<&str>| Outcome::PutAway { to: to.map(str::to_owned), why: "no".to_owned() };
+        assert_eq!(after(3), away(Some("dead-letter.a.c.default.x")));
+        assert_eq!(after_failure(&subscription, Delivers::AtMostOnce, "dead-letter.x", 1, "no", 0), away(None));
     }
 }

@@ -68,6 +68,8 @@ pub(super) type Done<T> = oneshot::Sender<Result<T, NatsError>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gone {
     Subscription(u64),
+    /// As before, and what is on its way is still wanted.
+    Draining(u64),
     Request(u64),
     /// Who asked whether the server is there.
     Flush,
@@ -128,23 +130,25 @@ impl Client {
     /// [`NatsError`]; [`NatsError::NoResponders`] at once where nobody listens.
     pub async fn request(&self, message: Outgoing, limit: Duration) -> Result<Message, NatsError> {
         message.check()?;
+        self.within(limit, async { self.ask_for(message).await?.answer().await }).await
+    }
+
+    /// Sends a message whose answer is waited for later. What is asked first is sent first.
+    ///
+    /// # Errors
+    /// [`NatsError`]
+    pub async fn begin(&self, message: Outgoing) -> Result<Waiting, NatsError> {
+        message.check()?;
+        self.within(TIMEOUT, self.ask_for(message)).await
+    }
+
+    async fn ask_for(&self, message: Outgoing) -> Result<Waiting, NatsError> {
         let subject = message.subject.clone();
-        let answer = self
-            .within(limit, async {
-                let room = self.room(&message).await?;
-                let token = self.0.tokens.fetch_add(1, Relaxed);
-                let mut waiting = Waiting { client: self, token, answer: None };
-                let (done, answer) = oneshot::channel();
-                self.send(Command::Request { message, token, done, room }).await?;
-                let answer = waiting.answer.insert(answer).await;
-                waiting.answer = None;
-                answer.unwrap_or_else(|_| Err(ended()))
-            })
-            .await?;
-        if answer.status() == Some(503) && answer.payload.is_empty() {
-            return Err(NatsError::NoResponders(subject));
-        }
-        Ok(answer)
+        let room = self.room(&message).await?;
+        let token = self.0.tokens.fetch_add(1, Relaxed);
+        let (done, answer) = oneshot::channel();
+        self.send(Command::Request { message, token, done, room }).await?;
+        Ok(Waiting { client: self.clone(), token, subject, answer: Some(answer) })
     }
 
     /// Subscribes to a subject, which may have wildcards; members of one `queue` share its messages. The server has
@@ -215,13 +219,36 @@ impl Client {
 }
 
 /// A request under way; dropped before its answer it is forgotten.
-struct Waiting<'a> {
-    client: &'a Client,
+pub struct Waiting {
+    client: Client,
     token: u64,
+    subject: String,
     answer: Option<oneshot::Receiver<Result<Message, NatsError>>>,
 }
 
-impl Drop for Waiting<'_> {
+impl Waiting {
+    /// The first answer, within [`TIMEOUT`].
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub async fn in_time(self) -> Result<Message, NatsError> {
+        let client = self.client.clone();
+        client.within(TIMEOUT, self.answer()).await
+    }
+
+    async fn answer(mut self) -> Result<Message, NatsError> {
+        let Some(answer) = &mut self.answer else { return Err(ended()) };
+        let answer = answer.await;
+        self.answer = None;
+        let answer = answer.unwrap_or_else(|_| Err(ended()))?;
+        if answer.status() == Some(503) && answer.payload.is_empty() {
+            return Err(NatsError::NoResponders(std::mem::take(&mut self.subject)));
+        }
+        Ok(answer)
+    }
+}
+
+impl Drop for Waiting {
     fn drop(&mut self) {
         // The receiver goes first: a command that is still in the queue then sees that nobody waits.
         if self.answer.take().is_some() {

@@ -18,11 +18,12 @@ mod error;
 mod headers;
 pub mod jetstream;
 mod message;
+pub mod scan;
 mod session;
 mod subscription;
 mod wire;
 
-pub use client::{Client, Options};
+pub use client::{Client, Options, Waiting};
 pub use connect::ServerInfo;
 pub use credentials::{Credentials, CredentialsError, Login};
 pub use endpoint::{Endpoint, EndpointError};

@@ -34,6 +34,8 @@ struct Subscribed {
     subject: String,
     queue: Option<String>,
     sink: Sink,
+    /// The server was asked for no more; what it sent before is still taken.
+    ending: bool,
     /// Until the server has confirmed it once.
     done: Option<Done<()>>,
 }
@@ -48,6 +50,7 @@ enum Awaited {
     Alive,
     Flushed(Done<ServerInfo>),
     Subscribed(u64),
+    Drained(u64),
 }
 
 impl Session {
@@ -87,7 +90,7 @@ impl Session {
         }
         self.subscriptions.retain(|_, known| match known.done.take() {
             Some(done) => done.send(Err(why.clone())).is_err(),
-            None => true,
+            None => !known.ending,
         });
         self.out.clear();
         why
@@ -122,7 +125,7 @@ impl Session {
                     return;
                 }
                 wire::subscribe(&mut self.out, &subject, queue.as_deref(), sid);
-                self.subscriptions.insert(sid, Subscribed { subject, queue, sink, done: Some(done) });
+                self.subscriptions.insert(sid, Subscribed { subject, queue, sink, ending: false, done: Some(done) });
                 self.ping(Awaited::Subscribed(sid));
             }
             Command::Flush { done } => self.ping(Awaited::Flushed(done)),
@@ -159,6 +162,16 @@ impl Session {
                 }
                 false
             }
+            Gone::Draining(sid) => {
+                if connected && let Some(known) = self.subscriptions.get_mut(&sid).filter(|known| !known.ending) {
+                    known.ending = true;
+                    wire::unsubscribe(&mut self.out, sid);
+                    self.ping(Awaited::Drained(sid));
+                } else if !connected {
+                    self.subscriptions.remove(&sid);
+                }
+                false
+            }
             Gone::Request(token) => self.requests.remove(&token).is_some(),
             Gone::Flush => true,
         }
@@ -188,6 +201,7 @@ impl Session {
                         drop(done.send(Ok(())));
                     }
                 }
+                Some(Awaited::Drained(sid)) => drop(self.subscriptions.remove(&sid)),
                 Some(Awaited::Alive) | None => {}
             },
             ServerOp::Info(info) => self.info = *info,

@@ -103,6 +103,11 @@ impl Subscription {
         self.client.gone(Gone::Subscription(self.sid));
     }
 
+    /// As [`Subscription::stop`], and what the server sent before it heard of it can still be read too.
+    pub fn drain(&self) {
+        self.client.gone(Gone::Draining(self.sid));
+    }
+
     /// How many messages were dropped because they were not read in time.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Relaxed)

@@ -9,6 +9,7 @@
 
 mod blob_memory;
 mod blobstore;
+mod blobstore_nats;
 mod components;
 mod consul;
 mod external;
@@ -17,6 +18,7 @@ mod faults;
 mod http_out;
 mod keyvalue;
 mod keyvalue_nats;
+mod messaging_jetstream;
 mod messaging_nats;
 mod nats;
 mod nats_server;
@@ -24,6 +26,7 @@ mod old_versions;
 #[path = "../../../../tests/src/postgres.rs"]
 mod postgres_server;
 mod openbao;
+mod official;
 mod s3;
 mod secrets_vault;
 mod sql;

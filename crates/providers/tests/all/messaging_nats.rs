@@ -38,7 +38,7 @@ async fn groups_of_other_apps_get_their_own_and_put_away_messages_are_sent_on() 
     let next = first.next().await.unwrap().unwrap();
     assert_eq!(second.next().await.unwrap().unwrap().message.body, b"both");
     let subject = "dead-letter.conformance.main.work.conf.other".to_owned();
-    next.settle.settle(Outcome::PutAway(Some(subject.clone()))).await.unwrap();
+    next.settle.settle(Outcome::PutAway { to: Some(subject.clone()), why: "no".to_owned() }).await.unwrap();
     let letter = letters.next().await.unwrap().unwrap().message;
     assert_eq!((letter.subject, letter.body), (subject, b"both".to_vec()));
 }

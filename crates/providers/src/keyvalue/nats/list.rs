@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::bucket::Bucket;
 use super::{failed, marker, names};
 use crate::keyvalue::{BackendError, PAGE, Page};
-use crate::nats::jetstream::JetStream;
+use crate::nats::jetstream::{JetStream, Place};
 use crate::nats::{Buffer, Message, NatsError, Outgoing, TIMEOUT};
 
 /// How long the server keeps the reader of a listing that was given up, nanoseconds.
@@ -51,13 +51,6 @@ struct Next {
     no_wait: bool,
 }
 
-/// Where a delivered message stands in the stream, and how many follow.
-#[derive(Debug, PartialEq, Eq)]
-struct Place {
-    seq: u64,
-    pending: u64,
-}
-
 /// One page from `cursor` on, which is the sequence that comes next.
 pub(super) async fn page(js: &JetStream, bucket: &Bucket, cursor: Option<&str>) -> Result<Page, BackendError> {
     let bad = || BackendError::Unavailable("the cursor of the listing is none of a NATS bucket".to_owned());
@@ -85,7 +78,7 @@ pub(super) async fn page(js: &JetStream, bucket: &Bucket, cursor: Option<&str>) 
 async fn read(js: &JetStream, bucket: &Bucket, reader: &Created, start: u64) -> Result<Page, BackendError> {
     let mut page = Page::default();
     let mut seen = HashSet::new();
-    let mut at = Place { seq: start.saturating_sub(1), pending: reader.num_pending };
+    let mut at = Place { delivered: 0, seq: start.saturating_sub(1), pending: reader.num_pending };
     let inbox = js.client.inbox();
     let buffer = Buffer { messages: BATCH as usize + 16, bytes: 64 << 20 };
     let mut arriving = js.client.subscribe(&inbox, None, buffer).await.map_err(|cause| failed(cause.into()))?;
@@ -103,7 +96,7 @@ async fn read(js: &JetStream, bucket: &Bucket, reader: &Created, start: u64) -> 
             if message.status().is_some() {
                 break;
             }
-            let place = message.reply.as_deref().and_then(place);
+            let place = message.reply.as_deref().and_then(Place::read);
             at = place.ok_or_else(|| BackendError::Unavailable("JetStream says no place of a message".to_owned()))?;
             if let Some(key) = key(bucket, &message)
                 && seen.insert(key.clone())
@@ -135,26 +128,4 @@ fn key(bucket: &Bucket, message: &Message) -> Option<String> {
         return None;
     }
     names::decode(message.subject.strip_prefix(&bucket.prefix)?)
-}
-
-/// Reads `$JS.ACK.…`: nine parts, or eleven and more where the server names domain and account too.
-fn place(reply: &str) -> Option<Place> {
-    let parts: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
-    let skip = if parts.len() >= 9 { 2 } else { 0 };
-    let number = |at: usize| parts.get(skip + at)?.parse().ok();
-    Some(Place { seq: number(3)?, pending: number(6)? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_forms_of_a_place_are_read() {
-        assert_eq!(place("$JS.ACK.S.C.1.42.7.1700000000.3"), Some(Place { seq: 42, pending: 3 }));
-        assert_eq!(place("$JS.ACK.hub.AHASH.S.C.1.42.7.1700000000.3.RAND"), Some(Place { seq: 42, pending: 3 }));
-        for bad in ["", "$JS.ACK.S", "_INBOX.x", "$JS.ACK.S.C.1.x.7.1.3"] {
-            assert_eq!(place(bad), None, "{bad}");
-        }
-    }
 }

@@ -8,7 +8,7 @@
 mod batch;
 mod bucket;
 mod list;
-mod names;
+pub(crate) mod names;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ use super::count::{Counting, Found, Versioned};
 use super::{Answer, Backend, BackendError, Gathered, Page, check_length};
 use crate::dial::Dialer;
 use crate::http_out::Tls;
-use crate::nats::jetstream::{JetStream, JetStreamError, NO_STREAM, WRONG_SEQUENCE};
+use crate::nats::jetstream::{JetStream, JetStreamError, NO_MESSAGE, NO_STREAM, WRONG_SEQUENCE};
 use crate::nats::{Client, EndpointError, Headers, Login, NatsError, Options, Outgoing, TIMEOUT};
 pub use batch::MAX_BATCH;
 use bucket::Bucket;
@@ -36,8 +36,6 @@ const READS: usize = 8;
 const ELECTION: Duration = Duration::from_millis(250);
 /// How long a server that can expire markers keeps one, seconds: watchers that were away see the deletion.
 const MARKER_SECONDS: &str = "3600";
-/// No message is found, in the answer to a read from the leader.
-const NO_MESSAGE: u32 = 10037;
 /// The most replicas of a stream.
 const MAX_REPLICAS: u32 = 5;
 

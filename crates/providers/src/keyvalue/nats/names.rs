@@ -14,13 +14,19 @@ const MAX_DOTS: usize = 31;
 /// The NATS bucket of a bucket of an app; `None` for one that is too long.
 pub(super) fn bucket(tenant: &TenantName, app: &AppName, bucket: &str) -> Option<String> {
     let mut name = format!("{tenant}_{app}_");
-    for byte in bucket.bytes() {
+    spelled(&mut name, bucket);
+    (name.len() <= MAX_BUCKET).then_some(name)
+}
+
+/// Adds `text` so that it can be a part of a stream's name, reversibly: every byte that is no letter, digit or `-` is
+/// `_` and two digits.
+pub(crate) fn spelled(name: &mut String, text: &str) {
+    for byte in text.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => name.push(char::from(byte)),
-            other => hex(&mut name, '_', other),
+            other => hex(name, '_', other),
         }
     }
-    (name.len() <= MAX_BUCKET).then_some(name)
 }
 
 /// The NATS key of a key.

@@ -39,10 +39,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 fn refused(error: SecretError) -> SqlError {
     match error {
         SecretError::TimedOut { ms, .. } => SqlError::TimedOut { ms },
-        SecretError::Unavailable { .. } => SqlError::Unavailable(error.to_string()),
-        SecretError::Missing(_) | SecretError::Denied { .. } | SecretError::Unusable { .. } => {
-            SqlError::Denied(error.to_string())
-        }
+        SecretError::Unavailable { .. } | SecretError::Vault { .. } => SqlError::Unavailable(error.to_string()),
+        SecretError::Missing(_)
+        | SecretError::Absent { .. }
+        | SecretError::Denied { .. }
+        | SecretError::Unusable { .. } => SqlError::Denied(error.to_string()),
     }
 }
 
