@@ -19,6 +19,7 @@ mod hostile;
 mod keyvalue;
 mod messaging;
 mod moving;
+mod moving_objects;
 mod observe;
 mod oci;
 mod quickstart;

@@ -23,7 +23,7 @@ pub struct CopyEnd {
     pub provider: ProviderName,
     /// What it is.
     pub spec: ProviderSpec,
-    /// The bucket.
+    /// The bucket of keys, or the container of objects.
     pub bucket: String,
 }
 
@@ -34,6 +34,9 @@ pub struct CopyRequest {
     pub from: CopyEnd,
     /// To here.
     pub to: CopyEnd,
+    /// Where present: not the one container, but every one except these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all_but: Option<Vec<String>>,
 }
 
 /// Where a listing goes on; absent at its beginning.

@@ -73,6 +73,8 @@ pub(crate) struct Planned {
     pub(crate) from: (ProviderName, ProviderSpec),
     /// Where it will go.
     pub(crate) to: (ProviderName, ProviderSpec),
+    /// The labels of the component's other links of this contract.
+    pub(crate) others: Vec<model::Label>,
 }
 
 /// A tenant that is there.
@@ -243,12 +245,17 @@ impl Writer {
         let spec =
             |app: &LockedApp, name: &ProviderName| app.providers.get(name).cloned().or_else(|| built_in(name.as_str()));
         let from = spec(&current.record.app, &link.provider);
+        let others = current.record.app.links.iter().filter(|other| {
+            (&other.component, &other.contract) == (&link.component, &link.contract) && other.label != link.label
+        });
+        let others = others.map(|other| other.label.clone()).collect();
         let app = relinked(current.record.app, request, &tenant.settings)?;
         self.judge(id, &app, &tenant).await.map_err(refuse)?;
         let to = spec(&app, &request.provider);
         match (from, to) {
             (Some(from), Some(to)) => {
-                Ok(Planned { revision, from: (link.provider.clone(), from), to: (request.provider.clone(), to), link })
+                let (from, to) = ((link.provider.clone(), from), (request.provider.clone(), to));
+                Ok(Planned { revision, from, to, link, others })
             }
             _ => Err(Refusal::new(Code::Internal, format!("link {index} names a provider that is not there"))),
         }

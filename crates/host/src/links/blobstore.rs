@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use model::{Link, ProviderKind};
+use providers::blobstore::journal::Journaled;
 use providers::blobstore::{Backend, BackendError, BlobLinks, S3};
 use providers::http_json::SettingsError;
+use providers::keyvalue::journal::Journal;
 use providers::meter::LinkMeter;
 
 use super::{Means, Wanted};
@@ -14,11 +16,27 @@ use crate::folder::Folder;
 /// One object store of an app.
 pub(crate) struct Store {
     backend: Arc<dyn Backend>,
+    journal: Arc<Journal>,
     /// The same where it has a server that can be asked whether it is there.
     server: Option<Arc<S3>>,
 }
 
 impl Store {
+    fn new(backend: Arc<dyn Backend>, server: Option<Arc<S3>>) -> Self {
+        let journal = Arc::new(Journal::default());
+        Self { backend: Arc::new(Journaled::new(backend, journal.clone())), journal, server }
+    }
+
+    /// What components use.
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// What is written, for as long as somebody copies.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
     pub(super) async fn check(&self) -> Result<(), BackendError> {
         match &self.server {
             Some(s3) => s3.check().await,
@@ -37,7 +55,7 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
     let (app, name) = (wanted.app, wanted.name);
     Ok(match wanted.spec.kind {
         ProviderKind::BlobstoreFolder => {
-            Store { backend: Arc::new(Folder::new(means.blobs.clone(), app.clone(), name.clone())), server: None }
+            Store::new(Arc::new(Folder::new(means.blobs.clone(), app.clone(), name.clone())), None)
         }
         ProviderKind::BlobstoreS3 => {
             let secrets = means.credentials(wanted);
@@ -45,7 +63,7 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             let wrong =
                 |cause: SettingsError| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
             let s3 = Arc::new(s3.map_err(wrong)?);
-            Store { backend: s3.clone(), server: Some(s3) }
+            Store::new(s3.clone(), Some(s3))
         }
         other => return Err(super::another_contract(name, other)),
     })

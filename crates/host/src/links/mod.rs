@@ -60,6 +60,14 @@ impl Opened {
         }
     }
 
+    /// Its objects, where it is an object store.
+    pub(crate) fn blobstore(&self) -> Option<&blobstore::Store> {
+        match &self.backing {
+            Backing::Blobstore(store) => Some(store),
+            Backing::KeyValue(_) | Backing::Messaging(_) | Backing::Secrets(_) | Backing::Component(_) => None,
+        }
+    }
+
     /// Fails where no call could succeed.
     pub(crate) async fn check(&self) -> Result<(), StartError> {
         match &self.backing {

@@ -36,6 +36,7 @@ fn request() -> CopyRequest {
     CopyRequest {
         from: end("memory", ProviderKind::KeyvalueMemory),
         to: end("embedded", ProviderKind::KeyvalueEmbedded),
+        all_but: None,
     }
 }
 
