@@ -36,7 +36,7 @@ fn s3(root: &Path) -> SocketAddr {
 
 const LINKS: &str = "limits = { request-body = \"64MiB\", wall = \"60s\", cpu = \"20s\" }\n\
     [components.main.links]\n\
-    \"wasi:blobstore\" = [{ provider = \"folder\" }, { label = \"mine\", provider = \"folder\", container = \"theirs\" }]";
+    \"wasi:blobstore\" = [{ provider = \"folder\" }, { label = \"mine\", provider = \"folder\" }]";
 
 fn begin(data: &Path, app: &Path, address: SocketAddr) -> Platform {
     let platform = Platform::start(data, &[]).unwrap();
@@ -88,7 +88,7 @@ fn objects_move_to_s3_and_back_while_they_are_written() {
     check(&platform);
     // What is in the bucket is what the app finds.
     assert!(root.path().join("bucket/local/blobs/s3/photos/objects/large").is_file());
-    assert!(!root.path().join("bucket/local/blobs/s3/theirs").exists(), "another link's container stays");
+    assert!(!root.path().join("bucket/local/blobs/s3/mine").exists(), "another label's container stays");
 
     // Back: what was removed meanwhile is still in the folder, and nobody said that it may go.
     assert_eq!(ask(&platform, "/delete/photos/dir%2F3"), ok("ok"));
