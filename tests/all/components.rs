@@ -68,6 +68,16 @@ fn the_example_of_a_component_that_is_a_store_counts() {
     for count in 1..=3 {
         assert_eq!(get(), format!("counter: {count}\n"));
     }
+    // What is behind the component only it knows: its data are not copied, in neither direction.
+    for (provider, component) in [("embedded", "counter"), ("prefixed", "prefixer")] {
+        let link = format!("wasi:keyvalue={provider}");
+        let copy = ["link", "set", "prefix-keyvalue", &link, "--component", component, "--copy-data", "-o", "json"];
+        let refused = platform.cli(&copy).unwrap();
+        let said = [refused.stdout, refused.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(!refused.status.success(), "{said}");
+        assert!(component != "counter" || said.contains("copy-unsupported"), "{said}");
+    }
     // Without the component between, the same app has counted nothing; back again it goes on.
     platform.ok(&["link", "set", "prefix-keyvalue", "wasi:keyvalue=embedded", "--component", "counter"]).unwrap();
     until(Duration::from_secs(5), || get() == "counter: 1\n").unwrap();

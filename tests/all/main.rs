@@ -24,6 +24,7 @@ mod keyvalue;
 mod logs;
 mod messaging;
 mod moving;
+mod moving_objects;
 mod observe;
 mod oci;
 mod quickstart;

@@ -63,6 +63,9 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Task::Bench { args } => {
+            // Its providers talk to the servers of the tests.
+            packages::ensure(packages::TEST_NEEDS)?;
+            servers::ensure(&root);
             guests::build(&root, &root.join("target/guests"))?;
             let build = ["build", "--release", "--locked", "--package", "cli", "--package", "sidereal-benches"];
             check::step("build", Command::new("cargo").args(build), &root)?;

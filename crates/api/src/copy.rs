@@ -30,7 +30,7 @@ pub struct CopyEnd {
     pub provider: ProviderName,
     /// What it is.
     pub spec: ProviderSpec,
-    /// The bucket.
+    /// The bucket of keys, or the container of objects.
     pub bucket: String,
 }
 
@@ -44,6 +44,9 @@ pub struct CopyRequest {
     /// The providers that secrets of either come from.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sources: BTreeMap<ProviderName, ProviderSpec>,
+    /// Where present: not the one container, but every one except these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all_but: Option<Vec<String>>,
 }
 
 /// Where a listing goes on; absent at its beginning.

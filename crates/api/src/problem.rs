@@ -74,6 +74,8 @@ codes! {
     ProbeFailed = "probe-failed", 422, 1;
     /// A provider cannot be reached or refused its settings.
     ProviderUnavailable = "provider-unavailable", 422, 1;
+    /// The data behind this link cannot be copied: another contract, or a component as a provider.
+    CopyUnsupported = "copy-unsupported", 422, 1;
     /// The app names a secret that its tenant does not have: `sidereal secret set`, then deploy again.
     SecretMissing = "secret-missing", 422, 1;
     /// The app names a shared config that its tenant does not have: `sidereal config set`, then deploy again.

@@ -348,8 +348,8 @@ pub enum LinkCommand {
         /// Whose import, where several components have such a link.
         #[arg(long)]
         component: Option<ComponentName>,
-        /// First copy the app's keys to the new provider, and lose no write on the way. Keys that only the new provider
-        /// has: `refuse` (the default), `remove` or `keep`.
+        /// First copy the app's keys or objects to the new provider, and lose no write on the way. Those that only the new
+        /// provider has: `refuse` (the default), `remove` or `keep`.
         #[arg(long, value_name = "EXTRA", num_args = 0..=1, require_equals = true, default_missing_value = "refuse")]
         copy_data: Option<ExtraKeys>,
     },

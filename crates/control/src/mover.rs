@@ -30,6 +30,8 @@ const CHUNK: usize = 500;
 const ROUNDS: u64 = 30;
 /// A round that found fewer keys is the last one before the switch.
 const FEW: usize = 200;
+/// So does one that found no more bytes: calls wait for the last ones.
+const LITTLE: u64 = 16 << 20;
 /// How long calls in flight may take to end before the switch.
 const HOLD: Duration = Duration::from_secs(5);
 /// How long the last writes may take to be copied, while calls wait.
@@ -195,21 +197,40 @@ fn link(request: &MoveRequest) -> LinkRequest {
 
 /// From the link as it is and as it will be to what is copied.
 fn copy_request(planned: &Planned) -> Answer<CopyRequest> {
-    if planned.link.contract.to_string() != "wasi:keyvalue" {
-        let what = format!("data of `{}` cannot be copied, only keys of wasi:keyvalue", planned.link.contract);
-        return Err(Refusal::new(Code::RequestInvalid, what).help("set the link without copying"));
+    let (link, contract) = (&planned.link, planned.link.contract.to_string());
+    let unsupported = |what: String| Refusal::new(Code::CopyUnsupported, what);
+    let (setting, whole) = match contract.as_str() {
+        "wasi:keyvalue" => ("bucket", false),
+        "wasi:blobstore" => ("container", link.label == model::Label::default_label()),
+        _ => {
+            let what = format!(
+                "data of `{contract}` cannot be copied, only keys of wasi:keyvalue and objects of wasi:blobstore"
+            );
+            return Err(unsupported(what).help("set the link without `--copy-data`"));
+        }
+    };
+    let ends = [&planned.from, &planned.to];
+    if let Some((name, _)) = ends.into_iter().find(|(_, spec)| spec.kind == model::ProviderKind::Component) {
+        let what = format!(
+            "`{name}` is a component: which data are behind it, and in what form, only it knows, so they cannot be copied"
+        );
+        return Err(unsupported(what)
+            .help("move the data of the provider that it links to, or set the link without `--copy-data`"));
     }
-    if planned.link.provider == planned.to.0 {
+    if link.provider == planned.to.0 {
         let what = format!("the link goes to `{}` already", planned.to.0);
         return Err(Refusal::new(Code::RequestInvalid, what));
     }
-    let bucket = planned.link.config.get("bucket").map_or(planned.link.label.as_str(), String::as_str);
+    let named = link.config.get(setting);
+    // A link without the name of one container answers for every one that no other label names.
+    let all_but = (whole && named.is_none()).then(|| planned.others.iter().map(ToString::to_string).collect());
+    let bucket = named.map_or(link.label.as_str(), String::as_str);
     let end = |(provider, spec): &(model::ProviderName, model::ProviderSpec)| CopyEnd {
         provider: provider.clone(),
         spec: spec.clone(),
         bucket: bucket.to_owned(),
     };
-    Ok(CopyRequest { from: end(&planned.from), to: end(&planned.to), sources: planned.sources.clone() })
+    Ok(CopyRequest { from: end(&planned.from), to: end(&planned.to), sources: planned.sources.clone(), all_but })
 }
 
 /// One move.
@@ -334,7 +355,8 @@ impl Work<'_> {
         }
         self.phase(CopyPhase::Following).await?;
         for _ in 0..ROUNDS {
-            if self.follow().await? < FEW {
+            let bytes = self.record.view.bytes;
+            if self.follow().await? < FEW && self.record.view.bytes - bytes < LITTLE {
                 return Ok(());
             }
         }
@@ -356,8 +378,9 @@ impl Work<'_> {
                 if self.record.request.extra == Extra::Refuse {
                     let to = &self.record.view.to;
                     let what = format!(
-                        "`{to}` has keys of this app that the present provider does not have, for example `{}`",
-                        first.escape_debug()
+                        "`{to}` has data of this app that the present provider does not have, for example `{}`",
+                        // A container, and after a line break the object in it.
+                        first.replace('\n', "/").escape_debug()
                     );
                     return Err(Problem::new(Code::RequestInvalid, what)
                         .help("`--copy-data=remove` removes them, `--copy-data=keep` leaves them"));

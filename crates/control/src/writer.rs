@@ -76,6 +76,8 @@ pub(crate) struct Planned {
     pub(crate) to: (ProviderName, ProviderSpec),
     /// The providers that secrets of either come from.
     pub(crate) sources: BTreeMap<ProviderName, ProviderSpec>,
+    /// The labels of the component's other links of this contract.
+    pub(crate) others: Vec<model::Label>,
 }
 
 /// A tenant that is there.
@@ -276,6 +278,10 @@ impl Writer {
         let from = spec(&current.record.app, &link.provider);
         let mut sources =
             from.as_ref().map(|from| model::secret::sources(&current.record.app, from)).unwrap_or_default();
+        let others = current.record.app.links.iter().filter(|other| {
+            (&other.component, &other.contract) == (&link.component, &link.contract) && other.label != link.label
+        });
+        let others = others.map(|other| other.label.clone()).collect();
         let app = relinked(current.record.app, request, &tenant.settings)?;
         self.judge(id, &app, &tenant).await.map_err(refuse)?;
         let to = spec(&app, &request.provider);
@@ -283,7 +289,7 @@ impl Writer {
             (Some(from), Some(to)) => {
                 sources.extend(model::secret::sources(&app, &to));
                 let (from, to) = ((link.provider.clone(), from), (request.provider.clone(), to));
-                Ok(Planned { revision, from, to, sources, link })
+                Ok(Planned { revision, from, to, sources, link, others })
             }
             _ => Err(Refusal::new(Code::Internal, format!("link {index} names a provider that is not there"))),
         }

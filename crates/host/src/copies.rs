@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use api::copy::{CopyRequest, Cursor, Keys, Step};
 use api::{Code, Problem};
 use model::AppName;
+use providers::blobstore::{self, copy as objects};
 use providers::keyvalue::copy::{self, Copied, CopyError, End};
+use providers::keyvalue::journal::Journal;
 
 use crate::links::{Opened, Providers};
 
@@ -18,6 +20,14 @@ pub(crate) struct Copy {
     request: CopyRequest,
     from: Arc<Opened>,
     to: Arc<Opened>,
+    /// Of a page of objects, what is still to be copied.
+    rest: tokio::sync::Mutex<objects::Rest>,
+}
+
+/// Both sides, by what is in them.
+enum Ends<'a> {
+    Keys(End<'a>, End<'a>),
+    Objects(objects::End<'a>, objects::End<'a>, objects::Scope),
 }
 
 /// Every copy of this host.
@@ -39,7 +49,7 @@ impl Copies {
     ) -> Result<(), Problem> {
         let open =
             |end: &api::copy::CopyEnd| providers.shared(app, &end.provider, end.spec.clone(), request.sources.clone());
-        let copy = Copy { from: open(&request.from)?, to: open(&request.to)?, request };
+        let copy = Copy { from: open(&request.from)?, to: open(&request.to)?, request, rest: Default::default() };
         if Arc::ptr_eq(&copy.from, &copy.to) && copy.request.from.bucket == copy.request.to.bucket {
             return Err(Problem::new(Code::RequestInvalid, "the copy would be from a bucket to itself"));
         }
@@ -49,7 +59,8 @@ impl Copies {
         if copies.len() >= MAX_COPIES {
             return Err(Problem::new(Code::Busy, format!("{MAX_COPIES} copies are under way in this host")));
         }
-        copy.journal()?.begin(&copy.request.from.bucket);
+        let (journal, of) = copy.journal()?;
+        journal.begin(of);
         copies.insert((app.clone(), id.to_owned()), Arc::new(copy));
         Ok(())
     }
@@ -63,7 +74,7 @@ impl Copies {
     /// Ends it; one that is not there is ended already.
     pub(crate) fn end(&self, app: &AppName, id: &str) {
         if let Some(copy) = self.lock().remove(&(app.clone(), id.to_owned()))
-            && let Ok(journal) = copy.journal()
+            && let Ok((journal, _)) = copy.journal()
         {
             journal.end();
         }
@@ -82,43 +93,89 @@ fn step(copied: Copied) -> Step {
     Step { read: copied.read, written: copied.written, bytes: copied.bytes, cursor: copied.next }
 }
 
-impl Copy {
-    fn ends(&self) -> Result<(End<'_>, End<'_>), Problem> {
-        match (self.from.keyvalue(), self.to.keyvalue()) {
-            (Some(from), Some(to)) => Ok((
-                End { backend: from.backend(), bucket: &self.request.from.bucket },
-                End { backend: to.backend(), bucket: &self.request.to.bucket },
-            )),
-            _ => Err(Problem::new(Code::RequestInvalid, "data can be copied between key-value providers only")),
+fn object_problem(error: &objects::CopyError) -> Problem {
+    let problem = Problem::new(Code::ProviderUnavailable, error.to_string());
+    match error {
+        objects::CopyError::Differs { .. } => {
+            problem.help("the new provider does not keep what is written to it: do not use it")
         }
+        _ => problem.help("nothing was moved; mend the provider and set the link again"),
+    }
+}
+
+fn object_step(copied: objects::Copied) -> Step {
+    Step { read: copied.read, written: copied.written, bytes: copied.bytes, cursor: copied.next }
+}
+
+fn unsupported() -> Problem {
+    let what = "data can be copied between two key-value providers or between two object stores only";
+    Problem::new(Code::CopyUnsupported, what).help("set the link without `--copy-data`")
+}
+
+impl Copy {
+    fn ends(&self) -> Result<Ends<'_>, Problem> {
+        if let (Some(from), Some(to)) = (self.from.keyvalue(), self.to.keyvalue()) {
+            let from = End { backend: from.backend(), bucket: &self.request.from.bucket };
+            return Ok(Ends::Keys(from, End { backend: to.backend(), bucket: &self.request.to.bucket }));
+        }
+        let (Some(from), Some(to)) = (self.from.blobstore(), self.to.blobstore()) else { return Err(unsupported()) };
+        let one = || objects::Scope::One(self.request.from.bucket.clone());
+        let scope = self.request.all_but.clone().map_or_else(one, objects::Scope::AllBut);
+        Ok(Ends::Objects(objects::End { backend: from.backend() }, objects::End { backend: to.backend() }, scope))
     }
 
-    fn journal(&self) -> Result<&providers::keyvalue::journal::Journal, Problem> {
-        let store = self.from.keyvalue();
-        Ok(store.ok_or_else(|| Problem::new(Code::RequestInvalid, "only keys can be copied"))?.journal())
+    /// The notes of what is copied from, and of which bucket.
+    fn journal(&self) -> Result<(&Journal, &str), Problem> {
+        if let Some(store) = self.from.keyvalue() {
+            return Ok((store.journal(), &self.request.from.bucket));
+        }
+        let store = self.from.blobstore().ok_or_else(unsupported)?;
+        Ok((store.journal(), blobstore::journal::ALL))
     }
 
     pub(crate) async fn page(&self, cursor: &Cursor) -> Result<Step, Problem> {
-        let (from, to) = self.ends()?;
-        copy::page(from, to, cursor.cursor.as_deref()).await.map(step).map_err(|error| problem(&error))
+        let at = cursor.cursor.as_deref();
+        match self.ends()? {
+            Ends::Keys(from, to) => copy::page(from, to, at).await.map(step).map_err(|error| problem(&error)),
+            Ends::Objects(from, to, scope) => {
+                let mut rest = self.rest.lock().await;
+                let done = objects::page(from, to, &scope, at, &mut rest).await;
+                done.map(object_step).map_err(|error| object_problem(&error))
+            }
+        }
     }
 
     pub(crate) async fn keys(&self, keys: Vec<String>) -> Result<Step, Problem> {
-        let (from, to) = self.ends()?;
-        copy::keys(from, to, keys).await.map(step).map_err(|error| problem(&error))
+        match self.ends()? {
+            Ends::Keys(from, to) => copy::keys(from, to, keys).await.map(step).map_err(|error| problem(&error)),
+            Ends::Objects(from, to, _) => {
+                let keys = keys.iter().map(|key| objects::Key::parse(key)).collect();
+                objects::keys(from, to, keys).await.map(object_step).map_err(|error| object_problem(&error))
+            }
+        }
     }
 
     pub(crate) async fn extra(&self, cursor: &Cursor) -> Result<Keys, Problem> {
-        let (from, to) = self.ends()?;
-        let (keys, cursor) = copy::extra(from, to, cursor.cursor.as_deref()).await.map_err(|error| problem(&error))?;
+        let at = cursor.cursor.as_deref();
+        let (keys, cursor) = match self.ends()? {
+            Ends::Keys(from, to) => copy::extra(from, to, at).await.map_err(|error| problem(&error))?,
+            Ends::Objects(from, to, scope) => {
+                let extra = objects::extra(from, to, &scope, at).await;
+                let (keys, cursor) = extra.map_err(|error| object_problem(&error))?;
+                (keys.iter().map(ToString::to_string).collect(), cursor)
+            }
+        };
         Ok(Keys { keys, cursor })
     }
 
     /// What was written since the round before.
     pub(crate) fn noted(&self, round: u64) -> Result<Keys, Problem> {
-        let keys = self.journal()?.round(round).map_err(|cause| {
+        let mut keys = self.journal()?.0.round(round).map_err(|cause| {
             Problem::new(Code::Busy, cause.to_string()).help("copy at a quieter time, or stop the writers first")
         })?;
+        if let Ends::Objects(_, _, scope) = self.ends()? {
+            keys.retain(|key| scope.has(objects::Key::parse(key).container()));
+        }
         Ok(Keys { keys, cursor: None })
     }
 }

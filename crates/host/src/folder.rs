@@ -94,6 +94,10 @@ impl Backend for Folder {
         async move { expect!(self.line.call(op), BlobAnswer::Container(found) => found.map(info)) }.boxed()
     }
 
+    fn containers(&self) -> Answer<'_, Vec<String>> {
+        async move { expect!(self.line.call(BlobOp::Containers), BlobAnswer::Names { names, .. } => names) }.boxed()
+    }
+
     fn delete<'a>(&'a self, container: &'a str) -> Answer<'a, ()> {
         let op = BlobOp::Delete { container: container.to_owned() };
         async move { expect!(self.line.call(op), BlobAnswer::Done => ()) }.boxed()

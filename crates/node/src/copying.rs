@@ -20,8 +20,9 @@ use crate::services::Lent;
 use crate::supervisor::{HostRef, HostState};
 use crate::tenant::Tenant;
 
-/// A step that a host does not end in this time has failed. A page of a slow store takes seconds.
-const STEP: Duration = Duration::from_secs(120);
+/// A step that a host does not end in this time has failed. A page of a slow store takes seconds, and one object of the
+/// largest size minutes; each call of a step has a limit of its own.
+const STEP: Duration = Duration::from_secs(1800);
 
 /// One copy, as the hosts see it.
 pub(crate) struct Copying {

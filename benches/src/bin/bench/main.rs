@@ -3,7 +3,11 @@
 
 mod apps;
 mod callees;
+mod languages;
+mod metering;
 mod neighbours;
+mod providers;
+mod swap;
 mod table;
 mod throughput;
 mod us;
@@ -47,6 +51,18 @@ fn main() -> anyhow::Result<()> {
     }
     if wanted("callees") {
         callees::run(&mut table).context("callees")?;
+    }
+    if wanted("providers") {
+        providers::run(&args, &mut table).context("providers")?;
+    }
+    if wanted("metering") {
+        metering::run(&args, &mut table).context("metering")?;
+    }
+    if wanted("swap") {
+        swap::run(&args, &mut table).context("swap")?;
+    }
+    if wanted("languages") {
+        languages::run(&args, &mut table).context("languages")?;
     }
     if wanted("apps") {
         apps::run(&args, &mut table).context("apps")?;

@@ -54,6 +54,8 @@ pub enum BlobOp {
     List { container: String, cursor: Option<String> },
     /// Removes objects, at most [`MAX_NAMES`].
     Remove { container: String, objects: Vec<String> },
+    /// The names of all containers.
+    Containers,
 }
 
 /// What is answered.
@@ -71,7 +73,7 @@ pub enum BlobAnswer {
     Chunk(Chunk),
     /// Begin: its number.
     Begun { upload: u64 },
-    /// List: the names and where to go on.
+    /// List, Containers: the names and where to go on.
     Names { names: Vec<String>, cursor: Option<String> },
 }
 

@@ -16,7 +16,7 @@ use crate::context::{Context, refused};
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Copies the keys, then moves the link.
+/// Copies the keys or objects, then moves the link.
 ///
 /// # Errors
 /// Why nothing was moved.
@@ -36,10 +36,11 @@ pub async fn copy_and_link(
     let begun = Instant::now();
     let request = MoveRequest { component, contract: link.contract, label: link.label, provider: link.provider, extra };
     let mut view = client.copy(&context.tenant, &app, &request).await.map_err(refused)?;
-    let spinner = context.out.spinner(&progress(&view));
+    let what = if request.contract.to_string() == "wasi:blobstore" { "objects" } else { "keys" };
+    let spinner = context.out.spinner(&progress(&view, what));
     let mut told = None;
     loop {
-        spinner.set_message(progress(&view));
+        spinner.set_message(progress(&view, what));
         if told != Some(view.phase) && !matches!(view.phase, CopyPhase::Done | CopyPhase::Failed) {
             told = Some(view.phase);
             spinner.suspend(|| context.out.step(phase(view.phase)));
@@ -59,7 +60,7 @@ pub async fn copy_and_link(
         let revision = view.revision.map(|revision| format!(" from revision {revision} on")).unwrap_or_default();
         let held = view.held_ms.map(|ms| format!("; calls waited {ms} ms")).unwrap_or_default();
         format!(
-            "{app}: {} is answered by {}{revision}; {} keys looked at, {} written and read back, {} bytes, {:.1} s{held}",
+            "{app}: {} is answered by {}{revision}; {} {what} looked at, {} written and read back, {} bytes, {:.1} s{held}",
             request.contract,
             view.to,
             view.read,
@@ -73,7 +74,7 @@ pub async fn copy_and_link(
 
 fn phase(phase: CopyPhase) -> &'static str {
     match phase {
-        CopyPhase::Copying => "copying keys while the app goes on",
+        CopyPhase::Copying => "copying while the app goes on",
         CopyPhase::Following => "copying what was written meanwhile",
         CopyPhase::Switching => "calls wait while the last writes are copied and the link is moved",
         CopyPhase::Done => "done",
@@ -81,6 +82,6 @@ fn phase(phase: CopyPhase) -> &'static str {
     }
 }
 
-fn progress(view: &CopyView) -> String {
-    format!("{} → {}: {} keys, {} bytes written", view.from, view.to, view.read, view.bytes)
+fn progress(view: &CopyView, what: &str) -> String {
+    format!("{} → {}: {} {what}, {} bytes written", view.from, view.to, view.read, view.bytes)
 }

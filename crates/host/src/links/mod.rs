@@ -76,6 +76,18 @@ impl Opened {
         }
     }
 
+    /// Its objects, where it is an object store.
+    pub(crate) fn blobstore(&self) -> Option<&blobstore::Store> {
+        match &self.backing {
+            Backing::Blobstore(store) => Some(store),
+            Backing::KeyValue(_)
+            | Backing::Messaging(_)
+            | Backing::Sql(_)
+            | Backing::Secrets(_)
+            | Backing::Component(_) => None,
+        }
+    }
+
     /// Fails where no call could succeed that one of these links carries.
     pub(crate) async fn check(&self, links: &[Link], app: &AppName) -> Result<(), StartError> {
         match &self.backing {

@@ -37,6 +37,7 @@ fn request() -> CopyRequest {
         from: end("memory", ProviderKind::KeyvalueMemory),
         to: end("embedded", ProviderKind::KeyvalueEmbedded),
         sources: Default::default(),
+        all_but: None,
     }
 }
 

@@ -189,6 +189,7 @@ fn simple(folder: &Folder, scope: Scope<'_>, op: BlobOp) -> Result<BlobAnswer, F
             folder.remove(scope, &container, &objects)?;
             BlobAnswer::Done
         }
+        BlobOp::Containers => BlobAnswer::Names { names: folder.names(scope)?, cursor: None },
         // The other operations are the session's.
         _ => return Err(FolderError::CannotRead("the node mixed up a call".to_owned())),
     })
@@ -216,7 +217,7 @@ fn check(op: &BlobOp) -> Result<(), BlobFault> {
             return Err(BlobFault::TooLarge(format!("a chunk has at most {MAX_CHUNK} bytes")));
         }
         BlobOp::Read { .. } | BlobOp::Close { .. } | BlobOp::Write { .. } => return Ok(()),
-        BlobOp::Finish { .. } | BlobOp::Abandon { .. } => return Ok(()),
+        BlobOp::Finish { .. } | BlobOp::Abandon { .. } | BlobOp::Containers => return Ok(()),
     };
     if objects.len() > MAX_NAMES || container.len() > MAX_NAME || objects.iter().any(|name| name.len() > MAX_NAME) {
         return Err(BlobFault::TooLarge(format!("at most {MAX_NAMES} names of {MAX_NAME} bytes each")));

@@ -6,7 +6,9 @@
 
 mod adapter;
 pub mod conformance;
+pub mod copy;
 mod incoming;
+pub mod journal;
 mod listing;
 pub mod nats;
 mod outgoing;
@@ -33,6 +35,8 @@ pub const MAX_OBJECT_NAME: usize = 512;
 pub const MAX_OBJECT: u64 = 5 << 30;
 /// The largest object that is handed to a guest in one piece, bytes; a larger one is read as a stream.
 pub const MAX_WHOLE: u64 = 16 << 20;
+/// The most containers that are told at once.
+pub const MAX_CONTAINERS: usize = 10_000;
 /// The most names in one `delete-objects`.
 pub const MAX_NAMES: usize = 1000;
 /// The most names one page of a listing has.
@@ -155,6 +159,12 @@ pub trait Backend: Send + Sync + 'static {
     fn create<'a>(&'a self, container: &'a str) -> Answer<'a, ()>;
     /// The container, where there is one.
     fn container<'a>(&'a self, container: &'a str) -> Answer<'a, Option<ContainerInfo>>;
+    /// The names of all containers, at most [`MAX_CONTAINERS`], in any order. Only copies of data ask: a backend without
+    /// an answer cannot be copied as a whole.
+    fn containers(&self) -> Answer<'_, Vec<String>> {
+        let why = "this provider cannot say which containers it has: give the link a `container`";
+        Box::pin(std::future::ready(Err(BackendError::Misuse(why.to_owned()))))
+    }
     /// Removes a container and all its objects; no error where it is not there.
     fn delete<'a>(&'a self, container: &'a str) -> Answer<'a, ()>;
     /// Removes all objects of a container.

@@ -72,8 +72,13 @@ impl Journal {
         Ok(notes.given.iter().cloned().collect())
     }
 
-    fn note<'a>(&self, bucket: &str, keys: impl Iterator<Item = &'a str>) {
-        if !self.open.load(SeqCst) {
+    /// Whether somebody copies.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(SeqCst)
+    }
+
+    pub(crate) fn note<'a>(&self, bucket: &str, keys: impl Iterator<Item = &'a str>) {
+        if !self.is_open() {
             return;
         }
         let mut notes = self.notes();

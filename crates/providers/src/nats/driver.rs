@@ -159,8 +159,12 @@ impl Driver {
             self.session.ask(first);
         }
         let mut alarm = Instant::now() + SILENCE;
-        let (mut probed, mut unflushed, mut closing) = (false, false, false);
+        let (mut probed, mut unflushed, mut closing, mut late) = (false, false, false, false);
         loop {
+            if std::mem::take(&mut late) && !probed {
+                self.session.probe();
+                (probed, alarm) = (true, Instant::now() + PATIENCE);
+            }
             let idle = self.session.out.is_empty() && !unflushed;
             if closing && idle {
                 return None;
@@ -193,21 +197,20 @@ impl Driver {
                 Event::Wrote(Ok(Written::Flushed)) => unflushed = false,
                 Event::Read(Err(cause)) | Event::Wrote(Err(cause)) => return Ended::because(cause),
                 Event::Asked(Some(command)) => {
-                    self.session.ask(command);
+                    let mut next = Some(command);
                     // What waits goes out in one write.
-                    while self.session.out.len() < HIGH
-                        && let Ok(command) = self.commands.try_recv()
-                    {
+                    while let Some(command) = next {
+                        // Who left before this was asked gets none of it: a message would be lost with them.
+                        while let Ok(gone) = self.gone.try_recv() {
+                            late |= self.session.forget(gone, true);
+                        }
                         self.session.ask(command);
+                        let room = self.session.out.len() < HIGH;
+                        next = if room { self.commands.try_recv().ok() } else { None };
                     }
                 }
                 Event::Asked(None) => (closing, alarm) = (true, Instant::now() + PATIENCE),
-                Event::Gone(gone) => {
-                    if self.session.forget(gone, true) && !probed {
-                        self.session.probe();
-                        (probed, alarm) = (true, Instant::now() + PATIENCE);
-                    }
-                }
+                Event::Gone(gone) => late |= self.session.forget(gone, true),
                 Event::Silent if closing => return None,
                 Event::Silent if probed => {
                     let why = "the server is silent and does not answer `PING`".to_owned();

@@ -50,6 +50,9 @@ impl Backend for Memory {
         let there = self.containers.lock().unwrap().contains_key(container);
         now(Ok(there.then_some(ContainerInfo { created_at: 1_700_000_000 })))
     }
+    fn containers(&self) -> Answer<'_, Vec<String>> {
+        now(Ok(self.containers.lock().unwrap().keys().cloned().collect()))
+    }
     fn delete<'a>(&'a self, container: &'a str) -> Answer<'a, ()> {
         self.containers.lock().unwrap().remove(container);
         now(Ok(()))

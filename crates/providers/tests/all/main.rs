@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod blob_copy;
 mod blob_memory;
 mod blobstore;
 mod blobstore_nats;

@@ -23,6 +23,8 @@ pub use file::{Opened, Partial};
 pub const MAX_OBJECT: u64 = 5 << 30;
 /// The most names one page of a listing has.
 pub const PAGE: usize = 1000;
+/// The most containers of one provider that are told at once.
+pub const MAX_CONTAINERS: usize = 10_000;
 /// Where things are that are not yet, or no longer, there. No tenant has such a name.
 const ELSEWHERE: &str = ".partial";
 const ABOUT: &str = "container.json";
@@ -121,6 +123,10 @@ fn cannot_read(cause: &io::Error) -> FolderError {
     FolderError::CannotRead(cause.to_string())
 }
 
+fn damaged(cause: &serde_json::Error) -> FolderError {
+    FolderError::CannotRead(format!("a container's file is damaged: {cause}"))
+}
+
 fn is_missing(cause: &io::Error) -> bool {
     cause.kind() == io::ErrorKind::NotFound
 }
@@ -210,13 +216,40 @@ impl Folder {
     pub fn container(&self, scope: Scope<'_>, container: &str) -> Result<Option<u64>, FolderError> {
         match fs::read(self.place(scope, container).join(ABOUT)) {
             Ok(bytes) => {
-                let about: About = serde_json::from_slice(&bytes)
-                    .map_err(|cause| FolderError::CannotRead(format!("a container's file is damaged: {cause}")))?;
+                let about: About = serde_json::from_slice(&bytes).map_err(|cause| damaged(&cause))?;
                 Ok(Some(about.created_at))
             }
             Err(cause) if is_missing(&cause) => Ok(None),
             Err(cause) => Err(cannot_read(&cause)),
         }
+    }
+
+    /// The names of all containers, at most [`MAX_CONTAINERS`].
+    ///
+    /// # Errors
+    /// [`FolderError::CannotRead`], also where there are more.
+    pub fn names(&self, scope: Scope<'_>) -> Result<Vec<String>, FolderError> {
+        let entries = match fs::read_dir(self.containers(scope)) {
+            Ok(entries) => entries,
+            Err(cause) if is_missing(&cause) => return Ok(Vec::new()),
+            Err(cause) => return Err(cannot_read(&cause)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|cause| cannot_read(&cause))?.path();
+            let bytes = match fs::read(path.join(ABOUT)) {
+                Ok(bytes) => bytes,
+                // Removed meanwhile.
+                Err(cause) if is_missing(&cause) => continue,
+                Err(cause) => return Err(cannot_read(&cause)),
+            };
+            let about: About = serde_json::from_slice(&bytes).map_err(|cause| damaged(&cause))?;
+            names.push(about.name);
+            if names.len() > MAX_CONTAINERS {
+                return Err(FolderError::CannotRead(format!("there are more than {MAX_CONTAINERS} containers")));
+            }
+        }
+        Ok(names)
     }
 
     fn existing(&self, scope: Scope<'_>, container: &str) -> Result<PathBuf, FolderError> {

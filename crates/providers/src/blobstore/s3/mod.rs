@@ -26,7 +26,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::http::{Http, Late, dial_error};
 use self::names::Prefix;
-use super::{Answer, Backend, BackendError, ContainerInfo, ObjectInfo, PAGE, Page, Reading, Upload, clamp};
+use super::{
+    Answer, Backend, BackendError, ContainerInfo, MAX_CONTAINERS, ObjectInfo, PAGE, Page, Reading, Upload, clamp,
+};
 use crate::breaker::{Breaker, Pauses};
 use crate::dial::{Caller, DialError, Dialer};
 use crate::http_json::{Server, SettingsError};
@@ -39,6 +41,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const PART: usize = 5 << 20;
 /// Uploads of one provider at once; each holds at most one part in memory.
 const MAX_UPLOADS: usize = 32;
+/// Containers looked for side by side.
+const LOOKS: usize = 16;
 /// A server that does not answer twice is left alone for a moment.
 const PAUSES: Pauses = Pauses { after: 2, least: Duration::from_millis(100), most: Duration::from_secs(2) };
 
@@ -314,6 +318,29 @@ impl Backend for S3 {
         async move {
             let found = self.head(&self.prefix.marker(container)?).await?;
             Ok(found.map(|meta| ContainerInfo { created_at: seconds(&meta) }))
+        }
+        .boxed()
+    }
+
+    fn containers(&self) -> Answer<'_, Vec<String>> {
+        async move {
+            let all = self.prefix.all()?;
+            let found = match self.call(self.store.list_with_delimiter(Some(&all))).await {
+                Ok(found) => found.common_prefixes,
+                Err(Failed::Missing) => Vec::new(),
+                Err(Failed::Other(cause)) => return Err(cause),
+            };
+            if found.len() > MAX_CONTAINERS {
+                let why = format!("there are more than {MAX_CONTAINERS} containers");
+                return Err(BackendError::TooLarge(why));
+            }
+            let names = found.iter().filter_map(|place| self.prefix.container(place));
+            // What a removal left half done has objects and no marker.
+            let marked = futures::stream::iter(names.collect::<Vec<_>>()).map(|name| async move {
+                let there = self.head(&self.prefix.marker(&name)?).await?.is_some();
+                Ok(there.then_some(name))
+            });
+            marked.buffer_unordered(LOOKS).try_filter_map(|name| async move { Ok(name) }).try_collect().await
         }
         .boxed()
     }

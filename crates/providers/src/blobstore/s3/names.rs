@@ -39,6 +39,12 @@ impl Prefix {
         path(format!("{}/{}/objects/{}", self.0, escape(container, true), escape(object, false)))
     }
 
+    /// The name of the container at `place`; `None` where nobody here made one.
+    pub(super) fn container(&self, place: &Path) -> Option<String> {
+        let escaped = place.as_ref().strip_prefix(&format!("{}/", self.0))?;
+        unescape(escaped).filter(|name| escape(name, true) == escaped)
+    }
+
     /// The name of the object at `key`; `None` for one that is not in the container, or that nobody here wrote.
     pub(super) fn name(&self, container: &str, key: &Path) -> Option<String> {
         let start = format!("{}/{}/objects/", self.0, escape(container, true));
@@ -116,6 +122,9 @@ mod tests {
                     let key = prefix().object("c", &name).unwrap();
                     assert_eq!(prefix().name("c", &key).as_deref(), Some(name.as_str()), "{key}");
                     let other = seen.insert(key.to_string(), name.clone());
+                    let place =
+                        Path::parse(prefix().marker(&name).unwrap().as_ref().strip_suffix("/container").unwrap());
+                    assert_eq!(prefix().container(&place.unwrap()).as_deref(), Some(name.as_str()));
                     assert!(other.as_ref().is_none_or(|other| *other == name), "{key}: {other:?} and {name:?}");
                 }
             }

@@ -13,6 +13,7 @@ use providers::messaging::{self, Backend as _};
 use providers::nats::{Credentials, Login};
 use providers::vault::{Hidden, Login as VaultLogin};
 use serde_json::json;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Call, Remote, SECOND, call};
 use crate::nats_server::{NatsServer, client};
@@ -167,18 +168,23 @@ impl Remote for Vault {
     }
 }
 
+/// Servers at once: each is large, and slow to begin where many begin.
+static FEW: Semaphore = Semaphore::const_new(2);
+
 pub(crate) struct Consul {
     server: consul::Server,
     token: String,
+    _turn: SemaphorePermit<'static>,
 }
 
 impl Remote for Consul {
     const BOUND: Duration = Duration::from_secs(4);
 
     async fn start() -> Option<Self> {
+        let turn = FEW.acquire().await.unwrap();
         let server = consul::Server::start()?;
         let token = server.token_with(r#"key_prefix "sidereal/acme/" { policy = "read" }"#);
-        Some(Self { server, token })
+        Some(Self { server, token, _turn: turn })
     }
 
     fn address(&self) -> SocketAddr {
