@@ -157,8 +157,8 @@ mod tests {
         assert_eq!(date(0), "2000-01-01");
         assert_eq!(date(-10_957), "1970-01-01");
         assert_eq!(date(59), "2000-02-29");
-        assert_eq!(date(-730_120), "0001-01-01");
-        assert_eq!(date(-730_121), "0001-12-31 BC");
+        assert_eq!(date(-730_119), "0001-01-01");
+        assert_eq!(date(-730_120), "0001-12-31 BC");
         assert_eq!(timestamp(0, ""), "2000-01-01 00:00:00");
         assert_eq!(timestamp(-1, "+00:00"), "1999-12-31 23:59:59.999999+00:00");
         assert_eq!(timestamp(1_500_000, ""), "2000-01-01 00:00:01.5");
