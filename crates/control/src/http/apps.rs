@@ -88,8 +88,7 @@ pub(super) struct Delete {
     purge_data: bool,
 }
 
-/// Deletes an app: routes, assignments and history. Its data stays unless `purge-data`. The next app of that name goes on
-/// counting revisions.
+/// Deletes an app: routes, assignments and history. Its data stays unless `purge-data`; revisions go on counting.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/apps/{app}",
     params(("tenant" = TenantName, Path), ("app" = AppName, Path), Delete,
         ("if-match" = Option<String>, Header, description = "the current revision, or `*`")),

@@ -111,7 +111,9 @@ async fn apps_follow_an_operators_provider_that_moves() {
     app.links[0].provider = name("cache");
     rig.put(&app).await.unwrap();
     rig.deploy("other", 1).await;
-    let url = |app: &api::control::AppView| app.desired.app.providers[&name("cache")].config["url"].clone();
+    let url = |app: &api::control::AppView| {
+        app.desired.app.providers[&name::<model::ProviderName>("cache")].config["url"].clone()
+    };
     let now = || async { rig.client.app(&rig.tenant, &name("a")).await.unwrap() };
 
     // The address changes: the app has a revision with the new one, and nobody else has.
