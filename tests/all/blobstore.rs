@@ -13,6 +13,7 @@ use api::services::{ServiceAnswer, ServiceRequest};
 use arc_swap::ArcSwapOption;
 use node::artifacts::Artifacts;
 use node::dialer::{Dialer, SystemResolver};
+use node::external::{ExternalConfig, Externals};
 use node::services::{Client, Services, serve};
 use node::tenant::Tenant;
 use sidereal_tests::http::Connection;
@@ -46,6 +47,17 @@ pub(crate) async fn node_with(
         Blobs::open(dir.join("blobs")).unwrap(),
     );
     let store = RedbStore::open(dir.join("store.redb")).unwrap();
+    let secrets = Secrets::open(store, &dir.join("keys")).await.unwrap();
+    let externals = Externals::new(ExternalConfig {
+        exe: "/bin/false".into(),
+        programs: Default::default(),
+        run_dir: dir.join("run"),
+        data_dir: dir.join("externals"),
+        secrets: secrets.clone(),
+        logs: Default::default(),
+        events: tokio::sync::mpsc::unbounded_channel().0,
+        pace: Default::default(),
+    });
     let services = Services {
         messaging,
         lent: Arc::default(),
@@ -54,7 +66,8 @@ pub(crate) async fn node_with(
         sql: Databases::new(dir.join("sql")),
         artifacts: Arc::new(artifacts.unwrap()),
         dialer: Dialer::new(Arc::new(SystemResolver)),
-        secrets: Secrets::open(store, &dir.join("keys")).await.unwrap(),
+        secrets,
+        externals: externals.unwrap(),
     };
     let socket = dir.join("node.sock");
     let listener = UnixListener::bind(&socket).unwrap();

@@ -107,6 +107,11 @@ impl Node {
                         }
                     }
                 }
+                FileRequest::External(wanted) => {
+                    let why = format!("nothing runs provider `{}` here", wanted.provider);
+                    let fault = FileFault::NotReady { why, soon: false };
+                    files.reply(&FileReply::Refused(fault), None).await.unwrap();
+                }
                 FileRequest::Dial(dial) => {
                     self.dials.lock().unwrap().push(dial);
                     let to = *self.dial_to.lock().unwrap();
