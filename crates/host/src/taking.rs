@@ -238,7 +238,7 @@ async fn treat(apps: &Arc<Apps>, taken: &Taken, delivery: Delivery, stop: &Cance
                     );
                     let outcome = match (&taken.what, outcome) {
                         // What nobody could be told of is in the bucket still.
-                        (What::Changes(_), Outcome::PutAway(_)) => Outcome::PutAway(None),
+                        (What::Changes(_), Outcome::PutAway { why, .. }) => Outcome::PutAway { to: None, why },
                         (_, outcome) => outcome,
                     };
                     place.entry().remark(&sentence(&id, &subject, tries, &why, &outcome));

@@ -54,6 +54,16 @@ impl ProviderKind {
                 "each object appears whole or not at all; clearing a container is not",
                 "whoever may use the bucket",
             ),
+            Self::BlobstoreNats => (
+                "what the stream's replicas survive",
+                "each object appears whole or not at all; clearing a container is not",
+                "whoever may use the bucket",
+            ),
+            Self::MessagingJetstream => (
+                "what the stream's replicas survive",
+                "at least once; no order among messages",
+                "whoever may use the stream",
+            ),
             Self::MessagingLocal => {
                 ("a killed host", "at least once; no order among messages", "the tenant's apps on this node")
             }

@@ -5,7 +5,6 @@ mod blobstore;
 mod keyvalue;
 mod messaging;
 mod nats;
-mod secrets;
 pub(crate) mod secrets;
 pub(crate) mod siblings;
 mod sql;
@@ -409,7 +408,7 @@ impl Given {
             }
             // The contract has no name for a database: a component asks the one with the label `default`.
             Backing::Sql(store) if link.contract.to_string() == model::sql::POSTGRES => {
-                if link.label == Label::default_label() {
+                if link.label == model::Label::default_label() {
                     self.postgres = store.postgres(meter);
                 }
             }

@@ -195,7 +195,7 @@ async fn it_is_handed_its_settings_and_nothing_else_and_ends_with_its_last_lease
     rig.ready(&spec).await;
     assert_eq!(rig.handed()["handed"]["config"]["token"], "second");
 
-    let query = LogQuery { last: 10, component: None, follow: false };
+    let query = LogQuery { last: 10, ..LogQuery::default() };
     let begun = Instant::now();
     loop {
         let lines: Vec<String> = rig.logs.query(&tenant(), &app(), query.clone()).map(|line| line.text).collect().await;

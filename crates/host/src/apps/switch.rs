@@ -1,0 +1,78 @@
+//! Holding an app of this host: its calls wait while its data are moved, and go on with the revision that is named then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{AppName, Revision};
+use tokio::time::Instant;
+
+use super::{Apps, NoPlace, Place, Told, lock};
+use crate::entry::Entry;
+use crate::hold;
+
+/// How long a call that was held may wait for its turn among those that were.
+const TURN: Duration = Duration::from_secs(10);
+
+impl Apps {
+    /// A place for a call of a revision that is held: once it is released, on the revision that is named then. A call
+    /// that had to wait is not refused for those that waited with it.
+    pub(crate) async fn enter_later(self: &Arc<Self>, route: &str) -> Result<Place, NoPlace> {
+        let mut parts = route.splitn(3, '/');
+        let (Some(app), Some(revision), Some(component)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(NoPlace::Unknown);
+        };
+        let app: AppName = app.parse().map_err(|_| NoPlace::Unknown)?;
+        let mut revision = Revision(revision.parse().map_err(|_| NoPlace::Unknown)?);
+        let _told = Told::new(&self.drains);
+        let until = Instant::now() + TURN;
+        loop {
+            revision = self.holds.wait(&app, revision).await.map_err(|hold::InVain| NoPlace::Busy)?;
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            match self.enter(&format!("{app}/{revision}/{component}")) {
+                Err(NoPlace::Held) => {}
+                Err(NoPlace::Busy) => {
+                    tokio::time::timeout_at(until, left).await.map_err(|_| NoPlace::Busy)?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Lets new calls of a revision, and all of revisions still to come, wait; gives those in flight until `deadline` to
+    /// end. Calls of earlier revisions count as well: they write where the held one does. Where they do not end,
+    /// nothing is held; how many there are. The revision need not be here: it may be about to come.
+    pub(crate) async fn hold(&self, app: &AppName, revision: Revision, deadline: Duration) -> u64 {
+        let _told = Told::new(&self.drains);
+        self.holds.hold(app, revision);
+        if let Some(running) = self.running(app, revision) {
+            running.entries.iter().for_each(|entry| entry.set_held(true));
+        }
+        let calls = || self.entries_of(app).iter().map(|entry| u64::from(entry.in_flight())).sum::<u64>();
+        if tokio::time::timeout(deadline, self.none_left(&calls)).await.is_ok() {
+            return 0;
+        }
+        let left = calls();
+        self.release(app, None);
+        left
+    }
+
+    /// Lets the calls of a held app go on, on `to` or where they are. A revision that was left behind stays held: calls
+    /// that were sent to it before go to the new one at once.
+    pub(crate) fn release(&self, app: &AppName, to: Option<Revision>) {
+        for revision in self.holds.release(app, to) {
+            if let Some(running) = self.running(app, revision) {
+                running.entries.iter().for_each(|entry| entry.set_held(false));
+            }
+        }
+        // A revision that is not here leaves nothing behind.
+        let here: Vec<Revision> = lock(&self.revisions).keys().filter(|(of, _)| of == app).map(|(_, r)| *r).collect();
+        self.holds.prune(app, &here);
+    }
+
+    fn entries_of(&self, app: &AppName) -> Vec<Arc<Entry>> {
+        let revisions = lock(&self.revisions);
+        let of_app = revisions.range((app.clone(), Revision(0))..).take_while(|((known, _), _)| known == app);
+        of_app.flat_map(|(_, running)| running.entries.iter().cloned()).collect()
+    }
+}
