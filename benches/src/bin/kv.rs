@@ -203,7 +203,7 @@ async fn redis_report(address: SocketAddr, time: Duration) -> anyhow::Result<Rep
     let (tenant, app, provider) = names()?;
     let login = RedisLogin { username: None, secrets: no_credentials(&app) };
     let url = format!("redis://{address}");
-    let ours = Redis::new(&tenant, &app, &provider, &url, login, Arc::new(Direct(address)))?;
+    let ours = Redis::new(&tenant, &app, &provider, &url, None, login, Arc::new(Direct(address)))?;
     let info = url.as_str().into_connection_info()?;
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;

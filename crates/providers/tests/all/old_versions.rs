@@ -53,7 +53,7 @@ fn the_names_of_older_drafts_are_offered_and_link() {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&runtime::compile(&bytes, world).unwrap()).unwrap();
             let code = runtime.load(world, file).unwrap();
-            if let Err(refusal) = runtime.link(&code, &[import.clone()]) {
+            if let Err(refusal) = runtime.link(&code, std::slice::from_ref(&import)) {
                 panic!("{name}: {refusal}");
             }
         }
