@@ -43,7 +43,9 @@ fn every_provider_answers_the_same() {
         platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
         for (path, status, body) in DIALOGUE {
             if provider == "nats" && !nats.has_batches && path.starts_with("/set-many") {
-                sidereal_tests::not_run("batches in NATS. What was missing: nats-server 2.12 or later (NATS_SERVER_BIN)");
+                sidereal_tests::not_run(
+                    "batches in NATS. What was missing: nats-server 2.12 or later (NATS_SERVER_BIN)",
+                );
                 break;
             }
             let answer = platform.get(&format!("{provider}.localhost"), path).unwrap();

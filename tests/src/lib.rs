@@ -53,6 +53,9 @@ pub fn not_run(what: &str) {
     println!("NOT RUN: {what}");
     let Some(list) = std::env::var_os("SIDEREAL_NOT_RUN") else { return };
     let list = std::fs::OpenOptions::new().create(true).append(true).open(list);
-    std::io::Write::write_all(&mut list.expect("the list of what was not run can be written"), format!("{what}\n").as_bytes())
-        .expect("the list of what was not run can be written");
+    std::io::Write::write_all(
+        &mut list.expect("the list of what was not run can be written"),
+        format!("{what}\n").as_bytes(),
+    )
+    .expect("the list of what was not run can be written");
 }

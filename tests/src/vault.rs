@@ -36,8 +36,7 @@ impl Vault {
         let beside = crate::workspace().join("target/servers/openbao/bao");
         let program = std::env::var_os("BAO_BIN").map_or(beside, PathBuf::from);
         if !program.is_file() {
-            println!("NOT RUN: what needs a real Vault. What was missing: the program `bao` of OpenBao");
-            println!("(`cargo xtask test` fetches it; or set BAO_BIN, or VAULT_ADDR and VAULT_TOKEN)");
+            crate::not_run("what needs a real Vault. What was missing: the program `bao` of OpenBao (BAO_BIN)");
             return Ok(None);
         }
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;

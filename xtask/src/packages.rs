@@ -49,7 +49,9 @@ pub const GUEST_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src", 
 fn guest_toolchain() -> bool {
     let debian = crate::guests::DEBIAN_PACKAGES.iter().all(|(file, _)| Path::new(file).exists());
     let rustup = || Command::new("rustup").args(["target", "list", "--installed"]).output();
-    debian || rustup().is_ok_and(|out| String::from_utf8_lossy(&out.stdout).lines().any(|line| line == "wasm32-unknown-unknown"))
+    debian
+        || rustup()
+            .is_ok_and(|out| String::from_utf8_lossy(&out.stdout).lines().any(|line| line == "wasm32-unknown-unknown"))
 }
 
 /// Installs what is missing on Debian as root; elsewhere fails with the exact list.

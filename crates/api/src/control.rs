@@ -50,7 +50,9 @@ use model::offers::{OFFERS, Offer, Offered};
 use model::promises::Promises;
 use model::schedule::{Ended, Run, Schedule};
 use model::tenant::TenantSettings;
-use model::{AppName, ComponentName, ConfigName, ContractId, Label, NodeName, ProviderName, ScheduleName, SecretName, TenantName};
+use model::{
+    AppName, ComponentName, ConfigName, ContractId, Label, NodeName, ProviderName, ScheduleName, SecretName, TenantName,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
@@ -354,9 +356,11 @@ pub fn contracts() -> Vec<ContractView> {
         interfaces: offer.interfaces.iter().map(|&interface| interface.to_owned()).collect(),
         by_link: offer.by_link,
         providers: match offer.by_link {
-            true => {
-                ProviderKind::ALL.into_iter().filter(|k| k.contracts().contains(&offer.contract)).map(provider_type).collect()
-            }
+            true => ProviderKind::ALL
+                .into_iter()
+                .filter(|k| k.contracts().contains(&offer.contract))
+                .map(provider_type)
+                .collect(),
             false => Vec::new(),
         },
     };

@@ -3,12 +3,15 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::secret_files::SecretFile;
 use api::agent::LogLevel;
 use api::node::Since;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use crate::secret_files::SecretFile;
 use model::unit::ByteSize;
-use model::{AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, ScheduleName, SecretName, SecretRef, TenantName};
+use model::{
+    AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, ScheduleName, SecretName, SecretRef,
+    TenantName,
+};
 
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]

@@ -360,7 +360,8 @@ impl Work<'_> {
                 return Ok(());
             }
         }
-        let what = format!("the app writes faster than `{}` takes it, so its data cannot be moved", self.record.view.to);
+        let what =
+            format!("the app writes faster than `{}` takes it, so its data cannot be moved", self.record.view.to);
         Err(Problem::new(Code::Busy, what).help("nothing was changed; try again at a quieter time"))
     }
 

@@ -37,5 +37,7 @@ pub use app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revi
 pub use digest::Digest;
 pub use interface::{ContractId, InterfaceId};
 pub use limits::Limits;
-pub use name::{AppName, ComponentName, ConfigName, Label, NodeName, ProviderName, ScheduleName, SecretName, TenantName};
+pub use name::{
+    AppName, ComponentName, ConfigName, Label, NodeName, ProviderName, ScheduleName, SecretName, TenantName,
+};
 pub use secret::{SecretRef, SecretValue};

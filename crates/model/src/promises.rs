@@ -78,9 +78,11 @@ impl ProviderKind {
             Self::SecretsEmbedded => {
                 ("a killed process and a power cut", "each value, by compare-and-set", "the tenant, on this node")
             }
-            Self::SecretsVault => {
-                ("what Vault's storage survives", "each value; the version that was got is revealed", "whoever may read the path")
-            }
+            Self::SecretsVault => (
+                "what Vault's storage survives",
+                "each value; the version that was got is revealed",
+                "whoever may read the path",
+            ),
             Self::SqlSqlite => (
                 "a killed process and a power cut",
                 "each statement and each batch of statements",

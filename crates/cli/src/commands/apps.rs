@@ -96,10 +96,11 @@ async fn purge(
 fn elsewhere(app: &LockedApp) -> BTreeSet<&str> {
     let ours = |kind| {
         use ProviderKind as Kind;
-        let embedded = [Kind::KeyvalueMemory, Kind::KeyvalueEmbedded, Kind::BlobstoreFolder, Kind::SecretsEmbedded];
+        let embedded = [Kind::KeyvalueMemory, Kind::KeyvalueEmbedded, Kind::BlobstoreFolder, Kind::SqlSqlite];
+        let secrets = [Kind::SecretsEmbedded, Kind::SecretsVault];
         let messages = [Kind::MessagingLocal, Kind::MessagingDurable, Kind::MessagingNats];
         // What another component keeps is in that one's own links.
-        embedded.contains(&kind) || messages.contains(&kind) || kind == Kind::Component
+        embedded.contains(&kind) || secrets.contains(&kind) || messages.contains(&kind) || kind == Kind::Component
     };
     let kept = |link: &model::Link| app.providers.get(&link.provider).is_some_and(|spec| !ours(spec.kind));
     app.links.iter().filter(|link| kept(link)).map(|link| link.provider.as_str()).collect()

@@ -292,8 +292,7 @@ impl Rig {
 
     /// Starts a control plane over the same store, with an environment of the operator's choice.
     pub(crate) async fn start(&mut self, env: Option<model::config::Values>) {
-        let control =
-            control_with(self.store.clone(), &self.blobs, &self.keys(), Nodes::default(), KEEP, env).await;
+        let control = control_with(self.store.clone(), &self.blobs, &self.keys(), Nodes::default(), KEEP, env).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);
         self.control = Some(control);

@@ -9,7 +9,7 @@ use crate::offers;
 use crate::rules::provider::{Setting, answering};
 use crate::rules::watch as rules_watch;
 use crate::rules::{Code, Found, Subject, Unknown, Violation, callee, list, shown, suggest};
-use crate::secret::{SecretField, self};
+use crate::secret::{self, SecretField};
 use crate::watch;
 
 /// The settings of a link of a contract.

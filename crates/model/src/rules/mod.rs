@@ -15,8 +15,8 @@ pub mod postgres;
 pub mod provider;
 pub mod route;
 mod schedules;
-mod watch;
 pub mod source;
+mod watch;
 
 use std::collections::BTreeSet;
 

@@ -71,8 +71,12 @@ impl Services {
         };
         self.messaging.forget(tenant, app).await;
         self.data.purge(tenant, app).await.map_err(|cause| failed(&cause))?;
-        let (folder, whose) = (self.folder.clone(), (tenant.clone(), app.clone()));
-        let removed = tokio::task::spawn_blocking(move || folder.purge(&whose.0, &whose.1).map(Trash::empty)).await;
+        let (folder, sql, tenant, app) = (self.folder.clone(), self.sql.clone(), tenant.clone(), app.clone());
+        let remove = move || {
+            sql.purge(&tenant, &app).map_err(|cause| cause.to_string())?;
+            folder.purge(&tenant, &app).map(Trash::empty).map_err(|cause| cause.to_string())
+        };
+        let removed = tokio::task::spawn_blocking(remove).await;
         removed.map_err(|cause| failed(&cause))?.map_err(|cause| failed(&cause))
     }
 }

@@ -59,9 +59,12 @@ impl Under {
     }
 }
 
+/// What serves of an app.
+type Served = (Revision, Arc<[Planned]>);
+
 /// Apps of which this test says what serves, and whose runs it ends.
 struct FakeHosts {
-    serving: Mutex<BTreeMap<AppName, (Revision, Arc<[Planned]>)>>,
+    serving: Mutex<BTreeMap<AppName, Served>>,
     ready: AtomicBool,
     runs: mpsc::UnboundedSender<Under>,
 }

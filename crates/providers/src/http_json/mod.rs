@@ -26,9 +26,9 @@ use crate::breaker::{Breaker, Pauses};
 use crate::dial::{Caller, DialError, Dialer};
 use crate::http_out::connect::{CONNECT, ConnectError, Connector};
 
-pub(crate) use server::{roots as certificates, trust};
 pub(crate) use renewed::Renewed;
 pub use server::{Server, SettingsError};
+pub(crate) use server::{roots as certificates, trust};
 
 /// For one request: connecting, sending, and the whole answer.
 pub const TIMEOUT: Duration = Duration::from_secs(4);

@@ -23,11 +23,11 @@ mod messaging_jetstream;
 mod messaging_nats;
 mod nats;
 mod nats_server;
+mod official;
 mod old_versions;
+mod openbao;
 #[path = "../../../../tests/src/postgres.rs"]
 mod postgres_server;
-mod openbao;
-mod official;
 mod s3;
 mod secrets_vault;
 mod sql;

@@ -33,14 +33,16 @@ fn found() -> Option<(Real, Option<ChildStdin>)> {
     let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/servers/openbao/bao");
     let program = std::env::var_os("BAO_BIN").map_or(beside, PathBuf::from);
     if !program.is_file() {
-        println!("NOT RUN: the same against a real Vault. What was missing: the program `bao` of OpenBao");
-        println!("(`cargo xtask test` fetches it; or set BAO_BIN, or VAULT_ADDR and VAULT_TOKEN)");
+        crate::support::not_run(
+            "a real Vault. What was missing: the program `bao` of OpenBao (BAO_BIN, or VAULT_ADDR)",
+        );
         return None;
     }
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let root = "root-of-these-tests".to_owned();
     // The shell reads until this program is gone, however it went, and then ends the server.
     let script = r#""$0" server -dev -dev-no-store-token -dev-root-token-id="$1" -dev-listen-address="$2" <&- & read -r _; kill $!; wait"#;
+    #[allow(clippy::zombie_processes, reason = "it ends with this program")]
     let mut shell = Command::new("sh")
         .args(["-c", script])
         .arg(program)

@@ -537,10 +537,7 @@ impl RustyVault {
             std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/servers/rusty_vault/bin/rvault");
         let program = std::env::var_os("RUSTY_VAULT_BIN").map_or(beside, Into::into);
         if !program.is_file() {
-            println!("NOT RUN: the tests against RustyVault. What was missing: the program `rvault`");
-            println!(
-                "(`cargo install rusty_vault --locked --root target/servers/rusty_vault`, or set RUSTY_VAULT_BIN)"
-            );
+            crate::support::not_run("RustyVault. What was missing: the program `rvault` (RUSTY_VAULT_BIN)");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

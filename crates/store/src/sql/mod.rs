@@ -78,6 +78,21 @@ impl Databases {
         answer.await.unwrap_or_else(|_| Err(SqlError::Unavailable("the node closed the database".to_owned())))
     }
 
+    /// Removes the databases of an app that no host has any more. Blocks.
+    ///
+    /// # Errors
+    /// What the file system says; what is left is removed by the next try.
+    pub fn purge(&self, tenant: &TenantName, app: &AppName) -> std::io::Result<()> {
+        // Their threads end; what those still have open goes with them.
+        lock(&self.0.open).retain(|(of, owner, _), _| (&*of, &*owner) != (tenant, app));
+        let of_tenant = self.0.dir.join(tenant.as_str());
+        match std::fs::remove_dir_all(of_tenant.join(app.as_str())) {
+            Ok(()) => crate::disk::sync_dir(&of_tenant),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(cause) => Err(cause),
+        }
+    }
+
     fn send(&self, key: Key, call: Call) -> Result<oneshot::Receiver<Result<Answer, SqlError>>, SqlError> {
         let (reply, answer) = oneshot::channel();
         let mut job = Job { call, since: Instant::now(), reply };

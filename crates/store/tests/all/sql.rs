@@ -93,6 +93,22 @@ async fn a_statement_reaches_nothing_outside_its_file_and_leaves_nothing_behind(
 }
 
 #[tokio::test]
+async fn what_is_purged_is_gone_and_nothing_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mine = open(&dir);
+    let other = Whose(mine.0.clone(), "acme", "other", "sqlite");
+    for one in [&mine, &other] {
+        one.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
+    }
+    for _ in 0..2 {
+        mine.0.purge(&"acme".parse().unwrap(), &"shop".parse().unwrap()).unwrap();
+        assert!(!dir.path().join("sql/acme/shop").exists());
+    }
+    assert!(matches!(mine.one("SELECT count(*) FROM t").await, Err(SqlError::Invalid(_))), "a new one is empty");
+    assert_eq!(other.one("SELECT count(*) FROM t").await.unwrap(), Value::Int64(0));
+}
+
+#[tokio::test]
 async fn a_slow_statement_holds_up_its_own_database_and_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let slow = open(&dir);
