@@ -84,7 +84,7 @@ impl Databases {
     /// What the file system says; what is left is removed by the next try.
     pub fn purge(&self, tenant: &TenantName, app: &AppName) -> std::io::Result<()> {
         // Their threads end; what those still have open goes with them.
-        lock(&self.0.open).retain(|(of, owner, _), _| (&*of, &*owner) != (tenant, app));
+        lock(&self.0.open).retain(|(of, owner, _), _| (of, owner) != (tenant, app));
         let of_tenant = self.0.dir.join(tenant.as_str());
         match std::fs::remove_dir_all(of_tenant.join(app.as_str())) {
             Ok(()) => crate::disk::sync_dir(&of_tenant),
