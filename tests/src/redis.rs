@@ -45,12 +45,16 @@ impl Redis {
             .arg(&config)
             .args(["--port", &addr.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"])
             .arg(dir.path())
+            .arg("--unixsocket")
+            .arg(dir.path().join("socket"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start redis-server; install the package redis-server")?;
         let redis = Self { child, addr, _dir: dir };
-        until(Duration::from_secs(10), || TcpStream::connect(redis.addr).is_ok())
+        // Made after the port is bound. To connect before that may take the port away from the server.
+        let bound = redis._dir.path().join("socket");
+        until(Duration::from_secs(10), || bound.exists() && TcpStream::connect(redis.addr).is_ok())
             .context("redis-server does not answer")?;
         Ok(redis)
     }
