@@ -30,7 +30,9 @@ impl Redis {
     /// # Errors
     /// As [`Redis::start`].
     pub fn configured(lines: &str) -> anyhow::Result<Self> {
-        Self::at(TcpListener::bind("127.0.0.1:0")?.local_addr()?, lines)
+        // The listener goes with this statement: the port is the server's from here on.
+        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        Self::at(addr, lines)
     }
 
     /// The same where another one was, which is gone.
