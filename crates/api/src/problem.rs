@@ -96,6 +96,10 @@ codes! {
     TimedOut = "timed-out", 504, 7;
     /// At its concurrency limit; try again after Retry-After.
     Busy = "busy", 503, 7;
+    /// More requests a second than the tenant's quota; try again after Retry-After.
+    RateLimited = "rate-limited", 429, 7;
+    /// The tenant's quota of apps, components or stored bytes does not allow it.
+    QuotaExceeded = "quota-exceeded", 403, 5;
     /// The app is suspended: its claims expired or were revoked.
     Suspended = "suspended", 503, 5;
     /// The store cannot write: disk full, read-only or damaged.

@@ -93,7 +93,7 @@ async fn apps(store: &Arc<dyn Store>, heads: Vec<Entry>, loaded: &mut Loaded) ->
             Some((id, at, _, Some(record))) => {
                 let none = TenantSettings::default();
                 let settings = loaded.tenants.get(&id.tenant).map_or(&none, |t| t);
-                loaded.state.want(&id, at, &record.app.routes, trust::wanted(&record, settings, now));
+                loaded.state.want(&id, at, &record.app, trust::wanted(&record, settings, now));
             }
             Some((id, _, head, None)) => loaded.deleted.push((id, head)),
             None => {}

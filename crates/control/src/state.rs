@@ -8,6 +8,7 @@ use api::control::AppView;
 use model::app::{LockedApp, Revision, Route};
 use model::observed::AppObserved;
 use model::plan::{AppId, Desired, NodeState, Observed, Wanted};
+use model::tenant::Quotas;
 use model::{AppName, NodeName, TenantName};
 use store::keys::NodeRecord;
 
@@ -32,6 +33,7 @@ struct Known {
 
 struct Live {
     revision: Revision,
+    components: u32,
     routes: Box<[Route]>,
 }
 
@@ -47,9 +49,10 @@ pub(crate) struct State {
 
 impl State {
     /// The app's head was written at store revision `at`.
-    pub(crate) fn want(&mut self, id: &AppId, at: u64, routes: &[Route], wanted: Wanted) {
+    pub(crate) fn want(&mut self, id: &AppId, at: u64, app: &LockedApp, wanted: Wanted) {
         if self.apps.get(id).is_none_or(|known| known.at <= at) {
-            let live = Live { revision: wanted.revision, routes: routes.into() };
+            let components = u32::try_from(app.components.len()).unwrap_or(u32::MAX);
+            let live = Live { revision: wanted.revision, components, routes: app.routes.as_slice().into() };
             self.apps.insert(id.clone(), Known { at, live: Some(live) });
             self.desired.apps.insert(id.clone(), wanted);
         }
@@ -82,6 +85,31 @@ impl State {
     ) -> impl Iterator<Item = (&'a AppId, Revision, &'a [Route])> {
         let live = self.apps.iter().filter(move |(id, _)| id.tenant == *tenant);
         live.filter_map(|(id, known)| known.live.as_ref().map(|l| (id, l.revision, &*l.routes)))
+    }
+
+    /// Whether the tenant's quotas allow `app`; a sentence for each that does not. What was there before a quota became
+    /// smaller may be deployed again, and may shrink.
+    pub(crate) fn over_quota(&self, id: &AppId, app: &LockedApp, quotas: &Quotas) -> Vec<String> {
+        let (mut apps, mut components, mut own) = (1u64, app.components.len() as u64, None);
+        for (other, known) in self.apps.iter().filter(|(other, _)| other.tenant == id.tenant) {
+            let Some(live) = &known.live else { continue };
+            if other == id {
+                own = Some(live.components);
+            } else {
+                apps += 1;
+                components += u64::from(live.components);
+            }
+        }
+        let mut problems = Vec::new();
+        if own.is_none() && apps > u64::from(quotas.apps) {
+            problems.push(format!("tenant `{}` has {} apps and may have {}", id.tenant, apps - 1, quotas.apps));
+        }
+        let grows = app.components.len() as u64 > u64::from(own.unwrap_or(0));
+        if grows && components > u64::from(quotas.components) {
+            let quota = quotas.components;
+            problems.push(format!("tenant `{}` would have {components} components and may have {quota}", id.tenant));
+        }
+        problems
     }
 
     /// Routes of all other apps, whosever, that could get in the way of one of `app`'s.
@@ -159,14 +187,40 @@ mod tests {
         Wanted { revision: Revision(n), denied: None, expiry: None }
     }
 
+    fn app(components: usize) -> LockedApp {
+        let component = r#"{"digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000","size":1,
+            "world":"p2","imports":[],"exports":[],"limits":{}}"#;
+        let components: Vec<String> = (0..components).map(|n| format!("\"c{n}\":{component}")).collect();
+        serde_json::from_str(&format!(r#"{{"name":"a","components":{{{}}}}}"#, components.join(","))).unwrap()
+    }
+
+    #[test]
+    fn a_quota_refuses_what_is_more_and_nothing_else() {
+        let mut state = State::default();
+        let quotas = Quotas { apps: 2, components: 3, ..Quotas::default() };
+        state.want(&id("a"), 1, &app(1), wanted(1));
+        assert_eq!(state.over_quota(&id("b"), &app(2), &quotas), [""; 0]);
+        assert_eq!(state.over_quota(&id("b"), &app(3), &quotas), ["tenant `t` would have 4 components and may have 3"]);
+        state.want(&id("b"), 2, &app(2), wanted(1));
+        assert_eq!(state.over_quota(&id("c"), &app(0), &quotas), ["tenant `t` has 2 apps and may have 2"]);
+        assert_eq!(state.over_quota(&id("a"), &app(1), &quotas), [""; 0], "another revision of the same");
+        let small = Quotas { apps: 1, components: 1, ..Quotas::default() };
+        assert_eq!(state.over_quota(&id("b"), &app(2), &small), [""; 0], "was there before the quota");
+        assert_eq!(state.over_quota(&id("b"), &app(3), &small).len(), 1);
+        state.forget(&id("a"), 3);
+        assert_eq!(state.over_quota(&id("c"), &app(1), &quotas), [""; 0]);
+        let other = AppId { tenant: "u".parse().unwrap(), app: "a".parse().unwrap() };
+        assert_eq!(state.over_quota(&other, &app(3), &quotas), [""; 0]);
+    }
+
     #[test]
     fn old_news_changes_nothing() {
         let mut state = State::default();
-        state.want(&id("a"), 5, &[], wanted(2));
-        state.want(&id("a"), 4, &[], wanted(1));
+        state.want(&id("a"), 5, &app(0), wanted(2));
+        state.want(&id("a"), 4, &app(0), wanted(1));
         assert_eq!(state.revision(&id("a")), Some(Revision(2)));
         state.forget(&id("a"), 7);
-        state.want(&id("a"), 6, &[], wanted(3));
+        state.want(&id("a"), 6, &app(0), wanted(3));
         assert_eq!((state.revision(&id("a")), state.desired.apps.len()), (None, 0));
         state.settle(&id("a"), 6);
         assert_eq!(state.apps.len(), 1, "news of revision 6 may still come");

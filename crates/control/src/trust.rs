@@ -185,6 +185,7 @@ pub(crate) fn settings_problems(settings: &TenantSettings) -> Vec<String> {
     if !(1..=64).contains(&settings.shards) {
         problems.push(format!("shards is {}; it is 1 to 64", settings.shards));
     }
+    problems.extend(settings.quotas.problems());
     for (name, spec) in &settings.providers {
         if model::rules::provider::built_in(name.as_str()).is_some() {
             problems.push(format!("provider `{name}` has the name of a built-in one"));

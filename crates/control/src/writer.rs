@@ -151,7 +151,14 @@ impl Writer {
         let mut violations = admission::check(app, &vetted.infos, &id.tenant, &tenant.settings, &routes);
         violations.extend(self.unknown_programs(app));
         let missing = self.missing_secrets(&id.tenant, app).await?;
-        if violations.is_empty() && missing.is_empty() {
+        let over = self.state.lock().over_quota(id, app, &tenant.settings.quotas);
+        let over: Vec<Problem> = over
+            .into_iter()
+            .map(|text| {
+                Problem::new(Code::QuotaExceeded, text).help("delete what is not needed, or ask your operator for more")
+            })
+            .collect();
+        if violations.is_empty() && missing.is_empty() && over.is_empty() {
             return Ok(vetted);
         }
         let near = |v: &rules::Violation| {
@@ -163,6 +170,7 @@ impl Writer {
             .into_iter()
             .map(|v| Problem { help: v.help.clone(), ..Problem::new(near(&v), v.message.clone()) })
             .chain(missing)
+            .chain(over)
             .collect())
     }
 
@@ -330,7 +338,7 @@ impl Writer {
         }
         let at = self.store.put(&keys::app(&id.tenant, &id.app), encode(&head)?, expect, None).await?;
         let wanted = trust::wanted(&record, &tenant.settings, clock::seconds());
-        self.state.lock().want(id, at, &record.app.routes, wanted);
+        self.state.lock().want(id, at, &record.app, wanted);
         Ok(Accepted { revision: record.revision, unchanged: false })
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::app::ProviderSpec;
 use crate::limits::Limits;
 use crate::name::ProviderName;
+use crate::unit::ByteSize;
 
 /// Settings of one tenant, written by the operator only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -26,6 +27,8 @@ pub struct TenantSettings {
     pub providers: BTreeMap<ProviderName, ProviderSpec>,
     /// Host processes that share the tenant's load; at least 1.
     pub shards: u32,
+    /// What all apps of the tenant may use together.
+    pub quotas: Quotas,
 }
 
 impl Default for TenantSettings {
@@ -38,6 +41,168 @@ impl Default for TenantSettings {
             egress: Vec::new(),
             providers: BTreeMap::new(),
             shards: 2,
+            quotas: Quotas::default(),
         }
+    }
+}
+
+/// What all apps of a tenant may use together, on each node. [`Limits`] say what one call may use. What is `None` has no
+/// quota. Every field is enforced somewhere; a field nobody enforces is a defect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct Quotas {
+    /// Apps that are there at once. A deploy of one more is refused.
+    pub apps: u32,
+    /// Components of all apps together. A deploy that makes them more is refused.
+    pub components: u32,
+    /// Memory of all hosts of the tenant together, bytes: guests, compiled code, and what the host itself needs.
+    pub memory: Option<ByteSize>,
+    /// The tenant's part of the processors where several want them, against 100 of a tenant that says nothing; 1 to 10000.
+    pub cpu_weight: Option<u32>,
+    /// Processor time of all hosts of the tenant together, thousandths of a CPU: 1500 is one and a half, never more.
+    pub cpu_millis: Option<u32>,
+    /// Requests a second that the ingress takes over time; a quarter of a second's worth may come at once, at least 10.
+    /// One more is answered 429.
+    pub requests_per_second: Option<u32>,
+    /// Requests under way at the ingress at once. One more is answered 503.
+    pub concurrent_requests: Option<u32>,
+    /// Outgoing connections a second over time; twice as many may be opened at once. One more is denied.
+    pub connections_per_second: u32,
+    /// Bytes of log a second over time, of all apps together; ten seconds' worth may come at once. The rest is dropped
+    /// and counted.
+    pub log_rate: ByteSize,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            apps: 5_000,
+            components: 20_000,
+            memory: None,
+            cpu_weight: None,
+            cpu_millis: None,
+            requests_per_second: None,
+            concurrent_requests: None,
+            connections_per_second: 200,
+            log_rate: ByteSize::mib(4),
+        }
+    }
+}
+
+impl Quotas {
+    /// Why they cannot be enforced as they are, one sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        let positive = [
+            ("requests_per_second", self.requests_per_second),
+            ("concurrent_requests", self.concurrent_requests),
+            ("cpu_millis", self.cpu_millis),
+            ("connections_per_second", Some(self.connections_per_second)),
+        ];
+        let mut problems: Vec<String> = positive
+            .into_iter()
+            .filter(|(_, value)| *value == Some(0))
+            .map(|(name, _)| format!("quotas.{name} is 0: a tenant that is to do nothing is suspended"))
+            .collect();
+        if self.cpu_weight.is_some_and(|weight| !(1..=10_000).contains(&weight)) {
+            problems.push("quotas.cpu_weight is 1 to 10000".to_owned());
+        }
+        if self.log_rate < ByteSize::kib(1) {
+            problems.push(format!("quotas.log_rate is {}; it is at least 1KiB", self.log_rate));
+        }
+        // What no part of this build holds a tenant to is not accepted from its operator.
+        let unenforced = [
+            ("memory", self.memory.is_some()),
+            ("cpu_weight", self.cpu_weight.is_some()),
+            ("cpu_millis", self.cpu_millis.is_some()),
+        ];
+        problems.extend(
+            unenforced
+                .into_iter()
+                .filter(|(_, asked)| *asked)
+                .map(|(name, _)| format!("quotas.{name} is not enforced by this version, so it is not accepted")),
+        );
+        problems
+    }
+}
+
+/// How often something may happen: so often a second over time, and `burst` at once. The state is one number, so that it
+/// fits in an atomic: the time, in nanoseconds, at which all that was granted so far is paid for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Nanoseconds one unit costs, times 2^10.
+    cost: u64,
+    /// How far ahead of the clock the paid-for time may be, nanoseconds.
+    ahead: u64,
+}
+
+/// Fractions of a nanosecond that a unit's cost is counted in.
+const FRACTION: u32 = 10;
+
+impl Rate {
+    /// `per_second` units, of which `burst` may come at once; both at least 1.
+    pub fn new(per_second: u64, burst: u64) -> Self {
+        let second = 1_000_000_000u64 << FRACTION;
+        let cost = (second / per_second.max(1)).max(1);
+        let ahead = u128::from(cost) * u128::from(burst.max(1)) >> FRACTION;
+        Self { cost, ahead: u64::try_from(ahead).unwrap_or(u64::MAX) }
+    }
+
+    /// Grants `units` at `now`, nanoseconds of a clock that never goes back, where `paid` is the state: the next state.
+    ///
+    /// # Errors
+    /// In how many nanoseconds that many would be granted. More units at once than the burst are granted only to a full
+    /// account, and paid off afterwards.
+    pub fn take(&self, paid: u64, now: u64, units: u64) -> Result<u64, u64> {
+        let price = u64::try_from(u128::from(self.cost) * u128::from(units) >> FRACTION).unwrap_or(u64::MAX);
+        let from = paid.max(now);
+        let after = from.saturating_add(price);
+        let limit = now.saturating_add(self.ahead.max(price));
+        if after <= limit { Ok(after) } else { Err(after - limit) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_grants_its_burst_and_then_so_many_a_second() {
+        let rate = Rate::new(200, 400);
+        let (mut paid, mut granted) = (0, 0);
+        let second = 1_000_000_000;
+        let mut run = |now: u64| {
+            granted = 0;
+            for _ in 0..1000 {
+                if let Ok(next) = rate.take(paid, now, 1) {
+                    paid = next;
+                    granted += 1;
+                }
+            }
+            granted
+        };
+        assert_eq!(run(5 * second), 400);
+        assert_eq!(run(6 * second), 200);
+        assert_eq!(run(60 * second), 400, "no more than the burst is saved up");
+        let wait = rate.take(paid, 60 * second, 1).unwrap_err();
+        assert_eq!(wait, second / 200);
+        assert!(rate.take(paid, 60 * second + wait, 1).is_ok());
+    }
+
+    #[test]
+    fn more_than_the_burst_is_granted_to_a_full_account_only() {
+        let rate = Rate::new(1000, 10);
+        let paid = rate.take(0, 1_000_000_000, 5000).unwrap();
+        assert!(rate.take(paid, 2_000_000_000, 1).is_err());
+        assert!(rate.take(paid, 7_000_000_000, 1).is_ok());
+        assert!(Rate::new(u64::MAX, u64::MAX).take(0, 0, u64::MAX).is_ok());
+    }
+
+    #[test]
+    fn quotas_that_cannot_be_held_are_named() {
+        assert_eq!(Quotas::default().problems(), [""; 0]);
+        let zero = Quotas { requests_per_second: Some(0), connections_per_second: 0, ..Quotas::default() };
+        assert_eq!(zero.problems().len(), 2);
+        let old: TenantSettings = serde_json::from_str("{}").unwrap();
+        assert_eq!(old.quotas, Quotas::default(), "settings of before there were quotas");
     }
 }

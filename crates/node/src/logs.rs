@@ -1,16 +1,19 @@
-//! The last lines of every app on this node, and those to come. Bounded twice: per app, and all together.
+//! The last lines of every app on this node, and those to come. Bounded in size twice, per app and all together, and in
+//! bytes a second by the quota of the tenant.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use api::agent::LogLine;
+use api::agent::{LogLine, LogStream};
 use api::node::LogQuery;
 use futures::stream::{BoxStream, StreamExt};
+use model::tenant::{Quotas, Rate};
 use model::{AppName, TenantName};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::ingress::nanos;
 use crate::otlp::Exporter;
 
 /// Bytes kept of one app.
@@ -35,6 +38,46 @@ pub struct Logs {
 struct Rings {
     by_app: HashMap<Key, Ring>,
     bytes: usize,
+    quotas: HashMap<TenantName, Quota>,
+}
+
+/// What a tenant may write, and what it wrote.
+#[derive(Debug)]
+struct Quota {
+    rate: Rate,
+    /// See [`Rate`].
+    paid: u64,
+    /// Lines left out since the last one that was taken.
+    left_out: u64,
+    /// Lines left out since the start.
+    dropped: u64,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { rate: rate_of(&Quotas::default()), paid: 0, left_out: 0, dropped: 0 }
+    }
+}
+
+impl Quota {
+    /// Whether a line of so many bytes is taken; then, how many before it were not.
+    fn take(&mut self, now: Instant, bytes: usize) -> Option<u64> {
+        match self.rate.take(self.paid, nanos(now), bytes as u64) {
+            Ok(paid) => {
+                self.paid = paid;
+                Some(std::mem::take(&mut self.left_out))
+            }
+            Err(_) => {
+                self.left_out = self.left_out.saturating_add(1);
+                self.dropped = self.dropped.saturating_add(1);
+                None
+            }
+        }
+    }
+}
+
+fn rate_of(quotas: &Quotas) -> Rate {
+    Rate::new(quotas.log_rate.0, quotas.log_rate.0.saturating_mul(10))
 }
 
 #[derive(Debug, Default)]
@@ -71,9 +114,39 @@ impl Logs {
         Self { exporter, ..Self::default() }
     }
 
-    /// Adds a line of an app of `tenant`.
+    /// What the tenant may write from now on.
+    pub fn limit(&self, tenant: &TenantName, quotas: &Quotas) {
+        let rings = &mut *self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        rings.quotas.entry(tenant.clone()).or_default().rate = rate_of(quotas);
+    }
+
+    /// Lines of the tenant that were left out because it wrote more than its quota.
+    pub fn dropped(&self, tenant: &TenantName) -> u64 {
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        rings.quotas.get(tenant).map_or(0, |quota| quota.dropped)
+    }
+
+    /// Adds a line of an app of `tenant`, unless the tenant writes more than it may. Where lines were left out, a line
+    /// says how many.
     pub fn push(&self, tenant: &TenantName, line: LogLine) {
         let rings = &mut *self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out = match rings.quotas.get_mut(tenant) {
+            Some(quota) => quota.take(Instant::now(), cost(&line)),
+            None => rings.quotas.entry(tenant.clone()).or_default().take(Instant::now(), cost(&line)),
+        };
+        match left_out {
+            None => return,
+            Some(0) => {}
+            Some(lines) => {
+                let text =
+                    format!("{lines} lines of this tenant were left out: it writes more than its quota `log_rate`");
+                self.add(rings, tenant, LogLine { stream: LogStream::Platform, text, ..line.clone() });
+            }
+        }
+        self.add(rings, tenant, line);
+    }
+
+    fn add(&self, rings: &mut Rings, tenant: &TenantName, line: LogLine) {
         let line = Arc::new(line);
         if let Some(exporter) = &self.exporter {
             exporter.line(tenant, &line);
@@ -153,7 +226,7 @@ impl Logs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::agent::{LogLevel, LogStream};
+    use api::agent::LogLevel;
     use api::node::Since;
     use model::Revision;
 
@@ -235,6 +308,8 @@ mod tests {
             let ring = rings.by_app.values().next().unwrap();
             assert!(ring.bytes <= PER_APP && ring.bytes == rings.bytes && ring.lines.len() > 200);
         }
+        let free = Quotas { log_rate: model::unit::ByteSize::mib(1 << 20), ..Quotas::default() };
+        logs.limit(&tenant, &free);
         for app in 0..400 {
             for _ in 0..250 {
                 logs.push(&tenant, line(&format!("a{app}"), "c", "x".repeat(1000)));
@@ -243,6 +318,27 @@ mod tests {
         let rings = logs.rings.lock().unwrap();
         let sum: usize = rings.by_app.values().map(|ring| ring.lines.iter().map(|l| cost(l)).sum::<usize>()).sum();
         assert!(rings.bytes <= IN_ALL && sum == rings.bytes, "{} {sum}", rings.bytes);
+    }
+
+    #[test]
+    fn a_tenant_writes_no_more_than_its_quota_and_is_told() {
+        let logs = Logs::default();
+        let (loud, quiet): (TenantName, TenantName) = ("loud".parse().unwrap(), "quiet".parse().unwrap());
+        logs.limit(&loud, &Quotas { log_rate: model::unit::ByteSize::kib(1), ..Quotas::default() });
+        for n in 0..1000 {
+            logs.push(&loud, line("a", "c", format!("{n:0>896}")));
+        }
+        logs.push(&quiet, line("a", "c", "heard".into()));
+        // Ten seconds' worth, and what came in while this ran.
+        let taken = texts(&logs, "loud", "a", LogQuery { last: 1000, ..LogQuery::default() }).len();
+        assert!((10..20).contains(&taken), "{taken}");
+        assert_eq!(logs.dropped(&loud) as usize + taken, 1000);
+        assert_eq!(texts(&logs, "quiet", "a", LogQuery { last: 9, ..LogQuery::default() }), ["heard"]);
+        logs.limit(&loud, &Quotas::default());
+        logs.rings.lock().unwrap().quotas.get_mut(&loud).unwrap().paid = 0;
+        logs.push(&loud, line("a", "c", "again".into()));
+        let last = texts(&logs, "loud", "a", LogQuery { last: 2, ..LogQuery::default() });
+        assert!(last[0].contains("lines of this tenant were left out") && last[1] == "again", "{last:?}");
     }
 
     #[tokio::test]

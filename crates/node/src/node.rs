@@ -212,6 +212,7 @@ impl Node {
                 let source = Source {
                     hosts: hosts.clone(),
                     metrics: metrics.clone(),
+                    logs: logs.clone(),
                     index: index.clone(),
                     ingress: ingress.meters().to_vec(),
                     exporter: exporter.clone(),

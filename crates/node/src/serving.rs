@@ -11,7 +11,7 @@ use model::{AppName, ComponentName, TenantName};
 use crate::converge;
 use crate::front::Front;
 use crate::ingress::{RouteEntry, ShardSet, Target};
-use crate::tenant::Prepared;
+use crate::tenant::{Prepared, Tenant};
 
 /// A revision with its targets.
 #[derive(Debug)]
@@ -27,13 +27,7 @@ pub(crate) struct Serving {
 
 impl Serving {
     /// The targets of a revision on the hosts behind `front`, of which there are `shards`.
-    pub(crate) fn new(
-        tenant: &TenantName,
-        prepared: Arc<Prepared>,
-        front: &Front,
-        shards: u32,
-        suspended: bool,
-    ) -> Self {
+    pub(crate) fn new(tenant: &Tenant, prepared: Arc<Prepared>, front: &Front, shards: u32, suspended: bool) -> Self {
         let home = prepared.pinned.then(|| converge::home(&prepared.app, shards));
         let set = match (suspended, home) {
             (true, _) => ShardSet::suspended(),
@@ -44,14 +38,15 @@ impl Serving {
         let target = |(component, request_body): &(ComponentName, u64)| {
             let header = format!("{}/{}/{component}", prepared.app, prepared.revision);
             let header = HeaderValue::try_from(header).ok()?;
-            let target = Target { header, shards: set.clone(), preference, request_body: *request_body };
+            let (shards, gate) = (set.clone(), tenant.gate.clone());
+            let target = Target { header, shards, preference, request_body: *request_body, gate };
             Some((component.clone(), Arc::new(target)))
         };
         // Names have no character that a header cannot have, so none is left out.
         let targets: BTreeMap<_, _> = prepared.components.iter().filter_map(target).collect();
         let entry = |route: &model::Route| {
             Some(RouteEntry {
-                tenant: tenant.clone(),
+                tenant: tenant.name.clone(),
                 app: prepared.app.clone(),
                 revision: prepared.revision,
                 route: route.clone(),

@@ -9,7 +9,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
 use model::egress::{AllowedHost, Policy};
-use model::tenant::TenantSettings;
+use model::tenant::{Quotas, Rate, TenantSettings};
 use model::{
     AppName, ComponentName, Digest, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, Route, SecretName,
     TenantName, World,
@@ -18,12 +18,10 @@ use tokio::sync::Semaphore;
 
 use crate::converge;
 use crate::external::{Externals, Lease};
+use crate::ingress::{Gate, nanos};
 use crate::messaging::{self, Declared};
 use crate::schedules::{self, Planned};
 
-/// Connections a tenant may open per second over time, and at once.
-const DIALS_PER_SECOND: f64 = 200.0;
-const DIALS_BURST: f64 = 400.0;
 /// Connections of a tenant being made at once.
 const DIALS_AT_ONCE: usize = 64;
 
@@ -172,7 +170,10 @@ pub struct Tenant {
     pub held: tokio::sync::Mutex<BTreeMap<AppName, Revision>>,
     policy: ArcSwap<Policy>,
     runs: RwLock<Runs>,
-    dials: Mutex<(f64, Instant)>,
+    /// Outgoing connections a second.
+    dials: Metered,
+    /// What the ingress takes of its requests.
+    pub gate: Arc<Gate>,
 }
 
 impl Tenant {
@@ -186,7 +187,8 @@ impl Tenant {
             held: tokio::sync::Mutex::default(),
             policy: ArcSwap::default(),
             runs: RwLock::default(),
-            dials: Mutex::new((DIALS_BURST, Instant::now())),
+            dials: Metered::new(dial_rate(&Quotas::default())),
+            gate: Arc::new(Gate::default()),
         })
     }
 
@@ -197,6 +199,8 @@ impl Tenant {
             tracing::warn!(tenant = %self.name, %cause, "an egress range of the tenant is ignored");
         }
         self.policy.store(Arc::new(policy));
+        self.dials.set(dial_rate(&settings.quotas));
+        self.gate.set(&settings.quotas);
     }
 
     /// What its connections may reach.
@@ -206,12 +210,7 @@ impl Tenant {
 
     /// Takes one connection from the tenant's rate; false where it is used up.
     pub fn may_dial(&self, now: Instant) -> bool {
-        let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
-        let (tokens, last) = *dials;
-        let tokens = (tokens + now.saturating_duration_since(last).as_secs_f64() * DIALS_PER_SECOND).min(DIALS_BURST);
-        let granted = tokens >= 1.0;
-        *dials = (if granted { tokens - 1.0 } else { tokens }, now);
-        granted
+        self.dials.take(now, 1)
     }
 
     /// From now on hosts of the tenant are to have this revision, and may ask for its code.
@@ -296,6 +295,36 @@ impl Tenant {
     fn write(&self) -> RwLockWriteGuard<'_, Runs> {
         self.runs.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A rate and its state. Its lock is held for a few instructions.
+#[derive(Debug)]
+struct Metered(Mutex<(Rate, u64)>);
+
+impl Metered {
+    fn new(rate: Rate) -> Self {
+        Self(Mutex::new((rate, 0)))
+    }
+
+    fn set(&self, rate: Rate) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = rate;
+    }
+
+    fn take(&self, now: Instant, units: u64) -> bool {
+        let state = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.0.take(state.1, nanos(now), units) {
+            Ok(paid) => {
+                state.1 = paid;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+fn dial_rate(quotas: &Quotas) -> Rate {
+    let rate = u64::from(quotas.connections_per_second);
+    Rate::new(rate, rate * 2)
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ impl Reconciler {
         let record: RevisionRecord = writer::decode(&entry)?;
         let settings = self.tenants.get(&id.tenant).cloned().unwrap_or_default();
         let wanted = trust::wanted(&record, &settings, clock::seconds());
-        self.state.lock().want(id, at, &record.app.routes, wanted);
+        self.state.lock().want(id, at, &record.app, wanted);
         self.events.control(
             event::DEPLOYED,
             subject,

@@ -11,6 +11,7 @@ use model::TenantName;
 
 use crate::agent::HostIndex;
 use crate::ingress::{Meter, Requests};
+use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::serving::ServingIndex;
@@ -24,6 +25,7 @@ const AT_ONCE: usize = 16;
 pub(crate) struct Source {
     pub(crate) hosts: Arc<HostIndex>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) index: Arc<ServingIndex>,
     pub(crate) ingress: Vec<Arc<Meter>>,
     pub(crate) exporter: Option<Arc<Exporter>>,
@@ -62,6 +64,8 @@ pub(super) struct Tenant {
     pub(super) restarts: u64,
     /// Outgoing connections by outcome.
     pub(super) dials: [(&'static str, u64); 4],
+    /// What its quotas refused: requests, and lines of log.
+    pub(super) refused: [(&'static str, u64); 2],
     pub(super) counted: Arc<TenantMetrics>,
 }
 
@@ -80,6 +84,7 @@ impl Source {
                     ("limited", flows.limited.load(Relaxed)),
                     ("failed", flows.failed.load(Relaxed)),
                 ],
+                refused: [("requests", tenant.gate.refused()), ("log-lines", self.logs.dropped(&tenant.name))],
                 counted,
             }
         });

@@ -148,6 +148,7 @@ fn hosts(tenants: &[Tenant], slots: &Slots, all: &mut Families) {
         rss: u64,
         in_flight: u64,
         dials: BTreeMap<&'static str, u64>,
+        refused: BTreeMap<&'static str, u64>,
     }
     let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
     for tenant in tenants {
@@ -159,6 +160,9 @@ fn hosts(tenants: &[Tenant], slots: &Slots, all: &mut Families) {
         sum.restarts += tenant.restarts;
         for (outcome, count) in tenant.dials {
             *sum.dials.entry(outcome).or_default() += count;
+        }
+        for (what, count) in tenant.refused {
+            *sum.refused.entry(what).or_default() += count;
         }
         for host in &tenant.counted.hosts {
             sum.rss += host.rss;
@@ -181,6 +185,13 @@ fn hosts(tenants: &[Tenant], slots: &Slots, all: &mut Families) {
     all.counters("sidereal_egress_connections_total", help);
     for (tenant, sum) in &sums {
         sum.dials.iter().for_each(|(outcome, n)| all.add(&[("tenant", tenant), ("outcome", outcome)], *n as f64));
+    }
+    all.counters(
+        "sidereal_quota_refusals_total",
+        "What a tenant's quotas refused: requests at the ingress, log lines.",
+    );
+    for (tenant, sum) in &sums {
+        sum.refused.iter().for_each(|(what, n)| all.add(&[("tenant", tenant), ("what", what)], *n as f64));
     }
 }
 
@@ -310,7 +321,9 @@ mod tests {
             links,
         };
         let dials = [("connected", 1), ("denied", 2), ("limited", 3), ("failed", 4)];
-        Tenant { name: name.parse().unwrap(), hosts: vec![true, false], restarts: 5, dials, counted: Arc::new(counted) }
+        let refused = [("requests", 6), ("log-lines", 7)];
+        let (name, counted) = (name.parse().unwrap(), Arc::new(counted));
+        Tenant { name, hosts: vec![true, false], restarts: 5, dials, refused, counted }
     }
 
     fn scrape(facts: &Facts, slots: &mut Slots) -> (Scrape, String) {
@@ -366,6 +379,7 @@ mod tests {
         assert_eq!(value(&scrape, "sidereal_component_cpu_seconds_total", &[("app", "app0")]), 1.5);
         assert_eq!(value(&scrape, "sidereal_hosts", &[("tenant", "acme"), ("state", "down")]), 1.0);
         assert_eq!(value(&scrape, "sidereal_egress_connections_total", &[("outcome", "limited")]), 3.0);
+        assert_eq!(value(&scrape, "sidereal_quota_refusals_total", &[("what", "log-lines")]), 7.0);
         assert_eq!(value(&scrape, "sidereal_store_size_bytes", &[("store", "state")]), 9.0);
         let histogram = scrape.samples.iter().find_map(|s| match &s.value {
             Value::Histogram(buckets) if s.metric == "sidereal_link_call_duration_seconds" => Some(buckets),

@@ -47,6 +47,8 @@ impl Agent {
         };
         let account = self.account(&name);
         account.shared.apply(&settings);
+        self.setup.logs.limit(&name, &settings.quotas);
+        let account = self.account(&name);
         account.shards.store(settings.shards.clamp(1, converge::MAX_SHARDS), Ordering::Release);
         self.scale(&name);
     }

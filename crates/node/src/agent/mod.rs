@@ -436,10 +436,10 @@ impl Agent {
         let revision = prepared.revision;
         let Some(account) = self.accounts.get_mut(tenant) else { return };
         let shards = account.shards();
-        let front = account.front.clone();
+        let (front, shared) = (account.front.clone(), account.shared.clone());
         let Some(app) = account.apps.get_mut(name) else { return };
         app.actual.serving = Some(revision);
-        let serving = Serving::new(tenant, prepared, &front, shards, app.actual.suspended.is_some());
+        let serving = Serving::new(&shared, prepared, &front, shards, app.actual.suspended.is_some());
         self.replace(tenant, name, Some(Arc::new(serving)));
         if let Ok(value) = serde_json::to_vec(&Served { revision }) {
             self.say(Said::Keep(keys::served(&self.setup.name, tenant, name), Some(value.into())));
@@ -452,7 +452,8 @@ impl Agent {
         let Some(app) = account.apps.get(name) else { return };
         let Some(old) = &app.serving else { return };
         let suspended = app.actual.suspended.is_some();
-        let serving = Serving::new(tenant, old.prepared.clone(), &account.front, account.shards(), suspended);
+        let shared = &account.shared;
+        let serving = Serving::new(shared, old.prepared.clone(), &account.front, account.shards(), suspended);
         self.replace(tenant, name, Some(Arc::new(serving)));
     }
 

@@ -64,7 +64,7 @@ impl Agent {
         account.shared.add(prepared.clone());
         prepared.hold(tenant, &self.setup.services.externals);
         app.actual.serving = Some(prepared.revision);
-        let serving = Arc::new(Serving::new(tenant, prepared, &account.front, shards, false));
+        let serving = Arc::new(Serving::new(&account.shared, prepared, &account.front, shards, false));
         app.serving = Some(serving.clone());
         self.setup.services.messaging.declare(tenant, name, &serving.prepared.messages);
         // Its hosts are only being started; each asks when it is ready.

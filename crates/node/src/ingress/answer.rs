@@ -11,6 +11,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE
 use http::{Response, StatusCode};
 
 use super::bad::BadRequest;
+use super::gate::Refused;
 use super::response::write_status;
 use super::shard::Target;
 
@@ -21,13 +22,16 @@ pub(super) struct Answer {
     code: Code,
     text: Cow<'static, str>,
     allow: Option<Box<str>>,
+    /// Seconds after which it is worth to try again.
+    retry: Option<u64>,
     /// Nothing that follows on the connection can be trusted to be a request.
     pub(super) close: bool,
 }
 
 impl Answer {
     fn new(status: StatusCode, code: Code, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, code, text: text.into(), allow: None, close: false }
+        let retry = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
+        Self { status, code, text: text.into(), allow: None, retry, close: false }
     }
 
     /// The same answer, after which the connection ends if `close`.
@@ -81,6 +85,21 @@ impl Answer {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Suspended, text)
     }
 
+    /// The tenant has as many requests as it may have.
+    pub(super) fn over_quota(refused: Refused) -> Self {
+        match refused {
+            Refused::Concurrent => {
+                let text = "service unavailable: as many requests are under way as this account may have at once\n";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Busy, text)
+            }
+            Refused::Rate(wait) => {
+                let text = "too many requests: more a second than this account may have\n";
+                let answer = Self::new(StatusCode::TOO_MANY_REQUESTS, Code::RateLimited, text);
+                Self { retry: Some(wait.as_secs().saturating_add(1)), ..answer }
+            }
+        }
+    }
+
     /// No shard can be reached.
     fn unreachable() -> Self {
         let text = "service unavailable: no host of this app can be reached; try again\n";
@@ -110,8 +129,8 @@ impl Answer {
         if let Some(allow) = &self.allow {
             let _ = write!(out, "allow: {allow}\r\n");
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            out.extend_from_slice(b"retry-after: 1\r\n");
+        if let Some(seconds) = self.retry {
+            let _ = write!(out, "retry-after: {seconds}\r\n");
         }
         out.extend_from_slice(if close { b"connection: close\r\n\r\n" } else { b"\r\n" });
         if !to_head {
@@ -133,8 +152,8 @@ impl Answer {
         if let Some(allow) = self.allow.as_deref().and_then(|allow| HeaderValue::from_str(allow).ok()) {
             headers.insert(ALLOW, allow);
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = self.retry {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -196,6 +196,14 @@ impl Connection<'_, '_> {
             Err((answer, to_head)) => return self.answer(answer, to_head, length).await,
         };
         self.served = self.served.saturating_add(1);
+        let _entered = match call.target.gate.enter() {
+            Ok(entered) => entered,
+            Err(refused) => {
+                self.request.clear();
+                let answer = Answer::over_quota(refused).closing(!call.keep_alive || call.framing.has_body());
+                return self.answer(answer, call.to_head, length).await;
+            }
+        };
         let until = Instant::now() + self.worker.config.request_timeout;
         // A body that is here already goes with the head, in one write, and can be sent again.
         let body = match call.framing {

@@ -23,6 +23,7 @@ use super::bad::BadRequest;
 use super::body::Framing;
 use super::buffer::Buffer;
 use super::call::{self, Exchange, HostBody};
+use super::gate::Entered;
 use super::h1::Client;
 use super::head::{MAX_FIELDS, MAX_HEAD};
 use super::meter;
@@ -185,6 +186,7 @@ async fn respond(
     if matches!(framing, Framing::Length(length) if length > target.request_body) {
         return Err(Answer::too_large(target.request_body));
     }
+    let entered = target.gate.enter().map_err(Answer::over_quota)?;
     let until = Instant::now() + worker.config.request_timeout;
     let head = call::head(&parts, &host, framing, &client.forwarded, &target, traced.as_ref().map(Traced::header));
     let exchange = Exchange {
@@ -198,7 +200,7 @@ async fn respond(
     };
     let call::Answered { head, source } = exchange.send(framing, body).await?;
     let until = Box::pin(tokio::time::sleep_until(until));
-    let source = Source::Host { body: Some(source), until, worker: Arc::clone(&worker) };
+    let source = Source::Host { body: Some(source), until, worker: Arc::clone(&worker), _entered: entered };
     Ok(Response::from_parts(head, H2Body { source, busy: None }))
 }
 
@@ -232,7 +234,7 @@ struct H2Body {
 
 enum Source {
     Text(Option<Bytes>),
-    Host { body: Option<HostBody>, until: Pin<Box<tokio::time::Sleep>>, worker: Arc<Worker> },
+    Host { body: Option<HostBody>, until: Pin<Box<tokio::time::Sleep>>, worker: Arc<Worker>, _entered: Entered },
 }
 
 impl Body for H2Body {
@@ -245,7 +247,7 @@ impl Body for H2Body {
             Source::Text(text) => {
                 Poll::Ready(text.take().filter(|text| !text.is_empty()).map(|text| Ok(Frame::data(text))))
             }
-            Source::Host { body, until, worker } => {
+            Source::Host { body, until, worker, .. } => {
                 let Some(source) = body else { return Poll::Ready(None) };
                 let Poll::Ready(data) = source.poll_data(cx) else {
                     return until.as_mut().poll(cx).map(|()| Some(Err(std::io::ErrorKind::TimedOut.into())));

@@ -11,6 +11,7 @@
 //! | `h1`, `h2` | one client connection |
 //! | `head`, `target`, `fields`, `body` | what a valid request is; pure |
 //! | [`table`] | which route; pure |
+//! | `gate` | whether the tenant may have one more request |
 //! | [`shard`], `gateway`, `pool` | which shard, by which connection |
 //! | `upstream_head`, `response` | what is written to hosts and to clients; pure |
 //! | `pump`, `wire` | moving bodies |
@@ -24,6 +25,7 @@ mod buffer;
 pub mod call;
 mod config;
 mod fields;
+mod gate;
 mod gateway;
 mod h1;
 mod h2;
@@ -51,6 +53,8 @@ use tokio_util::task::TaskTracker;
 
 pub use call::forward;
 pub use config::IngressConfig;
+pub(crate) use gate::nanos;
+pub use gate::{Entered, Gate, Refused};
 pub(crate) use meter::{CLASSES, Meter, Requests};
 pub use shard::{SPILL, Shard, ShardSet, Target};
 pub use table::{Lookup, RouteEntry, RouteTable, Routes};

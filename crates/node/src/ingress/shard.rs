@@ -11,6 +11,8 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::sync::Notify;
 
+use super::gate::Gate;
+
 /// A shard takes calls of an app that prefers it until it has this many more in flight than the least busy one.
 pub const SPILL: u32 = 4;
 
@@ -172,6 +174,8 @@ pub struct Target {
     pub preference: u64,
     /// Largest request body, bytes.
     pub request_body: u64,
+    /// How many requests the tenant may have.
+    pub gate: Arc<Gate>,
 }
 
 #[cfg(test)]

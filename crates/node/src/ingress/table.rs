@@ -260,6 +260,7 @@ mod tests {
                 shards: ShardSet::new(Vec::new()),
                 preference: 0,
                 request_body: 0,
+                gate: Arc::default(),
             }),
         }
     }

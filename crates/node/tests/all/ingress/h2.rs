@@ -13,19 +13,19 @@ use tokio::sync::mpsc;
 
 use super::rig::{BODY_LIMIT, Rig};
 
-type Body = http_body_util::combinators::BoxBody<Bytes, std::convert::Infallible>;
+pub(super) type Body = http_body_util::combinators::BoxBody<Bytes, std::convert::Infallible>;
 
-fn full(text: impl Into<Bytes>) -> Body {
+pub(super) fn full(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).boxed()
 }
 
-async fn client(rig: &Rig) -> SendRequest<Body> {
+pub(super) async fn client(rig: &Rig) -> SendRequest<Body> {
     let (client, connection) = handshake(TokioExecutor::new(), TokioIo::new(rig.connect().await)).await.unwrap();
     tokio::spawn(connection);
     client
 }
 
-async fn ask(client: &mut SendRequest<Body>, request: Request<Body>) -> (u16, http::HeaderMap, Bytes) {
+pub(super) async fn ask(client: &mut SendRequest<Body>, request: Request<Body>) -> (u16, http::HeaderMap, Bytes) {
     let sent = async {
         let response = client.send_request(request).await.unwrap();
         let (parts, body) = response.into_parts();

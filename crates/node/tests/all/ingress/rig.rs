@@ -13,7 +13,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use node::ingress::{Ingress, IngressConfig, RouteEntry, RouteTable, Routes, Shard, ShardSet, Target};
+use node::ingress::{Gate, Ingress, IngressConfig, RouteEntry, RouteTable, Routes, Shard, ShardSet, Target};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinHandle;
@@ -193,12 +193,18 @@ impl Rig {
 
 /// The test routes: everything of host `h`, reads only under `/read`, and what lies under `*.wild.test`.
 pub(super) fn table(shards: &Arc<ShardSet>, revision: &str) -> RouteTable {
+    gated(shards, revision, &Arc::default())
+}
+
+/// The same behind a gate.
+pub(super) fn gated(shards: &Arc<ShardSet>, revision: &str, gate: &Arc<Gate>) -> RouteTable {
     let target = |component: &str| {
         Arc::new(Target {
             header: HeaderValue::from_str(&format!("shop/{revision}/{component}")).unwrap(),
             shards: Arc::clone(shards),
             preference: 7,
             request_body: BODY_LIMIT,
+            gate: Arc::clone(gate),
         })
     };
     let entry = |host: &str, path: &str, methods: &[&str], component: &str| RouteEntry {
