@@ -143,7 +143,7 @@ impl Rate {
     pub fn new(per_second: u64, burst: u64) -> Self {
         let second = 1_000_000_000u64 << FRACTION;
         let cost = (second / per_second.max(1)).max(1);
-        let ahead = u128::from(cost) * u128::from(burst.max(1)) >> FRACTION;
+        let ahead = (u128::from(cost) * u128::from(burst.max(1))) >> FRACTION;
         Self { cost, ahead: u64::try_from(ahead).unwrap_or(u64::MAX) }
     }
 
@@ -153,7 +153,7 @@ impl Rate {
     /// In how many nanoseconds that many would be granted. More units at once than the burst are granted only to a full
     /// account, and paid off afterwards.
     pub fn take(&self, paid: u64, now: u64, units: u64) -> Result<u64, u64> {
-        let price = u64::try_from(u128::from(self.cost) * u128::from(units) >> FRACTION).unwrap_or(u64::MAX);
+        let price = u64::try_from((u128::from(self.cost) * u128::from(units)) >> FRACTION).unwrap_or(u64::MAX);
         let from = paid.max(now);
         let after = from.saturating_add(price);
         let limit = now.saturating_add(self.ahead.max(price));
