@@ -14,6 +14,7 @@ pub mod wasm;
 /// The wire: `proto/` as Rust.
 #[allow(
     clippy::all,
+    clippy::allow_attributes_without_reason,
     clippy::unwrap_used,
     clippy::indexing_slicing,
     missing_docs,

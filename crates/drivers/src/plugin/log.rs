@@ -1,6 +1,7 @@
 //! The plugin's own log: JSON lines on stderr with the keys that agents make structured log entries of.
 
 use std::fmt;
+use std::io::{self, Write};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -15,9 +16,23 @@ const MAX_LINE: usize = 32 << 10;
 /// Sends the program's log to the agent. Call once.
 pub fn init() {
     let filter = EnvFilter::try_from_env(telemetry::LOG_ENV).unwrap_or_else(|_| EnvFilter::new("info"));
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).event_format(Lines);
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Agent).event_format(Lines);
     if let Err(cause) = logger.try_init() {
         eprintln!("[WARN] logging is set up already: {cause}");
+    }
+}
+
+/// The agent's end of stderr. An agent that was killed leaves the plugin without one: what is said then is lost, and whoever
+/// said it goes on.
+struct Agent;
+
+impl Write for Agent {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        drop(io::stderr().write_all(bytes));
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

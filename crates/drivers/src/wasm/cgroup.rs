@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use api::task::Groups;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,9 @@ use serde::{Deserialize, Serialize};
 const ROOT: &str = "/sys/fs/cgroup";
 /// Ours, below every root.
 const OURS: &str = "sidereal-nomad";
+
+/// How long processes may take to leave a group.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// What a task may use; nothing is bounded that is absent.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -149,14 +153,23 @@ impl Made {
         Ok(())
     }
 
-    /// Removes what was made; its processes are gone.
-    pub fn remove(&self) {
-        for dir in &self.made {
-            if let Err(cause) = std::fs::remove_dir(dir)
-                && cause.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(group = %dir.display(), %cause, "a control group of a task stays behind");
+    /// Removes what was made and is empty; whether nothing is left.
+    fn remove(&self) -> bool {
+        let gone = |dir: &PathBuf| match std::fs::remove_dir(dir) {
+            Ok(()) => true,
+            Err(cause) => cause.kind() == io::ErrorKind::NotFound,
+        };
+        self.made.iter().map(gone).fold(true, |all, gone| all && gone)
+    }
+
+    /// Removes what was made. A process that was killed leaves its groups a moment after it is gone for everybody else.
+    pub async fn clear(&self) {
+        let until = tokio::time::Instant::now() + LEAVING;
+        while !self.remove() {
+            if tokio::time::Instant::now() > until {
+                return tracing::error!(groups = ?self.made, "control groups of a task stay behind: they are not empty");
             }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
@@ -164,7 +177,7 @@ impl Made {
 /// Whether bounds can be enforced on this machine by this user.
 pub fn available() -> bool {
     let probe = Bounds { memory: Some(1 << 30), cpu_shares: Some(100), given: None };
-    Made::new(&format!("probe-{}", std::process::id()), &probe).inspect(Made::remove).is_ok()
+    Made::new(&format!("probe-{}", std::process::id()), &probe).is_ok_and(|made| made.remove())
 }
 
 #[cfg(test)]

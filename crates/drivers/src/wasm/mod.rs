@@ -192,7 +192,7 @@ impl Driver for WasmDriver {
                 match Task::start(&sidereal, &dir, &spec, groups.clone(), &config.name).await {
                     Ok(task) => task,
                     Err(failure) => {
-                        groups.remove();
+                        groups.clear().await;
                         remove(&dir)?;
                         return Err(failure);
                     }
@@ -241,7 +241,7 @@ impl Driver for WasmDriver {
             return Err(Failure::unrecoverable(format!("the task `{id}` still runs")));
         }
         task.kill().await;
-        task.state.groups.remove();
+        task.state.groups.clear().await;
         remove(&task.state.dir)?;
         self.tasks.remove(id);
         Ok(())

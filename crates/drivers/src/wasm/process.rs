@@ -57,11 +57,12 @@ impl Seen {
         })
     }
 
-    /// Its resident memory, bytes; 0 where it has just ended.
+    /// The memory that is its own, bytes: what it shares with others through files is not. 0 where it has just ended.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.identity.pid)).unwrap_or_default();
-        let line =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB")?.trim().parse().ok());
         line.map_or(0, |kib: u64| kib * 1024)
     }
 

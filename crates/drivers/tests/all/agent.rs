@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,7 @@ pub struct Process {
     pub rest: Arc<Mutex<String>>,
     /// How long the line took.
     pub took: Duration,
+    deaf: Arc<AtomicBool>,
 }
 
 impl Process {
@@ -83,11 +85,15 @@ impl Process {
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let lines = log.clone();
+        let deaf = Arc::new(AtomicBool::new(false));
+        let (lines, leaves) = (log.clone(), deaf.clone());
         std::thread::spawn(move || {
             let mut line = String::new();
             while stderr.read_line(&mut line).is_ok_and(|count| count > 0) {
                 lines.lock().unwrap().push_str(&std::mem::take(&mut line));
+                if leaves.load(SeqCst) {
+                    break;
+                }
             }
         });
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -101,7 +107,12 @@ impl Process {
             drop(stdout.read_to_string(&mut text));
             more.lock().unwrap().push_str(&text);
         });
-        Self { child, log, line: line.trim_end().to_owned(), rest, took }
+        Self { child, log, line: line.trim_end().to_owned(), rest, took, deaf }
+    }
+
+    /// Its host is gone: after the next line nobody reads its log any more.
+    pub fn orphan(&self) {
+        self.deaf.store(true, SeqCst);
     }
 
     pub fn pid(&self) -> i32 {
@@ -289,6 +300,7 @@ impl Agent {
     /// The agent is killed; another one finds its plugin and configures nothing.
     pub async fn reattach(mut self) -> Self {
         let process = self.process.take().unwrap();
+        process.orphan();
         let schema = agent_schema().await;
         let mut clients = Clients::new(process.connect().await);
         clients.base.plugin_info(PluginInfoRequest {}).await.unwrap();

@@ -7,6 +7,7 @@ mod handshake;
 mod jobs;
 mod kit;
 mod lifecycle;
+mod real;
 mod recovery;
 mod refusals;
 mod wire;

@@ -46,6 +46,13 @@ async fn a_task_outlives_plugins_and_agents() {
     agent.recover(&handle).await.unwrap();
     assert_eq!(alloc.get("/").await.unwrap().0, 200);
     assert!(drivers::wasm::process::Seen::of(pid).is_some(), "the same process all along");
+    // Nobody reads the plugin's log any more. It works on, and still says why something does not start.
+    let other = agent.alloc("orphan", "hello");
+    std::fs::remove_file(other.task_dir().join("local/app.wasm")).unwrap();
+    for _ in 0..3 {
+        let refused = agent.start_task(&other.config).await.unwrap_err();
+        assert!(refused.message().contains("there is no component"), "{refused}");
+    }
 
     agent.stop(alloc.id(), Duration::from_secs(10), "").await.unwrap();
     assert_eq!(agent.wait(alloc.id()).await.unwrap().exit_code, 0);
