@@ -90,6 +90,7 @@ fn map(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
             "crates/",
             "docs/",
             "wit/",
+            "proto/",
             "guests/",
             "examples/",
             "tests/",

@@ -39,6 +39,8 @@ pub const NODE_SOCKET: &str = "node.sock";
 
 /// Environment variable of a host: bytes of compiled code it keeps in memory.
 pub const CODE_BUDGET_ENV: &str = "SIDEREAL_HOST_CODE_BUDGET";
+/// Environment variable of a host: control groups it joins before anything else, folders with `:` between them.
+pub const GROUPS_ENV: &str = "SIDEREAL_HOST_GROUPS";
 
 /// Who a host is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -206,7 +206,12 @@ impl HostClient {
         Ok(lines.boxed())
     }
 
-    async fn json<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Problem> {
+    pub(crate) async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, Problem> {
         let body = self.bytes(method, path, body).await?;
         serde_json::from_slice(&body).map_err(|cause| {
             let socket = self.socket.display();
@@ -295,7 +300,7 @@ fn encode<T: Serialize>(value: &T) -> Result<Bytes, Problem> {
     text.map(Bytes::from).map_err(|cause| Problem::new(Code::Internal, format!("cannot write JSON: {cause}")))
 }
 
-fn within(deadline: Duration) -> Result<Bytes, Problem> {
+pub(crate) fn within(deadline: Duration) -> Result<Bytes, Problem> {
     encode(&DrainRequest { deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX) })
 }
 

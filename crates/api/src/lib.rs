@@ -5,6 +5,7 @@
 //! * [`agent`]: HTTP and JSON over a unix socket, the only way into a host.
 //! * [`metrics`]: what is counted of components and links.
 //! * [`services`]: what a host asks of its node (dial, key-value, compiled code), framed postcard over a unix socket.
+//! * [`task`]: one task of a scheduler: its files, and its API over a unix socket.
 //! * [`problem`]: the one shape of a refusal and the closed list of its codes.
 #![forbid(unsafe_code)]
 
@@ -18,5 +19,6 @@ pub mod metrics;
 pub mod node;
 pub mod problem;
 pub mod services;
+pub mod task;
 
 pub use problem::{Code, Problem};

@@ -138,6 +138,13 @@ pub enum Command {
         #[arg(long)]
         program: PathBuf,
     },
+    /// Runs one task of a scheduler on a node of its own (started by a task driver).
+    #[command(hide = true)]
+    Task {
+        /// The directory of the task.
+        #[arg(long)]
+        dir: PathBuf,
+    },
     /// Compiles a component from stdin to stdout (started by the node).
     #[command(hide = true)]
     Compile {

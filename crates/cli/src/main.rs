@@ -14,6 +14,7 @@ mod oci;
 mod output;
 mod project;
 mod secret_files;
+mod task;
 mod top;
 
 use std::process::ExitCode;
@@ -121,6 +122,11 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             return Ok(0);
         }
         Command::Compile { world } => return compile::run(&world).map(|()| 0),
+        Command::Task { dir } => {
+            telemetry::init();
+            raise_file_limit();
+            return task::run(&dir);
+        }
         Command::External { parent, program } => match external::run(parent, &program)? {},
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -181,6 +187,10 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         Command::Inspect(args) => commands::signing::inspect(context, &args).map(ok),
         Command::Doctor => commands::doctor::doctor(context).await.map(yes),
         // Handled before there was a runtime.
-        Command::Host(_) | Command::Compile { .. } | Command::External { .. } | Command::Completions { .. } => Ok(0),
+        Command::Host(_)
+        | Command::Compile { .. }
+        | Command::Task { .. }
+        | Command::External { .. }
+        | Command::Completions { .. } => Ok(0),
     }
 }

@@ -8,6 +8,14 @@ use model::{ComponentName, ContractId, Label, ProviderName};
 /// The host ended, and not because it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
+    /// A control group does not take it: it would run without the bounds it was given.
+    #[error("cannot join the control group {group}: {cause}", group = .group.display())]
+    Group {
+        /// Which.
+        group: PathBuf,
+        /// Why not.
+        cause: std::io::Error,
+    },
     /// A variable that makes every dropped instance slow.
     #[error("{0} is set in the host's environment; start the host without it, it costs milliseconds per call")]
     Environment(&'static str),

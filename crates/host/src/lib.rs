@@ -69,6 +69,8 @@ pub struct HostSettings {
     pub runtime: RuntimeSettings,
     /// How long calls in flight may take after SIGTERM, milliseconds.
     pub drain_ms: u64,
+    /// Control groups it joins before it does anything for anybody.
+    pub groups: Vec<PathBuf>,
 }
 
 /// Environment variable with [`HostSettings::code_budget`], bytes, from whoever starts the host.
@@ -85,12 +87,16 @@ impl HostSettings {
             let number = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
             settings.code_budget = number.ok_or(HostError::Setting(CODE_BUDGET_ENV))?;
         }
+        if let Some(groups) = std::env::var_os(api::agent::GROUPS_ENV) {
+            settings.groups = std::env::split_paths(&groups).collect();
+        }
         Ok(settings)
     }
 }
 
 impl Default for HostSettings {
     fn default() -> Self {
-        Self { max_loaded: 2000, code_budget: 1 << 30, runtime: RuntimeSettings::default(), drain_ms: 10_000 }
+        let runtime = RuntimeSettings::default();
+        Self { max_loaded: 2000, code_budget: 1 << 30, runtime, drain_ms: 10_000, groups: Vec::new() }
     }
 }

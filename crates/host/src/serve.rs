@@ -86,6 +86,10 @@ pub fn run_with(args: HostArgs, settings: HostSettings) -> Result<(), HostError>
             return Err(HostError::Environment(name));
         }
     }
+    for group in &settings.groups {
+        let joined = std::fs::write(group.join("cgroup.procs"), "0");
+        joined.map_err(|cause| HostError::Group { group: group.clone(), cause })?;
+    }
     telemetry::schedule::batch(telemetry::schedule::Share::Host);
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = tokio.block_on(serve(args, settings));

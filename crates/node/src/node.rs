@@ -73,6 +73,8 @@ pub struct NodeConfig {
     pub name: NodeName,
     /// Compiled code and keys are kept in here.
     pub data_dir: PathBuf,
+    /// Compiled code and the key of its MACs are kept in here in place of `data_dir`; several nodes may share it.
+    pub code_dir: Option<PathBuf>,
     /// Hosts' sockets are made in here; about 40 bytes of path leave room for the longest names.
     pub run_dir: PathBuf,
     /// The program that is run as `host` and `compile`.
@@ -81,6 +83,8 @@ pub struct NodeConfig {
     pub storage: Storage,
     /// Bytes of compiled code that each host keeps in memory; `None`: the host's own default.
     pub code_budget: Option<u64>,
+    /// Control groups that its hosts join; those of a task's scheduler.
+    pub host_groups: Vec<PathBuf>,
     /// How requests from outside are taken.
     pub ingress: IngressConfig,
     /// Where the ingress port is taken, listen on a free one.
@@ -105,10 +109,12 @@ impl NodeConfig {
         Self {
             name,
             data_dir: data_dir.to_owned(),
+            code_dir: None,
             run_dir: data_dir.join("run"),
             exe,
             storage,
             code_budget: None,
+            host_groups: Vec::new(),
             ingress: IngressConfig::new(ingress_listen),
             ingress_fallback: true,
             admin: None,
@@ -161,7 +167,8 @@ impl Node {
             cause,
         })?;
         sweep(&config.run_dir);
-        let (cache, keys) = (config.data_dir.join("cache"), config.data_dir.join("keys"));
+        let code_dir = config.code_dir.as_ref().unwrap_or(&config.data_dir);
+        let (cache, keys) = (code_dir.join("cache"), code_dir.join("keys"));
         let artifacts = Arc::new(Artifacts::open(cache, keys, config.exe.clone(), blobs)?);
         let routes = Arc::new(Routes::default());
         let exporter = config.otlp.map(|otlp| Exporter::start(otlp, &config.name));
@@ -241,7 +248,7 @@ impl Node {
             name: config.name,
             exe: config.exe,
             run_dir: config.run_dir,
-            env: environment(config.code_budget),
+            env: environment(config.code_budget, &config.host_groups),
             store,
             artifacts: artifacts.clone(),
             services: services.clone(),
@@ -352,10 +359,12 @@ async fn all_left(hosts: &[HostRef], app: &AppName) -> bool {
     answers.into_iter().all(|answer| matches!(answer, Ok(Ok(status)) if status.apps.iter().all(|a| a.app != *app)))
 }
 
-fn environment(code_budget: Option<u64>) -> Vec<(OsString, OsString)> {
+fn environment(code_budget: Option<u64>, groups: &[PathBuf]) -> Vec<(OsString, OsString)> {
     let passed = PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
     let budget = code_budget.map(|bytes| (api::agent::CODE_BUDGET_ENV.into(), bytes.to_string().into()));
-    passed.chain(budget).collect()
+    let joined = std::env::join_paths(groups).ok().filter(|joined| !joined.is_empty());
+    let groups = joined.map(|joined| (api::agent::GROUPS_ENV.into(), joined));
+    passed.chain(budget).chain(groups).collect()
 }
 
 /// Removes what hosts of an earlier node left. A host that is still ending has its sockets open and needs no names.

@@ -2,7 +2,8 @@
 //!
 //! Rules, in this order:
 //! 1. An exact host owns its name: wildcards are not asked when the host is in the table, even if no path of it matches.
-//!    Otherwise the longest `*.suffix` wins; `*` stands for one or more labels. Case and port do not matter.
+//!    Otherwise the longest `*.suffix` wins; `*` stands for one or more labels. Case and port do not matter. A host that is
+//!    `*` alone takes what is left: no app can ask for it, only a listener that serves one component (a task).
 //! 2. The longest path prefix on segment borders wins: `/a` matches `/a` and `/a/b`, not `/ab`. `/a/` is the same as `/a`.
 //! 3. Among the routes of that prefix the method decides; `GET` includes `HEAD`. No other prefix is asked, so a request
 //!    whose method alone differs is refused with the methods that would do.
@@ -18,6 +19,8 @@ use model::{AppName, Revision, Route, TenantName};
 
 use super::shard::Target;
 
+/// The host of a route that answers for every name.
+const ANY_HOST: &[u8] = b"*";
 /// Longest host name looked up; DNS allows 253.
 const MAX_HOST: usize = 255;
 
@@ -142,15 +145,13 @@ impl RouteTable {
         if let Some(paths) = self.exact.get(host) {
             return Some(paths);
         }
-        if self.wildcard.is_empty() {
-            return None;
-        }
         // A wildcard needs at least one byte before its dot.
-        host.iter()
-            .enumerate()
-            .skip(1)
-            .filter(|&(_, &byte)| byte == b'.')
-            .find_map(|(dot, _)| self.wildcard.get(host.get(dot..)?))
+        let mut dots = host.iter().enumerate().skip(1).filter(|&(_, &byte)| byte == b'.');
+        let suffix = match self.wildcard.is_empty() {
+            true => None,
+            false => dots.find_map(|(dot, _)| self.wildcard.get(host.get(dot..)?)),
+        };
+        suffix.or_else(|| self.exact.get(ANY_HOST))
     }
 }
 
@@ -300,6 +301,10 @@ mod tests {
             assert_eq!(look(&table, host, "/", "GET"), want, "{host}");
         }
         assert_eq!(look(&table, &"a".repeat(300), "/", "GET"), "404");
+        let any = RouteTable::build(vec![entry("*", "/", &[], "any"), entry("*.example.com", "/", &[], "wild")]);
+        for (host, want) in [("a.example.com", "wild"), ("example.com", "any"), ("10.0.0.1", "any"), ("", "any")] {
+            assert_eq!(look(&any, host, "/", "GET"), want, "{host}");
+        }
     }
 
     #[test]

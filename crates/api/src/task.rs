@@ -1,0 +1,198 @@
+//! A task: one process, `sidereal task`, that plays the node's part for exactly one host, started by whoever schedules it
+//! (a Nomad task driver) and found again by its directory. It outlives its starter.
+//!
+//! | In the directory | Meaning |
+//! |---|---|
+//! | [`SPEC_FILE`] | what to run, [`TaskSpec`]; written before the process is started |
+//! | [`SOCKET`] | the task API while the process lives: HTTP/1.1 and JSON |
+//! | [`EXIT_FILE`] | how it ended, [`TaskExit`]; absent where the process was killed |
+//!
+//! | Request | Meaning |
+//! |---|---|
+//! | `GET /v1/task` | [`TaskStatus`] |
+//! | `GET /v1/task/started` | the same, once it runs or has failed |
+//! | `POST /v1/task/stop` ([`DrainRequest`](crate::agent::DrainRequest)) | finish calls in flight, then end; answers at once |
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use model::tenant::TenantSettings;
+use model::{ContractId, Label};
+use serde::{Deserialize, Serialize};
+
+use crate::Problem;
+use crate::agent_client::{HostClient, within};
+
+/// The version of these files; another one is refused.
+pub const VERSION: u32 = 1;
+/// What to run.
+pub const SPEC_FILE: &str = "task.json";
+/// The task API.
+pub const SOCKET: &str = "task.sock";
+/// How it ended.
+pub const EXIT_FILE: &str = "exit.json";
+
+/// What a task runs, and with what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskSpec {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The scheduler's name of it, for messages.
+    pub id: String,
+    /// The component.
+    pub component: TaskComponent,
+    /// Where its HTTP is answered; absent for a component without.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
+    /// The network namespace it runs in; the machine's where absent.
+    #[serde(default)]
+    pub network: Option<PathBuf>,
+    /// Answers of `wasi:config`.
+    #[serde(default)]
+    pub config: BTreeMap<String, String>,
+    /// What answers its contracts.
+    #[serde(default)]
+    pub links: Vec<TaskLink>,
+    /// Where outgoing HTTP may go.
+    #[serde(default)]
+    pub allow_hosts: Vec<String>,
+    /// Whom it trusts, what it may use and reach.
+    pub settings: TenantSettings,
+    /// Its lines of standard output go to this FIFO or file.
+    pub stdout: PathBuf,
+    /// All its other lines go to this FIFO or file.
+    pub stderr: PathBuf,
+    /// Embedded data are kept in this folder.
+    pub data: PathBuf,
+    /// Compiled code is kept in this folder, which tasks share.
+    pub code: PathBuf,
+    /// Control groups that bound its host.
+    #[serde(default)]
+    pub groups: Groups,
+}
+
+/// The control groups of a task. Its host is in them: what a component does is bounded, what the platform does for it, such
+/// as compiling it, is not charged to it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Groups {
+    /// Folders of the groups its host joins.
+    pub join: Vec<PathBuf>,
+    /// A file in which the kernel counts, as `oom_kill <n>`, the processes it killed because memory ran out.
+    #[serde(default)]
+    pub oom: Option<PathBuf>,
+}
+
+impl Groups {
+    /// How often the kernel has killed something in here because memory ran out.
+    pub fn killed(&self) -> u64 {
+        let text = self.oom.as_ref().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+        count.unwrap_or(0)
+    }
+}
+
+/// Where a component comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskComponent {
+    /// A file of this machine.
+    Path(PathBuf),
+    /// `registry/repository@sha256:…`
+    Oci(String),
+}
+
+/// A link of the task's component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskLink {
+    /// Which contract.
+    pub contract: ContractId,
+    /// Which of several links of the contract.
+    pub label: Label,
+    /// A built-in provider, or a type of provider: `redis` stands for `keyvalue-redis` where the contract is key-value.
+    pub provider: String,
+    /// Settings of the provider, and of the link.
+    pub settings: BTreeMap<String, String>,
+    /// Settings of the provider that are secrets, each in a file.
+    pub secret_files: BTreeMap<String, PathBuf>,
+}
+
+/// Where a task stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskPhase {
+    /// It is being brought up.
+    Starting,
+    /// It answers.
+    Running,
+    /// It did not start; the process ends.
+    Failed,
+    /// It finishes its calls.
+    Stopping,
+}
+
+/// A task as it says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStatus {
+    /// Its process.
+    pub pid: u32,
+    /// Where it stands.
+    pub phase: TaskPhase,
+    /// Why it does not start.
+    #[serde(default)]
+    pub problem: Option<Problem>,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskExit {
+    /// As of a process: 0 is well.
+    pub code: i32,
+    /// What went wrong.
+    #[serde(default)]
+    pub problem: Option<Problem>,
+    /// It ran out of the memory it was given.
+    #[serde(default)]
+    pub oom: bool,
+    /// When, milliseconds since 1970.
+    pub ended_ms: u64,
+}
+
+/// A client of one task.
+#[derive(Debug)]
+pub struct TaskClient(HostClient);
+
+impl TaskClient {
+    /// A client of the task whose API listens at `socket`. Connects with the first request.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self(HostClient::new(socket))
+    }
+
+    /// Where it stands.
+    ///
+    /// # Errors
+    /// [`crate::Code::Unreachable`] when nobody answers.
+    pub async fn status(&self) -> Result<TaskStatus, Problem> {
+        self.0.json(Method::GET, "/v1/task", Bytes::new()).await
+    }
+
+    /// Where it stands, once it has started or failed.
+    ///
+    /// # Errors
+    /// As [`TaskClient::status`].
+    pub async fn started(&self) -> Result<TaskStatus, Problem> {
+        self.0.json(Method::GET, "/v1/task/started", Bytes::new()).await
+    }
+
+    /// Ends it: calls in flight have until `deadline`.
+    ///
+    /// # Errors
+    /// As [`TaskClient::status`].
+    pub async fn stop(&self, deadline: Duration) -> Result<TaskStatus, Problem> {
+        self.0.json(Method::POST, "/v1/task/stop", within(deadline)?).await
+    }
+}

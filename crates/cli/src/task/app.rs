@@ -1,0 +1,211 @@
+//! From a task to an app: the manifest a person would have written for it, read, checked and locked as every other is.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use api::task::{TaskComponent, TaskLink, TaskSpec};
+use api::{Code, Problem};
+use bytes::Bytes;
+use model::claims::{self, TrustPolicy};
+use model::component::{MAX_COMPONENT, inspect};
+use model::lock::{ArtifactFacts, ArtifactProblem, Artifacts, lock_draft};
+use model::manifest::{ComponentSource, Report, draft};
+use model::{ContractId, Digest, LockedApp, ProviderKind, Route};
+use toml::{Table, Value};
+
+use crate::oci;
+
+/// The name of the app, and of its component.
+pub const NAME: &str = "task";
+
+/// A task that may run.
+pub struct Ready {
+    /// What runs.
+    pub app: LockedApp,
+    /// The component.
+    pub wasm: Bytes,
+    /// Secrets its providers use, by the name under which the app knows them; each in a file.
+    pub secrets: BTreeMap<String, std::path::PathBuf>,
+}
+
+/// Reads the component and checks it, its links and its claims.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub async fn prepare(spec: &TaskSpec) -> Result<Ready, Problem> {
+    let (manifest, secrets) = manifest(spec)?;
+    let text = toml::to_string(&manifest).map_err(|cause| Problem::new(Code::Internal, cause.to_string()))?;
+    let draft = draft(&text, "the task");
+    let source = draft.manifest.as_ref().and_then(|manifest| manifest.components.values().next());
+    let wasm = match (&spec.component, source.map(|component| &component.source.value)) {
+        (TaskComponent::Oci(_), Some(ComponentSource::Oci(reference))) => {
+            let pulled = oci::pull(reference).await.map(Bytes::from);
+            Some(pulled.map_err(|cause| crate::output::problem_of(&cause))?)
+        }
+        (TaskComponent::Path(path), Some(_)) => Some(file(path).await?),
+        // What is wrong with the reference is in the report.
+        _ => None,
+    };
+    let facts = wasm.as_ref().ok_or(ArtifactProblem::Missing).and_then(|bytes| {
+        let info = inspect(bytes)?;
+        Ok(ArtifactFacts { digest: Digest::of(bytes), size: bytes.len() as u64, info })
+    });
+    let name = NAME.parse().map_err(|_| Problem::new(Code::Internal, "no name"))?;
+    let found: Artifacts = [(name, facts)].into();
+    let locked = lock_draft(draft, &found, &spec.settings).map_err(|report| refused(&report))?;
+    let mut app = locked.app;
+    let wasm = wasm.ok_or_else(|| Problem::new(Code::Internal, "the task has no component"))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    claims::verify(&wasm, &TrustPolicy::from(&spec.settings), now).map_err(|error| {
+        let code = Code::ALL.iter().copied().find(|code| code.as_str() == error.code());
+        Problem::new(code.unwrap_or(Code::ArtifactInvalid), error.to_string()).help(error.help())
+    })?;
+    let serves = app
+        .components
+        .values()
+        .any(|component| component.exports.iter().any(|export| export.to_string().starts_with("wasi:http/")));
+    match (spec.listen, serves) {
+        (None, _) => {
+            return Err(Problem::new(Code::RequestInvalid, "the task has no `http` block, so nothing would reach it")
+                .help("write http { port = \"<label>\" } with the label of a port of the group's network"));
+        }
+        (Some(_), false) => {
+            return Err(Problem::new(
+                Code::ArtifactInvalid,
+                "the task has an `http` block, and its component does not export wasi:http/incoming-handler",
+            )
+            .help("build the component for wasi:http; commands (wasi:cli/run) are not run by this driver yet"));
+        }
+        (Some(_), true) => {}
+    }
+    // Whatever name the port is called by: it has this one component.
+    let component = NAME.parse().map_err(|_| Problem::new(Code::Internal, "no name"))?;
+    app.routes = vec![Route { host: "*".to_owned(), path: "/".to_owned(), methods: Vec::new(), component }];
+    Ok(Ready { app, wasm, secrets })
+}
+
+async fn file(path: &Path) -> Result<Bytes, Problem> {
+    let shown = path.display();
+    let failed = |cause: std::io::Error| match cause.kind() {
+        std::io::ErrorKind::NotFound => {
+            Problem::new(Code::ArtifactMissing, format!("there is no component at {shown}")).help(
+                "`component` is a path in the task's directory, for example `local/app.wasm` of an `artifact` block",
+            )
+        }
+        _ => Problem::new(Code::ArtifactMissing, format!("the component {shown} cannot be read: {cause}")),
+    };
+    let meta = tokio::fs::metadata(path).await.map_err(failed)?;
+    if !meta.is_file() || meta.len() > MAX_COMPONENT as u64 {
+        let why = if meta.is_file() { "is too large for a component" } else { "is no file" };
+        return Err(Problem::new(Code::ArtifactInvalid, format!("{shown} {why}")));
+    }
+    tokio::fs::read(path).await.map(Bytes::from).map_err(failed)
+}
+
+fn refused(report: &Report) -> Problem {
+    let said = |f: &model::manifest::Finding| match &f.help {
+        Some(help) => format!("{} ({help})", f.message),
+        None => f.message.clone(),
+    };
+    let findings: Vec<String> = report.findings.iter().map(said).collect();
+    Problem::new(Code::ManifestInvalid, findings.join("; "))
+}
+
+type Secrets = BTreeMap<String, std::path::PathBuf>;
+
+fn manifest(spec: &TaskSpec) -> Result<(Table, Secrets), Problem> {
+    let text = |text: &str| Value::String(text.to_owned());
+    let texts = |map: &BTreeMap<String, String>| {
+        Value::Table(map.iter().map(|(key, value)| (key.clone(), text(value))).collect())
+    };
+    let (mut links, mut providers, mut secrets) = (Table::new(), Table::new(), Secrets::new());
+    for (index, link) in spec.links.iter().enumerate() {
+        let declared = provider(link)?;
+        let own: Vec<&str> =
+            model::rules::links::settings(&link.contract.to_string()).iter().map(|setting| setting.name).collect();
+        let (of_link, of_provider): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            link.settings.clone().into_iter().partition(|(name, _)| own.contains(&name.as_str()));
+        let mut entry = Table::new();
+        entry.insert("label".into(), text(link.label.as_str()));
+        entry.extend(of_link.iter().map(|(name, value)| (name.clone(), text(value))));
+        let provider = match declared {
+            Declared::BuiltIn(name) if of_provider.is_empty() && link.secret_files.is_empty() => name.to_owned(),
+            Declared::BuiltIn(name) => {
+                let what = format!("provider `{name}` is built in and has no settings");
+                return Err(Problem::new(Code::ManifestInvalid, what).help("remove them, or name another provider"));
+            }
+            Declared::Kind(kind) => {
+                let name = format!("link-{index}");
+                let mut table = Table::new();
+                table.insert("type".into(), text(kind.as_str()));
+                table.extend(of_provider.iter().map(|(name, value)| (name.clone(), text(value))));
+                for (key, file) in &link.secret_files {
+                    let secret = format!("link-{index}-{key}");
+                    table.insert(
+                        key.clone(),
+                        Value::Table([("secret".to_owned(), text(&secret))].into_iter().collect()),
+                    );
+                    secrets.insert(secret, file.clone());
+                }
+                providers.insert(name.clone(), Value::Table(table));
+                name
+            }
+        };
+        entry.insert("provider".into(), text(&provider));
+        let entries = links.entry(link.contract.to_string()).or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(entries) = entries {
+            entries.push(Value::Table(entry));
+        }
+    }
+    let mut component = Table::new();
+    let source = match &spec.component {
+        TaskComponent::Oci(reference) => Value::Table([("oci".to_owned(), text(reference))].into_iter().collect()),
+        // The path was checked where it was written; here any that a manifest may have stands for it.
+        TaskComponent::Path(_) => text("component.wasm"),
+    };
+    component.insert("source".into(), source);
+    component.insert("config".into(), texts(&spec.config));
+    component.insert("allow-hosts".into(), Value::Array(spec.allow_hosts.iter().map(|host| text(host)).collect()));
+    component.insert("links".into(), Value::Table(links));
+    let mut manifest = Table::new();
+    manifest.insert("schema".into(), Value::Integer(1));
+    manifest.insert("name".into(), text(NAME));
+    manifest
+        .insert("components".into(), Value::Table([(NAME.to_owned(), Value::Table(component))].into_iter().collect()));
+    if !providers.is_empty() {
+        manifest.insert("providers".into(), Value::Table(providers));
+    }
+    Ok((manifest, secrets))
+}
+
+enum Declared {
+    BuiltIn(&'static str),
+    Kind(ProviderKind),
+}
+
+/// What a job's `provider` means: a built-in one, a type, or a type without its family.
+fn provider(link: &TaskLink) -> Result<Declared, Problem> {
+    let written = link.provider.as_str();
+    if let Some((name, _)) = ProviderKind::BUILT_IN.into_iter().find(|(name, _)| *name == written) {
+        return Ok(Declared::BuiltIn(name));
+    }
+    let answers = |kind: &ProviderKind| {
+        kind.answers(&link.contract) && !matches!(kind, ProviderKind::Component | ProviderKind::External)
+    };
+    let fits = |kind: &ProviderKind| {
+        kind.as_str() == written || kind.as_str().split_once('-').is_some_and(|(_, short)| short == written)
+    };
+    let found = ProviderKind::ALL.into_iter().filter(answers).find(fits);
+    found.map(Declared::Kind).ok_or_else(|| unknown(&link.contract, written, answers))
+}
+
+fn unknown(contract: &ContractId, written: &str, answers: impl Fn(&ProviderKind) -> bool) -> Problem {
+    let kinds: Vec<&str> =
+        ProviderKind::ALL.into_iter().filter(|kind| answers(kind)).map(ProviderKind::as_str).collect();
+    let help = match &kinds[..] {
+        [] => "no provider of this version answers that contract".to_owned(),
+        kinds => format!("{contract} is answered by {}", kinds.join(", ")),
+    };
+    Problem::new(Code::ManifestInvalid, format!("`{written}` is no provider for {contract}")).help(help)
+}

@@ -1,0 +1,8 @@
+//! `driver = "wasm"`: the plugin that a Nomad agent launches.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    drivers::plugin::run(drivers::wasm::WasmDriver::new)
+}

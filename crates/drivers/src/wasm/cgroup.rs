@@ -1,0 +1,215 @@
+//! The control groups that bound a task: memory and CPU of its `resources` block. On a machine with cgroups of version 2 the
+//! agent (1.7 and newer) has made a group for the task, which is used; else one is made, and removed with the task.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use api::task::Groups;
+use serde::{Deserialize, Serialize};
+
+/// Where the kernel shows control groups.
+const ROOT: &str = "/sys/fs/cgroup";
+/// Ours, below every root.
+const OURS: &str = "sidereal-nomad";
+
+/// How long processes may take to leave a group.
+const LEAVING: Duration = Duration::from_secs(5);
+
+/// What a task may use; nothing is bounded that is absent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// Memory, bytes.
+    pub memory: Option<u64>,
+    /// Share of the processor, in MHz as jobs say it; 2 is the least the kernel takes.
+    pub cpu_shares: Option<u64>,
+    /// The group that the agent made for the task.
+    pub given: Option<PathBuf>,
+}
+
+/// The groups of a task, and which of them are to be removed with it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Made {
+    /// What the task is told.
+    pub groups: Groups,
+    made: Vec<PathBuf>,
+}
+
+/// One group: its folder, whether it is ours to make, and what is written into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Plan {
+    dir: PathBuf,
+    ours: bool,
+    settings: Vec<(&'static str, String)>,
+    oom: Option<&'static str>,
+}
+
+/// Which control groups the machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+fn version(root: &Path) -> Option<Version> {
+    if root.join("cgroup.controllers").is_file() {
+        return Some(Version::Two);
+    }
+    (root.join("memory").is_dir() && root.join("cpu").is_dir()).then_some(Version::One)
+}
+
+fn plan(version: Version, root: &Path, name: &str, bounds: &Bounds) -> Vec<Plan> {
+    match version {
+        Version::One => {
+            let group = |controller: &str| root.join(controller).join(OURS).join(name);
+            let memory = bounds.memory.map(|bytes| Plan {
+                dir: group("memory"),
+                ours: true,
+                settings: vec![("memory.limit_in_bytes", bytes.to_string())],
+                oom: Some("memory.oom_control"),
+            });
+            let cpu = bounds.cpu_shares.map(|shares| Plan {
+                dir: group("cpu"),
+                ours: true,
+                settings: vec![("cpu.shares", shares.max(2).to_string())],
+                oom: None,
+            });
+            memory.into_iter().chain(cpu).collect()
+        }
+        Version::Two => {
+            let given = bounds.given.clone().filter(|dir| dir.starts_with(root));
+            let mut settings = Vec::new();
+            if let Some(bytes) = bounds.memory {
+                settings.extend([("memory.max", bytes.to_string()), ("memory.swap.max", "0".to_owned())]);
+            }
+            if let Some(shares) = bounds.cpu_shares {
+                settings.push(("cpu.weight", weight(shares).to_string()));
+            }
+            if settings.is_empty() {
+                return Vec::new();
+            }
+            let ours = given.is_none();
+            let dir = given.unwrap_or_else(|| root.join(OURS).join(name));
+            vec![Plan { dir, ours, settings, oom: bounds.memory.map(|_| "memory.events") }]
+        }
+    }
+}
+
+/// Shares of version 1 (2 to 262144) as the weight of version 2 (1 to 10000), as the kernel's documents relate them.
+fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
+}
+
+impl Made {
+    /// Makes what the bounds need.
+    ///
+    /// # Errors
+    /// When a bound cannot be enforced here; nothing is left of it then.
+    pub fn new(name: &str, bounds: &Bounds) -> io::Result<Self> {
+        Self::below(Path::new(ROOT), name, bounds)
+    }
+
+    fn below(root: &Path, name: &str, bounds: &Bounds) -> io::Result<Self> {
+        let mut made = Self::default();
+        if bounds.memory.is_none() && bounds.cpu_shares.is_none() {
+            return Ok(made);
+        }
+        let version = version(root).ok_or_else(|| io::Error::other("this machine shows no control groups"))?;
+        let done = made.apply(version, root, plan(version, root, name, bounds));
+        if done.is_err() {
+            made.remove();
+        }
+        done.map(|()| made)
+    }
+
+    fn apply(&mut self, version: Version, root: &Path, plans: Vec<Plan>) -> io::Result<()> {
+        let at = |path: &Path, cause: io::Error| io::Error::new(cause.kind(), format!("{}: {cause}", path.display()));
+        for Plan { dir, ours, settings, oom } in plans {
+            if ours {
+                if version == Version::Two {
+                    // Children have only the controllers that their parents hand on.
+                    std::fs::create_dir_all(root.join(OURS)).map_err(|cause| at(root, cause))?;
+                    for parent in [root.to_owned(), root.join(OURS)] {
+                        let file = parent.join("cgroup.subtree_control");
+                        std::fs::write(&file, "+memory +cpu").map_err(|cause| at(&file, cause))?;
+                    }
+                }
+                std::fs::create_dir_all(&dir).map_err(|cause| at(&dir, cause))?;
+                self.made.push(dir.clone());
+            }
+            for (name, value) in settings {
+                let file = dir.join(name);
+                // A kernel without swap accounting has nothing to bound there.
+                if name == "memory.swap.max" && !file.exists() {
+                    continue;
+                }
+                std::fs::write(&file, value).map_err(|cause| at(&file, cause))?;
+            }
+            if let Some(oom) = oom {
+                self.groups.oom = Some(dir.join(oom));
+            }
+            self.groups.join.push(dir);
+        }
+        Ok(())
+    }
+
+    /// Removes what was made and is empty; whether nothing is left.
+    fn remove(&self) -> bool {
+        let gone = |dir: &PathBuf| match std::fs::remove_dir(dir) {
+            Ok(()) => true,
+            Err(cause) => cause.kind() == io::ErrorKind::NotFound,
+        };
+        self.made.iter().map(gone).fold(true, |all, gone| all && gone)
+    }
+
+    /// Removes what was made. A process that was killed leaves its groups a moment after it is gone for everybody else.
+    pub async fn clear(&self) {
+        let until = tokio::time::Instant::now() + LEAVING;
+        while !self.remove() {
+            if tokio::time::Instant::now() > until {
+                return tracing::error!(groups = ?self.made, "control groups of a task stay behind: they are not empty");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Whether bounds can be enforced on this machine by this user.
+pub fn available() -> bool {
+    let probe = Bounds { memory: Some(1 << 30), cpu_shares: Some(100), given: None };
+    Made::new(&format!("probe-{}", std::process::id()), &probe).is_ok_and(|made| made.remove())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { memory: Some(64 << 20), cpu_shares: Some(200), given: None };
+
+    #[test]
+    fn each_version_has_its_files() {
+        let root = Path::new("/r");
+        let [memory, cpu] = &plan(Version::One, root, "t", &BOUNDS)[..] else { panic!("two groups") };
+        assert_eq!(memory.dir, Path::new("/r/memory/sidereal-nomad/t"));
+        assert_eq!(memory.settings, [("memory.limit_in_bytes", "67108864".to_owned())]);
+        assert_eq!(cpu.settings, [("cpu.shares", "200".to_owned())]);
+        let given = Bounds { given: Some("/r/nomad.slice/share.slice/a.web.scope".into()), ..BOUNDS };
+        let [one] = &plan(Version::Two, root, "t", &given)[..] else { panic!("one group") };
+        assert!(!one.ours && one.dir.ends_with("a.web.scope") && one.oom == Some("memory.events"));
+        let [one] = &plan(Version::Two, root, "t", &BOUNDS)[..] else { panic!("one group") };
+        assert!(one.ours && one.dir == Path::new("/r/sidereal-nomad/t"));
+        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
+    }
+
+    #[test]
+    fn what_cannot_be_bounded_is_said_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Made::below(dir.path(), "t", &BOUNDS).is_err(), "no control groups");
+        assert_eq!(Made::below(dir.path(), "t", &Bounds::default()).unwrap(), Made::default());
+        std::fs::create_dir_all(dir.path().join("memory/sidereal-nomad")).unwrap();
+        // A file in the place of a controller.
+        std::fs::create_dir_all(dir.path().join("cpu")).unwrap();
+        std::fs::write(dir.path().join("cpu/sidereal-nomad"), "").unwrap();
+        assert!(Made::below(dir.path(), "t", &BOUNDS).is_err());
+    }
+}

@@ -1,0 +1,205 @@
+//! The process of a task: started in a session of its own, found again by its number and start, watched and ended by a
+//! handle of the kernel's, so that a number that was given to somebody else meanwhile is never signalled.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+
+/// How long killed processes may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+
+/// A process for ever: numbers come again, numbers with their start do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its number.
+    pub pid: i32,
+    /// When it was started, in ticks since boot.
+    pub started: u64,
+}
+
+/// One process as the kernel tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Which.
+    pub identity: Identity,
+    /// The process that leads its session.
+    pub session: i32,
+    /// It has ended, and nobody has asked how.
+    pub dead: bool,
+    /// CPU time in programs and in the kernel, ticks; of ended children too.
+    pub ticks: (u64, u64),
+}
+
+impl Seen {
+    /// Looks at a process; `None` where there is none of the number.
+    pub fn of(pid: i32) -> Option<Self> {
+        Self::parse(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(pid: i32, stat: &str) -> Option<Self> {
+        // The name is in brackets and may hold anything; the fields after it are counted from the state, which is the third.
+        let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
+        let number = |at: usize| fields.get(at - 3)?.parse::<u64>().ok();
+        let state = *fields.first()?;
+        Some(Self {
+            identity: Identity { pid, started: number(22)? },
+            session: fields.get(6 - 3)?.parse().ok()?,
+            dead: matches!(state, "Z" | "X"),
+            ticks: (number(14)? + number(16)?, number(15)? + number(17)?),
+        })
+    }
+
+    /// The memory that is its own, bytes: what it shares with others through files is not. 0 where it has just ended.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.identity.pid)).unwrap_or_default();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+        line.map_or(0, |kib: u64| kib * 1024)
+    }
+
+    /// Every process that runs in the session this one leads or led.
+    pub fn session(leader: i32) -> Vec<Self> {
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        numbers.filter_map(Self::of).filter(|seen| seen.session == leader && !seen.dead).collect()
+    }
+}
+
+/// A task's process.
+#[derive(Debug)]
+pub struct Process {
+    /// Which.
+    pub identity: Identity,
+    handle: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// Starts `sidereal task` for this directory.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(sidereal: &Path, dir: &Path) -> io::Result<Self> {
+        let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join("log"))?;
+        let passed = std::env::var_os(telemetry::LOG_ENV).map(|filter| (telemetry::LOG_ENV, filter));
+        let mut child = tokio::process::Command::new(sidereal)
+            .arg("task")
+            .arg("--dir")
+            .arg(dir)
+            .env_clear()
+            .envs(passed)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
+        let found = Self::find(pid)?;
+        // It is ours to bury as long as we live.
+        tokio::spawn(async move { drop(child.wait().await) });
+        found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it ended at once"))
+    }
+
+    /// The process of this number; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the kernel gives no handle.
+    fn find(pid: i32) -> io::Result<Option<Self>> {
+        let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
+        let handle = match pidfd_open(number, PidfdFlags::NONBLOCK) {
+            Ok(handle) => handle,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(cause) => return Err(cause.into()),
+        };
+        // Looked at while the handle holds the number.
+        let Some(seen) = Seen::of(pid) else { return Ok(None) };
+        #[allow(deprecated, reason = "what replaces it is unsafe; this handle is owned here and never exchanged")]
+        let handle = AsyncFd::with_interest(handle, tokio::io::Interest::READABLE)?;
+        Ok(Some(Self { identity: seen.identity, handle }))
+    }
+
+    /// The very process that was started as this one; `None` where it has ended.
+    ///
+    /// # Errors
+    /// When the kernel gives no handle.
+    pub fn again(identity: Identity) -> io::Result<Option<Self>> {
+        Ok(Self::find(identity.pid)?.filter(|found| found.identity == identity))
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&self) {
+        if let Err(cause) = self.handle.readable().await {
+            tracing::error!(%cause, "a task's process cannot be waited for");
+        }
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        if let Err(cause) = pidfd_send_signal(self.handle.get_ref(), Signal::KILL) {
+            tracing::debug!(%cause, "a task's process has ended already");
+        }
+    }
+}
+
+/// Ends everything in the session of a task and waits until it is gone. Returns what is still there in the end.
+pub async fn clear(leader: Identity) -> usize {
+    let until = tokio::time::Instant::now() + GONE;
+    loop {
+        let left = Seen::session(leader.pid);
+        // The number leads another session by now.
+        let reused = left.iter().any(|seen| seen.identity.pid == leader.pid && seen.identity != leader);
+        if left.is_empty() || reused {
+            return 0;
+        }
+        for seen in &left {
+            let found = Process::again(seen.identity);
+            match found {
+                Ok(Some(process)) => process.kill(),
+                Ok(None) => {}
+                Err(cause) => tracing::warn!(pid = seen.identity.pid, %cause, "a process of a task cannot be ended"),
+            }
+        }
+        if tokio::time::Instant::now() > until {
+            return left.len();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The last words of a task's process, for a person.
+pub fn last_words(dir: &Path) -> Option<String> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    const TAIL: u64 = 4096;
+    let mut file = File::open(dir.join("log")).ok()?;
+    let size = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(TAIL))).ok()?;
+    let mut tail = Vec::new();
+    file.take(TAIL).read_to_end(&mut tail).ok()?;
+    let text = String::from_utf8_lossy(&tail).into_owned();
+    let last = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(last.chars().take(400).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_whatever_its_name() {
+        let stat = "7 (a ) b) S 1 7 9 0 -1 4194560 1 0 0 0 11 12 1 2 20 0 1 0 555 1000 42 18446744073709551615";
+        let seen = Seen::parse(7, stat).unwrap();
+        assert_eq!(seen.identity, Identity { pid: 7, started: 555 });
+        assert_eq!((seen.session, seen.dead, seen.ticks), (9, false, (12, 14)));
+        assert_eq!(Seen::parse(7, "7 (a) S"), None);
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(Seen::of(own).unwrap().identity.pid, own);
+    }
+}

@@ -1,0 +1,264 @@
+//! From what the agent sends to what a task process is told. Pure but for looking where paths lead.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+
+use api::task::{Groups, TaskComponent, TaskLink, TaskSpec, VERSION};
+use model::tenant::TenantSettings;
+
+use super::cgroup::Bounds;
+use super::config::{AgentConfig, LinkOptions, TaskOptions};
+use crate::contracts::hashicorp::nomad::plugins::drivers::proto::network_isolation_spec::Mode;
+use crate::plugin::Failure;
+use crate::plugin::config::decode;
+use crate::plugin::driver::TaskConfig;
+
+/// What the process of a task is told.
+///
+/// # Errors
+/// Unrecoverable: what the job says cannot be done.
+pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure> {
+    let options: TaskOptions = decode(&task.msgpack_driver_config)?;
+    if !task.devices.is_empty() {
+        return Err(Failure::unrecoverable("the task has devices, and a component has no way to reach one"));
+    }
+    if !task.mounts.is_empty() {
+        return Err(Failure::unrecoverable("the task mounts volumes, which this driver does not support yet"));
+    }
+    if task
+        .dns
+        .as_ref()
+        .is_some_and(|dns| !dns.servers.is_empty() || !dns.searches.is_empty() || !dns.options.is_empty())
+    {
+        return Err(Failure::unrecoverable(
+            "the group's network has a `dns` block, which this driver does not support yet: names are resolved as the \
+             machine does; remove the block",
+        ));
+    }
+    let network = network(task)?;
+    let listen = options.http.as_ref().map(|http| listen(task, &http.port, network.is_some())).transpose()?;
+    let dir = TaskDir { alloc: Path::new(&task.alloc_dir), task: Path::new(&task.alloc_dir).join(&task.name) };
+    let component = match options.component.contains("@sha256:") {
+        true => TaskComponent::Oci(options.component.clone()),
+        false => TaskComponent::Path(dir.path("component", &options.component)?),
+    };
+    let mut config = std::collections::BTreeMap::new();
+    for name in &options.env {
+        let value = task.env.get(name).ok_or_else(|| {
+            Failure::unrecoverable(format!("`env` names {name}, and the task's environment has no such variable"))
+        })?;
+        config.insert(name.clone(), value.clone());
+    }
+    config.extend(options.settings.clone());
+    let links = options.link.iter().map(|(written, link)| self::link(written, link, &dir)).collect::<Result<_, _>>()?;
+    let settings = TenantSettings {
+        trust_anchors: agent.trust_anchors.clone(),
+        allow_unsigned: agent.allow_unsigned,
+        egress: agent.egress.clone(),
+        shards: 1,
+        ..TenantSettings::default()
+    };
+    let name: String = task.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    Ok(TaskSpec {
+        version: VERSION,
+        id: task.id.clone(),
+        component,
+        listen,
+        network,
+        config,
+        links,
+        allow_hosts: options.allow_hosts,
+        settings,
+        stdout: PathBuf::from(&task.stdout_path),
+        stderr: PathBuf::from(&task.stderr_path),
+        // Stays over restarts of the task, and moves with `ephemeral_disk { migrate = true }`.
+        data: dir.alloc.join("alloc/data/.sidereal").join(name),
+        code: agent.state_dir().join("code"),
+        groups: Groups::default(),
+    })
+}
+
+/// What the task's `resources` block bounds.
+pub fn bounds(task: &TaskConfig) -> Bounds {
+    let linux = task.resources.as_ref().and_then(|resources| resources.linux_resources.as_ref());
+    let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+    Bounds {
+        memory: linux.and_then(|linux| positive(linux.memory_limit_bytes)),
+        cpu_shares: linux.and_then(|linux| positive(linux.cpu_shares)),
+        given: linux.map(|linux| PathBuf::from(&linux.cpuset_cgroup)).filter(|dir| dir.is_absolute()),
+    }
+}
+
+/// The namespace the agent made for the group; `None` for the machine's network.
+fn network(task: &TaskConfig) -> Result<Option<PathBuf>, Failure> {
+    let Some(spec) = &task.network_isolation_spec else { return Ok(None) };
+    match Mode::try_from(spec.mode) {
+        Ok(Mode::Host) => Ok(None),
+        Ok(Mode::Group | Mode::None) if !spec.path.is_empty() => Ok(Some(PathBuf::from(&spec.path))),
+        Ok(mode) => Err(Failure::unrecoverable(format!(
+            "the group's network has the mode {}, which this driver does not support: use host, bridge or a CNI network",
+            mode.as_str_name().to_ascii_lowercase()
+        ))),
+        Err(_) => Err(Failure::unrecoverable("the group's network has a mode this driver does not know")),
+    }
+}
+
+/// Where a port of this label is listened to: in a namespace on every address of it, under the number inside.
+fn listen(task: &TaskConfig, label: &str, inside: bool) -> Result<SocketAddr, Failure> {
+    let resources = task.resources.as_ref();
+    let mapped = resources.into_iter().flat_map(|resources| &resources.ports);
+    let mapped = mapped.map(|port| (port.label.as_str(), port.value, port.to, port.host_ip.as_str()));
+    let networks = resources.and_then(|resources| resources.allocated_resources.as_ref());
+    let networks = networks.into_iter().flat_map(|allocated| &allocated.networks);
+    let reserved = networks.flat_map(|network| {
+        let ports = network.reserved_ports.iter().chain(&network.dynamic_ports);
+        ports.map(|port| (port.label.as_str(), port.value, 0, network.ip.as_str()))
+    });
+    let all: Vec<_> = mapped.chain(reserved).collect();
+    let Some((_, value, to, host_ip)) = all.iter().find(|(known, ..)| *known == label).copied() else {
+        let labels: Vec<&str> = all.iter().map(|(label, ..)| *label).collect();
+        let known = match labels.is_empty() {
+            true => "it has no ports".to_owned(),
+            false => format!("it has {}", labels.join(", ")),
+        };
+        return Err(Failure::unrecoverable(format!(
+            "`http` names the port `{label}`, which the group's network does not have; {known}"
+        )));
+    };
+    let wrong = || Failure::unrecoverable(format!("the port `{label}` was given no address to listen at"));
+    let port = u16::try_from(if inside && to > 0 { to } else { value }).ok().filter(|port| *port > 0);
+    let address = match inside {
+        true => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        false => host_ip.parse().map_err(|_| wrong())?,
+    };
+    Ok(SocketAddr::new(address, port.ok_or_else(wrong)?))
+}
+
+struct TaskDir<'a> {
+    alloc: &'a Path,
+    task: PathBuf,
+}
+
+impl TaskDir<'_> {
+    /// A path as a job writes it: in the task's directory, or from one of the roots that the environment names (`/local`,
+    /// `/secrets`, `/alloc`). It stays inside, also over symbolic links; what is not there yet is for the process to say.
+    fn path(&self, what: &str, written: &str) -> Result<PathBuf, Failure> {
+        let outside = || {
+            Failure::unrecoverable(format!(
+                "`{what}` is `{written}`, which leads out of the task's directory; name a file below local/, secrets/ or alloc/"
+            ))
+        };
+        let relative = Path::new(written.strip_prefix('/').unwrap_or(written));
+        let plain = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        if written.is_empty() || !plain {
+            return Err(outside());
+        }
+        let (root, path) = match relative.strip_prefix("alloc") {
+            Ok(rest) => (self.alloc.join("alloc"), self.alloc.join("alloc").join(rest)),
+            Err(_) => (self.task.clone(), self.task.join(relative)),
+        };
+        match (path.canonicalize(), root.canonicalize()) {
+            (Ok(real), Ok(root)) if real.starts_with(&root) => Ok(real),
+            (Ok(_), Ok(_)) => Err(outside()),
+            _ => Ok(path),
+        }
+    }
+}
+
+fn link(written: &str, link: &LinkOptions, dir: &TaskDir<'_>) -> Result<TaskLink, Failure> {
+    let (contract, label) = written.split_once('#').unwrap_or((written, "default"));
+    let bad = |cause: &dyn std::fmt::Display| {
+        Failure::unrecoverable(format!(
+            "link \"{written}\": {cause}; write a contract such as `wasi:keyvalue`, or `wasi:keyvalue#<label>`"
+        ))
+    };
+    let mut settings = link.settings.clone();
+    if let Some(url) = &link.url {
+        settings.insert("url".to_owned(), url.clone());
+    }
+    let secret_files = link.secret_files.iter().map(|(key, file)| Ok((key.clone(), dir.path(key, file)?)));
+    Ok(TaskLink {
+        contract: contract.parse().map_err(|cause| bad(&cause))?,
+        label: label.parse().map_err(|cause| bad(&cause))?,
+        provider: link.provider.clone(),
+        settings,
+        secret_files: secret_files.collect::<Result<_, Failure>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contracts::hashicorp::nomad::plugins::drivers::proto::{
+        AllocatedTaskResources, NetworkIsolationSpec, NetworkPort, NetworkResource, PortMapping, Resources,
+    };
+    use serde_json::json;
+
+    fn task(config: serde_json::Value) -> TaskConfig {
+        let port = PortMapping { label: "http".into(), value: 20000, to: 8080, host_ip: "10.1.2.3".into() };
+        TaskConfig {
+            id: "a/web/1".into(),
+            name: "web".into(),
+            alloc_dir: "/nonexistent/alloc".into(),
+            env: [("NOMAD_REGION".to_owned(), "global".to_owned())].into(),
+            resources: Some(Resources { ports: vec![port], ..Resources::default() }),
+            msgpack_driver_config: rmp_serde::to_vec(&config).unwrap(),
+            ..TaskConfig::default()
+        }
+    }
+
+    #[test]
+    fn ports_are_those_of_the_network_the_task_is_in() {
+        let config =
+            json!({"component": "local/a.wasm", "http": {"port": "http"}, "link": null, "env": ["NOMAD_REGION"]});
+        let mut task = task(config);
+        let told = spec(&task, &AgentConfig::default()).unwrap();
+        assert_eq!(told.listen, Some("10.1.2.3:20000".parse().unwrap()));
+        assert_eq!(told.component, TaskComponent::Path("/nonexistent/alloc/web/local/a.wasm".into()));
+        assert_eq!(told.config.get("NOMAD_REGION").map(String::as_str), Some("global"));
+        task.network_isolation_spec =
+            Some(NetworkIsolationSpec { mode: Mode::Group.into(), path: "/run/netns/x".into(), ..Default::default() });
+        let told = spec(&task, &AgentConfig::default()).unwrap();
+        assert_eq!((told.listen, told.network), (Some("0.0.0.0:8080".parse().unwrap()), Some("/run/netns/x".into())));
+        task.network_isolation_spec = Some(NetworkIsolationSpec { mode: Mode::Task.into(), ..Default::default() });
+        assert!(spec(&task, &AgentConfig::default()).unwrap_err().message.contains("mode task"));
+        // As agents before port mappings say it.
+        task.network_isolation_spec = None;
+        let reserved_ports = vec![NetworkPort { label: "http".into(), value: 21000 }];
+        let network = NetworkResource { ip: "10.9.9.9".into(), reserved_ports, ..Default::default() };
+        let allocated = AllocatedTaskResources { networks: vec![network], ..Default::default() };
+        task.resources = Some(Resources { allocated_resources: Some(allocated), ..Default::default() });
+        assert_eq!(spec(&task, &AgentConfig::default()).unwrap().listen, Some("10.9.9.9:21000".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_a_job_cannot_have_is_said() {
+        for (config, why) in [
+            (json!({"component": "../a.wasm"}), "leads out"),
+            (json!({"component": ""}), "leads out"),
+            (json!({"component": "a", "http": {"port": "admin"}}), "it has http"),
+            (json!({"component": "a", "env": ["HOME"]}), "no such variable"),
+            (json!({"component": "a", "link": {"keyvalue": {"provider": "redis"}}}), "write a contract"),
+            (json!({"component": null}), "does not fit"),
+        ] {
+            let said = spec(&task(config.clone()), &AgentConfig::default()).unwrap_err().message;
+            assert!(said.contains(why), "{config}: {said}");
+        }
+    }
+
+    #[test]
+    fn links_carry_labels_settings_and_secret_files() {
+        let told = spec(
+            &task(json!({"component": "r.example/a@sha256:00", "link": {"wasi:keyvalue#cache": {
+                "provider": "redis", "url": "redis://10.0.0.1:6379", "settings": [{"bucket": "b"}],
+                "secret_files": [{"password": "secrets/redis"}],
+            }}})),
+            &AgentConfig::default(),
+        );
+        let told = told.unwrap();
+        assert_eq!(told.component, TaskComponent::Oci("r.example/a@sha256:00".into()));
+        let [link] = &told.links[..] else { panic!("{:?}", told.links) };
+        assert_eq!((link.label.as_str(), link.settings.len()), ("cache", 2));
+        assert_eq!(link.secret_files["password"], Path::new("/nonexistent/alloc/web/secrets/redis"));
+    }
+}

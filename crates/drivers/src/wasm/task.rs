@@ -1,0 +1,248 @@
+//! One task as the driver tracks it: its directory, its process, and how that ended.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use api::task::{EXIT_FILE, SOCKET, SPEC_FILE, TaskClient, TaskExit, TaskPhase, TaskSpec};
+use api::{Code, Problem};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::cgroup::Made;
+use super::process::{Identity, Process, clear, last_words};
+use crate::plugin::driver::ExitResult;
+use crate::plugin::{Class, Failure};
+
+/// Version of [`State`].
+pub const STATE_VERSION: u32 = 1;
+/// A task that was told to stop keeps this part of its time for its last calls; the rest is for the end of its processes.
+const DRAIN_SHARE: f64 = 0.8;
+/// The signal of a process that was killed.
+const KILLED: i32 = 9;
+
+/// What finds a task again; kept by the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Its process.
+    pub process: Identity,
+    /// What bounds it.
+    pub groups: Made,
+}
+
+/// A task.
+#[derive(Debug)]
+pub struct Task {
+    /// What the agent is to keep of it.
+    pub state: State,
+    /// What the job calls it.
+    pub name: String,
+    /// When it was started, or found again.
+    pub since: SystemTime,
+    client: TaskClient,
+    process: Option<Arc<Process>>,
+    ended: watch::Receiver<Option<Ended>>,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// As the agent is told.
+    pub result: ExitResult,
+    /// In words, where something went wrong.
+    pub problem: Option<String>,
+    /// When.
+    pub at: SystemTime,
+}
+
+impl Task {
+    /// Starts the task of a fresh directory and waits until it runs.
+    ///
+    /// # Errors
+    /// Why it does not run. Its directory is for the caller to remove.
+    pub async fn start(
+        sidereal: &Path,
+        dir: &Path,
+        spec: &TaskSpec,
+        groups: Made,
+        name: &str,
+    ) -> Result<Arc<Self>, Failure> {
+        let written = serde_json::to_vec(spec).map_err(std::io::Error::from);
+        let written = written.and_then(|text| write_whole(&dir.join(SPEC_FILE), &text));
+        written.map_err(|cause| {
+            Failure::recoverable(format!("the task cannot be written to {}: {cause}", dir.display()))
+        })?;
+        let process = Process::start(sidereal, dir);
+        let process = process
+            .map_err(|cause| Failure::recoverable(format!("{} cannot be started: {cause}", sidereal.display())))?;
+        let state = State { dir: dir.to_owned(), process: process.identity, groups };
+        // For a plugin that is killed before the agent has heard of the task.
+        let noted = serde_json::to_vec(&state).map_err(std::io::Error::from);
+        let noted = noted.and_then(|text| write_whole(&dir.join("process.json"), &text));
+        let task = Self::track(state, name, Some(process));
+        if let Err(cause) = noted {
+            task.kill().await;
+            return Err(Failure::recoverable(format!("the task cannot be written to {}: {cause}", dir.display())));
+        }
+        task.runs().await.map(|()| task)
+    }
+
+    /// Tracks a task that another plugin process started; one that has ended is tracked as that.
+    ///
+    /// # Errors
+    /// When nothing is left of it.
+    pub async fn recover(state: State, name: &str) -> Result<Arc<Self>, Failure> {
+        if !state.dir.join(SPEC_FILE).is_file() {
+            let dir = state.dir.display();
+            return Err(Failure::unrecoverable(format!("nothing is left of the task: {dir} is gone")));
+        }
+        let process = Process::again(state.process);
+        let process = process.map_err(|cause| Failure::recoverable(format!("the task cannot be found: {cause}")))?;
+        Ok(Self::track(state, name, process))
+    }
+
+    /// The task that a plugin process started and was killed before the agent heard of it.
+    pub async fn adopt(dir: &Path, name: &str) -> Option<Arc<Self>> {
+        let state: State = serde_json::from_slice(&std::fs::read(dir.join("process.json")).ok()?).ok()?;
+        let process = Process::again(state.process).ok()??;
+        let task = Self::track(state, name, Some(process));
+        match task.runs().await {
+            Ok(()) => Some(task),
+            Err(failure) => {
+                tracing::warn!(%failure, "a task that was being started is given up");
+                None
+            }
+        }
+    }
+
+    fn track(state: State, name: &str, process: Option<Process>) -> Arc<Self> {
+        let (tell, ended) = watch::channel(None);
+        let process = process.map(Arc::new);
+        let (watched, dir) = (process.clone(), state.dir.clone());
+        tokio::spawn(async move {
+            if let Some(process) = watched {
+                process.ended().await;
+            }
+            tell.send_replace(Some(how(&dir)));
+        });
+        let client = TaskClient::new(state.dir.join(SOCKET));
+        Arc::new(Self { state, name: name.to_owned(), since: SystemTime::now(), client, process, ended })
+    }
+
+    /// Waits until it runs.
+    async fn runs(&self) -> Result<(), Failure> {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let asked = tokio::select! {
+                asked = self.client.started() => asked,
+                ended = self.wait() => return Err(self.not_started(ended)),
+            };
+            match asked {
+                Ok(status) if status.phase == TaskPhase::Failed => {
+                    let ended = self.wait().await;
+                    return Err(self.not_started(ended));
+                }
+                Ok(_) => return Ok(()),
+                // No socket yet.
+                Err(_) => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    fn not_started(&self, ended: Ended) -> Failure {
+        let exit = read_exit(&self.state.dir).and_then(|exit| exit.problem);
+        match exit {
+            Some(problem) => failure(&problem),
+            None => {
+                let words = last_words(&self.state.dir).map_or_else(String::new, |words| format!(": {words}"));
+                let signal = if ended.result.signal == 0 { "" } else { ", killed" };
+                Failure::recoverable(format!("the task's process ended before it ran{signal}{words}"))
+            }
+        }
+    }
+
+    /// Waits until it has ended.
+    pub async fn wait(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        let seen = ended.wait_for(Option::is_some).await.ok().and_then(|seen| seen.clone());
+        seen.unwrap_or_else(|| how(&self.state.dir))
+    }
+
+    /// How it ended, where it has.
+    pub fn ended(&self) -> Option<Ended> {
+        self.ended.borrow().clone()
+    }
+
+    /// Ends it within `timeout`: its calls first, then whatever is left.
+    pub async fn stop(&self, timeout: Duration) {
+        if self.ended().is_some() {
+            return;
+        }
+        let asked = async {
+            if let Err(cause) = self.client.stop(timeout.mul_f64(DRAIN_SHARE)).await {
+                tracing::debug!(%cause, "a task does not answer and is killed when its time is up");
+            }
+            self.wait().await
+        };
+        if tokio::time::timeout(timeout, asked).await.is_err() {
+            tracing::info!(task = %self.name, ?timeout, "a task did not end in time and is killed");
+        }
+        self.kill().await;
+    }
+
+    /// Ends it at once, with everything it started.
+    pub async fn kill(&self) {
+        if let Some(process) = &self.process {
+            process.kill();
+        }
+        self.wait().await;
+        let left = clear(self.state.process).await;
+        if left > 0 {
+            tracing::error!(task = %self.name, left, "processes of a task do not end");
+        }
+    }
+}
+
+/// As what an agent takes it: what is about something beside the task may pass.
+fn failure(problem: &Problem) -> Failure {
+    let class = match problem.code {
+        Code::Unreachable | Code::TimedOut | Code::StoreUnavailable | Code::Busy | Code::ProviderUnavailable => {
+            Class::Recoverable
+        }
+        _ => Class::Unrecoverable,
+    };
+    let help = problem.help.as_ref().map_or_else(String::new, |help| format!(" ({help})"));
+    Failure { class, message: format!("{} [{}]{help}", problem.detail, problem.code.as_str()) }
+}
+
+fn read_exit(dir: &Path) -> Option<TaskExit> {
+    serde_json::from_slice(&std::fs::read(dir.join(EXIT_FILE)).ok()?).ok()
+}
+
+/// How a process that has ended ended: as it wrote down, or killed where it could not.
+fn how(dir: &Path) -> Ended {
+    match read_exit(dir) {
+        Some(exit) => Ended {
+            result: ExitResult {
+                exit_code: exit.code,
+                signal: if exit.oom { KILLED } else { 0 },
+                oom_killed: exit.oom,
+            },
+            problem: exit.problem.map(|problem| problem.detail),
+            at: SystemTime::UNIX_EPOCH + Duration::from_millis(exit.ended_ms),
+        },
+        None => Ended {
+            result: ExitResult { exit_code: 128 + KILLED, signal: KILLED, oom_killed: false },
+            problem: Some("the task's process was killed".to_owned()),
+            at: SystemTime::now(),
+        },
+    }
+}
+
+fn write_whole(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path))
+}

@@ -1,0 +1,238 @@
+//! A task's life: started, served, asked about, stopped, destroyed; and nothing left of it.
+
+use std::time::{Duration, Instant};
+
+use drivers::contracts::hashicorp::nomad::plugins::drivers::proto::{TaskRequest, TaskStatsRequest};
+use drivers::plugin::error::is_recoverable;
+use tonic::Code;
+
+use crate::agent::{Agent, Alloc, get, pid_of, until};
+
+fn alive(pid: i32) -> bool {
+    drivers::wasm::process::Seen::of(pid).is_some_and(|seen| !seen.dead)
+}
+
+/// 10, 11, 13, 14, 15, 18, 22: the whole of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_serves_until_it_is_stopped_and_leaves_nothing() {
+    let mut agent = Agent::start().await;
+    assert_eq!((agent.first.health, agent.first.health_description.as_str()), (2, "Healthy"), "{:?}", agent.first);
+    assert!(agent.first.attributes.contains_key("driver.wasm.version"));
+    let alloc = agent.alloc("life", "hello");
+    let handle = agent.start_task(&alloc.config).await.unwrap();
+    assert_eq!((handle.version, handle.state), (1, 1));
+    let pid = pid_of(&handle);
+    // It serves when it is said to be started, whatever name it is called by.
+    let (status, body) = alloc.get("/").await.unwrap();
+    assert_eq!(status, 200, "{body}");
+
+    // Waited for by several, one of whom gives up.
+    let waits: Vec<_> = (0..3)
+        .map(|_| {
+            let mut driver = agent.clients.driver.clone();
+            let request = TaskRequest { task_id: alloc.id().to_owned() };
+            tokio::spawn(async move { driver.wait_task(request).await })
+        })
+        .collect();
+    let mut given_up = agent.clients.driver.clone();
+    let wait = given_up.wait_task(TaskRequest { task_id: alloc.id().to_owned() });
+    assert!(tokio::time::timeout(Duration::from_millis(100), wait).await.is_err(), "it runs");
+
+    let seen = agent.clients.driver.inspect_task(TaskRequest { task_id: alloc.id().to_owned() }).await.unwrap();
+    let seen = seen.into_inner().task.unwrap();
+    assert_eq!((seen.name.as_str(), seen.state), ("web", 1));
+
+    let request = TaskStatsRequest {
+        task_id: alloc.id().to_owned(),
+        collection_interval: Some(Duration::from_millis(100).try_into().unwrap()),
+    };
+    let mut stats = agent.clients.driver.task_stats(request).await.unwrap().into_inner();
+    for _ in 0..3 {
+        let usage = stats.message().await.unwrap().unwrap().stats.unwrap().agg_resource_usage.unwrap();
+        let memory = usage.memory.unwrap();
+        assert!(memory.rss > 1 << 20 && memory.measured_fields.len() == 3, "{memory:?}");
+        assert_eq!(usage.cpu.unwrap().measured_fields.len(), 4);
+    }
+    // The collection is cancelled; another one begins.
+    drop(stats);
+    let request = TaskStatsRequest { task_id: alloc.id().to_owned(), collection_interval: None };
+    let mut stats = agent.clients.driver.task_stats(request).await.unwrap().into_inner();
+    stats.message().await.unwrap().unwrap();
+
+    // A task that runs is not forgotten without force.
+    assert!(agent.destroy(alloc.id(), false).await.is_err());
+    agent.stop(alloc.id(), Duration::from_secs(10), "").await.unwrap();
+    for wait in waits {
+        let result = wait.await.unwrap().unwrap().into_inner().result.unwrap();
+        assert_eq!((result.exit_code, result.signal), (0, 0));
+    }
+    // Its stats end, and how it ended can be asked for until it is destroyed.
+    while let Ok(Some(_)) = stats.message().await {}
+    assert_eq!(agent.wait(alloc.id()).await.unwrap().exit_code, 0);
+    agent.stop(alloc.id(), Duration::from_secs(1), "").await.unwrap();
+    agent.destroy(alloc.id(), true).await.unwrap();
+    assert_eq!(agent.wait(alloc.id()).await.unwrap_err().code(), Code::NotFound);
+    // The unknown has ended.
+    agent.destroy(alloc.id(), true).await.unwrap();
+    agent.stop(alloc.id(), Duration::from_secs(1), "").await.unwrap();
+    nothing_left(&agent, &alloc, pid).await;
+}
+
+async fn nothing_left(agent: &Agent, alloc: &Alloc, pid: i32) {
+    assert!(!alive(pid), "the task's process is gone");
+    let session = drivers::wasm::process::Seen::session(pid);
+    assert!(session.is_empty(), "{session:?}");
+    assert!(agent.left().is_empty(), "{:?}", agent.left());
+    assert!(get(alloc.address, "/").await.is_err(), "nobody listens");
+}
+
+/// 14: calls in flight finish; those that do not are ended when the time is up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_in_flight_have_until_the_deadline() {
+    let mut agent = Agent::start().await;
+    let mut alloc = agent.alloc("drain", "probe");
+    for (path, timeout, status) in [("/slow?ms=700", 10_000, Some(200)), ("/slow?ms=20000", 1_500, None)] {
+        agent.start_task(&alloc.config).await.unwrap();
+        let address = alloc.address;
+        let call = tokio::spawn(async move { get(address, path).await });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let begun = Instant::now();
+        agent.stop(alloc.id(), Duration::from_millis(timeout), "SIGTERM").await.unwrap();
+        let took = begun.elapsed();
+        assert!(took < Duration::from_millis(timeout) + Duration::from_secs(4), "{path}: {took:?}");
+        let answer = call.await.unwrap().ok().map(|(status, _)| status);
+        match status {
+            Some(_) => assert_eq!(answer, status, "{path}"),
+            None => assert_ne!(answer, Some(200), "{path}"),
+        }
+        agent.destroy(alloc.id(), true).await.unwrap();
+        alloc.next_id();
+    }
+    assert!(agent.left().is_empty());
+}
+
+/// 14, 15: what does not listen any more is killed, and so is everything it started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_does_not_answer_is_killed_with_all_it_started() {
+    let mut agent = Agent::start().await;
+    let alloc = agent.alloc("stuck", "hello");
+    let handle = agent.start_task(&alloc.config).await.unwrap();
+    let pid = pid_of(&handle);
+    let members = drivers::wasm::process::Seen::session(pid);
+    assert!(members.len() >= 2, "the task and its host: {members:?}");
+    for member in &members {
+        let pid = rustix::process::Pid::from_raw(member.identity.pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    }
+    agent.stop(alloc.id(), Duration::from_millis(300), "").await.unwrap();
+    let result = agent.wait(alloc.id()).await.unwrap();
+    assert_eq!((result.exit_code, result.signal), (137, 9));
+    agent.destroy(alloc.id(), true).await.unwrap();
+    nothing_left(&agent, &alloc, pid).await;
+}
+
+/// 15, 19: destroyed by force while it runs; people are told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn force_destroys_what_runs() {
+    let mut agent = Agent::start().await;
+    let alloc = agent.alloc("force", "hello");
+    let handle = agent.start_task(&alloc.config).await.unwrap();
+    agent.destroy(alloc.id(), true).await.unwrap();
+    nothing_left(&agent, &alloc, pid_of(&handle)).await;
+    let told = agent.events.clone();
+    until("an event", || told.lock().unwrap().iter().any(|event| event.message.contains("killed"))).await;
+    let events = agent.events.lock().unwrap().clone();
+    assert!(events.iter().all(|event| event.alloc_id == "force-alloc" && event.task_name == "web"), "{events:?}");
+    assert!(events.iter().any(|event| event.message.starts_with("Bringing")), "{events:?}");
+}
+
+/// 12: one id, one task.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_is_started_once() {
+    let mut agent = Agent::start().await;
+    let alloc = agent.alloc("twice", "hello");
+    let handle = agent.start_task(&alloc.config).await.unwrap();
+    let again = agent.start_task(&alloc.config).await.unwrap_err();
+    assert!(again.message().contains("started already") && !is_recoverable(&again), "{again}");
+    assert_eq!(alloc.get("/").await.unwrap().0, 200, "the first one is as it was");
+    assert!(alive(pid_of(&handle)));
+    agent.destroy(alloc.id(), true).await.unwrap();
+}
+
+/// 22: what the component writes arrives; a reader that goes away is waited for, and the next one is found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_reach_the_fifos() {
+    let mut agent = Agent::start().await;
+    let alloc = agent.alloc("lines", "probe");
+    agent.start_task(&alloc.config).await.unwrap();
+    assert_eq!(alloc.get("/log?text=hello").await.unwrap().0, 200);
+    let out = alloc.stdout.clone();
+    until("a line", || !out.lock().unwrap().is_empty()).await;
+    agent.stop(alloc.id(), Duration::from_secs(5), "").await.unwrap();
+    agent.destroy(alloc.id(), true).await.unwrap();
+
+    // Nobody collects logs.
+    let mut quiet = agent.alloc("quiet", "hello");
+    quiet.config.stdout_path = "/dev/null".into();
+    quiet.config.stderr_path = "/dev/null".into();
+    agent.start_task(&quiet.config).await.unwrap();
+    assert_eq!(quiet.get("/").await.unwrap().0, 200);
+    agent.destroy(quiet.id(), true).await.unwrap();
+}
+
+/// 26: the memory of the `resources` block is a bound; a task that reaches it has ended, by its own fault.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_runs_out_of_memory_is_said_to_have() {
+    if !drivers::wasm::cgroup::available() {
+        println!("NOT RUN: memory bounds: this user cannot make control groups");
+        return;
+    }
+    let mut agent = Agent::start().await;
+    let mut alloc = agent.alloc("memory", "probe");
+    let linux = alloc.config.resources.as_mut().unwrap().linux_resources.as_mut().unwrap();
+    linux.memory_limit_bytes = 40 << 20;
+    agent.start_task(&alloc.config).await.unwrap();
+    assert_eq!(alloc.get("/").await.unwrap().0, 200, "it serves within its bound");
+    drop(alloc.get("/hostcopy?mib=60").await);
+    let result = tokio::time::timeout(Duration::from_secs(20), agent.wait(alloc.id())).await.expect("it ends").unwrap();
+    assert!(result.oom_killed && result.exit_code == 137, "{result:?}");
+    let told = agent.events.clone();
+    until("an event", || told.lock().unwrap().iter().any(|event| event.message.contains("memory"))).await;
+    agent.destroy(alloc.id(), true).await.unwrap();
+    assert!(agent.left().is_empty());
+    for root in ["memory", "cpu", ""] {
+        let ours = std::path::Path::new("/sys/fs/cgroup").join(root).join("sidereal-nomad");
+        let short = model::Digest::of(alloc.id().as_bytes()).short();
+        assert!(!ours.join(short).exists(), "a control group stays behind in {}", ours.display());
+    }
+}
+
+/// 28: many lives, and no more threads or descriptors than after the first few. 1,000 with `NOMAD_CYCLES=1000`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_lives_leave_no_trace() {
+    let cycles: u32 = std::env::var("NOMAD_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
+    let mut agent = Agent::start().await;
+    let mut alloc = agent.alloc("cycles", "hello");
+    let pid = agent.process.as_ref().unwrap().pid();
+    let counts = || {
+        let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+        (count("fd"), count("task"))
+    };
+    let mut after_two = (0, 0);
+    for cycle in 0..cycles {
+        agent.start_task(&alloc.config).await.unwrap();
+        assert_eq!(alloc.get("/").await.unwrap().0, 200);
+        agent.stop(alloc.id(), Duration::from_secs(10), "").await.unwrap();
+        assert_eq!(agent.wait(alloc.id()).await.unwrap().exit_code, 0);
+        agent.destroy(alloc.id(), true).await.unwrap();
+        alloc.next_id();
+        alloc.read();
+        if cycle == 1 {
+            after_two = counts();
+        }
+    }
+    let (descriptors, threads) = counts();
+    // The runtime's blocking threads come and go.
+    assert!(descriptors <= after_two.0 + 2 && threads <= after_two.1 + 4, "{after_two:?} -> {:?}", counts());
+    assert!(agent.left().is_empty());
+}
