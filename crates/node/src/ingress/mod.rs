@@ -11,7 +11,7 @@
 //! | `h1`, `h2` | one client connection |
 //! | `head`, `target`, `fields`, `body` | what a valid request is; pure |
 //! | [`table`] | which route; pure |
-//! | [`shard`], `gateway`, `pool` | which shard, by which connection |
+//! | [`shard`], `gateway`, `pool`, `line` | which shard, by which connection |
 //! | `upstream_head`, `response` | what is written to hosts and to clients; pure |
 //! | `pump`, `wire` | moving bodies |
 //! | [`call`] | requests that are no bytes of HTTP/1 |
@@ -28,6 +28,7 @@ mod gateway;
 mod h1;
 mod h2;
 mod head;
+mod line;
 mod meter;
 mod pool;
 mod pump;
