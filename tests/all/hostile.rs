@@ -45,21 +45,6 @@ fn four_endless_loops_per_core_slow_nobody_else_and_do_not_keep_the_platform_fro
     assert_eq!(platform.stop(Duration::from_secs(30)).unwrap().code(), Some(0), "loops do not keep it from stopping");
 }
 
-const SCHED_IDLE: u32 = 5;
-
-/// Of a process's first thread, from field 41 of its stat.
-fn policy(pid: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(38)?.parse().ok()
-}
-
-/// `CAP_SYS_NICE` is capability 23.
-fn may_raise_priorities() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
-    u64::from_str_radix(effective.trim(), 16).unwrap() & 1 << 23 != 0
-}
-
 /// The files of the corpus, folder and name.
 fn corpus() -> BTreeSet<(String, String)> {
     let mut files = BTreeSet::new();

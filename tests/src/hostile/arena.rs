@@ -173,13 +173,9 @@ impl Arena {
         let status = self.platform.ok(&["--tenant", NOISY, "status", place.app])?;
         let name = place.component.replace('_', "-");
         let hosts = status["shards"].as_array().context("no shards")?;
-        let found =
+        let mut found =
             hosts.iter().flat_map(|host| host.as_array().into_iter().flatten()).map(|app| &app["components"][&name]);
-        found
-            .filter(|component| component.is_object())
-            .next_back()
-            .cloned()
-            .with_context(|| format!("no `{name}` in {status}"))
+        found.rfind(|component| component.is_object()).cloned().with_context(|| format!("no `{name}` in {status}"))
     }
 
     /// Deploys what must not come to be.
