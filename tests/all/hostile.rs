@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sidereal_tests::load::Load;
-use sidereal_tests::platform::{Platform, write_app};
+use sidereal_tests::platform::{Platform, until, write_app};
 
 #[test]
 fn four_endless_loops_per_core_slow_nobody_else_and_do_not_keep_the_platform_from_stopping() {
@@ -27,9 +27,30 @@ fn four_endless_loops_per_core_slow_nobody_else_and_do_not_keep_the_platform_fro
     }
     let load = Load::start(platform.ingress, "good.localhost", "/", 4, Duration::from_millis(2));
     load.wait(500);
+    if may_raise_priorities() {
+        let gives_way = || platform.hosts().into_iter().any(|host| policy(host) == Some(SCHED_IDLE));
+        until(Duration::from_secs(20), gives_way).expect("a host that computes gives way to all others");
+    } else {
+        sidereal_tests::not_run("that a host which computes gives way: this user may not raise a priority");
+    }
     let report = load.stop();
     assert!(report.failures.is_empty(), "{:?}", report.failures);
     assert_eq!(platform.stop(Duration::from_secs(30)).unwrap().code(), Some(0), "loops do not keep it from stopping");
+}
+
+const SCHED_IDLE: u32 = 5;
+
+/// Of a process's first thread, from field 41 of its stat.
+fn policy(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(38)?.parse().ok()
+}
+
+/// `CAP_SYS_NICE` is capability 23.
+fn may_raise_priorities() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(effective.trim(), 16).unwrap() & 1 << 23 != 0
 }
 
 #[test]

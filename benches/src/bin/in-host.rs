@@ -1,5 +1,6 @@
 //! The in-host path without sockets: a request for a linked workload to the end of its answer, with limits, metering and
-//! log. `in-host COMPONENT [CALLS]`; prints one line of JSON, as `twin-m` does for bare wasmtime.
+//! log. `in-host COMPONENT [CALLS] [DISTINCT]`; prints one line of JSON, as `twin-m` does for bare wasmtime. With DISTINCT
+//! above 1 the code is mapped that often and the copies are called in turn.
 #![forbid(unsafe_code)]
 
 use std::io::{Seek as _, Write as _};
@@ -27,13 +28,15 @@ struct Report {
     calls: usize,
     p50_us: f64,
     p99_us: f64,
+    distinct: usize,
     load_us: f64,
 }
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
-    let path = args.next().context("usage: in-host COMPONENT [CALLS]")?;
+    let path = args.next().context("usage: in-host COMPONENT [CALLS] [DISTINCT]")?;
     let calls: usize = args.next().map_or(Ok(30_000), |calls| calls.parse())?;
+    let distinct: usize = args.next().map_or(Ok(1), |distinct| distinct.parse())?.max(1);
     let wasm = std::fs::read(&path)?;
     let info = model::component::inspect(&wasm)?;
     let mut file = tempfile::tempfile()?;
@@ -43,25 +46,29 @@ fn main() -> anyhow::Result<()> {
     tokio.block_on(async {
         let runtime = Runtime::new(RuntimeSettings::default(), Vec::new())?;
         let began = Instant::now();
-        let linked = runtime.link(&runtime.load(info.world, file)?, &info.imports)?;
-        let load_us = began.elapsed().as_secs_f64() * 1e6;
-        let sinks = Sinks { log: Arc::new(Nowhere), outbound: None };
-        let workload = Workload::new(linked, Limits::default(), None, Arc::new(Bindings::new()), sinks);
+        let mut workloads = Vec::with_capacity(distinct);
+        for _ in 0..distinct {
+            let linked = runtime.link(&runtime.load(info.world, file.try_clone()?)?, &info.imports)?;
+            let sinks = Sinks { log: Arc::new(Nowhere), outbound: None };
+            workloads.push(Workload::new(linked, Limits::default(), None, Arc::new(Bindings::new()), sinks));
+        }
+        let load_us = began.elapsed().as_secs_f64() * 1e6 / distinct as f64;
+        let warm_up = calls / 10 + distinct;
         let mut latencies_ns = Vec::with_capacity(calls);
-        for call in 0..calls + calls / 10 {
+        for (call, workload) in workloads.iter().cycle().take(calls + warm_up).enumerate() {
             let began = Instant::now();
             let request =
                 http::Request::get("http://localhost/").header("host", "localhost").body(Full::<Bytes>::default())?;
             let answer = workload.handle(request).await?;
             let body = answer.into_body().collect().await?.to_bytes();
             anyhow::ensure!(!body.is_empty(), "no answer");
-            if call >= calls / 10 {
+            if call >= warm_up {
                 latencies_ns.push(u32::try_from(began.elapsed().as_nanos()).unwrap_or(u32::MAX));
             }
         }
         latencies_ns.sort_unstable();
         let (p50_us, p99_us) = (percentile(&latencies_ns, 50), percentile(&latencies_ns, 99));
-        println!("{}", serde_json::to_string(&Report { calls, p50_us, p99_us, load_us })?);
+        println!("{}", serde_json::to_string(&Report { calls, distinct, p50_us, p99_us, load_us })?);
         Ok(())
     })
 }

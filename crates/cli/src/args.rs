@@ -243,7 +243,7 @@ pub struct Deploy {
     #[arg(long)]
     pub no_sign: bool,
     /// Give up waiting for *serving* after this many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub timeout: u64,
 }
 

@@ -22,6 +22,7 @@ use providers::messaging::Messaging;
 use providers::secrets::Secrets;
 use providers::sql::{Sql, WasmcloudPostgres};
 use runtime::{Capability, Runtime};
+use telemetry::schedule::Seat;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,6 +50,22 @@ const FLUSH: Duration = Duration::from_secs(1);
 const MAX_HEADERS: usize = 128;
 /// Bytes a request's head may have.
 const MAX_HEAD: usize = 128 << 10;
+
+/// The thread that runs guests, in the queue for the cores.
+struct Guests(Seat);
+
+impl runtime::Queue for Guests {
+    fn prompt(&self) {
+        telemetry::schedule::prompt();
+    }
+
+    fn stand(&self, place: runtime::Place) {
+        match place {
+            runtime::Place::Usual => self.0.usual(),
+            runtime::Place::Last => self.0.last(),
+        }
+    }
+}
 
 /// Runs a host until it is drained, with the settings of its environment.
 ///
@@ -80,7 +97,9 @@ pub fn run_with(args: HostArgs, settings: HostSettings) -> Result<(), HostError>
 async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> {
     let socket = args.dir.join(NODE_SOCKET);
     let node = client::alive(&socket).await.map_err(|cause| HostError::Node { socket: socket.clone(), cause })?;
-    let apps = assemble(&args, &settings)?;
+    // Only now: the node has given this process the limits it may have.
+    let (seat, _sitting) = Seat::take().unzip();
+    let apps = assemble(&args, &settings, seat)?;
     let done = CancellationToken::new();
     let agent = Arc::new(Agent {
         apps: apps.clone(),
@@ -114,7 +133,7 @@ async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> 
     Ok(())
 }
 
-fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostError> {
+fn assemble(args: &HostArgs, settings: &HostSettings, seat: Option<Seat>) -> Result<Arc<Apps>, HostError> {
     let socket = args.dir.join(NODE_SOCKET);
     let capabilities: Vec<Box<dyn Capability>> = vec![
         Box::new(KeyValue),
@@ -128,6 +147,9 @@ fn assemble(args: &HostArgs, settings: &HostSettings) -> Result<Arc<Apps>, HostE
         Box::new(Bus),
     ];
     let runtime = Runtime::new(settings.runtime, capabilities)?;
+    if let Some(seat) = seat {
+        runtime.queue_in(Box::new(Guests(seat)));
+    }
     let files = Arc::new(FilesClient::new(&socket));
     let store = Arc::new(KvClient::new(&socket, KV_TIMEOUT));
     let calls = Arc::new(CallsClient::new(&socket, CALLS_TIMEOUT));

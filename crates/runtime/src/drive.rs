@@ -39,7 +39,7 @@ pub(crate) async fn drive<T>(
             let _traced = call.trace().map(Entered::new);
             let before = call.poll_begins();
             let polled = guest.as_mut().poll(cx);
-            call.poll_ends(before);
+            ticker.ran(call.poll_ends(before));
             polled
         };
         if polled.is_ready() {

@@ -15,7 +15,7 @@ use crate::ctx::{Capability, Ctx};
 use crate::error::{LinkError, LoadError, RuntimeError};
 use crate::idle::Shelves;
 use crate::instance::Instance;
-use crate::ticker::Ticker;
+use crate::ticker::{Queue, Ticker};
 use crate::{compile, linker, load, peer};
 
 /// One engine with its linker. Shared by everything loaded into it.
@@ -122,6 +122,11 @@ impl Runtime {
         let ticker = Arc::new(Ticker::start().map_err(RuntimeError::Ticker)?);
         let p2 = Arc::new(Set::new(World::P2, &settings, &capabilities, ticker.clone())?);
         Ok(Self { settings, capabilities, ticker, p2, p3: Mutex::new(None) })
+    }
+
+    /// Lets the thread that runs guests give way in this queue while one computes. Only the first queue counts.
+    pub fn queue_in(&self, queue: Box<dyn Queue>) {
+        self.ticker.queue(queue);
     }
 
     /// Names everything that decides whether compiled code loads here: 32 hex digits. Cached code is kept by it.

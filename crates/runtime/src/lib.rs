@@ -20,6 +20,7 @@ mod drive;
 mod engine;
 mod error;
 mod fault;
+mod giving;
 mod idle;
 mod instance;
 mod limiter;
@@ -40,12 +41,14 @@ pub use ctx::{Bindings, Capability, Ctx};
 pub use engine::{Code, Linked, Runtime, fingerprint};
 pub use error::{CompileError, LinkError, LoadError, RuntimeError};
 pub use fault::{Fault, FaultKind};
+pub use giving::Place;
 pub use instance::Invoked;
 pub use log::{LogSink, LogStreamKind, MAX_CONTEXT, affordable};
 pub use meter::{Meter, MeterSnapshot};
 pub use model::app::Reuse;
 pub use outbound::{HttpBody, HttpBodyError, Outbound, OutboundError, OutboundOptions, OutboundResponse};
 pub use peer::{Callee, Loading, MAX_CALL_DEPTH, Peer, Peers, call_component};
+pub use ticker::Queue;
 pub use workload::{Sinks, Workload};
 
 /// The engine this build embeds, for code that implements a [`Capability`] or measures a bare twin.

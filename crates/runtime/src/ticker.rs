@@ -1,24 +1,34 @@
-//! The thread that moves the engines' epochs while guests run, and sleeps while none does.
+//! The thread that moves the engines' epochs while guests run, and sleeps while none does. It also says where the thread
+//! that runs the guests stands in the queue for a core (`giving.rs`).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
-use std::time::Duration;
 
 use wasmtime::Engine;
 
-/// Time between two ticks: a guest over its CPU budget is ended at most this much later.
-pub(crate) const TICK: Duration = Duration::from_millis(5);
-/// Ticks without a guest after which the thread parks. Not at once: waking it costs more than a tick.
-const LINGER: u32 = 20;
+use crate::giving::{Giving, LONG, Next, PIECE, Place, Seen};
+
+/// Moves the thread that runs guests in the queue for the cores.
+pub trait Queue: Send + Sync {
+    /// Called once by the thread that calls [`Queue::stand`], which must not wait behind a guest.
+    fn prompt(&self);
+    /// Puts the thread that runs guests there.
+    fn stand(&self, place: Place);
+}
 
 #[derive(Default)]
 struct Shared {
     /// Low half: polls under way. High half: polls ever begun.
     polls: AtomicU64,
+    /// Polls ever ended that were long.
+    long: AtomicU32,
+    /// Whether the thread that runs guests gives way.
+    gives_way: AtomicBool,
     parked: AtomicBool,
     stop: AtomicBool,
     engines: Mutex<Vec<Engine>>,
+    queue: OnceLock<Box<dyn Queue>>,
 }
 
 const BEGUN: u64 = 1 << 32;
@@ -47,6 +57,11 @@ impl Ticker {
         self.shared.engines.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
     }
 
+    /// From now on the thread that runs guests is moved in this queue. Only the first one counts.
+    pub(crate) fn queue(&self, queue: Box<dyn Queue>) {
+        drop(self.shared.queue.set(queue));
+    }
+
     /// Keeps the ticks coming until the guard is dropped. Held around each poll of a guest, so that one that waits
     /// for something costs no ticks.
     pub(crate) fn running(&self) -> Running<'_> {
@@ -55,6 +70,18 @@ impl Ticker {
             self.thread.unpark();
         }
         Running(&self.shared)
+    }
+
+    /// A poll has ended that used so many nanoseconds of CPU time. After a long one, whoever waits for the core has it.
+    pub(crate) fn ran(&self, nanos: u64) {
+        let gives_way = self.shared.gives_way.load(Relaxed);
+        let long = if gives_way { PIECE } else { LONG };
+        if u128::from(nanos) >= long.as_nanos() {
+            self.shared.long.fetch_add(1, Relaxed);
+            if gives_way {
+                rustix::thread::sched_yield();
+            }
+        }
     }
 
     #[cfg(test)]
@@ -82,24 +109,42 @@ impl Drop for Ticker {
 
 impl Shared {
     fn run(&self) {
-        let mut seen = 0;
-        let mut quiet = 0;
+        let mut giving = Giving::new();
+        let mut prompt = false;
+        let (mut seen, mut long) = (0, 0);
         while !self.stop.load(SeqCst) {
             let polls = self.polls.load(SeqCst);
-            let idle = polls == seen && polls.is_multiple_of(BEGUN);
-            quiet = if idle { quiet + 1 } else { 0 };
-            seen = polls;
-            if quiet < LINGER {
-                std::thread::sleep(TICK);
-            } else {
-                // Published before the last look: a poll that begins now either is seen here or sees us parked.
-                self.parked.store(true, SeqCst);
-                if self.polls.load(SeqCst) == seen && !self.stop.load(SeqCst) {
-                    std::thread::park();
+            let ended = self.long.load(Relaxed);
+            let now = Seen {
+                begun: ((polls >> 32) as u32).wrapping_sub((seen >> 32) as u32),
+                running: !polls.is_multiple_of(BEGUN),
+                long: ended.wrapping_sub(long),
+            };
+            (seen, long) = (polls, ended);
+            let before = giving.place();
+            let next = giving.tick(now);
+            if giving.place() != before {
+                self.gives_way.store(giving.place() == Place::Last, Relaxed);
+                if let Some(queue) = self.queue.get() {
+                    if !prompt {
+                        queue.prompt();
+                        prompt = true;
+                    }
+                    queue.stand(giving.place());
                 }
-                self.parked.store(false, SeqCst);
-                quiet = 0;
-                continue;
+            }
+            match next {
+                Next::Tick(time) => std::thread::sleep(time),
+                Next::Park => {
+                    // Published before the last look: a poll that begins now either is seen here or sees us parked.
+                    self.parked.store(true, SeqCst);
+                    if self.polls.load(SeqCst) == seen && !self.stop.load(SeqCst) {
+                        std::thread::park();
+                    }
+                    self.parked.store(false, SeqCst);
+                    giving.woken();
+                    continue;
+                }
             }
             for engine in self.engines.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                 engine.increment_epoch();
@@ -111,7 +156,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     fn until(what: &str, mut done: impl FnMut() -> bool) {
         let start = Instant::now();

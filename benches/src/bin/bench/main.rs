@@ -7,6 +7,7 @@ mod languages;
 mod metering;
 mod neighbours;
 mod providers;
+mod start;
 mod swap;
 mod table;
 mod throughput;
@@ -43,6 +44,9 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let mut table = Table::new();
     let wanted = |name: &str| args.only.as_deref().is_none_or(|only| name.contains(only));
+    if wanted("start") {
+        start::run(&args, &mut table).context("start")?;
+    }
     if wanted("throughput") {
         throughput::run(&args, &mut table).context("throughput")?;
     }

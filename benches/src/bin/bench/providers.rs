@@ -1,4 +1,5 @@
-//! Every key-value provider through a component, over the whole path, and Redis and NATS against their bare clients.
+//! Every provider of key-value and of SQL through a component, over the whole path, and Redis and NATS against their bare
+//! clients.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -8,7 +9,9 @@ use anyhow::Context as _;
 use serde_json::Value;
 use sidereal_benches::load::{self, LoadReport, LoadSpec};
 use sidereal_tests::consul::{self, Consul};
+use sidereal_tests::http::Connection;
 use sidereal_tests::nats::Nats;
+use sidereal_tests::postgres::{self, Postgres};
 use sidereal_tests::redis::Redis;
 
 use crate::Args;
@@ -63,9 +66,57 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
             table.at_least(&measure, many.per_second / hello.per_second, goal, "x hello", &detail);
         }
     }
+    sql(args, table, &us)?;
     drop(us);
     against_bare(args, table, "redis", redis.addr)?;
     against_bare(args, table, "nats", nats.addr)
+}
+
+/// What is asked of each database, in a table of a thousand rows: its name, and the statement.
+const STATEMENTS: [(&str, &str, &str); 2] = [
+    ("get by key", "query", "SELECT v FROM t WHERE k = $1\ti:500"),
+    ("insert", "execute", "INSERT INTO log VALUES ($1)\tt:value"),
+];
+
+/// A row read and a row written, in SQLite and in Postgres.
+fn sql(args: &Args, table: &mut Table, us: &Us) -> anyhow::Result<()> {
+    us.deploy("sqlite", "sql-probe", "[components.main.links]\n\"sidereal:sql\" = \"sqlite\"")?;
+    rows(args, table, us, "sqlite")?;
+    if !postgres::is_here() {
+        table.note("SQL on postgres", "not run: the program `postgres` was missing".to_owned());
+        return Ok(());
+    }
+    let server = Postgres::start();
+    us.platform.secret("db-password", postgres::PASSWORD)?;
+    let add = ["provider", "add", "db", "--type", "sql-postgres", "--config", "username=postgres"];
+    let secret = ["--secret", "password=db-password", "--url", &server.url()];
+    us.platform.ok(&[&add[..], &secret[..]].concat())?;
+    us.deploy("postgres", "sql-probe", "[components.main.links]\n\"sidereal:sql\" = \"db\"")?;
+    rows(args, table, us, "postgres")
+}
+
+fn rows(args: &Args, table: &mut Table, us: &Us, app: &str) -> anyhow::Result<()> {
+    let host = format!("{app}.localhost");
+    let mut set_up =
+        vec!["CREATE TABLE log (v TEXT)".to_owned(), "CREATE TABLE t (k BIGINT PRIMARY KEY, v TEXT)".to_owned()];
+    set_up.extend((0..1000).map(|k| format!("INSERT INTO t VALUES ({k}, 'value')")));
+    let answer =
+        Connection::open(us.platform.ingress)?.send("POST", &host, "/batch/-", set_up.join("\n").as_bytes())?;
+    anyhow::ensure!(answer.status == 200, "{app}: {} {}", answer.status, answer.body);
+    for (what, operation, statement) in STATEMENTS {
+        let path = format!("/{operation}/-?sql={}", encoded(statement));
+        let many = load(args, us, app, &path, 32)?;
+        let one = load(args, us, app, &path, 1)?;
+        let detail = format!("{:.0} req/s, alone p50 {:.0} µs, p99 {:.0} µs", many.per_second, one.p50_us, one.p99_us);
+        table.note(&format!("{what} on {app}, 32 connections"), detail);
+    }
+    Ok(())
+}
+
+/// For a query string.
+fn encoded(text: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric();
+    text.as_bytes().iter().map(|b| if plain(b) { char::from(*b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 fn against_bare(args: &Args, table: &mut Table, server: &str, address: SocketAddr) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::process::{Resource, Rlimit, prlimit};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
@@ -20,6 +21,19 @@ pub(crate) fn lower_priority(pid: Option<u32>) {
         && let Err(cause) = rustix::process::setpriority_process(Some(pid), NICE)
     {
         tracing::warn!(pid = pid.as_raw_nonzero().get(), %cause, "cannot lower the priority of a child process");
+    }
+}
+
+/// Lets a child go behind all others while it computes, and come back: its user may be one that could not. Where the node
+/// may not give that either, the child stays where it is.
+pub(crate) fn allow_return(pid: Option<u32>) {
+    let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    // The kernel counts from niceness 20 down: this is niceness 0, which nobody is refused who never went behind.
+    let limit = Rlimit { current: Some(20), maximum: Some(20) };
+    if let Some(pid) = pid
+        && let Err(cause) = prlimit(Some(pid), Resource::Nice, limit)
+    {
+        tracing::debug!(pid = pid.as_raw_nonzero().get(), %cause, "a child may not return from behind all others");
     }
 }
 
@@ -55,6 +69,7 @@ impl Process {
             .spawn()?;
         let pid = child.id();
         lower_priority(pid);
+        allow_return(pid);
         let last_words = Arc::new(Mutex::new(String::new()));
         if let Some(stdout) = child.stdout.take() {
             tokio::spawn(capture(stdout, tenant.to_owned(), shard, Arc::default()));

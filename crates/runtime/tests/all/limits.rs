@@ -9,9 +9,9 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use model::World;
 use model::unit::{ByteSize, Millis};
-use runtime::{Bindings, Fault, FaultKind, HttpBodyError, Runtime, RuntimeSettings, Sinks, Workload};
+use runtime::{Bindings, Fault, FaultKind, HttpBodyError, Place, Queue, Runtime, RuntimeSettings, Sinks, Workload};
 
-use crate::support::{Extras, Rig, call, compiled, file, get, imports, text};
+use crate::support::{Extras, Rig, call, compiled, file, get, imports, text, until};
 
 /// CPU a guest may use beyond its budget before it is ended. The goal of 20 ms is a benchmark's: on a busy machine the ticker
 /// waits for a core too. What is asserted is that the budget, not the wall time of seconds, ended it.
@@ -71,6 +71,29 @@ async fn loops_leave_room_for_others_and_for_timers() {
     for one in loops {
         assert_eq!(one.await.unwrap(), Err(Fault::WallTime { limit: Millis::secs(2) }));
     }
+}
+
+/// Remembers where the thread was put.
+#[derive(Clone, Default)]
+struct Places(Arc<std::sync::Mutex<Vec<Place>>>);
+
+impl Queue for Places {
+    fn prompt(&self) {}
+    fn stand(&self, place: Place) {
+        self.0.lock().unwrap().push(place);
+    }
+}
+
+#[tokio::test]
+async fn who_computes_gives_way_until_it_is_done() {
+    let mut rig = Rig::new();
+    rig.limits.cpu = Millis(200);
+    let places = Places::default();
+    rig.runtime.queue_in(Box::new(places.clone()));
+    let spinning = rig.workload("probe");
+    assert_eq!(call(&spinning, "/spin").await, Err(Fault::CpuTime { limit: Millis(200) }));
+    assert_eq!(places.0.lock().unwrap().first(), Some(&Place::Last));
+    until("it stands with the others again", || places.0.lock().unwrap().last() == Some(&Place::Usual)).await;
 }
 
 #[tokio::test]
