@@ -16,6 +16,8 @@ const CPU_SECONDS: u64 = 60;
 const MEMORY: u64 = 2 << 30;
 /// The largest artifact, bytes.
 const ARTIFACT: u64 = 50 << 20;
+/// CPU time after which it goes behind all others. Most components are compiled by then, and somebody waits for each.
+const PROMPT: Duration = Duration::from_millis(250);
 /// How long it stands behind all others before it is looked whether it got anywhere.
 const WAIT: Duration = Duration::from_millis(10);
 /// Where it used less than this, it is owed a turn of the same length: a tenth of a core is what it gets of the busiest
@@ -55,6 +57,9 @@ pub fn run(world: &str) -> anyhow::Result<()> {
 fn give_way(seat: &Seat) {
     let used = || Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default();
     telemetry::schedule::prompt();
+    while used() < PROMPT {
+        std::thread::sleep(WAIT);
+    }
     loop {
         seat.last();
         let before = used();
