@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Time between two ticks while no guest computes for long.
 pub(crate) const COARSE: Duration = Duration::from_millis(5);
 /// The same while one does: what a turn lasts, and the latest that a guest looks up.
-pub(crate) const FINE: Duration = Duration::from_millis(1);
+pub(crate) const FINE: Duration = Duration::from_micros(500);
 /// A guest that runs for so long without a pause computes.
 pub(crate) const LONG: Duration = Duration::from_millis(1);
 /// The same while the thread stands last, where it gets the core in small pieces.
@@ -21,9 +21,9 @@ const ONE_GUEST: u32 = 2;
 /// Ticks without a guest after which the ticks stop. Not at once: to start them again costs more than a tick.
 const LINGER: u32 = 20;
 /// Fine ticks in which nothing computed, before the thread stands with the others again.
-const CALM: u32 = 20;
+const CALM: u32 = 40;
 /// Ticks in which a guest wanted to run and did not, before it is owed a turn.
-const PATIENCE: u32 = 10;
+const PATIENCE: u32 = 5;
 
 /// What happened since the tick before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -88,8 +88,9 @@ fn sql(args: &Args, table: &mut Table, us: &Us) -> anyhow::Result<()> {
     }
     let server = Postgres::start();
     us.platform.secret("db-password", postgres::PASSWORD)?;
-    let add = ["provider", "add", "db", "--type", "sql-postgres", "--config", "username=postgres"];
-    let secret = ["--secret", "password=db-password", "--url", &server.url()];
+    let add = ["provider", "add", "db", "--type", "sql-postgres", "--set", "username=postgres", "--set", "tls=off"];
+    let url = server.url();
+    let secret = ["--secret", "password=db-password", "--url", &url];
     us.platform.ok(&[&add[..], &secret[..]].concat())?;
     us.deploy("postgres", "sql-probe", "[components.main.links]\n\"sidereal:sql\" = \"db\"")?;
     rows(args, table, us, "postgres")
@@ -100,9 +101,11 @@ fn rows(args: &Args, table: &mut Table, us: &Us, app: &str) -> anyhow::Result<()
     let mut set_up =
         vec!["CREATE TABLE log (v TEXT)".to_owned(), "CREATE TABLE t (k BIGINT PRIMARY KEY, v TEXT)".to_owned()];
     set_up.extend((0..1000).map(|k| format!("INSERT INTO t VALUES ({k}, 'value')")));
-    let answer =
-        Connection::open(us.platform.ingress)?.send("POST", &host, "/batch/-", set_up.join("\n").as_bytes())?;
-    anyhow::ensure!(answer.status == 200, "{app}: {} {}", answer.status, answer.body);
+    let mut connection = Connection::open(us.platform.ingress)?;
+    for batch in set_up.chunks(500) {
+        let answer = connection.send("POST", &host, "/batch/-", batch.join("\n").as_bytes())?;
+        anyhow::ensure!(answer.status == 200, "{app}: {} {}", answer.status, answer.body);
+    }
     for (what, operation, statement) in STATEMENTS {
         let path = format!("/{operation}/-?sql={}", encoded(statement));
         let many = load(args, us, app, &path, 32)?;
