@@ -33,11 +33,6 @@ fn program(name: &str) -> PathBuf {
     found.pop().unwrap_or_else(|| PathBuf::from(name))
 }
 
-/// Whether one can be started here.
-pub fn is_here() -> bool {
-    program("postgres").is_absolute()
-}
-
 /// Who it runs as, where we are root.
 fn other_user() -> Option<(u32, u32)> {
     let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";

@@ -20,9 +20,10 @@ const ARTIFACT: u64 = 50 << 20;
 const PROMPT: Duration = Duration::from_millis(250);
 /// How long it stands behind all others before it is looked whether it got anywhere.
 const WAIT: Duration = Duration::from_millis(10);
-/// Where it used less than this, it is owed a turn of the same length: a tenth of a core is what it gets of the busiest
-/// machine.
-const TURN: Duration = Duration::from_millis(1);
+/// Where it used less than this, it stands with the others until it has.
+const TURN: Duration = Duration::from_millis(2);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Reads a component from stdin, writes compiled code to stdout.
 ///
@@ -66,7 +67,9 @@ fn give_way(seat: &Seat) {
         std::thread::sleep(WAIT);
         if used().saturating_sub(before) < TURN {
             seat.usual();
-            std::thread::sleep(TURN);
+            while used().saturating_sub(before) < TURN {
+                std::thread::sleep(LOOK);
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //! clients.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -82,8 +83,8 @@ const STATEMENTS: [(&str, &str, &str); 2] = [
 fn sql(args: &Args, table: &mut Table, us: &Us) -> anyhow::Result<()> {
     us.deploy("sqlite", "sql-probe", "[components.main.links]\n\"sidereal:sql\" = \"sqlite\"")?;
     rows(args, table, us, "sqlite")?;
-    if !postgres::is_here() {
-        table.note("SQL on postgres", "not run: the program `postgres` was missing".to_owned());
+    if !Path::new("/usr/lib/postgresql").is_dir() {
+        table.note("SQL on postgres", "not run: Debian's package `postgresql` was missing".to_owned());
         return Ok(());
     }
     let server = Postgres::start();
