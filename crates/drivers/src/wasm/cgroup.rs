@@ -155,11 +155,11 @@ impl Made {
 
     /// Removes what was made and is empty; whether nothing is left.
     fn remove(&self) -> bool {
-        let gone = |dir: &PathBuf| match std::fs::remove_dir(dir) {
+        let gone = |dir: &Path| match std::fs::remove_dir(dir) {
             Ok(()) => true,
             Err(cause) => cause.kind() == io::ErrorKind::NotFound,
         };
-        self.made.iter().map(gone).fold(true, |all, gone| all && gone)
+        self.made.iter().filter(|dir| !gone(dir)).count() == 0
     }
 
     /// Removes what was made. A process that was killed leaves its groups a moment after it is gone for everybody else.
