@@ -22,6 +22,7 @@ use providers::messaging::Messaging;
 use providers::secrets::Secrets;
 use providers::sql::{Sql, WasmcloudPostgres};
 use runtime::{Capability, Runtime};
+use telemetry::schedule::Seat;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
