@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use model::messaging::Subscription;
 use providers::keyvalue::watch::{WatchError, changed};
 use providers::messaging::outcome::after_failure;
-use providers::messaging::{Backend, Deliveries, Delivery, HandleError, Message, Outcome, handle};
+use providers::messaging::{Backend, BackendError, Deliveries, Delivery, HandleError, Message, Outcome, handle};
 use providers::meter::{ErrorKind, LinkMeter};
 use runtime::{Fault, Workload};
 use tokio::sync::Semaphore;
@@ -168,8 +168,9 @@ impl Follower {
         };
         let mut deliveries = match subscribed {
             Ok(deliveries) => deliveries,
-            Err(cause) => return End::Lost(cause.to_string()),
+            Err(cause) => return self.lost(&cause),
         };
+        self.taken.meter.found(Ok::<(), &BackendError>(()));
         loop {
             let next = tokio::select! {
                 biased;
@@ -182,15 +183,21 @@ impl Follower {
             };
             match next {
                 Some(Ok(())) => {}
-                Some(Err(why)) => return End::Lost(why),
+                Some(Err(cause)) => return self.lost(&cause),
                 None if self.former => return End::Over,
                 None => return End::Lost("the broker has no such subscription".to_owned()),
             }
         }
     }
 
+    /// Said on the status too, until following works again.
+    fn lost(&self, cause: &BackendError) -> End {
+        self.taken.meter.found(Err(cause));
+        End::Lost(cause.to_string())
+    }
+
     /// Waits for room and for a message, and has the message handled.
-    async fn next(&self, deliveries: &mut dyn Deliveries) -> Option<Result<(), String>> {
+    async fn next(&self, deliveries: &mut dyn Deliveries) -> Option<Result<(), BackendError>> {
         let permit = self.room.clone().acquire_owned().await.ok()?;
         match deliveries.next().await? {
             Ok(delivery) => {
@@ -201,7 +208,7 @@ impl Follower {
                 });
                 Some(Ok(()))
             }
-            Err(cause) => Some(Err(cause.to_string())),
+            Err(cause) => Some(Err(cause)),
         }
     }
 

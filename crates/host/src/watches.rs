@@ -13,11 +13,12 @@ use providers::meter::{Kind as _, LinkMeter};
 
 use crate::broker::NodeBroker;
 
-/// Which broker of the node keeps changes of such a provider.
-pub(crate) fn broker(kept: Kept) -> BrokerKind {
+/// Which broker of the node keeps changes of such a provider, if one does.
+pub(crate) fn broker(kept: Kept) -> Option<BrokerKind> {
     match kept {
-        Kept::Memory => BrokerKind::Local,
-        Kept::Disk => BrokerKind::Durable,
+        Kept::Memory => Some(BrokerKind::Local),
+        Kept::Disk => Some(BrokerKind::Durable),
+        Kept::Server => None,
     }
 }
 

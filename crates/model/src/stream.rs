@@ -80,7 +80,7 @@ pub enum Deliver {
 }
 
 /// The stream, and how it is made where it is not there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StreamSettings {
     /// Its name.
     pub name: String,

@@ -19,6 +19,8 @@ pub enum Kept {
     Memory,
     /// On the node's disk, as the keys are.
     Disk,
+    /// On the server that has the keys: it says itself what changed, whoever wrote it.
+    Server,
 }
 
 /// Which keys are watched.
@@ -28,6 +30,16 @@ pub enum Keys {
     One(String),
     /// Those that begin so; all where it is empty.
     Beginning(String),
+}
+
+impl std::fmt::Display for Keys {
+    /// As the setting is written.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::One(key) => f.write_str(key),
+            Self::Beginning(beginning) => write!(f, "{beginning}*"),
+        }
+    }
 }
 
 impl Keys {
@@ -57,6 +69,8 @@ pub struct Watch<'a> {
     pub keys: Keys,
     /// Where changes wait.
     pub kept: Kept,
+    /// What the link's provider is.
+    pub kind: ProviderKind,
 }
 
 impl Watch<'_> {
@@ -72,11 +86,12 @@ impl Watch<'_> {
         }
     }
 
-    /// Whether what `other` writes is told to it: to the same bucket of the same provider, by another link.
+    /// Whether what `other` writes is told to it by us: to the same bucket of the same provider, by another link. Of what
+    /// a server follows itself we need not tell.
     pub fn hears(&self, other: &Link) -> bool {
         let same_place = self.link.provider == other.provider && bucket(self.link) == bucket(other);
         let same_link = self.link.component == other.component && self.link.label == other.label;
-        same_place && !same_link && other.contract == self.link.contract
+        self.kept != Kept::Server && same_place && !same_link && other.contract == self.link.contract
     }
 }
 
@@ -95,6 +110,7 @@ pub fn kept(kind: ProviderKind) -> Option<Kept> {
     match kind {
         ProviderKind::KeyvalueMemory => Some(Kept::Memory),
         ProviderKind::KeyvalueEmbedded => Some(Kept::Disk),
+        ProviderKind::KeyvalueNats | ProviderKind::KeyvalueRedis | ProviderKind::KeyvalueConsul => Some(Kept::Server),
         _ => None,
     }
 }
@@ -116,7 +132,7 @@ pub fn watches(app: &LockedApp) -> impl Iterator<Item = Watch<'_>> {
         let declared = app.providers.get(&link.provider).map(|spec: &ProviderSpec| spec.kind);
         let built_in = || ProviderKind::BUILT_IN.iter().find(|(name, _)| *name == link.provider.as_str());
         let kind = declared.or_else(|| built_in().map(|(_, kind)| *kind))?;
-        Some(Watch { link, keys, kept: kept(kind)? })
+        Some(Watch { link, keys, kept: kept(kind)?, kind })
     })
 }
 

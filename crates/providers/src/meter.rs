@@ -173,6 +173,14 @@ impl LinkMeter {
         }
     }
 
+    /// What was found of the provider without a call that counts: that it answers, or why it does not.
+    pub fn found(&self, found: Result<(), &impl Kind>) {
+        match found {
+            Ok(()) => self.works(),
+            Err(cause) => self.failed(cause),
+        }
+    }
+
     /// Why the link does not work; `None` where its last call was answered, or there was none.
     pub fn trouble(&self) -> Option<Trouble> {
         self.lock().clone()

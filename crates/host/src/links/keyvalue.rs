@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::watch::bucket;
+use model::watch::{Watch, bucket};
 use model::{Link, ProviderKind};
 use providers::keyvalue::journal::{Journal, Journaled};
 use providers::keyvalue::redis::{Login, SettingsError};
@@ -10,6 +10,7 @@ use providers::keyvalue::watch::{Told, Watcher};
 use providers::keyvalue::{
     Backend, BackendError, Consul, External, KeyValueLinks, Memory, Nats, Redis, VaultKv, consul, nats, vault,
 };
+use providers::messaging;
 use providers::meter::LinkMeter;
 use providers::vault::FromSecrets;
 
@@ -54,8 +55,10 @@ impl Store {
         &self.journal
     }
 
-    pub(super) async fn check(&self) -> Result<(), BackendError> {
+    /// Fails where no call could succeed, or a link that is `watched` could not be told of changes.
+    pub(super) async fn check(&self, watched: bool) -> Result<(), BackendError> {
         match &self.server {
+            Some(Server::Redis(redis)) if watched => redis.check_notifications().await,
             Some(Server::Redis(redis)) => redis.check().await,
             Some(Server::Vault(vault)) => vault.check().await,
             Some(Server::Consul(consul)) => consul.check().await,
@@ -63,6 +66,17 @@ impl Store {
             Some(Server::External(external)) => external.check().await,
             None => Ok(()),
         }
+    }
+
+    /// Who says what changed in the watched bucket, where the provider's server does.
+    pub(super) fn follow(&self, watch: &Watch<'_>) -> Option<Arc<dyn messaging::Backend>> {
+        let (bucket, keys) = (bucket(watch.link), watch.keys.clone());
+        Some(match self.server.as_ref()? {
+            Server::Nats(nats) => Arc::new(nats.follow(bucket, keys)),
+            Server::Redis(redis) => Arc::new(redis.follow(bucket, keys)),
+            Server::Consul(consul) => Arc::new(consul.follow(bucket, keys)),
+            Server::Vault(_) | Server::External(_) => return None,
+        })
     }
 
     /// Adds what `link` gives: the bucket of its setting, or the one named like its label.

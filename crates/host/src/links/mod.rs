@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use api::services::client::{CallsClient, FilesClient, KvClient};
 use api::services::messaging::BrokerKind;
 use model::messaging::Subscription;
-use model::watch::Kept;
 use model::{AppName, ComponentName, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, TenantName};
 use providers::blobstore::BlobLinks;
 use providers::bus::LinkLabels;
@@ -90,7 +89,10 @@ impl Opened {
     /// Fails where no call could succeed that one of these links carries.
     pub(crate) async fn check(&self, links: &[Link], app: &AppName) -> Result<(), StartError> {
         match &self.backing {
-            Backing::KeyValue(store) => store.check().await.map_err(|cause| cause.to_string()),
+            Backing::KeyValue(store) => {
+                let own = |link: &Link| link.provider == self.name && link.config.contains_key(model::watch::SETTING);
+                store.check(links.iter().any(own)).await.map_err(|cause| cause.to_string())
+            }
             Backing::Blobstore(store) => store.check().await.map_err(|cause| cause.to_string()),
             Backing::Messaging(broker) => {
                 broker.check(&self.subscriptions(links, app)).await.map_err(|cause| cause.to_string())
@@ -274,36 +276,46 @@ impl Providers {
                 what: What::Messages,
             })
         });
-        taken.chain(self.changes(app, revision, totals)).collect()
+        taken.chain(self.changes(app, revision, opened, totals)).collect()
     }
 
     /// Who is told of what `link` writes.
     fn watchers(&self, app: &LockedApp, link: &Link, totals: &Totals) -> Vec<Watcher> {
         let hearing = model::watch::watches(app).filter(|watch| watch.hears(link));
-        let watcher = hearing.map(|watch| {
-            let kind = watches::broker(watch.kept);
+        let watcher = hearing.filter_map(|watch| {
+            let kind = watches::broker(watch.kept)?;
             let broker = NodeBroker::new(self.means.calls.clone(), app.name.clone(), kind);
             let group = watch.subscription(&app.name).group.name;
-            let meter = totals.meter(&app.name, watch.link, watched(watch.kept));
-            Watcher { keys: watch.keys, listener: Arc::new(watches::Queue { broker, group, meter }) }
+            let meter = totals.meter(&app.name, watch.link, watch.kind);
+            Some(Watcher { keys: watch.keys, listener: Arc::new(watches::Queue { broker, group, meter }) })
         });
         watcher.collect()
     }
 
     /// The changes that the components of `app` are told.
-    fn changes(&self, app: &LockedApp, revision: Revision, totals: &Totals) -> Vec<Taken> {
+    fn changes(
+        &self,
+        app: &LockedApp,
+        revision: Revision,
+        opened: &BTreeMap<ProviderName, Arc<Opened>>,
+        totals: &Totals,
+    ) -> Vec<Taken> {
         let all = [BrokerKind::Local, BrokerKind::Durable];
-        let taken = model::watch::watches(app).map(|watch| {
+        let taken = model::watch::watches(app).filter_map(|watch| {
             let kind = watches::broker(watch.kept);
-            let former = all.into_iter().filter(|former| *former != kind);
-            Taken {
+            let former = all.into_iter().filter(|former| Some(*former) != kind);
+            let backend = match kind {
+                Some(kind) => messaging::of_node(&self.means, &app.name, kind),
+                None => opened.get(&watch.link.provider)?.keyvalue()?.follow(&watch)?,
+            };
+            Some(Taken {
                 subscription: Arc::new(watch.subscription(&app.name)),
                 route: format!("{}/{revision}/{}", app.name, watch.link.component).into(),
-                backend: messaging::of_node(&self.means, &app.name, kind),
+                backend,
                 former: former.map(|kind| messaging::of_node(&self.means, &app.name, kind)).collect(),
-                meter: totals.meter(&app.name, watch.link, watched(watch.kept)),
+                meter: totals.meter(&app.name, watch.link, watch.kind),
                 what: What::Changes(watch.link.label.as_str().into()),
-            }
+            })
         });
         taken.collect()
     }
@@ -312,14 +324,6 @@ impl Providers {
     pub(crate) fn prune(&self) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, (_, open)| open.strong_count() > 0);
-    }
-}
-
-/// The kind of provider whose changes are kept so.
-fn watched(kept: Kept) -> ProviderKind {
-    match kept {
-        Kept::Memory => ProviderKind::KeyvalueMemory,
-        Kept::Disk => ProviderKind::KeyvalueEmbedded,
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) fn check(app: &LockedApp, index: usize, link: &Link, exports: Option<
             link.provider,
             spec.kind.as_str()
         );
-        let help = "watch a bucket of `embedded` or `memory`, or remove `watch` from this link";
+        let help = "watch a bucket of `embedded`, `memory`, or of a provider of type keyvalue-nats, keyvalue-redis or keyvalue-consul, or remove `watch` from this link";
         let subject = Subject::LinkProvider(index);
         out.push(Found::at(subject, Violation::new(Code::LinkWatch, message).help(help)));
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use model::ProviderKind;
 use model::limits::Limits;
 use model::manifest::parse;
 use model::offers::OFFERS;
@@ -87,5 +88,53 @@ fn every_example_is_a_manifest() {
     assert!(examples.len() >= 2);
     for example in examples {
         parse(example, "docs/manifest.md").unwrap_or_else(|report| panic!("{}", report.render()));
+    }
+}
+
+/// The settings of a provider type as `docs/providers.md` has them.
+fn settings_table(kind: ProviderKind) -> String {
+    let (texts, secrets) = (rules::provider::settings(kind), rules::provider::secret_settings(kind));
+    let is_text = |name: &str| texts.iter().any(|setting| setting.name == name);
+    let is_secret = |name: &str| secrets.iter().any(|setting| setting.name == name);
+    let all = texts.iter().chain(secrets.iter().filter(|setting| !is_text(setting.name)));
+    let row = |setting: &rules::provider::Setting| {
+        let takes = match (is_text(setting.name), is_secret(setting.name)) {
+            (true, true) => "text or secret",
+            (false, true) => "secret",
+            _ => "text",
+        };
+        let needed = if setting.required { "yes" } else { "" };
+        format!("| `{}` | {needed} | {takes} | {} | `{}` |\n", setting.name, setting.doc, setting.example)
+    };
+    let rows: String = all.map(row).collect();
+    match rows.as_str() {
+        "" => "No settings.\n".to_owned(),
+        rows => format!("| Setting | Needed | Takes | Meaning | Example |\n|---|---|---|---|---|\n{rows}"),
+    }
+}
+
+/// `UPDATE=1` writes the tables.
+#[test]
+fn every_provider_has_its_line_its_section_and_its_settings() {
+    let mut page = page("providers.md");
+    for kind in ProviderKind::ALL {
+        let name = kind.as_str();
+        let built_in = ProviderKind::BUILT_IN.iter().find(|(_, built_in)| *built_in == kind);
+        let built_in = built_in.map_or(String::new(), |(name, _)| format!("`{name}`"));
+        assert!(page.contains(&format!("| [`{name}`](#{name}) | {built_in} | ")), "no line for {name}");
+        let (begin, end) = (format!("<!-- settings of {name} -->\n"), "<!-- end -->");
+        let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("no section for {name}"));
+        let (found, after) = rest.split_once(end).unwrap();
+        let promises = after.split("\n## ").next().unwrap();
+        assert!(promises.contains("- **Guarantees:** ") && promises.contains("- **Does not:** "), "{name}");
+        let wanted = settings_table(kind);
+        if std::env::var_os("UPDATE").is_some() {
+            page = format!("{before}{begin}{wanted}{end}{after}");
+        } else {
+            assert_eq!(found, wanted, "docs/providers.md is behind for {name}: UPDATE=1 writes it");
+        }
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/providers.md"), page).unwrap();
     }
 }

@@ -63,6 +63,7 @@ pub fn declared(app: &LockedApp) -> Vec<Declared> {
         let broker = match watch.kept {
             Kept::Memory => BrokerKind::Local,
             Kept::Disk => BrokerKind::Durable,
+            Kept::Server => return None,
         };
         let wall = app.components.get(&watch.link.component)?.limits.wall.duration();
         Some(Declared { broker, subscription: watch.subscription(&app.name), lease: wall.saturating_add(SLACK) })

@@ -88,6 +88,8 @@ pub struct Ask<'a> {
 pub struct Told {
     /// The status.
     pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
     /// The body, whole.
     pub body: Zeroizing<Vec<u8>>,
 }
@@ -249,7 +251,7 @@ impl HttpJson {
                 whole.extend_from_slice(data);
             }
         }
-        Ok(Told { status: head.status, body: whole })
+        Ok(Told { status: head.status, headers: head.headers, body: whole })
     }
 
     fn request(

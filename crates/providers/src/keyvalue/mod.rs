@@ -12,6 +12,7 @@ mod count;
 mod cursor;
 pub(crate) mod escape;
 pub mod external;
+mod follow;
 pub mod journal;
 pub mod memory;
 pub mod nats;

@@ -5,6 +5,7 @@
 //! called. A batch is one command on one hash, and one command is atomic.
 
 mod connect;
+mod follow;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

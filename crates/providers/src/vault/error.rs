@@ -213,7 +213,7 @@ mod tests {
 
     fn told(status: u16, body: &str) -> Told {
         let body = zeroize::Zeroizing::new(body.as_bytes().to_vec());
-        Told { status: StatusCode::from_u16(status).unwrap(), body }
+        Told { status: StatusCode::from_u16(status).unwrap(), headers: http::HeaderMap::new(), body }
     }
 
     #[test]

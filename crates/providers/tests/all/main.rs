@@ -16,6 +16,7 @@ mod consul;
 mod external;
 mod fake_vault;
 mod faults;
+mod follow;
 mod http_out;
 mod keyvalue;
 mod keyvalue_nats;

@@ -45,11 +45,19 @@ fn store(rig: &Rig, mount: &str, login: Login, auth_mount: Option<&str>, with: &
     VaultSecrets::new(&tenant, &app(), &provider, &settings, rig.dialer.clone()).unwrap()
 }
 
+/// The usual store as if its Vault were at `url`.
+pub(crate) fn store_at(url: &str, mount: &str, login: Login, dialer: Arc<crate::support::Direct>) -> Arc<VaultSecrets> {
+    let vault = Settings { url, ca: None, namespace: None, auth_mount: None, login: Arc::new(login) };
+    let With { engine, scope, prefix, refresh, lease } = USUAL;
+    let settings = StoreSettings { vault, mount: Some(mount), prefix, engine, scope, refresh, lease };
+    VaultSecrets::new(&"acme".parse().unwrap(), &app(), &"vault".parse().unwrap(), &settings, dialer).unwrap()
+}
+
 fn secret(name: &str, field: Option<&str>) -> SecretRef {
     SecretRef { field: field.map(|field| field.parse().unwrap()), ..SecretRef::new(name.parse().unwrap()) }
 }
 
-async fn reveal(store: &dyn Resolver, name: &str) -> Result<Revealed, SecretError> {
+pub(crate) async fn reveal(store: &dyn Resolver, name: &str) -> Result<Revealed, SecretError> {
     store.reveal(&app(), &secret(name, None)).await
 }
 

@@ -27,6 +27,12 @@ fn postgres(url: &str, more: &[(&str, &str)], vault: &Arc<Vault>, dialer: Arc<Di
     Postgres::new(&tenant, &app, &provider, &settings(url, more), secrets, dialer).unwrap()
 }
 
+/// Without TLS, as a role with its password.
+pub(crate) fn postgres_of(role: &str, password: &str, at: std::net::SocketAddr, dialer: Arc<Direct>) -> Postgres {
+    let url = format!("postgres://{at}/postgres");
+    postgres(&url, &[("tls", "off"), ("username", role)], &vault(password), dialer)
+}
+
 fn vault(password: &str) -> Arc<Vault> {
     let vault = Vault::new();
     vault.set("password", password);

@@ -5,6 +5,7 @@
 //! earlier leader knew. A batch is one transaction, which Consul limits in entries and bytes.
 
 mod access;
+mod follow;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -259,6 +260,35 @@ impl Consul {
             Outcome::NotAsExpected => Err(BackendError::Unavailable("Consul undid the change".to_owned())),
         }
     }
+
+    /// What is at a path, and its version.
+    async fn read_at(&self, key: &str) -> Result<Found, BackendError> {
+        let path = format!("/v1/kv/{key}?consistent");
+        let told = self.send(Method::GET, &path, Zeroizing::default(), super::MAX_VALUE * 2).await?;
+        match told.status {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND if told.body.is_empty() => return Ok(Found { value: None, version: 0 }),
+            _ => return Err(self.refused(&told)),
+        }
+        let entries: Vec<Entry> = told.json().map_err(|cause| self.failed(cause))?;
+        let not_one = || self.failed(HttpError::Garbage("a key has no value".to_owned()));
+        let entry = entries.into_iter().next().ok_or_else(not_one)?;
+        // An empty value is told as none.
+        let value = entry.value.unwrap_or_default();
+        let value = BASE64.decode(value.as_bytes()).map_err(|_| not_one())?;
+        Ok(Found { value: Some(value), version: entry.modify_index })
+    }
+
+    /// Writes where the version at the path still is `version`; the version after that.
+    async fn swap_at(&self, key: &str, value: String, version: u64) -> Result<Option<u64>, BackendError> {
+        match self.transact(&[op("cas", key, Some(value.as_bytes()), Some(version))]).await? {
+            Outcome::NotAsExpected => Ok(None),
+            Outcome::Done(results) => {
+                let told = || self.failed(HttpError::Garbage("a write has no result".to_owned()));
+                results.first().map(|one| Some(one.kv.modify_index)).ok_or_else(told)
+            }
+        }
+    }
 }
 
 /// Whether Consul says that it does not know the token.
@@ -292,23 +322,7 @@ fn check_size(value: &[u8]) -> Result<(), BackendError> {
 
 impl Versioned for Consul {
     fn read<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<Found, BackendError>> {
-        async move {
-            let path = format!("/v1/kv/{}?consistent", self.key(bucket, key));
-            let told = self.send(Method::GET, &path, Zeroizing::default(), super::MAX_VALUE * 2).await?;
-            match told.status {
-                StatusCode::OK => {}
-                StatusCode::NOT_FOUND if told.body.is_empty() => return Ok(Found { value: None, version: 0 }),
-                _ => return Err(self.refused(&told)),
-            }
-            let entries: Vec<Entry> = told.json().map_err(|cause| self.failed(cause))?;
-            let not_one = || self.failed(HttpError::Garbage("a key has no value".to_owned()));
-            let entry = entries.into_iter().next().ok_or_else(not_one)?;
-            // An empty value is told as none.
-            let value = entry.value.unwrap_or_default();
-            let value = BASE64.decode(value.as_bytes()).map_err(|_| not_one())?;
-            Ok(Found { value: Some(value), version: entry.modify_index })
-        }
-        .boxed()
+        async move { self.read_at(&self.key(bucket, key)).await }.boxed()
     }
 
     fn swap<'a>(
@@ -318,17 +332,7 @@ impl Versioned for Consul {
         value: String,
         version: u64,
     ) -> BoxFuture<'a, Result<Option<u64>, BackendError>> {
-        async move {
-            let key = self.key(bucket, key);
-            match self.transact(&[op("cas", &key, Some(value.as_bytes()), Some(version))]).await? {
-                Outcome::NotAsExpected => Ok(None),
-                Outcome::Done(results) => {
-                    let told = || self.failed(HttpError::Garbage("a write has no result".to_owned()));
-                    results.first().map(|one| Some(one.kv.modify_index)).ok_or_else(told)
-                }
-            }
-        }
-        .boxed()
+        async move { self.swap_at(&self.key(bucket, key), value, version).await }.boxed()
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod batch;
 mod bucket;
+mod follow;
 mod list;
 pub(crate) mod names;
 
@@ -29,6 +30,7 @@ use crate::nats::jetstream::{JetStream, JetStreamError, NO_MESSAGE, NO_STREAM, W
 use crate::nats::{Client, EndpointError, Headers, Login, NatsError, Options, Outgoing, TIMEOUT};
 pub use batch::MAX_BATCH;
 use bucket::Bucket;
+pub use follow::Follower;
 
 /// Values of one batch that are asked for at once.
 const READS: usize = 8;

@@ -49,10 +49,12 @@ impl Connector {
         connected.unwrap_or(Err(BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 }))
     }
 
-    async fn connect_with(
-        &self,
-        unlocked: Unlocked,
-    ) -> Result<Connected<impl Future<Output = ()> + Send + 'static>, BackendError> {
+    /// A connection that is logged in with what the secrets hold now, and on which nothing was said yet.
+    pub(super) async fn logged_in(&self) -> Result<Stream, BackendError> {
+        self.stream(&self.login.secrets.all().await?).await
+    }
+
+    async fn stream(&self, unlocked: &Unlocked) -> Result<Stream, BackendError> {
         let dialled = self.dialer.dial(self.target.clone()).await.map_err(|cause| match cause {
             DialError::Denied(why) => BackendError::Denied(why),
             other => BackendError::Unavailable(other.to_string()),
@@ -70,6 +72,14 @@ impl Connector {
             let username = unlocked.text("username")?.or(self.login.username.as_deref());
             log_in(&mut stream, username, password).await?;
         }
+        Ok(stream)
+    }
+
+    async fn connect_with(
+        &self,
+        unlocked: Unlocked,
+    ) -> Result<Connected<impl Future<Output = ()> + Send + 'static>, BackendError> {
+        let stream = self.stream(&unlocked).await?;
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(TIMEOUT));
         let (connection, driver) = MultiplexedConnection::new_with_config(&self.info, stream, config)
             .await

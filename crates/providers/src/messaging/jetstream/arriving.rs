@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::group::Group;
+use super::group::{Group, Taken};
 use super::settle::Settler;
 use super::{BackendError, Deliveries, Jetstream, Message, REPLY_TO, refused};
 use crate::messaging::{Delivery, Outcome, Settle};
@@ -193,7 +193,7 @@ impl Puller {
     }
 
     fn gone(&self) -> BackendError {
-        let Group { stream, durable } = &self.group;
+        let Group { stream, durable, .. } = &self.group;
         BackendError::Unavailable(format!("the consumer `{durable}` of the stream `{stream}` is not there"))
     }
 
@@ -220,7 +220,7 @@ impl Puller {
         } else {
             return Some(Delivery { id, tries, message: guests, settle: Box::new(settle) });
         };
-        let to = self.subscription.dead_letter(&guests.subject);
+        let to = self.subscription.dead_letter(&guests.subject).filter(|_| self.group.taken != Taken::OneByOne);
         tracing::warn!(id, subject = guests.subject, why, to, "a message is put away without being tried");
         tokio::spawn(async move { Box::new(settle).settle(Outcome::PutAway { to, why }).await });
         None

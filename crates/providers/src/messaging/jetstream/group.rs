@@ -22,6 +22,19 @@ const MAX_ACK_PENDING: u64 = 10_000;
 pub(super) struct Group {
     pub(super) stream: String,
     pub(super) durable: Arc<str>,
+    pub(super) taken: Taken,
+}
+
+/// How a group takes its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// As many as there is room for.
+    Messages {
+        /// The server's consumers take several patterns.
+        several: bool,
+    },
+    /// One after another, without bodies: which subjects there were is all that is wanted.
+    OneByOne,
 }
 
 #[derive(Deserialize)]
@@ -44,11 +57,11 @@ struct Create<'a> {
 }
 
 /// What a consumer of ours has, whenever it was made. What is not there is taken away.
-fn lasting(patterns: &[Pattern], several: bool) -> Vec<(&'static str, Option<Value>)> {
+fn lasting(patterns: &[Pattern], taken: Taken) -> Vec<(&'static str, Option<Value>)> {
     let filters: Vec<&str> = patterns.iter().map(Pattern::as_str).collect();
     let (one, many) = match filters.as_slice() {
         [one] => (Some(json!(one)), None),
-        _ if several => (None, Some(json!(filters))),
+        _ if taken == (Taken::Messages { several: true }) => (None, Some(json!(filters))),
         _ => (None, None),
     };
     vec![
@@ -57,7 +70,8 @@ fn lasting(patterns: &[Pattern], several: bool) -> Vec<(&'static str, Option<Val
         ("ack_wait", Some(json!(ACK_WAIT_NS))),
         // The cap is ours to keep: the server would stop without a word to anybody.
         ("max_deliver", Some(json!(-1))),
-        ("max_ack_pending", Some(json!(MAX_ACK_PENDING))),
+        ("max_ack_pending", Some(json!(if taken == Taken::OneByOne { 1 } else { MAX_ACK_PENDING }))),
+        ("headers_only", (taken == Taken::OneByOne).then(|| json!(true))),
     ]
 }
 
@@ -92,10 +106,10 @@ impl Jetstream {
         &self,
         home: &Stream,
         subscription: &Subscription,
-        several: bool,
+        taken: Taken,
     ) -> Result<Group, BackendError> {
-        let group = Group { stream: home.name.clone(), durable: self.durable(subscription) };
-        let lasting = lasting(&subscription.patterns, several);
+        let group = Group { stream: home.name.clone(), durable: self.durable(subscription), taken };
+        let lasting = lasting(&subscription.patterns, taken);
         let config = match self.consumer(&group).await? {
             Some(found) => {
                 if found.config.get("ack_policy") != Some(&json!("explicit"))
@@ -184,16 +198,16 @@ mod tests {
         let config = |value: Value| value.as_object().unwrap().clone();
         let mut found =
             config(json!({ "durable_name": "d", "filter_subject": "a", "max_deliver": 3, "num_replicas": 0 }));
-        let new = changed(&found, lasting(&patterns(&["a"]), false)).unwrap();
+        let new = changed(&found, lasting(&patterns(&["a"]), Taken::Messages { several: false })).unwrap();
         assert_eq!(
             (&new["max_deliver"], &new["filter_subject"], &new["num_replicas"]),
             (&json!(-1), &json!("a"), &json!(0))
         );
         found = new;
-        assert_eq!(changed(&found, lasting(&patterns(&["a"]), true)), None);
-        let two = changed(&found, lasting(&patterns(&["a", "b"]), true)).unwrap();
+        assert_eq!(changed(&found, lasting(&patterns(&["a"]), Taken::Messages { several: true })), None);
+        let two = changed(&found, lasting(&patterns(&["a", "b"]), Taken::Messages { several: true })).unwrap();
         assert_eq!((two.get("filter_subject"), &two["filter_subjects"]), (None, &json!(["a", "b"])));
-        let one = changed(&two, lasting(&patterns(&["b"]), true)).unwrap();
+        let one = changed(&two, lasting(&patterns(&["b"]), Taken::Messages { several: true })).unwrap();
         assert_eq!((&one["filter_subject"], one.get("filter_subjects")), (&json!("b"), None));
     }
 }

@@ -23,6 +23,7 @@ use model::messaging::Subscription;
 use model::stream::StreamSettings;
 
 use self::arriving::Arriving;
+use self::group::Taken;
 use self::keeper::Keeper;
 use self::stream::Stream;
 use super::nats::refused;
@@ -81,10 +82,25 @@ impl Jetstream {
         settings: StreamSettings,
         replicas: u32,
     ) -> Result<Self, BackendError> {
-        let js = JetStream::new(client.clone(), domain).map_err(refused)?;
+        Ok(Self::over(JetStream::new(client, domain).map_err(refused)?, tenant, settings, replicas))
+    }
+
+    /// As [`Jetstream::new`], where somebody speaks to the server already.
+    pub(crate) fn over(js: JetStream, tenant: TenantName, settings: StreamSettings, replicas: u32) -> Self {
         let (known, floors, given_back) = Default::default();
-        let keeper = Keeper::new(client);
-        Ok(Self(Arc::new(Inner { js, tenant, settings, replicas, known, floors, given_back, keeper })))
+        let keeper = Keeper::new(js.client.clone());
+        Self(Arc::new(Inner { js, tenant, settings, replicas, known, floors, given_back, keeper }))
+    }
+
+    /// Takes what is new in the stream, one message after another over all hosts and without the bodies. Nothing of it is
+    /// put away anywhere.
+    pub(crate) async fn one_by_one(
+        &self,
+        subscription: Arc<Subscription>,
+    ) -> Result<Box<dyn Deliveries>, BackendError> {
+        let home = self.stream().await?;
+        let group = self.group(&home, &subscription, Taken::OneByOne).await?;
+        Ok(Box::new(Arriving::start(self.clone(), group, subscription).await?))
     }
 
     /// Connects, finds or makes the stream, and looks whether it has what the subscriptions take.
@@ -208,7 +224,7 @@ impl Backend for Jetstream {
             let several = self.several(&subscription).await?;
             let home = self.home(&subscription).await?;
             self.dead_letters(&subscription).await?;
-            let group = self.group(&home, &subscription, several).await?;
+            let group = self.group(&home, &subscription, Taken::Messages { several }).await?;
             let arriving = Arriving::start(self.clone(), group, subscription).await?;
             Ok(Box::new(arriving) as Box<dyn Deliveries>)
         }

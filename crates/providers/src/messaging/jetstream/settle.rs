@@ -97,7 +97,7 @@ impl Settler {
         for (name, value) in self.message.headers.iter().filter(|(name, _)| !name.starts_with("Nats-")) {
             headers.add(name, value)?;
         }
-        let Group { stream, durable } = &self.group;
+        let Group { stream, durable, .. } = &self.group;
         let plain = |c: char| if c.is_control() { ' ' } else { c };
         let why: String = why.chars().take(MAX_WHY).map(plain).collect();
         for (name, value) in [

@@ -144,4 +144,8 @@ suite! {
     keyvalue_consul: remotes::Consul,
     blobstore_s3: remotes::S3,
     messaging_nats: remotes::NatsMessages,
+    messaging_jetstream: remotes::JetstreamMessages,
+    blobstore_nats: remotes::NatsObjects,
+    secrets_vault: remotes::VaultSecrets,
+    sql_postgres: remotes::Postgres,
 }

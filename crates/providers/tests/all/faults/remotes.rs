@@ -10,6 +10,7 @@ use providers::http_out::public_roots;
 use providers::keyvalue::Backend as _;
 use providers::keyvalue::vault::Version;
 use providers::messaging::{self, Backend as _};
+use providers::meter::Kind as _;
 use providers::nats::{Credentials, Login};
 use providers::vault::{Hidden, Login as VaultLogin};
 use serde_json::json;
@@ -18,7 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::{Call, Remote, SECOND, call};
 use crate::nats_server::{NatsServer, client};
 use crate::support::{Direct, RedisServer, Vault as Keeper};
-use crate::{consul, keyvalue, keyvalue_nats, s3, vault};
+use crate::{consul, keyvalue, keyvalue_nats, s3, secrets_vault, sql, vault};
 
 /// What logs in; no error shows it.
 pub(crate) const SECRET: &str = "hunter2-of-the-faults";
@@ -234,5 +235,140 @@ impl Remote for S3 {
         let other = s3::Server::start_at(self.root.path(), OTHER, self.address).await;
         *self.server.lock().unwrap() = other;
         true
+    }
+}
+
+/// Each has processes of its own, and `initdb` is slow.
+static POSTGRES: Semaphore = Semaphore::const_new(2);
+
+pub(crate) struct Postgres {
+    server: crate::postgres_server::Postgres,
+    _turn: SemaphorePermit<'static>,
+}
+
+impl Remote for Postgres {
+    // A place among the connections, and the call.
+    const BOUND: Duration = Duration::from_secs(17);
+
+    async fn start() -> Option<Self> {
+        let turn = POSTGRES.acquire().await.unwrap();
+        let server = crate::postgres_server::Postgres::start();
+        let sql = format!("CREATE ROLE ann LOGIN PASSWORD '{SECRET}'");
+        server.psql(crate::postgres_server::PASSWORD, "postgres", &sql).unwrap();
+        Some(Self { server, _turn: turn })
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.server.addr
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let database = sql::postgres_of("ann", SECRET, at, dialer);
+        call(database, |database| async move {
+            let statement = model::sql::Statement { sql: "SELECT 1".to_owned(), params: Vec::new() };
+            providers::sql::Backend::call(&*database, model::sql::Call::Query(statement)).await.map(drop)
+        })
+    }
+
+    async fn revoke(&self) -> bool {
+        let admin = |sql: &str| {
+            self.server.psql(crate::postgres_server::PASSWORD, "postgres", sql).unwrap();
+        };
+        admin(&format!("ALTER ROLE ann PASSWORD '{OTHER}'"));
+        admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'ann'");
+        true
+    }
+}
+
+pub(crate) struct JetstreamMessages(NatsOfAnn);
+
+impl Remote for JetstreamMessages {
+    // What is known of the stream, a message that is sent again for a while, and the last of these tries.
+    const BOUND: Duration = Duration::from_secs(18);
+
+    async fn start() -> Option<Self> {
+        Some(Self(NatsOfAnn::start()))
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.0.address
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let client = client(&format!("nats://{at}"), Some(NatsOfAnn::login()), public_roots(), dialer);
+        let settings = [("stream", "FAULTS"), ("subjects", "faults.>"), ("max-bytes", "16 MiB")];
+        let settings = model::stream::StreamSettings::read(&crate::support::config(&settings)).unwrap();
+        let tenant = "acme".parse().unwrap();
+        let broker = messaging::jetstream::Jetstream::new(client, None, tenant, settings, 1).unwrap();
+        call(broker, |broker| async move {
+            let message = messaging::Message { subject: "faults.a".to_owned(), body: Vec::new(), reply_to: None };
+            broker.publish(message).await
+        })
+    }
+
+    async fn revoke(&self) -> bool {
+        self.0.revoke()
+    }
+}
+
+pub(crate) struct NatsObjects(NatsOfAnn);
+
+impl Remote for NatsObjects {
+    // The lookup of the bucket, at most, and the call itself.
+    const BOUND: Duration = Duration::from_secs(10);
+
+    async fn start() -> Option<Self> {
+        Some(Self(NatsOfAnn::start()))
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.0.address
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let client = client(&format!("nats://{at}"), Some(NatsOfAnn::login()), public_roots(), dialer);
+        let (tenant, app, provider) = ("acme".parse().unwrap(), "shop".parse().unwrap(), "objects".parse().unwrap());
+        let store = providers::blobstore::nats::Nats::new(client, None, &tenant, &app, &provider, 1).unwrap();
+        call(store, |store| async move { store.container("c").await.map(drop) })
+    }
+
+    async fn revoke(&self) -> bool {
+        self.0.revoke()
+    }
+}
+
+/// The double again, whose secrets are kept by whoever reads them: each call asks for another one.
+pub(crate) struct VaultSecrets(Vault);
+
+impl Remote for VaultSecrets {
+    // To log in, to look at the mount, and the call itself.
+    const BOUND: Duration = Duration::from_secs(12);
+
+    async fn start() -> Option<Self> {
+        Some(Self(Vault::start().await?))
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.address()
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        let login = VaultLogin::Token(Hidden::new(self.0.token.clone()));
+        let store = secrets_vault::store_at(&format!("http://{at}"), &self.0.mount, login, dialer);
+        let asked = std::sync::atomic::AtomicU64::new(0);
+        call((store, asked), |both| async move {
+            let (store, asked) = &*both;
+            let n = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            match secrets_vault::reveal(&**store, &format!("none-{n}")).await {
+                Ok(_) => Ok(()),
+                // It is not there, as Vault says.
+                Err(cause) if cause.kind() == providers::meter::ErrorKind::Refused => Ok(()),
+                Err(cause) => Err(cause),
+            }
+        })
+    }
+
+    async fn revoke(&self) -> bool {
+        self.0.revoke().await
     }
 }
