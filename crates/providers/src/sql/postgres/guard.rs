@@ -40,8 +40,8 @@ impl<S> Guarded<S> {
         (Self { inner, head: [0; HEAD], read: 0, left: 0, oversize: oversize.clone() }, oversize)
     }
 
-    /// Follows the messages; `false` where one is too large, or shorter than it can be.
-    fn follow(&mut self, mut bytes: &[u8]) -> bool {
+    /// Follows the messages.
+    fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Wrong> {
         while !bytes.is_empty() {
             let skipped = self.left.min(bytes.len());
             self.left -= skipped;
@@ -53,18 +53,28 @@ impl<S> Guarded<S> {
                 self.read += 1;
                 bytes = rest;
                 if self.read == HEAD {
-                    let [_, length @ ..] = self.head;
+                    let [kind, length @ ..] = self.head;
                     let length = u32::from_be_bytes(length) as usize;
                     self.read = 0;
-                    let Some(left) = length.checked_sub(HEAD - 1).filter(|left| *left <= MAX_MESSAGE) else {
-                        return false;
-                    };
-                    self.left = left;
+                    let left = length.checked_sub(HEAD - 1).filter(|_| kind.is_ascii_alphanumeric());
+                    self.left = left.ok_or(Wrong::NoMessage)?;
+                    if self.left > MAX_MESSAGE {
+                        return Err(Wrong::TooLarge);
+                    }
                 }
             }
         }
-        true
+        Ok(())
     }
+}
+
+/// What no server says that is to be listened to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    /// A message larger than any answer may be.
+    TooLarge,
+    /// Something that no message begins with.
+    NoMessage,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
@@ -72,11 +82,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        if this.follow(buf.filled().get(before..).unwrap_or_default()) {
-            return Poll::Ready(Ok(()));
-        }
-        this.oversize.0.store(true, Relaxed);
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too large")))
+        let why = match this.follow(buf.filled().get(before..).unwrap_or_default()) {
+            Ok(()) => return Poll::Ready(Ok(())),
+            Err(Wrong::TooLarge) => {
+                this.oversize.0.store(true, Relaxed);
+                "a message is too large"
+            }
+            Err(Wrong::NoMessage) => "what answers there is no Postgres",
+        };
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)))
     }
 }
 
@@ -113,10 +127,13 @@ mod tests {
         let large = message(5 + MAX_MESSAGE as u32, 0);
         for size in [1, 2, 3, 7, 4096, all.len()] {
             let (mut guarded, _) = Guarded::new(());
-            assert!(all.chunks(size).all(|chunk| guarded.follow(chunk)), "{size}");
-            assert!(!large.chunks(size).all(|chunk| guarded.follow(chunk)), "{size}");
+            assert_eq!(all.chunks(size).try_for_each(|chunk| guarded.follow(chunk)), Ok(()), "{size}");
+            let wrong = large.chunks(size).try_for_each(|chunk| guarded.follow(chunk));
+            assert_eq!(wrong, Err(Wrong::TooLarge), "{size}");
         }
         let (mut guarded, _) = Guarded::new(());
-        assert!(!guarded.follow(&message(3, 0)));
+        assert_eq!(guarded.follow(&message(3, 0)), Err(Wrong::NoMessage));
+        let (mut guarded, _) = Guarded::new(());
+        assert_eq!(guarded.follow(b"\x16\x03nonsense"), Err(Wrong::NoMessage));
     }
 }

@@ -202,8 +202,12 @@ impl Postgres {
         let busy = || SqlError::Unavailable(format!("its {MAX_CONNECTIONS} connections are in use"));
         let Ok(Ok(_permit)) = tokio::time::timeout(MAX_WAIT, self.room.acquire()).await else { return Err(busy()) };
         let pass = self.breaker.enter()?;
-        let late = || Failure::Connect(SqlError::TimedOut { ms: CALL.as_millis() as u64 });
-        match tokio::time::timeout(CALL, call).await.unwrap_or_else(|_| Err(late())) {
+        let late = |_| {
+            // Nobody may be at the other end of those at rest either, and nothing would ever tell.
+            self.pool.forget();
+            Err(Failure::Connect(SqlError::TimedOut { ms: CALL.as_millis() as u64 }))
+        };
+        match tokio::time::timeout(CALL, call).await.unwrap_or_else(late) {
             Ok(done) => {
                 pass.answered();
                 Ok(done)

@@ -86,6 +86,11 @@ impl Pool {
         Ok(Lease { pool: self, session: Some(self.connect().await?) })
     }
 
+    /// No connection that is at rest now is used again.
+    pub(super) fn forget(&self) {
+        self.lock().idle.clear();
+    }
+
     async fn connect(&self) -> Result<Session, SqlError> {
         let unlocked = self.connector.unlock().await?;
         let mut session = self.connector.connect(&unlocked).await?;

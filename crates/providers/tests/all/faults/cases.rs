@@ -106,7 +106,8 @@ pub(super) async fn dies_under_load<R: Remote>() {
     let stormed = rig.proxy.accepted() - accepted;
     assert!(stormed <= 2 * CALLERS, "{CALLERS} callers came back with {stormed} connections");
     let failures = load.end().await;
-    assert!(!failures.is_empty() && failures.iter().all(is_away), "{:?}", failures.iter().find(|f| !is_away(f)));
+    assert!(R::BRIDGES || !failures.is_empty(), "somebody called meanwhile");
+    assert!(failures.iter().all(is_away), "{:?}", failures.iter().find(|f| !is_away(f)));
 }
 
 /// The server takes what is sent and says nothing any more.

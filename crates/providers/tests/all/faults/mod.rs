@@ -24,6 +24,9 @@ pub(crate) trait Remote: Send + Sync + Sized + 'static {
     /// The longest that one call takes, whatever happens.
     const BOUND: Duration;
 
+    /// Whether calls that were under way when the server went are made again until it is back, for longer than a second.
+    const BRIDGES: bool = false;
+
     /// A server of the test's own, ready for what `open` gives. `None`, said loudly, where none can be had.
     fn start() -> impl Future<Output = Option<Self>> + Send;
 

@@ -285,6 +285,7 @@ pub(crate) struct JetstreamMessages(NatsOfAnn);
 impl Remote for JetstreamMessages {
     // What is known of the stream, a message that is sent again for a while, and the last of these tries.
     const BOUND: Duration = Duration::from_secs(18);
+    const BRIDGES: bool = true;
 
     async fn start() -> Option<Self> {
         Some(Self(NatsOfAnn::start()))
