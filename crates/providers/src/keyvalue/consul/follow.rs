@@ -89,7 +89,7 @@ impl Watched {
         let garbage = || self.consul.failed(HttpError::Garbage("an answer without X-Consul-Index".to_owned()));
         let index = told.headers.get("x-consul-index").and_then(|index| index.to_str().ok()?.parse().ok());
         // 0 would never block.
-        Ok(index.map(|index: u64| index.max(1)).ok_or_else(garbage)?)
+        index.map(|index: u64| index.max(1)).ok_or_else(garbage)
     }
 }
 

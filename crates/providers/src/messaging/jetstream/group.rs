@@ -71,7 +71,7 @@ fn lasting(patterns: &[Pattern], taken: Taken) -> Vec<(&'static str, Option<Valu
         // The cap is ours to keep: the server would stop without a word to anybody.
         ("max_deliver", Some(json!(-1))),
         ("max_ack_pending", Some(json!(if taken == Taken::OneByOne { 1 } else { MAX_ACK_PENDING }))),
-        ("headers_only", (taken == Taken::OneByOne).then(|| json!(true))),
+        ("headers_only", (taken == Taken::OneByOne).then_some(json!(true))),
     ]
 }
 
