@@ -8,7 +8,10 @@ wit_bindgen::generate!({
             import wasi:cli/environment@0.2.12;
             import wasi:cli/stdout@0.2.12;
             import wasi:cli/stderr@0.2.12;
+            import wasi:cli/exit@0.2.12;
             import wasi:clocks/monotonic-clock@0.2.12;
+            import wasi:clocks/wall-clock@0.2.12;
+            import wasi:random/random@0.2.12;
             import wasi:http/outgoing-handler@0.2.12;
             import wasi:keyvalue/store@0.2.0-draft;
             import wasi:keyvalue/atomics@0.2.0-draft;

@@ -1,7 +1,14 @@
 //! Components that misbehave end in a typed error and hurt nobody.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use fuzz::malformed;
+use sidereal_tests::hostile::arena::{self, Arena, NOISY};
+use sidereal_tests::hostile::cases;
+use sidereal_tests::hostile::soak::{Victim, soak};
 use sidereal_tests::load::Load;
 use sidereal_tests::platform::{Platform, until, write_app};
 
@@ -53,24 +60,99 @@ fn may_raise_priorities() -> bool {
     u64::from_str_radix(effective.trim(), 16).unwrap() & 1 << 23 != 0
 }
 
-#[test]
-fn each_misbehaviour_has_its_own_answer_and_the_host_lives_on() {
-    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
-    let limits = "limits = { cpu = \"100ms\", wall = \"2s\", memory = \"32MiB\" }";
-    write_app(app.path(), "evil", "probe", limits).unwrap();
-    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
-    let hosts = platform.hosts();
-    for path in ["/spin", "/alloc", "/recurse", "/park", "/trap", "/handles", "/hostcopy", "/nobody"] {
-        let answer = platform.get("evil.localhost", path).unwrap();
-        assert!(answer.status >= 500, "{path}: {answer:?}");
-        let fault = answer.header("sidereal-fault").unwrap_or_else(|| panic!("{path}: no fault named: {answer:?}"));
-        assert!(["limit-reached", "component-trapped", "timed-out"].contains(&fault), "{path}: {fault}");
-        assert!(!answer.body.trim().is_empty(), "{path}: says nothing");
+/// The files of the corpus, folder and name.
+fn corpus() -> BTreeSet<(String, String)> {
+    let mut files = BTreeSet::new();
+    for folder in ["requests", "streams", "components"] {
+        for entry in std::fs::read_dir(sidereal_tests::workspace().join("guests/hostile").join(folder)).unwrap() {
+            let name = entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned();
+            files.insert((folder.to_owned(), name));
+        }
     }
-    assert_eq!(platform.get("evil.localhost", "/").unwrap().status, 200);
-    assert_eq!(platform.hosts(), hosts, "the same host process answered all of it");
-    let log = platform.cli(&["logs", "evil"]).unwrap();
-    let text = String::from_utf8_lossy(&log.stdout).into_owned();
-    assert!(text.contains("platform"), "the platform's remarks are in the log: {text}");
+    files
+}
+
+#[test]
+fn every_case_of_the_corpus_has_its_own_end_and_hurts_nobody() {
+    let named: BTreeSet<_> = cases::files().map(|(folder, name)| (folder.to_owned(), name.to_owned())).collect();
+    assert_eq!(corpus(), named, "every file of guests/hostile is a case, and every case a file");
+
+    let arena = Arena::start().unwrap();
+    let victim = Victim::start(arena.platform.ingress);
+    let mut wrong = Vec::new();
+    // Several at once: most of them wait for their limit.
+    let list: Vec<_> = arena::all().collect();
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(&mut wrong);
+    std::thread::scope(|scope| {
+        // A component has one last failure, so that each is asked by one lane only.
+        for lane in 0..3 {
+            let mine: Vec<_> =
+                list.iter().filter(|(_, place)| place.app == ["hostile", "streams", "components"][lane]).collect();
+            let (arena, found, next) = (&arena, &found, &next);
+            scope.spawn(move || {
+                for (case, place) in mine {
+                    next.fetch_add(1, Ordering::Relaxed);
+                    if let Err(cause) = arena.check(case, *place) {
+                        found.lock().unwrap().push(format!("{}/{}: {cause:#}", place.app, case.name));
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(next.into_inner(), list.len());
+    for case in cases::REFUSED {
+        if let Err(cause) = arena.refused(case) {
+            wrong.push(format!("{}: {cause:#}", case.name));
+        }
+    }
+    for case in malformed::ALL.iter().filter(|case| !case.large) {
+        match arena.attempt(&(case.bytes)(), false) {
+            Ok((code, _)) if ["manifest-invalid", "artifact-invalid", "compile-failed"].contains(&code.as_str()) => {}
+            other => wrong.push(format!("{}: {other:?}", case.name)),
+        }
+    }
+    let served = victim.stop();
+    assert!(served.failures.is_empty(), "the victim: {:?}", served.failures);
+    assert!(served.latencies.len() > 100, "the victim was asked {} times", served.latencies.len());
+    logs(&arena);
+    arena.unharmed().unwrap();
+    assert!(wrong.is_empty(), "{} of them end otherwise:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What the corpus wrote reaches a terminal without its escapes, and nobody takes it for the platform's.
+fn logs(arena: &Arena) {
+    let text = arena.platform.cli(&["--tenant", NOISY, "logs", "hostile"]).unwrap().stdout;
+    let text = String::from_utf8(text).unwrap();
+    let bad = text.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
+    assert_eq!(bad, None, "a control character reaches the terminal");
+    let lines = arena.platform.cli(&["--tenant", NOISY, "logs", "hostile", "-o", "json"]).unwrap().stdout;
+    let lines: Vec<serde_json::Value> =
+        String::from_utf8(lines).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["data"]["stream"] == "platform"), "the platform's remarks are there");
+    for line in &lines {
+        let line = &line["data"];
+        assert_eq!(line["app"], "hostile", "{line}");
+        let text = line["text"].as_str().unwrap();
+        assert!(line["stream"] != "platform" || !text.contains("forged"), "{line}");
+        assert!(text.len() <= 65 << 10, "a line of {} bytes", text.len());
+    }
+}
+
+/// As long as `SIDEREAL_SOAK_MINUTES` says: `cargo xtask soak`. A few seconds where nobody asks.
+#[test]
+fn a_victim_is_served_while_the_corpus_runs_without_a_pause() {
+    let minutes = std::env::var("SIDEREAL_SOAK_MINUTES").ok();
+    let long =
+        minutes.as_ref().map_or(Duration::from_secs(5), |text| Duration::from_secs(60 * text.parse::<u64>().unwrap()));
+    let arena = Arena::start().unwrap();
+    let report = soak(&arena, long).unwrap();
+    println!("{report}");
+    let failures: Vec<_> = report.victim.iter().flat_map(|served| &served.failures).collect();
+    assert!(failures.is_empty(), "{failures:?}");
+    assert!(report.hostile > 10 && !report.victim[1].latencies.is_empty(), "{report}");
+    if minutes.is_some() {
+        let [begin, end] = report.memory;
+        assert!(end <= begin + begin / 20, "resident memory grew: {report}");
+    }
 }

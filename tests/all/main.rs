@@ -25,6 +25,7 @@ mod logs;
 mod messaging;
 mod moving;
 mod moving_objects;
+mod mutants;
 mod observe;
 mod oci;
 mod quickstart;

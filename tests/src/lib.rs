@@ -11,6 +11,7 @@
 
 pub mod collector;
 pub mod consul;
+pub mod hostile;
 pub mod http;
 pub mod load;
 pub mod nats;

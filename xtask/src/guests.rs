@@ -1,5 +1,5 @@
-//! Which components do tests and benches run, and how do they come to be? Built from `guests/examples/*.rs` with a
-//! rustup wasm target or Debian's packages; built again only when a source changed.
+//! Which components do tests and benches run, and how do they come to be? Built from `guests/examples/*.rs`, and from
+//! `guests/hostile`, with a rustup wasm target or Debian's packages; built again only when a source changed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,8 +36,12 @@ pub(crate) fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     lock.lock()?;
     let guests = root.join("guests");
     let digest = sources(root, &["guests", "wit"])?;
-    let names = names(&guests.join("examples"))?;
-    let paths: Vec<PathBuf> = names.iter().map(|name| out.join(format!("{name}.wasm"))).collect();
+    let mut names = names(&guests.join("examples"), "rs")?;
+    names.extend(HOSTILE.map(str::to_owned));
+    let texts = guests.join("hostile/components");
+    let written = self::names(&texts, "wat")?;
+    let mut paths: Vec<PathBuf> = names.iter().map(|name| out.join(format!("{name}.wasm"))).collect();
+    paths.extend(written.iter().map(|name| out.join(format!("hostile-{name}.wasm"))));
     let stamp = out.join(".sources");
     let fresh = fs::read_to_string(&stamp).is_ok_and(|old| old == digest) && paths.iter().all(|path| path.is_file());
     if fresh {
@@ -50,17 +54,25 @@ pub(crate) fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
         let component = component(&module).with_context(|| format!("guest {name}"))?;
         write(path, &component)?;
     }
+    for (name, path) in written.iter().zip(paths.iter().skip(names.len())) {
+        // Not checked: some are to be refused by whoever reads them.
+        let text = texts.join(format!("{}.wat", name.replace('-', "_")));
+        write(path, &wat::parse_file(&text).with_context(|| format!("guest {}", text.display()))?)?;
+    }
     write(&stamp, digest.as_bytes())?;
     Ok(paths)
 }
 
-/// The names of the programs in `folder`, sorted: `kv_counter.rs` is `kv-counter`.
-fn names(folder: &Path) -> Result<Vec<String>> {
+/// The programs that are not in `guests/examples`.
+const HOSTILE: [&str; 2] = ["hostile", "hostile-p3"];
+
+/// The names of the files in `folder` that end in `kind`, sorted: `kv_counter.rs` is `kv-counter`.
+fn names(folder: &Path, kind: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let path = entry?.path();
-        if let (Some(stem), Some("rs")) =
-            (path.file_stem().and_then(|s| s.to_str()), path.extension().and_then(|e| e.to_str()))
+        if let Some(stem) = path.file_stem().and_then(|s| s.to_str())
+            && path.extension().is_some_and(|extension| extension == kind)
         {
             names.push(stem.replace('_', "-"));
         }
@@ -91,7 +103,7 @@ pub(crate) fn sources(root: &Path, paths: &[&str]) -> Result<String> {
     Ok(data_encoding::HEXLOWER.encode(&hash.finalize()))
 }
 
-const SOURCE_KINDS: [&str; 4] = ["rs", "toml", "lock", "wit"];
+const SOURCE_KINDS: [&str; 5] = ["rs", "toml", "lock", "wit", "wat"];
 
 fn collect(root: &Path, at: &Path, into: &mut BTreeMap<String, Vec<u8>>) -> Result<()> {
     if at.is_dir() {

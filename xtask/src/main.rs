@@ -3,6 +3,7 @@
 
 mod check;
 mod examples;
+mod fuzz;
 mod guests;
 mod openbao;
 mod packages;
@@ -43,11 +44,31 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Runs the fuzz targets, all or those named, under LLVM's fuzzer; needs a C++ compiler.
+    Fuzz {
+        /// Minutes for all of them together.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Ends a target earlier, once it ran so often.
+        #[arg(long, default_value_t = 0)]
+        executions: u64,
+        /// Their names, as in fuzz/src/targets.
+        targets: Vec<String>,
+    },
+    /// Runs the corpus of hostile components for long against a node with a victim on it, and prints one table.
+    Soak {
+        /// For how long.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+    },
     /// Writes openapi/*.json and schemas/*.json anew.
     Openapi,
 }
 
 fn main() -> anyhow::Result<()> {
+    if std::env::var_os(fuzz::STANDS_IN).is_some() {
+        return fuzz::compiler();
+    }
     let root = root()?;
     match Cli::parse().command {
         Task::Test { args } => test::run(&root, &args),
@@ -72,6 +93,8 @@ fn main() -> anyhow::Result<()> {
             let mut bench = Command::new(root.join("target/release/bench"));
             check::step("bench", bench.args(args).env_remove("RUST_BACKTRACE"), &root)
         }
+        Task::Fuzz { minutes, executions, targets } => fuzz::run(&root, minutes, &targets, executions),
+        Task::Soak { minutes } => test::soak(&root, minutes),
         Task::Openapi => {
             // The drift tests write what they find instead of comparing.
             let mut test = Command::new("cargo");

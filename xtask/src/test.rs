@@ -43,3 +43,22 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Builds the guests and the product, and runs the corpus of hostile components for so long.
+///
+/// # Errors
+/// When something does not build, or the node is harmed.
+pub fn soak(root: &Path, minutes: u64) -> anyhow::Result<()> {
+    let guests = root.join("target/guests");
+    crate::guests::build(root, &guests)?;
+    let build = ["build", "--release", "--locked", "--package", "cli"];
+    step("build", Command::new("cargo").args(build), root)?;
+    let mut test = Command::new("cargo");
+    test.args(["test", "--release", "--locked", "--package", "sidereal-tests", "--test", "all", "--"])
+        .args(["hostile::a_victim_is_served", "--nocapture"])
+        .env("SIDEREAL_GUESTS", &guests)
+        .env("SIDEREAL_BIN", root.join("target/release/sidereal"))
+        .env("SIDEREAL_SOAK_MINUTES", minutes.to_string())
+        .env("RUST_BACKTRACE", "0");
+    step("soak", &mut test, root)
+}

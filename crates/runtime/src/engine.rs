@@ -143,10 +143,11 @@ impl Runtime {
     /// Maps compiled code. The file must have been authenticated (its MAC checked) by whoever opened it.
     ///
     /// # Errors
-    /// [`LoadError::Unfit`] where the code was made by another version or other settings.
+    /// [`LoadError::Unfit`] where the code was made by another version or other settings, [`LoadError::TooMuch`] where the
+    /// component has more parts than the pool gives one.
     pub fn load(&self, world: World, code: File) -> Result<Code, LoadError> {
         let set = self.set(world)?;
-        let component = load::map(&set.engine, &code).map_err(|e| LoadError::Unfit(format!("{e:#}")))?;
+        let component = load::map(&set.engine, &code).map_err(|e| load_error(&e))?;
         Ok(Code { component, set })
     }
 
@@ -243,6 +244,15 @@ impl Set {
         }
         ticker.add(engine.clone());
         Ok(Self { engine, ticker, shelves: Shelves::new(settings.instances), linker, world })
+    }
+}
+
+/// Which error of ours a load error is. Said in words only; the corpus of hostile components watches them.
+fn load_error(error: &wasmtime::Error) -> LoadError {
+    let said = format!("{error:#}");
+    match said.split_once("pooling allocator requirements: ") {
+        Some((_, what)) => LoadError::TooMuch(what.to_owned()),
+        None => LoadError::Unfit(said),
     }
 }
 

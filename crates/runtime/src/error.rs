@@ -51,6 +51,9 @@ pub enum LoadError {
     /// The file was made by another version or other settings, or is not compiled code.
     #[error("the compiled code does not fit this engine: {0}; compile the component again")]
     Unfit(String),
+    /// The component wants more memories, tables or memory from the beginning than a host gives any component.
+    #[error("the component wants more memories, tables or memory than a component may have: {0}")]
+    TooMuch(String),
 }
 
 /// A component could not be linked.

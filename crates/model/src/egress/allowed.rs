@@ -28,7 +28,14 @@ impl AllowedHost {
             }
         };
         let (host, suffix) = host.strip_prefix('*').map_or((host, false), |suffix| (suffix, true));
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        let host = match host.strip_prefix('[') {
+            Some(inside) => inside.strip_suffix(']')?,
+            None => host,
+        };
+        if host.contains(['[', ']']) {
+            return None;
+        }
+        let host = host.to_ascii_lowercase();
         let whole = if suffix { host.len() > 1 && host.starts_with('.') } else { !host.is_empty() };
         whole.then_some(Self { host, suffix, port })
     }
@@ -67,9 +74,18 @@ mod tests {
         ] {
             assert_eq!(AllowedHost::parse(entry).unwrap().covers(host, port), expected, "{entry} {host} {port}");
         }
-        for bad in
-            ["", "a.example", "ftp://a.example", "https://", "https://*", "https://*.", "http://a:0", "http://a:x"]
-        {
+        for bad in [
+            "",
+            "a.example",
+            "ftp://a.example",
+            "https://",
+            "https://*",
+            "https://*.",
+            "http://a:0",
+            "http://a:x",
+            "https://*.a]",
+            "http://[::1",
+        ] {
             assert_eq!(AllowedHost::parse(bad), None, "{bad}");
         }
     }

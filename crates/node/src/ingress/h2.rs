@@ -25,7 +25,7 @@ use super::buffer::Buffer;
 use super::call::{self, Exchange, HostBody};
 use super::gate::Entered;
 use super::h1::Client;
-use super::head::{MAX_FIELDS, MAX_HEAD};
+use super::head::{MAX_FIELDS, MAX_HEAD, MAX_METHOD};
 use super::meter;
 use super::table::Lookup;
 use super::target::{check_path_and_query, host_name, path_of, routing_path};
@@ -183,6 +183,9 @@ async fn respond(
         (false, Some(length)) => Framing::Length(length),
         (false, None) => Framing::Chunked,
     };
+    if parts.method == http::Method::TRACE && framing != Framing::None {
+        return Err(Answer::bad(BadRequest::Framing));
+    }
     if matches!(framing, Framing::Length(length) if length > target.request_body) {
         return Err(Answer::too_large(target.request_body));
     }
@@ -205,12 +208,15 @@ async fn respond(
 }
 
 /// The authority of a request: `:authority` or `host`, the same if both are there, and the other rules of a head.
-fn checked_host(parts: &http::request::Parts) -> Result<String, BadRequest> {
+pub(super) fn checked_host(parts: &http::request::Parts) -> Result<String, BadRequest> {
     if parts.headers.len() > MAX_FIELDS {
         return Err(BadRequest::HeadTooLarge);
     }
     if parts.method == http::Method::CONNECT {
         return Err(BadRequest::Upgrade);
+    }
+    if parts.method.as_str().len() > MAX_METHOD {
+        return Err(BadRequest::RequestLine);
     }
     let mut hosts = parts.headers.get_all(http::header::HOST).iter();
     let field = hosts.next().map(|value| value.to_str().map_err(|_| BadRequest::Host)).transpose()?;

@@ -9,6 +9,8 @@ use super::target::{MAX_TARGET, RequestTarget, host_name};
 pub(super) const MAX_HEAD: usize = 64 * 1024;
 /// Most fields of a head.
 pub(super) const MAX_FIELDS: usize = 100;
+/// Longest method, bytes.
+pub(super) const MAX_METHOD: usize = 32;
 /// Most options of the Connection fields together.
 const MAX_OPTIONS: usize = 16;
 
@@ -117,7 +119,7 @@ fn request_line(line: &[u8]) -> Result<(&[u8], &[u8], bool), BadRequest> {
     else {
         return Err(BadRequest::RequestLine);
     };
-    if method.is_empty() || method.len() > 32 || !method.iter().all(|&byte| is_token(byte)) {
+    if method.is_empty() || method.len() > MAX_METHOD || !method.iter().all(|&byte| is_token(byte)) {
         return Err(BadRequest::RequestLine);
     }
     if method == b"CONNECT" {

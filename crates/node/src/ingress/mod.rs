@@ -16,6 +16,7 @@
 //! | `upstream_head`, `response` | what is written to hosts and to clients; pure |
 //! | `pump`, `wire` | moving bodies |
 //! | [`call`] | requests that are no bytes of HTTP/1 |
+//! | [`reading`] | what is made of a client's bytes, for comparison with other readers |
 
 mod accept;
 mod answer;
@@ -33,6 +34,7 @@ mod head;
 mod meter;
 mod pool;
 mod pump;
+pub mod reading;
 mod response;
 pub mod shard;
 pub mod table;

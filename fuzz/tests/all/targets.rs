@@ -1,0 +1,42 @@
+//! The short run of the fuzz targets.
+
+use std::panic::catch_unwind;
+use std::time::{Duration, Instant};
+
+use fuzz::mutate::{Random, mutate};
+use fuzz::{TARGETS, corpus};
+
+/// Executions of each target, and how long they may take: whichever comes first.
+const EXECUTIONS: u64 = 20_000;
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is `{text}`, not a number")))
+}
+
+#[test]
+fn every_target_holds_over_its_corpus_and_mutations_of_it() {
+    let asked = number("SIDEREAL_FUZZ_EXECUTIONS");
+    let seed = number("SIDEREAL_FUZZ_SEED").unwrap_or_else(|| {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |now| now.as_secs())
+    });
+    println!("seed {seed}: SIDEREAL_FUZZ_SEED={seed} repeats this run");
+    for target in TARGETS {
+        let inputs = corpus(target);
+        assert!(!inputs.is_empty(), "{} has nothing to begin with", target.name);
+        let check = |input: &[u8]| {
+            if catch_unwind(|| (target.run)(input)).is_err() {
+                panic!("target {} (seed {seed}) fails for the input {:?}", target.name, String::from_utf8_lossy(input));
+            }
+        };
+        inputs.iter().for_each(|input| check(input));
+        let (mut random, begun, mut done) = (Random::new(seed), Instant::now(), 0);
+        while done < asked.unwrap_or(EXECUTIONS) && (asked.is_some() || begun.elapsed() < PATIENCE) {
+            let (one, other) = (random.below(inputs.len()), random.below(inputs.len()));
+            check(&mutate(&inputs[one], &inputs[other], target.longest, &mut random));
+            done += 1;
+        }
+        assert!(done > 100, "{}: {done} executions in {:?}", target.name, begun.elapsed());
+        println!("{}: {} inputs, {done} mutations in {:?}", target.name, inputs.len(), begun.elapsed());
+    }
+}

@@ -1,0 +1,2 @@
+;; Row 18: is routed to, and exports no handler.
+(component)

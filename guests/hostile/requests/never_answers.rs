@@ -1,0 +1,6 @@
+//! Row 10: returns without an answer.
+use guests::{IncomingRequest, ResponseOutparam};
+
+pub fn run(_: IncomingRequest, out: ResponseOutparam) {
+    drop(out);
+}

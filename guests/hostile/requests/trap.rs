@@ -1,0 +1,6 @@
+//! Traps.
+use guests::{IncomingRequest, ResponseOutparam};
+
+pub fn run(_: IncomingRequest, _: ResponseOutparam) {
+    core::arch::wasm32::unreachable()
+}
