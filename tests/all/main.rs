@@ -34,6 +34,7 @@ mod secrets;
 mod sql;
 mod surface;
 mod swap;
+mod tenants;
 mod traces;
 mod vault;
 mod watches;
