@@ -35,6 +35,7 @@ mod secrets;
 mod sql;
 mod surface;
 mod swap;
+mod tenants;
 mod traces;
 mod vault;
 mod watches;

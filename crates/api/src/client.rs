@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use model::access::TokenId;
 use model::app::Revision;
 use model::schedule::Ended;
 use model::tenant::TenantSettings;
@@ -23,9 +24,10 @@ use serde::de::DeserializeOwned;
 
 use crate::agent::HostStatus;
 use crate::control::{
-    Accepted, AppView, CallRequest, CallResponse, ConfigRequest, ConfigSet, ConfigView, ContractView, DeployRequest,
-    IDEMPOTENCY_KEY, KeyRotated, LinkRequest, MAX_BLOB, MoveRequest, NodeView, Plan, ProviderView, RevisionView,
-    RollbackRequest, RouteView, ScheduleView, SecretView, TenantView, Version,
+    Accepted, AppView, AuditReport, AuditView, CallRequest, CallResponse, ConfigRequest, ConfigSet, ConfigView,
+    ContractView, DeployRequest, IDEMPOTENCY_KEY, KeyRotated, LinkRequest, MAX_BLOB, MoveRequest, NodeView, Plan,
+    ProviderView, RevisionView, RollbackRequest, RouteView, ScheduleView, SecretView, TenantView, TokenMade,
+    TokenRequest, TokenView, Version, WhoAmI,
 };
 use crate::copy::CopyView;
 use crate::metrics::TenantMetrics;
@@ -198,25 +200,92 @@ impl ControlClient {
         self.json(Method::PUT, &format!("/v1/tenants/{tenant}"), headers, settings).await
     }
 
-    /// The artifact is there already.
+    /// Deletes a tenant and everything it has; whether its data is gone already.
+    ///
+    /// # Errors
+    /// `not-found`, `conflict` where `require` does not hold; [`ClientError`].
+    pub async fn delete_tenant(&self, tenant: &TenantName, require: Require) -> Result<bool, ClientError> {
+        let mut headers = HeaderMap::new();
+        require.apply(&mut headers);
+        let path = format!("/v1/tenants/{tenant}");
+        let whole = self.open(Method::DELETE, &path, headers, Bytes::new(), None).await?;
+        Ok(whole.status() == StatusCode::NO_CONTENT)
+    }
+
+    /// Whom the client's token belongs to.
     ///
     /// # Errors
     /// [`ClientError`], as every method here.
-    pub async fn has_blob(&self, digest: &Digest) -> Result<bool, ClientError> {
-        match self.send(Method::HEAD, &format!("/v1/blobs/{digest}"), HeaderMap::new(), Bytes::new(), None).await {
+    pub async fn whoami(&self) -> Result<WhoAmI, ClientError> {
+        self.get("/v1/whoami").await
+    }
+
+    /// The tenant's tokens, without their secrets.
+    ///
+    /// # Errors
+    /// [`ClientError`], as every method here.
+    pub async fn tokens(&self, tenant: &TenantName) -> Result<Vec<TokenView>, ClientError> {
+        self.get(&format!("/v1/tenants/{tenant}/tokens")).await
+    }
+
+    /// Makes a token. Its secret is in this answer and nowhere else.
+    ///
+    /// # Errors
+    /// `quota-exceeded`, `request-invalid`; [`ClientError`].
+    pub async fn create_token(&self, tenant: &TenantName, request: &TokenRequest) -> Result<TokenMade, ClientError> {
+        self.json(Method::POST, &format!("/v1/tenants/{tenant}/tokens"), HeaderMap::new(), request).await
+    }
+
+    /// Ends a token, at once and for ever.
+    ///
+    /// # Errors
+    /// `not-found`; [`ClientError`].
+    pub async fn revoke_token(&self, tenant: &TenantName, id: &TokenId) -> Result<TokenView, ClientError> {
+        let path = format!("/v1/tenants/{tenant}/tokens/{id}");
+        let body = self.send(Method::DELETE, &path, HeaderMap::new(), Bytes::new(), None).await?;
+        self.decode(&body)
+    }
+
+    /// The last lines of the audit log, oldest first: of a tenant, or all of them.
+    ///
+    /// # Errors
+    /// [`ClientError`], as every method here.
+    pub async fn audit(&self, tenant: Option<&TenantName>, last: usize) -> Result<Vec<AuditView>, ClientError> {
+        match tenant {
+            Some(tenant) => self.get(&format!("/v1/tenants/{tenant}/audit?last={last}")).await,
+            None => self.get(&format!("/v1/audit?last={last}")).await,
+        }
+    }
+
+    /// Has the whole audit log read and compared.
+    ///
+    /// # Errors
+    /// `store-unavailable` where it cannot be read; [`ClientError`].
+    pub async fn verify_audit(&self) -> Result<AuditReport, ClientError> {
+        self.get("/v1/audit/verify").await
+    }
+
+    /// The tenant has sent this artifact already.
+    ///
+    /// # Errors
+    /// [`ClientError`], as every method here.
+    pub async fn has_blob(&self, tenant: &TenantName, digest: &Digest) -> Result<bool, ClientError> {
+        let path = format!("/v1/tenants/{tenant}/blobs/{digest}");
+        match self.send(Method::HEAD, &path, HeaderMap::new(), Bytes::new(), None).await {
             Ok(_) => Ok(true),
             Err(ClientError::Refused(problem)) if problem.code == Code::NotFound => Ok(false),
             Err(other) => Err(other),
         }
     }
 
-    /// Uploads an artifact.
+    /// Uploads an artifact of the tenant.
     ///
     /// # Errors
     /// `artifact-missing` where the bytes are not those of the digest, `too-large`; [`ClientError`].
-    pub async fn put_blob(&self, digest: &Digest, bytes: Bytes) -> Result<(), ClientError> {
+    pub async fn put_blob(&self, tenant: &TenantName, digest: &Digest, bytes: Bytes) -> Result<(), ClientError> {
         let kind = HeaderValue::from_static("application/octet-stream");
-        self.send(Method::PUT, &format!("/v1/blobs/{digest}"), HeaderMap::new(), bytes, Some(kind)).await.map(drop)
+        let path = format!("/v1/tenants/{tenant}/blobs/{digest}");
+        self.send(Method::PUT, &path, HeaderMap::new(), bytes, Some(kind)).await.map(drop)
     }
 
     /// A tenant's apps.

@@ -86,9 +86,9 @@ codes! {
     NotFound = "not-found", 404, 3;
     /// Somebody else changed it first.
     Conflict = "conflict", 409, 4;
-    /// The token is missing or wrong.
+    /// The token is missing, wrong, revoked or has expired.
     Unauthorized = "unauthorized", 401, 5;
-    /// Host or Origin is not one of ours, or policy denies.
+    /// Host or Origin is not one of ours, policy denies, or the token's role does not suffice.
     Forbidden = "forbidden", 403, 5;
     /// The body is larger than allowed.
     TooLarge = "too-large", 413, 1;
@@ -100,7 +100,7 @@ codes! {
     RateLimited = "rate-limited", 429, 7;
     /// The tenant's quota of apps, components or stored bytes does not allow it.
     QuotaExceeded = "quota-exceeded", 403, 5;
-    /// The app is suspended: its claims expired or were revoked.
+    /// The app is suspended: its claims expired or were revoked, or its tenant is suspended.
     Suspended = "suspended", 503, 5;
     /// The store cannot write: disk full, read-only or damaged.
     StoreUnavailable = "store-unavailable", 503, 1;

@@ -7,6 +7,7 @@ use crate::secret_files::SecretFile;
 use api::agent::LogLevel;
 use api::node::Since;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::access::{Role, TokenId};
 use model::unit::ByteSize;
 use model::{
     AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, ScheduleName, SecretName, SecretRef,
@@ -44,9 +45,15 @@ pub struct Global {
     /// Where keys, state and the running platform's address live.
     #[arg(long, global = true, value_name = "DIR", env = "SIDEREAL_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
-    /// The tenant to act for.
-    #[arg(long, global = true, value_name = "NAME", default_value = "local", env = "SIDEREAL_TENANT")]
-    pub tenant: TenantName,
+    /// The tenant to act for; where absent, the one the token is of, or `local`.
+    #[arg(long, global = true, value_name = "NAME", env = "SIDEREAL_TENANT")]
+    pub tenant: Option<TenantName>,
+    /// Where the API answers, for example `http://127.0.0.1:8088`; where absent, that of the login or of this machine.
+    #[arg(long, global = true, value_name = "URL", env = "SIDEREAL_API")]
+    pub api: Option<String>,
+    /// The file with the API token. Else `SIDEREAL_TOKEN` holds it, or `sidereal login` kept it.
+    #[arg(long, global = true, value_name = "FILE", env = "SIDEREAL_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// Result formats.
@@ -108,7 +115,16 @@ pub enum Command {
     Route(RouteCommand),
     /// Settings of a tenant: trust anchors, revocations, egress grants.
     #[command(subcommand)]
-    TenantSettings(TenantCommand),
+    TenantSettings(SettingsCommand),
+    /// Tenants: accounts with their own keys, tokens, quotas and apps.
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Keep a token of a tenant, so that commands use it. It is read from stdin, or asked for without echo.
+    Login(Login),
+    /// Forget the kept token.
+    Logout,
+    /// Who changed what, and who was refused.
+    Audit(Audit),
     /// Send a request to a component without the ingress.
     Call(Call),
     /// Signing keys of this machine.
@@ -563,38 +579,179 @@ pub enum RouteCommand {
 
 /// `sidereal tenant-settings`
 #[derive(Debug, Subcommand)]
-pub enum TenantCommand {
+pub enum SettingsCommand {
     /// The settings.
     Show,
     /// Every tenant.
     List,
     /// Change settings; creates the tenant where it does not exist.
-    Set {
-        /// Accept signatures of this account key.
-        #[arg(long, value_name = "KEY")]
-        trust: Vec<String>,
-        /// No longer accept signatures of this account key.
-        #[arg(long, value_name = "KEY")]
-        distrust: Vec<String>,
-        /// Refuse this key, token id or digest from now on, running or not.
-        #[arg(long, value_name = "ID")]
-        revoke: Vec<String>,
-        /// Take an entry off the revocation list.
-        #[arg(long, value_name = "ID")]
-        unrevoke: Vec<String>,
-        /// Grant an address range outside the public internet.
-        #[arg(long, value_name = "CIDR")]
-        allow_egress: Vec<String>,
-        /// Take a granted range back, for new connections.
-        #[arg(long, value_name = "CIDR")]
-        deny_egress: Vec<String>,
-        /// Host processes that share the tenant's load.
-        #[arg(long, value_name = "N")]
-        shards: Option<u32>,
-        /// Run unsigned components too.
-        #[arg(long, value_name = "BOOL")]
-        allow_unsigned: Option<bool>,
+    Set(Box<Settings>),
+}
+
+/// What is changed of a tenant's settings.
+#[derive(Debug, Args)]
+pub struct Settings {
+    /// Accept signatures of this account key.
+    #[arg(long, value_name = "KEY")]
+    pub trust: Vec<String>,
+    /// No longer accept signatures of this account key.
+    #[arg(long, value_name = "KEY")]
+    pub distrust: Vec<String>,
+    /// Refuse this key, token id or digest from now on, running or not.
+    #[arg(long, value_name = "ID")]
+    pub revoke: Vec<String>,
+    /// Take an entry off the revocation list.
+    #[arg(long, value_name = "ID")]
+    pub unrevoke: Vec<String>,
+    /// Grant an address range outside the public internet.
+    #[arg(long, value_name = "CIDR")]
+    pub allow_egress: Vec<String>,
+    /// Take a granted range back, for new connections.
+    #[arg(long, value_name = "CIDR")]
+    pub deny_egress: Vec<String>,
+    /// Host processes that share the tenant's load.
+    #[arg(long, value_name = "N")]
+    pub shards: Option<u32>,
+    /// Run unsigned components too.
+    #[arg(long, value_name = "BOOL")]
+    pub allow_unsigned: Option<bool>,
+    #[command(flatten)]
+    pub quotas: QuotaFlags,
+}
+
+/// What is changed of a tenant's quotas.
+#[derive(Debug, Args)]
+pub struct QuotaFlags {
+    /// Apps that are there at once.
+    #[arg(long, value_name = "N", help_heading = "Quotas")]
+    pub apps: Option<u32>,
+    /// Components of all apps.
+    #[arg(long, value_name = "N", help_heading = "Quotas")]
+    pub components: Option<u32>,
+    /// Requests a second at the ingress, or `none`.
+    #[arg(long, value_name = "N", help_heading = "Quotas")]
+    pub requests_per_second: Option<Quota>,
+    /// Requests under way at the ingress at once, or `none`.
+    #[arg(long, value_name = "N", help_heading = "Quotas")]
+    pub concurrent_requests: Option<Quota>,
+    /// Outgoing connections a second.
+    #[arg(long, value_name = "N", help_heading = "Quotas")]
+    pub connections_per_second: Option<u32>,
+    /// Bytes of log a second, for example `1MiB`.
+    #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
+    pub log_rate: Option<ByteSize>,
+}
+
+/// A number, or `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota(pub Option<u32>);
+
+impl std::str::FromStr for Quota {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            _ => text.parse().map(|n| Self(Some(n))).map_err(|_| "expected a whole number, or `none`".to_owned()),
+        }
+    }
+}
+
+/// `sidereal tenant`
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Make a tenant.
+    Create {
+        /// Its name.
+        name: TenantName,
+        #[command(flatten)]
+        settings: Box<Settings>,
     },
+    /// The tenants there are; with a token of a tenant, that one.
+    List,
+    /// A tenant's settings and quotas.
+    Show {
+        /// Which; the one that is acted for where absent.
+        name: Option<TenantName>,
+    },
+    /// Change a tenant's settings or quotas.
+    Set {
+        /// Which.
+        name: TenantName,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Stop serving a tenant's apps, at once. Everything it has is kept.
+    Suspend {
+        /// Which.
+        name: TenantName,
+        /// Why; its people are told.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Serve a suspended tenant's apps again.
+    Resume {
+        /// Which.
+        name: TenantName,
+    },
+    /// Delete a tenant: its apps, their data, its secrets and tokens. Its name is never used again.
+    Delete {
+        /// Which.
+        name: TenantName,
+        /// Its name once more: nothing is deleted without it.
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<TenantName>,
+    },
+    /// Tokens that let people and programs act for the tenant.
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+/// `sidereal tenant token`
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token. It is shown once, and never again.
+    Create {
+        /// `viewer` reads, `deployer` also deploys, `owner` also makes tokens and decides whom the tenant trusts.
+        #[arg(long)]
+        role: Role,
+        /// For people: who or what has it.
+        #[arg(long, default_value = "")]
+        label: String,
+        /// When it ends, for example `720h`; never where absent.
+        #[arg(long, value_name = "DURATION")]
+        expires: Option<model::unit::Millis>,
+        /// Write it to this file, which only you can read, instead of showing it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// The tokens there are, and when each was used last.
+    List,
+    /// End a token, at once and for ever.
+    Revoke {
+        /// Its id, as `list` shows it.
+        id: TokenId,
+    },
+}
+
+/// `sidereal login`
+#[derive(Debug, Args)]
+pub struct Login {}
+
+/// `sidereal audit`
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// At most this many lines, the newest.
+    #[arg(short = 'n', long, default_value_t = 100)]
+    pub last: usize,
+    #[command(subcommand)]
+    pub command: Option<AuditCommand>,
+}
+
+/// `sidereal audit verify`
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Read the whole log and find what was edited, removed, moved or cut off; exit 1 where something was.
+    Verify,
 }
 
 /// `sidereal call`

@@ -32,6 +32,15 @@ pub struct Running {
     pub since_ms: u64,
 }
 
+/// A token, and the address it is for. No `Debug`: it would be printed one day.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Kept {
+    /// `http://host:port`
+    pub api: String,
+    /// The token.
+    pub token: String,
+}
+
 impl Home {
     /// `--data-dir`, or `sidereal` in the XDG data directory.
     ///
@@ -68,6 +77,10 @@ impl Home {
     pub fn data(&self) -> PathBuf {
         self.dir.join("data.redb")
     }
+    /// Who changed what.
+    pub fn audit(&self) -> PathBuf {
+        self.dir.join("audit")
+    }
     /// Artifacts.
     pub fn blobs(&self) -> PathBuf {
         self.dir.join("blobs")
@@ -75,6 +88,9 @@ impl Home {
     /// Held by the running platform.
     pub fn lock_file(&self) -> PathBuf {
         self.dir.join("lock")
+    }
+    fn login_file(&self) -> PathBuf {
+        self.dir.join("login.json")
     }
     fn running_file(&self) -> PathBuf {
         self.dir.join("api.json")
@@ -139,6 +155,45 @@ impl Home {
             .help("start it with `sidereal up`, or name its directory with --data-dir")
         })?;
         serde_json::from_str(&text).with_context(|| format!("{} is damaged", self.running_file().display()))
+    }
+
+    /// The token that `sidereal login` kept.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn login(&self) -> anyhow::Result<Option<Kept>> {
+        let file = self.login_file();
+        match fs::read_to_string(&file) {
+            Ok(text) => {
+                let damaged = |_| {
+                    Problem::new(Code::Unauthorized, format!("{} is damaged", file.display()))
+                        .help("`sidereal logout`, then `sidereal login` again")
+                };
+                Ok(Some(serde_json::from_str(&text).map_err(damaged)?))
+            }
+            Err(cause) if matches!(cause.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(cause) => Err(cause).with_context(|| format!("cannot read {}", file.display())),
+        }
+    }
+
+    /// Keeps a token, where only this user can read it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_login(&self, kept: &Kept) -> anyhow::Result<()> {
+        self.create()?;
+        write_private(&self.login_file(), serde_json::to_string(kept)?.as_bytes())
+    }
+
+    /// Forgets the kept token.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be removed.
+    pub fn forget_login(&self) -> anyhow::Result<()> {
+        fs::remove_file(self.login_file()).map_err(|cause| match cause.kind() {
+            ErrorKind::NotFound => Problem::new(Code::NotFound, "no token is kept").into(),
+            _ => unwritable(&self.login_file(), cause),
+        })
     }
 
     /// Says where the platform answers.

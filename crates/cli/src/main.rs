@@ -118,7 +118,11 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Host(args) => {
             telemetry::init();
             raise_file_limit();
-            host::run(host::HostArgs { dir: args.dir, tenant: cli.global.tenant, shard: args.shard })?;
+            host::run(host::HostArgs {
+                dir: args.dir,
+                tenant: cli.global.tenant.unwrap_or_else(model::TenantName::local),
+                shard: args.shard,
+            })?;
             return Ok(0);
         }
         Command::Compile { world } => return compile::run(&world).map(|()| 0),
@@ -136,8 +140,8 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         }
         _ => {}
     }
-    let context = Context::new(&cli.global)?;
     let daemon = matches!(cli.command, Command::Up(_));
+    let context = Context::new(&cli.global, daemon)?;
     let mut builder = if daemon {
         tokio::runtime::Builder::new_multi_thread()
     } else {
@@ -181,7 +185,11 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         Command::Config(command) => commands::config::config(context, command).await.map(ok),
         Command::Schedule(command) => commands::schedules::schedule(context, command).await.map(yes),
         Command::Route(command) => commands::wiring::route(context, command).await.map(ok),
-        Command::TenantSettings(command) => commands::wiring::tenant(context, command).await.map(ok),
+        Command::TenantSettings(command) => commands::tenant::settings(context, command).await.map(ok),
+        Command::Tenant(command) => commands::tenant::tenant(context, command).await.map(ok),
+        Command::Login(args) => commands::login::login(context, &args).await.map(ok),
+        Command::Logout => commands::login::logout(context).map(ok),
+        Command::Audit(args) => commands::audit::audit(context, args).await.map(yes),
         Command::Keys(command) => commands::signing::keys(context, command).map(ok),
         Command::Sign(args) => commands::signing::sign(context, &args).map(ok),
         Command::Inspect(args) => commands::signing::inspect(context, &args).map(ok),

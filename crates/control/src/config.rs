@@ -1,6 +1,7 @@
 //! What a control plane is started with, and why it does not start.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ pub struct ControlConfig {
     pub token: String,
     /// The machine this process runs on.
     pub node: NodeName,
+    /// The folder of the audit log; made where there is none.
+    pub audit: PathBuf,
     /// Desired and observed state.
     pub store: Arc<dyn Store>,
     /// The artifacts of this machine.
@@ -54,6 +57,17 @@ pub enum ControlError {
     /// Shared configs could not be brought to the apps that name them.
     #[error("shared configs: {0}")]
     Configs(String),
+    /// A tenant that was being deleted could not be deleted to the end.
+    #[error("deleting a tenant: {0}")]
+    Gone(String),
+    /// The audit log cannot be opened: nothing could be changed.
+    #[error("the audit log in {} cannot be used: {cause}", dir.display())]
+    Audit {
+        /// Its folder.
+        dir: PathBuf,
+        /// The system's own words.
+        cause: String,
+    },
     /// The state cannot be read.
     #[error(transparent)]
     Store(#[from] store::StoreError),

@@ -40,11 +40,12 @@ impl Subject {
     }
 }
 
-/// Which events a reader wants. Events about no tenant (nodes, gaps) are for everybody.
-#[derive(Debug, Clone, Default)]
+/// Which events a reader wants. Those about no tenant (nodes) are the operator's; that some were missed is for everybody.
+#[derive(Debug, Clone)]
 pub(crate) struct Filter {
     pub(crate) tenant: Option<TenantName>,
     pub(crate) app: Option<AppName>,
+    pub(crate) operator: bool,
 }
 
 impl Filter {
@@ -53,7 +54,7 @@ impl Filter {
         match subject {
             Subject::App(id) => tenant(&id.tenant) && self.app.as_ref().is_none_or(|wanted| *wanted == id.app),
             Subject::Tenant(t) => tenant(t),
-            Subject::None => true,
+            Subject::None => self.operator,
         }
     }
 }
@@ -210,6 +211,10 @@ mod tests {
         Subject::App(AppId { tenant: tenant.parse().unwrap(), app: app.parse().unwrap() })
     }
 
+    fn all() -> Filter {
+        Filter { tenant: None, app: None, operator: true }
+    }
+
     fn ids(frames: &Bytes) -> Vec<String> {
         let text = std::str::from_utf8(frames).unwrap();
         let data = text.lines().filter_map(|l| l.strip_prefix("data: "));
@@ -228,15 +233,17 @@ mod tests {
             let events = events.clone();
             async move { ids(&Box::pin(events.stream(filter, after)).next().await.unwrap()) }
         };
-        let tenant_a = Filter { tenant: Some("a".parse().unwrap()), app: None };
-        let app_x = Filter { tenant: Some("a".parse().unwrap()), app: Some("x".parse().unwrap()) };
-        assert_eq!(read(Filter::default(), Some(start)).await, ["one", "two", "three", "four"]);
-        assert_eq!(read(Filter::default(), Some(start + 2)).await, ["three", "four"]);
+        let tenant_a = Filter { tenant: Some("a".parse().unwrap()), app: None, operator: true };
+        let app_x = Filter { tenant: Some("a".parse().unwrap()), app: Some("x".parse().unwrap()), operator: true };
+        assert_eq!(read(all(), Some(start)).await, ["one", "two", "three", "four"]);
+        assert_eq!(read(all(), Some(start + 2)).await, ["three", "four"]);
         assert_eq!(read(tenant_a, Some(start)).await, ["one", "two", "four"]);
         assert_eq!(read(app_x, Some(start)).await, ["one", "four"]);
+        let member = Filter { tenant: Some("a".parse().unwrap()), app: None, operator: false };
+        assert_eq!(read(member, Some(start)).await, ["one", "two"], "what nodes do is the operator's");
         // An id of an earlier process, and one that never was.
-        assert_eq!(read(Filter::default(), Some(7)).await, [event::MISSED, "one", "two", "three", "four"]);
-        assert_eq!(read(Filter::default(), Some(u64::MAX)).await, [event::MISSED]);
+        assert_eq!(read(all(), Some(7)).await, [event::MISSED, "one", "two", "three", "four"]);
+        assert_eq!(read(all(), Some(u64::MAX)).await, [event::MISSED]);
     }
 
     #[tokio::test]
@@ -246,7 +253,7 @@ mod tests {
             events.control("e", Subject::None, &());
         }
         assert_eq!(events.ring.lock().unwrap().kept.len(), KEPT);
-        let mut stream = Box::pin(events.stream(Filter::default(), Some(1 << 20)));
+        let mut stream = Box::pin(events.stream(all(), Some(1 << 20)));
         let mut seen = Vec::new();
         while seen.len() < KEPT + 1 {
             seen.extend(ids(&stream.next().await.unwrap()));
@@ -257,7 +264,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_idle_stream_gets_comments() {
         let events = Events::new(1);
-        let mut stream = Box::pin(events.stream(Filter::default(), None));
+        let mut stream = Box::pin(events.stream(all(), None));
         assert_eq!(stream.next().await.unwrap(), ":\n\n");
     }
 }

@@ -4,6 +4,7 @@
 //! store and writes assignments; nodes watch those. Nothing here runs a component or holds a connection to a host.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod clock;
 mod config;
 mod events;
@@ -14,6 +15,7 @@ mod purge;
 mod reconcile;
 mod state;
 mod sweep;
+mod tokens;
 mod trust;
 mod writer;
 
@@ -29,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::config::{ControlConfig, ControlError};
 pub use crate::http::openapi;
 
+use crate::audit::Audit;
 use crate::events::Events;
 use crate::http::{Api, Guard};
 use crate::mover::Mover;
@@ -36,6 +39,7 @@ use crate::purge::Purger;
 use crate::reconcile::Reconciler;
 use crate::state::Shared;
 use crate::sweep::Sweeper;
+use crate::tokens::Tokens;
 use crate::trust::Vetter;
 use crate::writer::{Turn, Writer};
 
@@ -64,6 +68,7 @@ impl Control {
             listen,
             token,
             node,
+            audit,
             store,
             blobs,
             secrets,
@@ -81,6 +86,7 @@ impl Control {
         let (stop, state) = (CancellationToken::new(), Arc::new(Shared::default()));
         let (settled_in, settled) = watch::channel(0);
         let turn = Turn::default();
+        let audit = Audit::start(audit, store.clone()).await?;
         let events = Events::new(clock::millis());
         let reconciler =
             Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in, turn.clone()).await?;
@@ -88,10 +94,13 @@ impl Control {
         writer.resume_configs(env).await.map_err(|refusal| ControlError::Configs(refusal.problem.detail))?;
         let mover = Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), stop.clone());
         mover.resume().await?;
+        writer.finish_gone().await.map_err(|refusal| ControlError::Gone(refusal.problem.detail))?;
         let purger = Purger { store: store.clone(), nodes: nodes.clone(), state: state.clone() };
         let sweeper = Sweeper::new(store.clone(), blobs.clone(), nodes.clone(), keep_unnamed);
         let api = Arc::new(Api {
-            guard: Guard::new(addr, allowed_hosts, &token),
+            guard: Guard::new(addr, allowed_hosts),
+            tokens: Tokens::new(store.clone(), &token),
+            audit,
             writer,
             mover,
             store,

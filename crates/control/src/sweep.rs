@@ -13,7 +13,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use model::{ComponentName, Digest};
 use serde::Deserialize;
 use store::blobs::{BlobError, Blobs};
-use store::{Entry, Store, StoreError, keys};
+use store::{Entry, Expect, Store, StoreError, keys};
 use tokio_util::sync::CancellationToken;
 
 use crate::load::app_id;
@@ -103,18 +103,36 @@ impl Sweeper {
         // The code first: were it last, a crash in between would leave code that no artifact leads to.
         let running: BTreeSet<Digest> = self.nodes.tidy(unnamed.clone()).await.into_iter().collect();
         let gone: Vec<Digest> = unnamed.into_iter().filter(|digest| !running.contains(digest)).collect();
-        self.blocking(move |blobs| {
-            for digest in gone {
-                if blobs.remove_unwanted(&digest, before)? {
-                    tracing::info!(%digest, "removed an artifact that no revision names");
+        let removed = self
+            .blocking(move |blobs| {
+                let mut removed = BTreeSet::new();
+                for digest in gone {
+                    if blobs.remove_unwanted(&digest, before)? {
+                        tracing::info!(%digest, "removed an artifact that no revision names");
+                        removed.insert(digest.to_string());
+                    }
                 }
-            }
-            Ok(())
-        })
-        .await?;
+                Ok(removed)
+            })
+            .await?;
+        self.forget(&removed).await?;
         // What still runs is looked at again when it has ended.
         let times = if running.is_empty() { times } else { 0 };
         self.seen = (marks, old, times);
+        Ok(())
+    }
+
+    /// Nobody has sent these: whoever sends one again says so anew. One that was sent again in this moment is sent once
+    /// more.
+    async fn forget(&self, removed: &BTreeSet<String>) -> Result<(), Stop> {
+        if removed.is_empty() {
+            return Ok(());
+        }
+        for entry in self.store.list(keys::ARTIFACTS).await?.entries {
+            if keys::parts(&entry.key).nth(1).is_some_and(|digest| removed.contains(digest)) {
+                self.store.delete(&entry.key, Expect::Any).await?;
+            }
+        }
         Ok(())
     }
 

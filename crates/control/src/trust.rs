@@ -125,7 +125,8 @@ fn refused(error: ClaimsError) -> Finding {
 /// What is wanted of a revision that was recorded, judged by the tenant's settings as they are now.
 pub(crate) fn wanted(record: &RevisionRecord, tenant: &TenantSettings, now: u64) -> Wanted {
     let policy = TrustPolicy::from(tenant);
-    let (mut denied, mut expiry) = (None, None::<Expiry>);
+    let mut denied = tenant.suspended.as_deref().map(|why| suspended(why).reason());
+    let mut expiry = None::<Expiry>;
     for (name, component) in &record.app.components {
         let verdict = record.claims.get(name).cloned().map_or(Verdict::Unsigned, Verdict::Signed);
         match claims::recheck(&verdict, &component.digest, &policy, now) {
@@ -152,6 +153,12 @@ pub(crate) fn wanted(record: &RevisionRecord, tenant: &TenantSettings, now: u64)
         }
     }
     Wanted { revision: record.revision, denied: denied.map(Box::new), expiry: expiry.map(Box::new) }
+}
+
+/// What an app, or whoever would change something, is told while the tenant is suspended.
+pub(crate) fn suspended(why: &str) -> Problem {
+    Problem::new(Code::Suspended, format!("the tenant is suspended by the operator: {why}"))
+        .help("everything it has is kept; the operator ends this with `sidereal tenant resume`")
 }
 
 fn reason(component: &ComponentName, error: &ClaimsError) -> Reason {
@@ -186,6 +193,13 @@ pub(crate) fn settings_problems(settings: &TenantSettings) -> Vec<String> {
         problems.push(format!("shards is {}; it is 1 to 64", settings.shards));
     }
     problems.extend(settings.quotas.problems());
+    if settings
+        .suspended
+        .as_ref()
+        .is_some_and(|why| why.is_empty() || why.len() > 200 || why.chars().any(char::is_control))
+    {
+        problems.push("suspended has 1 to 200 bytes and no control characters: it says why".to_owned());
+    }
     for (name, spec) in &settings.providers {
         if model::rules::provider::built_in(name.as_str()).is_some() {
             problems.push(format!("provider `{name}` has the name of a built-in one"));

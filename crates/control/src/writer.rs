@@ -5,6 +5,7 @@
 //! point. A crash in between leaves a record that nothing points to; its number is skipped by the next deploy.
 
 mod configs;
+mod gone;
 mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,6 +96,19 @@ impl Writer {
         turn: Turn,
     ) -> Self {
         Self { store, vetter, secrets, state, turn }
+    }
+
+    /// Waits until nobody else changes what is wanted.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// The tenant is there and not suspended.
+    pub(crate) async fn active(&self, name: &TenantName) -> Answer<()> {
+        match &self.tenant(name).await?.settings.suspended {
+            None => Ok(()),
+            Some(why) => Err(trust::suspended(why).into()),
+        }
     }
 
     /// The tenant's settings as they are in the store.
@@ -206,8 +220,31 @@ impl Writer {
             .collect())
     }
 
+    /// Artifacts of the app that the tenant has not sent, and that the app does not have already: to the tenant they are
+    /// not there, whoever else may have them.
+    pub(crate) async fn foreign(&self, id: &AppId, app: &LockedApp) -> Answer<Vec<Problem>> {
+        let had: BTreeSet<_> = match self.current(id).await {
+            Ok(current) => current.record.app.components.values().map(|c| c.digest).collect(),
+            Err(refusal) if refusal.problem.code == Code::NotFound => BTreeSet::new(),
+            Err(refusal) => return Err(refusal),
+        };
+        let mut missing = Vec::new();
+        for (name, component) in app.components.iter().filter(|(_, c)| !had.contains(&c.digest)) {
+            if self.store.get(&keys::artifact(&id.tenant, &component.digest)).await?.is_none() {
+                let cause = Refusal::from(store::blobs::BlobError::Missing(component.digest)).problem.detail;
+                missing.push(Problem::new(Code::ArtifactMissing, format!("component `{name}`: {cause}")));
+            }
+        }
+        Ok(missing)
+    }
+
     /// `deploy`.
     pub(crate) async fn deploy(&self, id: &AppId, mut app: LockedApp, cause: Cause) -> Answer<Accepted> {
+        self.tenant(&id.tenant).await?;
+        let foreign = self.foreign(id, &app).await?;
+        if !foreign.is_empty() {
+            return Err(refuse(foreign));
+        }
         // Reading artifacts takes time; done here first, the same check below finds them read.
         self.vetter.vet(&app, &self.tenant(&id.tenant).await?.settings, clock::seconds()).await.map_err(refuse)?;
         let _turn = self.turn.lock().await;
@@ -397,12 +434,14 @@ impl Writer {
         Ok(at)
     }
 
-    /// Writes a tenant's settings; answers with their etag.
+    /// Writes a tenant's settings; answers with their etag. Who is not the operator may say whom the tenant trusts, and
+    /// nothing that gives it more of anything.
     pub(crate) async fn put_tenant(
         &self,
         name: &TenantName,
         settings: &TenantSettings,
         require: Require,
+        operator: bool,
     ) -> Answer<u64> {
         let problems = trust::settings_problems(settings);
         if !problems.is_empty() {
@@ -426,6 +465,22 @@ impl Writer {
             Require::At(etag) => Expect::Revision(etag),
             Require::Exists => Expect::Revision(self.tenant(name).await?.etag),
         };
+        if !operator {
+            let now = self.tenant(name).await?.settings;
+            let widened = widened(&now, settings);
+            if !widened.is_empty() {
+                let text = format!("only the operator may change {}", widened.join(", "));
+                return Err(Refusal::new(Code::Forbidden, text)
+                    .help("an owner may change `trust_anchors` and `revoked`; ask your operator for the rest"));
+            }
+        }
+        if self.store.get(&keys::gone(name)).await?.is_some() {
+            return Err(Refusal::new(
+                Code::Conflict,
+                format!("there was a tenant `{name}`; its name is not used again"),
+            )
+            .help("choose another name"));
+        }
         self.kinds_kept(name, settings).await?;
         let etag = self.store.put(&key, encode(settings)?, expect, None).await?;
         self.follow(name, settings).await?;
@@ -508,6 +563,21 @@ impl Writer {
             .status(StatusCode::CONFLICT)
             .help("offer the new one under another name, move the links there, then remove the old one"))
     }
+}
+
+/// The fields that only the operator decides and that differ.
+fn widened(now: &TenantSettings, new: &TenantSettings) -> Vec<String> {
+    let own = |settings: &TenantSettings| {
+        let mut settings = settings.clone();
+        settings.trust_anchors.clear();
+        settings.revoked.clear();
+        match serde_json::to_value(settings) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(),
+        }
+    };
+    let (now, new) = (own(now), own(new));
+    new.iter().filter(|(field, value)| now.get(*field) != Some(value)).map(|(field, _)| format!("`{field}`")).collect()
 }
 
 /// Compare-and-set, for people: which revision must be current.

@@ -4,6 +4,7 @@
 //! a unit test away.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod admission;
 pub mod app;
 pub mod claims;

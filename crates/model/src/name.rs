@@ -102,6 +102,13 @@ names! {
     ScheduleName,
 }
 
+impl TenantName {
+    /// The tenant of a machine where nobody names one.
+    pub fn local() -> Self {
+        Self("local".into())
+    }
+}
+
 impl Label {
     /// The label of a link that names none.
     pub fn default_label() -> Self {

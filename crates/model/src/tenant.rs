@@ -29,6 +29,10 @@ pub struct TenantSettings {
     pub shards: u32,
     /// What all apps of the tenant may use together.
     pub quotas: Quotas,
+    /// Why the tenant is suspended: its apps answer 503, its schedules rest, its tokens change nothing, and everything it
+    /// has stays. Absent: it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<String>,
 }
 
 impl Default for TenantSettings {
@@ -42,6 +46,7 @@ impl Default for TenantSettings {
             providers: BTreeMap::new(),
             shards: 2,
             quotas: Quotas::default(),
+            suspended: None,
         }
     }
 }

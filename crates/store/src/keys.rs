@@ -13,17 +13,23 @@
 //! | `served/<node>/<t>/<a>` | [`Served`], kept over restarts | node |
 //! | `schedules/<t>/<a>/<name>` | [`model::schedule::Record`], compare-and-set, kept over restarts | node |
 //! | `secrets/<t>/<name>` | a sealed value, see [`crate::secrets`] | control, compare-and-set |
+//! | `gone/<t>` | there: the tenant was deleted, and no other has its name | control |
+//! | `tokens/<t>/<id>` | [`TokenRecord`] | control |
+//! | `token-uses/<t>/<id>` | [`TokenUse`] | control |
+//! | `audit/tail` | [`crate::audit::Tail`]: where the audit log ends | control |
+//! | `artifacts/<t>/<digest>` | there: the tenant has sent this artifact | control |
 //! | `configs/<t>/<name>` | [`ConfigRecord`] | control, compare-and-set |
 //! | `operator/env` | [`ConfigRecord`]: the environment of the operator's choice | control |
 //! | `secret-keys/<t>` | the tenant's data key, wrapped | control |
 
 use std::collections::BTreeMap;
 
+use model::access::{Role, TokenId};
 use model::app::{LockedApp, Revision};
 use model::claims::Claims;
 use model::config::Values;
 use model::observed::Reason;
-use model::{AppName, ComponentName, ConfigName, NodeName, ScheduleName, SecretName, TenantName};
+use model::{AppName, ComponentName, ConfigName, Digest, NodeName, ScheduleName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
 
 /// Which revision of an app is wanted. The head is the commit point of a deploy. It outlives the app, so that the next
@@ -118,6 +124,76 @@ pub struct ConfigRecord {
     pub pending: bool,
 }
 
+/// A token of the API. Its secret is not here, and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// What it may do.
+    pub role: Role,
+    /// For people.
+    pub label: String,
+    /// SHA-256 of its secret.
+    pub hash: [u8; 32],
+    /// When it was made, milliseconds since 1970.
+    pub created_ms: u64,
+    /// Who made it: `operator`, or a token.
+    pub created_by: String,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+    /// When it was revoked. The record stays: an id is never used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_ms: Option<u64>,
+}
+
+/// When a token was used last, to the minute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenUse {
+    /// Milliseconds since 1970.
+    pub last_ms: u64,
+}
+
+/// All tenants that were deleted.
+pub const GONE: &str = "gone/";
+/// That a tenant was deleted.
+pub fn gone(t: &TenantName) -> String {
+    format!("gone/{t}")
+}
+
+/// All tokens.
+pub const TOKENS: &str = "tokens/";
+/// A token.
+pub fn token(t: &TenantName, id: &TokenId) -> String {
+    format!("tokens/{t}/{id}")
+}
+/// The tokens of a tenant.
+pub fn tokens_of(t: &TenantName) -> String {
+    format!("tokens/{t}/")
+}
+/// When a token was used last.
+pub fn token_use(t: &TenantName, id: &TokenId) -> String {
+    format!("token-uses/{t}/{id}")
+}
+/// When each token of a tenant was used last.
+pub fn token_uses_of(t: &TenantName) -> String {
+    format!("token-uses/{t}/")
+}
+
+/// Where the audit log ends.
+pub fn audit_tail() -> String {
+    "audit/tail".to_owned()
+}
+
+/// Which tenant has sent which artifact.
+pub const ARTIFACTS: &str = "artifacts/";
+/// That a tenant has sent an artifact: for everybody else it is not there.
+pub fn artifact(t: &TenantName, digest: &Digest) -> String {
+    format!("artifacts/{t}/{digest}")
+}
+/// The artifacts a tenant has sent.
+pub fn artifacts_of(t: &TenantName) -> String {
+    format!("artifacts/{t}/")
+}
+
 /// All tenants.
 pub const TENANTS: &str = "tenants/";
 /// All heads.
@@ -162,6 +238,10 @@ pub fn copy(t: &TenantName, a: &AppName) -> String {
 /// That the data of a deleted app are to go. No app of that name is deployed while it is there.
 pub fn purge(t: &TenantName, a: &AppName) -> String {
     format!("purges/{t}/{a}")
+}
+/// The deleted apps of a tenant whose data are to go.
+pub fn purges_of(t: &TenantName) -> String {
+    format!("purges/{t}/")
 }
 /// A node's record.
 pub fn node(n: &NodeName) -> String {

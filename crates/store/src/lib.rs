@@ -4,6 +4,7 @@
 //! acknowledged after it is on disk. One conformance suite runs over every backend.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod blobs;
 pub mod conformance;
 pub mod data;

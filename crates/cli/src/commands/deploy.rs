@@ -56,11 +56,11 @@ async fn served(
 /// When one is refused.
 pub async fn upload(context: &Context, client: &ControlClient, project: &Project) -> anyhow::Result<()> {
     for (digest, bytes) in &project.artifacts {
-        if client.has_blob(digest).await.map_err(refused)? {
+        if client.has_blob(&context.tenant, digest).await.map_err(refused)? {
             continue;
         }
         let spinner = context.out.spinner(&format!("uploading {} ({} KiB)", digest.short(), bytes.len() / 1024));
-        let done = client.put_blob(digest, bytes.clone()).await;
+        let done = client.put_blob(&context.tenant, digest, bytes.clone()).await;
         spinner.finish_and_clear();
         done.map_err(refused)?;
         context.out.step(&format!("artifact {} uploaded", digest.short()));

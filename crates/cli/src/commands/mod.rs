@@ -1,14 +1,17 @@
 //! One file per group of commands; each reads as the story of what the command does.
 
 pub mod apps;
+pub mod audit;
 pub mod config;
 pub mod deploy;
 pub mod doctor;
+pub mod login;
 pub mod moving;
 pub mod schedules;
 pub mod secrets;
 pub mod signing;
 pub mod talk;
+pub mod tenant;
 pub mod top;
 pub mod up;
 pub mod wiring;

@@ -271,6 +271,10 @@ async fn seed_tenant(context: &Context, args: &Up, store: &Arc<dyn Store>, accou
     if store.get(&key).await.map_err(storage)?.is_some() {
         return Ok(());
     }
+    if store.get(&store::keys::gone(&context.tenant)).await.map_err(storage)?.is_some() {
+        let text = format!("the tenant `{}` was deleted, and its name is not used again", context.tenant);
+        return Err(Problem::new(Code::Conflict, text).help("name another one: `sidereal up --tenant NAME`").into());
+    }
     let mut settings = TenantSettings { trust_anchors: vec![account.to_owned()], ..TenantSettings::default() };
     if let Some(shards) = args.shards {
         settings.shards = shards;
@@ -319,6 +323,7 @@ async fn start_control(
         listen,
         token: token.to_owned(),
         node: name.clone(),
+        audit: context.home.audit(),
         store: storage.store.clone(),
         blobs: storage.blobs.clone(),
         secrets: storage.secrets.clone(),

@@ -1,4 +1,4 @@
-//! `link`, `provider`, `route`, `tenant-settings`: what is connected to what, and what the operator allows.
+//! `link`, `provider`, `route`: what is connected to what.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,9 +7,9 @@ use api::client::{ControlClient, Require};
 use api::control::{ContractView, LinkRequest, ProviderType, TenantView};
 use api::{Code, Problem};
 use model::tenant::TenantSettings;
-use model::{AppName, ProviderKind, ProviderName, ProviderSpec};
+use model::{AppName, ProviderKind, ProviderName, ProviderSpec, TenantName};
 
-use crate::args::{LinkCommand, ProviderCommand, RouteCommand, TenantCommand};
+use crate::args::{LinkCommand, ProviderCommand, RouteCommand};
 use crate::commands::moving;
 use crate::context::{Context, refused};
 use crate::follow::{Follow, Served};
@@ -120,7 +120,7 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
             let secrets = secrets.into_iter().collect();
             let spec = ProviderSpec { config, secrets, operator: true, ..ProviderSpec::new(kind) };
             replaceable(context, &client, &name, kind).await?;
-            change(context, &client, |settings| {
+            change(&client, &context.tenant, |settings| {
                 settings.providers.insert(name.clone(), spec.clone());
                 Ok(())
             })
@@ -143,7 +143,7 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
                 problem.findings = view.links.clone();
                 return Err(problem.into());
             }
-            change(context, &client, |settings| {
+            change(&client, &context.tenant, |settings| {
                 settings.providers.remove(&name);
                 Ok(())
             })
@@ -223,66 +223,14 @@ pub async fn route(context: &Context, command: RouteCommand) -> anyhow::Result<(
     Ok(())
 }
 
-/// `sidereal tenant-settings`
-///
-/// # Errors
-/// When the settings are refused.
-pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result<()> {
-    let client = context.client()?;
-    match command {
-        TenantCommand::Show => {
-            let view = client.tenant(&context.tenant).await.map_err(refused)?;
-            context.out.result(&view, || serde_json::to_string_pretty(&view.settings).unwrap_or_default());
-        }
-        TenantCommand::List => {
-            let tenants = client.tenants().await.map_err(refused)?;
-            context.out.result(&tenants, || tenants.iter().map(|t| t.name.to_string()).collect::<Vec<_>>().join("\n"));
-        }
-        TenantCommand::Set { trust, distrust, revoke, unrevoke, allow_egress, deny_egress, shards, allow_unsigned } => {
-            let lists = [&trust, &distrust, &revoke, &unrevoke, &allow_egress, &deny_egress];
-            if lists.iter().all(|list| list.is_empty()) && shards.is_none() && allow_unsigned.is_none() {
-                return Err(Problem::new(Code::RequestInvalid, "nothing to set: no flag was given")
-                    .help("for example `sidereal tenant-settings set --shards 2`; `--help` lists the flags")
-                    .into());
-            }
-            let view = change(context, &client, |settings| {
-                all_there("trusted key", &distrust, &settings.trust_anchors)?;
-                all_there("revoked key, token or digest", &unrevoke, &settings.revoked)?;
-                all_there("granted range", &deny_egress, &settings.egress)?;
-                settings.trust_anchors.retain(|key| !distrust.contains(key) && !trust.contains(key));
-                settings.trust_anchors.extend(trust.iter().cloned());
-                settings.revoked.retain(|id| !revoke.contains(id) && !unrevoke.contains(id));
-                settings.revoked.extend(revoke.iter().cloned());
-                settings.egress.retain(|cidr| !allow_egress.contains(cidr) && !deny_egress.contains(cidr));
-                settings.egress.extend(allow_egress.iter().cloned());
-                settings.shards = shards.unwrap_or(settings.shards);
-                settings.allow_unsigned = allow_unsigned.unwrap_or(settings.allow_unsigned);
-                Ok(())
-            })
-            .await?;
-            context.out.result(&view, || format!("tenant {} is set", view.name));
-        }
-    }
-    Ok(())
-}
-
-/// What is taken away must be there: a mistyped key that "was removed" would go on being trusted.
-fn all_there(what: &str, asked: &[String], present: &[String]) -> Result<(), Problem> {
-    match asked.iter().find(|entry| !present.contains(entry)) {
-        Some(entry) => Err(Problem::new(Code::NotFound, format!("there is no {what} `{entry}`; nothing was changed"))
-            .help("`sidereal tenant-settings show` lists what there is")),
-        None => Ok(()),
-    }
-}
-
 /// Reads, changes and writes the tenant's settings; tries again when somebody else was faster.
-async fn change(
-    context: &Context,
+pub(super) async fn change(
     client: &ControlClient,
+    tenant: &TenantName,
     edit: impl Fn(&mut TenantSettings) -> Result<(), Problem>,
 ) -> anyhow::Result<TenantView> {
     loop {
-        let (mut settings, require) = match client.tenant(&context.tenant).await {
+        let (mut settings, require) = match client.tenant(tenant).await {
             Ok(view) => (view.settings, Require::At(view.etag)),
             Err(error) => match error.problem() {
                 problem if problem.code == Code::NotFound => (TenantSettings::default(), Require::Absent),
@@ -290,7 +238,7 @@ async fn change(
             },
         };
         edit(&mut settings)?;
-        match client.put_tenant(&context.tenant, &settings, require).await {
+        match client.put_tenant(tenant, &settings, require).await {
             Ok(view) => return Ok(view),
             Err(error) => match error.problem() {
                 problem if problem.code == Code::Conflict => {}

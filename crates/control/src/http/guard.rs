@@ -1,58 +1,55 @@
-//! What stands before every handler: the name we were called by, the page that calls, and the token. In this order, so
-//! that a browser tricked into calling us learns nothing at all.
+//! What stands before every handler: the name we were called by, the page that calls, the token, and what it may do. In
+//! this order, so that a browser tricked into calling us learns nothing at all.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use api::problem::Code;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts as _, MatchedPath, RawPathParams, Request, State};
+use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
+
+use store::audit::{Act, Outcome};
 
 use super::Api;
-use super::refusal::{Answer, Refusal};
+use super::access::{self, Effect, Need};
+use super::refusal::{Answer, Refusal, Why};
+use super::serve::Peer;
+use crate::audit;
+use crate::tokens::Caller;
 
-/// The one path that needs no token.
-const HEALTH: &str = "/v1/healthz";
+/// Characters of a path that the audit log keeps.
+const PATH: usize = 300;
 
-/// Who may call, and by which name.
+/// By which name we may be called.
 pub(crate) struct Guard {
     listen: SocketAddr,
     allowed: Vec<String>,
-    /// Hashed, so that comparing takes the same time for every length.
-    token: [u8; 32],
 }
 
 impl Guard {
-    pub(crate) fn new(listen: SocketAddr, allowed: Vec<String>, token: &str) -> Self {
-        Self { listen, allowed, token: Sha256::digest(token.as_bytes()).into() }
+    pub(crate) fn new(listen: SocketAddr, allowed: Vec<String>) -> Self {
+        Self { listen, allowed }
     }
 
-    fn check(&self, request: &Request) -> Answer<()> {
-        let headers = request.headers();
+    fn check(&self, request: &Parts) -> Answer<()> {
         let authority = self.host(request)?;
-        self.origin(headers, &authority)?;
-        if request.uri().path() == HEALTH || self.authorized(headers) {
-            return Ok(());
-        }
-        Err(Refusal::new(Code::Unauthorized, "the bearer token is missing or wrong")
-            .help("send `Authorization: Bearer <token>`; the token is in the file `token` of the data folder"))
+        self.origin(&request.headers, &authority)
     }
 
     /// A page of another site can make a browser resolve its own name to us; the name then gives it away.
-    fn host(&self, request: &Request) -> Answer<Authority> {
+    fn host(&self, request: &Parts) -> Answer<Authority> {
         let forbidden = |why: &str| Refusal::new(Code::Forbidden, format!("the request's `Host` {why}"));
-        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let mut hosts = request.headers.get_all(header::HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else {
             return Err(forbidden("is missing or there are several"));
         };
         let host: Authority =
             host.to_str().ok().and_then(|h| h.parse().ok()).ok_or_else(|| forbidden("cannot be read"))?;
-        let asked = request.uri().authority();
+        let asked = request.uri.authority();
         if !self.ours(&host) || asked.is_some_and(|asked| *asked != host) {
             return Err(forbidden("is not a name of this server").help(format!("call it by `{}`", self.listen)));
         }
@@ -85,22 +82,110 @@ impl Guard {
         }
         Err(Refusal::new(Code::Forbidden, "the request's `Origin` is another site"))
     }
+}
 
-    fn authorized(&self, headers: &HeaderMap) -> bool {
-        let mut sent = headers.get_all(header::AUTHORIZATION).iter();
-        let (Some(value), None) = (sent.next(), sent.next()) else { return false };
-        let Some((scheme, token)) = value.as_bytes().split_at_checked(7) else { return false };
-        let hash: [u8; 32] = Sha256::digest(token).into();
-        scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(hash.ct_eq(&self.token))
+/// The one token that was sent, if it is one.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut sent = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (sent.next(), sent.next()) else { return None };
+    let (scheme, token) = value.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
+}
+
+/// A request that may go on, and what the audit log says of it.
+struct Admitted {
+    request: Request,
+    effect: Effect,
+    act: Act,
+}
+
+/// Lets a request through to its handler, which then finds a [`Caller`] in it; else also says who was refused.
+async fn admit(api: &Api, request: Request) -> Result<Admitted, Box<(Refusal, Act)>> {
+    let peer = request.extensions().get::<Peer>().map_or_else(String::new, |Peer(peer)| peer.to_string());
+    let (mut parts, body) = request.into_parts();
+    let route = MatchedPath::from_request_parts(&mut parts, &()).await.ok();
+    // What is no route can be anything, also a secret that was pasted into the wrong place.
+    let path: String = route.as_ref().map_or("(no such path)", |_| parts.uri.path()).chars().take(PATH).collect();
+    let mut act = audit::act(audit::NOBODY.to_owned(), None, peer, format!("{} {path}", parts.method));
+    let refused = |refusal: Refusal, act: &Act| Err(Box::new((refusal, act.clone())));
+    if let Err(refusal) = api.guard.check(&parts) {
+        return refused(refusal, &act);
     }
+    let (need, effect) = match &route {
+        Some(route) => access::needs(&parts.method, route.as_str()),
+        // What is no route is said to whoever has a token.
+        None => (Need::Token, Effect::Reads),
+    };
+    if need == Need::Nobody {
+        return Ok(Admitted { request: Request::from_parts(parts, body), effect, act });
+    }
+    let caller = match api.tokens.caller(bearer(&parts.headers)).await {
+        Ok(caller) => caller,
+        Err(refusal) => return refused(refusal, &act),
+    };
+    // As the handler will read it: decoded, and by the router's own rules.
+    let names = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
+    let tenant = names.as_ref().and_then(|names| names.iter().find(|(name, _)| *name == "tenant")).map(|(_, t)| t);
+    act.who = caller.name();
+    act.tenant = match &caller {
+        Caller::Operator => tenant.and_then(|tenant| tenant.parse().ok()),
+        Caller::Member { tenant, .. } => Some(tenant.clone()),
+    };
+    if let Err(refusal) = access::admit(&caller, need, tenant) {
+        return refused(refusal, &act);
+    }
+    if let (Caller::Member { tenant, .. }, Effect::Changes) = (&caller, effect)
+        && let Err(refusal) = api.writer.active(tenant).await
+    {
+        return refused(refusal, &act);
+    }
+    parts.extensions.insert(caller);
+    Ok(Admitted { request: Request::from_parts(parts, body), effect, act })
+}
+
+/// The same line, saying what came of it.
+fn ended(act: Act, begun: Option<u64>, response: &Response) -> Act {
+    let code = response.extensions().get::<Why>().map(|why| why.code.as_str().to_owned());
+    let outcome = if response.status().is_success() { Outcome::Done } else { Outcome::Refused };
+    Act { outcome, status: Some(response.status().as_u16()), code, begun, ..act }
+}
+
+async fn answer(api: Arc<Api>, request: Request, next: Next) -> Response {
+    let Admitted { request, effect, act } = match admit(&api, request).await {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            let (refusal, act) = *refused;
+            let response = refusal.into_response();
+            api.audit.refused(ended(act, None, &response)).await;
+            return response;
+        }
+    };
+    if effect == Effect::Reads {
+        let response = next.run(request).await;
+        if response.extensions().get::<Why>().is_some_and(|why| why.denied) {
+            api.audit.refused(ended(act, None, &response)).await;
+        }
+        return response;
+    }
+    let begun = match api.audit.write(act.clone()).await {
+        Ok(number) => number,
+        Err(refusal) => return refusal.into_response(),
+    };
+    // A task of its own: what was begun ends, and is written down, also where the caller hangs up.
+    let changing = tokio::spawn(async move {
+        let response = next.run(request).await;
+        if let Err(cause) = api.audit.write(ended(act, Some(begun), &response)).await {
+            tracing::error!(begun, cause = %cause.problem, "what came of a change is not in the audit log");
+        }
+        response
+    });
+    let ended = changing.await;
+    ended.unwrap_or_else(|cause| Refusal::new(Code::Internal, format!("a change ended badly: {cause}")).into_response())
 }
 
 /// The middleware around every route, also those that do not exist.
 pub(crate) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let mut response = match api.guard.check(&request) {
-        Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
-    };
+    let mut response = answer(api, request, next).await;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -112,15 +197,13 @@ mod tests {
     use super::*;
 
     fn check(headers: &[(&'static str, &str)]) -> Result<(), Code> {
-        let guard = Guard::new("127.0.0.1:4000".parse().unwrap(), vec!["sidereal.example".into()], "0123456789abcdef");
+        let guard = Guard::new("127.0.0.1:4000".parse().unwrap(), vec!["sidereal.example".into()]);
         let mut request = axum::http::Request::builder().uri("/v1/version");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        guard.check(&request.body(axum::body::Body::empty()).unwrap()).map_err(|r| r.problem.code)
+        guard.check(&request.body(()).unwrap().into_parts().0).map_err(|r| r.problem.code)
     }
-
-    const BEARER: (&str, &str) = ("authorization", "Bearer 0123456789abcdef");
 
     #[test]
     fn only_our_own_names() {
@@ -133,7 +216,7 @@ mod tests {
             "sidereal.example",
             "sidereal.example:80",
         ] {
-            assert_eq!(check(&[("host", good), BEARER]), Ok(()), "{good}");
+            assert_eq!(check(&[("host", good)]), Ok(()), "{good}");
         }
         for bad in [
             "evil.example:4000",
@@ -149,16 +232,16 @@ mod tests {
             "local host",
             "[::2]:4000",
         ] {
-            assert_eq!(check(&[("host", bad), BEARER]), Err(Code::Forbidden), "{bad}");
+            assert_eq!(check(&[("host", bad)]), Err(Code::Forbidden), "{bad}");
         }
-        assert_eq!(check(&[BEARER]), Err(Code::Forbidden));
-        assert_eq!(check(&[("host", "localhost:4000"), ("host", "localhost:4000"), BEARER]), Err(Code::Forbidden));
+        assert_eq!(check(&[]), Err(Code::Forbidden));
+        assert_eq!(check(&[("host", "localhost:4000"), ("host", "localhost:4000")]), Err(Code::Forbidden));
     }
 
     #[test]
     fn only_our_own_pages() {
         let host = ("host", "localhost:4000");
-        assert_eq!(check(&[host, ("origin", "http://localhost:4000"), BEARER]), Ok(()));
+        assert_eq!(check(&[host, ("origin", "http://localhost:4000")]), Ok(()));
         for bad in [
             "null",
             "http://evil.example",
@@ -167,26 +250,23 @@ mod tests {
             "file://localhost:4000",
             "",
         ] {
-            assert_eq!(check(&[host, ("origin", bad), BEARER]), Err(Code::Forbidden), "{bad}");
+            assert_eq!(check(&[host, ("origin", bad)]), Err(Code::Forbidden), "{bad}");
         }
     }
 
     #[test]
-    fn only_the_token() {
-        let host = ("host", "localhost:4000");
-        assert_eq!(check(&[host, ("authorization", "bearer 0123456789abcdef")]), Ok(()));
-        for bad in [
-            "Bearer",
-            "Bearer ",
-            "Bearer 0123456789abcde",
-            "Bearer 0123456789abcdef ",
-            "Bearer 0123456789abcdeF",
-            "Basic 0123456789abcdef",
-            "0123456789abcdef",
-        ] {
-            assert_eq!(check(&[host, ("authorization", bad)]), Err(Code::Unauthorized), "{bad}");
+    fn one_bearer_token_and_nothing_like_it() {
+        let token = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, value.parse().unwrap());
+            }
+            bearer(&headers).map(<[u8]>::to_vec)
+        };
+        assert_eq!(token(&["bearer 0123456789abcdef"]).unwrap(), b"0123456789abcdef");
+        for bad in [&["Bearer"][..], &["Basic 0123456789abcdef"], &["0123456789abcdef"], &["Bearer a", "Bearer a"], &[]]
+        {
+            assert_eq!(token(bad), None, "{bad:?}");
         }
-        assert_eq!(check(&[host, BEARER, BEARER]), Err(Code::Unauthorized));
-        assert_eq!(check(&[host]), Err(Code::Unauthorized));
     }
 }

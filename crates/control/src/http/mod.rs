@@ -1,6 +1,8 @@
 //! The API over HTTP: which handler answers what, and what every request passes on its way there.
 
+mod access;
 mod apps;
+mod audit;
 mod body;
 mod configs;
 mod copies;
@@ -14,6 +16,7 @@ mod serve;
 mod streams;
 mod system;
 mod tenants;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -33,9 +36,11 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::audit::Audit;
 use crate::events::Events;
 use crate::mover::Mover;
 use crate::state::Shared;
+use crate::tokens::Tokens;
 use crate::writer::Writer;
 pub(crate) use guard::Guard;
 pub(crate) use refusal::{Answer, Refusal};
@@ -48,6 +53,8 @@ pub(crate) const UPLOADS: usize = 4 * api::control::MAX_BLOB;
 /// What handlers work with.
 pub(crate) struct Api {
     pub(crate) guard: Guard,
+    pub(crate) tokens: Tokens,
+    pub(crate) audit: Audit,
     pub(crate) writer: Arc<Writer>,
     pub(crate) mover: Arc<Mover>,
     pub(crate) store: Arc<dyn Store>,
@@ -71,7 +78,8 @@ const MAX_CALL: usize = MAX_CALL_BODY / 3 * 4 + (256 << 10);
     info(
         title = "Sidereal control API",
         description = "What the command line and the canvas speak. Every request but `GET /v1/healthz` carries \
-                       `Authorization: Bearer <token>`. Every refusal is a problem document (RFC 9457) with a stable \
+                       `Authorization: Bearer <token>`: the operator's, or one of a tenant, which sees nothing of \
+                       other tenants. Every refusal is a problem document (RFC 9457) with a stable \
                        `code`. Fields and query parameters that are not listed here are refused, not ignored.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
@@ -102,11 +110,17 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(system::nodes))
         .routes(routes!(system::contracts))
         .routes(routes!(tenants::list))
-        .routes(routes!(tenants::read, tenants::write))
+        .routes(routes!(tenants::read, tenants::write, tenants::delete))
         .routes(routes!(tenants::providers))
         .routes(routes!(tenants::routes))
         .routes(routes!(tenants::hosts))
         .routes(routes!(tenants::metrics))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::verify))
+        .routes(routes!(audit::of_tenant))
+        .routes(routes!(tokens::whoami))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::revoke))
         .routes(routes!(system::has_blob, system::put_blob))
         .routes(routes!(apps::list))
         .routes(routes!(apps::read, apps::delete))

@@ -14,6 +14,15 @@ use super::body::Stalled;
 pub(crate) struct Refusal {
     pub(crate) problem: Problem,
     status: StatusCode,
+    denied: bool,
+}
+
+/// What a refused response says beside its body, for the audit log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Why {
+    pub(crate) code: Code,
+    /// The caller asked for something it may not have.
+    pub(crate) denied: bool,
 }
 
 pub(crate) type Answer<T> = Result<T, Refusal>;
@@ -28,6 +37,18 @@ impl Refusal {
         self
     }
 
+    /// It looks like something else, and is a caller who asked for what it may not have.
+    pub(crate) fn denied(mut self) -> Self {
+        self.denied = true;
+        self
+    }
+
+    /// For the audit log.
+    pub(crate) fn why(&self) -> Why {
+        let code = self.problem.code;
+        Why { code, denied: self.denied || matches!(code, Code::Unauthorized | Code::Forbidden) }
+    }
+
     /// The same problem under a more telling status than its code's own.
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
         self.status = status;
@@ -38,7 +59,7 @@ impl Refusal {
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
         let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { problem, status }
+        Self { problem, status, denied: false }
     }
 }
 
@@ -109,6 +130,7 @@ impl IntoResponse for Refusal {
         };
         let body = serde_json::to_vec(&document).unwrap_or_default();
         let mut response = (self.status, body).into_response();
+        response.extensions_mut().insert(self.why());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match self.problem.code {

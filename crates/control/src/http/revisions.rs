@@ -44,6 +44,10 @@ pub(super) async fn plan(
         Err(refusal) if refusal.problem.code == Code::NotFound => None,
         Err(refusal) => return Err(refusal),
     };
+    let foreign = api.writer.foreign(&id, &request.app).await?;
+    if !foreign.is_empty() {
+        return json_plan(current, &request, foreign);
+    }
     let missing = api.writer.fill(&id.tenant, &mut request.app).await?.unwrap_or_default();
     let mut problems = api.writer.judge(&id, &request.app, &tenant).await.err().unwrap_or_default();
     problems.extend(missing);

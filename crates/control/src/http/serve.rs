@@ -2,10 +2,11 @@
 //! which is also how long an idle connection is kept.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -18,6 +19,10 @@ const HEAD: Duration = Duration::from_secs(10);
 /// The pause after the system had no room for a connection.
 const NO_ROOM: Duration = Duration::from_millis(200);
 
+/// Who is on the other side of the connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
 /// Serves until `stop`, then until the requests under way are answered. Dropping it ends all connections.
 pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let mut open = JoinSet::new();
@@ -28,7 +33,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => drop(open.spawn(connection(stream, router.clone(), stop.clone()))),
+            Ok((stream, peer)) => drop(open.spawn(connection(stream, peer, router.clone(), stop.clone()))),
             // The other side was gone before we came to it.
             Err(cause) if matches!(cause.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
             Err(cause) => {
@@ -41,7 +46,8 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
     while open.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+    let router = router.layer(Extension(Peer(peer)));
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD);
     let mut served = pin!(server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));

@@ -9,6 +9,7 @@ use api::agent::LogLevel;
 use api::control::Event;
 use api::node::{LogQuery, MAX_INSTANCE};
 use api::problem::Code;
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
@@ -19,9 +20,11 @@ use model::{AppName, ComponentName, TenantName};
 use serde::Deserialize;
 
 use super::Api;
+use super::access::no_such_tenant;
 use super::extract::{Asked, At};
 use super::refusal::{Answer, Refusal};
 use crate::events::Filter;
+use crate::tokens::Caller;
 use crate::writer::no_app;
 
 /// Log lines that one request reads from the past at most.
@@ -33,7 +36,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventsQuery {
-    /// Only of this tenant.
+    /// Only of this tenant; a token of a tenant gets only its own in any case.
     tenant: Option<TenantName>,
     /// Only of this app; needs a tenant.
     app: Option<AppName>,
@@ -56,9 +59,19 @@ fn endless(api: &Api, kind: &'static str, chunks: impl Stream<Item = Bytes> + Se
     responses((status = 200, description = "an endless stream", body = Event, content_type = "text/event-stream"), (status = "default", body = Problem)))]
 pub(super) async fn events(
     State(api): State<Arc<Api>>,
-    Asked(query): Asked<EventsQuery>,
+    Extension(caller): Extension<Caller>,
+    Asked(mut query): Asked<EventsQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
+    let operator = match caller {
+        Caller::Operator => true,
+        Caller::Member { tenant: own, .. } => {
+            if *query.tenant.get_or_insert_with(|| own.clone()) != own {
+                return Err(no_such_tenant());
+            }
+            false
+        }
+    };
     if query.app.is_some() && query.tenant.is_none() {
         return Err(Refusal::new(Code::RequestInvalid, "`app` needs a `tenant`"));
     }
@@ -73,7 +86,7 @@ pub(super) async fn events(
     }
     let bad = || Refusal::new(Code::RequestInvalid, "`Last-Event-ID` is not the id of an event");
     let after = headers.get("last-event-id").map(|v| v.to_str().ok().and_then(after_event).ok_or_else(bad));
-    let filter = Filter { tenant: query.tenant, app: query.app.clone() };
+    let filter = Filter { tenant: query.tenant, app: query.app.clone(), operator };
     let events = api.events.stream(filter, after.transpose()?);
     Ok(match every {
         None => endless(&api, "text/event-stream", events),

@@ -11,8 +11,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 use futures::StreamExt as _;
-use model::Digest;
+use model::{Digest, TenantName};
 use store::blobs::BlobError;
+use store::{Expect, keys};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
@@ -73,10 +74,16 @@ pub(super) async fn contracts() -> Response {
     json(&api::control::contracts())
 }
 
-/// Whether an artifact is there and whole. One that is damaged counts as missing: sending it again replaces it.
-#[utoipa::path(head, path = "/v1/blobs/{digest}", params(("digest" = Digest, Path)),
+/// Whether the tenant has sent an artifact, and it is whole. One that is damaged counts as missing: sending it again replaces it.
+#[utoipa::path(head, path = "/v1/tenants/{tenant}/blobs/{digest}", params(("tenant" = TenantName, Path), ("digest" = Digest, Path)),
     responses((status = 200, description = "it is there"), (status = 404, description = "it is not"), (status = "default", body = Problem)))]
-pub(super) async fn has_blob(State(api): State<Arc<Api>>, At(digest): At<Digest>) -> Answer<StatusCode> {
+pub(super) async fn has_blob(
+    State(api): State<Arc<Api>>,
+    At((tenant, digest)): At<(TenantName, Digest)>,
+) -> Answer<StatusCode> {
+    if api.store.get(&keys::artifact(&tenant, &digest)).await?.is_none() {
+        return Err(Refusal::new(Code::NotFound, BlobError::Missing(digest).to_string()));
+    }
     let blobs = api.blobs.clone();
     let looked = move || match blobs.get(&digest) {
         // Whoever asks will not send it: it has to be there when they deploy.
@@ -94,15 +101,16 @@ pub(super) async fn has_blob(State(api): State<Arc<Api>>, At(digest): At<Digest>
     }
 }
 
-/// Keeps an artifact. The bytes must hash to the digest.
-#[utoipa::path(put, path = "/v1/blobs/{digest}", params(("digest" = Digest, Path)),
+/// Keeps an artifact for the tenant. The bytes must hash to the digest.
+#[utoipa::path(put, path = "/v1/tenants/{tenant}/blobs/{digest}", params(("tenant" = TenantName, Path), ("digest" = Digest, Path)),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 204, description = "it is there"), (status = "default", body = Problem)))]
 pub(super) async fn put_blob(
     State(api): State<Arc<Api>>,
-    At(digest): At<Digest>,
+    At((tenant, digest)): At<(TenantName, Digest)>,
     request: Request,
 ) -> Answer<StatusCode> {
+    api.writer.tenant(&tenant).await?;
     // What announces its size is refused before a byte of it is read.
     if http_body::Body::size_hint(request.body()).lower() > MAX_BLOB as u64 {
         return Err(too_large());
@@ -111,6 +119,10 @@ pub(super) async fn put_blob(
     let blobs = api.blobs.clone();
     let put = tokio::task::spawn_blocking(move || blobs.put(&digest, &bytes)).await;
     put.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not kept: {cause}")))??;
+    let key = keys::artifact(&tenant, &digest);
+    if api.store.get(&key).await?.is_none() {
+        api.store.put(&key, "{}".into(), Expect::Any, None).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

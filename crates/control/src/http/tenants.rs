@@ -8,32 +8,39 @@ use api::Problem;
 use api::agent::HostStatus;
 use api::control::{ProviderView, RouteView, TenantView};
 use api::metrics::TenantMetrics;
+use axum::Extension;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::Response;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use model::app::{LockedApp, ProviderKind, ProviderSpec};
 use model::plan::AppId;
 use model::tenant::TenantSettings;
 use model::{ProviderName, TenantName};
-use store::keys;
+use store::{StoreError, keys};
 
 use super::Api;
 use super::extract::{At, Condition, Json, json};
 use super::refusal::Answer;
+use crate::tokens::Caller;
 use crate::writer;
 
 /// Records that are read at once.
 const AT_ONCE: usize = 64;
+/// How long a deletion waits for the data to be gone, and how often it looks.
+const PURGED: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(50);
 /// How long a write of settings waits until they are acted on.
 const ACT: Duration = Duration::from_secs(5);
 
-/// All tenants.
+/// The tenants that the caller may see: the operator all of them, anybody else its own.
 #[utoipa::path(get, path = "/v1/tenants", responses((status = 200, body = Vec<TenantView>), (status = "default", body = Problem)))]
-pub(super) async fn list(State(api): State<Arc<Api>>) -> Answer<Response> {
+pub(super) async fn list(State(api): State<Arc<Api>>, Extension(caller): Extension<Caller>) -> Answer<Response> {
     let listed = api.store.list(keys::TENANTS).await?;
     let mut views = Vec::new();
     for entry in &listed.entries {
-        if let Some(name) = keys::parts(&entry.key).next().and_then(|n| n.parse().ok()) {
+        let name = keys::parts(&entry.key).next().and_then(|n| n.parse().ok());
+        if let Some(name) = name.filter(|name| caller.sees(name)) {
             views.push(TenantView { name, settings: writer::decode(entry)?, etag: entry.revision });
         }
     }
@@ -49,24 +56,51 @@ pub(super) async fn read(State(api): State<Arc<Api>>, At(name): At<TenantName>) 
 }
 
 /// Writes a tenant's settings whole; makes the tenant where there is none. Needs a condition: settings are replaced only by
-/// somebody who has seen them. Answers once running apps are judged by them.
+/// somebody who has seen them. An owner changes whom the tenant trusts and nothing else. Answers once running apps are
+/// judged by them.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}",
     params(("tenant" = TenantName, Path), ("if-match" = Option<String>, Header, description = "the etag, or `*`; this or `if-none-match` must be there"),
         ("if-none-match" = Option<String>, Header, description = "`*`: a new tenant")),
     request_body = TenantSettings, responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
 pub(super) async fn write(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At(name): At<TenantName>,
     Condition(require): Condition,
     Json(settings): Json<TenantSettings>,
 ) -> Answer<Response> {
-    let etag = api.writer.put_tenant(&name, &settings, require).await?;
+    let etag = api.writer.put_tenant(&name, &settings, require, caller == Caller::Operator).await?;
     // It is written whatever happens now; a store that does not take assignments must not hide that.
     let mut settled = api.settled.clone();
     if tokio::time::timeout(ACT, settled.wait_for(|seen| *seen >= etag)).await.is_err() {
         tracing::warn!(tenant = %name, "settings are written and not acted on yet");
     }
     Ok(json(&TenantView { name, settings, etag }))
+}
+
+/// Deletes a tenant: its apps, their data, its secrets, configs and tokens. Its name is never used again. Needs a condition,
+/// as writing does.
+#[utoipa::path(delete, path = "/v1/tenants/{tenant}",
+    params(("tenant" = TenantName, Path), ("if-match" = Option<String>, Header, description = "the etag, or `*`; must be there")),
+    responses((status = 204, description = "it is gone, and its data with it"),
+        (status = 202, description = "it is gone; its data goes when the last calls have ended"),
+        (status = "default", body = Problem)))]
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    At(name): At<TenantName>,
+    Condition(require): Condition,
+) -> Answer<StatusCode> {
+    api.writer.delete_tenant(&name, require).await?;
+    let purged = async {
+        while !api.store.list(&keys::purges_of(&name)).await?.entries.is_empty() {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok::<_, StoreError>(())
+    };
+    match tokio::time::timeout(PURGED, purged).await {
+        Ok(Ok(())) => Ok(StatusCode::NO_CONTENT),
+        Ok(Err(_)) | Err(_) => Ok(StatusCode::ACCEPTED),
+    }
 }
 
 /// The providers that apps of the tenant can link to, and which of its links go there.

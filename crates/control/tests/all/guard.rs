@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::rig::{PATIENCE, Rig, TOKEN, name, refused};
 
 /// Sends a request as it is and answers with status, head and body.
-async fn raw(addr: SocketAddr, request: &str) -> (u16, String, String) {
+pub(crate) async fn raw(addr: SocketAddr, request: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -21,7 +21,7 @@ async fn raw(addr: SocketAddr, request: &str) -> (u16, String, String) {
     (status, head.to_ascii_lowercase(), body.to_owned())
 }
 
-async fn code(addr: SocketAddr, line: &str, headers: &str, body: &str) -> (u16, Code) {
+pub(crate) async fn code(addr: SocketAddr, line: &str, headers: &str, body: &str) -> (u16, Code) {
     let length = if body.is_empty() { String::new() } else { format!("content-length: {}\r\n", body.len()) };
     let request = format!("{line} HTTP/1.1\r\nconnection: close\r\n{headers}{length}\r\n{body}");
     let (status, head, body) = raw(addr, &request).await;
@@ -109,7 +109,7 @@ async fn what_is_not_known_is_refused_not_ignored() {
         ("GET /v1/events?tenan=t", &common, "", (400, Code::RequestInvalid)),
         ("GET /v1/events?app=x", &common, "", (400, Code::RequestInvalid)),
         ("GET /v1/events", &format!("{common}last-event-id: soon\r\n"), "", (400, Code::RequestInvalid)),
-        ("PUT /v1/blobs/sha256:zz", &common, "x", (400, Code::RequestInvalid)),
+        ("PUT /v1/tenants/t/blobs/sha256:zz", &common, "x", (400, Code::RequestInvalid)),
         ("PUT /v1/tenants/t", &json, r#"{"shard":1}"#, (400, Code::RequestInvalid)),
         ("PUT /v1/tenants/t", &json, r#"{"ceilings":{"cpus":1}}"#, (400, Code::RequestInvalid)),
         ("PUT /v1/tenants/t", &json, r#"{"shards":1} x"#, (400, Code::RequestInvalid)),
@@ -153,10 +153,13 @@ async fn large_bodies_are_refused() {
     assert_eq!(found, (413, Code::TooLarge));
     let announced = format!("{common}content-length: {}\r\n", api::control::MAX_BLOB + 1);
     let digest = model::Digest::of(b"x");
-    assert_eq!(code(rig.addr, &format!("PUT /v1/blobs/{digest}"), &announced, "").await, (413, Code::TooLarge));
+    assert_eq!(
+        code(rig.addr, &format!("PUT /v1/tenants/t/blobs/{digest}"), &announced, "").await,
+        (413, Code::TooLarge)
+    );
     let chunked = format!("{common}transfer-encoding: chunked\r\n");
     let mut stream = TcpStream::connect(rig.addr).await.unwrap();
-    let head = format!("PUT /v1/blobs/{digest} HTTP/1.1\r\n{chunked}connection: close\r\n\r\n");
+    let head = format!("PUT /v1/tenants/t/blobs/{digest} HTTP/1.1\r\n{chunked}connection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let chunk = [b"100000\r\n".as_slice(), &vec![0; 1 << 20], b"\r\n"].concat();
     let mut answer = vec![0; 12];
@@ -182,7 +185,7 @@ async fn uploads_that_send_nothing_hold_up_nobody() {
     let rig = Rig::new().await;
     let digest = model::Digest::of(b"never sent");
     let head = format!(
-        "PUT /v1/blobs/{digest} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 1000000\r\n\r\n",
+        "PUT /v1/tenants/t/blobs/{digest} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 1000000\r\n\r\n",
         rig.addr
     );
     let mut stalled = Vec::new();
@@ -215,16 +218,16 @@ async fn uploads_that_send_nothing_hold_up_nobody() {
 async fn artifacts_are_what_their_digest_says() {
     let rig = Rig::without_node().await;
     let (right, wrong) = (model::Digest::of(b"right"), model::Digest::of(b"wrong"));
-    assert!(!rig.client.has_blob(&right).await.unwrap());
-    assert_eq!(refused(rig.client.put_blob(&wrong, "right".into()).await).code, Code::ArtifactMissing);
-    rig.client.put_blob(&right, "right".into()).await.unwrap();
-    assert!(rig.client.has_blob(&right).await.unwrap());
-    assert!(!rig.client.has_blob(&wrong).await.unwrap());
+    assert!(!rig.client.has_blob(&name("t"), &right).await.unwrap());
+    assert_eq!(refused(rig.client.put_blob(&name("t"), &wrong, "right".into()).await).code, Code::ArtifactMissing);
+    rig.client.put_blob(&name("t"), &right, "right".into()).await.unwrap();
+    assert!(rig.client.has_blob(&name("t"), &right).await.unwrap());
+    assert!(!rig.client.has_blob(&name("t"), &wrong).await.unwrap());
     // What the disk spoiled counts as missing, and sending it again heals it.
     std::fs::write(rig.blobs.path(&right), b"rihgt").unwrap();
-    assert!(!rig.client.has_blob(&right).await.unwrap());
-    rig.client.put_blob(&right, "right".into()).await.unwrap();
-    assert!(rig.client.has_blob(&right).await.unwrap());
+    assert!(!rig.client.has_blob(&name("t"), &right).await.unwrap());
+    rig.client.put_blob(&name("t"), &right, "right".into()).await.unwrap();
+    assert!(rig.client.has_blob(&name("t"), &right).await.unwrap());
     assert_eq!(rig.blobs.get(&right).unwrap(), "right");
 }
 

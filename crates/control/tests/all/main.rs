@@ -8,6 +8,7 @@
     reason = "helpers of tests fail the test they help"
 )]
 
+mod accounts;
 mod configs;
 mod events;
 mod failures;

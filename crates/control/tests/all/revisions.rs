@@ -96,7 +96,9 @@ async fn two_apps_never_have_one_route() {
     let other = name("other");
     rig.client.put_tenant(&other, &rig.settings(), Require::Absent).await.unwrap();
     for host in ["a.localhost", "*.localhost"] {
-        let mut app = locked("c", &rig.artifact(3).await);
+        let bytes = rig.artifact(3).await;
+        rig.client.put_blob(&other, &model::Digest::of(&bytes), bytes.clone()).await.unwrap();
+        let mut app = locked("c", &bytes);
         (app.routes[0].host, app.routes[0].path) = (host.into(), "/deep/path".into());
         let request = DeployRequest { app, message: None };
         let problem = refused(rig.client.deploy(&other, &name("c"), &request, Require::Any, None).await);

@@ -241,6 +241,7 @@ pub(crate) async fn control_with(
         listen: "127.0.0.1:0".parse().unwrap(),
         token: TOKEN.into(),
         node: name("local"),
+        audit: keys.with_file_name("audit"),
         store,
         blobs: blobs.clone(),
         secrets,
@@ -326,7 +327,7 @@ impl Rig {
     }
 
     pub(crate) async fn upload(&self, bytes: Bytes) -> Bytes {
-        self.client.put_blob(&Digest::of(&bytes), bytes.clone()).await.unwrap();
+        self.client.put_blob(&self.tenant, &Digest::of(&bytes), bytes.clone()).await.unwrap();
         bytes
     }
 

@@ -85,6 +85,7 @@ async fn untrusted_artifacts_are_refused_by_reason() {
     // The same bytes are judged by each tenant's own settings, also when they were read before.
     let lax = TenantSettings { allow_unsigned: true, ..TenantSettings::default() };
     rig.client.put_tenant(&name("lax"), &lax, Require::Absent).await.unwrap();
+    rig.client.put_blob(&name("lax"), &Digest::of(&unsigned), unsigned.clone()).await.unwrap();
     let request = api::control::DeployRequest { app: locked("counter", &unsigned), message: None };
     rig.client.deploy(&name("lax"), &name("counter"), &request, Require::Any, None).await.unwrap();
     assert_eq!(refused(rig.put(&locked("other", &unsigned)).await).code, Code::ArtifactUnsigned);

@@ -8,6 +8,7 @@
     reason = "test helpers outside #[test] functions fail the test that calls them"
 )]
 
+mod audit;
 mod crash;
 mod data;
 mod disk_full;

@@ -1,0 +1,241 @@
+//! `tenant` and `tenant-settings`: who has an account here, what it may have, and the tokens that act for it.
+
+use api::client::{ControlClient, Require};
+use api::control::{TenantView, TokenRequest, TokenView};
+use api::{Code, Problem};
+use model::TenantName;
+use model::tenant::{Quotas, TenantSettings};
+
+use super::wiring::change;
+use crate::args::{QuotaFlags, Settings, SettingsCommand, TenantCommand, TokenCommand};
+use crate::context::{Context, refused};
+use crate::home::write_private;
+use crate::output::table;
+
+/// `sidereal tenant-settings`
+///
+/// # Errors
+/// When the settings are refused.
+pub async fn settings(context: &Context, command: SettingsCommand) -> anyhow::Result<()> {
+    let client = context.client()?;
+    match command {
+        SettingsCommand::Show => show(context, &client, &context.tenant).await,
+        SettingsCommand::List => list(context, &client).await,
+        SettingsCommand::Set(changes) => set(context, &client, &context.tenant, &changes).await,
+    }
+}
+
+/// `sidereal tenant`
+///
+/// # Errors
+/// When the platform refuses, or cannot be reached.
+pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result<()> {
+    let client = context.client()?;
+    match command {
+        TenantCommand::Create { name, settings } => {
+            let mut new = TenantSettings::default();
+            apply(&settings, &mut new)?;
+            let view = client.put_tenant(&name, &new, Require::Absent).await.map_err(|error| {
+                let problem = error.problem();
+                match problem.code {
+                    Code::Conflict => anyhow::Error::new(
+                        Problem::new(Code::Conflict, format!("there is or was a tenant `{name}`"))
+                            .help("choose another name; `sidereal tenant set` changes one that is there"),
+                    ),
+                    _ => problem.into(),
+                }
+            })?;
+            context.out.result(&view, || {
+                let next = format!("sidereal --tenant {name} tenant token create --role owner");
+                format!("tenant {name} is there\nnext: `{next}`")
+            });
+            Ok(())
+        }
+        TenantCommand::List => list(context, &client).await,
+        TenantCommand::Show { name } => show(context, &client, name.as_ref().unwrap_or(&context.tenant)).await,
+        TenantCommand::Set { name, settings } => {
+            // `set` makes no tenant: a mistyped name would be one.
+            client.tenant(&name).await.map_err(refused)?;
+            set(context, &client, &name, &settings).await
+        }
+        TenantCommand::Suspend { name, reason } => suspend(context, &client, &name, Some(reason)).await,
+        TenantCommand::Resume { name } => suspend(context, &client, &name, None).await,
+        TenantCommand::Delete { name, confirm } => delete(context, &client, &name, confirm.as_ref()).await,
+        TenantCommand::Token(command) => token(context, &client, command).await,
+    }
+}
+
+async fn list(context: &Context, client: &ControlClient) -> anyhow::Result<()> {
+    let tenants = client.tenants().await.map_err(refused)?;
+    context.out.result(&tenants, || tenants.iter().map(|t| t.name.to_string()).collect::<Vec<_>>().join("\n"));
+    Ok(())
+}
+
+async fn show(context: &Context, client: &ControlClient, name: &TenantName) -> anyhow::Result<()> {
+    let view = client.tenant(name).await.map_err(refused)?;
+    context.out.result(&view, || serde_json::to_string_pretty(&view.settings).unwrap_or_default());
+    Ok(())
+}
+
+async fn set(context: &Context, client: &ControlClient, name: &TenantName, changes: &Settings) -> anyhow::Result<()> {
+    let mut probe = TenantSettings::default();
+    let lists = [&changes.distrust, &changes.unrevoke, &changes.deny_egress];
+    if lists.iter().all(|list| list.is_empty()) {
+        // What leaves the defaults alone may still be meant: only the absence of every flag is not.
+        apply(changes, &mut probe)?;
+        if probe == TenantSettings::default() && nothing(changes) {
+            return Err(Problem::new(Code::RequestInvalid, "nothing to set: no flag was given")
+                .help("for example `sidereal tenant-settings set --shards 2`; `--help` lists the flags")
+                .into());
+        }
+    }
+    let view = change(client, name, |settings| apply(changes, settings)).await?;
+    context.out.result(&view, || format!("tenant {} is set", view.name));
+    Ok(())
+}
+
+fn nothing(changes: &Settings) -> bool {
+    let QuotaFlags { apps, components, requests_per_second, concurrent_requests, connections_per_second, log_rate } =
+        &changes.quotas;
+    changes.shards.is_none()
+        && changes.allow_unsigned.is_none()
+        && [apps, components, connections_per_second].iter().all(|value| value.is_none())
+        && requests_per_second.is_none()
+        && concurrent_requests.is_none()
+        && log_rate.is_none()
+}
+
+/// Makes the settings what the flags ask.
+fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Problem> {
+    let Settings { trust, distrust, revoke, unrevoke, allow_egress, deny_egress, shards, allow_unsigned, quotas } =
+        changes;
+    all_there("trusted key", distrust, &settings.trust_anchors)?;
+    all_there("revoked key, token or digest", unrevoke, &settings.revoked)?;
+    all_there("granted range", deny_egress, &settings.egress)?;
+    settings.trust_anchors.retain(|key| !distrust.contains(key) && !trust.contains(key));
+    settings.trust_anchors.extend(trust.iter().cloned());
+    settings.revoked.retain(|id| !revoke.contains(id) && !unrevoke.contains(id));
+    settings.revoked.extend(revoke.iter().cloned());
+    settings.egress.retain(|cidr| !allow_egress.contains(cidr) && !deny_egress.contains(cidr));
+    settings.egress.extend(allow_egress.iter().cloned());
+    settings.shards = shards.unwrap_or(settings.shards);
+    settings.allow_unsigned = allow_unsigned.unwrap_or(settings.allow_unsigned);
+    let now = settings.quotas.clone();
+    settings.quotas = Quotas {
+        apps: quotas.apps.unwrap_or(now.apps),
+        components: quotas.components.unwrap_or(now.components),
+        requests_per_second: quotas.requests_per_second.map_or(now.requests_per_second, |quota| quota.0),
+        concurrent_requests: quotas.concurrent_requests.map_or(now.concurrent_requests, |quota| quota.0),
+        connections_per_second: quotas.connections_per_second.unwrap_or(now.connections_per_second),
+        log_rate: quotas.log_rate.unwrap_or(now.log_rate),
+        ..now
+    };
+    Ok(())
+}
+
+/// What is taken away must be there: a mistyped key that "was removed" would go on being trusted.
+fn all_there(what: &str, asked: &[String], present: &[String]) -> Result<(), Problem> {
+    match asked.iter().find(|entry| !present.contains(entry)) {
+        Some(entry) => Err(Problem::new(Code::NotFound, format!("there is no {what} `{entry}`; nothing was changed"))
+            .help("`sidereal tenant-settings show` lists what there is")),
+        None => Ok(()),
+    }
+}
+
+async fn suspend(
+    context: &Context,
+    client: &ControlClient,
+    name: &TenantName,
+    reason: Option<String>,
+) -> anyhow::Result<()> {
+    client.tenant(name).await.map_err(refused)?;
+    let view: TenantView = change(client, name, |settings| {
+        settings.suspended.clone_from(&reason);
+        Ok(())
+    })
+    .await?;
+    context.out.result(&view, || match &reason {
+        Some(_) => format!("tenant {name} is suspended: its apps answer 503, and everything it has is kept"),
+        None => format!("tenant {name} is served again"),
+    });
+    Ok(())
+}
+
+async fn delete(
+    context: &Context,
+    client: &ControlClient,
+    name: &TenantName,
+    confirm: Option<&TenantName>,
+) -> anyhow::Result<()> {
+    let view = client.tenant(name).await.map_err(refused)?;
+    if confirm != Some(name) {
+        let text =
+            format!("deleting tenant `{name}` removes its apps, their data, its secrets and its tokens, for ever");
+        return Err(Problem::new(Code::RequestInvalid, text)
+            .help(format!("say its name once more: `sidereal tenant delete {name} --confirm {name}`"))
+            .into());
+    }
+    let gone = client.delete_tenant(name, Require::At(view.etag)).await.map_err(refused)?;
+    let data = serde_json::json!({ "tenant": name, "deleted": true, "purged": gone });
+    context.out.result(&data, || match gone {
+        true => format!("tenant {name} is deleted, and its data with it"),
+        false => format!("tenant {name} is deleted; its data goes when the last calls have ended"),
+    });
+    Ok(())
+}
+
+async fn token(context: &Context, client: &ControlClient, command: TokenCommand) -> anyhow::Result<()> {
+    let tenant = &context.tenant;
+    match command {
+        TokenCommand::Create { role, label, expires, out } => {
+            let request = TokenRequest { role, label, expires_in: expires.map(|ms| ms.0.div_ceil(1000)) };
+            let made = client.create_token(tenant, &request).await.map_err(refused)?;
+            let Some(out) = out else {
+                context.out.note("it is shown once; whoever has it acts for the tenant");
+                context.out.result(&made, || made.token.clone());
+                return Ok(());
+            };
+            if let Err(cause) = write_private(&out, made.token.as_bytes()) {
+                // Nobody has it, so it must not live on.
+                client.revoke_token(tenant, &made.view.id).await.map_err(refused)?;
+                return Err(cause);
+            }
+            context.out.result(&made.view, || format!("token {} is in {}", made.view.id, out.display()));
+        }
+        TokenCommand::List => {
+            let tokens = client.tokens(tenant).await.map_err(refused)?;
+            context.out.result(&tokens, || match tokens.is_empty() {
+                true => "no tokens; `sidereal tenant token create --role deployer` makes one".to_owned(),
+                false => {
+                    let rows = tokens.iter().map(row).collect();
+                    table(&["ID", "ROLE", "LABEL", "MADE", "BY", "ENDS", "LAST USED"], rows)
+                }
+            });
+        }
+        TokenCommand::Revoke { id } => {
+            let view = client.revoke_token(tenant, &id).await.map_err(refused)?;
+            context.out.result(&view, || format!("token {id} is revoked"));
+        }
+    }
+    Ok(())
+}
+
+fn row(token: &TokenView) -> Vec<String> {
+    let moment = |ms: Option<u64>, none: &str| {
+        let moment = ms.and_then(|ms| i64::try_from(ms).ok()).and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        moment.map_or_else(|| none.to_owned(), |moment| format!("{moment:.0}"))
+    };
+    let ends = match token.revoked_ms {
+        Some(_) => "revoked".to_owned(),
+        None => moment(token.expires_ms, "never"),
+    };
+    vec![
+        token.id.to_string(),
+        token.role.to_string(),
+        token.label.clone(),
+        moment(Some(token.created_ms), ""),
+        token.created_by.clone(),
+        ends,
+        moment(token.last_used_ms, "never"),
+    ]
+}

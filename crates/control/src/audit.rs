@@ -1,0 +1,196 @@
+//! Writes the audit log: one task owns the files. A change is begun only after the line that says so is on the disk; where
+//! that cannot be, it is refused.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use api::problem::{Code, Problem};
+use model::tenant::Rate;
+use store::audit::{self, Act, Log, Outcome, Record, Report, Tail};
+use store::{Expect, Store, keys};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock;
+use crate::config::ControlError;
+use crate::http::{Answer, Refusal};
+
+/// Lines that wait to be written at most.
+const ROOM: usize = 256;
+/// Lines that are written at once.
+const BATCH: usize = 64;
+/// Refused attempts of strangers that are written down: so many a second over time, and at once. A stranger must not be
+/// able to fill the disk; what is left out is counted in the next line.
+const STRANGERS: (u64, u64) = (10, 100);
+
+enum Ask {
+    Write(Box<Act>, oneshot::Sender<Result<u64, String>>),
+    Verify(oneshot::Sender<Result<Report, String>>),
+}
+
+/// The audit log, for everybody who has something to write.
+pub(crate) struct Audit {
+    ask: mpsc::Sender<Ask>,
+    dir: PathBuf,
+    strangers: Mutex<Strangers>,
+}
+
+struct Strangers {
+    rate: Rate,
+    paid: u64,
+    since: Instant,
+    left_out: u64,
+}
+
+impl Audit {
+    /// Opens the log and starts its task, which ends with the last handle.
+    pub(crate) async fn start(dir: PathBuf, store: Arc<dyn Store>) -> Result<Self, ControlError> {
+        let unusable = |cause: String| ControlError::Audit { dir: dir.clone(), cause };
+        let kept = tail(&*store).await.map_err(unusable)?;
+        let opened = {
+            let dir = dir.clone();
+            tokio::task::spawn_blocking(move || Log::open(&dir, kept, clock::millis())).await
+        };
+        let log = opened.map_err(|cause| unusable(cause.to_string()))?.map_err(|cause| unusable(cause.to_string()))?;
+        if kept != Some(log.tail()) {
+            keep(&*store, log.tail()).await.map_err(unusable)?;
+        }
+        let (ask, asked) = mpsc::channel(ROOM);
+        tokio::spawn(run(log, store, asked));
+        let rate = Rate::new(STRANGERS.0, STRANGERS.1);
+        let strangers = Mutex::new(Strangers { rate, paid: 0, since: Instant::now(), left_out: 0 });
+        Ok(Self { ask, dir, strangers })
+    }
+
+    /// Writes a line; answers with its number once it is on the disk.
+    ///
+    /// # Errors
+    /// `store-unavailable`: what it is about must not happen then.
+    pub(crate) async fn write(&self, act: Act) -> Answer<u64> {
+        let (tell, told) = oneshot::channel();
+        let sent = self.ask.send(Ask::Write(Box::new(act), tell)).await.is_ok();
+        let written = if sent { told.await.ok() } else { None };
+        written.unwrap_or_else(|| Err("the control plane is stopping".to_owned())).map_err(|cause| {
+            let text = format!("the audit log cannot be written, so nothing was changed: {cause}");
+            Refusal::from(Problem::new(Code::StoreUnavailable, text).help("free some space, then try again"))
+        })
+    }
+
+    /// Writes down that somebody was refused. That it cannot be written changes nothing for them.
+    pub(crate) async fn refused(&self, mut act: Act) {
+        if act.who == NOBODY {
+            let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = u64::try_from(strangers.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            match strangers.rate.take(strangers.paid, now, 1) {
+                Ok(paid) => {
+                    strangers.paid = paid;
+                    act.left_out = std::mem::take(&mut strangers.left_out);
+                }
+                Err(_) => {
+                    strangers.left_out = strangers.left_out.saturating_add(1);
+                    return;
+                }
+            }
+        }
+        if let Err(cause) = self.write(act).await {
+            tracing::warn!(cause = %cause.problem, "a refused attempt is not in the audit log");
+        }
+    }
+
+    /// The last lines that `fits`, newest first.
+    pub(crate) async fn last(
+        &self,
+        most: usize,
+        fits: impl Fn(&Record) -> bool + Send + 'static,
+    ) -> Answer<Vec<Record>> {
+        let dir = self.dir.clone();
+        let read = tokio::task::spawn_blocking(move || audit::last(&dir, most, fits)).await;
+        read.map_err(unreadable)?.map_err(unreadable)
+    }
+
+    /// Reads all of the log and says what is not as it was written.
+    pub(crate) async fn verify(&self) -> Answer<Report> {
+        let (tell, told) = oneshot::channel();
+        let sent = self.ask.send(Ask::Verify(tell)).await.is_ok();
+        let report = if sent { told.await.ok() } else { None };
+        report.unwrap_or_else(|| Err("the control plane is stopping".to_owned())).map_err(unreadable)
+    }
+}
+
+/// Who is named where no token was one.
+pub(crate) const NOBODY: &str = "nobody";
+
+fn unreadable(cause: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Code::StoreUnavailable, format!("the audit log cannot be read: {cause}"))
+}
+
+async fn tail(store: &dyn Store) -> Result<Option<Tail>, String> {
+    let entry = store.get(&keys::audit_tail()).await.map_err(|cause| cause.to_string())?;
+    entry.map(|entry| serde_json::from_slice(&entry.value).map_err(|cause| cause.to_string())).transpose()
+}
+
+async fn keep(store: &dyn Store, tail: Tail) -> Result<(), String> {
+    let value = serde_json::to_vec(&tail).map_err(|cause| cause.to_string())?;
+    let put = store.put(&keys::audit_tail(), value.into(), Expect::Any, None).await;
+    put.map(drop).map_err(|cause| cause.to_string())
+}
+
+async fn run(log: Log, store: Arc<dyn Store>, mut asked: mpsc::Receiver<Ask>) {
+    let mut log = Some(log);
+    let mut batch = Vec::with_capacity(BATCH);
+    while asked.recv_many(&mut batch, BATCH).await > 0 {
+        let (mut acts, mut waiting, mut verifying) = (Vec::new(), Vec::new(), Vec::new());
+        for ask in batch.drain(..) {
+            match ask {
+                Ask::Write(act, tell) => {
+                    acts.push(*act);
+                    waiting.push(tell);
+                }
+                Ask::Verify(tell) => verifying.push(tell),
+            }
+        }
+        if !acts.is_empty() {
+            let written = append(&mut log, acts, &*store).await;
+            for (at, tell) in (0..).zip(waiting) {
+                let number = written.clone().map(|first| first.saturating_add(at));
+                // Whoever asked may have hung up; the line is there all the same.
+                drop(tell.send(number));
+            }
+        }
+        for tell in verifying {
+            let report = match (&log, tail(&*store).await) {
+                (Some(log), Ok(kept)) => {
+                    let dir = log.dir().to_owned();
+                    let read = tokio::task::spawn_blocking(move || audit::verify(&dir, kept)).await;
+                    read.map_err(|cause| cause.to_string()).and_then(|read| read.map_err(|cause| cause.to_string()))
+                }
+                (None, _) => Err(LOST.to_owned()),
+                (_, Err(cause)) => Err(cause),
+            };
+            drop(tell.send(report));
+        }
+    }
+}
+
+/// Why nothing is written any more.
+const LOST: &str = "its writer ended badly; restart the platform";
+
+/// Writes lines, then where the log ends into the store: a line counts when both are done.
+async fn append(log: &mut Option<Log>, acts: Vec<Act>, store: &dyn Store) -> Result<u64, String> {
+    let mut own = log.take().ok_or(LOST)?;
+    let work = move || {
+        let written = own.append(&acts, clock::millis());
+        (own, written)
+    };
+    let (own, written) = tokio::task::spawn_blocking(work).await.map_err(|cause| cause.to_string())?;
+    let tail = own.tail();
+    *log = Some(own);
+    let first = written.map_err(|cause| cause.to_string())?;
+    keep(store, tail).await?;
+    Ok(first)
+}
+
+/// A line about a request; what came of it is still open.
+pub(crate) fn act(who: String, tenant: Option<model::TenantName>, from: String, what: String) -> Act {
+    Act { who, tenant, from, what, outcome: Outcome::Begun, status: None, code: None, begun: None, left_out: 0 }
+}

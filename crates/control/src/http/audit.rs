@@ -1,0 +1,91 @@
+//! The audit log over the API: its last lines, and whether it is whole.
+
+use std::sync::Arc;
+
+use api::Problem;
+use api::control::{AuditReport, AuditView};
+use api::problem::Code;
+use axum::extract::State;
+use axum::response::Response;
+use model::TenantName;
+use serde::Deserialize;
+use store::audit::{Outcome, Record};
+
+use super::Api;
+use super::extract::{Asked, At, json};
+use super::refusal::{Answer, Refusal};
+
+/// Lines that one request reads at most.
+const MOST: usize = 10_000;
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Query {
+    /// At most this many lines, the newest; 100 where absent, up to 10000.
+    #[serde(default = "some")]
+    last: usize,
+}
+
+fn some() -> usize {
+    100
+}
+
+fn view(record: Record, operator: bool) -> AuditView {
+    let Record { number, time_ms, act, .. } = record;
+    AuditView {
+        // How much others do is nobody's business: numbers are the operator's.
+        number: operator.then_some(number),
+        begun: act.begun.filter(|_| operator),
+        left_out: if operator { act.left_out } else { 0 },
+        time_ms,
+        who: act.who,
+        tenant: act.tenant,
+        from: act.from,
+        what: act.what,
+        outcome: match act.outcome {
+            Outcome::Begun => "begun",
+            Outcome::Done => "done",
+            Outcome::Refused => "refused",
+            Outcome::Broken => "broken",
+        }
+        .to_owned(),
+        status: act.status,
+        code: act.code,
+    }
+}
+
+fn checked(Query { last }: &Query) -> Answer<usize> {
+    match (1..=MOST).contains(last) {
+        true => Ok(*last),
+        false => Err(Refusal::new(Code::RequestInvalid, format!("`last` is 1 to {MOST}"))),
+    }
+}
+
+/// The last lines of the audit log, oldest first.
+#[utoipa::path(get, path = "/v1/audit", params(Query),
+    responses((status = 200, body = Vec<AuditView>), (status = "default", body = Problem)))]
+pub(super) async fn list(State(api): State<Arc<Api>>, Asked(query): Asked<Query>) -> Answer<Response> {
+    let found = api.audit.last(checked(&query)?, |_| true).await?;
+    Ok(json(&found.into_iter().rev().map(|record| view(record, true)).collect::<Vec<_>>()))
+}
+
+/// The last lines of the audit log that are about the tenant, oldest first.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/audit", params(("tenant" = TenantName, Path), Query),
+    responses((status = 200, body = Vec<AuditView>), (status = "default", body = Problem)))]
+pub(super) async fn of_tenant(
+    State(api): State<Arc<Api>>,
+    At(tenant): At<TenantName>,
+    Asked(query): Asked<Query>,
+) -> Answer<Response> {
+    let found = api.audit.last(checked(&query)?, move |record| record.act.tenant.as_ref() == Some(&tenant)).await?;
+    Ok(json(&found.into_iter().rev().map(|record| view(record, false)).collect::<Vec<_>>()))
+}
+
+/// Reads the whole audit log and says what in it is not as it was written: edited, removed, moved or cut off.
+#[utoipa::path(get, path = "/v1/audit/verify",
+    responses((status = 200, body = AuditReport), (status = "default", body = Problem)))]
+pub(super) async fn verify(State(api): State<Arc<Api>>) -> Answer<Response> {
+    let report = api.audit.verify().await?;
+    Ok(json(&AuditReport { lines: report.lines, files: report.files, problems: report.problems }))
+}
