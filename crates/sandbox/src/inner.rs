@@ -1,0 +1,129 @@
+//! The second stage: an empty root, no rights, and a kernel that refuses what is not needed.
+
+use std::os::fd::BorrowedFd;
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, PathBeneath, Ruleset, RulesetAttr as _,
+    RulesetCreatedAttr as _, Scope,
+};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, Signal, set_dumpable_behavior, set_parent_process_death_signal, setrlimit,
+};
+use rustix::thread::{CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities};
+
+use crate::syscalls::{Role, filters};
+use crate::{Layer, OrRefused as _, SandboxError, Spec, root};
+
+/// Asks the kernel to end this process with the first stage. To be called first of all.
+///
+/// # Errors
+/// Where the kernel does not do that.
+pub fn tie() -> std::io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// Puts the remaining layers of `spec` on, for ever. `readable` is the one folder below which files may be opened for
+/// reading: by a descriptor that was handed over, for none has a name in the empty root.
+///
+/// # Errors
+/// [`SandboxError::Refused`] names the layer that cannot be had; [`SandboxError::Threads`] where it is too late.
+pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Result<(), SandboxError> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if threads != 1 {
+        return Err(SandboxError::Threads(threads));
+    }
+    limits(spec);
+    // Compiled before there is nothing left to compile with.
+    let filters = if spec.has(Layer::Seccomp) {
+        filters(role).or_refused(Layer::Seccomp, "compiling the list of system calls")?
+    } else {
+        Vec::new()
+    };
+    if spec.has(Layer::Uts) {
+        rustix::system::sethostname(b"host").or_refused(Layer::Uts, "naming the machine")?;
+    }
+    if spec.has(Layer::Root) {
+        root::empty(role).or_refused(Layer::Root, "emptying the root")?;
+    }
+    if spec.has(Layer::Caps) {
+        bounding().or_refused(Layer::Caps, "emptying the bounding set")?;
+    }
+    if let (Some(uid), true, false) = (spec.uid, spec.has(Layer::Uid), spec.has(Layer::User)) {
+        crate::outer::take_uid(uid).or_refused(Layer::Uid, "taking the tenant's user id")?;
+    }
+    // A change of user takes it away.
+    tie().or_refused(Layer::Pid, "being ended with the first stage")?;
+    if spec.has(Layer::Caps) {
+        rustix::thread::clear_ambient_capability_set().or_refused(Layer::Caps, "emptying the ambient set")?;
+        let none = CapabilitySet::empty();
+        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        set_capabilities(None, none).or_refused(Layer::Caps, "giving the capabilities up")?;
+        rustix::thread::set_no_new_privs(true).or_refused(Layer::Caps, "forbidding new ones")?;
+    }
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).or_refused(Layer::Caps, "forbidding dumps")?;
+    if spec.has(Layer::Landlock) {
+        landlock(readable).or_refused(Layer::Landlock, "forbidding files and sockets")?;
+    }
+    for filter in &filters {
+        seccompiler::apply_filter(filter).or_refused(Layer::Seccomp, "installing the list of system calls")?;
+    }
+    Ok(())
+}
+
+/// Limits that need no right and are never waived. One that is lower already stays.
+fn limits(spec: &Spec) {
+    let mut all = vec![(Resource::Core, 0), (Resource::Fsize, 0), (Resource::Msgqueue, 0), (Resource::Memlock, 0)];
+    if spec.has(Layer::Uid) {
+        // Counted for the user, which is the tenant's alone then.
+        all.push((Resource::Nproc, 4096));
+    }
+    for (what, most) in all {
+        let maximum = rustix::process::getrlimit(what).maximum.map_or(most, |has| has.min(most));
+        let limit = Rlimit { current: Some(maximum), maximum: Some(maximum) };
+        if let Err(cause) = setrlimit(what, limit) {
+            eprintln!("cannot limit {what:?}: {cause}");
+        }
+    }
+}
+
+/// No program this process might become would have a capability either.
+fn bounding() -> Result<(), rustix::io::Errno> {
+    for bit in 0..64 {
+        let one = CapabilitySet::from_bits_retain(1 << bit);
+        match remove_capability_from_bounding_set(one) {
+            Ok(()) => {}
+            // Past the last one this kernel has.
+            Err(rustix::io::Errno::INVAL) if bit > 30 => break,
+            Err(cause) => return Err(cause),
+        }
+    }
+    Ok(())
+}
+
+/// Nothing is granted but reading below one folder. Files must be had; TCP, scopes and what newer kernels add, where they
+/// are: namespaces and the list of system calls refuse them as well.
+fn landlock(readable: Option<BorrowedFd<'_>>) -> Result<(), String> {
+    let failed = |cause: landlock::RulesetError| cause.to_string();
+    let ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(ABI::V1))
+        .map_err(failed)?
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI::V6))
+        .map_err(failed)?
+        .handle_access(AccessNet::from_all(ABI::V6))
+        .map_err(failed)?
+        .scope(Scope::from_all(ABI::V6))
+        .map_err(failed)?
+        .create()
+        .map_err(failed)?;
+    let ruleset = match readable {
+        Some(folder) => ruleset.add_rule(PathBeneath::new(folder, AccessFs::ReadFile)).map_err(failed)?,
+        None => ruleset,
+    };
+    let status = ruleset.restrict_self().map_err(failed)?;
+    match status.ruleset {
+        landlock::RulesetStatus::NotEnforced => Err("this kernel has no Landlock, or it is off".to_owned()),
+        _ => Ok(()),
+    }
+}
