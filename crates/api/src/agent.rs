@@ -14,7 +14,8 @@
 //! | `POST /v1/drain` ([`DrainRequest`]) | refuse new calls, finish those in flight, exit 0 |
 //!
 //! Requests of an app arrive on `data.sock` beside it: plain HTTP/1.1 with the header [`ROUTE_HEADER`] set by the
-//! ingress to `app/revision/component`. A host answers 503 with [`FAULT_HEADER`] for a revision it does not have.
+//! ingress to `app/revision/component`. A host answers 503 with [`FAULT_HEADER`] for a revision it does not have. Those that are
+//! whole may come on a line instead ([`crate::data_line`]).
 
 use std::collections::BTreeMap;
 

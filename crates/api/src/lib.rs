@@ -3,6 +3,7 @@
 //! * [`control`]: HTTP and JSON between people (cli, canvas) and the control plane.
 //! * [`client`]: the typed client of [`control`], for the cli.
 //! * [`agent`]: HTTP and JSON over a unix socket, the only way into a host.
+//! * [`data_line`]: the frames of many requests at once from the ingress to a host.
 //! * [`metrics`]: what is counted of components and links.
 //! * [`services`]: what a host asks of its node (dial, key-value, compiled code), framed postcard over a unix socket.
 //! * [`problem`]: the one shape of a refusal and the closed list of its codes.
@@ -14,6 +15,7 @@ mod agent_document;
 pub mod client;
 pub mod control;
 pub mod copy;
+pub mod data_line;
 pub mod metrics;
 pub mod node;
 pub mod problem;

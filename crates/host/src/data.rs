@@ -1,13 +1,17 @@
-//! Requests of apps on `data.sock`: find the component by the route header, hand it the request, stream its answer.
+//! Requests of apps: find the component by the route header, hand it the request, stream its answer. They come on the
+//! data socket, or whole on a [line](crate::line); an answer to one of those that is not whole is kept here until the
+//! ingress asks for it on the data socket.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use api::Code;
 use api::agent::ROUTE_HEADER;
+use api::data_line::CLAIM_HEADER;
 use bytes::Bytes;
 use futures::FutureExt;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -16,7 +20,7 @@ use http::{Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use runtime::{Fault, ResponseBody};
+use runtime::{Fault, HttpBodyError, ResponseBody};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::apps::{Apps, NoPlace, Place};
@@ -30,20 +34,89 @@ const OURS: &str = "sidereal-";
 /// Set by the ingress: how the caller reached it.
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Answers one request. Never fails and never panics: whatever happens is an answer.
-pub(crate) async fn answer(apps: Arc<Apps>, request: Request<Incoming>) -> Result<Response<DataBody>, Infallible> {
-    let answered = AssertUnwindSafe(call(apps, request)).catch_unwind().await;
-    Ok(answered.unwrap_or_else(|_| {
-        tracing::error!("a call panicked in the host");
-        refuse(Code::Internal, "the host failed; this is a defect of the platform")
-    }))
+/// [`CLAIM_HEADER`], parsed.
+const CLAIM: HeaderName = HeaderName::from_static(CLAIM_HEADER);
+
+/// A call of a line: the number of the line, and that of the call.
+pub(crate) type CallOnLine = (u64, u64);
+
+/// What requests are answered with.
+pub(crate) struct Data {
+    apps: Arc<Apps>,
+    /// Answers that wait to be asked for; they go with the line their call came on.
+    kept: Mutex<HashMap<CallOnLine, Response<DataBody>>>,
 }
 
-fn refuse(code: Code, sentence: &str) -> Response<DataBody> {
+impl Data {
+    pub(crate) fn new(apps: Arc<Apps>) -> Arc<Self> {
+        Arc::new(Self { apps, kept: Mutex::default() })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<CallOnLine, Response<DataBody>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps an answer; what it is asked for by.
+    pub(crate) fn keep(&self, call: CallOnLine, response: Response<DataBody>) -> String {
+        self.kept().insert(call, response);
+        format!("{}.{}", call.0, call.1)
+    }
+
+    /// Ends the calls whose answers nobody will ask for.
+    pub(crate) fn forget(&self, is_one: impl Fn(&CallOnLine) -> bool) {
+        let mut kept = self.kept();
+        if kept.is_empty() {
+            return;
+        }
+        let (gone, rest) = std::mem::take(&mut *kept).into_iter().partition(|(call, _)| is_one(call));
+        *kept = rest;
+        drop(kept);
+        // Their guests end here, outside of the lock.
+        drop::<HashMap<_, _>>(gone);
+    }
+
+    fn claimed(&self, claim: &HeaderValue) -> Option<Response<DataBody>> {
+        let (line, call) = claim.to_str().ok()?.split_once('.')?;
+        self.kept().remove(&(line.parse().ok()?, call.parse().ok()?))
+    }
+}
+
+/// Answers one request on the data socket. Never fails and never panics: whatever happens is an answer.
+pub(crate) async fn answer_or_hand_over(
+    data: Arc<Data>,
+    request: Request<Incoming>,
+) -> Result<Response<DataBody>, Infallible> {
+    Ok(match request.headers().get(CLAIM) {
+        Some(claim) => {
+            data.claimed(claim).unwrap_or_else(|| refuse(Code::Internal, "the answer is not there any more"))
+        }
+        None => answer(data, request).await,
+    })
+}
+
+/// Answers one request. Never panics: whatever happens is an answer.
+pub(crate) async fn answer<B>(data: Arc<Data>, request: Request<B>) -> Response<DataBody>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<HttpBodyError>,
+{
+    let answered = AssertUnwindSafe(call(&data.apps, request)).catch_unwind().await;
+    answered.unwrap_or_else(|_| {
+        tracing::error!("a call panicked in the host");
+        refuse(Code::Internal, "the host failed; this is a defect of the platform")
+    })
+}
+
+/// The host's own answer.
+pub(crate) fn refuse(code: Code, sentence: &str) -> Response<DataBody> {
     fault::answer(code, sentence).map(DataBody::Text)
 }
 
-async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataBody> {
+async fn call<B>(apps: &Arc<Apps>, mut request: Request<B>) -> Response<DataBody>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<HttpBodyError>,
+{
     let Some(route) = request.headers_mut().remove(ROUTE) else {
         return refuse(Code::RequestInvalid, "the request names no component");
     };
@@ -109,7 +182,7 @@ async fn call(apps: Arc<Apps>, mut request: Request<Incoming>) -> Response<DataB
 }
 
 /// Makes the request what the caller sent, as far as a component may know.
-fn clean(request: &mut Request<Incoming>) {
+fn clean<B>(request: &mut Request<B>) {
     strip(request.headers_mut());
     let secure = request.headers().get(FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes() == b"https");
     // Without a scheme the runtime takes `http` and the authority of the `Host` header.
@@ -154,6 +227,25 @@ pub(crate) struct Guest {
 impl DataBody {
     fn guest(body: ResponseBody, place: Place, traced: Option<Traced>) -> Self {
         Self::Guest(Box::new(Guest { body, place, traced, ended: None }))
+    }
+
+    /// The pieces of a body that is here to its end, of at most so many bytes.
+    pub(crate) fn whole(self, most: usize) -> Result<Vec<Bytes>, Self> {
+        match self {
+            Self::Guest(guest) => {
+                let Guest { body, place, traced, ended } = *guest;
+                body.whole(most).map_err(|body| Self::Guest(Box::new(Guest { body, place, traced, ended })))
+            }
+            Self::Text(mut body) => {
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                let mut pieces = Vec::new();
+                // A text never waits and never fails.
+                while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx) {
+                    pieces.extend(frame.into_data());
+                }
+                Ok(pieces)
+            }
+        }
     }
 }
 

@@ -23,15 +23,16 @@ use providers::secrets::Secrets;
 use providers::sql::{Sql, WasmcloudPostgres};
 use runtime::{Capability, Runtime};
 use telemetry::schedule::Seat;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::{self, Agent};
 use crate::apps::{Apps, Identity};
 use crate::code::CodeStore;
-use crate::data;
+use crate::data::{self, Data};
 use crate::dialer::NodeDialer;
+use crate::line;
 use crate::links::{Means, Providers};
 use crate::listen::listen;
 use crate::logs::Logs;
@@ -47,7 +48,7 @@ const CALLS_TIMEOUT: Duration = Duration::from_secs(75);
 /// What is written already may take this long to be sent when the host ends.
 const FLUSH: Duration = Duration::from_secs(1);
 /// Headers a request may have: what the ingress lets through, and what it adds.
-const MAX_HEADERS: usize = 128;
+pub(crate) const MAX_HEADERS: usize = 128;
 /// Bytes a request's head may have.
 const MAX_HEAD: usize = 128 << 10;
 
@@ -111,11 +112,15 @@ async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> 
     tokio::spawn(async move { telling.tell_dropped().await });
 
     let connections = TaskTracker::new();
-    let calls = listen(&args.dir.join(DATA_SOCKET))?;
+    let socket = args.dir.join(DATA_SOCKET);
+    let calls = listen(&socket)?;
+    let lines = listen(&api::data_line::socket(&socket))?;
     let control = listen(&args.dir.join(AGENT_SOCKET))?;
-    let serving = apps.clone();
-    accept(&connections, &done, calls, move |request| data::answer(serving.clone(), request));
-    accept(&connections, &done, control, move |request| agent::answer(agent.clone(), request));
+    let data = Data::new(apps.clone());
+    let (for_lines, until) = (data.clone(), done.clone());
+    accept(&connections, &done, lines, move |stream| line::serve(stream, for_lines.clone(), until.clone()));
+    serve_http(&connections, &done, calls, move |request| data::answer_or_hand_over(data.clone(), request));
+    serve_http(&connections, &done, control, move |request| agent::answer(agent.clone(), request));
 
     let stop = telemetry::shutdown_signal()?;
     tokio::select! {
@@ -173,7 +178,7 @@ fn assemble(args: &HostArgs, settings: &HostSettings, seat: Option<Seat>) -> Res
 }
 
 /// Serves HTTP/1.1 on a listener until `done`; then each connection ends after its answer.
-fn accept<B, F>(
+fn serve_http<B, F>(
     connections: &TaskTracker,
     done: &CancellationToken,
     listener: UnixListener,
@@ -184,10 +189,37 @@ fn accept<B, F>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     F: Future<Output = Result<Response<B>, std::convert::Infallible>> + Send + 'static,
 {
+    let mut http = http1::Builder::new();
+    http.max_headers(MAX_HEADERS).max_buf_size(MAX_HEAD).pipeline_flush(true);
+    let until = done.clone();
+    accept(connections, done, listener, move |stream| {
+        let connection = http.serve_connection(TokioIo::new(stream), service_fn(answer.clone()));
+        let until = until.clone();
+        async move {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = until.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(cause) = ended {
+                tracing::debug!(%cause, "a connection ended early");
+            }
+        }
+    });
+}
+
+/// Serves each connection in a task of its own; none is accepted after `done`.
+fn accept<F: Future<Output = ()> + Send + 'static>(
+    connections: &TaskTracker,
+    done: &CancellationToken,
+    listener: UnixListener,
+    serve: impl Fn(UnixStream) -> F + Send + 'static,
+) {
     let (connections, done) = (connections.clone(), done.clone());
     tokio::spawn(async move {
-        let mut http = http1::Builder::new();
-        http.max_headers(MAX_HEADERS).max_buf_size(MAX_HEAD).pipeline_flush(true);
         loop {
             let stream = tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -201,21 +233,7 @@ fn accept<B, F>(
                 },
                 () = done.cancelled() => return,
             };
-            let connection = http.serve_connection(TokioIo::new(stream), service_fn(answer.clone()));
-            let done = done.clone();
-            connections.spawn(async move {
-                let mut connection = std::pin::pin!(connection);
-                let ended = tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = done.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                };
-                if let Err(cause) = ended {
-                    tracing::debug!(%cause, "a connection ended early");
-                }
-            });
+            connections.spawn(serve(stream));
         }
     });
 }

@@ -83,6 +83,18 @@ impl ResponseBody {
         Ok(pulled)
     }
 
+    /// The pieces of a body that is here to its end, of at most so many bytes; otherwise the body as it was. Trailers are
+    /// left out.
+    ///
+    /// # Errors
+    /// The body, where more is to come or it is larger.
+    pub fn whole(self, most: usize) -> Result<Vec<Bytes>, Self> {
+        if self.rest.is_some() || self.frames.iter().map(length).sum::<usize>() > most {
+            return Err(self);
+        }
+        Ok(self.frames.into_iter().filter_map(|frame| frame.into_data().ok()).collect())
+    }
+
     /// The next frame from the guest. After the end or an error there is nothing left to poll.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let Some(rest) = &mut self.rest else {

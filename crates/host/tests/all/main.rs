@@ -11,6 +11,7 @@ mod callees;
 mod calls;
 mod copies;
 mod lifecycle;
+mod lines;
 mod links;
 mod logs;
 mod node;

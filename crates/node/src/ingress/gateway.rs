@@ -1,11 +1,13 @@
 //! Gets a request a connection to one of its shards: the preferred one, another one where that fails, or, for a bounded
 //! time and a bounded number of requests, the first one that comes back.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::line::{Lines, Waiting as OnLine};
 use super::pool::{Pool, Upstream};
 use super::shard::{InFlight, Shard, Target};
 
@@ -22,7 +24,7 @@ pub(super) struct Unreachable;
 pub(super) struct Attempt {
     /// Shards that could not be reached.
     tried: Vec<u64>,
-    /// Take no pooled connection: one has just turned out to be dead.
+    /// Take no pooled connection and no line: one has just turned out to be dead.
     pub(super) fresh: bool,
     /// When the search began to wait.
     waiting_since: Option<Instant>,
@@ -44,10 +46,20 @@ impl Lease {
     }
 }
 
+/// How a request gets to its shard.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// It is on its way, with others.
+    Line(OnLine, InFlight),
+    /// A connection of its own.
+    Connection(Lease),
+}
+
 /// Connections of one worker, and the rules for getting one.
 #[derive(Debug)]
 pub(super) struct Gateway {
     pool: Pool,
+    lines: Arc<Lines>,
     wait: Duration,
     max_waiters: usize,
     waiters: AtomicUsize,
@@ -55,29 +67,66 @@ pub(super) struct Gateway {
 
 impl Gateway {
     pub(super) fn new(wait: Duration, max_waiters: usize) -> Self {
-        Self { pool: Pool::default(), wait, max_waiters, waiters: AtomicUsize::new(0) }
+        Self { pool: Pool::default(), lines: Arc::default(), wait, max_waiters, waiters: AtomicUsize::new(0) }
     }
 
     /// A connection to the best shard that can be reached.
     pub(super) async fn lease(&self, target: &Target, attempt: &mut Attempt) -> Result<Lease, Unreachable> {
         loop {
-            let Some(in_flight) = target.shards.choose(target.preference, &attempt.tried) else {
-                self.wait_for_change(target, attempt).await?;
-                attempt.tried.clear();
-                continue;
-            };
-            let shard = in_flight.shard();
-            if !attempt.fresh
-                && let Some(upstream) = self.pool.take(shard)
-            {
-                return Ok(Lease { upstream, pooled: true, in_flight });
+            let in_flight = self.choose(target, attempt).await?;
+            if let Some(lease) = self.connect(in_flight, attempt).await {
+                return Ok(lease);
             }
-            match Upstream::connect(shard).await {
-                Ok(upstream) => return Ok(Lease { upstream, pooled: false, in_flight }),
-                Err(error) => {
-                    tracing::debug!(socket = %shard.data_socket().display(), %error, "a host cannot be reached");
-                    attempt.tried.push(shard.id());
+        }
+    }
+
+    /// As [`Self::lease`], for a request that is whole: it goes on the line to that shard, where there is one.
+    pub(super) async fn send(
+        &self,
+        target: &Target,
+        attempt: &mut Attempt,
+        request: &[u8],
+    ) -> Result<Way, Unreachable> {
+        loop {
+            let in_flight = self.choose(target, attempt).await?;
+            if !attempt.fresh
+                && let Some(waiting) = self.lines.call(in_flight.shard(), request)
+            {
+                return Ok(Way::Line(waiting, in_flight));
+            }
+            if let Some(lease) = self.connect(in_flight, attempt).await {
+                return Ok(Way::Connection(lease));
+            }
+        }
+    }
+
+    /// The shard a request goes to.
+    async fn choose(&self, target: &Target, attempt: &mut Attempt) -> Result<InFlight, Unreachable> {
+        loop {
+            match target.shards.choose(target.preference, &attempt.tried) {
+                Some(in_flight) => return Ok(in_flight),
+                None => {
+                    self.wait_for_change(target, attempt).await?;
+                    attempt.tried.clear();
                 }
+            }
+        }
+    }
+
+    /// A connection to this shard; one that cannot be reached is noted.
+    pub(super) async fn connect(&self, in_flight: InFlight, attempt: &mut Attempt) -> Option<Lease> {
+        let shard = in_flight.shard();
+        if !attempt.fresh
+            && let Some(upstream) = self.pool.take(shard)
+        {
+            return Some(Lease { upstream, pooled: true, in_flight });
+        }
+        match Upstream::connect(shard).await {
+            Ok(upstream) => Some(Lease { upstream, pooled: false, in_flight }),
+            Err(error) => {
+                tracing::debug!(socket = %shard.data_socket().display(), %error, "a host cannot be reached");
+                attempt.tried.push(shard.id());
+                None
             }
         }
     }
@@ -92,9 +141,10 @@ impl Gateway {
         self.pool.put(shard, upstream);
     }
 
-    /// Closes connections that were not used for so long.
+    /// Closes connections that were not used for so long, and lines that were not used since the last time.
     pub(super) fn sweep(&self, age: Duration) {
         self.pool.sweep(age);
+        self.lines.sweep();
     }
 
     async fn wait_for_change(&self, target: &Target, attempt: &mut Attempt) -> Result<(), Unreachable> {

@@ -1,6 +1,6 @@
 //! One client connection of HTTP/1: request after request, each read strictly, sent to a shard, and its answer brought
-//! back. Written for one purpose instead of a general client and server back to back: two reads and two writes per
-//! request, no task switch, no allocation for a body.
+//! back. Written for one purpose instead of a general client and server back to back: one read and one write per
+//! request, and its share of those of a [line](super::line); where the request or its answer is not whole, two of each.
 
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use api::data_line::CLAIM_HEADER;
 use http::StatusCode;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -21,11 +22,12 @@ use super::answer::Answer;
 use super::bad::BadRequest;
 use super::body::Framing;
 use super::buffer::Buffer;
-use super::gateway::{Attempt, Lease};
+use super::gateway::{Attempt, Lease, Way};
 use super::head::{Head, HeadScan};
+use super::line::{Told, Waiting, is_claim};
 use super::pump::{self, BodyEnd, ResponseEnd};
-use super::response::ResponseHead;
-use super::shard::Target;
+use super::response::{ResponseHead, find_end};
+use super::shard::{InFlight, Target};
 use super::table::Lookup;
 use super::target::routing_path;
 use super::trace::Traced;
@@ -221,15 +223,23 @@ impl Connection<'_, '_> {
         let mut attempt = Attempt::default();
         let mut rerouted = false;
         loop {
-            let failed = match self.worker.gateway.lease(&call.target, &mut attempt).await {
-                Err(_) => Failed::Answer(Answer::no_shard(&call.target)),
-                Ok(lease) => match self.exchange(lease, &call, whole.is_some(), rerouted, until).await {
-                    Ok(keep) => {
-                        self.buffer.consume(whole.unwrap_or(0));
-                        return if keep { Ok(()) } else { Err(End::Linger) };
-                    }
-                    Err(failed) => failed,
-                },
+            let gateway = &self.worker.gateway;
+            let way = if whole.is_some() && !call.to_head {
+                gateway.send(&call.target, &mut attempt, &self.request).await
+            } else {
+                gateway.lease(&call.target, &mut attempt).await.map(Way::Connection)
+            };
+            let result = match way {
+                Err(_) => Err(Failed::Answer(Answer::no_shard(&call.target))),
+                Ok(Way::Connection(lease)) => self.exchange(lease, &call, whole.is_some(), rerouted, until).await,
+                Ok(Way::Line(waiting, in_flight)) => self.on_line(waiting, in_flight, &call, rerouted, until).await,
+            };
+            let failed = match result {
+                Ok(keep) => {
+                    self.buffer.consume(whole.unwrap_or(0));
+                    return if keep { Ok(()) } else { Err(End::Linger) };
+                }
+                Err(failed) => failed,
             };
             match failed {
                 Failed::Again => attempt.fresh = true,
@@ -297,6 +307,86 @@ impl Connection<'_, '_> {
             to_head,
             idempotent: Head::is_idempotent(head.method),
         })
+    }
+
+    /// Waits for the answer to a request on a line and sends it to the client; whether its connection may be used again.
+    async fn on_line(
+        &mut self,
+        mut waiting: Waiting,
+        in_flight: InFlight,
+        call: &Call,
+        rerouted: bool,
+        until: Instant,
+    ) -> Result<bool, Failed> {
+        let told = {
+            let mut gone = pin!(pump::watch(self.reader, &mut self.buffer));
+            tokio::select! {
+                biased;
+                told = &mut waiting => told,
+                () = &mut gone => return Err(Failed::Aborted),
+                () = self.timer.until(until) => return Err(Failed::Answer(Answer::timed_out())),
+            }
+        };
+        let answer = match told {
+            Told::Answer(answer) => answer,
+            Told::Claim(claim) if is_claim(&claim) => return self.claim(&claim, in_flight, call, until).await,
+            Told::Lost { sent } if !sent || call.idempotent && !call.framing.has_body() => return Err(Failed::Again),
+            Told::Claim(_) | Told::Lost { .. } => return Err(Failed::Answer(Answer::host_gone())),
+        };
+        drop(in_flight);
+        let malformed = |_| Failed::Answer(Answer::host_gone());
+        let length = find_end(&mut HeadScan::default(), &answer).map_err(malformed)?.unwrap_or_default();
+        let (head, body) = answer.split_at_checked(length).unwrap_or_default();
+        let head = ResponseHead::parse(head, call.to_head).map_err(malformed)?;
+        let whole = match head.framing {
+            Framing::None => body.is_empty(),
+            Framing::Length(length) => length == body.len() as u64,
+            Framing::Chunked => false,
+        };
+        if !whole || head.status.is_informational() {
+            return Err(Failed::Answer(Answer::host_gone()));
+        }
+        if !rerouted && head.is_stale() {
+            return Err(Failed::Stale);
+        }
+        let keep = call.keep_alive && !self.worker.draining.is_cancelled();
+        self.out.clear();
+        head.write(&mut self.out, call.is_11, !keep);
+        self.out.extend_from_slice(body);
+        let status = head.status;
+        drop(answer);
+        let written = tokio::select! {
+            biased;
+            written = write_all(self.writer, &self.out, self.worker.config.body_timeout) => written.is_ok(),
+            () = self.timer.until(until) => false,
+        };
+        if !written {
+            return Err(Failed::Aborted);
+        }
+        self.answered = Some(status);
+        Ok(keep)
+    }
+
+    /// The answer to a request on a line is there but not whole: it comes over a connection of its own. The request was
+    /// executed, so nothing is asked for twice but the answer.
+    async fn claim(&mut self, claim: &[u8], in_flight: InFlight, call: &Call, until: Instant) -> Result<bool, Failed> {
+        let gone = || Failed::Answer(Answer::host_gone());
+        let mut attempt = Attempt::default();
+        self.request.clear();
+        for piece in [b"GET / HTTP/1.1\r\n".as_slice(), CLAIM_HEADER.as_bytes(), b": ", claim, b"\r\n\r\n"] {
+            self.request.extend_from_slice(piece);
+        }
+        let shard = in_flight.shard().clone();
+        let mut in_flight = Some(in_flight);
+        loop {
+            let counted = in_flight.take().unwrap_or_else(|| shard.enter());
+            let lease = self.worker.gateway.connect(counted, &mut attempt).await.ok_or_else(gone)?;
+            match self.exchange(lease, call, true, true, until).await {
+                Err(Failed::Again) if !attempt.fresh => attempt.fresh = true,
+                Err(Failed::Again | Failed::Stale) => return Err(gone()),
+                ended => return ended,
+            }
+        }
     }
 
     /// Sends the request on a connection and the response back; whether the client's connection may be used again.

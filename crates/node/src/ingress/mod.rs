@@ -12,7 +12,7 @@
 //! | `head`, `target`, `fields`, `body` | what a valid request is; pure |
 //! | [`table`] | which route; pure |
 //! | `gate` | whether the tenant may have one more request |
-//! | [`shard`], `gateway`, `pool` | which shard, by which connection |
+//! | [`shard`], `gateway`, `pool`, `line` | which shard, by which connection |
 //! | `upstream_head`, `response` | what is written to hosts and to clients; pure |
 //! | `pump`, `wire` | moving bodies |
 //! | [`call`] | requests that are no bytes of HTTP/1 |
@@ -30,6 +30,7 @@ mod gateway;
 mod h1;
 mod h2;
 mod head;
+mod line;
 mod meter;
 mod pool;
 mod pump;

@@ -225,8 +225,9 @@ impl Supervisor {
     /// Makes the host's directory and serves the node's socket in it. The listener is the host's identity, so it is
     /// there before the process, and outlives it.
     fn serve(&self, node: &mut Option<Scoped>) -> std::io::Result<()> {
-        for stale in [AGENT_SOCKET, DATA_SOCKET] {
-            remove(&self.dir.join(stale))?;
+        let data = self.dir.join(DATA_SOCKET);
+        for stale in [&self.dir.join(AGENT_SOCKET), &api::data_line::socket(&data), &data] {
+            remove(stale)?;
         }
         if node.is_some() {
             return Ok(());

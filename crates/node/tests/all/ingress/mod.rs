@@ -3,6 +3,7 @@
 mod faults;
 mod forwarding;
 mod h2;
+mod lines;
 mod quotas;
 mod rig;
 mod timeouts;

@@ -1,0 +1,212 @@
+//! The line of a host: requests from the ingress to one host, many at once over one connection, so that those of a moment
+//! travel in one write and their answers in another. Only messages that are whole when they are sent travel on it; a body that
+//! still grows goes over a connection of its own on the data socket, where the kernel holds back whoever is too fast.
+//!
+//! A frame is a kind (1 byte), the length of its content (4 bytes), the number of the call (8 bytes), both little-endian, and
+//! the content. What a request or an answer looks like inside is HTTP/1.1 as on the data socket, with a length.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use tokio::io::AsyncWrite as _;
+use tokio::net::UnixStream;
+use tokio_util::io::poll_read_buf;
+
+/// Set by the ingress on a request on the data socket that asks for an answer it was told of on the line, and nothing else.
+pub const CLAIM_HEADER: &str = "sidereal-claim";
+/// Largest content of a frame, bytes: a head, and the most of a body that either side gathers before it streams.
+pub const MAX_CONTENT: usize = 512 << 10;
+/// Largest message that is sent on a line, bytes: whoever has a larger one uses a connection of its own.
+pub const MAX_MESSAGE: usize = 256 << 10;
+
+const HEAD: usize = 13;
+/// How much room is made before a read, bytes.
+const READ: usize = 64 << 10;
+
+/// Where a host listens for its line, beside its data socket.
+pub fn socket(data_socket: &Path) -> PathBuf {
+    data_socket.with_extension("line")
+}
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// To the host: a whole request.
+    Call = 1,
+    /// To the host: nobody waits for the answer any more.
+    Cancel = 2,
+    /// From the host: a whole answer.
+    Answer = 3,
+    /// From the host: the answer is there but not whole. The content is what a request with [`CLAIM_HEADER`] asks for it by.
+    Claim = 4,
+}
+
+impl Kind {
+    fn read(byte: u8) -> Option<Self> {
+        [Self::Call, Self::Cancel, Self::Answer, Self::Claim].into_iter().find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// One frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// What it is.
+    pub kind: Kind,
+    /// The call it is about; chosen by the ingress, unique on its line.
+    pub call: u64,
+    /// Shares the buffer it was read into.
+    pub content: Bytes,
+}
+
+/// Why a line cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// The socket failed.
+    #[error("the line failed: {0}")]
+    Io(#[from] io::Error),
+    /// The other side closed it, or did so in the middle of a frame.
+    #[error("the line was closed")]
+    Closed,
+    /// The other side sent what is no frame.
+    #[error("what came over the line is no frame")]
+    Malformed,
+}
+
+/// Appends a frame whose content `write` appends. A content above [`MAX_CONTENT`] is taken back: `false`.
+pub fn push(out: &mut BytesMut, kind: Kind, call: u64, write: impl FnOnce(&mut BytesMut)) -> bool {
+    let start = out.len();
+    out.put_u8(kind as u8);
+    out.put_u32_le(0);
+    out.put_u64_le(call);
+    write(out);
+    let size = out.len().saturating_sub(start.saturating_add(HEAD));
+    match (u32::try_from(size), out.get_mut(start.saturating_add(1)..start.saturating_add(5))) {
+        (Ok(length), Some(head)) if size <= MAX_CONTENT => {
+            head.copy_from_slice(&length.to_le_bytes());
+            true
+        }
+        _ => {
+            out.truncate(start);
+            false
+        }
+    }
+}
+
+/// Takes a whole frame off the front of `buffer`; `None` where more bytes are needed.
+///
+/// # Errors
+/// [`LineError::Malformed`] for an unknown kind or a content above [`MAX_CONTENT`].
+pub fn take(buffer: &mut BytesMut) -> Result<Option<Frame>, LineError> {
+    let Some((&[kind, a, b, c, d], rest)) = buffer.split_first_chunk::<5>() else { return Ok(None) };
+    let kind = Kind::read(kind).ok_or(LineError::Malformed)?;
+    let length = u32::from_le_bytes([a, b, c, d]) as usize;
+    if length > MAX_CONTENT {
+        return Err(LineError::Malformed);
+    }
+    let Some(call) = rest.first_chunk::<8>() else { return Ok(None) };
+    let call = u64::from_le_bytes(*call);
+    let whole = HEAD.saturating_add(length);
+    if buffer.len() < whole {
+        buffer.reserve(whole.saturating_sub(buffer.len()));
+        return Ok(None);
+    }
+    buffer.advance(HEAD);
+    Ok(Some(Frame { kind, call, content: buffer.split_to(length).freeze() }))
+}
+
+/// One end of a line.
+#[derive(Debug)]
+pub struct Wire {
+    stream: UnixStream,
+    input: BytesMut,
+}
+
+impl Wire {
+    /// The end that `stream` is.
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream, input: BytesMut::new() }
+    }
+
+    /// Writes what is in `out`, as far as the other side takes it; ready once nothing is left.
+    ///
+    /// # Errors
+    /// [`LineError::Io`], [`LineError::Closed`].
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>, out: &mut BytesMut) -> Poll<Result<(), LineError>> {
+        while !out.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, out))? {
+                0 => return Poll::Ready(Err(LineError::Closed)),
+                count => out.advance(count),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next frame.
+    ///
+    /// # Errors
+    /// Any [`LineError`]; [`LineError::Closed`] is also the ordinary end.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, LineError>> {
+        loop {
+            if let Some(frame) = take(&mut self.input)? {
+                return Poll::Ready(Ok(frame));
+            }
+            if self.input.capacity().saturating_sub(self.input.len()) < READ / 4 {
+                self.input.reserve(READ);
+            }
+            if ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.input))? == 0 {
+                return Poll::Ready(Err(LineError::Closed));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(kind: Kind, call: u64, content: &[u8]) -> BytesMut {
+        let mut out = BytesMut::new();
+        assert!(push(&mut out, kind, call, |out| out.extend_from_slice(content)));
+        out
+    }
+
+    #[test]
+    fn frames_come_out_as_they_went_in_however_they_are_cut() {
+        let mut sent = framed(Kind::Call, 7, b"GET / HTTP/1.1\r\n\r\n");
+        sent.extend_from_slice(&framed(Kind::Cancel, u64::MAX, b""));
+        sent.extend_from_slice(&framed(Kind::Answer, 0, &[9; 100_000]));
+        let mut buffer = BytesMut::new();
+        let mut seen = Vec::new();
+        for piece in sent.chunks(11) {
+            buffer.extend_from_slice(piece);
+            while let Some(frame) = take(&mut buffer).unwrap() {
+                seen.push((frame.kind, frame.call, frame.content.len()));
+            }
+        }
+        assert_eq!(seen, [(Kind::Call, 7, 18), (Kind::Cancel, u64::MAX, 0), (Kind::Answer, 0, 100_000)]);
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_frame_is_refused_at_once() {
+        assert!(matches!(take(&mut BytesMut::from(&[0, 0, 0, 0, 0][..])), Err(LineError::Malformed)));
+        assert!(matches!(take(&mut BytesMut::from(&b"HTTP/1.1 200 OK\r\n"[..])), Err(LineError::Malformed)));
+        let huge = u32::try_from(MAX_CONTENT + 1).unwrap().to_le_bytes();
+        let mut head = BytesMut::from(&[3][..]);
+        head.extend_from_slice(&huge);
+        assert!(matches!(take(&mut head), Err(LineError::Malformed)));
+        assert!(matches!(take(&mut BytesMut::from(&[3, 1][..])), Ok(None)));
+    }
+
+    #[test]
+    fn a_content_that_is_too_large_leaves_nothing_behind() {
+        let mut out = framed(Kind::Cancel, 1, b"");
+        let before = out.clone();
+        assert!(!push(&mut out, Kind::Answer, 2, |out| out.resize(out.len() + MAX_CONTENT + 1, 0)));
+        assert_eq!(out, before);
+    }
+}
