@@ -7,7 +7,7 @@ use store::audit::{Act, Log, Outcome, Tail, last, verify};
 fn act(n: u64) -> Act {
     Act {
         who: "operator".into(),
-        tenant: (n % 2 == 0).then(|| "acme".parse().unwrap()),
+        tenant: n.is_multiple_of(2).then(|| "acme".parse().unwrap()),
         from: "127.0.0.1:1".into(),
         what: format!("PUT /v1/{n}"),
         outcome: Outcome::Done,
@@ -58,7 +58,8 @@ fn what_was_written_is_found_again_over_files_and_restarts() {
 
 #[test]
 fn edited_removed_moved_and_cut_lines_are_found() {
-    let damages: [(&str, fn(&Path)); 8] = [
+    type Damage = (&'static str, fn(&Path));
+    let damages: [Damage; 8] = [
         ("edited", |dir| edit(&files(dir)[1], |lines| lines[0] = lines[0].replace("operator", "somebody"))),
         ("removed", |dir| edit(&files(dir)[1], |lines| drop(lines.remove(1)))),
         ("moved", |dir| edit(&files(dir)[1], |lines| lines.swap(0, 1))),
