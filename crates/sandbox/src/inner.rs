@@ -32,7 +32,7 @@ pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Resul
     if threads != 1 {
         return Err(SandboxError::Threads(threads));
     }
-    limits(spec);
+    limits(spec)?;
     // Compiled before there is nothing left to compile with.
     let filters = if spec.has(Layer::Seccomp) {
         filters(role).or_refused(Layer::Seccomp, "compiling the list of system calls")?
@@ -71,7 +71,7 @@ pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Resul
 }
 
 /// Limits that need no right and are never waived. One that is lower already stays.
-fn limits(spec: &Spec) {
+fn limits(spec: &Spec) -> Result<(), SandboxError> {
     let mut all = vec![(Resource::Core, 0), (Resource::Fsize, 0), (Resource::Msgqueue, 0), (Resource::Memlock, 0)];
     if spec.has(Layer::Uid) {
         // Counted for the user, which is the tenant's alone then.
@@ -80,10 +80,9 @@ fn limits(spec: &Spec) {
     for (what, most) in all {
         let maximum = rustix::process::getrlimit(what).maximum.map_or(most, |has| has.min(most));
         let limit = Rlimit { current: Some(maximum), maximum: Some(maximum) };
-        if let Err(cause) = setrlimit(what, limit) {
-            eprintln!("cannot limit {what:?}: {cause}");
-        }
+        setrlimit(what, limit).map_err(|cause| SandboxError::Limit(format!("{what:?}: {cause}")))?;
     }
+    Ok(())
 }
 
 /// No program this process might become would have a capability either.

@@ -170,6 +170,9 @@ pub enum SandboxError {
     /// Layers are put on by a process with one thread: another thread would stay outside.
     #[error("the process has {0} threads before it is confined")]
     Threads(usize),
+    /// A limit that is never waived cannot be set.
+    #[error("the process cannot be limited: {0}")]
+    Limit(String),
     /// The second stage cannot be started or waited for.
     #[error("the confined process cannot be started: {0}")]
     Start(std::io::Error),

@@ -260,5 +260,5 @@ fn hand(line: &std::os::unix::net::UnixStream) {
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     udp.connect(listener.local_addr().unwrap()).unwrap();
     let folder = fs::File::open("/usr").unwrap();
-    sandbox::handoff::send(line, [listener.as_fd(), udp.as_fd(), folder.as_fd()]).unwrap();
+    sandbox::handoff::send(line, &[listener.as_fd(), udp.as_fd(), folder.as_fd()]).unwrap();
 }

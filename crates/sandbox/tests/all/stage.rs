@@ -22,8 +22,8 @@ pub(crate) fn run(args: &[String]) {
     }
     inner::tie().unwrap();
     let stdin = std::io::stdin();
-    let handed = handoff::receive(stdin.as_fd()).unwrap();
-    if let Err(cause) = inner::enter(&spec, Role::Host, Some(handed.code.as_fd())) {
+    let [listener, socket, folder] = handoff::receive(stdin.as_fd()).unwrap();
+    if let Err(cause) = inner::enter(&spec, Role::Host, Some(folder.as_fd())) {
         fail(&cause);
     }
     match args[2].as_str() {
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &[String]) {
         }
         other => panic!("{other}"),
     }
-    drop(handed);
+    drop((listener, socket));
 }
 
 fn fail(cause: &sandbox::SandboxError) -> ! {
