@@ -13,6 +13,12 @@ wit_bindgen::generate!({
             import wasi:clocks/wall-clock@0.2.12;
             import wasi:random/random@0.2.12;
             import wasi:http/outgoing-handler@0.2.12;
+            import wasi:sockets/instance-network@0.2.12;
+            import wasi:sockets/ip-name-lookup@0.2.12;
+            import wasi:sockets/tcp@0.2.12;
+            import wasi:sockets/tcp-create-socket@0.2.12;
+            import wasi:sockets/udp@0.2.12;
+            import wasi:sockets/udp-create-socket@0.2.12;
             import wasi:keyvalue/store@0.2.0-draft;
             import wasi:keyvalue/atomics@0.2.0-draft;
             import wasi:keyvalue/batch@0.2.0-draft;

@@ -17,6 +17,7 @@ mod crash;
 mod demo;
 mod deploy;
 mod doctor;
+mod egress;
 mod external;
 mod faults;
 mod hostile;

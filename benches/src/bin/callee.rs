@@ -92,7 +92,7 @@ impl Bench {
 
     fn workload(&self, linked: Linked, reuse: bool, bindings: Bindings) -> Arc<Workload> {
         let reuse = reuse.then_some(Reuse { requests: 1_000_000, idle: Millis(60_000) });
-        let sinks = Sinks { log: Arc::new(Nowhere), outbound: None };
+        let sinks = Sinks { log: Arc::new(Nowhere), outbound: None, sockets: None };
         Workload::new(linked, self.limits, reuse, Arc::new(bindings), sinks)
     }
 

@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<()> {
         let mut workloads = Vec::with_capacity(distinct);
         for _ in 0..distinct {
             let linked = runtime.link(&runtime.load(info.world, file.try_clone()?)?, &info.imports)?;
-            let sinks = Sinks { log: Arc::new(Nowhere), outbound: None };
+            let sinks = Sinks { log: Arc::new(Nowhere), outbound: None, sockets: None };
             workloads.push(Workload::new(linked, Limits::default(), None, Arc::new(Bindings::new()), sinks));
         }
         let load_us = began.elapsed().as_secs_f64() * 1e6 / distinct as f64;

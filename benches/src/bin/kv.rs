@@ -61,7 +61,7 @@ impl Dialer for Direct {
         async move {
             let stream = TcpStream::connect(self.0).await.map_err(|cause| DialError::Connect(cause.to_string()))?;
             stream.set_nodelay(true).map_err(|cause| DialError::Connect(cause.to_string()))?;
-            Ok(Dialled { stream, address: Some(self.0) })
+            Ok(Dialled { stream: stream.into(), address: Some(self.0) })
         }
         .boxed()
     }

@@ -33,7 +33,7 @@ use crate::copy::CopyView;
 use crate::metrics::TenantMetrics;
 use crate::problem::{Code, Problem};
 
-pub use stream::{EventQuery, Events, Logs};
+pub use stream::{EventQuery, Events, Items};
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(2);

@@ -4,6 +4,7 @@
 //! * [`client`]: the typed client of [`control`], for the cli.
 //! * [`agent`]: HTTP and JSON over a unix socket, the only way into a host.
 //! * [`data_line`]: the frames of many requests at once from the ingress to a host.
+//! * [`flows`]: what was decided about outgoing connections.
 //! * [`metrics`]: what is counted of components and links.
 //! * [`services`]: what a host asks of its node (dial, key-value, compiled code), framed postcard over a unix socket.
 //! * [`task`]: one task of a scheduler: its files, and its API over a unix socket.
@@ -17,6 +18,7 @@ pub mod client;
 pub mod control;
 pub mod copy;
 pub mod data_line;
+pub mod flows;
 pub mod metrics;
 pub mod node;
 pub mod problem;

@@ -15,6 +15,7 @@ use model::{AppName, ComponentName, Digest, Revision, ScheduleName, TenantName};
 use crate::Problem;
 use crate::agent::{HostStatus, LogLevel, LogLine};
 use crate::copy::{CopyRequest, Cursor, Keys, Step};
+use crate::flows::{FlowQuery, FlowRecord};
 use crate::metrics::TenantMetrics;
 
 /// Which log lines.
@@ -111,6 +112,9 @@ pub enum CopyOutcome {
 pub trait NodeApi: Send + Sync + 'static {
     /// Past and, if asked, coming lines of an app.
     fn logs(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine>;
+
+    /// Past and, if asked, coming flow records of a tenant.
+    fn flows(&self, tenant: &TenantName, query: FlowQuery) -> BoxStream<'static, FlowRecord>;
 
     /// Sends a request to a component of the serving revision without the ingress.
     fn call(

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::secret_files::SecretFile;
 use api::agent::LogLevel;
+use api::flows::Verdict;
 use api::node::Since;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::access::{Role, TokenId};
@@ -95,6 +96,8 @@ pub enum Command {
     Top(Top),
     /// What an app's components wrote.
     Logs(Logs),
+    /// What was decided about outgoing connections.
+    Flows(Flows),
     /// Links between components and providers.
     #[command(subcommand)]
     Link(LinkCommand),
@@ -346,6 +349,30 @@ pub struct Logs {
     /// Past lines to begin with, 100; 10000 with `--since`.
     #[arg(short = 'n', long)]
     pub last: Option<usize>,
+}
+
+/// `sidereal flows`
+#[derive(Debug, Args)]
+pub struct Flows {
+    /// Only of this app.
+    pub app: Option<AppName>,
+    /// Go on with new records.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only with this verdict: `connected`, `denied`, `limited`, `failed` or `revoked`.
+    #[arg(long, value_parser = verdict)]
+    pub verdict: Option<Verdict>,
+    /// Only past records that are not older: `10m`, or a moment such as `2030-01-31T08:00:00Z`.
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    pub since: Option<Since>,
+    /// Past records to begin with, 100; as many as there are with `--since`.
+    #[arg(short = 'n', long)]
+    pub last: Option<usize>,
+}
+
+fn verdict(text: &str) -> Result<Verdict, String> {
+    let names = || Verdict::ALL.map(Verdict::as_str).join(", ");
+    Verdict::ALL.into_iter().find(|v| v.as_str() == text).ok_or_else(|| format!("expected one of {}", names()))
 }
 
 fn level(text: &str) -> Result<LogLevel, String> {

@@ -178,6 +178,7 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         Command::Status(args) => commands::apps::status(context, args).await.map(ok),
         Command::Top(args) => commands::top::top(context, args).await.map(ok),
         Command::Logs(args) => commands::talk::logs(context, args).await.map(ok),
+        Command::Flows(args) => commands::flows::flows(context, args).await.map(ok),
         Command::Call(args) => commands::talk::call(context, args).await.map(yes),
         Command::Link(command) => commands::wiring::link(context, command).await.map(ok),
         Command::Provider(command) => commands::wiring::provider(context, command).await.map(ok),

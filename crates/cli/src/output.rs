@@ -127,6 +127,12 @@ impl Output {
     }
 }
 
+/// The time of day of a line, from milliseconds since 1970.
+pub fn clock(time_ms: u64) -> String {
+    let time = i64::try_from(time_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map(|t| t.strftime("%H:%M:%S%.3f").to_string()).unwrap_or_default()
+}
+
 /// A line on stdout. A reader that hung up (`sidereal logs | head`) is no failure; a result that cannot be written is.
 pub fn stdout(line: &str) {
     let mut out = anstream::stdout();

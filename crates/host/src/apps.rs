@@ -15,20 +15,21 @@ use api::metrics::{ComponentCounts, ComponentMetrics, Counts as _, HostMetrics};
 use api::{Code, Problem};
 use model::trace::SpanOrigin;
 use model::{AppName, ComponentName, Digest, LockedApp, ProviderName, Revision, TenantName};
-use providers::dial::Dialer;
 use providers::http_out::{HttpOut, Tls};
-use runtime::{Outbound, Workload};
+use runtime::{Outbound, Sockets, Workload};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::code::CodeStore;
 use crate::copies::Copies;
+use crate::dialer::NodeDialer;
 use crate::entry::{Entry, Spec};
 use crate::error::StartError;
 use crate::hold::Holds;
 use crate::links::siblings::{self, Siblings};
 use crate::links::{self, Opened, Providers};
 use crate::logs::{Logs, Origin};
+use crate::sockets::{self, ComponentSockets};
 use crate::spans::Spans;
 use crate::taking::Taking;
 use crate::totals::{self, Totals};
@@ -55,7 +56,7 @@ pub(crate) struct Apps {
     me: Weak<Self>,
     code: CodeStore,
     providers: Providers,
-    dialer: Arc<dyn Dialer>,
+    dialer: Arc<NodeDialer>,
     tls: Tls,
     logs: Arc<Logs>,
     totals: Totals,
@@ -119,7 +120,7 @@ impl Apps {
     pub(crate) fn new(
         code: CodeStore,
         providers: Providers,
-        dialer: Arc<dyn Dialer>,
+        dialer: Arc<NodeDialer>,
         tls: Tls,
         logs: Arc<Logs>,
         budget: (usize, u64),
@@ -314,16 +315,12 @@ impl Apps {
         let mut entries = Vec::with_capacity(app.components.len());
         for (name, component) in &app.components {
             let origin = Origin { app: app.name.clone(), revision, component: name.clone() };
-            let outbound: Option<Arc<dyn Outbound>> = if component.allow_hosts.is_empty() {
+            let sockets = ComponentSockets::new(&app.name, name, &component.allow_hosts, &self.dialer);
+            let (_, web) = sockets::split(&component.allow_hosts);
+            let outbound: Option<Arc<dyn Outbound>> = if web.is_empty() {
                 None
             } else {
-                let out = HttpOut::new(
-                    app.name.clone(),
-                    name.clone(),
-                    &component.allow_hosts,
-                    self.tls.clone(),
-                    self.dialer.clone(),
-                );
+                let out = HttpOut::new(app.name.clone(), name.clone(), &web, self.tls.clone(), self.dialer.clone());
                 Some(Arc::new(out.map_err(|cause| StartError::Http { component: name.clone(), cause })?))
             };
             entries.push(Arc::new(Entry::new(Spec {
@@ -344,6 +341,7 @@ impl Apps {
                     &self.providers,
                 ),
                 outbound,
+                sockets: sockets.map(|sockets| Arc::new(sockets) as Arc<dyn Sockets>),
                 origin: Arc::new(SpanOrigin { app: app.name.clone(), revision, component: name.clone() }),
                 log: self.logs.component(origin, component.limits.log_rate),
             })));

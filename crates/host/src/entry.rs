@@ -7,7 +7,7 @@ use api::agent::ComponentStatus;
 use model::app::Reuse;
 use model::trace::SpanOrigin;
 use model::{ComponentName, Digest, InterfaceId, Limits, World};
-use runtime::{Bindings, Fault, MeterSnapshot, Outbound, Sinks, Workload};
+use runtime::{Bindings, Fault, MeterSnapshot, Outbound, Sinks, Sockets, Workload};
 use tokio_util::sync::CancellationToken;
 
 use crate::code::{CodeStore, Loaded};
@@ -27,6 +27,7 @@ pub(crate) struct Spec {
     pub(crate) reuse: Option<Reuse>,
     pub(crate) bindings: Arc<Bindings>,
     pub(crate) outbound: Option<Arc<dyn Outbound>>,
+    pub(crate) sockets: Option<Arc<dyn Sockets>>,
     pub(crate) log: Arc<ComponentLog>,
     pub(crate) origin: Arc<SpanOrigin>,
 }
@@ -136,7 +137,7 @@ impl Entry {
         if let Some(live) = &state.live {
             return Ok(live.workload.clone());
         }
-        let sinks = Sinks { log: spec.log.clone(), outbound: spec.outbound.clone() };
+        let sinks = Sinks { log: spec.log.clone(), outbound: spec.outbound.clone(), sockets: spec.sockets.clone() };
         let workload = Workload::new(loaded.linked.clone(), spec.limits, spec.reuse, spec.bindings.clone(), sinks);
         state.live = Some(Live { workload: workload.clone(), _code: loaded });
         Ok(workload)

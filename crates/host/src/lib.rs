@@ -32,6 +32,7 @@ mod message;
 mod scheduled;
 mod secrets;
 mod serve;
+mod sockets;
 mod spans;
 mod sql;
 mod taking;

@@ -14,7 +14,6 @@ use hyper_util::rt::TokioIo;
 use providers::blobstore::Blobstore;
 use providers::bus::Bus;
 use providers::config::Config;
-use providers::dial::Dialer;
 use providers::http_out::{Tls, public_roots};
 use providers::keyvalue::KeyValue;
 use providers::logging::Logging;
@@ -164,7 +163,7 @@ fn assemble(args: &HostArgs, settings: &HostSettings, seat: Option<Seat>) -> Res
     let calls = Arc::new(CallsClient::new(&socket, CALLS_TIMEOUT));
     let secrets = NodeSecrets::new(calls.clone());
     let blobs = Arc::new(CallsClient::new(&socket, BLOB_TIMEOUT));
-    let dialer: Arc<dyn Dialer> = Arc::new(NodeDialer::new(files.clone()));
+    let dialer = Arc::new(NodeDialer::new(files.clone()));
     let tls = Tls::new(public_roots())?;
     let means = Means {
         tenant: args.tenant.clone(),

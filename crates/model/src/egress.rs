@@ -10,7 +10,7 @@ mod destination;
 mod policy;
 
 pub use address::{Class, classify};
-pub use allowed::AllowedHost;
+pub use allowed::{AllowedHost, Transport};
 pub use destination::{Destination, DestinationError};
 pub use policy::{Cidr, CidrError, Denied, Grant, Policy, endpoint_of};
 

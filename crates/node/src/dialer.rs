@@ -1,19 +1,24 @@
 //! Every outgoing connection of every tenant: resolve once, decide on all addresses, connect to one of those that were
-//! checked, hand the socket over. Guests' HTTP and providers' clients come through the same door.
+//! checked, hand the socket over. Guests' HTTP and sockets and providers' clients come through the same door.
+
+mod journal;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::services::{Caller, Dial, FileFault};
 use futures::future::BoxFuture;
-use model::egress::Destination;
-use tokio::net::TcpStream;
+use model::egress::{Destination, Grant, Transport};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 
+pub use crate::connections::Dialled;
+use crate::connections::{Open, Socket};
 use crate::lookups::Lookups;
 use crate::tenant::Tenant;
+use journal::{Journal, Outcome};
 
 /// Resolution and connection together take no longer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,6 +52,7 @@ pub struct Dialer {
     resolver: Arc<dyn Resolve>,
     lookups: Arc<Lookups>,
     timeout: Duration,
+    journal: Journal,
 }
 
 impl std::fmt::Debug for Dialer {
@@ -58,58 +64,32 @@ impl std::fmt::Debug for Dialer {
 impl Dialer {
     /// A dialer that resolves with `resolver`.
     pub fn new(resolver: Arc<dyn Resolve>) -> Self {
-        Self { resolver, lookups: Lookups::new(LOOKUPS), timeout: TIMEOUT }
+        Self { resolver, lookups: Lookups::new(LOOKUPS), timeout: TIMEOUT, journal: Journal::default() }
     }
 
-    /// Connects on behalf of `tenant`, whose socket the request came from. Logs the flow and counts it, whatever comes
-    /// of it.
+    /// Connects on behalf of `tenant`, whose socket the request came from, for its host `shard`. Records the flow and
+    /// counts it, whatever comes of it.
     ///
     /// # Errors
     /// Why there is no connection; nothing was sent to a denied address.
-    pub async fn dial(&self, tenant: &Tenant, dial: &Dial) -> Result<(TcpStream, SocketAddr), FileFault> {
-        let result = self.attempt(tenant, dial).await;
-        let (verdict, counter) = match &result {
-            Ok(_) => ("connected", &tenant.flows.connected),
-            Err(FileFault::Denied { what, .. }) if what == RATE => ("limited", &tenant.flows.limited),
-            Err(FileFault::Denied { .. }) => ("denied", &tenant.flows.denied),
-            Err(_) => ("failed", &tenant.flows.failed),
+    pub async fn dial(&self, tenant: &Arc<Tenant>, shard: u32, dial: &Dial) -> Result<Dialled, FileFault> {
+        let result = self.attempt(tenant, shard, dial).await;
+        let outcome = match &result {
+            Ok((dialled, grant)) => Outcome::connected(dialled.address, *grant),
+            Err(fault) => Outcome::of(fault),
         };
-        Tenant::count(counter);
-        let (kind, caller) = match &dial.caller {
-            Caller::Component(name) => ("component", name.as_str()),
-            Caller::Provider(name) => ("provider", name.as_str()),
-        };
-        // `{:?}`: the host is somebody else's text, and a log line must stay one line.
-        let (tenant, app, host, port) = (&tenant.name, &dial.app, &dial.host, dial.port);
-        match &result {
-            Ok((_, address)) => {
-                tracing::info!(target: "flow", %tenant, %app, kind, caller, ?host, port, %address, verdict);
-            }
-            Err(cause) => {
-                tracing::info!(target: "flow", %tenant, %app, kind, caller, ?host, port, verdict, %cause);
-            }
-        }
-        result
+        self.journal.write(tenant, dial, outcome);
+        result.map(|(dialled, _)| dialled)
     }
 
-    async fn attempt(&self, tenant: &Tenant, dial: &Dial) -> Result<(TcpStream, SocketAddr), FileFault> {
-        let denied = |what: &str| FileFault::Denied { address: place(&dial.host, dial.port), what: what.to_owned() };
+    async fn attempt(&self, tenant: &Arc<Tenant>, shard: u32, dial: &Dial) -> Result<(Dialled, Grant), FileFault> {
+        let limited = |what: &str| FileFault::Limited { address: place(&dial.host, dial.port), what: what.to_owned() };
         if !tenant.may_dial(Instant::now()) {
-            return Err(denied(RATE));
+            return Err(limited("the tenant opens too many connections a second"));
         }
-        if !tenant.knows(&dial.app) {
-            return Err(denied("asked for by an app that does not run here"));
-        }
-        // The host process checked it too; what runs in there may have taken it over.
-        if let Caller::Component(component) = &dial.caller
-            && !tenant.may_reach(&dial.app, component, &dial.host, dial.port)
-        {
-            return Err(denied("a host that the component's `allow-hosts` does not name"));
-        }
-        let destination = Destination::parse(&dial.host).map_err(|cause| denied(&cause.to_string()))?;
-        if dial.port == 0 {
-            return Err(denied("port 0 is no port"));
-        }
+        let room = tenant.room.clone().try_acquire_owned();
+        let room = room.map_err(|_| limited("the tenant has as many connections open as it may"))?;
+        let destination = asked(tenant, dial)?;
         let late = || FileFault::TimedOut { address: place(&dial.host, dial.port), ms: millis(self.timeout) };
         let deadline = tokio::time::Instant::now() + self.timeout;
         // A tenant's own: who waits for it takes nothing from anybody else.
@@ -126,16 +106,25 @@ impl Dialer {
                 found
             }
         };
-        let provider = match &dial.caller {
-            Caller::Provider(name) => Some(name),
-            Caller::Component(_) => None,
+        decide(tenant, dial, &destination, &addresses)?;
+        let (socket, address) = match dial.transport {
+            Transport::Tcp => connect(&addresses, dial.port, deadline).await.unwrap_or_else(|| Err(late()))?,
+            Transport::Udp => connect_udp(&addresses, dial.port).await?,
         };
-        let verdict = tenant.policy().decide(provider, &destination, dial.port, &addresses);
-        verdict.map_err(|denied| FileFault::Denied {
-            address: SocketAddr::new(denied.address, dial.port).to_string(),
-            what: denied.class.to_string(),
-        })?;
-        connect(&addresses, dial.port, deadline).await.unwrap_or_else(|| Err(late()))
+        let added = tenant.connections.add(socket, dial, destination, address, shard, room);
+        let (dialled, open) = added.map_err(|cause| unconnected(address, &cause))?;
+        // The policy may have changed since it was asked; from here on a change finds the connection itself.
+        let grant =
+            tenant.still_grants(&open).map_err(|what| FileFault::Denied { address: address.to_string(), what })?;
+        Ok((dialled, grant))
+    }
+
+    /// Ends what the tenant's policy and apps do not grant any more, and records that.
+    pub fn recheck(&self, tenant: &Tenant) {
+        let check = |open: &Open| tenant.still_grants(open).map(drop);
+        for (open, why) in tenant.connections.end_refused(check) {
+            self.journal.write(tenant, &open.dial, Outcome::revoked(open.address, why));
+        }
     }
 
     /// Goes on when nobody waits any more: the thread is held as long, and so is the tenant's place.
@@ -151,15 +140,46 @@ impl Dialer {
     }
 }
 
-/// What a refusal by the rate limit says.
-const RATE: &str = "the tenant opens too many connections";
+/// Whether what asks may have such a connection at all; where to.
+///
+/// # Errors
+/// [`FileFault::Denied`].
+fn asked(tenant: &Tenant, dial: &Dial) -> Result<Destination, FileFault> {
+    let denied = |what: String| FileFault::Denied { address: place(&dial.host, dial.port), what };
+    // The host process checked it too; what runs in there may have taken it over.
+    tenant.may_ask(dial).map_err(|why| denied(why.to_owned()))?;
+    if dial.port == 0 {
+        return Err(denied("port 0 is no port".to_owned()));
+    }
+    Destination::parse(&dial.host).map_err(|cause| denied(cause.to_string()))
+}
+
+/// The tenant's policy on all addresses of a destination.
+///
+/// # Errors
+/// [`FileFault::Denied`] names the first that is denied.
+fn decide(tenant: &Tenant, dial: &Dial, destination: &Destination, addresses: &[IpAddr]) -> Result<(), FileFault> {
+    let provider = match &dial.caller {
+        Caller::Provider(name) => Some(name),
+        Caller::Component(_) => None,
+    };
+    let grant = tenant.policy().decide(provider, destination, dial.port, addresses);
+    grant.map(drop).map_err(|denied| FileFault::Denied {
+        address: SocketAddr::new(denied.address, dial.port).to_string(),
+        what: denied.class.to_string(),
+    })
+}
+
+fn unconnected(address: SocketAddr, cause: &io::Error) -> FileFault {
+    FileFault::Connect { address: address.to_string(), cause: cause.to_string() }
+}
 
 /// Tries the checked addresses in the resolver's order; `None` where the time is up.
 async fn connect(
     addresses: &[IpAddr],
     port: u16,
     deadline: tokio::time::Instant,
-) -> Option<Result<(TcpStream, SocketAddr), FileFault>> {
+) -> Option<Result<(Socket, SocketAddr), FileFault>> {
     let mut last = None;
     let tried = addresses.len().min(MAX_ATTEMPTS);
     for (at, ip) in addresses.iter().take(MAX_ATTEMPTS).enumerate() {
@@ -170,11 +190,9 @@ async fn connect(
                 if let Err(cause) = stream.set_nodelay(true) {
                     tracing::debug!(%address, %cause, "cannot switch off delayed sending");
                 }
-                return Some(Ok((stream, address)));
+                return Some(Ok((Socket::Tcp(stream), address)));
             }
-            Ok(Err(cause)) => {
-                last = Some(FileFault::Connect { address: address.to_string(), cause: cause.to_string() });
-            }
+            Ok(Err(cause)) => last = Some(unconnected(address, &cause)),
             Err(_) if tokio::time::Instant::now() >= deadline => return None,
             Err(_) => {}
         }
@@ -182,9 +200,27 @@ async fn connect(
     last.map(Err)
 }
 
+/// A UDP socket that sends to the first checked address there is a way to, and takes datagrams from it alone.
+async fn connect_udp(addresses: &[IpAddr], port: u16) -> Result<(Socket, SocketAddr), FileFault> {
+    let mut last = None;
+    for ip in addresses {
+        let address = SocketAddr::new(*ip, port);
+        let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let connecting = async {
+            let socket = UdpSocket::bind((any, 0)).await?;
+            socket.connect(address).await?;
+            Ok(socket)
+        };
+        match connecting.await {
+            Ok(socket) => return Ok((Socket::Udp(socket), address)),
+            Err(cause) => last = Some(unconnected(address, &cause)),
+        }
+    }
+    Err(last.unwrap_or_else(|| FileFault::Dns { host: String::new(), cause: "it has no address".to_owned() }))
+}
+
 fn place(host: &str, port: u16) -> String {
-    let host: String = host.chars().take(260).flat_map(char::escape_default).collect();
-    format!("{host}:{port}")
+    format!("{}:{port}", journal::shown(host))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -9,6 +9,8 @@
 //! | [`artifacts`] | compiled code: compiled in a limited child process, loaded only if its MAC is ours |
 //! | `services` | what a host may ask over its `node.sock` |
 //! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
+//! | `connections` | the connections hosts have open, and how they end |
+//! | `flows` | what was decided about the last connections of each tenant |
 //! | [`messaging`] | the brokers of messages, and who takes from them |
 //! | [`schedules`] | which schedules are due, and that no due time is run twice |
 //! | `taking` | which revision takes messages |
@@ -24,11 +26,13 @@ mod admin;
 mod agent;
 pub mod artifacts;
 mod bring;
-pub mod converge;
+mod connections;
+mod converge;
 mod copying;
 pub mod dialer;
 mod error;
 pub mod external;
+mod flows;
 mod front;
 pub mod ingress;
 pub mod logs;

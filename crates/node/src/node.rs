@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::agent::{HostStatus, LogLine};
+use api::flows::{FlowQuery, FlowRecord};
 use api::metrics::TenantMetrics;
 use api::node::{CopyOutcome, CopyStep, LogQuery, NodeApi};
 use api::{Code, Problem};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, StreamExt as _};
 use model::schedule::Ended;
 use model::{AppName, ComponentName, Digest, NodeName, ScheduleName, TenantName};
 use store::Store;
@@ -414,6 +415,12 @@ impl NodeApi for Node {
 
     fn logs(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
         self.logs.query(tenant, app, query)
+    }
+
+    fn flows(&self, tenant: &TenantName, query: FlowQuery) -> BoxStream<'static, FlowRecord> {
+        // A tenant without hosts has connected nowhere yet.
+        let known = self.hosts.all().into_iter().find(|(known, _)| known.name == *tenant);
+        known.map_or_else(|| futures::stream::empty().boxed(), |(known, _)| known.flows.query(query))
     }
 
     fn call(

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
+use api::services::{Caller, Dial};
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
-use model::egress::{AllowedHost, Policy};
+use model::egress::{AllowedHost, Grant, Policy};
 use model::tenant::{Quotas, Rate, TenantSettings};
 use model::{
     AppName, ComponentName, Digest, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, Route, SecretName,
@@ -16,14 +17,18 @@ use model::{
 };
 use tokio::sync::Semaphore;
 
+use crate::connections::{Connections, Open};
 use crate::converge;
 use crate::external::{Externals, Lease};
+pub use crate::flows::Flows;
 use crate::ingress::{Gate, nanos};
 use crate::messaging::{self, Declared};
 use crate::schedules::{self, Planned};
 
 /// Connections of a tenant being made at once.
 const DIALS_AT_ONCE: usize = 64;
+/// Connections a tenant may have open, TCP and UDP together.
+const MAX_OPEN: usize = 1024;
 
 /// One revision, reduced to what the node needs again and again.
 #[derive(Debug)]
@@ -141,19 +146,6 @@ struct Runs {
     code: HashMap<(Digest, World), u32>,
 }
 
-/// Outgoing connections of a tenant, counted by verdict.
-#[derive(Debug, Default)]
-pub struct Flows {
-    /// Connected.
-    pub connected: AtomicU64,
-    /// Refused by policy.
-    pub denied: AtomicU64,
-    /// Refused by the rate limit.
-    pub limited: AtomicU64,
-    /// Allowed, but not resolved or not reached.
-    pub failed: AtomicU64,
-}
-
 /// One tenant on this node.
 #[derive(Debug)]
 pub struct Tenant {
@@ -165,6 +157,10 @@ pub struct Tenant {
     pub restarts: AtomicU64,
     /// One permit for each connection that is being made.
     pub dialing: Semaphore,
+    /// One permit for each connection there is.
+    pub(crate) room: Arc<Semaphore>,
+    /// The connections there are.
+    pub(crate) connections: Arc<Connections>,
     /// Apps whose calls wait while their data are moved, and the revision that is held: a host that is started again
     /// meanwhile holds them before it answers.
     pub held: tokio::sync::Mutex<BTreeMap<AppName, Revision>>,
@@ -184,6 +180,8 @@ impl Tenant {
             flows: Flows::default(),
             restarts: AtomicU64::new(0),
             dialing: Semaphore::new(DIALS_AT_ONCE),
+            room: Arc::new(Semaphore::new(MAX_OPEN)),
+            connections: Arc::default(),
             held: tokio::sync::Mutex::default(),
             policy: ArcSwap::default(),
             runs: RwLock::default(),
@@ -192,7 +190,13 @@ impl Tenant {
         })
     }
 
-    /// Applies what the operator decided about connections; from the next dial on.
+    /// Connections its hosts have open.
+    pub fn open_connections(&self) -> usize {
+        self.connections.count()
+    }
+
+    /// Applies what the operator decided about connections, from the next dial on; [`crate::dialer::Dialer::recheck`]
+    /// applies it to those that are open.
     pub fn apply(&self, settings: &TenantSettings) {
         let (policy, errors) = Policy::of(settings);
         for cause in errors {
@@ -275,17 +279,34 @@ impl Tenant {
         self.read().revisions.get(app).is_some_and(|all| all.iter().any(|known| known.secrets.contains(secret)))
     }
 
-    /// Whether a revision its hosts are to have lets the component call out to `host` and `port`.
-    pub fn may_reach(&self, app: &AppName, component: &ComponentName, host: &str, port: u16) -> bool {
-        let allows = |known: &Arc<Prepared>| {
-            known.allowed.get(component).is_some_and(|all| all.iter().any(|entry| entry.covers(host, port)))
-        };
-        self.read().revisions.get(app).is_some_and(|all| all.iter().any(allows))
+    /// Whether an app its hosts are to have may ask for such a connection: a component for what its `allow-hosts` name,
+    /// a provider for anything its policy grants.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn may_ask(&self, dial: &Dial) -> Result<(), &'static str> {
+        let runs = self.read();
+        let revisions = runs.revisions.get(&dial.app).ok_or("asked for by an app that does not run here")?;
+        let Caller::Component(component) = &dial.caller else { return Ok(()) };
+        let covers = |entry: &AllowedHost| entry.covers(dial.transport, &dial.host, dial.port);
+        let allows = |known: &Arc<Prepared>| known.allowed.get(component).is_some_and(|all| all.iter().any(covers));
+        match revisions.iter().any(allows) {
+            true => Ok(()),
+            false => Err("a host that the component's `allow-hosts` does not name"),
+        }
     }
 
-    /// Counts one connection.
+    /// Counts one more.
     pub fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a connection that is open could be opened now, to the address it has.
+    pub(crate) fn still_grants(&self, open: &Open) -> Result<Grant, String> {
+        self.may_ask(&open.dial)?;
+        let address = &[open.address.ip()];
+        let decided = self.policy().decide(open.provider(), &open.destination, open.address.port(), address);
+        decided.map_err(|denied| denied.class.to_string())
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Runs> {

@@ -17,6 +17,7 @@ use crate::limiter::Limiter;
 use crate::log::{CallLog, LogStreamKind, Stdio};
 use crate::outbound::Hooks;
 use crate::peer::Held;
+use crate::sockets::{Names, Sockets};
 use crate::workload::Sinks;
 
 /// Offers interfaces to every component of the process. What a component may use of it comes from its [`Bindings`].
@@ -74,6 +75,8 @@ pub struct Ctx {
     /// Contracts for which the guest chose a link by its label; empty but for components that do.
     chosen: Vec<(Box<str>, Box<str>)>,
     sinks: Sinks,
+    /// What the guest looked up.
+    pub(crate) names: Names,
     /// Made when first asked for: most calls need neither clocks nor random numbers nor output.
     wasi: Option<Box<WasiCtx>>,
     log: Option<Arc<CallLog>>,
@@ -95,6 +98,7 @@ impl Ctx {
             bindings,
             chosen: Vec::new(),
             sinks: sinks.clone(),
+            names: Names::default(),
             wasi: None,
             log: None,
         }
@@ -142,6 +146,11 @@ impl Ctx {
     /// The component's limits.
     pub fn limits(&self) -> &Limits {
         self.limiter.limits()
+    }
+
+    /// What opens sockets for the component; absent where it may have none.
+    pub(crate) fn sockets(&self) -> Option<&Arc<dyn Sockets>> {
+        self.sinks.sockets.as_ref()
     }
 
     /// Writes one message to the component's log, within the budget of the call.

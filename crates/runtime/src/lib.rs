@@ -1,7 +1,7 @@
 //! The wasmtime embedding: compile, load, link and run components with every limit enforced.
 //!
-//! Invariant: `unsafe` lives in [`load`] alone, and a guest gets nothing it was not given: no files, no sockets, no
-//! environment, no instance another revision has used. Listeners, client libraries and API types live elsewhere.
+//! Invariant: `unsafe` lives in [`load`] alone, and a guest gets nothing it was not given: no files, no sockets but those the node
+//! connected, no environment, no instance another revision has used. Listeners, client libraries and API types live elsewhere.
 //!
 //! ```text
 //! wasm ── compile() (separate process) ──▶ code file ── Runtime::load ──▶ Code ── Runtime::link ──▶ Linked
@@ -30,6 +30,7 @@ mod log;
 mod meter;
 mod outbound;
 mod peer;
+mod sockets;
 mod ticker;
 pub mod trace;
 mod workload;
@@ -48,6 +49,7 @@ pub use meter::{Meter, MeterSnapshot};
 pub use model::app::Reuse;
 pub use outbound::{HttpBody, HttpBodyError, Outbound, OutboundError, OutboundOptions, OutboundResponse};
 pub use peer::{Callee, Loading, MAX_CALL_DEPTH, Peer, Peers, call_component};
+pub use sockets::{Connection, Datagrams, Opening, Received, SocketFault, Sockets};
 pub use ticker::Queue;
 pub use workload::{Sinks, Workload};
 

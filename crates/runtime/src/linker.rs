@@ -1,5 +1,5 @@
-//! What every component may import without a grant: WASI 0.2 and 0.3 with nothing behind the files and sockets, and
-//! `wasi:http`. Filled once per engine and shared by all components.
+//! What every component may import without a grant: WASI 0.2 and 0.3 with nothing behind the files, sockets as far as
+//! they are granted (in 0.2; none in 0.3), and `wasi:http`. Filled once per engine and shared by all components.
 
 use model::World;
 use wasmtime::component::{HasData, Linker, ResourceTable};
@@ -7,9 +7,8 @@ use wasmtime_wasi::WasiView;
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
-use wasmtime_wasi::p2::bindings::{LinkOptions, cli, clocks, filesystem, io, random, sockets};
+use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, io, random};
 use wasmtime_wasi::random::WasiRandom;
-use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 
 use crate::ctx::Ctx;
 
@@ -32,7 +31,6 @@ pub(crate) fn add_wasi(linker: &mut Linker<Ctx>, world: World) -> wasmtime::Resu
 }
 
 fn add_p2(l: &mut Linker<Ctx>) -> wasmtime::Result<()> {
-    let options = LinkOptions::default();
     io::error::add_to_linker::<Ctx, Table>(l, |c| &mut c.table)?;
     io::poll::add_to_linker::<Ctx, Table>(l, |c| &mut c.table)?;
     io::streams::add_to_linker::<Ctx, Table>(l, |c| &mut c.table)?;
@@ -51,15 +49,10 @@ fn add_p2(l: &mut Linker<Ctx>) -> wasmtime::Result<()> {
     cli::terminal_stdin::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
     cli::terminal_stdout::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
     cli::terminal_stderr::add_to_linker::<Ctx, WasiCli>(l, Ctx::cli)?;
-    // Present because components built with a standard library import them; no directory and no address is granted.
+    // Present because components built with a standard library import them; no directory is granted, and sockets
+    // only where the component's `allow-hosts` name them.
     filesystem::types::add_to_linker::<Ctx, WasiFilesystem>(l, Ctx::filesystem)?;
     filesystem::preopens::add_to_linker::<Ctx, WasiFilesystem>(l, Ctx::filesystem)?;
-    sockets::tcp::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
-    sockets::tcp_create_socket::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
-    sockets::udp::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
-    sockets::udp_create_socket::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
-    sockets::instance_network::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
-    sockets::network::add_to_linker::<Ctx, WasiSockets>(l, &(&options).into(), Ctx::sockets)?;
-    sockets::ip_name_lookup::add_to_linker::<Ctx, WasiSockets>(l, Ctx::sockets)?;
+    crate::sockets::add_to_linker(l)?;
     Ok(())
 }

@@ -26,20 +26,26 @@ use crate::instance::{Instance, Invoked};
 use crate::log::LogSink;
 use crate::meter::Meter;
 use crate::outbound::{HttpBody, HttpBodyError, Outbound};
+use crate::sockets::Sockets;
 use crate::trace::CallTrace;
 
-/// Where a component's log and its outgoing requests go.
+/// Where a component's log, its outgoing requests and its sockets go.
 #[derive(Clone)]
 pub struct Sinks {
     /// Takes its log.
     pub log: Arc<dyn LogSink>,
     /// Sends its HTTP requests; every one is denied where absent.
     pub outbound: Option<Arc<dyn Outbound>>,
+    /// Opens its sockets; every one is denied where absent.
+    pub sockets: Option<Arc<dyn Sockets>>,
 }
 
 impl fmt::Debug for Sinks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sinks").field("outbound", &self.outbound.is_some()).finish_non_exhaustive()
+        f.debug_struct("Sinks")
+            .field("outbound", &self.outbound.is_some())
+            .field("sockets", &self.sockets.is_some())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,6 @@
-//! The two endless answers of the control API, events (server-sent) and logs (lines of JSON), as streams of typed items.
+//! The endless answers of the control API, events (server-sent), logs and flows (lines of JSON), as streams of typed items.
 
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -8,10 +9,12 @@ use futures::Stream;
 use http::{HeaderMap, HeaderValue, Method};
 use hyper::body::{Body, Incoming};
 use model::{AppName, TenantName};
+use serde::de::DeserializeOwned;
 
 use super::{ClientError, ControlClient, of};
 use crate::agent::LogLine;
 use crate::control::Event;
+use crate::flows::{FlowQuery, FlowRecord};
 use crate::node::LogQuery;
 
 /// The longest line either stream may have, bytes: the counters of thousands of apps are one line.
@@ -56,7 +59,12 @@ impl ControlClient {
     ///
     /// # Errors
     /// `not-found`; [`ClientError`].
-    pub async fn logs(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> Result<Logs, ClientError> {
+    pub async fn logs(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        query: LogQuery,
+    ) -> Result<Items<LogLine>, ClientError> {
         let pairs = [
             Some(format!("last={}", query.last)),
             Some(format!("follow={}", query.follow)),
@@ -70,7 +78,26 @@ impl ControlClient {
         ];
         let path = with_query(&of(tenant, app, "/logs"), pairs);
         let response = self.open(Method::GET, &path, HeaderMap::new(), Bytes::new(), None).await?;
-        Ok(Logs(Lines::new(response.into_body(), self.clone())))
+        Ok(Items(Lines::new(response.into_body(), self.clone()), PhantomData))
+    }
+}
+
+impl ControlClient {
+    /// What was decided about a tenant's outgoing connections: past records, then with `query.follow` new ones.
+    ///
+    /// # Errors
+    /// `not-found`; [`ClientError`].
+    pub async fn flows(&self, tenant: &TenantName, query: FlowQuery) -> Result<Items<FlowRecord>, ClientError> {
+        let pairs = [
+            Some(format!("last={}", query.last)),
+            Some(format!("follow={}", query.follow)),
+            query.app.map(|app| format!("app={app}")),
+            query.verdict.map(|verdict| format!("verdict={verdict}")),
+            query.since.map(|since| format!("since={since}")),
+        ];
+        let path = with_query(&format!("/v1/tenants/{tenant}/flows"), pairs);
+        let response = self.open(Method::GET, &path, HeaderMap::new(), Bytes::new(), None).await?;
+        Ok(Items(Lines::new(response.into_body(), self.clone()), PhantomData))
     }
 }
 
@@ -149,11 +176,11 @@ impl Stream for Events {
     }
 }
 
-/// Log lines as they come.
-pub struct Logs(Lines);
+/// Items as they come, one in each line.
+pub struct Items<T>(Lines, PhantomData<fn() -> T>);
 
-impl Stream for Logs {
-    type Item = Result<LogLine, ClientError>;
+impl<T: DeserializeOwned> Stream for Items<T> {
+    type Item = Result<T, ClientError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {

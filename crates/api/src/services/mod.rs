@@ -13,6 +13,7 @@
 pub mod blob;
 pub mod client;
 pub mod codec;
+pub mod datagram;
 mod descriptor;
 pub mod line;
 pub mod messaging;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use codec::WireError;
 
+use model::egress::Transport;
 use model::{AppName, ComponentName, Digest, ProviderName, World};
 use serde::{Deserialize, Serialize};
 
@@ -190,7 +192,8 @@ pub enum KvFault {
 pub enum FileRequest {
     /// Compiled code of an artifact the tenant runs; the node has checked its MAC when it answers.
     Compiled { digest: Digest, world: World },
-    /// A connected TCP socket.
+    /// A connected socket. TCP: the socket itself. UDP: one end of a pair of packet sockets whose other end the node
+    /// relays, see [`crate::services::datagram`].
     Dial(Dial),
     /// A connected unix socket to the process of an external provider.
     External(External),
@@ -214,6 +217,8 @@ pub struct Dial {
     pub app: AppName,
     /// Guest or provider.
     pub caller: Caller,
+    /// TCP or UDP.
+    pub transport: Transport,
     /// A host name or an address literal, as configured; the node resolves it once.
     pub host: String,
     /// The port.
@@ -223,8 +228,8 @@ pub struct Dial {
 /// Which part of an app connects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Caller {
-    /// A component's outgoing HTTP. The host checked its `allow_hosts` with the scheme, the node checks host and port again,
-    /// and decides on the address.
+    /// A component's outgoing HTTP or sockets. The host checked its `allow_hosts` with the scheme, the node checks transport,
+    /// host and port again, and decides on the address.
     Component(ComponentName),
     /// A provider's client. The node grants a private address only if the operator declared this provider with this
     /// host and port.
@@ -249,6 +254,9 @@ pub enum FileFault {
     /// Policy forbids the address.
     #[error("{address} ({what}) is not granted to this app")]
     Denied { address: String, what: String },
+    /// The tenant opens connections too fast, or has too many.
+    #[error("{address}: {what}")]
+    Limited { address: String, what: String },
     /// Nothing answers there.
     #[error("cannot connect to {address}: {cause}")]
     Connect { address: String, cause: String },

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod config;
 pub mod deploy;
 pub mod doctor;
+pub mod flows;
 pub mod login;
 pub mod moving;
 pub mod schedules;

@@ -13,7 +13,7 @@ use model::{AppName, ComponentName};
 
 use crate::args::{Call, Logs};
 use crate::context::{Context, refused};
-use crate::output::stdout;
+use crate::output::{clock, stdout};
 
 /// `sidereal logs`
 ///
@@ -45,8 +45,7 @@ pub async fn logs(context: &Context, args: Logs) -> anyhow::Result<()> {
 }
 
 fn pretty(line: &LogLine) -> String {
-    let time = i64::try_from(line.time_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    let time = time.map(|t| t.strftime("%H:%M:%S%.3f").to_string()).unwrap_or_default();
+    let time = clock(line.time_ms);
     let stream = match line.stream {
         LogStream::Stdout => "out",
         LogStream::Stderr => "err",

@@ -65,6 +65,7 @@ pub(crate) const TABLE: &[Row] = &[
     ("GET", "/v1/tenants/{tenant}/routes", VIEWER, Reads),
     ("GET", "/v1/tenants/{tenant}/hosts", VIEWER, Reads),
     ("GET", "/v1/tenants/{tenant}/metrics", VIEWER, Reads),
+    ("GET", "/v1/tenants/{tenant}/flows", VIEWER, Reads),
     ("GET", "/v1/tenants/{tenant}/tokens", OWNER, Reads),
     ("POST", "/v1/tenants/{tenant}/tokens", OWNER, Changes),
     ("DELETE", "/v1/tenants/{tenant}/tokens/{token}", OWNER, Changes),

@@ -83,7 +83,7 @@ const MAX_CALL: usize = MAX_CALL_BODY / 3 * 4 + (256 << 10);
                        `code`. Fields and query parameters that are not listed here are refused, not ignored.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    components(schemas(api::control::Event, api::agent::LogLine, api::Problem)),
+    components(schemas(api::control::Event, api::agent::LogLine, api::flows::FlowRecord, api::Problem)),
     security(("token" = [])),
     modifiers(&Token)
 )]
@@ -143,6 +143,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(configs::list))
         .routes(routes!(configs::read, configs::write, configs::delete))
         .routes(routes!(streams::logs))
+        .routes(routes!(streams::flows))
         .routes(routes!(streams::events))
 }
 

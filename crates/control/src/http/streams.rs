@@ -1,4 +1,4 @@
-//! The answers without an end: events and logs. They stop when the server does.
+//! The answers without an end: events, logs and flows. They stop when the server does.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -7,17 +7,18 @@ use std::time::Duration;
 use api::Problem;
 use api::agent::LogLevel;
 use api::control::Event;
-use api::node::{LogQuery, MAX_INSTANCE};
+use api::flows::{FlowQuery, Verdict};
+use api::node::{LogQuery, MAX_INSTANCE, Since};
 use api::problem::Code;
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use futures::stream::{Stream, StreamExt as _};
+use futures::stream::{BoxStream, Stream, StreamExt as _};
 use model::plan::AppId;
 use model::{AppName, ComponentName, TenantName};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Api;
 use super::access::no_such_tenant;
@@ -158,8 +159,7 @@ pub(super) async fn logs(
     if api.state.lock().revision(&id).is_none() {
         return Err(no_app(&id));
     }
-    let since = query.since.as_deref().map(str::parse).transpose();
-    let since = since.map_err(|cause| Refusal::new(Code::RequestInvalid, format!("`since`: {cause}")))?;
+    let since = since(query.since.as_deref())?;
     if query.instance.as_ref().is_some_and(|instance| instance.len() > MAX_INSTANCE) {
         return Err(Refusal::new(Code::RequestInvalid, "`instance` is the name of none: it is too long"));
     }
@@ -171,8 +171,56 @@ pub(super) async fn logs(
         last: query.last.min(MAX_LAST),
         follow: query.follow,
     };
-    let lines = api.nodes.logs(&id.tenant, &id.app, query).map(|line| {
-        let mut text = serde_json::to_vec(&line).unwrap_or_default();
+    Ok(ndjson(&api, api.nodes.logs(&id.tenant, &id.app, query)))
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FlowsQuery {
+    /// Go on with new records.
+    #[serde(default)]
+    follow: bool,
+    /// At most this many past records; 100 where absent. A node keeps the last 1000 of a tenant.
+    #[serde(default = "default_last")]
+    last: usize,
+    /// Only of this app.
+    app: Option<AppName>,
+    /// Only with this verdict.
+    verdict: Option<Verdict>,
+    /// Only past records that are not older: a duration such as `10m`, or milliseconds since 1970.
+    since: Option<String>,
+}
+
+/// What was decided about a tenant's outgoing connections, newline-delimited JSON.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/flows",
+    params(("tenant" = TenantName, Path), FlowsQuery),
+    responses((status = 200, description = "lines of JSON", body = api::flows::FlowRecord, content_type = "application/x-ndjson"), (status = "default", body = Problem)))]
+pub(super) async fn flows(
+    State(api): State<Arc<Api>>,
+    At(tenant): At<TenantName>,
+    Asked(query): Asked<FlowsQuery>,
+) -> Answer<Response> {
+    api.writer.tenant(&tenant).await?;
+    let query = FlowQuery {
+        app: query.app,
+        verdict: query.verdict,
+        since: since(query.since.as_deref())?,
+        last: query.last.min(MAX_LAST),
+        follow: query.follow,
+    };
+    Ok(ndjson(&api, api.nodes.flows(&tenant, query)))
+}
+
+fn since(text: Option<&str>) -> Answer<Option<Since>> {
+    let since = text.map(str::parse).transpose();
+    since.map_err(|cause| Refusal::new(Code::RequestInvalid, format!("`since`: {cause}")))
+}
+
+/// One line of JSON for each item.
+fn ndjson<T: Serialize + Send + 'static>(api: &Api, items: BoxStream<'static, T>) -> Response {
+    let lines = items.map(|item| {
+        let mut text = serde_json::to_vec(&item).unwrap_or_default();
         text.push(b'\n');
         Bytes::from(text)
     });
@@ -180,5 +228,5 @@ pub(super) async fn logs(
         let next = tokio::time::timeout(KEEP_ALIVE, lines.next()).await;
         next.unwrap_or(Some(Bytes::from_static(b"\n"))).map(|line| (line, lines))
     });
-    Ok(endless(&api, "application/x-ndjson", lines))
+    endless(api, "application/x-ndjson", lines)
 }

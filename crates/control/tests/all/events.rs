@@ -178,3 +178,25 @@ async fn counters_come_to_those_who_ask_and_are_not_kept() {
     let rest = rig.until(Some(after.id), |e| e.kind == event::TENANT_CHANGED).await;
     assert_eq!(rest.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_are_asked_for_by_tenant_app_and_verdict() {
+    let rig = Rig::new().await;
+    let query = |verdict, app: Option<&str>| api::flows::FlowQuery {
+        verdict,
+        app: app.map(name),
+        last: 10,
+        ..api::flows::FlowQuery::default()
+    };
+    let denied = Some(api::flows::Verdict::Denied);
+    for (verdict, app, times) in
+        [(None, None, vec![1, 2]), (denied, None, vec![2]), (denied, Some("a"), vec![2]), (None, Some("other"), vec![])]
+    {
+        let found = rig.client.flows(&rig.tenant, query(verdict, app)).await.unwrap();
+        let found: Vec<_> = found.map(|record| record.unwrap()).collect().await;
+        assert!(found.iter().all(|record| record.tenant == rig.tenant));
+        assert_eq!(found.iter().map(|record| record.time_ms).collect::<Vec<_>>(), times, "{verdict:?} {app:?}");
+    }
+    let nobody: model::TenantName = name("nobody");
+    assert_eq!(refused(rig.client.flows(&nobody, query(None, None)).await.map(drop)).code, Code::NotFound);
+}

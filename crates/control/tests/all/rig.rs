@@ -11,6 +11,7 @@ use std::time::Duration;
 use api::agent::{HostStatus, LogLine, LogStream};
 use api::client::{ClientError, ControlClient, EventQuery, Require};
 use api::control::{Accepted, DeployRequest, Event};
+use api::flows::{CallerKind, FlowQuery, FlowRecord, Verdict};
 use api::metrics::{HostLoad, TenantMetrics};
 use api::node::{CopyOutcome, CopyStep, LogQuery, NodeApi};
 use api::{Code, Problem};
@@ -20,6 +21,7 @@ use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt as _};
 use model::app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route};
 use model::claims::{Claims, KeyKind, KeyPair};
+use model::egress::Transport;
 use model::observed::{AppObserved, Phase};
 use model::schedule::Ended;
 use model::tenant::TenantSettings;
@@ -56,6 +58,27 @@ pub(crate) struct Nodes {
 }
 
 impl NodeApi for Nodes {
+    fn flows(&self, tenant: &TenantName, query: FlowQuery) -> BoxStream<'static, FlowRecord> {
+        let record = |n: u64, verdict| FlowRecord {
+            time_ms: n,
+            tenant: tenant.clone(),
+            app: "a".parse().unwrap(),
+            kind: CallerKind::Component,
+            caller: "c".to_owned(),
+            transport: Transport::Tcp,
+            host: "db.example".to_owned(),
+            port: 5432,
+            address: None,
+            verdict,
+            reason: String::new(),
+            policy: String::new(),
+            missed: 0,
+        };
+        let all = vec![record(1, Verdict::Connected), record(2, Verdict::Denied)];
+        let last = query.last;
+        futures::stream::iter(all.into_iter().filter(move |record| query.fits(record)).take(last)).boxed()
+    }
+
     fn logs(&self, _: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
         let line = |text: &str| LogLine {
             time_ms: 1,

@@ -1,12 +1,12 @@
-//! Where a component may call out to over HTTP: `scheme://host[:port]`, the host exact or `*.suffix`. Names only decide
-//! what may be asked for; the address actually dialled is checked again by the node.
+//! Where a component may call out to, over HTTP or over sockets: `scheme://host[:port]`, the host exact or `*.suffix`.
+//! Names only decide what may be asked for; the address actually dialled is checked again by the node.
 
 use std::net::Ipv6Addr;
 
 use crate::rules::route::host_name;
 use crate::rules::{Code, Violation, shown};
 
-const HELP: &str = "write scheme, host and, if it is not the usual one, port: `https://api.example.com`, `http://*.internal.example:8080`";
+const HELP: &str = "write scheme, host and, if it is not the usual one, port: `https://api.example.com`, `http://*.internal.example:8080`, `tcp://db.example.com:5432`, `udp://10.0.0.2:53`";
 
 /// Checks one entry of `allow-hosts`.
 ///
@@ -23,8 +23,9 @@ pub fn check(text: &str) -> Result<(), Violation> {
         let violation = bad("has no scheme");
         return Err(if check(&with).is_ok() { violation.help(format!("write \"{with}\"")) } else { violation });
     };
-    if scheme != "https" && scheme != "http" {
-        return Err(bad("has a scheme other than `http` and `https`"));
+    let sockets = matches!(scheme, "tcp" | "udp");
+    if !sockets && scheme != "https" && scheme != "http" {
+        return Err(bad("has a scheme other than `http`, `https`, `tcp` and `udp`"));
     }
     if rest.contains(['/', '?', '#']) {
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -33,6 +34,10 @@ pub fn check(text: &str) -> Result<(), Violation> {
         );
     }
     let host = without_port(rest).ok_or_else(|| bad("has a port that is not 1 to 65535"))?;
+    if sockets && host.len() == rest.len() {
+        return Err(bad("has no port, and a socket has no usual one")
+            .help(format!("write the port behind the host, for example \"{scheme}://{}:5432\"", shown(rest))));
+    }
     if is_v6(host) {
         return Ok(());
     }
@@ -70,6 +75,10 @@ mod tests {
             "http://[::1]:8080",
             "http://[::1]",
             "http://x",
+            "tcp://db.example.com:5432",
+            "udp://10.0.0.2:53",
+            "udp://[fd00::1]:53",
+            "tcp://*.a.example:1",
         ] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
@@ -93,6 +102,10 @@ mod tests {
             "https://a:+1",
             "https://*.*.a",
             "https://::1",
+            "tcp://a",
+            "udp://[::1]",
+            "tcp://*:1",
+            "tcp://a:1/x",
         ] {
             assert_eq!(check(bad).unwrap_err().code, Code::AllowHost, "{bad}");
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use api::flows::Verdict;
 use api::metrics::TenantMetrics;
 use futures::stream::StreamExt as _;
 use model::TenantName;
@@ -63,7 +64,9 @@ pub(super) struct Tenant {
     pub(super) hosts: Vec<bool>,
     pub(super) restarts: u64,
     /// Outgoing connections by outcome.
-    pub(super) dials: [(&'static str, u64); 4],
+    pub(super) dials: [(&'static str, u64); Verdict::ALL.len()],
+    /// Outgoing connections that are open.
+    pub(super) open: usize,
     /// What its quotas refused: requests, and lines of log.
     pub(super) refused: [(&'static str, u64); 2],
     pub(super) counted: Arc<TenantMetrics>,
@@ -78,12 +81,8 @@ impl Source {
                 name: tenant.name.clone(),
                 hosts: hosts.iter().map(|host| *host.state.borrow() == HostState::Ready).collect(),
                 restarts: tenant.restarts.load(Relaxed),
-                dials: [
-                    ("connected", flows.connected.load(Relaxed)),
-                    ("denied", flows.denied.load(Relaxed)),
-                    ("limited", flows.limited.load(Relaxed)),
-                    ("failed", flows.failed.load(Relaxed)),
-                ],
+                dials: Verdict::ALL.map(|verdict| (verdict.as_str(), flows.count(verdict))),
+                open: tenant.open_connections(),
                 refused: [("requests", tenant.gate.refused()), ("log-lines", self.logs.dropped(&tenant.name))],
                 counted,
             }

@@ -148,6 +148,7 @@ fn hosts(tenants: &[Tenant], slots: &Slots, all: &mut Families) {
         rss: u64,
         in_flight: u64,
         dials: BTreeMap<&'static str, u64>,
+        open: u64,
         refused: BTreeMap<&'static str, u64>,
     }
     let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
@@ -161,6 +162,7 @@ fn hosts(tenants: &[Tenant], slots: &Slots, all: &mut Families) {
         for (outcome, count) in tenant.dials {
             *sum.dials.entry(outcome).or_default() += count;
         }
+        sum.open += tenant.open as u64;
         for (what, count) in tenant.refused {
             *sum.refused.entry(what).or_default() += count;
         }
@@ -180,12 +182,13 @@ fn hosts(tenants: &[Tenant], slots: &Slots, all: &mut Families) {
     sums.iter().for_each(|(tenant, sum)| all.add(&[("tenant", tenant)], sum.rss as f64));
     all.gauges("sidereal_host_calls_in_flight", "Calls that run in a tenant's host processes.");
     sums.iter().for_each(|(tenant, sum)| all.add(&[("tenant", tenant)], sum.in_flight as f64));
-    let help =
-        "Outgoing connections of a tenant: `denied` by policy, `limited` by rate, `failed` to resolve or connect.";
+    let help = "Outgoing connections of a tenant: `denied` by policy, `limited` by rate or number, `failed` to resolve or connect, `revoked` while open.";
     all.counters("sidereal_egress_connections_total", help);
     for (tenant, sum) in &sums {
         sum.dials.iter().for_each(|(outcome, n)| all.add(&[("tenant", tenant), ("outcome", outcome)], *n as f64));
     }
+    all.gauges("sidereal_egress_connections_open", "Outgoing connections of a tenant that are open, TCP and UDP.");
+    sums.iter().for_each(|(tenant, sum)| all.add(&[("tenant", tenant)], sum.open as f64));
     all.counters(
         "sidereal_quota_refusals_total",
         "What a tenant's quotas refused: requests at the ingress, log lines.",
@@ -320,10 +323,10 @@ mod tests {
             components: links.iter().map(component).collect(),
             links,
         };
-        let dials = [("connected", 1), ("denied", 2), ("limited", 3), ("failed", 4)];
+        let dials = [("connected", 1), ("denied", 2), ("limited", 3), ("failed", 4), ("revoked", 5)];
         let refused = [("requests", 6), ("log-lines", 7)];
         let (name, counted) = (name.parse().unwrap(), Arc::new(counted));
-        Tenant { name, hosts: vec![true, false], restarts: 5, dials, refused, counted }
+        Tenant { name, hosts: vec![true, false], restarts: 5, dials, open: 6, refused, counted }
     }
 
     fn scrape(facts: &Facts, slots: &mut Slots) -> (Scrape, String) {

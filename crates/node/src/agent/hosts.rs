@@ -50,6 +50,8 @@ impl Agent {
         self.setup.logs.limit(&name, &settings.quotas);
         let account = self.account(&name);
         account.shards.store(settings.shards.clamp(1, converge::MAX_SHARDS), Ordering::Release);
+        let tenant = account.shared.clone();
+        self.setup.services.dialer.recheck(&tenant);
         self.scale(&name);
     }
 

@@ -377,6 +377,10 @@ impl Agent {
     fn hear(&mut self, news: News) {
         let News { tenant: shared, app: name, revision, what } = news;
         let tenant = shared.name.clone();
+        if matches!(what, Progress::Drained | Progress::Forgotten) {
+            // What only the revision that left was granted.
+            self.setup.services.dialer.recheck(&shared);
+        }
         if matches!(what, Progress::Forgotten) {
             let known = self.accounts.get(&tenant).and_then(|account| account.apps.get(&name));
             // The next app of that name may serve already: what is told is then of that one.

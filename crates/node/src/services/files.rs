@@ -1,6 +1,5 @@
-//! Descriptors for one host: compiled code of artifacts its tenant runs, and sockets the dialer connected.
+//! Descriptors for one host: compiled code of artifacts its tenant runs, and connections the dialer made.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -18,19 +17,31 @@ pub(super) async fn serve(
     services: Arc<Services>,
 ) -> Result<(), WireError> {
     while let Some(request) = connection.next().await? {
-        let answer: Result<(OwnedFd, Option<SocketAddr>), FileFault> = match request {
+        match request {
             FileRequest::Compiled { digest, world } => {
-                compiled(&client, &services, digest, world).await.map(|fd| (fd, None))
+                answer(&mut connection, compiled(&client, &services, digest, world).await).await?;
             }
-            FileRequest::Dial(dial) => connected(&client, &services, &dial).await.map(|(fd, to)| (fd, Some(to))),
-            FileRequest::External(wanted) => external(&client, &services, &wanted).await.map(|fd| (fd, None)),
-        };
-        match answer {
-            Ok((fd, address)) => connection.reply(&FileReply::Ready { address }, Some(fd.as_fd())).await?,
-            Err(fault) => connection.reply(&FileReply::Refused(fault), None).await?,
+            FileRequest::External(wanted) => {
+                answer(&mut connection, external(&client, &services, &wanted).await).await?
+            }
+            FileRequest::Dial(dial) => match services.dialer.dial(&client.tenant, client.shard, &dial).await {
+                Ok(dialled) => {
+                    let ready = FileReply::Ready { address: Some(dialled.address) };
+                    connection.reply(&ready, Some(dialled.as_fd())).await?;
+                    dialled.handed_over();
+                }
+                Err(fault) => connection.reply(&FileReply::Refused(fault), None).await?,
+            },
         }
     }
     Ok(())
+}
+
+async fn answer(connection: &mut FilesConnection, made: Result<OwnedFd, FileFault>) -> Result<(), WireError> {
+    match made {
+        Ok(fd) => connection.reply(&FileReply::Ready { address: None }, Some(fd.as_fd())).await,
+        Err(fault) => connection.reply(&FileReply::Refused(fault), None).await,
+    }
 }
 
 async fn compiled(client: &Client, services: &Services, digest: Digest, world: World) -> Result<OwnedFd, FileFault> {
@@ -55,16 +66,4 @@ async fn external(
     let stream = services.externals.connect(&client.tenant.name, wanted).await?;
     let stream = stream.into_std().map_err(|cause| FileFault::NotReady { why: cause.to_string(), soon: true })?;
     Ok(stream.into())
-}
-
-async fn connected(
-    client: &Client,
-    services: &Services,
-    dial: &api::services::Dial,
-) -> Result<(OwnedFd, SocketAddr), FileFault> {
-    let (stream, address) = services.dialer.dial(&client.tenant, dial).await?;
-    let stream = stream.into_std();
-    let stream =
-        stream.map_err(|cause| FileFault::Connect { address: address.to_string(), cause: cause.to_string() })?;
-    Ok((stream.into(), address))
 }

@@ -197,6 +197,7 @@ impl Supervisor {
             };
             self.info.store(None);
             self.client.reset();
+            self.plan.tenant.connections.host_is_gone(self.shard);
             let End::Ended(reason) = end else { break };
             self.plan.front.down(self.shard);
             Tenant::count(&self.plan.tenant.restarts);

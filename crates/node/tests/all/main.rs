@@ -9,6 +9,7 @@
 
 mod artifacts;
 mod dialer;
+mod egress_table;
 mod external;
 mod fake_host;
 mod ingress;

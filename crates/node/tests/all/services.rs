@@ -209,6 +209,7 @@ async fn a_dialled_socket_arrives_connected() {
         FileRequest::Dial(Dial {
             app: "a".parse().unwrap(),
             caller: Caller::Component("c".parse().unwrap()),
+            transport: model::egress::Transport::Tcp,
             host: host.into(),
             port,
         })
@@ -218,7 +219,8 @@ async fn a_dialled_socket_arrives_connected() {
     let mut stream = std::net::TcpStream::from(fd);
     let (mut server, _) = listener.accept().await.unwrap();
     std::io::Write::write_all(&mut stream, b"hello").unwrap();
-    drop(stream);
+    // The node has the socket too: closing it alone would tell nobody.
+    stream.shutdown(std::net::Shutdown::Both).unwrap();
     let mut text = String::new();
     server.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "hello");

@@ -15,12 +15,11 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::allow::{Origin, Scheme};
-use crate::dial::{Caller, DialError, Dialer, Target};
+use crate::dial::{Caller, DialError, Dialer, Line, Target};
 
 /// Why there is no connection to send a request on.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -94,8 +93,8 @@ impl tower::Service<Uri> for Connector {
 
 /// A connection, plain or not.
 pub(crate) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Line),
+    Tls(Box<TlsStream<Line>>),
 }
 
 impl Connection for Stream {

@@ -194,6 +194,7 @@ fn translate(error: &legacy::Error) -> OutboundError {
                 ConnectError::Dial(DialError::Denied(_)) => OutboundError::AddressProhibited,
                 ConnectError::Dial(DialError::TimedOut { .. }) => OutboundError::ConnectTimeout,
                 ConnectError::Dial(DialError::Connect(_)) => OutboundError::Refused,
+                ConnectError::Dial(DialError::Limited(_)) => OutboundError::LimitReached,
                 ConnectError::Dial(DialError::Unavailable(why)) => OutboundError::Other(why.clone()),
                 ConnectError::Tls(cause) => match cause.get_ref().and_then(|cause| cause.downcast_ref()) {
                     Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {

@@ -58,7 +58,7 @@ impl Dialer for Direct {
                 None => {
                     let stream = tokio::net::TcpStream::connect(address).await;
                     let stream = stream.map_err(|cause| DialError::Connect(cause.to_string()))?;
-                    Ok(Dialled { stream, address: Some(address) })
+                    Ok(Dialled { stream: stream.into(), address: Some(address) })
                 }
             }
         }
@@ -210,7 +210,7 @@ impl Guest {
             component.component_type().imports(&engine).map(|(name, _)| name.parse().unwrap()).collect();
         let linked = runtime.link(&code, &imports).unwrap();
         let log = Arc::new(Log::default());
-        let sinks = Sinks { log: log.clone(), outbound };
+        let sinks = Sinks { log: log.clone(), outbound, sockets: None };
         let work = Workload::new(linked, Limits::default(), None, Arc::new(bindings), sinks);
         Self { work, log, _runtime: runtime }
     }

@@ -50,7 +50,7 @@ fn workload(rig: &Rig, text: &str, world: World) -> Arc<Workload> {
     let code =
         rig.runtime.load(world, file(&runtime::compile(&wat::parse_str(text).unwrap(), world).unwrap())).unwrap();
     let linked = rig.runtime.link(&code, &[]).unwrap();
-    let sinks = Sinks { log: rig.log.clone(), outbound: None };
+    let sinks = Sinks { log: rig.log.clone(), outbound: None, sockets: None };
     Workload::new(linked, rig.limits, rig.reuse, Arc::new(rig.bindings.clone()), sinks)
 }
 

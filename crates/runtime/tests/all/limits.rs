@@ -255,7 +255,7 @@ async fn a_full_pool_refuses_and_recovers() {
     let runtime = Runtime::new(settings, vec![Box::new(Extras)]).unwrap();
     let code = runtime.load(World::P2, compiled("probe", World::P2)).unwrap();
     let linked = runtime.link(&code, &imports("probe")).unwrap();
-    let sinks = Sinks { log: Arc::new(crate::support::Log::default()), outbound: None };
+    let sinks = Sinks { log: Arc::new(crate::support::Log::default()), outbound: None, sockets: None };
     let work = Workload::new(linked, model::Limits::default(), None, Arc::new(Bindings::new()), sinks);
     let slow = || call(&work, "/slow?ms=300");
     let (a, b, c) = tokio::join!(slow(), slow(), slow());
@@ -268,7 +268,7 @@ async fn a_full_pool_refuses_and_recovers() {
 async fn probe_wat(rig: &Rig, text: &str) -> Result<(), Fault> {
     let code = runtime::compile(&wat::parse_str(text).unwrap(), World::P2).unwrap();
     let linked = rig.runtime.link(&rig.runtime.load(World::P2, file(&code)).unwrap(), &[]).unwrap();
-    let sinks = Sinks { log: rig.log.clone(), outbound: None };
+    let sinks = Sinks { log: rig.log.clone(), outbound: None, sockets: None };
     Workload::new(linked, rig.limits, None, Arc::new(Bindings::new()), sinks).probe().await
 }
 
@@ -340,7 +340,7 @@ async fn random_bytes_have_a_limit() {
         let bytes = wat::parse_str(text.replace("LEN", len)).unwrap();
         let code = runtime::compile(&bytes, World::P2).unwrap();
         let linked = rig.runtime.link(&rig.runtime.load(World::P2, file(&code)).unwrap(), &imports).unwrap();
-        let sinks = Sinks { log: rig.log.clone(), outbound: None };
+        let sinks = Sinks { log: rig.log.clone(), outbound: None, sockets: None };
         let work = Workload::new(linked, rig.limits, None, Arc::new(Bindings::new()), sinks);
         assert_eq!(work.probe().await, expected);
     }

@@ -56,7 +56,7 @@ pub(crate) fn pair(rig: &Rig, other: &Rig, worlds: (World, World)) -> Pair {
     let pricing = linked(rig, "pricing", worlds.1);
     let shop = linked(rig, "shop", worlds.0);
     shop.agrees(&pricing, &[(QUOTE, QUOTE)]).unwrap();
-    let sinks = |rig: &Rig| Sinks { log: rig.log.clone(), outbound: None };
+    let sinks = |rig: &Rig| Sinks { log: rig.log.clone(), outbound: None, sockets: None };
     let work = Workload::new(pricing, other.limits, other.reuse, Arc::new(other.bindings.clone()), sinks(other));
     let callee = Arc::new(Beside { work, places: 4.into(), entered: 0.into(), failed: 0.into() });
     let peer = Peer { import: QUOTE.into(), export: QUOTE.into(), name: "pricing".into(), callee: callee.clone() };
@@ -209,7 +209,13 @@ async fn calls_stand_only_so_deep_on_one_another() {
     let itself = Arc::new(Itself(Default::default()));
     let peer = Peer { import: down.into(), export: down.into(), name: "deep".into(), callee: itself.clone() };
     let bindings = Arc::new(Bindings::new().with(Arc::new(Peers(vec![peer]))));
-    let work = Workload::new(linked, rig.limits, None, bindings, Sinks { log: rig.log.clone(), outbound: None });
+    let work = Workload::new(
+        linked,
+        rig.limits,
+        None,
+        bindings,
+        Sinks { log: rig.log.clone(), outbound: None, sockets: None },
+    );
     itself.0.set(Arc::downgrade(&work)).unwrap();
     let go = async |n: u32| {
         let component = work.instance_pre().component();

@@ -167,7 +167,7 @@ impl Rig {
     pub(crate) fn workload_in(&self, name: &str, world: World) -> Arc<Workload> {
         let code = self.load(name, world);
         let linked = self.runtime.link(&code, &imports(name)).unwrap();
-        let sinks = Sinks { log: self.log.clone(), outbound: self.outbound.clone() };
+        let sinks = Sinks { log: self.log.clone(), outbound: self.outbound.clone(), sockets: None };
         Workload::new(linked, self.limits, self.reuse, Arc::new(self.bindings.clone()), sinks)
     }
 

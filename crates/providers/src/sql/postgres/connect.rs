@@ -6,14 +6,13 @@ use std::sync::Arc;
 use model::sql::{STATEMENT_MS, SqlError};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio_postgres::{Config, NoTls};
 use tokio_rustls::TlsConnector;
 
 use super::error::{cannot_connect, translate};
 use super::guard::{Guarded, Oversize};
 use super::session::Session;
-use crate::dial::{DialError, Dialer, Target};
+use crate::dial::{DialError, Dialer, Line, Target};
 use crate::http_out::Tls;
 use crate::secrets::{Credentials, SecretError, Unlocked};
 
@@ -82,7 +81,7 @@ impl Connector {
         Ok(session)
     }
 
-    async fn secure(&self, tls: &Tls, mut stream: TcpStream) -> Result<Box<dyn Io>, SqlError> {
+    async fn secure(&self, tls: &Tls, mut stream: Line) -> Result<Box<dyn Io>, SqlError> {
         let lost = |cause: std::io::Error| SqlError::Unavailable(format!("the connection broke: {cause}"));
         stream.write_all(&ASK_TLS).await.map_err(lost)?;
         // One byte and no more: what came with it would be taken for something said after the connection was safe.

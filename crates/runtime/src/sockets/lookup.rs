@@ -1,0 +1,55 @@
+//! `wasi:sockets/ip-name-lookup`: gives out addresses that stand for names, see [`super::names`].
+
+use std::net::IpAddr;
+
+use model::egress::Destination;
+use wasmtime::component::Resource;
+use wasmtime_wasi::p2::{DynPollable, Pollable, subscribe};
+
+use super::bindings::wasi::sockets::ip_name_lookup::{Host, HostResolveAddressStream};
+use super::bindings::wasi::sockets::network::{ErrorCode, IpAddress};
+use super::{Answer, Network, ip_to_guest};
+use crate::ctx::Ctx;
+
+/// What is left to be told of a look-up.
+#[derive(Debug)]
+#[allow(unreachable_pub, reason = "the generated module names it as public")]
+pub struct Answers(Option<IpAddr>);
+
+#[async_trait::async_trait]
+impl Pollable for Answers {
+    async fn ready(&mut self) {}
+}
+
+impl Host for Ctx {
+    fn resolve_addresses(&mut self, _: Resource<Network>, name: String) -> Answer<Resource<Answers>> {
+        let address = match Destination::parse(&name).map_err(|_| ErrorCode::InvalidArgument)? {
+            Destination::Address(address) => address,
+            Destination::Name(name) => {
+                if !self.sockets().is_some_and(|sockets| sockets.names(&name)) {
+                    self.refused(&format!(
+                        "looking up {name} is not granted; where it is wanted, add \"tcp://{name}:PORT\" or \"udp://{name}:PORT\" to `allow-hosts` of this component in app.toml"
+                    ));
+                    return Err(ErrorCode::AccessDenied.into());
+                }
+                self.names.address(name).ok_or(ErrorCode::OutOfMemory)?
+            }
+        };
+        Ok(self.table.push(Answers(Some(address)))?)
+    }
+}
+
+impl HostResolveAddressStream for Ctx {
+    fn resolve_next_address(&mut self, answers: Resource<Answers>) -> Answer<Option<IpAddress>> {
+        Ok(self.table.get_mut(&answers)?.0.take().map(ip_to_guest))
+    }
+
+    fn subscribe(&mut self, answers: Resource<Answers>) -> wasmtime::Result<Resource<DynPollable>> {
+        subscribe(&mut self.table, answers)
+    }
+
+    fn drop(&mut self, answers: Resource<Answers>) -> wasmtime::Result<()> {
+        self.table.delete(answers)?;
+        Ok(())
+    }
+}

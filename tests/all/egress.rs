@@ -1,0 +1,269 @@
+//! The ways out, on the real binary: a real guest over HTTP, TCP and UDP, and real providers, against listeners that count
+//! who knocks. What is granted connects; what is not is refused, recorded, and knocked at by nobody.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use sidereal_tests::http::{Answer, Connection};
+use sidereal_tests::platform::{Platform, until, write_app};
+
+const TABLE: &str = include_str!("../egress/addresses.txt");
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// Echoes over TCP and UDP on one port of loopback, and counts.
+struct Echo {
+    address: SocketAddr,
+    knocks: Arc<AtomicUsize>,
+    /// TCP connections that are open.
+    open: Arc<AtomicUsize>,
+}
+
+impl Echo {
+    fn start() -> Self {
+        let (tcp, udp) = loop {
+            let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+            if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()) {
+                break (tcp, udp);
+            }
+        };
+        let address = tcp.local_addr().unwrap();
+        let (knocks, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (heard, held) = (knocks.clone(), open.clone());
+        std::thread::spawn(move || {
+            for stream in tcp.incoming().flatten() {
+                heard.fetch_add(1, Relaxed);
+                held.fetch_add(1, Relaxed);
+                let held = held.clone();
+                std::thread::spawn(move || {
+                    answer(stream);
+                    held.fetch_sub(1, Relaxed);
+                });
+            }
+        });
+        let heard = knocks.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((size, from)) = udp.recv_from(&mut buffer) {
+                heard.fetch_add(1, Relaxed);
+                drop(udp.send_to(&buffer[..size], from));
+            }
+        });
+        Self { address, knocks, open }
+    }
+
+    fn port(&self) -> u16 {
+        self.address.port()
+    }
+}
+
+/// Echoes, or, where HTTP is spoken, answers each request and keeps the connection.
+fn answer(mut stream: TcpStream) {
+    let mut buffer = [0; 4096];
+    while let Ok(size @ 1..) = stream.read(&mut buffer) {
+        let said = match buffer.starts_with(b"GET ") {
+            true => &b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"[..],
+            false => &buffer[..size],
+        };
+        if stream.write_all(said).is_err() {
+            return;
+        }
+    }
+}
+
+fn deploy(platform: &Platform, name: &str, guest: &str, hosts: &[String]) {
+    let app = tempfile::tempdir().unwrap();
+    write_app(app.path(), name, guest, &format!("allow-hosts = {hosts:?}")).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+}
+
+fn ask(platform: &Platform, app: &str, path: &str, body: &[u8]) -> Answer {
+    let mut connection = Connection::open(platform.ingress).unwrap();
+    connection.send(if body.is_empty() { "GET" } else { "POST" }, &format!("{app}.localhost"), path, body).unwrap()
+}
+
+fn said(platform: &Platform, app: &str, path: &str) -> (u16, String) {
+    let answer = ask(platform, app, path, b"");
+    // An error code says its name among other things.
+    let name = answer.body.split_once("name: \"").and_then(|(_, rest)| rest.split_once('"'));
+    (answer.status, name.map_or(answer.body.clone(), |(name, _)| name.to_owned()))
+}
+
+/// The records of an app, oldest first.
+fn flows(platform: &Platform, app: &str) -> Vec<serde_json::Value> {
+    let output = platform.cli(&["flows", app, "-n", "1000", "-o", "json"]).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["data"].take())
+        .collect()
+}
+
+#[test]
+fn sockets_go_where_allow_hosts_and_the_operator_let_them() {
+    let (dir, echo) = (tempfile::tempdir().unwrap(), Echo::start());
+    let platform = Platform::start(dir.path(), &["--allow-egress", "127.0.0.0/8"]).unwrap();
+    let port = echo.port();
+    deploy(
+        &platform,
+        "out",
+        "sockets",
+        &[
+            format!("tcp://127.0.0.1:{port}"),
+            format!("tcp://localhost:{port}"),
+            format!("udp://127.0.0.1:{port}"),
+            format!("tcp://10.0.0.1:{port}"),
+        ],
+    );
+    let at = |path: &str, host: &str| said(&platform, "out", &format!("{path}?host={host}&port={port}&send=hello"));
+    // Each way works where it is granted: the refusals below are refusals.
+    assert_eq!(at("/tcp", "127.0.0.1"), (200, "hello".to_owned()));
+    assert_eq!(at("/udp", "127.0.0.1"), (200, "hello".to_owned()));
+    assert_eq!(at("/udpto", "127.0.0.1"), (200, "hello".to_owned()));
+    // A name is dialled by its name; the guest never learns what it resolves to.
+    assert_eq!(at("/lookup", "localhost"), (200, "240.0.0.1".to_owned()));
+    let by_name = at("/tcp", "localhost");
+    // Where the machine's `localhost` is also `::1`, the range above does not grant it.
+    assert!(by_name == (200, "hello".to_owned()) || by_name == (502, "access-denied".to_owned()), "{by_name:?}");
+    let denied = (502, "access-denied".to_owned());
+    for (path, host) in [
+        ("/tcp", "127.0.0.2"),
+        ("/tcp", "10.0.0.1"),
+        ("/udp", "localhost"),
+        ("/udp", "127.0.0.2"),
+        ("/udpto", "127.0.0.2"),
+        ("/tcp", "240.0.0.9"),
+        ("/lookup", "other.example"),
+        ("/bind", "127.0.0.1"),
+        ("/bind", "0.0.0.0"),
+        ("/listen", ""),
+    ] {
+        assert_eq!(at(path, host), denied, "{path} {host}");
+    }
+    // The log says what to write, and what the operator's policy refused.
+    let log = || {
+        let output = platform.cli(&["logs", "out", "-n", "1000"]).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let wanted = [
+        format!("add \"tcp://127.0.0.2:{port}\" to `allow-hosts`"),
+        format!("add \"udp://127.0.0.2:{port}\" to `allow-hosts`"),
+        "looking up other.example is not granted".to_owned(),
+        format!("10.0.0.1:{port} (a private address) is not granted to this app"),
+        "binds and listens nowhere".to_owned(),
+    ];
+    until(WITHIN, || wanted.iter().all(|text| log().contains(text))).unwrap_or_else(|_| panic!("{}", log()));
+    // And the node has recorded what it was asked.
+    let records = flows(&platform, "out");
+    let found = |host: &str, transport: &str, verdict: &str| {
+        records.iter().any(|r| {
+            r["host"] == host && r["transport"] == transport && r["verdict"] == verdict && r["caller"] == "main"
+        })
+    };
+    assert!(found("127.0.0.1", "tcp", "connected") && found("127.0.0.1", "udp", "connected"), "{records:#?}");
+    assert!(found("10.0.0.1", "tcp", "denied"), "{records:#?}");
+    assert!(records.iter().all(|r| r["verdict"] != "connected" || r["policy"] == "range 127.0.0.0/8"), "{records:#?}");
+}
+
+#[test]
+fn a_grant_taken_back_ends_open_sockets_and_pooled_connections() {
+    let (dir, echo) = (tempfile::tempdir().unwrap(), Echo::start());
+    let platform = Platform::start(dir.path(), &["--allow-egress", "127.0.0.0/8"]).unwrap();
+    let port = echo.port();
+    deploy(&platform, "out", "sockets", &[format!("tcp://127.0.0.1:{port}")]);
+    deploy(&platform, "web", "probe", &[format!("http://127.0.0.1:{port}")]);
+    let fetch = format!("/fetch?url=http://127.0.0.1:{port}/");
+    assert_eq!(said(&platform, "web", &fetch).0, 200);
+    let pooled = echo.knocks.load(Relaxed);
+    assert_eq!(said(&platform, "web", &fetch).0, 200);
+    assert_eq!(echo.knocks.load(Relaxed), pooled, "the connection is kept");
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| said(&platform, "out", &format!("/hold?host=127.0.0.1&port={port}")));
+        until(WITHIN, || echo.open.load(Relaxed) == 2).unwrap();
+        platform.ok(&["tenant-settings", "set", "--deny-egress", "127.0.0.0/8"]).unwrap();
+        // Both go, the pooled one and the one in use: the other side sees it, and so does the guest.
+        until(WITHIN, || echo.open.load(Relaxed) == 0).unwrap();
+        assert_eq!(held.join().unwrap(), (200, "ended".to_owned()));
+    });
+    let (status, text) = said(&platform, "web", &fetch);
+    assert!(status == 502 && text.contains("Prohibited"), "{status} {text}");
+    assert_eq!(said(&platform, "out", &format!("/tcp?host=127.0.0.1&port={port}&send=x")).1, "access-denied");
+    assert_eq!(echo.open.load(Relaxed), 0);
+    let verdicts: BTreeSet<String> = ["out", "web"]
+        .iter()
+        .flat_map(|app| flows(&platform, app))
+        .map(|r| r["verdict"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(verdicts, ["connected", "denied", "revoked"].map(str::to_owned).into());
+    // Granted again, they connect again.
+    platform.ok(&["tenant-settings", "set", "--allow-egress", "127.0.0.0/8"]).unwrap();
+    until(WITHIN, || said(&platform, "web", &fetch).0 == 200).unwrap();
+}
+
+#[test]
+fn no_spelling_of_a_forbidden_address_passes_a_real_guest() {
+    let (dir, echo) = (tempfile::tempdir().unwrap(), Echo::start());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    let port = echo.port();
+    let hosts: Vec<&str> = TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with("# ")).collect();
+    assert!(hosts.len() >= 500);
+    // Those that a manifest can name are named, so that the node's policy alone refuses them.
+    let literal = |host: &&&str| host.parse::<std::net::Ipv4Addr>().is_ok();
+    let named: Vec<&str> = hosts.iter().filter(literal).copied().take(21).collect();
+    assert_eq!(named.len(), 21);
+    let entries = |host: &&str| ["http", "tcp", "udp"].map(|scheme| format!("{scheme}://{host}:{port}"));
+    let allowed: Vec<String> = named.iter().flat_map(entries).collect();
+    deploy(&platform, "out", "sockets", &allowed);
+    deploy(&platform, "web", "probe", &allowed);
+    for some in hosts.chunks(8) {
+        let answer = ask(&platform, "out", &format!("/table?port={port}"), some.join("\n").as_bytes());
+        let text = answer.body;
+        assert_eq!((answer.status, text.lines().count()), (200, some.len()), "{some:?}: {text}");
+        for (host, told) in some.iter().zip(text.lines()) {
+            assert!(!told.contains("None"), "{host:?} came through: {told}");
+        }
+    }
+    for host in &hosts {
+        let escaped: String = host.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let bracketed = if host.contains(':') && !host.contains('[') { format!("%5b{escaped}%5d") } else { escaped };
+        let (status, text) = said(&platform, "web", &format!("/fetch?url=http://{bracketed}:{port}/"));
+        assert!(status != 200, "{host:?} came through: {text}");
+    }
+    assert_eq!(echo.knocks.load(Relaxed), 0, "nobody knocked");
+    let records = [flows(&platform, "out"), flows(&platform, "web")].concat();
+    assert!(records.iter().all(|record| record["verdict"] != "connected"), "{records:#?}");
+    for host in named {
+        let denied = |transport: &str| {
+            records.iter().any(|r| r["host"] == host && r["transport"] == transport && r["verdict"] == "denied")
+        };
+        assert!(denied("tcp") && denied("udp"), "{host} did not get as far as the node");
+    }
+}
+
+#[test]
+fn what_an_app_declares_for_a_provider_opens_nothing() {
+    let (dir, echo) = (tempfile::tempdir().unwrap(), Echo::start());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    let port = echo.port();
+    let hosts = ["127.0.0.1", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "localhost", "10.0.0.1", "169.254.169.254"];
+    for (n, host) in hosts.iter().enumerate() {
+        let app = tempfile::tempdir().unwrap();
+        let rest = format!(
+            "[components.main.links]\n\"wasi:keyvalue\" = \"own\"\n\n[providers.own]\ntype = \"keyvalue-redis\"\nurl = \"redis://{host}:{port}\""
+        );
+        let name = format!("own{n}");
+        write_app(app.path(), &name, "kv-counter", &rest).unwrap();
+        platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+        assert_ne!(said(&platform, &name, "/").0, 200, "{host}");
+        let records = flows(&platform, &name);
+        assert!(
+            records.iter().any(|r| r["kind"] == "provider" && r["caller"] == "own" && r["verdict"] == "denied"),
+            "{host}: {records:#?}"
+        );
+    }
+    assert_eq!(echo.knocks.load(Relaxed), 0, "nobody knocked");
+}
