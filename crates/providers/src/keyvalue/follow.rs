@@ -230,8 +230,7 @@ impl Task {
     async fn lead(&self) -> Result<Option<Lead>, BackendError> {
         let mut seen: Option<(u64, Instant)> = None;
         for turn in 1_u64.. {
-            let Found { value, version } = self.server.load(&self.leader).await?;
-            let leader: Leader = value.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+            let (leader, version) = self.leader().await?;
             let since = match seen {
                 Some((known, since)) if known == version => since,
                 _ => seen.insert((version, Instant::now())).1,
@@ -262,17 +261,25 @@ impl Task {
                 () = tokio::time::sleep_until(lead.next) => {}
             }
             let mine = Leader { holder: self.me.clone(), beat: lead.beat.wrapping_add(1) };
-            tokio::select! {
-                biased;
-                done = &mut work => return Some(done),
-                written = self.write(&self.leader, &mine, lead.version) => match written {
-                    Ok(Some(version)) => *lead = Lead { version, beat: mine.beat, next: Instant::now() + BEAT },
-                    // It may have been written: then this host sees itself in it, and leads on.
-                    Ok(None) => return None,
+            match self.write(&self.leader, &mine, lead.version).await {
+                Ok(Some(version)) => *lead = Lead { version, beat: mine.beat, next: Instant::now() + BEAT },
+                // An earlier sign may have arrived without its answer.
+                Ok(None) => match self.leader().await {
+                    Ok((leader, version)) if leader.holder == self.me => {
+                        *lead = Lead { version, beat: leader.beat, next: Instant::now() };
+                    }
+                    Ok(_) => return None,
                     Err(_) => lead.next = Instant::now() + STANDBY,
                 },
+                Err(_) => lead.next = Instant::now() + STANDBY,
             }
         }
+    }
+
+    /// Who leads, and the version of the record that says so.
+    async fn leader(&self) -> Result<(Leader, u64), BackendError> {
+        let Found { value, version } = self.server.load(&self.leader).await?;
+        Ok((value.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default(), version))
     }
 
     /// Tells of what changes until it is stopped.
