@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::egress::{AllowedHost, Cidr, Class, Destination, Policy, classify};
+use model::egress::{AllowedHost, Cidr, Class, Destination, Policy, Transport, classify};
 
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     super::texts(&[
@@ -148,7 +148,7 @@ fn range(text: &str) {
 fn entry(text: &str) {
     let (entry, host) = text.split_once(' ').unwrap_or((text, "a.example"));
     let Some(allowed) = AllowedHost::parse(entry) else { return };
-    if !allowed.covers(host, 443) {
+    if ![Transport::Tcp, Transport::Udp].into_iter().any(|transport| allowed.covers(transport, host, 443)) {
         return;
     }
     // Whoever reads the entry as a URL sees that host, or one it ends with.
