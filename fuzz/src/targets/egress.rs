@@ -151,6 +151,9 @@ fn entry(text: &str) {
     if ![Transport::Tcp, Transport::Udp].into_iter().any(|transport| allowed.covers(transport, host, 443)) {
         return;
     }
+    // What lets a socket through is about sockets, and of one transport.
+    let opened = [Transport::Tcp, Transport::Udp].map(|transport| allowed.opens(transport, host, 443));
+    assert!(opened != [true, true] && opened.contains(&true) == allowed.is_for_sockets(), "{entry}");
     // Whoever reads the entry as a URL sees that host, or one it ends with.
     let suffix = entry.contains("://*.");
     let named = entry.to_ascii_lowercase();

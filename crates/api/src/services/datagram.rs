@@ -8,9 +8,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 
 use rustix::buffer::spare_capacity;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, recv, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
@@ -79,7 +77,8 @@ impl DatagramEnd {
         let tag = [tag];
         let parts = [IoSlice::new(&tag), IoSlice::new(datagram)];
         self.at_once(Interest::WRITABLE, || {
-            sendmsg(&self.0, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+            // One packet. `sendmsg` could name an address, and is not for a host.
+            rustix::io::writev(&self.0, &parts)?;
             Ok(())
         })
     }
