@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::egress::{AllowedHost, Cidr, Class, Destination, Policy, classify};
+use model::egress::{AllowedHost, Cidr, Class, Destination, Policy, Transport, classify};
 
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     super::texts(&[
@@ -26,6 +26,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         "10.0.0.0/8",
         "fd00::/8",
         "https://*.example.com:8443",
+        "https://*.example] a.example",
+        "udp://*.example:443 a.example",
         "http://[::1]:80",
         "xn--bcher-kva.example",
     ])
@@ -148,7 +150,9 @@ fn range(text: &str) {
 fn entry(text: &str) {
     let (entry, host) = text.split_once(' ').unwrap_or((text, "a.example"));
     let Some(allowed) = AllowedHost::parse(entry) else { return };
-    if !allowed.covers(host, 443) {
+    let covers = |transport| allowed.covers(transport, host, 443);
+    assert!(!covers(Transport::Tcp) || !covers(Transport::Udp), "{entry} is for one transport");
+    if !covers(Transport::Tcp) && !covers(Transport::Udp) {
         return;
     }
     // Whoever reads the entry as a URL sees that host, or one it ends with.
