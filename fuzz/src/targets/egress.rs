@@ -26,6 +26,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         "10.0.0.0/8",
         "fd00::/8",
         "https://*.example.com:8443",
+        "https://*.example] a.example",
+        "udp://*.example:443 a.example",
         "http://[::1]:80",
         "xn--bcher-kva.example",
     ])
