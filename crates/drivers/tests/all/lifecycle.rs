@@ -184,7 +184,7 @@ async fn lines_reach_the_fifos() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_runs_out_of_memory_is_said_to_have() {
     if !drivers::wasm::cgroup::available() {
-        println!("NOT RUN: memory bounds: this user cannot make control groups");
+        crate::not_run("memory bounds: this user cannot make control groups");
         return;
     }
     let mut agent = Agent::start().await;

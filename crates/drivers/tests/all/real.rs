@@ -223,7 +223,7 @@ fn serve(bytes: Vec<u8>) -> SocketAddr {
 #[test]
 fn a_real_agent_runs_finds_and_ends_a_task() {
     let Some(nomad) = std::env::var_os("NOMAD_BIN").map(PathBuf::from) else {
-        println!("NOT RUN: the driver under a real Nomad agent: NOMAD_BIN names no program");
+        crate::not_run("the driver under a real Nomad agent: NOMAD_BIN names no program");
         return;
     };
     let mut cluster = Cluster::start(nomad);
