@@ -18,7 +18,6 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         caller: Caller::Provider(name.parse().expect("a name")),
         host: "a.example".to_owned(),
         port: 1,
-        transport: model::egress::Transport::Tcp,
     };
     let mut seeds = vec![
         seed(0, &Hello::Calls),
