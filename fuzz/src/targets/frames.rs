@@ -16,6 +16,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     let dial = Dial {
         app: name.parse().expect("a name"),
         caller: Caller::Provider(name.parse().expect("a name")),
+        transport: model::egress::Transport::Tcp,
         host: "a.example".to_owned(),
         port: 1,
     };
