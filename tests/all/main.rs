@@ -27,6 +27,7 @@ mod messaging;
 mod moving;
 mod moving_objects;
 mod mutants;
+mod nameserver;
 mod observe;
 mod oci;
 mod quickstart;

@@ -11,9 +11,11 @@
 
 pub mod collector;
 pub mod consul;
+pub mod egress;
 pub mod hostile;
 pub mod http;
 pub mod load;
+pub mod nameserver;
 pub mod nats;
 pub mod platform;
 pub mod postgres;

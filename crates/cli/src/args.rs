@@ -1,6 +1,6 @@
 //! The command line as types: every flag, its environment variable and its help text.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::secret_files::SecretFile;
@@ -201,6 +201,10 @@ pub struct Up {
     /// Address ranges outside the public internet that apps may connect to.
     #[arg(long, value_name = "CIDR")]
     pub allow_egress: Vec<String>,
+    /// The nameserver that names of outgoing connections are resolved by, port 53 where none is said. Where it is absent, the
+    /// system resolves them, as this machine is set up.
+    #[arg(long, value_name = "ADDR", value_parser = nameserver, env = "SIDEREAL_RESOLVER")]
+    pub resolver: Option<SocketAddr>,
     /// A program that apps may run as an external provider, by this name. It runs as this user, outside any sandbox.
     #[arg(long, value_name = "NAME=/PATH", value_parser = program)]
     pub external: Vec<(ProviderName, PathBuf)>,
@@ -220,6 +224,12 @@ fn program(text: &str) -> Result<(ProviderName, PathBuf), String> {
     let (name, path) = text.split_once('=').ok_or("expected NAME=/path/to/program")?;
     let name = name.parse::<ProviderName>().map_err(|cause| cause.to_string())?;
     Ok((name, PathBuf::from(path)))
+}
+
+/// `ADDRESS` or `ADDRESS:PORT`.
+fn nameserver(text: &str) -> Result<SocketAddr, String> {
+    let usual = || text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53));
+    text.parse().or_else(|_| usual()).map_err(|_| "expected an address such as 10.0.0.2 or 10.0.0.2:5353".to_owned())
 }
 
 fn budget(text: &str) -> Result<ByteSize, String> {

@@ -2,6 +2,7 @@
 //! checked, hand the socket over. Guests' HTTP and sockets and providers' clients come through the same door.
 
 mod journal;
+mod nameserver;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,6 +20,7 @@ use crate::connections::{Open, Socket};
 use crate::lookups::Lookups;
 use crate::tenant::Tenant;
 use journal::{Journal, Outcome};
+pub use nameserver::Nameserver;
 
 /// Resolution and connection together take no longer.
 const TIMEOUT: Duration = Duration::from_secs(5);

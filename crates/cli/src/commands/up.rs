@@ -15,6 +15,7 @@ use model::NodeName;
 use model::claims::keys::KeyKind;
 use model::config::Values;
 use model::tenant::TenantSettings;
+use node::dialer::{Nameserver, Resolve};
 use node::external::Programs;
 use node::otlp::{OtlpConfig, OtlpError};
 use node::{AdminConfig, Node, NodeConfig, Storage};
@@ -87,7 +88,8 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let admin = admin(context, &args);
     let run_dir = context.home.run_dir()?;
     let code_budget = Some(args.code_budget.0);
-    let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, programs, ..config }).await?;
+    let resolver = args.resolver.map(|address| Arc::new(Nameserver::new(address)) as Arc<dyn Resolve>);
+    let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, resolver, programs, ..config }).await?;
     let control = start_control(context, &args, &token, &name, &storage, &node, env).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),

@@ -14,6 +14,7 @@ mod external;
 mod fake_host;
 mod ingress;
 mod messaging;
+mod nameserver;
 mod schedules;
 mod services;
 mod watches;

@@ -1,0 +1,144 @@
+//! The dialer with a real nameserver that is an attacker's: what it answers over UDP and TCP decides about nothing but itself.
+
+#[path = "../../../../tests/src/nameserver.rs"]
+mod fake;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::flows::Verdict;
+use api::services::{Caller, Dial, FileFault};
+use fake::{Nameserver, Reply};
+use model::Revision;
+use model::app::LockedApp;
+use model::egress::Transport;
+use model::tenant::TenantSettings;
+use node::dialer::{Dialer, Nameserver as Client};
+use node::tenant::{Prepared, Tenant};
+use tokio::net::TcpListener;
+
+fn tenant(granted: &[&str]) -> Arc<Tenant> {
+    let tenant = Tenant::new("t".parse().unwrap());
+    let egress = granted.iter().map(|range| (*range).to_owned()).collect();
+    tenant.apply(&TenantSettings { egress, ..TenantSettings::default() });
+    let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
+    tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
+    tenant
+}
+
+fn ask(host: &str, port: u16) -> Dial {
+    let caller = Caller::Provider("p".parse().unwrap());
+    Dial { app: "a".parse().unwrap(), caller, transport: Transport::Tcp, host: host.into(), port }
+}
+
+/// A nameserver, and a dialer that asks it.
+fn with(zone: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> (Nameserver, Dialer) {
+    let server = Nameserver::start(zone);
+    let dialer = Dialer::new(Arc::new(Client::new(server.address)));
+    (server, dialer)
+}
+
+#[tokio::test]
+async fn what_is_dialled_is_what_was_checked_however_often_the_name_changes() {
+    // Public to the check and internal to the dial is what a rebinding name tries; here each look-up says something else.
+    let (server, dialer) = with(|_, nth| match nth {
+        0 => Reply::has(&["127.0.0.1"]),
+        1 => Reply::has(&["169.254.169.254"]),
+        2 => Reply::has(&["127.0.0.2"]),
+        _ => Reply::has(&["127.0.0.1"]),
+    });
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let open = tenant(&["127.0.0.1"]);
+    let dial = ask("rebound.example", port);
+    let dialled = dialer.dial(&open, 0, &dial).await.unwrap();
+    assert_eq!(dialled.address, SocketAddr::from(([127, 0, 0, 1], port)));
+    assert_eq!(listener.accept().await.unwrap().0.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 1]));
+    assert_eq!(server.asked("rebound.example"), 1, "one look-up, and the address of that one");
+    for (address, what) in [("169.254.169.254", "a cloud metadata address"), ("127.0.0.2", "a loopback address")] {
+        let refused = dialer.dial(&open, 0, &dial).await.unwrap_err();
+        let FileFault::Denied { address: at, what: why } = &refused else { panic!("{refused}") };
+        assert_eq!((at.as_str(), why.as_str()), (format!("{address}:{port}").as_str(), what));
+    }
+    assert!(dialer.dial(&open, 0, &dial).await.is_ok());
+    assert_eq!(server.asked("rebound.example"), 4, "nothing is remembered from dial to dial");
+    listener.accept().await.unwrap();
+    let more = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+    assert!(more.is_err(), "nobody knocked for those that were refused");
+}
+
+#[tokio::test]
+async fn one_forbidden_record_forbids_the_name() {
+    let (_server, dialer) = with(|name, _| match name {
+        "first.example" => Reply::has(&["127.0.0.2", "127.0.0.1"]),
+        "last.example" => Reply::has(&["127.0.0.1", "10.0.0.1"]),
+        "six.example" => Reply::has(&["127.0.0.1", "::1"]),
+        "mapped.example" => Reply::has(&["127.0.0.1", "::ffff:10.0.0.1"]),
+        "nat64.example" => Reply::has(&["64:ff9b::a00:1"]),
+        "alias.example" => Reply::Alias("db.internal".into(), vec!["10.0.0.1".parse().unwrap()]),
+        "good.example" => Reply::Alias("home.example".into(), vec!["127.0.0.1".parse().unwrap()]),
+        _ => Reply::NoSuchName,
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let open = tenant(&["127.0.0.1"]);
+    for name in ["first", "last", "six", "mapped", "nat64", "alias"] {
+        let refused = dialer.dial(&open, 0, &ask(&format!("{name}.example"), port)).await;
+        assert!(matches!(refused, Err(FileFault::Denied { .. })), "{name}: {refused:?}");
+    }
+    assert_eq!(open.flows.count(Verdict::Denied), 6);
+    let knock = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+    assert!(knock.is_err(), "nobody knocked");
+    // An alias of what is granted is granted, in whatever case it is written.
+    let dialled = dialer.dial(&open, 0, &ask("GOOD.example.", port)).await.unwrap();
+    assert_eq!(dialled.address.ip(), IpAddr::from([127, 0, 0, 1]));
+}
+
+#[tokio::test]
+async fn odd_answers_end_in_an_error_that_says_what_was_odd() {
+    let (server, dialer) = with(|name, _| match name {
+        "thousand.example" => Reply::Has((0..1000u32).map(|n| IpAddr::from((0x0808_0000 + n).to_be_bytes())).collect()),
+        "many.example" => Reply::Has(vec![IpAddr::from([127, 0, 0, 1]); 64]),
+        "failing.example" => Reply::Failure,
+        "empty.example" => Reply::has(&[]),
+        "silent.example" => Reply::Silence,
+        "garbage.example" => Reply::Garbage,
+        "forged.example" => Reply::Forged(vec![IpAddr::from([127, 0, 0, 1])]),
+        _ => Reply::NoSuchName,
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let open = tenant(&["127.0.0.0/8"]);
+    let began = Instant::now();
+    let cause = async |name: &str| match dialer.dial(&open, 0, &ask(name, port)).await {
+        Err(FileFault::Dns { cause, .. }) => cause,
+        other => panic!("{name}: {other:?}"),
+    };
+    let (thousand, missing, failing, empty, silent, garbage, forged) = tokio::join!(
+        cause("thousand.example"),
+        cause("missing.example"),
+        cause("failing.example"),
+        cause("empty.example"),
+        cause("silent.example"),
+        cause("garbage.example"),
+        cause("forged.example"),
+    );
+    assert_eq!(thousand, "it has 1000 addresses; 1 to 64 are accepted");
+    assert_eq!(missing, "there is no such name");
+    assert_eq!(failing, format!("{} answered ServerFailure", server.address));
+    assert_eq!(empty, "it has 0 addresses; 1 to 64 are accepted");
+    assert_eq!(silent, format!("the nameserver {} does not answer", server.address));
+    let unfit = format!("the nameserver {} answered nothing that fits the question", server.address);
+    assert_eq!((garbage, forged), (unfit.clone(), unfit));
+    assert!(began.elapsed() < Duration::from_secs(5), "a nameserver that is silent is named before the dial's own end");
+    assert_eq!(server.asked("silent.example"), 3, "it is asked again");
+    // As many as fit are many, and reached.
+    assert!(dialer.dial(&open, 0, &ask("many.example", port)).await.is_ok());
+    // Nobody there at all.
+    drop(server);
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dialer = Dialer::new(Arc::new(Client::new(closed)));
+    let nobody = dialer.dial(&open, 0, &ask("a.example", port)).await;
+    assert!(matches!(nobody, Err(FileFault::Dns { .. })), "{nobody:?}");
+}

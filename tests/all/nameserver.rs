@@ -1,0 +1,92 @@
+//! Names that mean something else each time, on the real binary with a real nameserver: guests by HTTP, TCP and UDP, and
+//! providers, get to what was checked or nowhere.
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
+
+use sidereal_tests::egress::{Echo, deploy, flows, said};
+use sidereal_tests::nameserver::{Nameserver, Reply};
+use sidereal_tests::platform::{Platform, write_app};
+
+const NAMES: [&str; 9] = [
+    "good.example",
+    "alias.example",
+    "mixed.example",
+    "six.example",
+    "internal.example",
+    "metadata.example",
+    "thousand.example",
+    "missing.example",
+    "failing.example",
+];
+
+fn zone(name: &str, nth: usize) -> Reply {
+    match name {
+        "good.example" => Reply::has(&["127.0.0.1"]),
+        "alias.example" => Reply::Alias("good.example".into(), vec![IpAddr::from([127, 0, 0, 1])]),
+        "mixed.example" => Reply::has(&["127.0.0.1", "10.0.0.1"]),
+        "six.example" => Reply::has(&["127.0.0.1", "::1"]),
+        "internal.example" => Reply::Alias("db.internal".into(), vec![IpAddr::from([127, 0, 0, 2])]),
+        "metadata.example" => Reply::has(&["169.254.169.254"]),
+        "thousand.example" => Reply::Has((0..1000u32).map(|n| IpAddr::from((0x7f00_0000 + n).to_be_bytes())).collect()),
+        "failing.example" => Reply::Failure,
+        // Each way out asks once: granted first, then not any more.
+        "rebound.example" if nth == 0 => Reply::has(&["127.0.0.1"]),
+        "rebound.example" => Reply::has(&["127.0.0.2"]),
+        _ => Reply::NoSuchName,
+    }
+}
+
+#[test]
+fn a_nameserver_opens_nothing_by_what_it_answers() {
+    let (dir, echo, server) = (tempfile::tempdir().unwrap(), Echo::start(), Nameserver::start(zone));
+    let resolver = server.address.to_string();
+    let platform = Platform::start(dir.path(), &["--allow-egress", "127.0.0.1", "--resolver", &resolver]).unwrap();
+    let port = echo.port();
+    let names = || NAMES.iter().chain(&["rebound.example"]);
+    let allowed: Vec<String> =
+        names().flat_map(|name| ["http", "tcp", "udp"].map(|scheme| format!("{scheme}://{name}:{port}"))).collect();
+    deploy(&platform, "out", "sockets", &allowed);
+    deploy(&platform, "web", "probe", &allowed);
+    let http = |name: &str| said(&platform, "web", &format!("/fetch?url=http://{name}:{port}/"));
+    let tcp = |name: &str| said(&platform, "out", &format!("/tcp?host={name}&port={port}&send=hello"));
+    let udp = |name: &str| said(&platform, "out", &format!("/udp?host={name}&port={port}&send=hello"));
+
+    let hello = (200, "hello".to_owned());
+    for name in ["good.example", "alias.example"] {
+        assert_eq!((http(name).0, tcp(name), udp(name)), (200, hello.clone(), hello.clone()), "{name}");
+    }
+    // The name changes after it was granted: the next dial is decided anew.
+    assert_eq!(tcp("rebound.example"), hello);
+    let known = echo.knocks.load(Relaxed);
+    let denied = (502, "access-denied".to_owned());
+    for name in ["rebound.example", "mixed.example", "six.example", "internal.example", "metadata.example"] {
+        assert_eq!((tcp(name), udp(name)), (denied.clone(), denied.clone()), "{name}");
+        let (status, text) = http(name);
+        assert!(status == 502 && text.contains("Prohibited"), "{name}: {status} {text}");
+    }
+    let unknown = (502, "name-unresolvable".to_owned());
+    for name in ["thousand.example", "missing.example", "failing.example"] {
+        assert_eq!((tcp(name), udp(name)), (unknown.clone(), unknown.clone()), "{name}");
+        let (status, text) = http(name);
+        assert!(status == 502 && text.contains("Dns"), "{name}: {status} {text}");
+    }
+    // An app that writes such a name into a provider's settings gets no further.
+    for (n, name) in ["mixed.example", "internal.example", "rebound.example", "metadata.example"].iter().enumerate() {
+        let app = tempfile::tempdir().unwrap();
+        let rest = format!(
+            "[components.main.links]\n\"wasi:keyvalue\" = \"own\"\n\n[providers.own]\ntype = \"keyvalue-redis\"\nurl = \"redis://{name}:{port}\""
+        );
+        write_app(app.path(), &format!("own{n}"), "kv-counter", &rest).unwrap();
+        let deployed = platform.cli(&["deploy", app.path().to_str().unwrap()]).unwrap();
+        let told = String::from_utf8_lossy(&deployed.stderr).into_owned();
+        assert!(!deployed.status.success() && told.contains("is not granted to this app"), "{name}: {told}");
+    }
+    assert_eq!(echo.knocks.load(Relaxed), known, "nobody knocked");
+    let records = flows(&platform, "out");
+    let rebound: Vec<_> = records.iter().filter(|r| r["host"] == "rebound.example").collect();
+    let told: Vec<_> =
+        rebound.iter().map(|r| (r["verdict"].as_str().unwrap(), r["address"].as_str().unwrap())).collect();
+    let (first, later) = (format!("127.0.0.1:{port}"), format!("127.0.0.2:{port}"));
+    assert_eq!(told, [("connected", first.as_str()), ("denied", later.as_str()), ("denied", later.as_str())]);
+}
