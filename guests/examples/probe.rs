@@ -3,7 +3,7 @@ use guests::wasi::cli::{environment, stderr, stdout};
 use guests::wasi::clocks::monotonic_clock;
 use guests::wasi::config;
 use guests::wasi::http::outgoing_handler;
-use guests::wasi::http::types::{IncomingBody, OutgoingRequest, Scheme};
+use guests::wasi::http::types::{IncomingBody, Method, OutgoingRequest, Scheme};
 use guests::wasi::io::streams::{OutputStream, StreamError};
 use guests::wasi::logging::logging;
 use guests::{Fields, Guest, IncomingRequest, OutgoingBody, ResponseOutparam, number, param, reply, start};
@@ -34,6 +34,8 @@ impl Guest for Probe {
             "/slow" => slow(out, number(&query, "ms", 100)),
             "/config" => show_config(out, &query),
             "/fetch" => fetch(out, &query),
+            "/follow" => follow(out, &query),
+            "/ask" => ask(out, &query),
             "/env" => show_environment(out),
             "/request" => show_request(&request, out),
             "/status" => reply(out, number(&query, "code", 200) as u16, "status"),
@@ -167,14 +169,55 @@ fn fetch(out: ResponseOutparam, query: &str) {
     reply(out, last.0, &last.1);
 }
 
+/// GETs `?url=` as a browser would: goes where redirects lead, at most five times.
+fn follow(out: ResponseOutparam, query: &str) {
+    let mut url = param(query, "url").unwrap_or_default();
+    for _ in 0..5 {
+        match send(&Method::Get, &url, Fields::new()) {
+            Err(error) => return reply(out, 502, &format!("{url} {error}")),
+            Ok(answer) => match answer.location {
+                Some(next) if (300..400).contains(&answer.status) => url = next,
+                _ => return reply(out, answer.status, &format!("{url} {}", answer.body)),
+            },
+        }
+    }
+    reply(out, 502, "it never ends");
+}
+
+/// Sends `?method=` to `?url=`, with the header field `?name=` of `?value=` where it is given.
+fn ask(out: ResponseOutparam, query: &str) {
+    let text = |name: &str| param(query, name).unwrap_or_default();
+    let fields = Fields::new();
+    if let Some(name) = param(query, "name")
+        && let Err(error) = fields.append(&name, text("value").as_bytes())
+    {
+        return reply(out, 400, &format!("{error:?}"));
+    }
+    match send(&Method::Other(text("method")), &text("url"), fields) {
+        Ok(answer) => reply(out, 200, &format!("{} {}", answer.status, answer.body)),
+        Err(error) => reply(out, 502, &error),
+    }
+}
+
+struct Answer {
+    status: u16,
+    location: Option<String>,
+    body: String,
+}
+
 fn get(url: &str) -> Result<(u16, String), String> {
+    send(&Method::Get, url, Fields::new()).map(|answer| (answer.status, answer.body))
+}
+
+fn send(method: &Method, url: &str, fields: Fields) -> Result<Answer, String> {
     let (scheme, rest) = match url.split_once("://") {
         Some(("http", rest)) => (Scheme::Http, rest),
         Some(("https", rest)) => (Scheme::Https, rest),
         _ => return Err("not a url".to_owned()),
     };
     let (authority, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
-    let request = OutgoingRequest::new(Fields::new());
+    let request = OutgoingRequest::new(fields);
+    request.set_method(method).map_err(|()| "method")?;
     request.set_scheme(Some(&scheme)).map_err(|()| "scheme")?;
     request.set_authority(Some(authority)).map_err(|()| "authority")?;
     request.set_path_with_query(Some(path)).map_err(|()| "path")?;
@@ -198,7 +241,9 @@ fn get(url: &str) -> Result<(u16, String), String> {
         }
     }
     drop(IncomingBody::finish(body));
-    Ok((response.status(), String::from_utf8_lossy(&bytes).into_owned()))
+    let location = response.headers().get("location").into_iter().next();
+    let location = location.map(|value| String::from_utf8_lossy(&value).into_owned());
+    Ok(Answer { status: response.status(), location, body: String::from_utf8_lossy(&bytes).into_owned() })
 }
 
 fn show_environment(out: ResponseOutparam) {

@@ -72,6 +72,10 @@ impl S3 {
         let url = needed("url", "https://s3.eu-central-1.amazonaws.com")?;
         let bucket = needed("bucket", "acme-objects")?;
         let server = Server::parse(url, config.get("ca").map(String::as_str))?;
+        // The library reads it so for each request, and panics where it cannot.
+        if url::Url::parse(url).is_err() {
+            return Err(SettingsError::Url);
+        }
         let caller = Caller::Provider(provider.clone());
         let backoff = BackoffConfig {
             init_backoff: Duration::from_millis(50),
