@@ -115,6 +115,15 @@ async fn what_cannot_be_said_in_one_way_is_refused() {
         let (status, _, _) = ask(&mut client, request.body(full("")).unwrap()).await;
         assert_eq!(status, 400, "{name}");
     }
+    // A body with TRACE is one that somebody may not read (RFC 9110, 9.3.8); without one it is a method like others.
+    let trace = || Request::builder().method("TRACE").uri("http://h/traced");
+    for body in ["abc", super::vectors::SMUGGLED] {
+        let (status, _, _) = ask(&mut client, trace().body(full(body)).unwrap()).await;
+        assert_eq!(status, 400, "TRACE with a body");
+    }
+    let streamed = futures::stream::iter([Ok(Frame::data(Bytes::from("abc")))]);
+    let (status, _, _) = ask(&mut client, trace().body(StreamBody::new(streamed).boxed()).unwrap()).await;
+    assert_eq!(status, 400, "TRACE with a body of unknown length");
     let mut crowded = get("http://h/");
     for n in 0..101 {
         crowded = crowded.header(format!("x-{n}"), "1");
@@ -122,6 +131,8 @@ async fn what_cannot_be_said_in_one_way_is_refused() {
     let (status, _, _) = ask(&mut client, crowded.body(full("")).unwrap()).await;
     assert_eq!(status, 431);
     assert!(rig.seen().is_empty());
+    let (status, _, _) = ask(&mut client, trace().body(full("")).unwrap()).await;
+    assert_eq!((status, rig.seen().len()), (200, 1), "TRACE without one");
     let forged =
         get("http://h/").header("sidereal-route", "x").header("x-forwarded-for", "8.8.8.8").header("te", "trailers");
     let (status, _, _) = ask(&mut client, forged.body(full("")).unwrap()).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::rig::{Rig, status};
 
-const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
+pub(super) const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
 
 /// Name, bytes, status. Nothing of any of them reaches a host.
 fn refused() -> Vec<(&'static str, String, u16)> {
