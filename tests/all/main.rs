@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod audit;
 mod blobstore;
 mod brokers;
 mod bus;
@@ -29,6 +30,7 @@ mod moving;
 mod moving_objects;
 mod mutants;
 mod nameserver;
+mod neighbours;
 mod observe;
 mod oci;
 mod quickstart;

@@ -29,7 +29,19 @@ impl Platform {
     /// # Errors
     /// When it does not get ready.
     pub fn start(dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
-        Self::launch(dir, flags, &[], Stdio::inherit())
+        Self::launch(Command::new(crate::binary()), dir, flags, &[], Stdio::inherit())
+    }
+
+    /// As [`Platform::start`], in a mount namespace of its own that the shell script `setup` has prepared. Its files as it
+    /// sees them are below `/proc/PID/root`.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_mounted(dir: &Path, flags: &[&str], setup: &str) -> anyhow::Result<Self> {
+        let own = mounts().context("this machine gives no private mounts")?;
+        let mut command = Command::new("unshare");
+        command.args([own, "sh", "-c", &format!("set -e; {setup}; exec \"$0\" \"$@\"")]).arg(crate::binary());
+        Self::launch(command, dir, flags, &[], Stdio::inherit())
     }
 
     /// As [`Platform::start`], with further variables in its environment.
@@ -37,7 +49,7 @@ impl Platform {
     /// # Errors
     /// When it does not get ready.
     pub fn start_with(dir: &Path, flags: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
-        Self::launch(dir, flags, env, Stdio::inherit())
+        Self::launch(Command::new(crate::binary()), dir, flags, env, Stdio::inherit())
     }
 
     /// As [`Platform::start`], with its log somewhere else.
@@ -45,13 +57,19 @@ impl Platform {
     /// # Errors
     /// When it does not get ready.
     pub fn start_logging(dir: &Path, flags: &[&str], log: Stdio) -> anyhow::Result<Self> {
-        Self::launch(dir, flags, &[], log)
+        Self::launch(Command::new(crate::binary()), dir, flags, &[], log)
     }
 
-    fn launch(dir: &Path, flags: &[&str], env: &[(&str, &str)], log: Stdio) -> anyhow::Result<Self> {
+    fn launch(
+        mut command: Command,
+        dir: &Path,
+        flags: &[&str],
+        env: &[(&str, &str)],
+        log: Stdio,
+    ) -> anyhow::Result<Self> {
         let begun = Instant::now();
         let listen: &[&str] = if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
-        let mut child = Command::new(crate::binary())
+        let mut child = command
             .args(["up", "-o", "json", "--api-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
             .args(listen)
             .args(flags)
@@ -199,6 +217,12 @@ impl Drop for Platform {
             drop(self.child.wait());
         }
     }
+}
+
+/// The flag of `unshare` that gives a process mounts of its own, where this machine does.
+pub fn mounts() -> Option<&'static str> {
+    let works = |flag: &&str| Command::new("unshare").args([flag, "true"]).output().is_ok_and(|o| o.status.success());
+    ["-m", "-rm"].into_iter().find(works)
 }
 
 /// Runs a command with `dir` as its data directory.
