@@ -1,9 +1,12 @@
-//! What happened, for everybody who wants to know: a bounded ring of CloudEvents and streams that read it at their own
-//! pace. A slow reader costs nothing but its place; one that falls out of the ring is told so.
+//! What happened, for everybody who wants to know: bounded rings of CloudEvents and streams that read them at their own
+//! pace. A slow reader costs nothing but its place; one that falls out of its ring is told so.
+//!
+//! The operator reads one ring of everything. A tenant's tokens read a ring of its own, with numbers of its own: neither the
+//! ids nor what was missed nor the pauses tell how much happens to others.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::control::{Event, event};
@@ -14,9 +17,12 @@ use model::plan::AppId;
 use model::{AppName, NodeName, TenantName};
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-/// Events that are kept for readers that come back.
+/// Events that are kept for an operator's readers that come back.
 const KEPT: usize = 4096;
+/// Events of one tenant that are kept for its own readers that come back.
+const KEPT_OF_TENANT: usize = 512;
 /// Events that one write to a reader carries at most.
 const BATCH: usize = 64;
 /// An idle stream gets a comment this often, so that a dead connection is noticed.
@@ -38,24 +44,44 @@ impl Subject {
             Self::None => None,
         }
     }
+
+    fn tenant(&self) -> Option<&TenantName> {
+        match self {
+            Self::App(id) => Some(&id.tenant),
+            Self::Tenant(tenant) => Some(tenant),
+            Self::None => None,
+        }
+    }
 }
 
-/// Which events a reader wants. Those about no tenant (nodes) are the operator's; that some were missed is for everybody.
+/// Who reads: from which ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// The operator: all events, or those of one tenant and those about none (nodes).
+    All(Option<TenantName>),
+    /// A token of this tenant: its own.
+    Own(TenantName),
+}
+
+/// Which events a reader wants. That some were missed is for everybody.
 #[derive(Debug, Clone)]
 pub(crate) struct Filter {
-    pub(crate) tenant: Option<TenantName>,
+    pub(crate) reads: Reads,
     pub(crate) app: Option<AppName>,
-    pub(crate) operator: bool,
 }
 
 impl Filter {
     fn wants(&self, subject: &Subject) -> bool {
-        let tenant = |t: &TenantName| self.tenant.as_ref().is_none_or(|wanted| wanted == t);
-        match subject {
-            Subject::App(id) => tenant(&id.tenant) && self.app.as_ref().is_none_or(|wanted| *wanted == id.app),
-            Subject::Tenant(t) => tenant(t),
-            Subject::None => self.operator,
-        }
+        let of_tenant = match (&self.reads, subject.tenant()) {
+            (Reads::Own(own), tenant) => tenant == Some(own),
+            (Reads::All(Some(wanted)), Some(tenant)) => tenant == wanted,
+            (Reads::All(_), _) => true,
+        };
+        let of_app = match subject {
+            Subject::App(id) => self.app.as_ref().is_none_or(|wanted| *wanted == id.app),
+            Subject::Tenant(_) | Subject::None => true,
+        };
+        of_tenant && of_app
     }
 }
 
@@ -65,60 +91,108 @@ struct Kept {
     frame: Bytes,
 }
 
-/// The ring. Ids are consecutive within a process and larger than those of earlier ones.
+/// Ids are consecutive within a process and larger than those of earlier ones.
 struct Ring {
     kept: VecDeque<Kept>,
     latest: u64,
+    most: usize,
 }
 
-/// Cheap to clone; clones share the ring.
+impl Ring {
+    fn new(latest: u64, most: usize) -> Self {
+        Self { kept: VecDeque::new(), latest, most }
+    }
+
+    fn push(&mut self, subject: Subject, frame: impl FnOnce(u64) -> Bytes) {
+        self.latest = self.latest.saturating_add(1);
+        if self.kept.len() >= self.most {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(Kept { id: self.latest, subject, frame: frame(self.latest) });
+    }
+}
+
+struct Rings {
+    all: Ring,
+    /// `None` of a tenant that is gone: what its last apps leave behind has no readers.
+    own: HashMap<TenantName, Option<Ring>>,
+    /// Where every ring begins: the first event of a tenant says nothing of when it was.
+    start: u64,
+}
+
+impl Rings {
+    /// The ring somebody reads; of a tenant nothing happened to, none.
+    fn of(&self, reads: &Reads) -> Option<&Ring> {
+        match reads {
+            Reads::All(_) => Some(&self.all),
+            Reads::Own(tenant) => self.own.get(tenant)?.as_ref(),
+        }
+    }
+
+    fn latest(&self, reads: &Reads) -> u64 {
+        self.of(reads).map_or(self.start, |ring| ring.latest)
+    }
+}
+
+/// Cheap to clone; clones share the rings.
 #[derive(Clone)]
 pub(crate) struct Events {
-    ring: Arc<Mutex<Ring>>,
-    changed: Arc<watch::Sender<u64>>,
+    rings: Arc<Mutex<Rings>>,
+    changed: Arc<watch::Sender<()>>,
 }
 
 impl Events {
-    /// An empty ring. `now_ms` is the time, milliseconds since 1970: ids grow from it, so that they grow over restarts.
+    /// Empty rings. `now_ms` is the time, milliseconds since 1970: ids grow from it, so that they grow over restarts.
     pub(crate) fn new(now_ms: u64) -> Self {
-        let latest = now_ms.saturating_mul(1 << 20);
-        let ring = Ring { kept: VecDeque::new(), latest };
-        Self { ring: Arc::new(Mutex::new(ring)), changed: Arc::new(watch::Sender::new(latest)) }
+        let start = now_ms.saturating_mul(1 << 20);
+        let rings = Rings { all: Ring::new(start, KEPT), own: HashMap::new(), start };
+        Self { rings: Arc::new(Mutex::new(rings)), changed: Arc::new(watch::Sender::new(())) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rings> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something happened at the control plane itself.
     pub(crate) fn control(&self, kind: &str, subject: Subject, data: &impl Serialize) {
-        self.publish("/control".to_owned(), kind, subject, data);
+        self.publish("/control", kind, subject, data);
     }
 
     /// Something happened at a node.
     pub(crate) fn node(&self, node: &NodeName, kind: &str, subject: Subject, data: &impl Serialize) {
-        self.publish(format!("/nodes/{node}"), kind, subject, data);
+        self.publish(&format!("/nodes/{node}"), kind, subject, data);
     }
 
-    fn publish(&self, source: String, kind: &str, subject: Subject, data: &impl Serialize) {
+    fn publish(&self, source: &str, kind: &str, subject: Subject, data: &impl Serialize) {
         let data = serde_json::to_value(data).unwrap_or_default();
-        let latest = {
-            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            ring.latest = ring.latest.saturating_add(1);
-            let id = ring.latest;
-            let frame = frame(id, source, kind, subject.text(), data);
-            if ring.kept.len() >= KEPT {
-                ring.kept.pop_front();
+        let text = subject.text();
+        let framed = |id| frame(id, source.to_owned(), kind, text.clone(), data.clone());
+        {
+            let mut rings = self.lock();
+            let start = rings.start;
+            if let Some(tenant) = subject.tenant() {
+                let own = rings.own.entry(tenant.clone());
+                if let Some(own) = own.or_insert_with(|| Some(Ring::new(start, KEPT_OF_TENANT))) {
+                    own.push(subject.clone(), framed);
+                }
             }
-            ring.kept.push_back(Kept { id, subject, frame });
-            id
-        };
-        self.changed.send_replace(latest);
+            rings.all.push(subject, framed);
+        }
+        self.changed.send_replace(());
+    }
+
+    /// A tenant that is gone has no readers any more, and its name comes never again.
+    pub(crate) fn forget(&self, tenant: &TenantName) {
+        self.lock().own.insert(tenant.clone(), None);
     }
 
     /// A frame with what a tenant's hosts counted, of `app` alone where that is given. It is not kept: its id is that
     /// of the event before it and the time.
-    pub(crate) fn reading(&self, metrics: &TenantMetrics, app: Option<&AppName>) -> Bytes {
+    pub(crate) fn reading(&self, reads: &Reads, metrics: &TenantMetrics, app: Option<&AppName>) -> Bytes {
         let mut shown = metrics.clone();
         shown.components.retain(|c| app.is_none_or(|app| c.app == *app));
         shown.links.retain(|l| app.is_none_or(|app| l.link.app == *app));
-        let id = format!("{}-{}", *self.changed.borrow(), metrics.time_ms);
+        let id = format!("{}-{}", self.lock().latest(reads), metrics.time_ms);
         let data = serde_json::to_value(shown).unwrap_or_default();
         frame(id, "/control".to_owned(), event::METRICS, Some(metrics.tenant.to_string()), data)
     }
@@ -126,7 +200,7 @@ impl Events {
     /// Server-sent event frames: those after `after` that are still kept, or from now on; then every new one.
     pub(crate) fn stream(&self, filter: Filter, after: Option<u64>) -> impl Stream<Item = Bytes> + Send + 'static {
         let reader = Reader {
-            cursor: after.unwrap_or_else(|| *self.changed.borrow()),
+            cursor: after.unwrap_or_else(|| self.lock().latest(&filter.reads)),
             changed: self.changed.subscribe(),
             events: self.clone(),
             filter,
@@ -137,20 +211,22 @@ impl Events {
 
 struct Reader {
     cursor: u64,
-    changed: watch::Receiver<u64>,
+    changed: watch::Receiver<()>,
     events: Events,
     filter: Filter,
 }
 
 impl Reader {
     async fn next(&mut self) -> Bytes {
+        // Once for the whole wait: what happens to others neither hurries nor delays it.
+        let idle = Instant::now() + KEEP_ALIVE;
         loop {
             self.changed.mark_unchanged();
             let found = self.batch();
             if !found.is_empty() {
                 return found;
             }
-            match tokio::time::timeout(KEEP_ALIVE, self.changed.changed()).await {
+            match tokio::time::timeout_at(idle, self.changed.changed()).await {
                 Ok(Ok(())) => {}
                 // The sender lives in `self.events`: only the time can have passed.
                 Ok(Err(_)) | Err(_) => return Bytes::from_static(b":\n\n"),
@@ -160,7 +236,9 @@ impl Reader {
 
     fn batch(&mut self) -> Bytes {
         let mut out = BytesMut::new();
-        let ring = self.events.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let rings = self.events.lock();
+        let empty = Ring::new(rings.start, 0);
+        let ring = rings.of(&self.filter.reads).unwrap_or(&empty);
         // The id before the oldest event there is: a reader that stands before it has missed something.
         let floor = ring.kept.front().map_or(ring.latest, |k| k.id.saturating_sub(1));
         if self.cursor < floor || self.cursor > ring.latest {
@@ -212,7 +290,11 @@ mod tests {
     }
 
     fn all() -> Filter {
-        Filter { tenant: None, app: None, operator: true }
+        Filter { reads: Reads::All(None), app: None }
+    }
+
+    fn member(tenant: &str) -> Filter {
+        Filter { reads: Reads::Own(tenant.parse().unwrap()), app: None }
     }
 
     fn ids(frames: &Bytes) -> Vec<String> {
@@ -233,14 +315,13 @@ mod tests {
             let events = events.clone();
             async move { ids(&Box::pin(events.stream(filter, after)).next().await.unwrap()) }
         };
-        let tenant_a = Filter { tenant: Some("a".parse().unwrap()), app: None, operator: true };
-        let app_x = Filter { tenant: Some("a".parse().unwrap()), app: Some("x".parse().unwrap()), operator: true };
+        let tenant_a = Filter { reads: Reads::All(Some("a".parse().unwrap())), app: None };
+        let app_x = Filter { app: Some("x".parse().unwrap()), ..tenant_a.clone() };
         assert_eq!(read(all(), Some(start)).await, ["one", "two", "three", "four"]);
         assert_eq!(read(all(), Some(start + 2)).await, ["three", "four"]);
         assert_eq!(read(tenant_a, Some(start)).await, ["one", "two", "four"]);
         assert_eq!(read(app_x, Some(start)).await, ["one", "four"]);
-        let member = Filter { tenant: Some("a".parse().unwrap()), app: None, operator: false };
-        assert_eq!(read(member, Some(start)).await, ["one", "two"], "what nodes do is the operator's");
+        assert_eq!(read(member("a"), Some(start)).await, ["one", "two"], "what nodes do is the operator's");
         // An id of an earlier process, and one that never was.
         assert_eq!(read(all(), Some(7)).await, [event::MISSED, "one", "two", "three", "four"]);
         assert_eq!(read(all(), Some(u64::MAX)).await, [event::MISSED]);
@@ -252,7 +333,7 @@ mod tests {
         for _ in 0..KEPT + 3 {
             events.control("e", Subject::None, &());
         }
-        assert_eq!(events.ring.lock().unwrap().kept.len(), KEPT);
+        assert_eq!(events.lock().all.kept.len(), KEPT);
         let mut stream = Box::pin(events.stream(all(), Some(1 << 20)));
         let mut seen = Vec::new();
         while seen.len() < KEPT + 1 {
@@ -261,10 +342,64 @@ mod tests {
         assert_eq!((seen.len(), seen[0].as_str()), (KEPT + 1, event::MISSED));
     }
 
+    #[tokio::test]
+    async fn a_tenant_cannot_tell_from_its_stream_what_happens_to_others() {
+        // Twice the same for `a`: once alone, once beside a tenant that is busy.
+        let mut seen = Vec::new();
+        for busy in [0, KEPT + 10] {
+            let events = Events::new(1);
+            let others = || (0..busy).for_each(|_| events.control("other", app("b", "x"), &()));
+            others();
+            let mut live = Box::pin(events.stream(member("a"), None));
+            for kind in ["one", "two"] {
+                events.control(kind, app("a", "x"), &());
+                others();
+            }
+            let metrics = TenantMetrics {
+                tenant: "a".parse().unwrap(),
+                time_ms: 7,
+                hosts: Vec::new(),
+                components: Vec::new(),
+                links: Vec::new(),
+            };
+            let frames = [
+                live.next().await.unwrap(),
+                Box::pin(events.stream(member("a"), Some(1 << 20))).next().await.unwrap(),
+                Box::pin(events.stream(member("a"), Some(3))).next().await.unwrap(),
+                events.reading(&Reads::Own("a".parse().unwrap()), &metrics, None),
+            ];
+            let without_time = |text: String| {
+                let (before, after) = text.split_once("\"time\":\"").unwrap_or((&text, ""));
+                format!("{before}{}", after.split_once('"').map_or("", |(_, rest)| rest))
+            };
+            seen.push(frames.map(|frame| {
+                let text = String::from_utf8(frame.to_vec()).unwrap();
+                text.lines().map(|line| without_time(line.to_owned())).collect::<Vec<_>>()
+            }));
+            events.forget(&"a".parse().unwrap());
+            events.control("three", app("a", "x"), &());
+            assert_eq!(events.lock().latest(&Reads::Own("a".parse().unwrap())), 1 << 20, "nothing of it is kept");
+        }
+        assert_eq!(seen[0], seen[1]);
+        assert!(seen[0][2][1].contains("missed") && seen[0][0].len() > 4, "{:?}", seen[0]);
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn an_idle_stream_gets_comments() {
+    async fn an_idle_stream_gets_comments_also_while_others_are_busy() {
         let events = Events::new(1);
         let mut stream = Box::pin(events.stream(all(), None));
         assert_eq!(stream.next().await.unwrap(), ":\n\n");
+        let (mut own, began) = (Box::pin(events.stream(member("a"), None)), Instant::now());
+        let busy = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                events.control("other", app("b", "x"), &());
+            }
+        };
+        tokio::select! {
+            frame = own.next() => assert_eq!(frame.unwrap(), ":\n\n"),
+            () = busy => {}
+        }
+        assert_eq!(began.elapsed(), KEEP_ALIVE);
     }
 }

@@ -24,7 +24,7 @@ use super::Api;
 use super::access::no_such_tenant;
 use super::extract::{Asked, At};
 use super::refusal::{Answer, Refusal};
-use crate::events::Filter;
+use crate::events::{Filter, Reads};
 use crate::tokens::Caller;
 use crate::writer::no_app;
 
@@ -53,7 +53,8 @@ fn endless(api: &Api, kind: &'static str, chunks: impl Stream<Item = Bytes> + Se
     ([(header::CONTENT_TYPE, kind)], Body::from_stream(chunks)).into_response()
 }
 
-/// Server-sent events, each a CloudEvent; the last 4096 are kept for those who come back. With `metrics`, also counters,
+/// Server-sent events, each a CloudEvent; the last ones are kept for those who come back: 4096 of everything for the operator, 512 of
+/// its own for a tenant, numbered apart. With `metrics`, also counters,
 /// which are read from the hosts only while somebody watches.
 #[utoipa::path(get, path = "/v1/events",
     params(EventsQuery, ("last-event-id" = Option<String>, Header, description = "go on after this event")),
@@ -64,13 +65,13 @@ pub(super) async fn events(
     Asked(mut query): Asked<EventsQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    let operator = match caller {
-        Caller::Operator => true,
+    let reads = match caller {
+        Caller::Operator => Reads::All(query.tenant.clone()),
         Caller::Member { tenant: own, .. } => {
             if *query.tenant.get_or_insert_with(|| own.clone()) != own {
                 return Err(no_such_tenant());
             }
-            false
+            Reads::Own(own)
         }
     };
     if query.app.is_some() && query.tenant.is_none() {
@@ -87,12 +88,12 @@ pub(super) async fn events(
     }
     let bad = || Refusal::new(Code::RequestInvalid, "`Last-Event-ID` is not the id of an event");
     let after = headers.get("last-event-id").map(|v| v.to_str().ok().and_then(after_event).ok_or_else(bad));
-    let filter = Filter { tenant: query.tenant, app: query.app.clone(), operator };
+    let filter = Filter { reads: reads.clone(), app: query.app.clone() };
     let events = api.events.stream(filter, after.transpose()?);
     Ok(match every {
         None => endless(&api, "text/event-stream", events),
         Some((tenant, every)) => {
-            let readings = readings(api.clone(), tenant, query.app, every);
+            let readings = readings(api.clone(), reads, tenant, query.app, every);
             endless(&api, "text/event-stream", futures::stream::select(events, readings))
         }
     })
@@ -106,6 +107,7 @@ fn after_event(id: &str) -> Option<u64> {
 /// What a tenant's hosts counted, now and then every so often, for as long as somebody reads it.
 fn readings(
     api: Arc<Api>,
+    reads: Reads,
     tenant: TenantName,
     app: Option<AppName>,
     every: Duration,
@@ -113,11 +115,11 @@ fn readings(
     let mut tick = tokio::time::interval(every);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     futures::stream::unfold((api, tick), move |(api, mut tick)| {
-        let (tenant, app) = (tenant.clone(), app.clone());
+        let (reads, tenant, app) = (reads.clone(), tenant.clone(), app.clone());
         async move {
             tick.tick().await;
             let metrics = api.nodes.metrics(&tenant).await;
-            Some((api.events.reading(&metrics, app.as_ref()), (api, tick)))
+            Some((api.events.reading(&reads, &metrics, app.as_ref()), (api, tick)))
         }
     })
 }
