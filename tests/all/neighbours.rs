@@ -50,7 +50,7 @@ fn a_noisy_tenant_gets_429_and_503_and_its_neighbour_neither() {
     let all_taken = || (0..20).all(|_| http::get(ingress, "loud.localhost", "/").unwrap().status == 200);
     until(Duration::from_secs(10), all_taken).expect("a quota that is lifted holds nobody back");
     std::thread::scope(|scope| {
-        let slow = || http::get(ingress, "loud.localhost", "/slow?ms=4000").unwrap().status;
+        let slow = || http::get(ingress, "loud.localhost", "/slow?ms=9000").unwrap().status;
         let held: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(slow)).collect();
         let refused = || {
             let begun = Instant::now();
@@ -63,7 +63,7 @@ fn a_noisy_tenant_gets_429_and_503_and_its_neighbour_neither() {
             }
             busy
         };
-        until(Duration::from_secs(3), refused).expect("one more than it may have at once is refused");
+        until(Duration::from_secs(8), refused).expect("one more than it may have at once is refused");
         for lane in held {
             assert_eq!(lane.join().unwrap(), 200, "those it may have go on");
         }
