@@ -23,6 +23,7 @@ mod egress_providers;
 mod external;
 mod faults;
 mod hostile;
+mod kept;
 mod keyvalue;
 mod logs;
 mod messaging;

@@ -26,6 +26,17 @@ pub struct HostMetrics {
     pub links: Vec<LinkMetrics>,
 }
 
+/// What a tenant keeps: keys, messages that wait on disk, objects and databases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Kept {
+    /// Bytes.
+    pub bytes: u64,
+    /// Bytes it may keep.
+    pub most: u64,
+    /// Writes that found no room, since the node started.
+    pub refused: u64,
+}
+
 /// One component of an app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ComponentMetrics {
@@ -143,6 +154,9 @@ pub struct TenantMetrics {
     pub components: Vec<ComponentMetrics>,
     /// By app, component, contract, label and provider.
     pub links: Vec<LinkMetrics>,
+    /// What it keeps on this node, where it has a quota of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
 }
 
 /// One host process.

@@ -677,6 +677,23 @@ pub struct QuotaFlags {
     /// Bytes of log a second, for example `1MiB`.
     #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
     pub log_rate: Option<ByteSize>,
+    /// Bytes of keys, waiting messages, objects and databases that are kept on a node, for example `1GiB`, or `none`.
+    #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
+    pub store_bytes: Option<Bytes>,
+}
+
+/// A size, or `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes(pub Option<ByteSize>);
+
+impl std::str::FromStr for Bytes {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            _ => text.parse().map(|size| Self(Some(size))).map_err(|cause| format!("{cause}, or `none`")),
+        }
+    }
 }
 
 /// A number, or `none`.

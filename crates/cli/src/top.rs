@@ -269,6 +269,7 @@ mod tests {
                 link,
                 counts: LinkCounts { calls, errors, took: took.to_vec(), in_flight: 1, took_us: 0 },
             }],
+            kept: None,
         }
     }
 

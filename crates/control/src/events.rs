@@ -361,6 +361,7 @@ mod tests {
                 hosts: Vec::new(),
                 components: Vec::new(),
                 links: Vec::new(),
+                kept: None,
             };
             let frames = [
                 live.next().await.unwrap(),

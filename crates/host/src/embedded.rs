@@ -25,7 +25,7 @@ impl Embedded {
         let scope = KvScope { app: self.app.clone(), provider: self.provider.clone(), bucket: bucket.to_owned() };
         self.client.call(&scope, &op).await.map_err(|error| match error {
             KvError::Fault(KvFault::NotANumber(key)) => BackendError::NotANumber(key),
-            KvError::Fault(KvFault::TooLarge(why)) => BackendError::TooLarge(why),
+            KvError::Fault(KvFault::TooLarge(why) | KvFault::OverQuota(why)) => BackendError::TooLarge(why),
             KvError::Unsendable(why) => BackendError::TooLarge(why),
             KvError::TimedOut(limit) => BackendError::TimedOut { ms: limit.as_millis() as u64 },
             other => BackendError::Unavailable(other.to_string()),

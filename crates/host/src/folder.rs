@@ -64,7 +64,7 @@ fn translate(fault: BlobFault) -> BackendError {
         BlobFault::ContainerExists(container) => BackendError::ContainerExists(container),
         BlobFault::NoObject { container, object } => BackendError::NoObject { container, object },
         BlobFault::Damaged { object, why } => BackendError::Damaged { object, why },
-        BlobFault::TooLarge(why) => BackendError::TooLarge(why),
+        BlobFault::TooLarge(why) | BlobFault::OverQuota(why) => BackendError::TooLarge(why),
         BlobFault::Unavailable(why) | BlobFault::Refused(why) => BackendError::Unavailable(why),
     }
 }

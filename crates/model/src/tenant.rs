@@ -76,6 +76,9 @@ pub struct Quotas {
     /// Bytes of log a second over time, of all apps together; ten seconds' worth may come at once. The rest is dropped
     /// and counted.
     pub log_rate: ByteSize,
+    /// Bytes of keys, messages that wait on disk, objects and databases that the tenant keeps on a node, together. A write
+    /// that would keep more is refused.
+    pub store_bytes: Option<ByteSize>,
 }
 
 impl Default for Quotas {
@@ -90,6 +93,7 @@ impl Default for Quotas {
             concurrent_requests: None,
             connections_per_second: 200,
             log_rate: ByteSize::mib(4),
+            store_bytes: None,
         }
     }
 }
@@ -113,6 +117,9 @@ impl Quotas {
         }
         if self.log_rate < ByteSize::kib(1) {
             problems.push(format!("quotas.log_rate is {}; it is at least 1KiB", self.log_rate));
+        }
+        if self.store_bytes.is_some_and(|most| most < ByteSize::kib(64)) {
+            problems.push("quotas.store_bytes is at least 64KiB".to_owned());
         }
         // What no part of this build holds a tenant to is not accepted from its operator.
         let unenforced = [

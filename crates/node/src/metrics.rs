@@ -173,6 +173,7 @@ impl Books {
                 .map(|((app, component), c)| ComponentMetrics { app, component, counts: c })
                 .collect(),
             links: links.into_iter().map(|(link, counts)| LinkMetrics { link, counts }).collect(),
+            kept: None,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::agent::{HostStatus, LogLine};
 use api::flows::{FlowQuery, FlowRecord};
-use api::metrics::TenantMetrics;
+use api::metrics::{Kept, TenantMetrics};
 use api::node::{CopyOutcome, CopyStep, LogQuery, NodeApi};
 use api::{Code, Problem};
 use bytes::Bytes;
@@ -452,7 +452,19 @@ impl NodeApi for Node {
 
     fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>> {
         let (metrics, hosts, tenant) = (self.metrics.clone(), self.hosts.of(tenant), tenant.clone());
-        Box::pin(async move { metrics.read(&tenant, &hosts).await })
+        let (hosted, services) = (self.hosts.hosted(&tenant), self.services.clone());
+        Box::pin(async move {
+            let counted = metrics.read(&tenant, &hosts).await;
+            let Some((tenant, _)) = hosted else { return counted };
+            let room = &tenant.kept.room;
+            let Some(most) = room.most() else { return counted };
+            if let Err(cause) = services.counted(&tenant).await {
+                tracing::warn!(tenant = %tenant.name, cause, "what a tenant keeps is not in its metrics");
+                return counted;
+            }
+            let kept = Kept { bytes: room.used(), most, refused: room.refused() };
+            Arc::new(TenantMetrics { kept: Some(kept), ..TenantMetrics::clone(&counted) })
+        })
     }
 
     fn status(&self, tenant: &TenantName) -> BoxFuture<'static, Vec<HostStatus>> {

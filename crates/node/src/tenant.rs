@@ -15,7 +15,8 @@ use model::{
     AppName, ComponentName, Digest, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, Route, SecretName,
     TenantName, World,
 };
-use tokio::sync::Semaphore;
+use store::room::Room;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::connections::{Connections, Open};
 use crate::converge;
@@ -146,6 +147,15 @@ struct Runs {
     code: HashMap<(Digest, World), u32>,
 }
 
+/// What a tenant keeps on this node, and whether it was counted.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) room: Arc<Room>,
+    pub(crate) keys: OnceCell<()>,
+    pub(crate) objects: OnceCell<()>,
+    pub(crate) databases: OnceCell<()>,
+}
+
 /// One tenant on this node.
 #[derive(Debug)]
 pub struct Tenant {
@@ -170,6 +180,7 @@ pub struct Tenant {
     dials: Metered,
     /// What the ingress takes of its requests.
     pub gate: Arc<Gate>,
+    pub(crate) kept: Kept,
 }
 
 impl Tenant {
@@ -187,6 +198,7 @@ impl Tenant {
             runs: RwLock::default(),
             dials: Metered::new(dial_rate(&Quotas::default())),
             gate: Arc::new(Gate::default()),
+            kept: Kept::default(),
         })
     }
 
@@ -205,6 +217,7 @@ impl Tenant {
         self.policy.store(Arc::new(policy));
         self.dials.set(dial_rate(&settings.quotas));
         self.gate.set(&settings.quotas);
+        self.kept.room.set(settings.quotas.store_bytes.map(|bytes| bytes.0));
     }
 
     /// What its connections may reach.

@@ -12,6 +12,7 @@ mod disk;
 pub mod folder;
 pub mod keys;
 pub mod redb;
+pub mod room;
 mod seal;
 pub mod secrets;
 pub mod sql;

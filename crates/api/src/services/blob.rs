@@ -101,6 +101,9 @@ pub enum BlobFault {
     /// The number of an upload or reading that is not there.
     #[error("{0}")]
     Refused(String),
+    /// The tenant keeps as much as it may.
+    #[error("{0}")]
+    OverQuota(String),
 }
 
 /// Bytes that are sent as bytes, not one by one.

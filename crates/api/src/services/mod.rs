@@ -185,6 +185,9 @@ pub enum KvFault {
     /// The store cannot write now: disk full, read-only.
     #[error("the embedded store cannot write: {0}")]
     Unavailable(String),
+    /// The tenant keeps as much as it may; nothing was changed.
+    #[error("{0}")]
+    OverQuota(String),
 }
 
 /// A request answered with a file descriptor.

@@ -2,9 +2,12 @@
 
 use api::client::{ControlClient, Require};
 use api::control::{TenantView, TokenRequest, TokenView};
+use api::metrics::Kept;
 use api::{Code, Problem};
 use model::TenantName;
 use model::tenant::{Quotas, TenantSettings};
+use model::unit::ByteSize;
+use serde::Serialize;
 
 use super::wiring::change;
 use crate::args::{QuotaFlags, Settings, SettingsCommand, TenantCommand, TokenCommand};
@@ -71,9 +74,27 @@ async fn list(context: &Context, client: &ControlClient) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A tenant, and what it keeps where it has a quota of that.
+#[derive(Serialize)]
+struct Shown<'v> {
+    #[serde(flatten)]
+    view: &'v TenantView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<Kept>,
+}
+
 async fn show(context: &Context, client: &ControlClient, name: &TenantName) -> anyhow::Result<()> {
     let view = client.tenant(name).await.map_err(refused)?;
-    context.out.result(&view, || serde_json::to_string_pretty(&view.settings).unwrap_or_default());
+    let kept = client.metrics(name).await.map_err(refused)?.kept;
+    let shown = Shown { view: &view, kept };
+    context.out.result(&shown, || {
+        let mut text = serde_json::to_string_pretty(&view.settings).unwrap_or_default();
+        if let Some(Kept { bytes, most, refused }) = kept {
+            let (bytes, most) = (ByteSize(bytes), ByteSize(most));
+            text.push_str(&format!("\nkeeps {bytes} of {most}; {refused} writes found no room"));
+        }
+        text
+    });
     Ok(())
 }
 
@@ -95,14 +116,22 @@ async fn set(context: &Context, client: &ControlClient, name: &TenantName, chang
 }
 
 fn nothing(changes: &Settings) -> bool {
-    let QuotaFlags { apps, components, requests_per_second, concurrent_requests, connections_per_second, log_rate } =
-        &changes.quotas;
+    let QuotaFlags {
+        apps,
+        components,
+        requests_per_second,
+        concurrent_requests,
+        connections_per_second,
+        log_rate,
+        store_bytes,
+    } = &changes.quotas;
     changes.shards.is_none()
         && changes.allow_unsigned.is_none()
         && [apps, components, connections_per_second].iter().all(|value| value.is_none())
         && requests_per_second.is_none()
         && concurrent_requests.is_none()
         && log_rate.is_none()
+        && store_bytes.is_none()
 }
 
 /// Makes the settings what the flags ask.
@@ -128,6 +157,7 @@ fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Proble
         concurrent_requests: quotas.concurrent_requests.map_or(now.concurrent_requests, |quota| quota.0),
         connections_per_second: quotas.connections_per_second.unwrap_or(now.connections_per_second),
         log_rate: quotas.log_rate.unwrap_or(now.log_rate),
+        store_bytes: quotas.store_bytes.map_or(now.store_bytes, |most| most.0),
         ..now
     };
     Ok(())

@@ -157,7 +157,7 @@ impl NodeApi for Nodes {
     fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>> {
         let hosts = vec![HostLoad { shard: 0, in_flight: 3, rss: 4096 }];
         let (tenant, components, links) = (tenant.clone(), vec![], vec![]);
-        Box::pin(async { Arc::new(TenantMetrics { tenant, time_ms: 1, hosts, components, links }) })
+        Box::pin(async { Arc::new(TenantMetrics { tenant, time_ms: 1, hosts, components, links, kept: None }) })
     }
 
     fn status(&self, _: &TenantName) -> BoxFuture<'static, Vec<HostStatus>> {

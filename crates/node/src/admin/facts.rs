@@ -67,8 +67,8 @@ pub(super) struct Tenant {
     pub(super) dials: [(&'static str, u64); Verdict::ALL.len()],
     /// Outgoing connections that are open.
     pub(super) open: usize,
-    /// What its quotas refused: requests, and lines of log.
-    pub(super) refused: [(&'static str, u64); 2],
+    /// What its quotas refused: requests, lines of log, and writes.
+    pub(super) refused: [(&'static str, u64); 3],
     pub(super) counted: Arc<TenantMetrics>,
 }
 
@@ -83,7 +83,11 @@ impl Source {
                 restarts: tenant.restarts.load(Relaxed),
                 dials: Verdict::ALL.map(|verdict| (verdict.as_str(), flows.count(verdict))),
                 open: tenant.open_connections(),
-                refused: [("requests", tenant.gate.refused()), ("log-lines", self.logs.dropped(&tenant.name))],
+                refused: [
+                    ("requests", tenant.gate.refused()),
+                    ("log-lines", self.logs.dropped(&tenant.name)),
+                    ("store-writes", tenant.kept.room.refused()),
+                ],
                 counted,
             }
         });

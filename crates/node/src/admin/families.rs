@@ -191,7 +191,7 @@ fn hosts(tenants: &[Tenant], slots: &Slots, all: &mut Families) {
     sums.iter().for_each(|(tenant, sum)| all.add(&[("tenant", tenant)], sum.open as f64));
     all.counters(
         "sidereal_quota_refusals_total",
-        "What a tenant's quotas refused: requests at the ingress, log lines.",
+        "What a tenant's quotas refused: requests at the ingress, log lines, writes to what is kept here.",
     );
     for (tenant, sum) in &sums {
         sum.refused.iter().for_each(|(what, n)| all.add(&[("tenant", tenant), ("what", what)], *n as f64));
@@ -322,9 +322,10 @@ mod tests {
             hosts: vec![HostLoad { shard: 0, in_flight: 2, rss: 4096 }],
             components: links.iter().map(component).collect(),
             links,
+            kept: None,
         };
         let dials = [("connected", 1), ("denied", 2), ("limited", 3), ("failed", 4), ("revoked", 5)];
-        let refused = [("requests", 6), ("log-lines", 7)];
+        let refused = [("requests", 6), ("log-lines", 7), ("store-writes", 8)];
         let (name, counted) = (name.parse().unwrap(), Arc::new(counted));
         Tenant { name, hosts: vec![true, false], restarts: 5, dials, open: 6, refused, counted }
     }

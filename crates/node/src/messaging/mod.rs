@@ -343,6 +343,7 @@ impl Messaging {
                         state.changed.notify_one();
                     }
                     (Ok(()), None) => left.push(group),
+                    (Err(cause @ Fault::OverQuota(_)), _) => failed = Some(ServiceFault::Refused(cause.to_string())),
                     (Err(cause), _) => failed = Some(unavailable(cause)),
                 }
             }

@@ -232,6 +232,7 @@ fn fault(error: FolderError) -> BlobFault {
         FolderError::NoObject { container, object } => BlobFault::NoObject { container, object },
         FolderError::Damaged { object, why } => BlobFault::Damaged { object, why },
         FolderError::TooLarge => BlobFault::TooLarge(FolderError::TooLarge.to_string()),
+        FolderError::OverQuota(full) => BlobFault::OverQuota(full.to_string()),
         FolderError::CannotWrite(_) | FolderError::CannotRead(_) => BlobFault::Unavailable(error.to_string()),
     }
 }

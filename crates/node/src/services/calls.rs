@@ -82,6 +82,9 @@ async fn answer(
     request: ServiceRequest,
 ) -> Result<ServiceAnswer, ServiceFault> {
     let tenant = &client.tenant;
+    if !matches!(request, ServiceRequest::Secret(_)) {
+        services.counted(tenant).await.map_err(ServiceFault::Unavailable)?;
+    }
     match request {
         ServiceRequest::Secret(request) => {
             secret::answer(&client.tenant, &services.secrets, &services.lent, &app, request)

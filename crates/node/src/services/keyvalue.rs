@@ -7,9 +7,10 @@ use api::services::codec::{FrameReader, FrameWriter, WireError};
 use api::services::{KvAnswer, KvCall, KvFault, KvOp, KvReply};
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
-use store::data::{Answer, DataEngine, Fault, Op};
+use store::data::{Answer, Fault, Op};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use super::Services;
 use crate::tenant::Tenant;
 
 /// Calls of one connection under way at once; the rest waits in the socket.
@@ -19,7 +20,7 @@ pub(super) async fn serve(
     mut reader: FrameReader<OwnedReadHalf>,
     mut writer: FrameWriter<OwnedWriteHalf>,
     tenant: Arc<Tenant>,
-    data: &DataEngine,
+    services: &Services,
 ) -> Result<(), WireError> {
     let mut calls = FuturesUnordered::new();
     let mut open = true;
@@ -34,9 +35,9 @@ pub(super) async fn serve(
             }
             call = reader.next::<KvCall>(), if open && calls.len() < MAX_CALLS => {
                 let Some(call) = call? else { open = false; continue };
-                calls.push(answer(&tenant, data, call));
+                calls.push(answer(&tenant, services, call));
                 while calls.len() < MAX_CALLS && let Some(call) = reader.ready::<KvCall>()? {
-                    calls.push(answer(&tenant, data, call));
+                    calls.push(answer(&tenant, services, call));
                 }
             }
         }
@@ -54,8 +55,12 @@ fn push(writer: &mut FrameWriter<OwnedWriteHalf>, reply: &KvReply) -> Result<(),
     }
 }
 
-async fn answer(tenant: &Tenant, data: &DataEngine, call: KvCall) -> KvReply {
+async fn answer(tenant: &Tenant, services: &Services, call: KvCall) -> KvReply {
     let KvCall { id, scope, op } = call;
+    if let Err(cause) = services.counted(tenant).await {
+        return KvReply { id, result: Err(KvFault::Unavailable(cause)) };
+    }
+    let data = &services.data;
     let result = data.call(&tenant.name, &scope.app, &scope.provider, &scope.bucket, operation(op)).await;
     KvReply { id, result: result.map(outcome).map_err(fault) }
 }
@@ -90,6 +95,7 @@ fn fault(fault: Fault) -> KvFault {
     match fault {
         Fault::NotANumber(key) => KvFault::NotANumber(key),
         Fault::TooLarge(what) => KvFault::TooLarge(what),
+        Fault::OverQuota(full) => KvFault::OverQuota(full.to_string()),
         Fault::Unavailable(what) => KvFault::Unavailable(what),
     }
 }

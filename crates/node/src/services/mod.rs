@@ -61,6 +61,34 @@ pub struct Services {
 }
 
 impl Services {
+    /// Has what the tenant keeps here counted, where it has a quota of that; once.
+    ///
+    /// # Errors
+    /// Why it cannot be counted: nothing more is kept then.
+    pub(crate) async fn counted(&self, tenant: &Tenant) -> Result<(), String> {
+        let kept = &tenant.kept;
+        if kept.room.most().is_none() {
+            return Ok(());
+        }
+        let failed = |cause: &dyn std::fmt::Display| format!("what the tenant keeps cannot be counted: {cause}");
+        // Each of them once: what one has counted already is not counted again where another fails.
+        let keys = async || self.data.track(&tenant.name, &kept.room).await.map_err(|cause| failed(&cause));
+        kept.keys.get_or_try_init(keys).await?;
+        let objects = async || {
+            let (folder, name, room) = (self.folder.clone(), tenant.name.clone(), kept.room.clone());
+            let tracked = tokio::task::spawn_blocking(move || folder.track(&name, &room)).await;
+            tracked.map_err(|cause| failed(&cause))?.map_err(|cause| failed(&cause))
+        };
+        kept.objects.get_or_try_init(objects).await?;
+        let databases = async || {
+            let (sql, name, room) = (self.sql.clone(), tenant.name.clone(), kept.room.clone());
+            let tracked = tokio::task::spawn_blocking(move || sql.track(&name, &room)).await;
+            tracked.map_err(|cause| failed(&cause))?.map_err(|cause| failed(&cause))
+        };
+        kept.databases.get_or_try_init(databases).await?;
+        Ok(())
+    }
+
     /// Removes what is kept here of an app that no host has any more.
     ///
     /// # Errors
@@ -131,7 +159,7 @@ pub async fn connection(
 ) -> Result<(), api::services::codec::WireError> {
     let Ok(accepted) = tokio::time::timeout(HELLO, accept(stream)).await else { return Ok(()) };
     match accepted? {
-        Accepted::KeyValue(reader, writer) => keyvalue::serve(reader, writer, client.tenant, &services.data).await,
+        Accepted::KeyValue(reader, writer) => keyvalue::serve(reader, writer, client.tenant, &services).await,
         Accepted::Calls(reader, writer) => calls::serve(reader, writer, client, services).await,
         Accepted::Files(files) => files::serve(files, client, services).await,
         Accepted::Alive(mut stream) => {

@@ -1,5 +1,6 @@
 //! What each operation does to the table. Nothing here waits, syncs or knows of callers.
 
+use std::collections::HashMap;
 use std::ops::Bound;
 
 use ::redb::{ReadableTable, Table, TableDefinition};
@@ -8,7 +9,8 @@ use model::{AppName, ProviderName, TenantName};
 use super::key::{self, Scope};
 use super::op::{Answer, Fault, MAX_BATCH, MAX_BYTES, MAX_LIST, MAX_VALUE, Op};
 use crate::disk::Fail;
-use crate::seal;
+use crate::room::Room;
+use crate::seal::{self, CHECK};
 
 /// All data of all tenants.
 pub(super) const DATA: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("data");
@@ -169,26 +171,102 @@ fn borrow(range: &(Bound<Vec<u8>>, Bound<Vec<u8>>)) -> (Bound<&[u8]>, Bound<&[u8
     (range.0.as_ref().map(Vec::as_slice), range.1.as_ref().map(Vec::as_slice))
 }
 
+/// All bytes of a tenant's keys and values.
+pub(super) fn size(table: &impl ReadableTable<&'static [u8], &'static [u8]>, tenant: &TenantName) -> Result<u64, Fail> {
+    let mut bytes = 0;
+    for row in table.range::<&[u8]>(borrow(&key::of_tenant(tenant)))? {
+        let (stored, sealed) = row?;
+        bytes += entry(stored.value().len(), sealed.value().len());
+    }
+    Ok(bytes)
+}
+
+/// What a key and its value count.
+fn entry(stored: usize, sealed: usize) -> u64 {
+    (stored + sealed) as u64
+}
+
+/// What writes take of a tenant's room and give back.
+pub(super) struct Budget<'r> {
+    room: Option<&'r Room>,
+    /// Taken, less what was given back: to be undone where the disk does not take the writes.
+    pub(super) net: i64,
+}
+
+impl<'r> Budget<'r> {
+    /// Of a tenant that is counted; `None`: of one that is not.
+    pub(super) fn new(room: Option<&'r Room>) -> Self {
+        Self { room, net: 0 }
+    }
+
+    /// What is stored at a key counts, where anybody counts.
+    fn there(&self, table: &Table<'_, &'static [u8], &'static [u8]>, stored: &[u8]) -> Result<u64, Stop> {
+        match self.room {
+            Some(_) => Ok(table.get(stored)?.map_or(0, |sealed| entry(stored.len(), sealed.value().len()))),
+            None => Ok(0),
+        }
+    }
+
+    /// So many bytes come in place of so many.
+    fn replace(&mut self, new: u64, old: u64) -> Result<(), Fault> {
+        let Some(room) = self.room else { return Ok(()) };
+        match new.checked_sub(old) {
+            Some(more) => room.take(more)?,
+            None => room.give(old - new),
+        }
+        self.net = self.net.saturating_add_unsigned(new).saturating_sub_unsigned(old);
+        Ok(())
+    }
+
+    fn gone(&mut self, old: u64) {
+        if let Some(room) = self.room {
+            room.give(old);
+            self.net = self.net.saturating_sub_unsigned(old);
+        }
+    }
+}
+
 /// One write. After a [`Stop::Fault`] the table is as before; it was checked by [`check`].
-pub(super) fn write(table: &mut Table<'_, &'static [u8], &'static [u8]>, write: &Write) -> Result<Answer, Stop> {
+pub(super) fn write(
+    table: &mut Table<'_, &'static [u8], &'static [u8]>,
+    write: &Write,
+    budget: &mut Budget<'_>,
+) -> Result<Answer, Stop> {
     let (scope, op) = match write {
         Write::Op(scope, op) => (scope, op),
         Write::Purge(tenant, app, provider) => {
-            table.retain_in::<&[u8], _>(borrow(&key::of_app(tenant, app, provider.as_ref())), |_, _| false)?;
+            let mut bytes = 0;
+            let range = key::of_app(tenant, app, provider.as_ref());
+            table.retain_in::<&[u8], _>(borrow(&range), |stored, sealed| {
+                bytes += entry(stored.len(), sealed.len());
+                false
+            })?;
+            budget.gone(bytes);
             return Ok(Answer::Done);
         }
     };
     match op {
-        Op::Set { key, value } => set(table, scope, key, value)?,
-        Op::Delete { key } => drop(table.remove(scope.key(key)?.as_slice())?),
+        Op::Set { key, value } => set(table, scope, key, value, budget)?,
+        Op::Delete { key } => remove(table, scope, key, budget)?,
         Op::SetMany { pairs } => {
+            // All or none: there is room for all of them before the first is set.
+            let (mut new, mut old) = (HashMap::new(), 0);
             for (key, value) in pairs {
-                set(table, scope, key, value)?;
+                let stored = scope.key(key)?;
+                let bytes = entry(stored.len(), CHECK + value.len());
+                if !new.contains_key(&stored) {
+                    old += budget.there(table, &stored)?;
+                }
+                new.insert(stored, bytes);
+            }
+            budget.replace(new.values().sum(), old)?;
+            for (key, value) in pairs {
+                put(table, &scope.key(key)?, value)?;
             }
         }
         Op::DeleteMany { keys } => {
             for key in keys {
-                table.remove(scope.key(key)?.as_slice())?;
+                remove(table, scope, key, budget)?;
             }
         }
         Op::Increment { key, delta } => {
@@ -200,13 +278,13 @@ pub(super) fn write(table: &mut Table<'_, &'static [u8], &'static [u8]>, write: 
                     .and_then(|number| number.checked_add(*delta)),
             };
             let sum = sum.ok_or_else(|| Fault::NotANumber(key.clone()))?;
-            set(table, scope, key, sum.to_string().as_bytes())?;
+            set(table, scope, key, sum.to_string().as_bytes(), budget)?;
             return Ok(Answer::Number(sum));
         }
         Op::CompareAndSet { key, expected, value } => {
             let same = value_of(table, scope, key)? == *expected;
             if same {
-                set(table, scope, key, value)?;
+                set(table, scope, key, value, budget)?;
             }
             return Ok(Answer::Bool(same));
         }
@@ -220,8 +298,28 @@ fn set(
     scope: &Scope,
     key: &str,
     value: &[u8],
+    budget: &mut Budget<'_>,
 ) -> Result<(), Stop> {
     let stored = scope.key(key)?;
-    table.insert(stored.as_slice(), seal::seal(&stored, value).as_slice())?;
+    let old = budget.there(table, &stored)?;
+    budget.replace(entry(stored.len(), CHECK + value.len()), old)?;
+    put(table, &stored, value)
+}
+
+fn put(table: &mut Table<'_, &'static [u8], &'static [u8]>, stored: &[u8], value: &[u8]) -> Result<(), Stop> {
+    table.insert(stored, seal::seal(stored, value).as_slice())?;
+    Ok(())
+}
+
+fn remove(
+    table: &mut Table<'_, &'static [u8], &'static [u8]>,
+    scope: &Scope,
+    key: &str,
+    budget: &mut Budget<'_>,
+) -> Result<(), Stop> {
+    let stored = scope.key(key)?;
+    if let Some(sealed) = table.remove(stored.as_slice())? {
+        budget.gone(entry(stored.len(), sealed.value().len()));
+    }
     Ok(())
 }

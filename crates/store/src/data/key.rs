@@ -72,6 +72,13 @@ pub(super) fn of_app(
     (Bound::Included(prefix), end)
 }
 
+/// All keys of a tenant.
+pub(super) fn of_tenant(tenant: &TenantName) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    let prefix = format!("{tenant}/").into_bytes();
+    let end = end_of(&prefix);
+    (Bound::Included(prefix), end)
+}
+
 /// The first bytes after all that begin with `prefix`.
 fn end_of(prefix: &[u8]) -> Bound<Vec<u8>> {
     let mut end = prefix.to_vec();

@@ -9,6 +9,7 @@ mod op;
 
 pub use op::{Answer, Fault, MAX_BATCH, MAX_BUCKET, MAX_BYTES, MAX_KEY, MAX_LIST, MAX_VALUE, Op};
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -18,7 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::StoreError;
 use crate::disk::{self, Disk, Fail, Kind};
-use apply::{DATA, Stop, Write};
+use crate::room::Room;
+use ::redb::ReadTransaction;
+use apply::{Budget, DATA, Stop, Write};
 use key::Scope;
 
 const KIND: Kind = Kind {
@@ -61,13 +64,22 @@ pub struct DataEngine {
 #[derive(Debug)]
 struct Inner {
     disk: Arc<Disk>,
-    queue: Option<mpsc::UnboundedSender<Job>>,
+    queue: Option<mpsc::UnboundedSender<Ask>>,
     room: Arc<Semaphore>,
     writer: Option<JoinHandle<()>>,
 }
 
+/// What the writer is asked.
+#[derive(Debug)]
+enum Ask {
+    Write(Job),
+    /// From here on the tenant's writes take room; answers with what there was before them.
+    Track(TenantName, Arc<Room>, oneshot::Sender<Result<ReadTransaction, Fault>>),
+}
+
 #[derive(Debug)]
 struct Job {
+    tenant: TenantName,
     write: Write,
     bytes: usize,
     reply: oneshot::Sender<Result<Answer, Fault>>,
@@ -104,12 +116,32 @@ impl DataEngine {
             return self.read(&scope, &op);
         }
         let bytes = apply::weight(&op);
-        self.enqueue(Write::Op(scope, op), bytes).await
+        self.enqueue(tenant, Write::Op(scope, op), bytes).await
+    }
+
+    /// From now on what the tenant keeps here takes room of `room`, also what there is already.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`].
+    pub async fn track(&self, tenant: &TenantName, room: &Arc<Room>) -> Result<(), Fault> {
+        let closed = || Fault::Unavailable("it is shutting down".into());
+        let (reply, answer) = oneshot::channel();
+        let queue = self.inner.queue.as_ref().ok_or_else(closed)?;
+        queue.send(Ask::Track(tenant.clone(), room.clone(), reply)).map_err(|_| closed())?;
+        let before = answer.await.map_err(|_| closed())??;
+        let (disk, tenant) = (self.inner.disk.clone(), tenant.clone());
+        let counting = move || {
+            let size = || apply::size(&before.open_table(DATA)?, &tenant);
+            size().map_err(|fail| unavailable(&disk, fail))
+        };
+        let counted = tokio::task::spawn_blocking(counting).await;
+        room.found(counted.map_err(|cause| Fault::Unavailable(cause.to_string()))??);
+        Ok(())
     }
 
     /// Removes all data of an app; answers after that is on disk.
     pub async fn purge(&self, tenant: &TenantName, app: &AppName) -> Result<(), Fault> {
-        self.enqueue(Write::Purge(tenant.clone(), app.clone(), None), 0).await.map(drop)
+        self.enqueue(tenant, Write::Purge(tenant.clone(), app.clone(), None), 0).await.map(drop)
     }
 
     /// As [`DataEngine::purge`], of one provider only.
@@ -120,7 +152,7 @@ impl DataEngine {
         provider: &ProviderName,
     ) -> Result<(), Fault> {
         let write = Write::Purge(tenant.clone(), app.clone(), Some(provider.clone()));
-        self.enqueue(write, 0).await.map(drop)
+        self.enqueue(tenant, write, 0).await.map(drop)
     }
 
     fn read(&self, scope: &Scope, op: &Op) -> Result<Answer, Fault> {
@@ -137,13 +169,14 @@ impl DataEngine {
         })
     }
 
-    async fn enqueue(&self, write: Write, bytes: usize) -> Result<Answer, Fault> {
+    async fn enqueue(&self, tenant: &TenantName, write: Write, bytes: usize) -> Result<Answer, Fault> {
         let closed = || Fault::Unavailable("it is shutting down".into());
         let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
         let room = self.inner.room.clone().acquire_many_owned(kib).await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
         let queue = self.inner.queue.as_ref().ok_or_else(closed)?;
-        queue.send(Job { write, bytes, reply, _room: room }).map_err(|_| closed())?;
+        let job = Job { tenant: tenant.clone(), write, bytes, reply, _room: room };
+        queue.send(Ask::Write(job)).map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
 }
@@ -158,22 +191,51 @@ impl Drop for Inner {
     }
 }
 
-fn write_all(disk: &Disk, mut jobs: mpsc::UnboundedReceiver<Job>) {
-    while let Some(first) = jobs.blocking_recv() {
+fn write_all(disk: &Disk, mut asked: mpsc::UnboundedReceiver<Ask>) {
+    let mut tracked: HashMap<TenantName, Arc<Room>> = HashMap::new();
+    let mut next = None;
+    loop {
+        let first = match next.take().or_else(|| asked.blocking_recv()) {
+            None => return,
+            Some(Ask::Write(job)) => job,
+            Some(Ask::Track(tenant, room, reply)) => {
+                let before = disk.read().map_err(|fail| unavailable(disk, fail));
+                if before.is_ok() {
+                    tracked.insert(tenant, room);
+                }
+                // Whoever asked may be gone; the next one asks again.
+                drop(reply.send(before));
+                continue;
+            }
+        };
         let mut bytes = first.bytes;
         let mut batch = vec![first];
-        while bytes < BATCH_BYTES
-            && batch.len() < BATCH_WRITES
-            && let Ok(job) = jobs.try_recv()
-        {
-            bytes += job.bytes;
-            batch.push(job);
+        while bytes < BATCH_BYTES && batch.len() < BATCH_WRITES {
+            match asked.try_recv() {
+                Ok(Ask::Write(job)) => {
+                    bytes += job.bytes;
+                    batch.push(job);
+                }
+                // What is written before it is on disk when it is looked at.
+                Ok(other) => {
+                    next = Some(other);
+                    break;
+                }
+                Err(_) => break,
+            }
         }
+        let mut taken: Vec<(Arc<Room>, i64)> = Vec::new();
         let answers = disk.commit(|txn| {
             let mut table = txn.open_table(DATA)?;
             let mut answers = Vec::with_capacity(batch.len());
             for job in &batch {
-                answers.push(match apply::write(&mut table, &job.write) {
+                let room = if tracked.is_empty() { None } else { tracked.get(&job.tenant) };
+                let mut budget = Budget::new(room.map(Arc::as_ref));
+                let answer = apply::write(&mut table, &job.write, &mut budget);
+                if let Some(room) = room.filter(|_| budget.net != 0) {
+                    taken.push((room.clone(), budget.net));
+                }
+                answers.push(match answer {
                     Ok(answer) => Ok(answer),
                     Err(Stop::Fault(fault)) => Err(fault),
                     Err(Stop::Disk(fail)) => return Err(fail),
@@ -187,6 +249,12 @@ fn write_all(disk: &Disk, mut jobs: mpsc::UnboundedReceiver<Job>) {
                 let _ = job.reply.send(answer);
             }),
             Err(fail) => {
+                for (room, net) in taken {
+                    match net {
+                        0.. => room.give(net.unsigned_abs()),
+                        _ => room.found(net.unsigned_abs()),
+                    }
+                }
                 for job in batch {
                     let _ = job.reply.send(Err(unavailable(disk, fail.clone())));
                 }

@@ -1,6 +1,8 @@
 //! What can be asked of the embedded data and what it answers: the operations of `wasi:keyvalue` 0.2.0-draft, the
 //! same as on the wire between a host and its node, which maps one to the other.
 
+use crate::room::Full;
+
 /// The longest key, bytes.
 pub const MAX_KEY: usize = 1024;
 /// The longest bucket name, bytes; any text.
@@ -65,6 +67,9 @@ pub enum Fault {
     /// A key, value, bucket name or batch above its limit.
     #[error("{0}")]
     TooLarge(String),
+    /// The tenant keeps as much as it may.
+    #[error(transparent)]
+    OverQuota(#[from] Full),
     /// The disk is full, read-only or damaged.
     #[error("the embedded store cannot be used now: {0}")]
     Unavailable(String),

@@ -5,10 +5,12 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use model::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::count::Tracked;
 use super::{FolderError, MAX_OBJECT, OBJECTS, ObjectInfo, cannot_read, cannot_write, is_missing, now};
 use crate::disk::sync_dir;
 
@@ -152,6 +154,9 @@ pub struct Partial {
     object: String,
     size: u64,
     hasher: blake3::Hasher,
+    counted: Arc<Tracked>,
+    /// Room that was taken for it so far; none before its tenant was counted.
+    taken: u64,
 }
 
 impl Partial {
@@ -160,21 +165,24 @@ impl Partial {
         container_dir: PathBuf,
         container: &str,
         object: &str,
+        counted: Arc<Tracked>,
     ) -> Result<Self, FolderError> {
         let file = File::options().write(true).create_new(true).open(&path).map_err(|cause| cannot_write(&cause))?;
         let (container, object) = (container.to_owned(), object.to_owned());
-        Ok(Self { file, path, container_dir, container, object, size: 0, hasher: blake3::Hasher::new() })
+        let hasher = blake3::Hasher::new();
+        Ok(Self { file, path, container_dir, container, object, size: 0, hasher, counted, taken: 0 })
     }
 
     /// The next bytes.
     ///
     /// # Errors
-    /// [`FolderError::TooLarge`], [`FolderError::CannotWrite`]; it can only be dropped then.
+    /// [`FolderError::TooLarge`], [`FolderError::OverQuota`], [`FolderError::CannotWrite`]; it can only be dropped then.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), FolderError> {
         self.size += bytes.len() as u64;
         if self.size > MAX_OBJECT {
             return Err(FolderError::TooLarge);
         }
+        self.counted.hold().take(self.size, &mut self.taken)?;
         self.hasher.update(bytes);
         self.file.write_all(bytes).map_err(|cause| cannot_write(&cause))
     }
@@ -182,7 +190,7 @@ impl Partial {
     /// Puts it in its place. On return it is on disk.
     ///
     /// # Errors
-    /// [`FolderError::NoContainer`] where that went meanwhile, [`FolderError::CannotWrite`].
+    /// [`FolderError::NoContainer`] where that went meanwhile, [`FolderError::OverQuota`], [`FolderError::CannotWrite`].
     pub fn finish(mut self) -> Result<(), FolderError> {
         let about = About {
             name: self.object.clone(),
@@ -190,12 +198,13 @@ impl Partial {
             size: self.size,
             hash: self.hasher.finalize().to_hex().to_string(),
         };
-        self.describe(&about).map_err(|cause| cannot_write(&cause))?;
+        let whole = self.describe(&about).map_err(|cause| cannot_write(&cause))?;
         let target = path(&self.container_dir.join(OBJECTS), &self.object);
         // Whoever clears the container takes the directories away between the two steps: they are made again.
         for _ in 0..8 {
             if self.make_dirs(&target).map_err(|cause| self.translate(&cause))? {
-                match fs::rename(&self.path, &target) {
+                // What is in its place goes, and what it took is what the new one has.
+                match self.counted.hold().put(&self.path, &target, whole, &mut self.taken)? {
                     Err(cause) if is_missing(&cause) => continue,
                     other => other.map_err(|cause| cannot_write(&cause))?,
                 }
@@ -209,13 +218,15 @@ impl Partial {
         Err(FolderError::CannotWrite("the container is being cleared all the time".to_owned()))
     }
 
-    fn describe(&mut self, about: &About) -> io::Result<()> {
+    /// Ends the file; how many bytes it has.
+    fn describe(&mut self, about: &About) -> io::Result<u64> {
         let mut end = serde_json::to_vec(about)?;
         let length = u32::try_from(end.len()).map_err(io::Error::other)?;
         end.extend_from_slice(&length.to_le_bytes());
         end.extend_from_slice(MAGIC);
         self.file.write_all(&end)?;
-        self.file.sync_all()
+        self.file.sync_all()?;
+        Ok(self.size + end.len() as u64)
     }
 
     /// Makes the two directories an object lies in, never the container's; `false` where one went meanwhile.
@@ -247,6 +258,7 @@ impl Drop for Partial {
             }
             _ => {}
         }
+        self.counted.hold().give(self.taken);
     }
 }
 

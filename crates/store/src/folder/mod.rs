@@ -4,6 +4,7 @@
 //! two of them one; the name itself stands at the end of the file, behind the content. A file under that name is always
 //! whole: it is written elsewhere, synced, and renamed. What is removed is renamed away first, so it is gone at once.
 
+mod count;
 mod file;
 
 use std::fs::{self, File};
@@ -17,6 +18,8 @@ use model::{AppName, Digest, ProviderName, TenantName};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::sync_dir;
+use crate::room::{Full, Room};
+use count::{Counted, Tracked};
 pub use file::{Opened, Partial};
 
 /// The largest object, bytes.
@@ -48,6 +51,9 @@ pub enum FolderError {
     /// An object above [`MAX_OBJECT`].
     #[error("an object has at most {MAX_OBJECT} bytes")]
     TooLarge,
+    /// The tenant keeps as much as it may.
+    #[error(transparent)]
+    OverQuota(#[from] Full),
     /// The disk is full or read-only; nothing was changed.
     #[error("the node's folder of objects cannot be written: {0}; free space or mount it writable, then retry")]
     CannotWrite(String),
@@ -88,15 +94,20 @@ pub struct Page {
 /// What was removed: already out of sight, and still taking room until [`Trash::empty`].
 #[derive(Debug)]
 #[must_use = "it takes room until it is emptied"]
-pub struct Trash(Option<PathBuf>);
+pub struct Trash(Option<(PathBuf, Option<Arc<Room>>)>);
 
 impl Trash {
     /// Gives the room back.
     pub fn empty(self) {
-        if let Some(path) = self.0
-            && let Err(cause) = fs::remove_dir_all(&path)
-        {
-            tracing::warn!(path = %path.display(), %cause, "cannot remove what an app removed; the next start tries again");
+        let Some((path, room)) = self.0 else { return };
+        // Nobody can add to it any more.
+        let size = room.map(|room| (count::size(&path), room));
+        match (fs::remove_dir_all(&path), size) {
+            (Ok(()), Some((Ok(bytes), room))) => room.give(bytes),
+            (Ok(()), None) => {}
+            (removed, _) => {
+                tracing::warn!(path = %path.display(), ?removed, "cannot remove what an app removed; the next start tries again");
+            }
         }
     }
 }
@@ -113,6 +124,7 @@ struct About {
 pub struct Folder {
     dir: Arc<Path>,
     next: Arc<AtomicU64>,
+    counted: Arc<Counted>,
 }
 
 fn cannot_write(cause: &io::Error) -> FolderError {
@@ -151,7 +163,16 @@ impl Folder {
                 tracing::warn!(path = %path.display(), %cause, "cannot remove an unfinished object");
             }
         }
-        Ok(Self { dir: dir.as_ref().into(), next: Arc::default() })
+        Ok(Self { dir: dir.as_ref().into(), next: Arc::default(), counted: Arc::default() })
+    }
+
+    /// From now on what the tenant keeps here takes room of `room`, also what there is already. Blocks while that is
+    /// counted; what the tenant would change meanwhile waits.
+    ///
+    /// # Errors
+    /// [`FolderError::CannotRead`].
+    pub fn track(&self, tenant: &TenantName, room: &Arc<Room>) -> Result<(), FolderError> {
+        self.counted.of(tenant).track(&self.dir.join(tenant.as_str()), room).map_err(|cause| cannot_read(&cause))
     }
 
     fn elsewhere(&self) -> PathBuf {
@@ -170,11 +191,15 @@ impl Folder {
     /// Makes an empty container.
     ///
     /// # Errors
-    /// [`FolderError::ContainerExists`], [`FolderError::CannotWrite`].
+    /// [`FolderError::ContainerExists`], [`FolderError::OverQuota`], [`FolderError::CannotWrite`].
     pub fn create(&self, scope: Scope<'_>, container: &str) -> Result<(), FolderError> {
         let (fresh, place) = (self.elsewhere(), self.place(scope, container));
+        let about = About { name: container.to_owned(), created_at: now() };
+        let about = serde_json::to_vec(&about).map_err(|cause| cannot_write(&cause.into()))?;
+        let (counted, mut taken) = (self.counted.of(scope.tenant), 0);
+        let held = counted.hold();
+        held.take(about.len() as u64, &mut taken)?;
         let made = || {
-            let about = serde_json::to_vec(&About { name: container.to_owned(), created_at: now() })?;
             fs::create_dir(&fresh)?;
             file::write_synced(&fresh.join(ABOUT), &about)?;
             sync_dir(&fresh)?;
@@ -183,6 +208,7 @@ impl Folder {
             sync_dir(&self.containers(scope))
         };
         made().map_err(|cause: io::Error| {
+            held.give(taken);
             // Where even this fails, the next start does it.
             drop(fs::remove_dir_all(&fresh));
             match cause.kind() {
@@ -264,7 +290,7 @@ impl Folder {
     /// # Errors
     /// [`FolderError::CannotWrite`].
     pub fn delete(&self, scope: Scope<'_>, container: &str) -> Result<Trash, FolderError> {
-        self.discard(&self.place(scope, container))
+        self.discard(scope.tenant, &self.place(scope, container))
     }
 
     /// Removes all objects of a container.
@@ -272,7 +298,7 @@ impl Folder {
     /// # Errors
     /// [`FolderError::NoContainer`], [`FolderError::CannotWrite`].
     pub fn clear(&self, scope: Scope<'_>, container: &str) -> Result<Trash, FolderError> {
-        self.discard(&self.existing(scope, container)?.join(OBJECTS))
+        self.discard(scope.tenant, &self.existing(scope, container)?.join(OBJECTS))
     }
 
     /// Removes every container of an app, of all its providers; no error where there is none.
@@ -280,18 +306,22 @@ impl Folder {
     /// # Errors
     /// [`FolderError::CannotWrite`].
     pub fn purge(&self, tenant: &TenantName, app: &AppName) -> Result<Trash, FolderError> {
-        self.discard(&self.dir.join(tenant.as_str()).join(app.as_str()))
+        self.discard(tenant, &self.dir.join(tenant.as_str()).join(app.as_str()))
     }
 
-    fn discard(&self, path: &Path) -> Result<Trash, FolderError> {
-        let away = self.elsewhere();
-        match fs::rename(path, &away) {
-            Ok(()) => {}
-            Err(cause) if is_missing(&cause) => return Ok(Trash(None)),
-            Err(cause) => return Err(cannot_write(&cause)),
-        }
+    fn discard(&self, tenant: &TenantName, path: &Path) -> Result<Trash, FolderError> {
+        let (away, counted) = (self.elsewhere(), self.counted.of(tenant));
+        let room = {
+            // Whatever is put there is put there before or after, and counted where it lies then.
+            let tracked = counted.hold();
+            match fs::rename(path, &away) {
+                Ok(()) => tracked.room(),
+                Err(cause) if is_missing(&cause) => return Ok(Trash(None)),
+                Err(cause) => return Err(cannot_write(&cause)),
+            }
+        };
         path.parent().map_or(Ok(()), sync_dir).map_err(|cause| cannot_write(&cause))?;
-        Ok(Trash(Some(away)))
+        Ok(Trash(Some((away, room))))
     }
 
     /// The object, where there is one.
@@ -325,10 +355,10 @@ impl Folder {
     /// Begins to write an object.
     ///
     /// # Errors
-    /// [`FolderError::NoContainer`], [`FolderError::CannotWrite`].
+    /// [`FolderError::NoContainer`], [`FolderError::CannotWrite`]; [`FolderError::OverQuota`] while it is written.
     pub fn write(&self, scope: Scope<'_>, container: &str, object: &str) -> Result<Partial, FolderError> {
         let place = self.existing(scope, container)?;
-        Partial::new(self.elsewhere(), place, container, object)
+        Partial::new(self.elsewhere(), place, container, object, self.counted.of(scope.tenant))
     }
 
     /// Removes objects; no error for one that is not there.
@@ -338,9 +368,10 @@ impl Folder {
     pub fn remove(&self, scope: Scope<'_>, container: &str, objects: &[String]) -> Result<(), FolderError> {
         let objects_dir = self.existing(scope, container)?.join(OBJECTS);
         let mut changed = std::collections::BTreeSet::new();
+        let counted: Arc<Tracked> = self.counted.of(scope.tenant);
         for object in objects {
             let path = file::path(&objects_dir, object);
-            match fs::remove_file(&path) {
+            match counted.hold().remove(&path) {
                 Ok(()) => changed.extend(path.parent().map(Path::to_owned)),
                 Err(cause) if is_missing(&cause) => {}
                 Err(cause) => return Err(cannot_write(&cause)),

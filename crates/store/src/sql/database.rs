@@ -1,6 +1,6 @@
 //! One open database and how a call runs in it: one transaction, committed whole and synced, or rolled back.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use model::sql::{Answer, Call, Gathered, Rows, STATEMENT_MS, SqlError, Statement, Value, only_reads};
 use rusqlite::config::DbConfig;
@@ -10,6 +10,7 @@ use rusqlite::{Connection, OpenFlags, ToSql};
 
 use super::MAX_DATABASE;
 use super::guard::Guard;
+use super::quota::Share;
 use super::refusal::translate;
 
 /// The largest text, blob or row, bytes: more than one call can bring or take.
@@ -23,8 +24,16 @@ const LOG: i64 = 64 << 20;
 
 pub(super) struct Database {
     connection: Connection,
+    path: PathBuf,
     guard: Guard,
+    /// Pages it may have now: fewer than [`MOST_PAGES`] where its tenant has a quota.
+    most: u64,
+    /// The tenant's, during a call that may write.
+    share: Option<Share>,
 }
+
+/// Pages of the largest database.
+const MOST_PAGES: u64 = MAX_DATABASE / PAGE;
 
 impl Database {
     /// Opens a file, or makes it.
@@ -44,7 +53,7 @@ impl Database {
             connection.pragma_update(None, "trusted_schema", false)?;
             connection.pragma_update(None, "cell_size_check", true)?;
             connection.pragma_update(None, "journal_size_limit", LOG)?;
-            connection.pragma_update(None, "max_page_count", (MAX_DATABASE / PAGE) as i64)?;
+            connection.pragma_update(None, "max_page_count", MOST_PAGES as i64)?;
             // Text is written in single quotes, as everywhere else.
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
@@ -65,9 +74,9 @@ impl Database {
                 connection.set_limit(limit, most)?;
             }
             let guard = Guard::set(&mut connection)?;
-            Ok(Self { connection, guard })
+            Ok(Self { connection, path: path.to_owned(), guard, most: MOST_PAGES, share: None })
         };
-        opened().map_err(|cause: rusqlite::Error| translate(cause, None, false))
+        opened().map_err(|cause: rusqlite::Error| translate(cause, None, None))
     }
 
     /// Whether no transaction is open.
@@ -75,17 +84,19 @@ impl Database {
         self.connection.is_autocommit()
     }
 
-    /// Runs a call.
-    pub(super) fn call(&mut self, call: &Call) -> Result<Answer, SqlError> {
+    /// Runs a call. What it adds takes room of `share`, or is undone.
+    pub(super) fn call(&mut self, call: &Call, share: Option<&Share>) -> Result<Answer, SqlError> {
         // Whoever may write takes the lock first, so that nothing fails halfway for the want of it.
         let reads = call.statements().iter().all(|statement| only_reads(&statement.sql));
+        let share = share.filter(|_| !reads);
+        self.may_have(share)?;
         self.ours(if reads { "BEGIN" } else { "BEGIN IMMEDIATE" })?;
         let result = {
             let _watched = self.guard.watch(STATEMENT_MS);
             self.run(call)
         };
         let result = match result {
-            Ok(answer) => self.ours("COMMIT").map(|()| answer),
+            Ok(answer) => self.commit(share).map(|()| answer),
             Err(refusal) => Err(refusal),
         };
         if !self.is_at_rest() {
@@ -95,17 +106,56 @@ impl Database {
         result
     }
 
+    /// How far it may grow in the call to come: not beyond what its tenant has room for.
+    fn may_have(&mut self, share: Option<&Share>) -> Result<(), SqlError> {
+        self.share = share.cloned();
+        let most = match share {
+            None => MOST_PAGES,
+            Some(share) => {
+                let pages = self.pages().map_err(|cause| self.refused(cause))?;
+                share.is(pages * PAGE);
+                MOST_PAGES.min(pages + share.left() / PAGE)
+            }
+        };
+        if most != self.most {
+            let set = self.connection.pragma_update(None, "max_page_count", most.max(1) as i64);
+            set.map_err(|cause| self.refused(cause))?;
+            self.most = most;
+        }
+        Ok(())
+    }
+
+    /// What was added takes its room before it counts: nobody else has taken that meanwhile.
+    fn commit(&self, share: Option<&Share>) -> Result<(), SqlError> {
+        let Some(share) = share else { return self.ours("COMMIT") };
+        let pages = self.pages().map_err(|cause| self.refused(cause))?;
+        let before = share.grow(pages * PAGE).map_err(|full| SqlError::TooLarge(full.to_string()))?;
+        self.ours("COMMIT").inspect_err(|_| share.is(before))
+    }
+
+    fn pages(&self) -> rusqlite::Result<u64> {
+        let pages = self.connection.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0));
+        pages.map(i64::unsigned_abs)
+    }
+
     fn ours(&self, sql: &str) -> Result<(), SqlError> {
         self.connection.execute_batch(sql).map_err(|cause| self.refused(cause))
     }
 
     fn refused(&self, cause: rusqlite::Error) -> SqlError {
-        translate(cause, self.guard.refused(), self.is_full())
+        translate(cause, self.guard.refused(), self.full())
     }
 
-    fn is_full(&self) -> bool {
-        let pages = self.connection.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0));
-        pages.is_ok_and(|pages| pages.unsigned_abs() >= MAX_DATABASE / PAGE)
+    /// Why it cannot grow, where it has as many pages as it may.
+    fn full(&self) -> Option<String> {
+        match (self.pages().ok()?, &self.share) {
+            (MOST_PAGES.., _) => Some(format!("the database has the {MAX_DATABASE} bytes that one may have")),
+            // What was added is taken back by now. A disk without room is another thing.
+            (_, Some(share)) if self.most < MOST_PAGES && has_room(&self.path) => {
+                Some(share.full(share.left() + PAGE).to_string())
+            }
+            _ => None,
+        }
     }
 
     fn run(&self, call: &Call) -> Result<Answer, SqlError> {
@@ -143,6 +193,11 @@ impl Database {
         let changed = if self.connection.total_changes() == before { 0 } else { self.connection.changes() };
         Ok((gathered.done(), changed))
     }
+}
+
+/// Whether the disk could take another page.
+fn has_room(path: &Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= PAGE)
 }
 
 /// Why parameters cannot be bound.

@@ -5,6 +5,7 @@
 
 mod database;
 mod guard;
+mod quota;
 mod refusal;
 
 use std::collections::HashMap;
@@ -17,7 +18,9 @@ use model::sql::{Answer, Call, STATEMENT_MS, SqlError};
 use model::{AppName, ProviderName, TenantName};
 use tokio::sync::oneshot;
 
+use crate::room::Room;
 use database::Database;
+use quota::{Share, Sizes};
 
 /// The largest database, bytes.
 pub const MAX_DATABASE: u64 = 1 << 30;
@@ -43,6 +46,15 @@ pub struct Databases(Arc<Inner>);
 struct Inner {
     dir: PathBuf,
     open: Mutex<HashMap<Key, SyncSender<Job>>>,
+    /// Tenants that have a quota.
+    tracked: Mutex<HashMap<TenantName, Arc<Sizes>>>,
+}
+
+impl Inner {
+    fn share(&self, (tenant, app, provider): &Key) -> Option<Share> {
+        let sizes = lock(&self.tracked).get(tenant).cloned()?;
+        Some(Share::new(sizes, app.clone(), provider.clone()))
+    }
 }
 
 /// One call on its way to its database.
@@ -59,7 +71,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Databases {
     /// Databases below `dir`, which is made with the first of them.
     pub fn new(dir: impl AsRef<Path>) -> Self {
-        Self(Arc::new(Inner { dir: dir.as_ref().to_owned(), open: Mutex::default() }))
+        let dir = dir.as_ref().to_owned();
+        Self(Arc::new(Inner { dir, open: Mutex::default(), tracked: Mutex::default() }))
+    }
+
+    /// From now on what the tenant keeps here takes room of `room`, also what there is already. Blocks.
+    ///
+    /// # Errors
+    /// Where the directory cannot be read.
+    pub fn track(&self, tenant: &TenantName, room: &Arc<Room>) -> std::io::Result<()> {
+        let sizes = Sizes::of(&self.0.dir.join(tenant.as_str()), room)?;
+        lock(&self.0.tracked).insert(tenant.clone(), Arc::new(sizes));
+        Ok(())
     }
 
     /// One call. A write is on disk when it is answered. A call that is dropped may still happen.
@@ -87,10 +110,14 @@ impl Databases {
         lock(&self.0.open).retain(|(of, owner, _), _| (of, owner) != (tenant, app));
         let of_tenant = self.0.dir.join(tenant.as_str());
         match std::fs::remove_dir_all(of_tenant.join(app.as_str())) {
-            Ok(()) => crate::disk::sync_dir(&of_tenant),
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(cause) => Err(cause),
+            Ok(()) => crate::disk::sync_dir(&of_tenant)?,
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {}
+            Err(cause) => return Err(cause),
         }
+        if let Some(sizes) = lock(&self.0.tracked).get(tenant) {
+            sizes.forget(app);
+        }
+        Ok(())
     }
 
     fn send(&self, key: Key, call: Call) -> Result<oneshot::Receiver<Result<Answer, SqlError>>, SqlError> {
@@ -134,7 +161,7 @@ fn serve(inner: &Weak<Inner>, dir: &Path, key: &Key, calls: &Receiver<Job>) {
     let mut database = None;
     loop {
         match calls.recv_timeout(IDLE) {
-            Ok(job) => work(&mut database, dir, key, job),
+            Ok(job) => work(&mut database, inner, dir, key, job),
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
                 let Some(inner) = inner.upgrade() else { return };
@@ -143,7 +170,7 @@ fn serve(inner: &Weak<Inner>, dir: &Path, key: &Key, calls: &Receiver<Job>) {
                 match calls.try_recv() {
                     Ok(job) => {
                         drop(open);
-                        work(&mut database, dir, key, job);
+                        work(&mut database, &Arc::downgrade(&inner), dir, key, job);
                     }
                     Err(_) => {
                         open.remove(key);
@@ -155,14 +182,14 @@ fn serve(inner: &Weak<Inner>, dir: &Path, key: &Key, calls: &Receiver<Job>) {
     }
 }
 
-fn work(database: &mut Option<Database>, dir: &Path, key: &Key, job: Job) {
+fn work(database: &mut Option<Database>, inner: &Weak<Inner>, dir: &Path, key: &Key, job: Job) {
     if job.reply.is_closed() {
         return;
     }
     let result = if job.since.elapsed() > MAX_WAIT {
         Err(SqlError::Unavailable("the calls before this one took too long".to_owned()))
     } else {
-        answer(database, dir, key, &job.call)
+        answer(database, inner, dir, key, &job.call)
     };
     if let Err(SqlError::Unavailable(cause)) = &result {
         let (tenant, app, provider) = key;
@@ -172,12 +199,19 @@ fn work(database: &mut Option<Database>, dir: &Path, key: &Key, job: Job) {
     drop(job.reply.send(result));
 }
 
-fn answer(slot: &mut Option<Database>, dir: &Path, key: &Key, call: &Call) -> Result<Answer, SqlError> {
+fn answer(
+    slot: &mut Option<Database>,
+    inner: &Weak<Inner>,
+    dir: &Path,
+    key: &Key,
+    call: &Call,
+) -> Result<Answer, SqlError> {
     let mut database = match slot.take() {
         Some(open) => open,
         None => Database::open(&place(dir, key)?)?,
     };
-    let result = database.call(call);
+    let share = inner.upgrade().and_then(|inner| inner.share(key));
+    let result = database.call(call, share.as_ref());
     // One that failed is opened anew: it may be better then, and never has half a transaction.
     if !matches!(result, Err(SqlError::Unavailable(_))) && database.is_at_rest() {
         *slot = Some(database);

@@ -3,10 +3,8 @@
 use model::sql::{ConstraintKind, STATEMENT_MS, SqlError};
 use rusqlite::ffi::{self, ErrorCode};
 
-use super::MAX_DATABASE;
-
-/// `refused` is what the guard refused, `full` whether the database has as many bytes as it may.
-pub(super) fn translate(cause: rusqlite::Error, refused: Option<String>, full: bool) -> SqlError {
+/// `refused` is what the guard refused, `full` why the database cannot grow where it has as many bytes as it may.
+pub(super) fn translate(cause: rusqlite::Error, refused: Option<String>, full: Option<String>) -> SqlError {
     let (code, message) = match cause {
         rusqlite::Error::SqliteFailure(code, message) => (code, message),
         rusqlite::Error::SqlInputError { error, msg, .. } => (error, Some(msg)),
@@ -24,10 +22,10 @@ pub(super) fn translate(cause: rusqlite::Error, refused: Option<String>, full: b
             SqlError::Denied(format!("components may not use {what}"))
         }
         ErrorCode::TooBig => SqlError::TooLarge(message),
-        ErrorCode::DiskFull if full => {
-            SqlError::TooLarge(format!("the database has the {MAX_DATABASE} bytes that one may have"))
-        }
-        ErrorCode::DiskFull => SqlError::Unavailable("the disk of the node is full".to_owned()),
+        ErrorCode::DiskFull => match full {
+            Some(why) => SqlError::TooLarge(why),
+            None => SqlError::Unavailable("the disk of the node is full".to_owned()),
+        },
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => SqlError::Conflict(message),
         ErrorCode::TypeMismatch | ErrorCode::ParameterOutOfRange => SqlError::Value(message),
         ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {

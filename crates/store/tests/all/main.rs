@@ -13,6 +13,7 @@ mod crash;
 mod data;
 mod disk_full;
 mod folder;
+mod room;
 mod secrets;
 mod sql;
 mod store;
