@@ -39,6 +39,7 @@ mod rechecks;
 mod refusals;
 mod schedules;
 mod secrets;
+mod security_page;
 mod sql;
 mod surface;
 mod swap;
