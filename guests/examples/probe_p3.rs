@@ -43,7 +43,7 @@ impl Guest for Probe {
             "/stream" => Ok(written(vec![b'x'; 1 << 16], number.unwrap_or(16), End::Whole)),
             "/trap-late" => Ok(written(b"begin".to_vec(), 1, End::Trap)),
             "/spin-late" => Ok(written(b"begin".to_vec(), 1, End::Spin)),
-            "/work-after" => Ok(written(b"done".to_vec(), 1, End::Work)),
+            "/work-after" => Ok(written(b"done".to_vec(), 1, End::Work(number.unwrap_or(100)))),
             "/echo" => Ok(passed_on(request)),
             "/fetch" => fetch(query).await,
             "/authority" => Ok(written(request.get_authority().unwrap_or_default().into_bytes(), 1, End::Whole)),
@@ -57,7 +57,8 @@ enum End {
     Whole,
     Trap,
     Spin,
-    Work,
+    /// For so many milliseconds.
+    Work(u64),
 }
 
 /// A response whose body a task of the guest writes: `part`, `times` over.
@@ -76,11 +77,11 @@ fn written(part: Vec<u8>, times: u64, end: End) -> Response {
             End::Spin => loop {
                 core::hint::black_box(());
             },
-            End::Whole | End::Work => drop(body),
+            End::Whole | End::Work(_) => drop(body),
         }
         let _ = trailers.write(Ok(None)).await;
-        if matches!(end, End::Work) {
-            monotonic_clock::wait_for(100_000_000).await;
+        if let End::Work(ms) = end {
+            monotonic_clock::wait_for(ms * 1_000_000).await;
         }
     });
     response

@@ -22,8 +22,10 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use runtime::{Fault, HttpBodyError, ResponseBody};
 use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::apps::{Apps, NoPlace, Place};
+use crate::entry::Entry;
 use crate::fault;
 use crate::spans::Traced;
 
@@ -215,9 +217,38 @@ pub(crate) enum DataBody {
     Guest(Box<Guest>),
 }
 
+/// The place of a call: its answer's, and its guest's where that goes on after it.
+pub(crate) enum Taken {
+    Alone(Place),
+    Shared(Arc<Place>),
+}
+
+impl Taken {
+    /// Shares the place with the guest that writes `body`, where it goes on: it may do so after its answer was read, and
+    /// ends with its revision.
+    fn by(place: Place, body: &mut ResponseBody) -> Self {
+        let Some(guest) = body.goes_on() else { return Self::Alone(place) };
+        let place = Arc::new(place);
+        let (ended, task) = (place.entry().ended().clone(), guest.task().clone());
+        let ends = tokio::spawn(async move {
+            ended.cancelled().await;
+            task.abort();
+        });
+        guest.hold((place.clone(), AbortOnDropHandle::new(ends)));
+        Self::Shared(place)
+    }
+
+    fn entry(&self) -> &Arc<Entry> {
+        match self {
+            Self::Alone(place) => place.entry(),
+            Self::Shared(place) => place.entry(),
+        }
+    }
+}
+
 pub(crate) struct Guest {
     body: ResponseBody,
-    place: Place,
+    place: Taken,
     /// Recorded with the end of the answer.
     traced: Option<Traced>,
     /// Made when the body first waits.
@@ -225,7 +256,8 @@ pub(crate) struct Guest {
 }
 
 impl DataBody {
-    fn guest(body: ResponseBody, place: Place, traced: Option<Traced>) -> Self {
+    fn guest(mut body: ResponseBody, place: Place, traced: Option<Traced>) -> Self {
+        let place = Taken::by(place, &mut body);
         Self::Guest(Box::new(Guest { body, place, traced, ended: None }))
     }
 

@@ -171,6 +171,12 @@ impl Rate {
         let limit = now.saturating_add(self.ahead.max(price));
         if after <= limit { Ok(after) } else { Err(after - limit) }
     }
+
+    /// The state `paid` of another rate, at `now`, as this one would have left it at most: what was granted slowly must
+    /// not keep a faster rate waiting.
+    pub fn taken_over(&self, paid: u64, now: u64) -> u64 {
+        paid.min(now.saturating_add(self.ahead))
+    }
 }
 
 #[cfg(test)]

@@ -235,12 +235,13 @@ async fn outward(socket: &UdpSocket, host: &DatagramEnd) {
                         failed(host, &cause);
                     }
                 }
-                // Hosts have nothing else to say.
-                Ok(Some(Packet::Refused)) => {}
-                Ok(None) => return,
+                // Hosts have nothing else to say: one that does is not to be listened to.
+                Ok(Some(Packet::Refused) | None) => return,
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return,
             }
+            // A host that always has one more must not keep the thread from everybody else.
+            tokio::task::coop::consume_budget().await;
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod journal;
 mod nameserver;
+pub(crate) mod own;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -165,7 +166,7 @@ fn decide(tenant: &Tenant, dial: &Dial, destination: &Destination, addresses: &[
         Caller::Provider(name) => Some(name),
         Caller::Component(_) => None,
     };
-    let grant = tenant.policy().decide(provider, destination, dial.port, addresses);
+    let grant = tenant.policy().decide(provider, destination, dial.port, addresses, &own::among(addresses));
     grant.map(drop).map_err(|denied| FileFault::Denied {
         address: SocketAddr::new(denied.address, dial.port).to_string(),
         what: denied.class.to_string(),

@@ -318,7 +318,8 @@ impl Tenant {
     pub(crate) fn still_grants(&self, open: &Open) -> Result<Grant, String> {
         self.may_ask(&open.dial)?;
         let address = &[open.address.ip()];
-        let decided = self.policy().decide(open.provider(), &open.destination, open.address.port(), address);
+        let own = crate::dialer::own::among(address);
+        let decided = self.policy().decide(open.provider(), &open.destination, open.address.port(), address, &own);
         decided.map_err(|denied| denied.class.to_string())
     }
 

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use model::unit::ByteSize;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::call::Call;
@@ -23,6 +24,33 @@ pub struct ResponseBody {
     frames: VecDeque<Frame<Bytes>>,
     /// Where further ones come from.
     rest: Option<Rest>,
+    /// The guest, where it goes on.
+    guest: Option<GoesOn>,
+}
+
+/// A guest that goes on after the head of its answer, and perhaps after its body was read to the end.
+#[derive(Debug)]
+pub struct GoesOn {
+    task: AbortHandle,
+    hold: oneshot::Sender<Box<dyn Send>>,
+}
+
+impl GoesOn {
+    /// `hold` hands the guest's task what it drops when it ends.
+    pub(crate) fn new(task: AbortHandle, hold: oneshot::Sender<Box<dyn Send>>) -> Self {
+        Self { task, hold }
+    }
+
+    /// What ends it.
+    pub fn task(&self) -> &AbortHandle {
+        &self.task
+    }
+
+    /// Has it hold something until it ends, however it does.
+    pub fn hold(self, what: impl Send + 'static) {
+        // One that has ended meanwhile holds nothing: what comes back is dropped here.
+        drop(self.hold.send(Box::new(what)));
+    }
 }
 
 struct Rest {
@@ -54,14 +82,20 @@ fn length(frame: &Frame<Bytes>) -> usize {
 impl ResponseBody {
     pub(crate) fn new(body: HttpBody, call: Arc<Call>, limit: ByteSize) -> Self {
         let rest = Rest { body, call, guest: None, left: limit.0, limit };
-        Self { frames: VecDeque::new(), rest: Some(rest) }
+        Self { frames: VecDeque::new(), rest: Some(rest), guest: None }
     }
 
-    /// The guest's task, to be ended with this body.
-    pub(crate) fn driven_by(&mut self, guest: AbortHandle) {
+    /// The guest's task, to be ended with this body where that is dropped before its end.
+    pub(crate) fn driven_by(&mut self, guest: GoesOn) {
         if let Some(rest) = &mut self.rest {
-            rest.guest = Some(guest);
+            rest.guest = Some(guest.task.clone());
         }
+        self.guest = Some(guest);
+    }
+
+    /// The guest, where it has not ended with the head of its answer. Given once.
+    pub fn goes_on(&mut self) -> Option<GoesOn> {
+        self.guest.take()
     }
 
     /// Takes what the guest has written so far, until [`GATHER`] bytes are here.

@@ -35,7 +35,7 @@ mod ticker;
 pub mod trace;
 mod workload;
 
-pub use body::ResponseBody;
+pub use body::{GoesOn, ResponseBody};
 pub use compile::compile;
 pub use config::RuntimeSettings;
 pub use ctx::{Bindings, Capability, Ctx};

@@ -15,7 +15,7 @@ use model::app::Reuse;
 use wasmtime::Store;
 use wasmtime::component::InstancePre;
 
-use crate::body::{Capped, Pulled, ResponseBody};
+use crate::body::{Capped, GoesOn, Pulled, ResponseBody};
 use crate::call::Call;
 use crate::ctx::{Bindings, Ctx};
 use crate::drive::{drive, until_head};
@@ -122,7 +122,13 @@ impl Workload {
         let mut body = ResponseBody::new(body, call.clone(), self.limits.response_body);
         gather(&mut body, &mut task, &mut ended).await?;
         if ended.is_none() {
-            body.driven_by(tokio::spawn(task).abort_handle());
+            // What is sent here is dropped with the guest, however it ends.
+            let (hold, held) = tokio::sync::oneshot::channel();
+            let guest = tokio::spawn(async move {
+                drop(task.await);
+                drop(held);
+            });
+            body.driven_by(GoesOn::new(guest.abort_handle(), hold));
         } else if let Some(fault) = call.fault() {
             return Err(fault);
         }

@@ -104,6 +104,25 @@ async fn a_streamed_answer_holds_its_place_until_it_ends() {
 }
 
 #[tokio::test]
+async fn a_guest_that_goes_on_after_its_answer_keeps_its_place_and_ends_with_its_revision() {
+    let rig = Rig::new().await;
+    let mut app = rig.app_in("probe", "probe-p3", World::P3);
+    limit(&mut app, |limits| {
+        limits.concurrency = 1;
+        limits.wall = Millis(600_000);
+    });
+    rig.run(&app).await;
+    assert_eq!(rig.get("probe/1/main", "/work-after?ms=2000").await, Answer::ok("done"));
+    assert_eq!(rig.status("probe").await.in_flight, 1);
+    assert_eq!(rig.get("probe/1/main", "/").await.fault(), (503, "busy"));
+    until("the guest ends", || async { rig.status("probe").await.in_flight == 0 }).await;
+    assert_eq!(rig.get("probe/1/main", "/work-after?ms=600000").await, Answer::ok("done"));
+    let began = Instant::now();
+    rig.drain("probe", 1, Duration::from_millis(50)).await;
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn bodies_have_their_limits() {
     let rig = Rig::new().await;
     let mut app = rig.app("probe", "probe");

@@ -23,6 +23,9 @@ pub enum Class {
     UniqueLocal,
     /// Where clouds hand out credentials.
     Metadata,
+    /// An address of the machine that dials, whatever its range: services that listen on all of its addresses answer there,
+    /// past any firewall around the machine. No range says so: the node finds out.
+    Own,
     /// `224.0.0.0/4`, `ff00::/8`.
     Multicast,
     /// `255.255.255.255`.
@@ -48,6 +51,7 @@ impl fmt::Display for Class {
             Class::CarrierNat => "a carrier-grade NAT address",
             Class::UniqueLocal => "a unique local address",
             Class::Metadata => "a cloud metadata address",
+            Class::Own => "an address of this machine",
             Class::Multicast => "a multicast address",
             Class::Broadcast => "a broadcast address",
             Class::Documentation => "a documentation address",

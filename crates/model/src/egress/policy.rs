@@ -143,7 +143,7 @@ impl Policy {
 
     /// Whether a connection may be made. `addresses` are all that `destination` resolves to: one that is denied denies
     /// them all, for a name that mixes public and internal addresses is an attack or a mistake. `provider` is the
-    /// provider that dials, if one does.
+    /// provider that dials, if one does; `own` are those among them that the machine itself has.
     ///
     /// # Errors
     /// The first address that is denied.
@@ -153,13 +153,14 @@ impl Policy {
         destination: &Destination,
         port: u16,
         addresses: &[IpAddr],
+        own: &[IpAddr],
     ) -> Result<Grant, Denied> {
         let declared = provider.is_some_and(|name| {
             self.providers.iter().any(|(n, host, p)| n == name && host == destination && *p == port)
         });
         let mut grant = if declared { Grant::Operator } else { Grant::Public };
         for address in addresses {
-            let one = self.one(declared, *address)?;
+            let one = self.one(declared, *address, own)?;
             if matches!(one, Grant::Range(_)) {
                 grant = one;
             }
@@ -167,8 +168,11 @@ impl Policy {
         Ok(grant)
     }
 
-    fn one(&self, declared: bool, address: IpAddr) -> Result<Grant, Denied> {
-        let class = classify(address);
+    fn one(&self, declared: bool, address: IpAddr, own: &[IpAddr]) -> Result<Grant, Denied> {
+        let class = match classify(address) {
+            Class::Public if own.contains(&address) => Class::Own,
+            class => class,
+        };
         let denied = Denied { address, class };
         let range = |exact: bool| {
             let fits = |range: &&Cidr| range.contains(address) && (!exact || range.is_one_address());
@@ -183,7 +187,7 @@ impl Policy {
             // Both the wrapping and what is wrapped must be reachable: a grant of a NAT64 prefix is no way around.
             Class::Wrapped(inner) => {
                 let outer = range(false)?;
-                self.one(false, inner.into()).map_err(|_| denied)?;
+                self.one(false, inner.into(), own).map_err(|_| denied)?;
                 Ok(outer)
             }
             _ if declared => Ok(Grant::Operator),

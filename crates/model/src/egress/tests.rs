@@ -10,9 +10,9 @@ use crate::tenant::TenantSettings;
 /// What a policy without grants says to `host` as written.
 fn verdict(policy: &Policy, host: &str) -> Result<Grant, String> {
     match Destination::parse(host).map_err(|cause| cause.to_string())? {
-        Destination::Address(address) => {
-            policy.decide(None, &Destination::Address(address), 80, &[address]).map_err(|denied| denied.to_string())
-        }
+        Destination::Address(address) => policy
+            .decide(None, &Destination::Address(address), 80, &[address], &[])
+            .map_err(|denied| denied.to_string()),
         // Resolved later and then decided on the addresses; here it must only not be an address in disguise.
         Destination::Name(name) => Err(format!("name {name}")),
     }
@@ -404,11 +404,21 @@ fn one_denied_address_denies_the_name() {
     let name = Destination::parse("rebind.example").unwrap();
     let addresses = |list: &[&str]| -> Vec<IpAddr> { list.iter().map(|a| a.parse().unwrap()).collect() };
     let closed = Policy::default();
-    assert_eq!(closed.decide(None, &name, 80, &addresses(&["8.8.8.8", "2606:4700::1111"])), Ok(Grant::Public));
+    assert_eq!(closed.decide(None, &name, 80, &addresses(&["8.8.8.8", "2606:4700::1111"]), &[]), Ok(Grant::Public));
     for mixed in [&["8.8.8.8", "127.0.0.1"], &["::1", "8.8.8.8"], &["8.8.8.8", "64:ff9b::a00:1"]] {
-        assert!(closed.decide(None, &name, 80, &addresses(mixed)).is_err(), "{mixed:?}");
+        assert!(closed.decide(None, &name, 80, &addresses(mixed), &[]).is_err(), "{mixed:?}");
     }
-    assert!(policy(&["10.0.0.0/8"]).decide(None, &name, 80, &addresses(&["10.0.0.1", "192.168.0.1"])).is_err());
+    assert!(policy(&["10.0.0.0/8"]).decide(None, &name, 80, &addresses(&["10.0.0.1", "192.168.0.1"]), &[]).is_err());
+}
+
+#[test]
+fn an_address_of_the_machine_takes_a_grant_though_it_looks_public() {
+    let own: IpAddr = "8.8.4.4".parse().unwrap();
+    let to = Destination::Address(own);
+    let denied = Policy::default().decide(None, &to, 6379, &[own], &[own]).unwrap_err();
+    assert_eq!(denied.to_string(), "8.8.4.4 (an address of this machine) is not granted");
+    assert!(policy(&["8.8.4.4/32"]).decide(None, &to, 6379, &[own], &[own]).is_ok());
+    assert!(Policy::default().decide(None, &to, 6379, &[own], &[]).is_ok());
 }
 
 #[test]
@@ -426,11 +436,11 @@ fn an_operator_s_provider_reaches_its_own_endpoint_only() {
     let (policy, _) = Policy::of(&settings);
     let home: IpAddr = "127.0.0.1".parse().unwrap();
     let at = Destination::Address(home);
-    assert_eq!(policy.decide(Some(&cache), &at, 7000, &[home]), Ok(Grant::Operator));
-    assert!(policy.decide(Some(&cache), &at, 7001, &[home]).is_err());
-    assert!(policy.decide(Some(&other), &at, 7000, &[home]).is_err());
-    assert!(policy.decide(None, &at, 7000, &[home]).is_err());
-    assert!(policy.decide(Some(&cache), &Destination::Name("localhost".into()), 7000, &[home]).is_err());
+    assert_eq!(policy.decide(Some(&cache), &at, 7000, &[home], &[]), Ok(Grant::Operator));
+    assert!(policy.decide(Some(&cache), &at, 7001, &[home], &[]).is_err());
+    assert!(policy.decide(Some(&other), &at, 7000, &[home], &[]).is_err());
+    assert!(policy.decide(None, &at, 7000, &[home], &[]).is_err());
+    assert!(policy.decide(Some(&cache), &Destination::Name("localhost".into()), 7000, &[home], &[]).is_err());
 
     for (url, endpoint) in [
         ("redis://db.internal", Some(("db.internal", 6379))),

@@ -22,7 +22,7 @@ use super::answer::Answer;
 use super::bad::BadRequest;
 use super::body::{Decoder, Framing, LAST_CHUNK, begin_chunk, end_chunk};
 use super::buffer::Buffer;
-use super::fields::{Class, class};
+use super::fields::{Class, Field, class};
 use super::gateway::{Attempt, Gateway, Lease};
 use super::pool::Upstream;
 use super::pump::{self, ResponseEnd};
@@ -58,7 +58,13 @@ pub(super) fn head(
     traced: Option<&[u8]>,
 ) -> Vec<u8> {
     let incoming = upstream_head::traceparent(&parts.headers);
-    let fields = upstream_head::carried_on(&parts.headers, incoming.is_some());
+    // HTTP/2 lets a client split it; HTTP/1 has it once (RFC 9113, 8.2.3).
+    let cookies: Vec<&[u8]> = parts.headers.get_all(http::header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let cookie = cookies.join(b"; ".as_slice());
+    let cookie = Field { name: b"cookie", value: &cookie };
+    let others = upstream_head::carried_on(&parts.headers, incoming.is_some());
+    let others = others.filter(|field| field.name != cookie.name);
+    let fields = others.chain((!cookies.is_empty()).then_some(cookie));
     let parts = upstream_head::Parts {
         method: parts.method.as_str().as_bytes(),
         path_and_query: parts.uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes(),

@@ -27,7 +27,7 @@ pub struct IngressConfig {
     pub request_timeout: Duration,
     /// How long a request waits for one of its shards to come back before it is refused with 503.
     pub shard_wait: Duration,
-    /// Requests that may wait so at once, per worker.
+    /// Requests that may wait so at once, for each set of shards.
     pub shard_waiters: usize,
     /// An unused connection to a host is closed after this.
     pub upstream_idle: Duration,

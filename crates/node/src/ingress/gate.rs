@@ -72,6 +72,11 @@ impl Gate {
             let per_second = u64::from(per_second);
             Arc::new(Rate::new(per_second, (per_second / 4).max(10)))
         });
+        if let Some(rate) = &rate {
+            let now = nanos(Instant::now());
+            let taken_over = |paid| Some(rate.taken_over(paid, now));
+            drop(self.paid.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken_over));
+        }
         self.rate.store(rate);
     }
 
@@ -139,6 +144,17 @@ mod tests {
         drop(free);
         assert!(gate.enter().is_ok(), "requests that were not counted are not counted off");
         assert_eq!(gate.refused(), 1);
+    }
+
+    #[test]
+    fn a_rate_that_was_raised_holds_at_once() {
+        let gate = Arc::new(Gate::default());
+        gate.set(&Quotas { requests_per_second: Some(1), ..Quotas::default() });
+        while gate.enter().is_ok() {}
+        gate.set(&Quotas { requests_per_second: Some(1_000_000), ..Quotas::default() });
+        let refused = (0..100).find_map(|_| gate.enter().err());
+        let Some(Refused::Rate(wait)) = refused else { return };
+        assert!(wait < Duration::from_millis(1), "{wait:?}");
     }
 
     #[test]

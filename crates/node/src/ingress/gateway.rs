@@ -61,13 +61,13 @@ pub(super) struct Gateway {
     pool: Pool,
     lines: Arc<Lines>,
     wait: Duration,
+    /// For each set of shards: a tenant whose hosts are gone takes no place of another's.
     max_waiters: usize,
-    waiters: AtomicUsize,
 }
 
 impl Gateway {
     pub(super) fn new(wait: Duration, max_waiters: usize) -> Self {
-        Self { pool: Pool::default(), lines: Arc::default(), wait, max_waiters, waiters: AtomicUsize::new(0) }
+        Self { pool: Pool::default(), lines: Arc::default(), wait, max_waiters }
     }
 
     /// A connection to the best shard that can be reached.
@@ -155,7 +155,7 @@ impl Gateway {
         let since = *attempt.waiting_since.get_or_insert(now);
         let left =
             self.wait.checked_sub(now.duration_since(since)).filter(|left| !left.is_zero()).ok_or(Unreachable)?;
-        let waiting = Waiting::new(&self.waiters);
+        let waiting = Waiting::new(&target.shards.waiters);
         if waiting.place >= self.max_waiters {
             return Err(Unreachable);
         }

@@ -38,6 +38,8 @@ use super::wire::{Timer, send, write_all};
 /// unread bytes resets the connection, and the client would not see the answer.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
+/// A connection that rests keeps no larger buffers than this, bytes.
+const KEEP: usize = 16 << 10;
 /// Interim responses of a host before the final one.
 const MAX_INTERIM: usize = 8;
 
@@ -156,6 +158,11 @@ impl Connection<'_, '_> {
     /// Reads until a whole request head is in the buffer; its length.
     async fn next_head(&mut self) -> Result<usize, End> {
         self.buffer.shrink();
+        for buffer in [&mut self.out, &mut self.request] {
+            if buffer.capacity() > KEEP {
+                *buffer = Vec::new();
+            }
+        }
         let config = &self.worker.config;
         let mut scan = HeadScan::default();
         // A new connection is for a request; one that has served may rest.
@@ -329,7 +336,14 @@ impl Connection<'_, '_> {
         };
         let answer = match told {
             Told::Answer(answer) => answer,
-            Told::Claim(claim) if is_claim(&claim) => return self.claim(&claim, in_flight, call, until).await,
+            Told::Claim(claim) if is_claim(&claim) => {
+                let ended = self.claim(&claim, in_flight, call, until).await;
+                // Otherwise the host learns that nobody will ask any more.
+                if ended.is_ok() {
+                    waiting.fetched();
+                }
+                return ended;
+            }
             Told::Lost { sent } if !sent || call.idempotent && !call.framing.has_body() => return Err(Failed::Again),
             Told::Claim(_) | Told::Lost { .. } => return Err(Failed::Answer(Answer::host_gone())),
         };

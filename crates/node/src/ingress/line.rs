@@ -128,6 +128,8 @@ struct Call {
     /// `queued` before it.
     start: u64,
     told: Option<Told>,
+    /// The host has an answer that is not whole, and keeps it until it is asked for or the call is cancelled.
+    claimed: bool,
     waker: Option<Waker>,
 }
 
@@ -167,7 +169,7 @@ impl Line {
         state.push(Kind::Call, id, request);
         state.next = id.wrapping_add(1);
         state.used = true;
-        state.calls.insert(id, Call { start, told: None, waker: None });
+        state.calls.insert(id, Call { start, told: None, claimed: false, waker: None });
         Ok(Waiting { line: self.clone(), id })
     }
 
@@ -214,7 +216,7 @@ impl Line {
         state.closed = true;
         state.out = BytesMut::new();
         let written = state.written;
-        for call in state.calls.values_mut().filter(|call| call.told.is_none()) {
+        for call in state.calls.values_mut().filter(|call| call.told.is_none() && !call.claimed) {
             call.tell(Told::Lost { sent: written > call.start });
         }
         if let Some(work) = state.work.take() {
@@ -249,7 +251,7 @@ impl State {
     /// Hands an answer out. `false` where nobody asked for it: a host that answers twice is not to be believed.
     fn tell(&mut self, id: u64, told: Told) -> bool {
         match self.calls.get_mut(&id) {
-            Some(call) if call.told.is_none() => call.tell(told),
+            Some(call) if call.told.is_none() && !call.claimed => call.tell(told),
             Some(_) => return false,
             None => match self.cancelled.checked_sub(1) {
                 Some(left) => self.cancelled = left,
@@ -262,6 +264,7 @@ impl State {
 
 impl Call {
     fn tell(&mut self, told: Told) {
+        self.claimed = matches!(told, Told::Claim(_));
         self.told = Some(told);
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -269,7 +272,8 @@ impl Call {
     }
 }
 
-/// A request on a line; resolves with what became of it. Dropped before, it is cancelled.
+/// A request on a line; resolves with what became of it. Dropped before, it is cancelled; so is one with [`Told::Claim`]
+/// whose answer was not [`Waiting::fetched`]: it has a place among the component's calls as long as its host keeps it.
 #[derive(Debug)]
 pub(super) struct Waiting {
     line: Arc<Line>,
@@ -285,7 +289,9 @@ impl Future for Waiting {
         let Some(call) = state.calls.get_mut(&self.id) else { return Poll::Ready(Told::Lost { sent: true }) };
         match call.told.take() {
             Some(told) => {
-                state.calls.remove(&self.id);
+                if !call.claimed {
+                    state.calls.remove(&self.id);
+                }
                 Poll::Ready(told)
             }
             None => {
@@ -299,14 +305,24 @@ impl Future for Waiting {
     }
 }
 
+impl Waiting {
+    /// The answer was asked for and came.
+    pub(super) fn fetched(self) {
+        lock(&self.line.0).calls.remove(&self.id);
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         let mut state = lock(&self.line.0);
         let Some(call) = state.calls.remove(&self.id) else { return };
-        if call.told.is_some() || state.closed {
+        if state.closed || call.told.is_some() && !call.claimed {
             return;
         }
-        state.cancelled = state.cancelled.wrapping_add(1);
+        // To one that was claimed no further answer comes.
+        if !call.claimed {
+            state.cancelled = state.cancelled.wrapping_add(1);
+        }
         state.push(Kind::Cancel, self.id, &[]);
     }
 }
@@ -314,4 +330,60 @@ impl Drop for Waiting {
 /// Whether the content of a claim is what we would put into a request of our own: digits and dots.
 pub(super) fn is_claim(content: &Bytes) -> bool {
     content.has_remaining() && content.len() <= 64 && content.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn frame(wire: &mut Wire) -> (Kind, u64) {
+        let frame = poll_fn(|cx| wire.poll_frame(cx)).await.unwrap();
+        (frame.kind, frame.call)
+    }
+
+    async fn send(wire: &mut Wire, kind: Kind, call: u64, content: &[u8]) {
+        let mut out = BytesMut::new();
+        assert!(data_line::push(&mut out, kind, call, |out| out.extend_from_slice(content)));
+        poll_fn(|cx| wire.poll_flush(cx, &mut out)).await.unwrap();
+    }
+
+    /// Two ends: ours, and that of a host.
+    fn line() -> (Arc<Line>, Wire) {
+        let (ours, host) = UnixStream::pair().unwrap();
+        (Line::start(ours), Wire::new(host))
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_fetches_is_cancelled_and_one_that_came_is_not() {
+        let (line, mut host) = line();
+        for fetched in [true, false] {
+            let mut waiting = line.call(b"x").ok().unwrap();
+            let (kind, call) = frame(&mut host).await;
+            assert_eq!(kind, Kind::Call);
+            send(&mut host, Kind::Claim, call, b"0.0").await;
+            assert!(matches!((&mut waiting).await, Told::Claim(_)));
+            assert!(line.is_used() && line.is_used(), "a line with an answer to be fetched is not swept");
+            if fetched {
+                waiting.fetched();
+            } else {
+                drop(waiting);
+                assert_eq!(frame(&mut host).await, (Kind::Cancel, call));
+            }
+        }
+        // Nothing else was said meanwhile.
+        let _next = line.call(b"y").ok().unwrap();
+        assert_eq!(frame(&mut host).await.0, Kind::Call);
+    }
+
+    #[tokio::test]
+    async fn a_host_that_answers_what_it_has_claimed_is_not_believed() {
+        let (line, mut host) = line();
+        let mut waiting = line.call(b"x").ok().unwrap();
+        let (_, call) = frame(&mut host).await;
+        send(&mut host, Kind::Claim, call, b"0.0").await;
+        assert!(matches!((&mut waiting).await, Told::Claim(_)));
+        send(&mut host, Kind::Answer, call, b"x").await;
+        let ended = poll_fn(|cx| host.poll_frame(cx)).await;
+        assert!(matches!(ended, Err(LineError::Closed | LineError::Io(_))), "{ended:?}");
+    }
 }

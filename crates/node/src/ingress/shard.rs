@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -92,18 +92,22 @@ impl Drop for InFlight {
 pub struct ShardSet {
     shards: ArcSwap<Vec<Arc<Shard>>>,
     changed: Notify,
+    /// Requests that wait for one of them to be there.
+    pub(super) waiters: AtomicUsize,
     closed: bool,
 }
 
 impl ShardSet {
     /// A set with these shards.
     pub fn new(shards: Vec<Arc<Shard>>) -> Arc<Self> {
-        Arc::new(Self { shards: ArcSwap::from_pointee(shards), changed: Notify::new(), closed: false })
+        let (changed, waiters) = (Notify::new(), AtomicUsize::new(0));
+        Arc::new(Self { shards: ArcSwap::from_pointee(shards), changed, waiters, closed: false })
     }
 
     /// A set that answers nothing: the app is suspended. The gateway refuses at once (503, `sidereal-fault: suspended`).
     pub fn suspended() -> Arc<Self> {
-        Arc::new(Self { shards: ArcSwap::default(), changed: Notify::new(), closed: true })
+        let (changed, waiters) = (Notify::new(), AtomicUsize::new(0));
+        Arc::new(Self { shards: ArcSwap::default(), changed, waiters, closed: true })
     }
 
     /// Whether the set stands for a suspended app.

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
 use super::Connection;
+use crate::call::Subrequest;
 
 /// Bytes read at once.
 const READ: usize = 64 << 10;
@@ -19,6 +20,8 @@ const WRITE: usize = 64 << 10;
 pub(super) struct Line {
     connection: Connection,
     outgoing: Mutex<Outgoing>,
+    /// Its place among what the call has open: held until socket and streams are all gone.
+    _open: Option<Subrequest>,
 }
 
 #[derive(Default)]
@@ -30,8 +33,8 @@ struct Outgoing {
 }
 
 impl Line {
-    pub(super) fn new(connection: Connection) -> Arc<Self> {
-        Arc::new(Self { connection, outgoing: Mutex::default() })
+    pub(super) fn new(connection: Connection, open: Option<Subrequest>) -> Arc<Self> {
+        Arc::new(Self { connection, outgoing: Mutex::default(), _open: open })
     }
 
     pub(super) fn socket(&self) -> &TcpStream {

@@ -28,7 +28,7 @@ const PROBES: u32 = 9;
 pub struct TcpSocket {
     family: IpAddressFamily,
     state: State,
-    /// Its place among what the call has open.
+    /// Its place among what the call has open, until it is connected: then the [`Line`] has it.
     open: Option<Subrequest>,
 }
 
@@ -119,7 +119,7 @@ impl HostTcpSocket for Ctx {
         };
         match result {
             Ok(connection) => {
-                let line = Line::new(connection);
+                let line = Line::new(connection, socket.open.take());
                 socket.state = State::Connected(remote, line.clone());
                 let input: DynInputStream = Box::new(In::new(line.clone()));
                 let output: DynOutputStream = Box::new(Out::new(line));
