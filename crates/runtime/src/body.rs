@@ -29,10 +29,15 @@ pub struct ResponseBody {
 }
 
 /// A guest that goes on after the head of its answer, and perhaps after its body was read to the end.
-#[derive(Debug)]
 pub struct GoesOn {
     task: AbortHandle,
     hold: oneshot::Sender<Box<dyn Send>>,
+}
+
+impl fmt::Debug for GoesOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GoesOn").field("ended", &self.task.is_finished()).finish_non_exhaustive()
+    }
 }
 
 impl GoesOn {
