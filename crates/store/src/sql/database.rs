@@ -21,6 +21,9 @@ const PAGE: u64 = 4096;
 const BUSY_MS: u64 = 5000;
 /// The log of a database is cut to this after it was written back, bytes.
 const LOG: i64 = 64 << 20;
+/// Memory that all databases of the process together may have, bytes: pages, and what statements sort and gather. A
+/// statement that would have more fails.
+const HEAP: i64 = 512 << 20;
 
 pub(super) struct Database {
     connection: Connection,
@@ -54,6 +57,9 @@ impl Database {
             connection.pragma_update(None, "cell_size_check", true)?;
             connection.pragma_update(None, "journal_size_limit", LOG)?;
             connection.pragma_update(None, "max_page_count", MOST_PAGES as i64)?;
+            // In files, what is sorted would fill the disk of the node outside of every quota.
+            connection.pragma_update(None, "temp_store", "memory")?;
+            connection.pragma_update(None, "hard_heap_limit", HEAP)?;
             // Text is written in single quotes, as everywhere else.
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;

@@ -22,6 +22,7 @@ pub(super) fn translate(cause: rusqlite::Error, refused: Option<String>, full: O
             SqlError::Denied(format!("components may not use {what}"))
         }
         ErrorCode::TooBig => SqlError::TooLarge(message),
+        ErrorCode::OutOfMemory => SqlError::TooLarge("it needs more memory than a statement can have".to_owned()),
         ErrorCode::DiskFull => match full {
             Some(why) => SqlError::TooLarge(why),
             None => SqlError::Unavailable("the disk of the node is full".to_owned()),

@@ -93,6 +93,18 @@ async fn a_statement_reaches_nothing_outside_its_file_and_leaves_nothing_behind(
 }
 
 #[tokio::test]
+async fn what_a_statement_sorts_is_bounded_and_never_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let mine = open(&dir);
+    mine.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
+    let greedy = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 100000)
+                  SELECT zeroblob(15000000) FROM c ORDER BY random()";
+    let refused = mine.one(greedy).await.unwrap_err();
+    assert!(matches!(refused, SqlError::TooLarge(_)), "{refused:?}");
+    assert_eq!(mine.one("SELECT count(*) FROM t").await, Ok(Value::Int64(0)), "others go on");
+}
+
+#[tokio::test]
 async fn what_is_purged_is_gone_and_nothing_else_is() {
     let dir = tempfile::tempdir().unwrap();
     let mine = open(&dir);
