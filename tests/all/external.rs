@@ -26,7 +26,7 @@ fn start(dir: &Path, name: &str, program: &Path) -> Platform {
 }
 
 /// The processes that run `program` for a platform.
-fn processes(of: u32, program: &str) -> Vec<u32> {
+pub(crate) fn processes(of: u32, program: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap();
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| {
@@ -143,8 +143,8 @@ fn only_the_operators_programs_run_and_secrets_go_by_stdin_alone() {
     assert!(!done && said.contains("`postgres`") && said.contains("there are: `sqlite`"), "{said}");
     let (done, said) = deploy("/bin/sh", "wasi:keyvalue");
     assert!(!done && said.contains("is not the name of a program"), "{said}");
-    let (done, said) = deploy("sqlite", "wasi:blobstore");
-    assert!(!done && said.contains("do not answer `wasi:blobstore` in this version"), "{said}");
+    let (done, said) = deploy("sqlite", "sidereal:sql");
+    assert!(!done && said.contains("do not answer `sidereal:sql` in this version"), "{said}");
     let (done, said) = deploy("sqlite", "wasi:keyvalue");
     assert!(done, "{said}");
     assert_eq!(platform.get("counter.localhost", "/").unwrap().status, 200);

@@ -42,6 +42,11 @@ impl Watch {
         out.status.success()
     }
 
+    /// What was said last.
+    pub(crate) fn last(&self) -> String {
+        self.said.last().map_or_else(String::new, |(what, said)| format!("{what}: {}", String::from_utf8_lossy(said)))
+    }
+
     pub(crate) fn files(&mut self, dir: &Path) {
         for entry in std::fs::read_dir(dir).unwrap().flatten() {
             let (path, kind) = (entry.path(), entry.file_type().unwrap());

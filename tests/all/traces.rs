@@ -146,6 +146,73 @@ fn a_request_is_one_trace_from_the_ingress_to_the_provider() {
     assert_eq!(collector.faults(), [""; 0]);
 }
 
+/// What goes over a link of each contract is a span below its component's, with the function it called.
+#[test]
+fn a_call_over_a_link_of_any_contract_is_in_the_trace() {
+    let collector = Collector::start().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let platform = start(dir.path(), &collector, &[]);
+    platform.secret("api-key", "value").unwrap();
+    let link = |contract: &str, more: &str| format!("[components.main.links]\n\"{contract}\" = {more}\n");
+    let kv = "\"wasi:keyvalue\" = \"memory\"\n";
+    let cases = [
+        ("counter", "kv-counter", link("wasi:keyvalue", "\"memory\""), "/", "wasi:keyvalue increment"),
+        ("blobs", "blob-probe", link("wasi:blobstore", "\"folder\""), "/exists/a", "wasi:blobstore container-info"),
+        (
+            "sender",
+            "messages",
+            link("wasmcloud:messaging", "\"local\"") + kv,
+            "/publish?subject=orders.new&body=hat",
+            "wasmcloud:messaging publish",
+        ),
+        (
+            "asker",
+            "messages",
+            link("wasmcloud:messaging", "{ provider = \"local\", subscriptions = \"prices\" }") + kv,
+            "/ask?subject=prices&body=hat",
+            "wasmcloud:messaging request",
+        ),
+        (
+            "keys",
+            "secret-probe",
+            link("wasmcloud:secrets", "[{ provider = \"secrets\", label = \"api-key\" }]") + kv,
+            "/get/api-key",
+            "wasmcloud:secrets get",
+        ),
+        ("tables", "sql-probe", link("sidereal:sql", "\"sqlite\""), "/query/-?sql=SELECT%201", "sidereal:sql query"),
+    ];
+    for (n, (name, guest, rest, path, wanted)) in cases.into_iter().enumerate() {
+        deploy(&platform, name, guest, &rest);
+        let host = format!("{name}.localhost");
+        let trace = TRACE.replace("4bf9", &format!("e00{n}"));
+        // The node follows a host's spans from a moment after the host is ready.
+        let link_of = |spans: &[Span]| {
+            spans
+                .iter()
+                .find(|span| span.trace == trace && span.name == wanted && span.kind == "SPAN_KIND_CLIENT")
+                .cloned()
+        };
+        until(Duration::from_secs(20), || {
+            assert_eq!(
+                ask(&platform, &host, path, Some(&traceparent("01").replace("4bf9", &format!("e00{n}")))),
+                200,
+                "{name}"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+            link_of(&collector.spans()).is_some()
+        })
+        .unwrap_or_else(|_| panic!("{name}: no span `{wanted}`"));
+        let spans = collector.spans();
+        let link = link_of(&spans).unwrap();
+        let component = one(&spans, |span| span.trace == trace && span.id == link.parent);
+        assert_eq!(component.name, format!("{name}/main"));
+        let ingress = one(&spans, |span| span.trace == trace && span.id == component.parent);
+        assert_eq!((ingress.kind.as_str(), ingress.parent.as_str()), ("SPAN_KIND_SERVER", CALLER));
+        assert!(link.attributes.contains_key("sidereal.provider") && link.error.is_none(), "{link:?}");
+    }
+    assert_eq!(collector.faults(), [""; 0]);
+}
+
 #[test]
 fn outgoing_requests_carry_the_trace_and_failures_are_told() {
     let collector = Collector::start().unwrap();

@@ -25,13 +25,21 @@ impl Nats {
     /// # Errors
     /// When it is not installed (Debian: `nats-server`) or does not start.
     pub fn start() -> anyhow::Result<Self> {
+        Self::configured("")
+    }
+
+    /// The same with lines of a configuration file, for example `authorization { … }`.
+    ///
+    /// # Errors
+    /// As [`Nats::start`].
+    pub fn configured(lines: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let (config, log) = (dir.path().join("nats.conf"), dir.path().join("log"));
         let store = dir.path().join("js");
         std::fs::write(
             &config,
-            format!("listen: \"{addr}\"\nmax_payload: 9MB\njetstream {{ store_dir: {store:?} }}\n"),
+            format!("listen: \"{addr}\"\nmax_payload: 9MB\njetstream {{ store_dir: {store:?} }}\n{lines}\n"),
         )?;
         let beside = crate::workspace().join("target/servers/nats/usr/sbin/nats-server");
         let named = std::env::var_os("NATS_SERVER_BIN").map(PathBuf::from);

@@ -8,7 +8,7 @@ use api::services::{External, FileFault, FileRequest};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::{AppName, Digest, ProviderName};
-use providers::keyvalue::external::{Connect, NotReady};
+use providers::external::{Connect, NotReady};
 use tokio::net::UnixStream;
 
 /// The way to one provider of one app.

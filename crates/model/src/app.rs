@@ -137,6 +137,20 @@ impl ProviderSpec {
         // Maps with sorted keys: one text for one content. What cannot be written as JSON cannot be in here.
         Digest::of(&serde_json::to_vec(self).unwrap_or_default())
     }
+
+    /// The contracts it answers, as those of its kind; of an external provider the one it says.
+    pub fn contracts(&self) -> &'static [&'static str] {
+        match self.kind {
+            ProviderKind::External => crate::rules::external::contracts(self),
+            kind => kind.contracts(),
+        }
+    }
+
+    /// Whether it answers `contract`.
+    pub fn answers(&self, contract: &ContractId) -> bool {
+        let contract = contract.to_string();
+        self.contracts().iter().any(|own| *own == "*" || *own == contract)
+    }
 }
 
 /// The provider implementations of this version.
@@ -241,8 +255,7 @@ impl ProviderKind {
             | Self::KeyvalueRedis
             | Self::KeyvalueVault
             | Self::KeyvalueConsul
-            | Self::KeyvalueNats
-            | Self::External => &["wasi:keyvalue"],
+            | Self::KeyvalueNats => &["wasi:keyvalue"],
             Self::BlobstoreFolder | Self::BlobstoreS3 | Self::BlobstoreNats => &["wasi:blobstore"],
             Self::MessagingLocal | Self::MessagingDurable | Self::MessagingNats | Self::MessagingJetstream => {
                 &[crate::messaging::CONTRACT]
@@ -251,10 +264,12 @@ impl ProviderKind {
             Self::SqlSqlite => &[crate::sql::CONTRACT],
             Self::SqlPostgres => &[crate::sql::CONTRACT, crate::sql::POSTGRES],
             Self::Component => &["*"],
+            // Each one answers one of them: [`ProviderSpec::contracts`].
+            Self::External => crate::rules::external::CONTRACTS,
         }
     }
 
-    /// Whether it can answer `contract`.
+    /// Whether one of this kind can answer `contract`.
     pub fn answers(self, contract: &ContractId) -> bool {
         let contract = contract.to_string();
         self.contracts().iter().any(|own| *own == "*" || *own == contract)

@@ -60,10 +60,11 @@ impl Copying {
                 let named = specs.flat_map(|spec| spec.secrets.values()).filter(|secret| secret.is_own());
                 let named = named.map(|secret| secret.secret.clone());
                 self.lent.lend(&self.tenant.name, &self.app, named.collect());
-                if let Some(externals) =
-                    self.externals.as_ref().filter(|_| request.to.spec.kind == ProviderKind::External)
-                {
-                    externals.lend(&self.tenant.name, &self.app, &request.to.provider, &request.to.spec);
+                if let Some(externals) = &self.externals {
+                    let sources = request.sources.iter();
+                    let wanted = sources.chain([(&request.to.provider, &request.to.spec)]);
+                    let wanted = wanted.filter(|(_, spec)| spec.kind == ProviderKind::External);
+                    externals.lend(&self.tenant.name, &self.app, wanted);
                 }
                 self.all(Method::PUT, "", &*request).await.map(|()| CopyOutcome::Done)
             }

@@ -104,14 +104,7 @@ impl Prepared {
             takes: model::messaging::subscriptions(app).next().is_some() || model::watch::watches(app).next().is_some(),
             schedules: schedules::planned(app).into(),
             taking: AtomicBool::new(false),
-            externals: app
-                .providers
-                .iter()
-                .filter(|(name, spec)| {
-                    spec.kind == ProviderKind::External && app.links.iter().any(|link| link.provider == **name)
-                })
-                .map(|(name, spec)| (name.clone(), spec.clone()))
-                .collect(),
+            externals: externals(app),
             leases: OnceLock::new(),
             json: serde_json::to_vec(app)?.into(),
         })
@@ -360,6 +353,18 @@ impl Metered {
 fn dial_rate(quotas: &Quotas) -> Rate {
     let rate = u64::from(quotas.connections_per_second);
     Rate::new(rate, rate * 2)
+}
+
+/// The external providers that a link of the app names, or that keep secrets of a provider that one names.
+fn externals(app: &LockedApp) -> Vec<(ProviderName, ProviderSpec)> {
+    let linked = |name: &ProviderName| app.links.iter().any(|link| link.provider == *name);
+    let asked = |name: &ProviderName| {
+        let named = |spec: &ProviderSpec| spec.secrets.values().any(|secret| secret.from.as_ref() == Some(name));
+        app.providers.iter().any(|(by, spec)| linked(by) && named(spec))
+    };
+    let external = app.providers.iter().filter(|(_, spec)| spec.kind == ProviderKind::External);
+    let wanted = external.filter(|(name, _)| linked(name) || asked(name));
+    wanted.map(|(name, spec)| (name.clone(), spec.clone())).collect()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! * [`vault`]: logins, tokens and errors of Vault and OpenBao.
 //! * [`sql`]: `sidereal:sql`, over Postgres and the SQLite databases of the node.
 //! * [`secrets`]: what a provider logs in with, revealed when it connects.
+//! * [`external`]: processes beside the platform that answer one of the contracts over wRPC.
 //! * [`dial`]: the only way any of them reaches the network.
 //!
 //! Everything a provider needs arrives as a value: no environment, no files, no sockets of its own.
@@ -21,6 +22,7 @@ pub mod breaker;
 pub mod bus;
 pub mod config;
 pub mod dial;
+pub mod external;
 pub mod http_json;
 pub mod http_out;
 pub mod keyvalue;

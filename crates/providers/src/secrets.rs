@@ -3,6 +3,7 @@
 //! a reason to make one.
 
 mod adapter;
+pub mod external;
 mod sources;
 pub mod vault;
 
@@ -43,6 +44,14 @@ pub enum SecretError {
         secret: String,
         /// The path of the API, without `/v1/`.
         place: String,
+    },
+    /// There is none at an external provider.
+    #[error("the secret `{secret}` is not kept by the external provider `{by}`")]
+    NotKept {
+        /// Which.
+        secret: String,
+        /// Who was asked.
+        by: String,
     },
     /// Vault does not give it.
     #[error("the secret `{secret}` cannot be had: {cause}")]
@@ -89,7 +98,7 @@ pub enum SecretError {
 impl Kind for SecretError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Missing(_) | Self::Absent { .. } | Self::Unusable { .. } => ErrorKind::Refused,
+            Self::Missing(_) | Self::Absent { .. } | Self::NotKept { .. } | Self::Unusable { .. } => ErrorKind::Refused,
             Self::Vault { cause, .. } => cause.kind(),
             Self::Denied { .. } => ErrorKind::Denied,
             Self::Unavailable { .. } => ErrorKind::Unavailable,

@@ -126,7 +126,7 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
             })
             .await?;
             context.out.result(&serde_json::json!({ "provider": name, "type": kind }), || {
-                let contracts = kind.contracts();
+                let contracts = spec.contracts();
                 let first = contracts.first().copied().unwrap_or_default();
                 format!("{name} answers {}: `sidereal link set APP {first}={name}`", contracts.join(", "))
             });

@@ -120,11 +120,11 @@ pub(super) async fn providers(State(api): State<Arc<Api>>, At(name): At<TenantNa
 fn providers_of(tenant: &TenantSettings, apps: &[LockedApp]) -> Vec<ProviderView> {
     // Where a provider is from, then its name: an app's own belongs to that app alone.
     let mut found: BTreeMap<(String, ProviderName), ProviderView> = BTreeMap::new();
-    let mut add = |from: &str, name: &ProviderName, kind: ProviderKind| {
+    let mut add = |from: &str, name: &ProviderName, spec: &ProviderSpec| {
         let new = || ProviderView {
             name: name.clone(),
-            kind,
-            contract: kind.contracts().join(", "),
+            kind: spec.kind,
+            contract: spec.contracts().join(", "),
             from: from.to_owned(),
             links: Vec::new(),
         };
@@ -132,15 +132,15 @@ fn providers_of(tenant: &TenantSettings, apps: &[LockedApp]) -> Vec<ProviderView
     };
     for (name, kind) in ProviderKind::BUILT_IN {
         if let Ok(name) = name.parse() {
-            add("built-in", &name, kind);
+            add("built-in", &name, &ProviderSpec::new(kind));
         }
     }
     for (name, spec) in &tenant.providers {
-        add("operator", name, spec.kind);
+        add("operator", name, spec);
     }
     for app in apps {
         for (name, spec) in &app.providers {
-            add(&from(app, name, spec), name, spec.kind);
+            add(&from(app, name, spec), name, spec);
         }
     }
     for app in apps {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use model::{Link, ProviderKind};
+use providers::blobstore::external::External;
 use providers::blobstore::journal::Journaled;
 use providers::blobstore::nats::Nats;
 use providers::blobstore::{Backend, BackendError, BlobLinks, S3};
@@ -27,6 +28,7 @@ enum Server {
     None,
     S3(Arc<S3>),
     Nats(Nats),
+    External(External),
 }
 
 impl Store {
@@ -50,6 +52,7 @@ impl Store {
             Server::None => Ok(()),
             Server::S3(s3) => s3.check().await,
             Server::Nats(nats) => nats.check().await,
+            Server::External(external) => external.check().await,
         }
     }
 
@@ -80,6 +83,10 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             let wrong = |cause: BackendError| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
             let nats = nats.map_err(wrong)?;
             Store::new(Arc::new(nats.clone()), Server::Nats(nats))
+        }
+        ProviderKind::External => {
+            let external = External::new(name.clone(), means.connect(wanted));
+            Store::new(Arc::new(external.clone()), Server::External(external))
         }
         other => return Err(super::another_contract(name, other)),
     })

@@ -17,7 +17,6 @@ use providers::vault::FromSecrets;
 use super::{Means, Wanted};
 use crate::embedded::Embedded;
 use crate::error::StartError;
-use crate::external::NodeConnect;
 
 /// What one provider of kind `keyvalue-memory` may hold, bytes.
 const MEMORY: usize = 64 << 20;
@@ -161,8 +160,7 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
             Store::new(nats.clone(), Some(Server::Nats(nats)))
         }
         ProviderKind::External => {
-            let connect = NodeConnect::new(means.files.clone(), app.clone(), name.clone(), wanted.spec.fingerprint());
-            let external = Arc::new(External::new(name.clone(), Arc::new(connect)));
+            let external = Arc::new(External::new(name.clone(), means.connect(wanted)));
             Store::new(external.clone(), Some(Server::External(external)))
         }
         other => return Err(super::another_contract(name, other)),

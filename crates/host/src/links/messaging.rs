@@ -6,6 +6,7 @@ use api::services::messaging::BrokerKind;
 use model::messaging::Subscription;
 use model::stream::StreamSettings;
 use model::{AppName, ProviderKind};
+use providers::messaging::external::External;
 use providers::messaging::jetstream::Jetstream;
 use providers::messaging::nats::Nats;
 use providers::messaging::{Backend, BackendError, MessagingLink};
@@ -29,6 +30,7 @@ enum Server {
     None,
     Nats(Nats),
     Jetstream(Jetstream),
+    External(External),
 }
 
 impl Broker {
@@ -38,6 +40,7 @@ impl Broker {
             Server::None => Ok(()),
             Server::Nats(nats) => nats.check().await,
             Server::Jetstream(jetstream) => jetstream.check(subscriptions).await,
+            Server::External(external) => external.check().await,
         }
     }
 
@@ -69,6 +72,11 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Broker, StartEr
             let jetstream = Jetstream::new(client, nats::domain(wanted), means.tenant.clone(), settings, replicas);
             let jetstream = jetstream.map_err(|cause| bad(cause.to_string()))?;
             Ok(Broker { backend: Arc::new(jetstream.clone()), of_node: None, server: Server::Jetstream(jetstream) })
+        }
+        ProviderKind::External => {
+            let external = External::new(wanted.name.clone(), means.connect(wanted));
+            let backend = Arc::new(external.clone());
+            Ok(Broker { backend, of_node: None, server: Server::External(external) })
         }
         other => Err(super::another_contract(wanted.name, other)),
     }

@@ -32,6 +32,7 @@ use siblings::{Sibling, Siblings};
 
 use crate::broker::NodeBroker;
 use crate::error::StartError;
+use crate::external::NodeConnect;
 use crate::taking::{Taken, What};
 use crate::totals::Totals;
 use crate::watches;
@@ -100,7 +101,7 @@ impl Opened {
             Backing::Sql(store) => store.check().await.map_err(|cause| cause.to_string()),
             // Probed as every component of the revision is.
             Backing::Component(_) => Ok(()),
-            Backing::Secrets(source) => source.check().await.map_err(|cause| cause.to_string()),
+            Backing::Secrets(source) => source.check().await,
         }
         .map_err(|cause| StartError::Provider { provider: self.name.clone(), cause })
     }
@@ -128,6 +129,12 @@ pub(crate) struct Means {
 }
 
 impl Means {
+    /// The way to the process of an external provider.
+    pub(crate) fn connect(&self, wanted: &Wanted<'_>) -> Arc<NodeConnect> {
+        let (app, name, spec) = (wanted.app.clone(), wanted.name.clone(), wanted.spec.fingerprint());
+        Arc::new(NodeConnect::new(self.files.clone(), app, name, spec))
+    }
+
     /// What the provider's settings name as secrets.
     pub(crate) fn credentials(&self, wanted: &Wanted<'_>) -> Credentials {
         let own = wanted.spec.secrets.values().filter(|secret| secret.is_own()).count();
@@ -184,7 +191,7 @@ impl Providers {
                 Some(spec) => spec.clone(),
                 None => built_in(&link.provider).ok_or_else(|| bad("which is not declared"))?,
             };
-            if !spec.kind.answers(&link.contract) {
+            if !spec.answers(&link.contract) {
                 return Err(bad("which answers another contract"));
             }
             if spec.kind == ProviderKind::Component {
@@ -232,8 +239,8 @@ impl Providers {
             | ProviderKind::KeyvalueRedis
             | ProviderKind::KeyvalueVault
             | ProviderKind::KeyvalueConsul
-            | ProviderKind::KeyvalueNats
-            | ProviderKind::External => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
+            | ProviderKind::KeyvalueNats => Backing::KeyValue(keyvalue::open(&self.means, &wanted)?),
+            ProviderKind::External => external(&self.means, &wanted)?,
             // Opened with the revision it belongs to.
             ProviderKind::Component => return Err(another_contract(name, spec.kind)),
             ProviderKind::BlobstoreFolder | ProviderKind::BlobstoreS3 | ProviderKind::BlobstoreNats => {
@@ -330,6 +337,17 @@ impl Providers {
 fn built_in(name: &ProviderName) -> Option<ProviderSpec> {
     let (_, kind) = ProviderKind::BUILT_IN.iter().find(|(known, _)| *known == name.as_str())?;
     Some(ProviderSpec::new(*kind))
+}
+
+/// Opens an external provider for the contract that it says it answers.
+fn external(means: &Means, wanted: &Wanted<'_>) -> Result<Backing, StartError> {
+    match wanted.spec.contracts() {
+        ["wasi:keyvalue"] => Ok(Backing::KeyValue(keyvalue::open(means, wanted)?)),
+        ["wasi:blobstore"] => Ok(Backing::Blobstore(blobstore::open(means, wanted)?)),
+        [model::messaging::CONTRACT] => Ok(Backing::Messaging(messaging::open(means, wanted)?)),
+        [model::secret::CONTRACT] => Ok(Backing::Secrets(secrets::open(means, wanted)?)),
+        _ => Err(another_contract(wanted.name, wanted.spec.kind)),
+    }
 }
 
 /// The answer of a contract's `open` to a kind that is not its own.

@@ -7,9 +7,10 @@ use std::time::Duration;
 use model::unit::Millis;
 use model::{AppName, Link, LockedApp, ProviderKind, ProviderName};
 use providers::meter::LinkMeter;
+use providers::secrets::external::External;
 use providers::secrets::vault::{Engine, Scope, Settings, VaultSecrets};
 use providers::secrets::{LinkedSecret, Resolver, SecretLinks};
-use providers::vault::{FromSecrets, VaultError};
+use providers::vault::FromSecrets;
 
 use super::{Backing, Means, Opened, Wanted};
 use crate::error::StartError;
@@ -23,15 +24,23 @@ const LEASE: Duration = Duration::from_secs(3600);
 pub(crate) struct Source {
     app: AppName,
     resolver: Arc<dyn Resolver>,
-    /// The same where it is a server that can be asked whether it is there.
-    vault: Option<Arc<VaultSecrets>>,
+    server: Server,
+}
+
+/// What can be asked whether it is there.
+enum Server {
+    /// The node, which is.
+    None,
+    Vault(Arc<VaultSecrets>),
+    External(Arc<External>),
 }
 
 impl Source {
-    pub(super) async fn check(&self) -> Result<(), VaultError> {
-        match &self.vault {
-            Some(vault) => vault.check().await,
-            None => Ok(()),
+    pub(super) async fn check(&self) -> Result<(), String> {
+        match &self.server {
+            Server::None => Ok(()),
+            Server::Vault(vault) => vault.check().await.map_err(|cause| cause.to_string()),
+            Server::External(external) => external.check().await.map_err(|cause| cause.to_string()),
         }
     }
 
@@ -49,12 +58,15 @@ impl Source {
 }
 
 /// Fails where a secret that a link names cannot be had. Those of the tenant's own store the control plane looks for;
-/// what is in Vault nobody knows but Vault.
+/// what is in Vault, or in a process, nobody else knows.
 pub(crate) async fn are_there(app: &LockedApp, opened: &BTreeMap<ProviderName, Arc<Opened>>) -> Result<(), StartError> {
     for link in &app.links {
         let Some(Backing::Secrets(source)) = opened.get(&link.provider).map(|open| &open.backing) else { continue };
-        let (Some(vault), Some((_, secret))) = (&source.vault, model::secret::of_link(link)) else { continue };
-        let revealed = vault.reveal(&app.name, &secret).await;
+        let Some((_, secret)) = model::secret::of_link(link) else { continue };
+        if matches!(source.server, Server::None) {
+            continue;
+        }
+        let revealed = source.resolver.reveal(&app.name, &secret).await;
         let missing = |cause: providers::secrets::SecretError| StartError::Provider {
             provider: link.provider.clone(),
             cause: cause.to_string(),
@@ -64,11 +76,19 @@ pub(crate) async fn are_there(app: &LockedApp, opened: &BTreeMap<ProviderName, A
     Ok(())
 }
 
-/// The tenant's own secret store by way of the node, or Vault.
+/// The tenant's own secret store by way of the node, Vault, or an external process.
 pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Source, StartError> {
     let app = wanted.app.clone();
-    if wanted.spec.kind != ProviderKind::SecretsVault {
-        return Ok(Source { app, resolver: means.secrets.clone(), vault: None });
+    match wanted.spec.kind {
+        ProviderKind::SecretsVault => {}
+        ProviderKind::External => {
+            let external = External::new(wanted.name.clone(), means.connect(wanted));
+            return Ok(Source { app, resolver: external.clone(), server: Server::External(external) });
+        }
+        ProviderKind::SecretsEmbedded => {
+            return Ok(Source { app, resolver: means.secrets.clone(), server: Server::None });
+        }
+        other => return Err(super::another_contract(wanted.name, other)),
     }
     let text = |setting: &str| wanted.spec.config.get(setting).map(String::as_str);
     let bad = |cause: String| StartError::Settings { provider: wanted.name.clone(), cause };
@@ -103,5 +123,5 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Source, StartEr
     };
     let vault = VaultSecrets::new(&means.tenant, &app, wanted.name, &settings, means.dialer.clone());
     let vault = vault.map_err(|cause| bad(cause.to_string()))?;
-    Ok(Source { app, resolver: vault.clone(), vault: Some(vault) })
+    Ok(Source { app, resolver: vault.clone(), server: Server::Vault(vault) })
 }

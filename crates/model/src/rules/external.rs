@@ -14,8 +14,9 @@ pub const CONTRACT: &str = "contract";
 pub const CONFIG: &str = "config";
 /// What keys of such entries begin with where settings are one flat table.
 pub const PREFIX: &str = "config.";
-/// The contracts external providers answer in this version.
-pub const CONTRACTS: [&str; 1] = ["wasi:keyvalue"];
+/// The contracts external providers answer in this version, each provider one of them.
+pub const CONTRACTS: &[&str] =
+    &["wasi:keyvalue", "wasi:blobstore", crate::messaging::CONTRACT, crate::secret::CONTRACT];
 /// The most entries handed to a program.
 pub const MAX_ENTRIES: usize = 64;
 /// The largest entry, key and value together, bytes.
@@ -32,7 +33,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         name: CONTRACT,
         required: true,
-        doc: "the contract the program answers: `wasi:keyvalue`",
+        doc: "the contract the program answers: `wasi:keyvalue`, `wasi:blobstore`, `wasmcloud:messaging` or `wasmcloud:secrets`",
         example: "wasi:keyvalue",
     },
 ];
@@ -45,6 +46,13 @@ pub fn is_own(key: &str) -> bool {
 /// The name of the program, where the provider is external.
 pub fn program(spec: &ProviderSpec) -> Option<&str> {
     (spec.kind == ProviderKind::External).then(|| spec.config.get(PROGRAM).map(String::as_str))?
+}
+
+/// The contract that an external provider says it answers; none where it says one that none does.
+pub fn contracts(spec: &ProviderSpec) -> &'static [&'static str] {
+    let said = spec.config.get(CONTRACT).map_or("", String::as_str);
+    let at = CONTRACTS.iter().position(|known| *known == said);
+    at.and_then(|at| CONTRACTS.get(at..=at)).unwrap_or_default()
 }
 
 /// What is wrong with the settings, by setting.
@@ -68,7 +76,7 @@ pub(crate) fn check(spec: &ProviderSpec) -> Vec<(String, Violation)> {
         bad(
             CONTRACT,
             format!("external providers do not answer `{}` in this version", shown(contract)),
-            format!("the contracts they answer: {}", list(&CONTRACTS)),
+            format!("the contracts they answer: {}", list(CONTRACTS)),
         );
     }
     let own = spec.config.iter().map(|(key, value)| (key, value.len()));
@@ -124,10 +132,16 @@ mod tests {
         let good = spec(&[("program", "sqlite"), ("contract", "wasi:keyvalue"), ("config.file", "a.db")]);
         assert_eq!(check(&good), []);
         assert_eq!(program(&good), Some("sqlite"));
+        for contract in CONTRACTS {
+            let spec = spec(&[("program", "p"), ("contract", contract)]);
+            assert_eq!((check(&spec), spec.contracts()), (Vec::new(), &[*contract][..]));
+        }
+        assert!(spec(&[("contract", "sidereal:sql")]).contracts().is_empty());
         let bad = [
             ("program", "/bin/sh"),
             ("program", ""),
-            ("contract", "wasi:blobstore"),
+            ("contract", "sidereal:sql"),
+            ("contract", "wasi:keyvalues"),
             ("config.", "x"),
             ("config.a b", "x"),
             ("config.long", &"x".repeat(MAX_ENTRY)),

@@ -251,11 +251,11 @@ fn check_provider(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown,
                 Violation::new(Code::UnknownProvider, message).help(help),
             ));
         }
-        Some(spec) if !spec.kind.answers(&link.contract) => {
+        Some(spec) if !spec.answers(&link.contract) => {
             let message = format!(
                 "provider `{}` answers {}, and the link is for `{}`",
                 link.provider,
-                list(spec.kind.contracts()),
+                list(spec.contracts()),
                 link.contract
             );
             let help = match names.as_slice() {

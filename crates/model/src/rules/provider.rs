@@ -188,7 +188,7 @@ pub(crate) fn answering(app: &LockedApp, contract: &ContractId) -> Vec<String> {
         .map(|(name, _)| name.to_owned())
         .collect();
     for (name, spec) in &app.providers {
-        if spec.kind.contracts().contains(&contract.as_str()) && built_in(name.as_str()).is_none() {
+        if spec.contracts().contains(&contract.as_str()) && built_in(name.as_str()).is_none() {
             names.push(name.to_string());
         }
     }
@@ -211,7 +211,7 @@ pub(crate) fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings,
             let message = format!("provider `{name}` is declared, and no link names it");
             let contract = match spec.kind {
                 ProviderKind::Component => "<contract>",
-                kind => kind.contracts().first().copied().unwrap_or_default(),
+                _ => spec.contracts().first().copied().unwrap_or("<contract>"),
             };
             let help =
                 format!("link a component to it (`\"{contract}\" = \"{name}\"`), or remove `[providers.{name}]`");

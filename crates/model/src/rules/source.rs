@@ -76,7 +76,7 @@ fn problem(
     let Some(source) = providers.get(from).cloned().or_else(|| built_in(from.as_str())) else {
         let sources: Vec<&str> = providers
             .iter()
-            .filter(|(_, spec)| spec.kind.contracts().contains(&CONTRACT))
+            .filter(|(_, spec)| spec.contracts().contains(&CONTRACT))
             .map(|(name, _)| name.as_str())
             .collect();
         let message = format!("{what} is to come from `{from}`, and there is no such provider");
@@ -88,12 +88,20 @@ fn problem(
             sources => bad(message, &format!("`from` may be {}, or absent", list(sources))),
         };
     };
-    if !source.kind.contracts().contains(&CONTRACT) {
+    if !source.contracts().contains(&CONTRACT) {
         let message =
             format!("{what} is to come from `{from}`, which is a `{}` and keeps no secrets", source.kind.as_str());
         return bad(message, "name a provider of type `secrets-vault`, or remove `from`");
     }
-    if spec.kind == ProviderKind::SecretsVault && source.kind == ProviderKind::SecretsVault {
+    if spec.kind == ProviderKind::External && !reference.is_own() {
+        return bad(
+            format!(
+                "{what} is to come from `{from}`; the program of an external provider is handed secrets of the tenant's own store"
+            ),
+            "keep it there with `sidereal secret set`, and remove `from`",
+        );
+    }
+    if spec.contracts().contains(&CONTRACT) && source.kind != ProviderKind::SecretsEmbedded {
         return bad(
             format!(
                 "{what} is to come from `{from}`; what a provider of secrets logs in with is in the tenant's own store"

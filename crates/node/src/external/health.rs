@@ -11,49 +11,98 @@ use tokio::net::UnixStream;
 use tokio_util::codec::FramedRead;
 use wrpc_transport::frame::{Decoder, encode_invocation};
 
-/// The call: `exists` of a key that nobody sets.
-const INSTANCE: &str = "wrpc:keyvalue/store@0.2.0-draft";
-const FUNCTION: &str = "exists";
-const BUCKET: &str = "sidereal-health";
-const KEY: &str = "health";
+/// What nobody has: a bucket, a container, a message, a secret of this name.
+const NOBODYS: &str = "sidereal-health";
 /// As much of an answer is read, bytes.
 const MAX_ANSWER: u64 = 4096;
+
+/// The call of one contract, and what its answers begin with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Question {
+    instance: &'static str,
+    function: &'static str,
+    /// Its parameters are texts, but for the last of a secret, which is none.
+    texts: &'static [&'static str],
+    no_field: bool,
+    /// Whether these bytes are how an answer begins; `None` where more of them have to be known.
+    begins: fn(&[u8]) -> Option<bool>,
+}
+
+/// The question for a provider of this contract.
+pub(super) fn question(contract: &str) -> Question {
+    let of = |instance, function, texts, begins| Question { instance, function, texts, no_field: false, begins };
+    match contract {
+        // ok(bool), or a text.
+        "wasi:blobstore" => {
+            of("wrpc:blobstore/blobstore@0.2.0", "container-exists", &[NOBODYS], |answer| match answer {
+                [0, 0 | 1, ..] | [1, _, ..] => Some(true),
+                [] | [0 | 1] => None,
+                _ => Some(false),
+            })
+        }
+        // ok, or a text.
+        model::messaging::CONTRACT => of("sidereal:broker/source@0.1.0", "done", &[NOBODYS], |answer| match answer {
+            [0, ..] | [1, _, ..] => Some(true),
+            [] | [1] => None,
+            _ => Some(false),
+        }),
+        // A version and a value, or one of the three errors.
+        model::secret::CONTRACT => Question {
+            no_field: true,
+            ..of("sidereal:secrets/store@0.1.0", "get", &[NOBODYS], |answer| match answer {
+                [0, _, ..] | [1, 0..=2, ..] => Some(true),
+                [] | [0 | 1] => None,
+                _ => Some(false),
+            })
+        },
+        // ok(bool), or one of the three errors.
+        _ => of("wrpc:keyvalue/store@0.2.0-draft", "exists", &[NOBODYS, "health"], |answer| match answer {
+            [0, 0 | 1, ..] | [1, 0..=2, ..] => Some(true),
+            [] | [0 | 1] => None,
+            _ => Some(false),
+        }),
+    }
+}
 
 /// Asks once.
 ///
 /// # Errors
 /// What is wrong, as the end of a sentence that begins with its name.
-pub(super) async fn ask(socket: &Path, limit: Duration) -> Result<(), String> {
+pub(super) async fn ask(socket: &Path, question: Question, limit: Duration) -> Result<(), String> {
     let late = |_| Err(format!("did not answer within {limit:?}"));
-    tokio::time::timeout(limit, call(socket)).await.unwrap_or_else(late)
+    tokio::time::timeout(limit, call(socket, question)).await.unwrap_or_else(late)
 }
 
-async fn call(socket: &Path) -> Result<(), String> {
+async fn call(socket: &Path, question: Question) -> Result<(), String> {
     let stream = UnixStream::connect(socket).await.map_err(|cause| format!("does not take calls: {cause}"))?;
     let (reader, mut writer) = stream.into_split();
     let mut params = BytesMut::new();
-    for text in [BUCKET, KEY] {
+    for text in question.texts {
         // A length below 128 is one byte.
         params.put_u8(text.len() as u8);
         params.put_slice(text.as_bytes());
     }
+    if question.no_field {
+        params.put_u8(0);
+    }
     let mut call = BytesMut::new();
-    encode_invocation(&mut call, INSTANCE, FUNCTION, params.len()).map_err(|cause| cause.to_string())?;
+    encode_invocation(&mut call, question.instance, question.function, params.len())
+        .map_err(|cause| cause.to_string())?;
     call.unsplit(params);
     writer.write_all(&call).await.map_err(|cause| format!("hung up on a call: {cause}"))?;
     let mut frames = FramedRead::new(reader.take(MAX_ANSWER), Decoder::new(0, MAX_ANSWER));
     let mut answer = BytesMut::new();
-    while answer.len() < 2 {
+    loop {
+        match (question.begins)(&answer) {
+            Some(true) => return Ok(()),
+            Some(false) => return Err("answered a call with something the contract does not have".to_owned()),
+            None => {}
+        }
         match frames.next().await {
             Some(Ok(frame)) => answer.extend_from_slice(&frame.data),
             Some(Err(cause)) => return Err(format!("answered what is not wRPC: {cause}")),
             None => return Err("hung up without an answer".to_owned()),
         }
-    }
-    // ok(bool), or one of the three errors of the contract.
-    match answer.get(..2) {
-        Some([0, 0 | 1] | [1, 0..=2]) => Ok(()),
-        _ => Err("answered a call with something the contract does not have".to_owned()),
     }
 }
 
@@ -63,33 +112,45 @@ mod tests {
     use tokio::net::UnixListener;
 
     /// What a server with this answer gets as a verdict.
-    async fn verdict(answer: &'static [u8], then_hold: bool) -> Result<(), String> {
+    async fn verdict(contract: &str, answer: &'static [u8], then_hold: bool) -> Result<(), String> {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let listener = UnixListener::bind(&socket).unwrap();
+        let asked = question(contract);
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut head = vec![0; 1 + 1 + INSTANCE.len() + 1 + FUNCTION.len() + 1 + 1];
+            let mut head = vec![0; 1 + 1 + asked.instance.len() + 1 + asked.function.len() + 1 + 1];
             stream.read_exact(&mut head).await.unwrap();
             assert_eq!(head[0], 0);
-            assert_eq!(&head[2..2 + INSTANCE.len()], INSTANCE.as_bytes());
+            assert_eq!(&head[2..2 + asked.instance.len()], asked.instance.as_bytes());
             let mut params = vec![0; usize::from(*head.last().unwrap())];
             stream.read_exact(&mut params).await.unwrap();
-            assert_eq!(params, [&[15][..], b"sidereal-health", &[6], b"health"].concat());
+            assert!(params.starts_with(b"\x0fsidereal-health"), "{params:?}");
             stream.write_all(answer).await.unwrap();
             if then_hold {
                 std::future::pending::<()>().await;
             }
         });
-        let verdict = ask(&socket, Duration::from_millis(300)).await;
+        let verdict = ask(&socket, asked, Duration::from_millis(300)).await;
         server.abort();
         verdict
     }
 
     #[tokio::test]
     async fn well_is_what_answers_as_the_contract_says() {
-        for well in [&[0, 2, 0, 0][..], &[0, 2, 0, 1], &[0, 1, 0, 0, 1, 0], &[0, 5, 1, 2, 2, b'n', b'o']] {
-            assert_eq!(verdict(well, true).await, Ok(()), "{well:?}");
+        for (contract, well) in [
+            ("wasi:keyvalue", &[0, 2, 0, 0][..]),
+            ("wasi:keyvalue", &[0, 2, 0, 1]),
+            ("wasi:keyvalue", &[0, 1, 0, 0, 1, 0]),
+            ("wasi:keyvalue", &[0, 5, 1, 2, 2, b'n', b'o']),
+            ("wasi:blobstore", &[0, 2, 0, 0]),
+            ("wasi:blobstore", &[0, 4, 1, 2, b'n', b'o']),
+            ("wasmcloud:messaging", &[0, 1, 0]),
+            ("wasmcloud:messaging", &[0, 4, 1, 2, b'n', b'o']),
+            ("wasmcloud:secrets", &[0, 2, 1, 0]),
+            ("wasmcloud:secrets", &[0, 3, 0, 1, 0]),
+        ] {
+            assert_eq!(verdict(contract, well, true).await, Ok(()), "{contract} {well:?}");
         }
         for (ill, why) in [
             (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "not wRPC"),
@@ -98,12 +159,20 @@ mod tests {
             (&[], "hung up without"),
             (&[0xff; 64], "not wRPC"),
         ] {
-            let said = verdict(ill, false).await.unwrap_err();
+            let said = verdict("wasi:keyvalue", ill, false).await.unwrap_err();
             assert!(said.contains(why), "{ill:?}: {said}");
         }
-        let said = verdict(&[], true).await.unwrap_err();
+        for (contract, ill) in [
+            ("wasi:blobstore", &[0, 2, 0, 7][..]),
+            ("wasmcloud:messaging", &[0, 1, 7]),
+            ("wasmcloud:secrets", &[0, 2, 1, 7]),
+        ] {
+            let said = verdict(contract, ill, false).await.unwrap_err();
+            assert!(said.contains("the contract does not have"), "{contract} {ill:?}: {said}");
+        }
+        let said = verdict("wasi:keyvalue", &[], true).await.unwrap_err();
         assert!(said.contains("did not answer within"), "{said}");
-        let said = ask(Path::new("/nowhere/s"), Duration::from_secs(1)).await.unwrap_err();
+        let said = ask(Path::new("/nowhere/s"), question("wasi:keyvalue"), Duration::from_secs(1)).await.unwrap_err();
         assert!(said.contains("does not take calls"), "{said}");
     }
 }

@@ -92,7 +92,7 @@ pub struct Externals {
     shared: Arc<Shared>,
     known: Mutex<HashMap<Key, Slot>>,
     /// Held for apps whose data are being moved to a provider that no revision names yet.
-    lent: Mutex<HashMap<(TenantName, AppName), Lease>>,
+    lent: Mutex<HashMap<(TenantName, AppName), Vec<Lease>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -204,10 +204,16 @@ impl Externals {
         Lease(held)
     }
 
-    /// Has the process of a provider run that data of an app are being moved to, until [`Externals::take_back`].
-    pub fn lend(&self, tenant: &TenantName, app: &AppName, provider: &ProviderName, spec: &ProviderSpec) {
-        let lease = self.lease(tenant, app, Revision(0), provider, spec);
-        lock(&self.lent).insert((tenant.clone(), app.clone()), lease);
+    /// Has the processes of providers run that a move of an app's data needs and no revision names yet, until
+    /// [`Externals::take_back`].
+    pub fn lend<'a>(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        wanted: impl Iterator<Item = (&'a ProviderName, &'a ProviderSpec)>,
+    ) {
+        let leases = wanted.map(|(provider, spec)| self.lease(tenant, app, Revision(0), provider, spec)).collect();
+        lock(&self.lent).insert((tenant.clone(), app.clone()), leases);
     }
 
     /// The data are moved, or will not be.

@@ -169,7 +169,7 @@ impl Supervisor {
             () = self.stop.cancelled() => return End::Stopped,
         };
         if ready.is_err() {
-            let last = health::ask(&self.dir.join(SOCKET), pace.answer).await.err().unwrap_or_default();
+            let last = self.ask().await.err().unwrap_or_default();
             return End::Ended(format!("was not ready after {:?}: {last}", pace.ready));
         }
         let (tenant, app, provider) = (&self.tenant, &self.app, &self.provider);
@@ -185,7 +185,7 @@ impl Supervisor {
             }
             let next = async {
                 tokio::time::sleep(pace.every).await;
-                health::ask(&self.dir.join(SOCKET), pace.answer).await
+                self.ask().await
             };
             tokio::select! {
                 biased;
@@ -204,9 +204,19 @@ impl Supervisor {
         }
     }
 
+    /// Whether it answers as its contract says.
+    async fn ask(&self) -> Result<(), String> {
+        let question = health::question(self.contract());
+        health::ask(&self.dir.join(SOCKET), question, self.shared.config.pace.answer).await
+    }
+
+    fn contract(&self) -> &str {
+        self.spec.config.get(external::CONTRACT).map_or("", String::as_str)
+    }
+
     async fn first_answer(&self) {
         let mut pause = std::time::Duration::from_millis(5);
-        while let Err(cause) = health::ask(&self.dir.join(SOCKET), self.shared.config.pace.answer).await {
+        while let Err(cause) = self.ask().await {
             tracing::trace!(%cause, "an external provider is not ready yet");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(std::time::Duration::from_millis(50));
@@ -273,7 +283,7 @@ impl Supervisor {
         let settings = Settings {
             version: 1,
             socket: &path,
-            contract: self.spec.config.get(external::CONTRACT).map_or("", String::as_str),
+            contract: self.contract(),
             data: &data,
             tenant: &self.tenant,
             app: &self.app,

@@ -116,13 +116,13 @@ impl View<'_> {
 
     async fn create(&mut self, name: &str) -> Result<Resource<Container>, Refusal> {
         let place = self.find(name)?;
-        place.meter.observe(place.backend.create(&place.container)).await?;
+        place.meter.call("create-container", place.backend.create(&place.container)).await?;
         Ok(self.0.table().push(Container(place))?)
     }
 
     async fn open(&mut self, name: &str) -> Result<Resource<Container>, Refusal> {
         let place = self.find(name)?;
-        match place.meter.observe(place.backend.container(&place.container)).await? {
+        match place.meter.call("get-container", place.backend.container(&place.container)).await? {
             Some(_) => Ok(self.0.table().push(Container(place))?),
             None => Err(BackendError::NoContainer(place.called.to_string()).into()),
         }
@@ -136,7 +136,7 @@ impl View<'_> {
         let one_backend = Arc::ptr_eq(&source.backend, &target.backend);
         let (old, new) = ((&*source.container, &*from.object), (&*target.container, &*to.object));
         if one_backend && old == new {
-            let there = source.meter.observe(source.backend.object(old.0, old.1)).await?;
+            let there = source.meter.call("object-info", source.backend.object(old.0, old.1)).await?;
             let missing = || BackendError::NoObject { container: from.container.clone(), object: from.object.clone() };
             return there.map(|_| ()).ok_or_else(|| missing().into());
         }
@@ -146,9 +146,9 @@ impl View<'_> {
                 false => transfer((&*source.backend, old.0, old.1), (&*target.backend, new.0, new.1)).await,
             }
         };
-        target.meter.observe(copied).await?;
+        target.meter.call("copy-object", copied).await?;
         if moves {
-            source.meter.observe(source.backend.remove(old.0, vec![from.object.clone()])).await?;
+            source.meter.call("delete-object", source.backend.remove(old.0, vec![from.object.clone()])).await?;
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ impl View<'_> {
         if self.0.table().get(data)?.is_carried() {
             return Err(BackendError::Misuse("this value is being written to an object already".into()).into());
         }
-        let upload = place.meter.observe(place.backend.write(&place.container, name)).await?;
+        let upload = place.meter.call("write-data", place.backend.write(&place.container, name)).await?;
         self.0.table().get_mut(data)?.carry(upload, place.meter);
         Ok(())
     }
@@ -178,7 +178,7 @@ impl View<'_> {
     ) -> Result<Resource<Incoming>, Refusal> {
         check_object(&name)?;
         let place = self.place(container)?;
-        let reading = place.meter.observe(place.backend.read(&place.container, &name, start, end)).await?;
+        let reading = place.meter.call("get-data", place.backend.read(&place.container, &name, start, end)).await?;
         Ok(self.0.table().push(Incoming::new(name, reading, place.meter))?)
     }
 
@@ -189,13 +189,13 @@ impl View<'_> {
             return Err(BackendError::TooLarge(why).into());
         }
         let place = self.place(container)?;
-        Ok(place.meter.observe(place.backend.remove(&place.container, names)).await?)
+        Ok(place.meter.call("delete-objects", place.backend.remove(&place.container, names)).await?)
     }
 
     async fn object(&mut self, container: &Resource<Container>, name: &str) -> Result<Option<ObjectMetadata>, Refusal> {
         check_object(name)?;
         let place = self.place(container)?;
-        let found = place.meter.observe(place.backend.object(&place.container, name)).await?;
+        let found = place.meter.call("object-info", place.backend.object(&place.container, name)).await?;
         Ok(found.map(|info| ObjectMetadata {
             name: name.to_owned(),
             container: place.called.to_string(),
@@ -232,7 +232,7 @@ impl types::HostOutgoingValue for View<'_> {
                 Err(cause) => Err(BackendError::Unavailable(format!("the upload ended: {cause}"))),
             }
         };
-        told(meter.observe(stored).await.map_err(Refusal::from))
+        told(meter.call("finish", stored).await.map_err(Refusal::from))
     }
 
     async fn drop(&mut self, value: Resource<Outgoing>) -> wasmtime::Result<()> {
@@ -275,7 +275,7 @@ impl container::HostContainer for View<'_> {
 
     async fn info(&mut self, container: Resource<Container>) -> Told<ContainerMetadata> {
         let place = self.0.table().get(&container)?.0.clone();
-        let found = place.meter.observe(place.backend.container(&place.container)).await;
+        let found = place.meter.call("container-info", place.backend.container(&place.container)).await;
         told(match found {
             Ok(Some(info)) => Ok(ContainerMetadata { name: place.called.to_string(), created_at: info.created_at }),
             Ok(None) => Err(BackendError::NoContainer(place.called.to_string()).into()),
@@ -325,7 +325,7 @@ impl container::HostContainer for View<'_> {
 
     async fn clear(&mut self, container: Resource<Container>) -> Told<()> {
         let place = self.0.table().get(&container)?.0.clone();
-        told(place.meter.observe(place.backend.clear(&place.container)).await.map_err(Refusal::from))
+        told(place.meter.call("clear", place.backend.clear(&place.container)).await.map_err(Refusal::from))
     }
 
     async fn drop(&mut self, container: Resource<Container>) -> wasmtime::Result<()> {
@@ -360,7 +360,11 @@ impl blobstore::Host for View<'_> {
 
     async fn delete_container(&mut self, name: String) -> Told<()> {
         told(match self.find(&name) {
-            Ok(place) => place.meter.observe(place.backend.delete(&place.container)).await.map_err(Refusal::from),
+            Ok(place) => place
+                .meter
+                .call("delete-container", place.backend.delete(&place.container))
+                .await
+                .map_err(Refusal::from),
             Err(refusal) => Err(refusal),
         })
     }
@@ -368,7 +372,7 @@ impl blobstore::Host for View<'_> {
     async fn container_exists(&mut self, name: String) -> Told<bool> {
         told(match self.find(&name) {
             Ok(place) => {
-                let found = place.meter.observe(place.backend.container(&place.container)).await;
+                let found = place.meter.call("container-info", place.backend.container(&place.container)).await;
                 found.map(|found| found.is_some()).map_err(Refusal::from)
             }
             Err(refusal) => Err(refusal),

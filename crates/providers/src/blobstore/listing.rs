@@ -59,7 +59,7 @@ impl Listing {
                 Next::None => return Ok(()),
             };
             let Place { backend, container, meter, .. } = &self.place;
-            let page = meter.observe(backend.list(container, cursor)).await?;
+            let page = meter.call("list-objects", backend.list(container, cursor)).await?;
             self.here.extend(page.names);
             self.next = page.cursor.map_or(Next::None, Next::After);
         }

@@ -7,6 +7,7 @@
 mod adapter;
 pub mod conformance;
 pub mod copy;
+pub mod external;
 mod incoming;
 pub mod journal;
 mod listing;

@@ -6,6 +6,7 @@
 
 mod adapter;
 pub mod conformance;
+pub mod external;
 pub mod jetstream;
 pub mod nats;
 pub mod outcome;
@@ -144,7 +145,7 @@ impl MessagingLink {
     /// What the limits or the backend say.
     pub async fn publish(&self, message: Message) -> Result<(), BackendError> {
         self.meter
-            .observe(async {
+            .call("publish", async {
                 check(&message.subject, &message.body)?;
                 if let Some(reply_to) = &message.reply_to {
                     check(reply_to, &[])?;
@@ -160,7 +161,7 @@ impl MessagingLink {
     /// What the limits or the backend say.
     pub async fn request(&self, subject: String, body: Vec<u8>, timeout: Duration) -> Result<Message, BackendError> {
         self.meter
-            .observe(async {
+            .call("request", async {
                 check(&subject, &body)?;
                 self.backend.request(subject, body, timeout.min(MAX_REQUEST)).await
             })

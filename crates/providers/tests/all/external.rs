@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
-use providers::keyvalue::external::{Connect, NotReady};
+use providers::external::{Connect, NotReady};
 use providers::keyvalue::{Backend, BackendError, External, conformance};
 use tokio::net::UnixStream;
 
 /// A provider's process, started as the node does it.
-struct Process {
-    child: Child,
-    dir: tempfile::TempDir,
+pub(super) struct Process {
+    pub(super) child: Child,
+    pub(super) dir: tempfile::TempDir,
 }
 
 impl Drop for Process {
@@ -27,7 +27,7 @@ impl Drop for Process {
     }
 }
 
-struct Direct(PathBuf);
+pub(super) struct Direct(pub(super) PathBuf);
 
 impl Connect for Direct {
     fn connect(&self) -> BoxFuture<'_, Result<UnixStream, NotReady>> {
@@ -43,13 +43,13 @@ fn example() -> PathBuf {
 }
 
 impl Process {
-    fn start(program: &Path) -> Self {
+    pub(super) fn start(program: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self { child: spawn(program, dir.path()), dir }
     }
 
     /// A program that is this text.
-    fn script(text: &str) -> Self {
+    pub(super) fn script(text: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
         std::fs::write(&program, text).unwrap();
@@ -58,7 +58,20 @@ impl Process {
     }
 
     fn store(&self) -> External {
-        External::new("kv".parse().unwrap(), Arc::new(Direct(self.dir.path().join("s"))))
+        External::new("kv".parse().unwrap(), self.connect())
+    }
+
+    /// The way to it.
+    pub(super) fn connect(&self) -> Arc<Direct> {
+        Arc::new(Direct(self.dir.path().join("s")))
+    }
+
+    /// Ends it without a word, and starts the same program again.
+    pub(super) fn again(&mut self, program: &Path) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::fs::remove_file(self.dir.path().join("s")).unwrap();
+        self.child = spawn(program, self.dir.path());
     }
 }
 
@@ -101,7 +114,7 @@ async fn what_it_acknowledged_survives_its_sudden_end() {
 }
 
 /// Listens, and does this with every connection.
-fn misbehaving(what: &str) -> Process {
+pub(super) fn misbehaving(what: &str) -> Process {
     Process::script(&format!(
         "#!/usr/bin/python3 -I\nimport json, socket, sys, time\n\
          l = socket.socket(socket.AF_UNIX)\nl.bind(json.loads(sys.stdin.readline())['socket'])\nl.listen()\n\

@@ -14,6 +14,7 @@ mod blobstore_nats;
 mod components;
 mod consul;
 mod external;
+mod external_more;
 mod fake_vault;
 mod faults;
 mod follow;

@@ -41,6 +41,7 @@ fn refused(error: SecretError) -> SqlError {
         SecretError::Unavailable { .. } | SecretError::Vault { .. } => SqlError::Unavailable(error.to_string()),
         SecretError::Missing(_)
         | SecretError::Absent { .. }
+        | SecretError::NotKept { .. }
         | SecretError::Denied { .. }
         | SecretError::Unusable { .. } => SqlError::Denied(error.to_string()),
     }

@@ -1,89 +1,88 @@
 //! Key-value in a process beside the platform that speaks wRPC: `wrpc:keyvalue@0.2.0-draft`, the contract with the bucket
 //! as a name in every call.
-//!
-//! Each call has a connection of its own, as wRPC over a unix socket does it, so a slow call holds up no other. The node
-//! runs the process and makes the connections.
-
-mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use model::ProviderName;
-use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::codec::{Decoder, Encoder};
-use wire::{Refusal, WireError, invoke};
-use wrpc_transport::{Decode, Encode, Packer};
+use wrpc_transport::{Decode, Encode, ListDecoder, Packer, SyncCodec};
 
 use super::{Answer, Backend, BackendError, Gathered, MAX_BATCH_BYTES, MAX_VALUE, Page};
+use crate::external::{AT_FIRST, CallError, Connect, Function, Kind, Patience, Process, SHORT, USUAL, words};
 
 const STORE: &str = "wrpc:keyvalue/store@0.2.0-draft";
 const ATOMICS: &str = "wrpc:keyvalue/atomics@0.2.0-draft";
 const BATCH: &str = "wrpc:keyvalue/batch@0.2.0-draft";
 
-/// A call that is not answered for so long has failed.
-const CALL: Duration = Duration::from_secs(5);
-/// A call waits this long for a process that is being started again.
-const CONNECT: Duration = Duration::from_secs(5);
-/// As [`CONNECT`], before a revision is first served: longer than a process may take for its start.
-const FIRST: Duration = Duration::from_secs(12);
-/// Calls of one app under way at once; the rest waits.
-const MAX_CALLS: usize = 128;
-/// The most bytes of an answer that says done or not, or why not.
-const SHORT: u64 = 64 << 10;
 /// As [`SHORT`], with a value.
 const VALUE: u64 = MAX_VALUE as u64 + SHORT;
 /// As [`SHORT`], with a page of keys.
 const KEYS: u64 = 2 << 20;
 /// As [`SHORT`], with a batch and what goes around each of its keys.
 const MANY: u64 = MAX_BATCH_BYTES as u64 + SHORT;
-/// Of what a refusal says, this many characters are repeated.
-const MAX_WORDS: usize = 300;
-
-/// Why there is no connection to a process.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{why}")]
-pub struct NotReady {
-    /// The reason, as a sentence.
-    pub why: String,
-    /// Asking again in a moment may help.
-    pub soon: bool,
-}
-
-/// Connects to the process of one provider.
-pub trait Connect: Send + Sync + 'static {
-    /// One connection, for one call. Answers at once.
-    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, NotReady>>;
-}
 
 /// One app's keys in one external process.
-pub struct External {
-    name: ProviderName,
-    connect: Arc<dyn Connect>,
-    calls: Semaphore,
+pub struct External(Process);
+
+/// The error of the contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NoSuchStore,
+    AccessDenied,
+    Other(String),
 }
 
-/// Whether a call that came to nothing may be made again.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Write,
+/// Reads a [`Refusal`].
+#[derive(Default)]
+pub(crate) struct RefusalDecoder {
+    number: <u32 as Decode>::Decoder,
+    text: <String as Decode>::Decoder,
+    other: bool,
 }
 
-/// A function: where it is, its name, what it does, and the most bytes of its answer.
-struct Function(&'static str, &'static str, Kind, u64);
+impl Decoder for RefusalDecoder {
+    type Item = Refusal;
+    type Error = io::Error;
+
+    fn decode(&mut self, src: &mut BytesMut) -> io::Result<Option<Refusal>> {
+        if !self.other {
+            match self.number.decode(src)? {
+                None => return Ok(None),
+                Some(0) => return Ok(Some(Refusal::NoSuchStore)),
+                Some(1) => return Ok(Some(Refusal::AccessDenied)),
+                Some(2) => self.other = true,
+                Some(n) => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{n} is no error"))),
+            }
+        }
+        let text = self.text.decode(src)?;
+        self.other &= text.is_none();
+        Ok(text.map(Refusal::Other))
+    }
+}
+
+impl Decode for Refusal {
+    type Decoder = SyncCodec<RefusalDecoder>;
+    type ListDecoder = ListDecoder<Self::Decoder>;
+}
+
+impl From<CallError> for BackendError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Away(why) => Self::Unavailable(why),
+            CallError::TimedOut { ms } => Self::TimedOut { ms },
+            CallError::TooLarge(why) => Self::TooLarge(why),
+        }
+    }
+}
 
 impl External {
     /// The keys behind `connect`. Nothing is connected before the first call.
     pub fn new(name: ProviderName, connect: Arc<dyn Connect>) -> Self {
-        Self { name, connect, calls: Semaphore::new(MAX_CALLS) }
+        Self(Process::new(name, connect))
     }
 
     /// Asks for a key that nobody has: says early and with its reason what every call would say.
@@ -92,25 +91,11 @@ impl External {
     /// What a call would answer.
     pub async fn check(&self) -> Result<(), BackendError> {
         let function = Function(STORE, "exists", Kind::Read, SHORT);
-        let asked: Result<bool, BackendError> = self.within(FIRST, &function, ("sidereal-health", "health")).await;
+        let asked: Result<bool, BackendError> = self.within(AT_FIRST, &function, ("sidereal-health", "health")).await;
         match asked {
             // It answered, and it may have no such bucket.
             Err(BackendError::Unsupported(_) | BackendError::Denied(_)) | Ok(_) => Ok(()),
             Err(error) => Err(error),
-        }
-    }
-
-    async fn stream(&self, patience: Duration) -> Result<UnixStream, BackendError> {
-        let deadline = Instant::now() + patience;
-        let mut pause = Duration::from_millis(2);
-        loop {
-            match self.connect.connect().await {
-                Ok(stream) => return Ok(stream),
-                Err(NotReady { soon: true, .. }) if Instant::now() + pause < deadline => {}
-                Err(NotReady { why, .. }) => return Err(BackendError::Unavailable(why)),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(50));
         }
     }
 
@@ -121,49 +106,27 @@ impl External {
         R: Decode,
         io::Error: From<<R::Decoder as Decoder>::Error>,
     {
-        self.within(CONNECT, &function, params).await
+        self.within(USUAL, &function, params).await
     }
 
-    async fn within<P, R>(&self, patience: Duration, function: &Function, params: P) -> Result<R, BackendError>
+    async fn within<P, R>(&self, patience: Patience, function: &Function, params: P) -> Result<R, BackendError>
     where
         P: Encode<Packer> + Clone,
         io::Error: From<<P::Encoder as Encoder<P>>::Error>,
         R: Decode,
         io::Error: From<<R::Decoder as Decoder>::Error>,
     {
-        let name = &self.name;
-        let closed = |_| BackendError::Unavailable("the host is ending".to_owned());
-        let _permit = self.calls.acquire().await.map_err(closed)?;
-        let Function(instance, function, kind, limit) = function;
-        let mut again = *kind == Kind::Read;
-        let answered: Result<R, Refusal> = loop {
-            let stream = self.stream(patience).await?;
-            let call = invoke(stream, instance, function, params.clone(), *limit);
-            let late = |_| BackendError::TimedOut { ms: CALL.as_millis() as u64 };
-            match tokio::time::timeout(CALL, call).await.map_err(late)? {
-                Ok(answered) => break answered,
-                // The process ended under it; a read changes nothing, so the next process may as well answer it.
-                Err(WireError::HungUp(_)) if again => again = false,
-                Err(WireError::TooLarge(limit)) => {
-                    let why =
-                        format!("the answer of external provider `{name}` has more than {limit} bytes; ask for less");
-                    return Err(BackendError::TooLarge(why));
-                }
-                Err(cause) => return Err(BackendError::Unavailable(format!("external provider `{name}`: {cause}"))),
-            }
-        };
+        let name = self.0.name();
+        let answered: Result<R, Refusal> = self.0.call(patience, function, params).await?;
         answered.map_err(|refusal| match refusal {
             Refusal::AccessDenied => BackendError::Denied(format!("external provider `{name}` says so")),
             Refusal::NoSuchStore => BackendError::Unsupported(format!("external provider `{name}` has no such bucket")),
-            Refusal::Other(text) => {
-                let text: String = text.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
-                BackendError::Unsupported(text)
-            }
+            Refusal::Other(text) => BackendError::Unsupported(words(&text)),
         })
     }
 
     fn garbage(&self, what: &str) -> BackendError {
-        BackendError::Unavailable(format!("external provider `{}` answered {what}", self.name))
+        BackendError::Unavailable(self.0.garbage(what))
     }
 }
 

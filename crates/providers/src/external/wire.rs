@@ -10,52 +10,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::codec::{Decoder, FramedRead};
 use wrpc_transport::frame::encode_invocation;
-use wrpc_transport::{Decode, Encode, FrameDecoder, ListDecoder, Packer, SyncCodec, pack_ready};
-
-/// The error of the contract.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refusal {
-    NoSuchStore,
-    AccessDenied,
-    Other(String),
-}
-
-/// Reads a [`Refusal`].
-#[derive(Default)]
-pub(super) struct RefusalDecoder {
-    number: <u32 as Decode>::Decoder,
-    text: <String as Decode>::Decoder,
-    other: bool,
-}
-
-impl Decoder for RefusalDecoder {
-    type Item = Refusal;
-    type Error = io::Error;
-
-    fn decode(&mut self, src: &mut BytesMut) -> io::Result<Option<Refusal>> {
-        if !self.other {
-            match self.number.decode(src)? {
-                None => return Ok(None),
-                Some(0) => return Ok(Some(Refusal::NoSuchStore)),
-                Some(1) => return Ok(Some(Refusal::AccessDenied)),
-                Some(2) => self.other = true,
-                Some(n) => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{n} is no error"))),
-            }
-        }
-        let text = self.text.decode(src)?;
-        self.other &= text.is_none();
-        Ok(text.map(Refusal::Other))
-    }
-}
-
-impl Decode for Refusal {
-    type Decoder = SyncCodec<RefusalDecoder>;
-    type ListDecoder = ListDecoder<Self::Decoder>;
-}
+use wrpc_transport::{Decode, Encode, FrameDecoder, Packer, pack_ready};
 
 /// Why a call has no answer of the contract.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum WireError {
+pub(crate) enum WireError {
     /// The connection ended before the answer was whole. Whether a write happened is not known.
     #[error("it hung up before its answer was whole: {0}")]
     HungUp(io::Error),
@@ -68,7 +27,7 @@ pub(super) enum WireError {
 }
 
 /// Calls a function and reads its result, of which `limit` bytes are read at most.
-pub(super) async fn invoke<P, R>(
+pub(crate) async fn invoke<P, R>(
     stream: UnixStream,
     instance: &str,
     function: &str,
@@ -90,7 +49,7 @@ where
     // One that refuses early does not read it all, and may have said why.
     let written = writer.write_all(&call).await;
     drop(call);
-    // Depth 0: the contract has no streams, so nothing is nested.
+    // Depth 0: of what is asked like this nothing is a stream, so nothing is nested.
     let mut frames = FramedRead::new(reader.take(limit), FrameDecoder::new(0, limit));
     let mut answer = BytesMut::new();
     let mut decoder = R::Decoder::default();
@@ -118,7 +77,7 @@ where
 
 /// Errors of the connection, and not of what came over it. A frame that ends in the middle is told as `Other` by the
 /// codec.
-fn is_lost(cause: &io::Error) -> bool {
+pub(crate) fn is_lost(cause: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, Other, UnexpectedEof};
     matches!(cause.kind(), BrokenPipe | ConnectionReset | NotConnected | Other | UnexpectedEof)
 }
@@ -143,6 +102,8 @@ mod tests {
         server.await.unwrap();
         result
     }
+
+    use crate::keyvalue::external::Refusal;
 
     type Said<T> = Result<T, Refusal>;
 
