@@ -1,5 +1,6 @@
 //! Atomic increments over a server that has check-and-set and no increment: read, add, and write only if nobody wrote
-//! in between. Calls of this host for one key take turns, so that they do not fail each other.
+//! in between. Calls of this host for one key take turns, so that they do not fail each other; where the server never uses a
+//! version twice, what the last one wrote is remembered for a moment, and the read is spared.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -15,12 +16,19 @@ use super::BackendError;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Keys remembered before those nobody waits for are forgotten.
 const FORGET_AT: usize = 1024;
+/// What a key was seen to hold is believed for so long, where it is remembered.
+const REMEMBERED: Duration = Duration::from_secs(1);
 
 /// The longest text of a number: `-9223372036854775808`.
 const MAX_DIGITS: usize = 20;
 
 /// What check-and-set needs. A version means something to its server only; `None` is that of a key that is not there.
 pub(super) trait Versioned: Sync {
+    /// Whether no two values of a key ever have the same version, also where it was deleted in between: then one that was
+    /// seen may be compared with later on.
+    fn never_repeats(&self) -> bool {
+        false
+    }
     /// The value and its version. The version may be there without a value, where the server remembers deleted keys.
     fn read<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<Found, BackendError>>;
     /// Writes where the version still is `version`; the version after that, or `None` where it was another.
@@ -40,14 +48,21 @@ pub(super) struct Found {
     pub(super) version: u64,
 }
 
-/// The number a key was seen to hold, and its version.
-type Seen = Option<(i64, u64)>;
+/// The number a key was seen to hold, its version, and when.
+type Seen = Option<(i64, u64, Instant)>;
 type Turn = tokio::sync::Mutex<Seen>;
+
+/// One key: whose turn it is, for as long as somebody has one or what was seen is remembered.
+#[derive(Default)]
+struct Place {
+    turn: Weak<Turn>,
+    remembered: Option<Arc<Turn>>,
+}
 
 /// Whose turn it is, by bucket and key.
 #[derive(Default)]
 pub(super) struct Counting {
-    turns: Mutex<HashMap<(String, String), Weak<Turn>>>,
+    turns: Mutex<HashMap<(String, String), Place>>,
     jitter: RandomState,
 }
 
@@ -62,21 +77,22 @@ impl Counting {
     ) -> Result<i64, BackendError> {
         let late = || BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
         let deadline = Instant::now() + TIMEOUT;
-        let turn = self.turn(bucket, key);
+        let turn = self.turn(bucket, key, store.never_repeats());
         let mut seen = tokio::time::timeout_at(deadline, turn.lock()).await.map_err(|_| late())?;
         let mut tries = 0_u32;
         loop {
             // Taken: whoever gives up in the middle leaves nothing behind that may be wrong.
             let (number, version) = match seen.take() {
-                Some(seen) => seen,
-                None => {
+                Some((number, version, since)) if since.elapsed() < REMEMBERED => (number, version),
+                _ => {
                     let Found { value, version } = store.read(bucket, key).await?;
                     (value.map_or(Ok(0), |value| number(&value, key))?, version)
                 }
             };
             let sum = number.checked_add(delta).ok_or_else(|| BackendError::NotANumber(key.to_owned()))?;
             if let Some(version) = store.swap(bucket, key, sum.to_string(), version).await? {
-                *seen = Some((sum, version));
+                // Where others write the key too, the next call reads what they wrote.
+                *seen = (tries == 0).then(|| (sum, version, Instant::now()));
                 return Ok(sum);
             }
             tries += 1;
@@ -91,17 +107,22 @@ impl Counting {
         }
     }
 
-    fn turn(&self, bucket: &str, key: &str) -> Arc<Turn> {
+    fn turn(&self, bucket: &str, key: &str, remember: bool) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if turns.len() >= FORGET_AT {
-            turns.retain(|_, turn| turn.strong_count() > 0);
+            turns.retain(|_, place| {
+                place.remembered = None;
+                place.turn.strong_count() > 0
+            });
         }
         let place = turns.entry((bucket.to_owned(), key.to_owned())).or_default();
-        place.upgrade().unwrap_or_else(|| {
+        let turn = place.turn.upgrade().unwrap_or_else(|| {
             let fresh = Arc::new(Turn::default());
-            *place = Arc::downgrade(&fresh);
+            place.turn = Arc::downgrade(&fresh);
             fresh
-        })
+        });
+        place.remembered = remember.then(|| turn.clone());
+        turn
     }
 }
 
@@ -126,9 +147,14 @@ mod tests {
         reads: AtomicU32,
         swaps: AtomicU32,
         meddle: u32,
+        never_repeats: bool,
     }
 
     impl Versioned for Contested {
+        fn never_repeats(&self) -> bool {
+            self.never_repeats
+        }
+
         fn read<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Found, BackendError>> {
             self.reads.fetch_add(1, SeqCst);
             let (number, version) = *self.at.lock().unwrap();
@@ -165,7 +191,13 @@ mod tests {
     }
 
     fn contested(meddle: u32) -> Contested {
-        Contested { at: Mutex::default(), reads: AtomicU32::new(0), swaps: AtomicU32::new(0), meddle }
+        Contested {
+            at: Mutex::default(),
+            reads: AtomicU32::new(0),
+            swaps: AtomicU32::new(0),
+            meddle,
+            never_repeats: false,
+        }
     }
 
     #[tokio::test]
@@ -191,13 +223,37 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_is_dropped_leaves_no_number_behind() {
         let (store, counting) = (contested(u32::MAX), Counting::default());
-        let other = counting.turn("b", "k");
+        let other = counting.turn("b", "k", false);
         counting.increment(&store, "b", "k", 1).await.unwrap();
         let half_way = counting.increment(&store, "b", "k", 1).now_or_never();
         assert!(half_way.is_none());
         assert_eq!(*other.lock().await, None);
         *store.at.lock().unwrap() = (50, 9);
         assert_eq!(counting.increment(&store, "b", "k", 1).await.unwrap(), 51);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_written_is_remembered_for_a_moment_and_compared_with() {
+        let store = Contested { never_repeats: true, ..contested(u32::MAX) };
+        let counting = Counting::default();
+        for sum in 1..=5 {
+            assert_eq!(counting.increment(&store, "b", "k", 1).await, Ok(sum));
+        }
+        assert_eq!((store.reads.load(SeqCst), store.swaps.load(SeqCst)), (1, 5), "one step each after the first");
+        // Somebody else wrote: the comparison finds out, and the next call reads first.
+        *store.at.lock().unwrap() = (100, 50);
+        assert_eq!(counting.increment(&store, "b", "k", 1).await, Ok(101));
+        assert_eq!((store.reads.load(SeqCst), store.swaps.load(SeqCst)), (2, 7));
+        assert_eq!(counting.increment(&store, "b", "k", 1).await, Ok(102));
+        assert_eq!(store.reads.load(SeqCst), 3);
+        tokio::time::advance(REMEMBERED).await;
+        assert_eq!(counting.increment(&store, "b", "k", 1).await, Ok(103));
+        assert_eq!(store.reads.load(SeqCst), 4, "not for longer than a moment");
+        let store = contested(u32::MAX);
+        for sum in 1..=2 {
+            assert_eq!(counting.increment(&store, "b", "other", 1).await, Ok(sum));
+        }
+        assert_eq!(store.reads.load(SeqCst), 2, "and not where a version may come twice");
     }
 
     #[tokio::test(start_paused = true)]
@@ -210,11 +266,11 @@ mod tests {
     #[test]
     fn keys_nobody_waits_for_are_forgotten() {
         let counting = Counting::default();
-        let held = counting.turn("b", "held");
+        let held = counting.turn("b", "held", false);
         for n in 0..FORGET_AT * 2 {
-            counting.turn("b", &n.to_string());
+            counting.turn("b", &n.to_string(), n % 2 == 0);
         }
         assert!(counting.turns.lock().unwrap().len() <= FORGET_AT);
-        assert!(Arc::ptr_eq(&held, &counting.turn("b", "held")));
+        assert!(Arc::ptr_eq(&held, &counting.turn("b", "held", false)));
     }
 }

@@ -6,6 +6,7 @@
 
 mod connect;
 mod follow;
+mod get;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use connect::{Connector, forget};
+use get::{Bounded, Scripts};
 
 use futures::FutureExt;
 use model::{AppName, ProviderName, TenantName};
@@ -70,6 +72,8 @@ pub struct Redis {
     renewing: OnceLock<AbortOnDrop>,
     /// The server is older than `HSCAN … NOVALUES` (Redis 7.4, Valkey 8).
     sends_values: AtomicBool,
+    /// How values are read.
+    scripts: Scripts,
 }
 
 /// The one connection.
@@ -146,6 +150,7 @@ impl Redis {
             line: Arc::default(),
             renewing: OnceLock::new(),
             sends_values: AtomicBool::new(false),
+            scripts: Scripts::default(),
         })
     }
 
@@ -317,9 +322,10 @@ fn translate(cause: &RedisError, key: &str) -> BackendError {
 impl Backend for Redis {
     fn get<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, Option<Vec<u8>>> {
         async move {
-            // Others may write to the same server: a value is fetched only once its length is known.
-            check_length(self.run(true, cmd("HSTRLEN").arg(self.hash(bucket)).arg(key), key).await?)?;
-            self.run(true, cmd("HGET").arg(self.hash(bucket)).arg(key), key).await
+            match get::bounded(self, bucket, key).await? {
+                Bounded::Value(value) => Ok(value),
+                Bounded::Length(length) => check_length(length).map(|()| None),
+            }
         }
         .boxed()
     }

@@ -227,6 +227,58 @@ async fn a_password_that_is_set_anew_is_used_while_calls_go_on() {
     }
 }
 
+/// How often each of these commands was asked.
+async fn asked(address: std::net::SocketAddr, commands: &[&str]) -> Vec<u64> {
+    let stats = tells(address, "", "info commandstats").await;
+    let count = |command: &&str| {
+        let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:")))?;
+        line.split("calls=").nth(1)?.split(',').next()?.parse().ok()
+    };
+    commands.iter().map(|command| count(command).unwrap_or(0)).collect()
+}
+
+#[tokio::test]
+async fn a_get_is_one_command_and_fetches_nothing_that_is_too_long() {
+    let server = RedisServer::start();
+    let redis = redis_of("acme", "shop", &server.url(), Direct::to(server.address));
+    redis.set("b", "k", b"value".to_vec()).await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(redis.get("b", "k").await.unwrap().as_deref(), Some(&b"value"[..]));
+    }
+    assert_eq!(redis.get("b", "none").await.unwrap(), None);
+    // The script is loaded by the first; after that each is one command of the client, and two of the server's own.
+    assert_eq!(asked(server.address, &["eval", "evalsha"]).await, [1, 11]);
+    // Whoever writes to the same server may write more than a value has.
+    let long = format!("eval redis.call('hset',KEYS[1],'long',string.rep('x',{})) 1 acme/shop/b", (8 << 20) + 1);
+    let mut cli = tokio::process::Command::new("redis-cli");
+    let (code, rest) = long.strip_prefix("eval ").unwrap().split_once(" 1 ").unwrap();
+    cli.args(["-p", &server.address.port().to_string(), "eval", code, "1", rest]);
+    assert!(cli.output().await.unwrap().status.success());
+    let before = asked(server.address, &["hget"]).await;
+    let said = redis.get("b", "long").await.unwrap_err();
+    assert!(matches!(&said, BackendError::TooLarge(why) if why.contains("8388609")), "{said:?}");
+    assert_eq!(asked(server.address, &["hget"]).await, before, "it is measured and not sent");
+    // A server that forgot its scripts is told again.
+    assert_eq!(tells(server.address, "", "script flush").await.trim(), "OK");
+    assert_eq!(redis.get("b", "k").await.unwrap().as_deref(), Some(&b"value"[..]));
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_run_scripts_reads_in_two_commands() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let _server =
+        RedisServer::start_at(address, &["--user", "shop", "on", ">right", "~acme/*", "+@all", "-@scripting"]);
+    let vault = Vault::new();
+    vault.set("password", "right");
+    let login = login(Some("shop"), &["password"], &vault);
+    let redis = redis_as("acme", "shop", &format!("redis://{address}"), login, Direct::to(address));
+    redis.set("b", "k", b"1".to_vec()).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(redis.get("b", "k").await.unwrap().as_deref(), Some(&b"1"[..]));
+    }
+    assert_eq!(asked(address, &["hstrlen", "hget"]).await, [3, 3]);
+}
+
 #[tokio::test]
 async fn a_url_that_is_none_is_refused_without_being_shown() {
     for url in

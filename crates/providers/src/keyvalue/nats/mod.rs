@@ -291,6 +291,11 @@ fn failed(cause: JetStreamError) -> BackendError {
 }
 
 impl Versioned for Nats {
+    /// A version is the number of a message in the stream, and that of a marker where the key was deleted.
+    fn never_repeats(&self) -> bool {
+        true
+    }
+
     fn read<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<Found, BackendError>> {
         self.found(bucket, key).boxed()
     }
