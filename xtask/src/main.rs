@@ -32,6 +32,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Runs one test binary; `test` has cargo run them by this.
+    #[command(hide = true)]
+    RunTest {
+        /// The binary and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<String>,
+    },
     /// Format, lints, tidiness, supply chain.
     Check,
     /// What no compiler checks: the map, file headers, drift of committed artifacts.
@@ -72,6 +79,7 @@ fn main() -> anyhow::Result<()> {
     let root = root()?;
     match Cli::parse().command {
         Task::Test { args } => test::run(&root, &args),
+        Task::RunTest { command } => test::one(&command),
         Task::Check => check::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Guests => {

@@ -1,10 +1,11 @@
 //! Everything that is tested, on real binaries and real services, in the profile that ships.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use crate::check::step;
 use crate::packages;
@@ -26,7 +27,8 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     let build = ["build", "--release", "--locked", "--workspace", "--lib", "--bins", "--tests"];
     step("build", Command::new("cargo").args(build), root)?;
     let mut test = Command::new("cargo");
-    test.args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
+    let runner = format!("target.\"cfg(unix)\".runner = [{:?}, \"run-test\"]", std::env::current_exe()?);
+    test.args(["--config", &runner, "test", "--release", "--locked", "--workspace", "--no-fail-fast"])
         .args(filter)
         .env("SIDEREAL_GUESTS", &guests)
         .env("SIDEREAL_BIN", root.join("target/release/sidereal"))
@@ -42,6 +44,29 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
         bail!("not everything was run. What was missing:\n{}", missing.join("\n"));
     }
     Ok(())
+}
+
+/// Packages whose tests wait for servers and time-outs most of the time, and for how many of them at once there is room on
+/// each core.
+const PATIENT: [(&str, usize); 1] = [("providers", 3)];
+
+/// Runs one test binary in place of this process.
+///
+/// # Errors
+/// When it cannot be run.
+pub fn one(command: &[String]) -> anyhow::Result<()> {
+    let (program, args) = command.split_first().context("no program")?;
+    let mut test = Command::new(program);
+    test.args(args);
+    // Cargo says whose tests they are. What was asked for on the command line goes before this.
+    let package = std::env::var("CARGO_PKG_NAME").unwrap_or_default();
+    if let Some((_, each)) = PATIENT.iter().find(|(name, _)| *name == package)
+        && std::env::var_os("RUST_TEST_THREADS").is_none()
+    {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        test.env("RUST_TEST_THREADS", (cores * each).to_string());
+    }
+    Err(test.exec()).with_context(|| format!("cannot run {program}"))
 }
 
 /// Builds the guests and the product, and runs the corpus of hostile components for so long.

@@ -12,6 +12,7 @@ mod swap;
 mod table;
 mod throughput;
 mod us;
+mod watchers;
 
 use std::path::PathBuf;
 
@@ -58,6 +59,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wanted("providers") {
         providers::run(&args, &mut table).context("providers")?;
+    }
+    if wanted("watchers") {
+        watchers::run(&args, &mut table).context("watchers")?;
     }
     if wanted("metering") {
         metering::run(&args, &mut table).context("metering")?;

@@ -382,3 +382,6 @@ impl Settle for Settled {
         std::future::ready(self.0.send(outcome).map_err(|_| gone())).boxed()
     }
 }
+
+#[cfg(test)]
+mod tests;

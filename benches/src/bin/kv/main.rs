@@ -1,9 +1,11 @@
 //! Our providers against the bare client of the same server, in one process on one thread: what the contract, the
-//! breaker and the limits cost beside the server. `kv redis|nats ADDRESS SECONDS` and `kv meter CALLS`; prints one line of
-//! JSON, calls per second and p50 in microseconds by operation.
+//! breaker and the limits cost beside the server. `kv redis|nats ADDRESS SECONDS`, `kv watch redis|nats ADDRESS SECONDS` and
+//! `kv meter CALLS`; prints one line of JSON, calls per second and p50 in microseconds by operation.
 //!
 //! Every caller has a key of its own, so that no increment waits for another one's.
 #![forbid(unsafe_code)]
+
+mod watch;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,6 +16,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, try_join_all};
+use model::watch::Keys;
 use model::{AppName, ProviderName, SecretRef, TenantName};
 use providers::dial::{DialError, Dialer, Dialled, Target};
 use providers::http_out::{Tls, public_roots};
@@ -199,7 +202,7 @@ fn median(mut figures: Vec<Figure>) -> anyhow::Result<Figure> {
     figures.get(figures.len() / 2).copied().context("no figures")
 }
 
-async fn redis_report(address: SocketAddr, time: Duration) -> anyhow::Result<Report> {
+async fn redis_pair(address: SocketAddr) -> anyhow::Result<(Redis, MultiplexedConnection)> {
     let (tenant, app, provider) = names()?;
     let login = RedisLogin { username: None, secrets: no_credentials(&app) };
     let url = format!("redis://{address}");
@@ -211,20 +214,48 @@ async fn redis_report(address: SocketAddr, time: Duration) -> anyhow::Result<Rep
     let connected = MultiplexedConnection::new_with_config(info.redis_settings(), stream, config).await;
     let (connection, driver) = connected?;
     tokio::spawn(driver);
+    Ok((ours, connection))
+}
+
+async fn redis_report(address: SocketAddr, time: Duration) -> anyhow::Result<Report> {
+    let (ours, connection) = redis_pair(address).await?;
     both(&Ours(ours), &BareRedis(connection), time).await
 }
 
-async fn nats_report(address: SocketAddr, time: Duration) -> anyhow::Result<Report> {
+fn nats_pair(address: SocketAddr) -> anyhow::Result<(Nats, Client)> {
     let (tenant, app, provider) = names()?;
     let url = format!("nats://{address}");
     let settings = nats::Settings { url: &url, replicas: None, jetstream_domain: None, login: Login::Nobody };
     let tls = Tls::new(public_roots())?;
     let ours = Nats::new(&tenant, &app, &provider, settings, tls.clone(), Arc::new(Direct(address)))?;
     let options = Options { tenant, app, provider, endpoint: url.parse()?, login: Login::Nobody, tls };
-    let bare = Client::new(options, Arc::new(Direct(address)));
+    Ok((ours, Client::new(options, Arc::new(Direct(address)))))
+}
+
+async fn nats_report(address: SocketAddr, time: Duration) -> anyhow::Result<Report> {
+    let (ours, bare) = nats_pair(address)?;
     // The bucket is made by whoever writes first, and that must be ours.
     ours.set("b", "first", Vec::new()).await?;
     both(&Ours(ours), &BareNats(bare), time).await
+}
+
+/// How changes are told: ours, then the bare way.
+async fn watch_report(server: &str, address: SocketAddr, time: Duration) -> anyhow::Result<serde_json::Value> {
+    let every = Keys::of("*");
+    let (ours, bare) = if server == "redis" {
+        let (redis, connection) = redis_pair(address).await?;
+        let redis = Arc::new(redis);
+        let follow = redis.follow("w", every);
+        let ours = watch::measure(&mut watch::Ours::new(redis, &follow).await?, time).await?;
+        (ours, watch::measure(&mut watch::BareRedis::new(connection, address).await?, time).await?)
+    } else {
+        let (nats, client) = nats_pair(address)?;
+        let nats = Arc::new(nats);
+        let follow = nats.follow("w", every);
+        let ours = watch::measure(&mut watch::Ours::new(nats, &follow).await?, time).await?;
+        (ours, watch::measure(&mut watch::BareNats::new(client).await?, time).await?)
+    };
+    Ok(serde_json::json!({ "ours": ours, "bare": bare }))
 }
 
 fn names() -> anyhow::Result<(TenantName, AppName, ProviderName)> {
@@ -275,7 +306,11 @@ fn main() -> anyhow::Result<()> {
             };
             serde_json::to_string(&report)?
         }
-        _ => anyhow::bail!("usage: kv redis|nats ADDRESS SECONDS, or kv meter CALLS"),
+        ["watch", server @ ("redis" | "nats"), address, seconds] => {
+            let (address, time) = (address.parse()?, Duration::from_secs_f64(seconds.parse()?));
+            serde_json::to_string(&runtime.block_on(watch_report(server, address, time))?)?
+        }
+        _ => anyhow::bail!("usage: kv [watch] redis|nats ADDRESS SECONDS, or kv meter CALLS"),
     };
     println!("{text}");
     Ok(())
