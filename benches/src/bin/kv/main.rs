@@ -5,7 +5,7 @@
 //! Every caller has a key of its own, so that no increment waits for another one's.
 #![forbid(unsafe_code)]
 
-mod watch;
+mod watching;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -246,14 +246,14 @@ async fn watch_report(server: &str, address: SocketAddr, time: Duration) -> anyh
         let (redis, connection) = redis_pair(address).await?;
         let redis = Arc::new(redis);
         let follow = redis.follow("w", every);
-        let ours = watch::measure(&mut watch::Ours::new(redis, &follow).await?, time).await?;
-        (ours, watch::measure(&mut watch::BareRedis::new(connection, address).await?, time).await?)
+        let ours = watching::measure(&mut watching::Ours::new(redis, &follow).await?, time).await?;
+        (ours, watching::measure(&mut watching::BareRedis::new(connection, address).await?, time).await?)
     } else {
         let (nats, client) = nats_pair(address)?;
         let nats = Arc::new(nats);
         let follow = nats.follow("w", every);
-        let ours = watch::measure(&mut watch::Ours::new(nats, &follow).await?, time).await?;
-        (ours, watch::measure(&mut watch::BareNats::new(client).await?, time).await?)
+        let ours = watching::measure(&mut watching::Ours::new(nats, &follow).await?, time).await?;
+        (ours, watching::measure(&mut watching::BareNats::new(client).await?, time).await?)
     };
     Ok(serde_json::json!({ "ours": ours, "bare": bare }))
 }

@@ -179,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_value_that_is_there_already_a_refusal_and_garbage_are_told_apart() {
-        let (mut open, _server) = opened(b"\0\x06\0\x01\x02hi\x01\0", 99).await;
+        let (mut open, _server) = opened(b"\0\x07\0\x01\x02hi\x01\0", 99).await;
         assert_eq!(open.value::<Root>(&[]).await.unwrap(), Ok((Some(Bytes::from_static(b"hi")), Some(Ok(())))));
         let (mut open, _server) = opened(b"\0\x04\x01\x02no", 99).await;
         assert_eq!(open.value::<Root>(&[]).await.unwrap(), Err("no".to_owned()));

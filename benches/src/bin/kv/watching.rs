@@ -11,7 +11,6 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream;
 use model::messaging::{Group, Subscription};
-use model::watch::Keys;
 use providers::keyvalue::Backend;
 use providers::messaging::{self, Deliveries, Outcome};
 use providers::nats::{Buffer, Client, Outgoing};
