@@ -187,6 +187,7 @@ async fn nonsense_on_a_line_is_not_passed_on() {
             line.say(Kind::Claim, call, claim.as_bytes()).await;
         };
         assert_eq!(status(&tokio::join!(asked, told).0), 502, "{claim}");
+        assert_eq!(line.next().await.kind, Kind::Cancel, "its host need not keep the answer");
     }
     assert!(rig.seen().is_empty());
 }
