@@ -119,7 +119,7 @@ pub struct AuditView {
     pub from: String,
     /// Method and path.
     pub what: String,
-    /// `begun`, then `done` or `refused`; `broken` of the log itself.
+    /// `begun`, then `done` or `refused`; `broken` and `found` of the log itself.
     pub outcome: String,
     /// The status it was answered with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,7 +130,8 @@ pub struct AuditView {
     /// The number of the line that says it was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begun: Option<u64>,
-    /// Refused attempts without a token before it that came too fast to be written down one by one.
+    /// Refused attempts before it, of the same tenant's tokens or without one, that came too fast to be written down one
+    /// by one.
     #[serde(default)]
     pub left_out: u64,
 }
@@ -144,6 +145,10 @@ pub struct AuditReport {
     pub files: u64,
     /// What is not as it was written, one sentence each. Empty: all of it is.
     pub problems: Vec<String>,
+    /// Lines that were in the files at a start and that the store did not know of: a crash leaves the last few so, and so
+    /// does whoever adds some while nothing runs.
+    #[serde(default)]
+    pub found: Vec<String>,
 }
 
 /// A token to be made.

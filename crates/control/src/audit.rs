@@ -1,11 +1,13 @@
 //! Writes the audit log: one task owns the files. A change is begun only after the line that says so is on the disk; where
 //! that cannot be, it is refused.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use api::problem::{Code, Problem};
+use model::TenantName;
 use model::tenant::Rate;
 use store::audit::{self, Act, Log, Outcome, Record, Report, Tail};
 use store::{Expect, Store, keys};
@@ -22,24 +24,46 @@ const BATCH: usize = 64;
 /// Refused attempts of strangers that are written down: so many a second over time, and at once. A stranger must not be
 /// able to fill the disk; what is left out is counted in the next line.
 const STRANGERS: (u64, u64) = (10, 100);
+/// The same of each tenant's tokens together.
+const MEMBERS: (u64, u64) = (1, 100);
 
 enum Ask {
     Write(Box<Act>, oneshot::Sender<Result<u64, String>>),
-    Verify(oneshot::Sender<Result<Report, String>>),
+    Measure(oneshot::Sender<Result<Measured, String>>),
 }
+
+/// The files of the log as long as they are between two lines, and where it ends by then.
+type Measured = (Vec<(PathBuf, u64)>, Option<Tail>);
 
 /// The audit log, for everybody who has something to write.
 pub(crate) struct Audit {
     ask: mpsc::Sender<Ask>,
     dir: PathBuf,
-    strangers: Mutex<Strangers>,
+    since: Instant,
+    /// What was written down of refused attempts of each tenant's tokens, and of strangers.
+    refused: Mutex<HashMap<Option<TenantName>, Refused>>,
 }
 
-struct Strangers {
-    rate: Rate,
+#[derive(Default)]
+struct Refused {
     paid: u64,
-    since: Instant,
     left_out: u64,
+}
+
+impl Refused {
+    /// Whether one more attempt is written down, and how many were not since the last one that was.
+    fn take(&mut self, rate: Rate, now: u64) -> Option<u64> {
+        match rate.take(self.paid, now, 1) {
+            Ok(paid) => {
+                self.paid = paid;
+                Some(std::mem::take(&mut self.left_out))
+            }
+            Err(_) => {
+                self.left_out = self.left_out.saturating_add(1);
+                None
+            }
+        }
+    }
 }
 
 impl Audit {
@@ -57,9 +81,7 @@ impl Audit {
         }
         let (ask, asked) = mpsc::channel(ROOM);
         tokio::spawn(run(log, store, asked));
-        let rate = Rate::new(STRANGERS.0, STRANGERS.1);
-        let strangers = Mutex::new(Strangers { rate, paid: 0, since: Instant::now(), left_out: 0 });
-        Ok(Self { ask, dir, strangers })
+        Ok(Self { ask, dir, since: Instant::now(), refused: Mutex::default() })
     }
 
     /// Writes a line; answers with its number once it is on the disk.
@@ -78,18 +100,19 @@ impl Audit {
 
     /// Writes down that somebody was refused. That it cannot be written changes nothing for them.
     pub(crate) async fn refused(&self, mut act: Act) {
-        if act.who == NOBODY {
-            let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = u64::try_from(strangers.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            match strangers.rate.take(strangers.paid, now, 1) {
-                Ok(paid) => {
-                    strangers.paid = paid;
-                    act.left_out = std::mem::take(&mut strangers.left_out);
-                }
-                Err(_) => {
-                    strangers.left_out = strangers.left_out.saturating_add(1);
-                    return;
-                }
+        // A token's own tenant is who pays, not the one it asked for.
+        let whose = match act.who.as_str() {
+            NOBODY => Some(None),
+            OPERATOR => None,
+            _ => Some(act.tenant.clone()),
+        };
+        if let Some(whose) = whose {
+            let now = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let (rate, burst) = if whose.is_some() { MEMBERS } else { STRANGERS };
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            match refused.entry(whose).or_default().take(Rate::new(rate, burst), now) {
+                Some(left_out) => act.left_out = left_out,
+                None => return,
             }
         }
         if let Err(cause) = self.write(act).await {
@@ -111,14 +134,22 @@ impl Audit {
     /// Reads all of the log and says what is not as it was written.
     pub(crate) async fn verify(&self) -> Answer<Report> {
         let (tell, told) = oneshot::channel();
-        let sent = self.ask.send(Ask::Verify(tell)).await.is_ok();
-        let report = if sent { told.await.ok() } else { None };
-        report.unwrap_or_else(|| Err("the control plane is stopping".to_owned())).map_err(unreadable)
+        let sent = self.ask.send(Ask::Measure(tell)).await.is_ok();
+        let measured = if sent { told.await.ok() } else { None };
+        let stopping = || Err("the control plane is stopping".to_owned());
+        let (files, kept) = measured.unwrap_or_else(stopping).map_err(unreadable)?;
+        // Not in the task: reading takes its time, and changes go on meanwhile.
+        let read = tokio::task::spawn_blocking(move || audit::verify_measured(&files, kept)).await;
+        read.map_err(unreadable)?.map_err(unreadable)
     }
 }
 
 /// Who is named where no token was one.
 pub(crate) const NOBODY: &str = "nobody";
+/// Who is named where nobody asked for it in this moment.
+pub(crate) const PLATFORM: &str = "the platform";
+/// Who is named where it was the operator's.
+pub(crate) const OPERATOR: &str = "operator";
 
 fn unreadable(cause: impl std::fmt::Display) -> Refusal {
     Refusal::new(Code::StoreUnavailable, format!("the audit log cannot be read: {cause}"))
@@ -139,14 +170,14 @@ async fn run(log: Log, store: Arc<dyn Store>, mut asked: mpsc::Receiver<Ask>) {
     let mut log = Some(log);
     let mut batch = Vec::with_capacity(BATCH);
     while asked.recv_many(&mut batch, BATCH).await > 0 {
-        let (mut acts, mut waiting, mut verifying) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut acts, mut waiting, mut measuring) = (Vec::new(), Vec::new(), Vec::new());
         for ask in batch.drain(..) {
             match ask {
                 Ask::Write(act, tell) => {
                     acts.push(*act);
                     waiting.push(tell);
                 }
-                Ask::Verify(tell) => verifying.push(tell),
+                Ask::Measure(tell) => measuring.push(tell),
             }
         }
         if !acts.is_empty() {
@@ -157,17 +188,16 @@ async fn run(log: Log, store: Arc<dyn Store>, mut asked: mpsc::Receiver<Ask>) {
                 drop(tell.send(number));
             }
         }
-        for tell in verifying {
-            let report = match (&log, tail(&*store).await) {
+        for tell in measuring {
+            let measured = match (&log, tail(&*store).await) {
                 (Some(log), Ok(kept)) => {
-                    let dir = log.dir().to_owned();
-                    let read = tokio::task::spawn_blocking(move || audit::verify(&dir, kept)).await;
-                    read.map_err(|cause| cause.to_string()).and_then(|read| read.map_err(|cause| cause.to_string()))
+                    let files = audit::measured(log.dir()).map_err(|cause| cause.to_string());
+                    files.map(|files| (files, kept))
                 }
                 (None, _) => Err(LOST.to_owned()),
                 (_, Err(cause)) => Err(cause),
             };
-            drop(tell.send(report));
+            drop(tell.send(measured));
         }
     }
 }

@@ -86,13 +86,14 @@ impl Control {
         let (stop, state) = (CancellationToken::new(), Arc::new(Shared::default()));
         let (settled_in, settled) = watch::channel(0);
         let turn = Turn::default();
-        let audit = Audit::start(audit, store.clone()).await?;
+        let audit = Arc::new(Audit::start(audit, store.clone()).await?);
         let events = Events::new(clock::millis());
         let reconciler =
             Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in, turn.clone()).await?;
         let writer = Arc::new(Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn));
         writer.resume_configs(env).await.map_err(|refusal| ControlError::Configs(refusal.problem.detail))?;
-        let mover = Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), stop.clone());
+        let mover =
+            Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), audit.clone(), stop.clone());
         mover.resume().await?;
         writer.finish_gone().await.map_err(|refusal| ControlError::Gone(refusal.problem.detail))?;
         let purger = Purger { store: store.clone(), nodes: nodes.clone(), state: state.clone() };
@@ -111,6 +112,8 @@ impl Control {
             events,
             settled,
             uploads: Semaphore::new(http::UPLOADS),
+            calls: Arc::new(Semaphore::new(http::CALLS)),
+            looks: Semaphore::new(http::LOOKS),
             stop: stop.clone(),
             version,
             since_ms: clock::millis(),

@@ -17,9 +17,11 @@ use model::app::Revision;
 use model::observed::Phase;
 use model::plan::AppId;
 use serde::{Deserialize, Serialize};
-use store::{Expect, Store, keys};
+use store::audit::Outcome;
+use store::{Expect, Store, StoreError, keys};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{self, Audit, PLATFORM};
 use crate::http::{Answer, Refusal};
 use crate::state::Shared;
 use crate::writer::{Planned, Writer, decode, encode};
@@ -66,6 +68,7 @@ pub(crate) struct Mover {
     store: Arc<dyn Store>,
     nodes: Arc<dyn NodeApi>,
     state: Arc<Shared>,
+    audit: Arc<Audit>,
     stop: CancellationToken,
     moving: Mutex<BTreeMap<AppId, Moving>>,
 }
@@ -76,9 +79,10 @@ impl Mover {
         store: Arc<dyn Store>,
         nodes: Arc<dyn NodeApi>,
         state: Arc<Shared>,
+        audit: Arc<Audit>,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        Arc::new(Self { writer, store, nodes, state, stop, moving: Mutex::default() })
+        Arc::new(Self { writer, store, nodes, state, audit, stop, moving: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<AppId, Moving>> {
@@ -98,6 +102,10 @@ impl Mover {
             };
             let over = matches!(record.view.phase, CopyPhase::Done | CopyPhase::Failed);
             let (id, view) = (AppId { tenant, app }, record.view.clone());
+            if matches!(self.writer.current(&id).await, Err(refusal) if refusal.problem.code == Code::NotFound) {
+                self.unsave(&id).await;
+                continue;
+            }
             let cancel = self.stop.child_token();
             self.lock().insert(id.clone(), Moving { view, cancel: cancel.clone() });
             if !over {
@@ -158,7 +166,45 @@ impl Mover {
         Some(known.view.clone())
     }
 
+    /// The apps are deleted: their moves end, and nothing of them is left.
+    pub(crate) async fn forget(&self, gone: impl Fn(&AppId) -> bool) {
+        let ended: Vec<AppId> = {
+            let mut moving = self.lock();
+            let ended: Vec<AppId> = moving.keys().filter(|id| gone(id)).cloned().collect();
+            for known in ended.iter().filter_map(|id| moving.remove(id)) {
+                known.cancel.cancel();
+            }
+            ended
+        };
+        for id in ended {
+            self.unsave(&id).await;
+        }
+    }
+
+    /// A move begins with a request and ends by itself: the audit log says how.
+    async fn write_down(&self, id: &AppId, view: &CopyView) {
+        let what = format!("move of data of app {} from {} to {}", id.app, view.from, view.to);
+        let mut act = audit::act(PLATFORM.to_owned(), Some(id.tenant.clone()), String::new(), what);
+        act.outcome = if view.phase == CopyPhase::Done { Outcome::Done } else { Outcome::Refused };
+        act.code = view.problem.as_ref().map(|problem| problem.code.as_str().to_owned());
+        if let Err(cause) = self.audit.write(act).await {
+            tracing::warn!(app = %id.app, cause = %cause.problem, "the end of a move of data is not in the audit log");
+        }
+    }
+
+    async fn unsave(&self, id: &AppId) {
+        match self.store.delete(&keys::copy(&id.tenant, &id.app), Expect::Any).await {
+            Ok(_) | Err(StoreError::Conflict { .. }) => {}
+            Err(cause) => {
+                tracing::warn!(app = %id.app, %cause, "the record of a move of data of a deleted app stays for now");
+            }
+        }
+    }
+
     async fn save(&self, id: &AppId, record: &Record) -> Result<(), Problem> {
+        if !self.lock().contains_key(id) {
+            return Err(cancelled());
+        }
         let value = encode(record).map_err(|refusal| refusal.problem)?;
         let put = self.store.put(&keys::copy(&id.tenant, &id.app), value, Expect::Any, None).await;
         put.map(drop).map_err(|cause| Refusal::from(cause).problem)
@@ -180,8 +226,13 @@ impl Mover {
             }
         }
         work.show();
+        self.write_down(&id, &work.record.view).await;
         if let Err(problem) = self.save(&id, &work.record).await {
             tracing::warn!(app = %id.app, cause = problem.detail, "the end of a move of data could not be recorded");
+        }
+        // The app may have been deleted while that was written.
+        if !self.lock().contains_key(&id) {
+            self.unsave(&id).await;
         }
     }
 }

@@ -10,12 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use api::node::NodeApi;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use model::{ComponentName, Digest};
-use serde::Deserialize;
+use model::{ComponentName, Digest, TenantName};
+use serde::{Deserialize, Serialize};
 use store::blobs::{BlobError, Blobs};
 use store::{Entry, Expect, Store, StoreError, keys};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::load::app_id;
 
 /// How often it looks, at least and at most.
@@ -37,6 +38,14 @@ enum Stop {
     Unreadable { key: String, cause: serde_json::Error },
     #[error("the look at the artifacts was interrupted")]
     Interrupted,
+}
+
+/// What is kept of an artifact that a tenant has sent.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Sent {
+    /// When the tenant sent it or looked for it last, milliseconds since 1970.
+    #[serde(default)]
+    pub(crate) wanted_ms: u64,
 }
 
 /// Of a record, what it takes to know which artifacts it names.
@@ -61,14 +70,22 @@ pub(crate) struct Sweeper {
     blobs: Blobs,
     nodes: Arc<dyn NodeApi>,
     keep: Duration,
-    /// Heads (key and store revision) and old artifacts as they were seen last, and how often.
-    seen: (Vec<(String, u64)>, Vec<Digest>, u32),
+    /// What was seen last, and how often.
+    seen: (Seen, u32),
+}
+
+/// What a round depends on: heads (key and store revision), old artifacts, and old records of who sent which.
+#[derive(PartialEq, Eq, Default)]
+struct Seen {
+    heads: Vec<(String, u64)>,
+    artifacts: Vec<Digest>,
+    sent: Vec<String>,
 }
 
 impl Sweeper {
     /// `keep`: how long an artifact that no revision names stays.
     pub(crate) fn new(store: Arc<dyn Store>, blobs: Blobs, nodes: Arc<dyn NodeApi>, keep: Duration) -> Self {
-        Self { store, blobs, nodes, keep, seen: (Vec::new(), Vec::new(), 0) }
+        Self { store, blobs, nodes, keep, seen: (Seen::default(), 0) }
     }
 
     /// Looks again and again until told to stop.
@@ -92,14 +109,21 @@ impl Sweeper {
     async fn round(&mut self) -> Result<(), Stop> {
         let before = SystemTime::now().checked_sub(self.keep).ok_or(Stop::Interrupted)?;
         let old = self.blocking(move |blobs| blobs.unwanted_since(before)).await?;
+        let sent = self.sent_before(clock::millis().saturating_sub(millis(self.keep))).await?;
         let heads = self.store.list(keys::APPS).await?.entries;
-        let marks: Vec<_> = heads.iter().map(|head| (head.key.clone(), head.revision)).collect();
-        let times = if (&self.seen.0, &self.seen.1) == (&marks, &old) { self.seen.2.saturating_add(1) } else { 0 };
+        let seen = Seen {
+            heads: heads.iter().map(|head| (head.key.clone(), head.revision)).collect(),
+            artifacts: old.clone(),
+            sent: sent.iter().map(|entry| entry.key.clone()).collect(),
+        };
+        let times = if self.seen.0 == seen { self.seen.1.saturating_add(1) } else { 0 };
         if times >= ROUNDS {
             return Ok(());
         }
         let named = self.named(heads).await?;
-        let unnamed: Vec<Digest> = old.iter().filter(|digest| !named.contains(digest)).copied().collect();
+        self.forget_sent(sent, &named).await?;
+        let named: BTreeSet<Digest> = named.into_iter().map(|(_, digest)| digest).collect();
+        let unnamed: Vec<Digest> = old.into_iter().filter(|digest| !named.contains(digest)).collect();
         // The code first: were it last, a crash in between would leave code that no artifact leads to.
         let running: BTreeSet<Digest> = self.nodes.tidy(unnamed.clone()).await.into_iter().collect();
         let gone: Vec<Digest> = unnamed.into_iter().filter(|digest| !running.contains(digest)).collect();
@@ -118,7 +142,41 @@ impl Sweeper {
         self.forget(&removed).await?;
         // What still runs is looked at again when it has ended.
         let times = if running.is_empty() { times } else { 0 };
-        self.seen = (marks, old, times);
+        self.seen = (seen, times);
+        Ok(())
+    }
+
+    /// Records of artifacts that their tenants have neither sent nor looked for since.
+    async fn sent_before(&self, before_ms: u64) -> Result<Vec<Entry>, Stop> {
+        let mut found = Vec::new();
+        for entry in self.store.list(keys::ARTIFACTS).await?.entries {
+            let sent: Sent = serde_json::from_slice(&entry.value)
+                .map_err(|cause| Stop::Unreadable { key: entry.key.clone(), cause })?;
+            if sent.wanted_ms < before_ms {
+                found.push(entry);
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a tenant sent and none of its own revisions names is not there for it any more, whatever others have: nobody
+    /// is to find out by it.
+    async fn forget_sent(&self, sent: Vec<Entry>, named: &BTreeSet<(TenantName, Digest)>) -> Result<(), Stop> {
+        for entry in sent {
+            let mut parts = keys::parts(&entry.key);
+            let (Some(Ok(tenant)), Some(Ok(digest))) = (parts.next().map(str::parse), parts.next().map(str::parse))
+            else {
+                continue;
+            };
+            if named.contains(&(tenant, digest)) {
+                continue;
+            }
+            match self.store.delete(&entry.key, Expect::Revision(entry.revision)).await {
+                // Sent again in this moment.
+                Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                Err(cause) => return Err(cause.into()),
+            }
+        }
         Ok(())
     }
 
@@ -136,8 +194,9 @@ impl Sweeper {
         Ok(())
     }
 
-    /// Every artifact that a record of these apps names, deleted ones whose history is still there among them.
-    async fn named(&self, heads: Vec<Entry>) -> Result<BTreeSet<Digest>, Stop> {
+    /// Every artifact that a record of these apps names, and whose app; deleted ones whose history is still there among
+    /// them.
+    async fn named(&self, heads: Vec<Entry>) -> Result<BTreeSet<(TenantName, Digest)>, Stop> {
         let read = |head: Entry| async move {
             let Some(id) = app_id(&head.key) else { return Ok(Vec::new()) };
             let records = self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await?.entries;
@@ -145,7 +204,8 @@ impl Sweeper {
             for entry in records {
                 let record: Named = serde_json::from_slice(&entry.value)
                     .map_err(|cause| Stop::Unreadable { key: entry.key.clone(), cause })?;
-                digests.extend(record.app.components.into_values().map(|component| component.digest));
+                let components = record.app.components.into_values();
+                digests.extend(components.map(|component| (id.tenant.clone(), component.digest)));
             }
             Ok::<_, Stop>(digests)
         };
@@ -165,4 +225,8 @@ impl Sweeper {
         let done = tokio::task::spawn_blocking(move || work(blobs)).await;
         done.map_err(|_| Stop::Interrupted)?.map_err(Stop::from)
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,17 +3,21 @@
 //! whichever control plane revoked it.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use api::control::{TokenMade, TokenRequest, TokenView};
 use api::problem::Code;
+use futures::StreamExt as _;
 use model::TenantName;
 use model::access::{Role, Token, TokenId};
 use sha2::{Digest as _, Sha256};
 use store::keys::{self, TokenRecord, TokenUse};
-use store::{Expect, Store};
+use store::{Expect, Store, StoreError};
 use subtle::ConstantTimeEq as _;
 
+use crate::audit::OPERATOR;
 use crate::clock;
 use crate::http::{Answer, Refusal};
 use crate::writer::{decode, encode};
@@ -22,6 +26,9 @@ use crate::writer::{decode, encode};
 const USE_EVERY: u64 = 60_000;
 /// Tokens of one tenant that are neither revoked nor expired.
 const MAX_TOKENS: usize = 1000;
+/// Tokens of one tenant that ended and are still listed, the last ones: how many were ever made must not make the next one
+/// take longer.
+const MAX_ENDED: usize = 500;
 /// The longest life of a token that has one, seconds: ten years.
 const MAX_LIFE: u64 = 10 * 365 * 24 * 3600;
 
@@ -53,7 +60,7 @@ impl Caller {
     /// As the audit log and records name it.
     pub(crate) fn name(&self) -> String {
         match self {
-            Self::Operator => "operator".to_owned(),
+            Self::Operator => OPERATOR.to_owned(),
             Self::Member { id, .. } => format!("token {id}"),
         }
     }
@@ -100,18 +107,41 @@ impl Tokens {
         let same = bool::from(hash(token.secret().as_bytes()).ct_eq(&expected));
         let record = record.filter(|_| same).ok_or_else(wrong)?;
         let now = clock::millis();
-        let ended = |how: &str| {
-            let owner = "an owner of the tenant makes a new one with `sidereal tenant token create`";
-            Refusal::new(Code::Unauthorized, format!("the token {} {how}", token.id)).help(owner)
-        };
-        if record.revoked_ms.is_some() {
-            return Err(ended("was revoked"));
-        }
-        if record.expires_ms.is_some_and(|at| at <= now) {
-            return Err(ended("has expired"));
-        }
+        live(&token.id, Some(&record), now)?;
         self.note_use(&token, now);
         Ok(Caller::Member { tenant: token.tenant, id: token.id, role: record.role })
+    }
+
+    /// Refuses a caller whose token ended since it was let in: what it sent may have taken a while to arrive.
+    pub(crate) async fn still(&self, caller: &Caller) -> Answer<()> {
+        let Caller::Member { tenant, id, .. } = caller else { return Ok(()) };
+        let entry = self.store.get(&keys::token(tenant, id)).await?;
+        let record = entry.map(|entry| decode::<TokenRecord>(&entry)).transpose()?;
+        live(id, record.as_ref(), clock::millis())
+    }
+
+    /// Ends when the caller's token does: it expires, is revoked, or goes with its tenant. The operator's never does.
+    pub(crate) fn ended(&self, caller: &Caller) -> impl Future<Output = ()> + Send + 'static {
+        let (store, caller) = (self.store.clone(), caller.clone());
+        async move {
+            let Caller::Member { tenant, id, .. } = caller else { return std::future::pending().await };
+            let key = keys::token(&tenant, &id);
+            loop {
+                // Where it cannot be known, it counts as ended: a new request says why.
+                let Ok(found) = store.list(&key).await else { return };
+                let record = found.entries.iter().find(|entry| entry.key == key).map(decode::<TokenRecord>);
+                let (Some(Ok(record)), now) = (record, clock::millis()) else { return };
+                if live(&id, Some(&record), now).is_err() {
+                    return;
+                }
+                let mut changes = store.watch(&key, found.revision);
+                let left = record.expires_ms.map(|at| Duration::from_millis(at.saturating_sub(now)));
+                tokio::select! {
+                    change = changes.next() => if !matches!(change, Some(Ok(_))) { return },
+                    () = tokio::time::sleep(left.unwrap_or(Duration::MAX)) => {}
+                }
+            }
+        }
     }
 
     fn note_use(&self, token: &Token, now: u64) {
@@ -142,8 +172,10 @@ impl Tokens {
             return Err(Refusal::new(Code::RequestInvalid, format!("`expires_in` is 1 to {MAX_LIFE} seconds")));
         }
         let now = clock::millis();
-        let live = self.list(tenant).await?.into_iter().filter(|t| t.revoked_ms.is_none());
-        if live.filter(|t| t.expires_ms.is_none_or(|at| at > now)).count() >= MAX_TOKENS {
+        let is_live = |t: &TokenView| t.revoked_ms.is_none() && t.expires_ms.is_none_or(|at| at > now);
+        let (live, ended): (Vec<_>, Vec<_>) = self.list(tenant).await?.into_iter().partition(is_live);
+        self.prune(tenant, ended).await?;
+        if live.len() >= MAX_TOKENS {
             return Err(Refusal::new(Code::QuotaExceeded, format!("a tenant has at most {MAX_TOKENS} tokens"))
                 .help("revoke those that nobody uses: `sidereal tenant token list` shows when each was used last"));
         }
@@ -162,7 +194,24 @@ impl Tokens {
         Ok(TokenMade { token: token.reveal(), view: view(token.id, record, None) })
     }
 
-    /// The tenant's tokens, oldest first, revoked ones among them.
+    /// Forgets those that ended first, but for the last ones.
+    async fn prune(&self, tenant: &TenantName, mut ended: Vec<TokenView>) -> Answer<()> {
+        let when = |t: &TokenView| t.revoked_ms.into_iter().chain(t.expires_ms).min();
+        ended.sort_by_key(when);
+        ended.truncate(ended.len().saturating_sub(MAX_ENDED));
+        for token in ended {
+            for key in [keys::token_use(tenant, &token.id), keys::token(tenant, &token.id)] {
+                match self.store.delete(&key, Expect::Any).await {
+                    Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                    Err(cause) => return Err(cause.into()),
+                }
+            }
+            self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&token.id);
+        }
+        Ok(())
+    }
+
+    /// The tenant's tokens, oldest first, among them the last ones that were revoked or expired.
     pub(crate) async fn list(&self, tenant: &TenantName) -> Answer<Vec<TokenView>> {
         let mut uses = HashMap::new();
         for entry in self.store.list(&keys::token_uses_of(tenant)).await?.entries {
@@ -181,8 +230,7 @@ impl Tokens {
         Ok(views)
     }
 
-    /// Ends a token, at once and for ever. Its record stays, so that its id is never anybody else's. The caller holds the
-    /// turn.
+    /// Ends a token, at once and for ever. Its record stays for a while, for the list. The caller holds the turn.
     pub(crate) async fn revoke(&self, tenant: &TenantName, id: &TokenId) -> Answer<TokenView> {
         let key = keys::token(tenant, id);
         let missing = || {
@@ -195,6 +243,18 @@ impl Tokens {
         self.store.put(&key, encode(&record)?, Expect::Revision(entry.revision), None).await?;
         Ok(view(id.clone(), record, None))
     }
+}
+
+/// Whether the token of a record still opens anything.
+fn live(id: &TokenId, record: Option<&TokenRecord>, now: u64) -> Answer<()> {
+    let how = match record {
+        None => "is gone",
+        Some(record) if record.revoked_ms.is_some() => "was revoked",
+        Some(record) if record.expires_ms.is_some_and(|at| at <= now) => "has expired",
+        Some(_) => return Ok(()),
+    };
+    let owner = "an owner of the tenant makes a new one with `sidereal tenant token create`";
+    Err(Refusal::new(Code::Unauthorized, format!("the token {id} {how}")).help(owner))
 }
 
 fn view(id: TokenId, record: TokenRecord, last_used_ms: Option<u64>) -> TokenView {

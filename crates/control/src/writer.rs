@@ -426,6 +426,7 @@ impl Writer {
             let key = keys::app(&id.tenant, &id.app);
             at = self.store.put(&key, encode(&head)?, Expect::Revision(at), None).await?;
             self.state.lock().forget(id, at);
+            self.remove(&keys::copy(&id.tenant, &id.app)).await?;
         }
         if purge {
             // After the head: a crash in between leaves data that can still be asked for, never an app without its data.
@@ -434,7 +435,7 @@ impl Writer {
         Ok(at)
     }
 
-    /// Writes a tenant's settings; answers with their etag. Who is not the operator may say whom the tenant trusts, and
+    /// Writes a tenant's settings; answers with their etag and the fields that differ from before. Who is not the operator may say whom the tenant trusts, and
     /// nothing that gives it more of anything.
     pub(crate) async fn put_tenant(
         &self,
@@ -442,7 +443,7 @@ impl Writer {
         settings: &TenantSettings,
         require: Require,
         operator: bool,
-    ) -> Answer<u64> {
+    ) -> Answer<(u64, Vec<String>)> {
         let problems = trust::settings_problems(settings);
         if !problems.is_empty() {
             let mut refusal =
@@ -451,7 +452,7 @@ impl Writer {
             return Err(refusal);
         }
         let key = keys::tenant(name);
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
         let expect = match require {
             Require::Any => {
                 return Err(Refusal::new(
@@ -467,7 +468,11 @@ impl Writer {
         };
         if !operator {
             let now = self.tenant(name).await?.settings;
-            let widened = widened(&now, settings);
+            // Again, and under the turn: it may have been suspended while the request's body was on its way.
+            if let Some(why) = &now.suspended {
+                return Err(trust::suspended(why).into());
+            }
+            let widened = differing(&bare(&now), &bare(settings));
             if !widened.is_empty() {
                 let text = format!("only the operator may change {}", widened.join(", "));
                 return Err(Refusal::new(Code::Forbidden, text)
@@ -475,53 +480,69 @@ impl Writer {
             }
         }
         if self.store.get(&keys::gone(name)).await?.is_some() {
+            // Not `conflict`: that means "read again and retry", and this stays so for ever.
             return Err(Refusal::new(
-                Code::Conflict,
+                Code::RequestInvalid,
                 format!("there was a tenant `{name}`; its name is not used again"),
             )
+            .status(StatusCode::CONFLICT)
             .help("choose another name"));
         }
         self.kinds_kept(name, settings).await?;
+        let before = self.store.get(&key).await?.map(|entry| decode::<TenantSettings>(&entry)).transpose()?;
+        let changed = differing(&before.unwrap_or_default(), settings);
         let etag = self.store.put(&key, encode(settings)?, expect, None).await?;
-        self.follow(name, settings).await?;
-        Ok(etag)
+        drop(turn);
+        self.follow(name).await?;
+        Ok((etag, changed))
     }
 
     /// What a crash kept [`Writer::put_tenant`] from doing.
     pub(crate) async fn follow_all(&self) -> Answer<()> {
         for entry in self.store.list(keys::TENANTS).await?.entries {
             let Some(name) = keys::parts(&entry.key).next().and_then(|name| name.parse().ok()) else { continue };
-            let _turn = self.turn.lock().await;
-            let settings = self.tenant(&name).await?.settings;
-            self.follow(&name, &settings).await?;
+            self.follow(&name).await?;
         }
         Ok(())
     }
 
     /// Apps that link to a provider of the operator which is another now get a revision with it as it is now: the old
-    /// address is granted to nobody any more. The caller holds the turn. An app that could not be deployed as it is
-    /// keeps what it has; the reason is in the log, and `deploy` tells it too.
-    async fn follow(&self, tenant: &TenantName, settings: &TenantSettings) -> Answer<()> {
+    /// address is granted to nobody any more. An app that could not be deployed as it is keeps what it has; the reason is
+    /// in the log, and `deploy` tells it too. The turn is taken anew for each app: a tenant of thousands does not keep
+    /// the others waiting.
+    async fn follow(&self, tenant: &TenantName) -> Answer<()> {
+        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
+        for id in ids {
+            let _turn = self.turn.lock().await;
+            match self.follow_one(&id).await {
+                // Deleted meanwhile, or its tenant.
+                Err(refusal) if refusal.problem.code == Code::NotFound => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    /// One app, by the settings as they are now. The caller holds the turn.
+    async fn follow_one(&self, id: &AppId) -> Answer<()> {
+        let settings = self.tenant(&id.tenant).await?.settings;
         if settings.providers.is_empty() {
             return Ok(());
         }
-        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
-        for id in ids {
-            let Current { record, .. } = self.current(&id).await?;
-            let app = refreshed(record.app.clone(), settings);
-            if app == record.app {
-                continue;
+        let Current { record, .. } = self.current(id).await?;
+        let app = refreshed(record.app.clone(), &settings);
+        if app == record.app {
+            return Ok(());
+        }
+        let cause = Cause { origin: Origin::Provider, message: record.message, require: Require::Any, key: None };
+        let head = self.head(id).await?;
+        match self.append(id, head, app, cause).await {
+            Ok(accepted) => {
+                let revision = accepted.revision;
+                tracing::info!(tenant = %id.tenant, app = %id.app, %revision, "takes the operator's provider as it is now");
             }
-            let cause = Cause { origin: Origin::Provider, message: record.message, require: Require::Any, key: None };
-            let head = self.head(&id).await?;
-            match self.append(&id, head, app, cause).await {
-                Ok(accepted) => {
-                    let revision = accepted.revision;
-                    tracing::info!(tenant = %id.tenant, app = %id.app, %revision, "takes the operator's provider as it is now");
-                }
-                Err(cause) => {
-                    tracing::warn!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "keeps an operator's provider as it was: the app cannot be deployed as it is");
-                }
+            Err(cause) => {
+                tracing::warn!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "keeps an operator's provider as it was: the app cannot be deployed as it is");
             }
         }
         Ok(())
@@ -565,19 +586,21 @@ impl Writer {
     }
 }
 
-/// The fields that only the operator decides and that differ.
-fn widened(now: &TenantSettings, new: &TenantSettings) -> Vec<String> {
-    let own = |settings: &TenantSettings| {
-        let mut settings = settings.clone();
-        settings.trust_anchors.clear();
-        settings.revoked.clear();
-        match serde_json::to_value(settings) {
-            Ok(serde_json::Value::Object(fields)) => fields,
-            _ => serde_json::Map::new(),
-        }
+/// What only the operator decides.
+fn bare(settings: &TenantSettings) -> TenantSettings {
+    TenantSettings { trust_anchors: Vec::new(), revoked: Vec::new(), ..settings.clone() }
+}
+
+/// The fields that differ.
+fn differing(now: &TenantSettings, new: &TenantSettings) -> Vec<String> {
+    let fields = |settings: &TenantSettings| match serde_json::to_value(settings) {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
     };
-    let (now, new) = (own(now), own(new));
-    new.iter().filter(|(field, value)| now.get(*field) != Some(value)).map(|(field, _)| format!("`{field}`")).collect()
+    let (now, new) = (fields(now), fields(new));
+    // Of both: a field that is left out of one of them differs too.
+    let fields: BTreeSet<&String> = now.keys().chain(new.keys()).collect();
+    fields.into_iter().filter(|field| now.get(*field) != new.get(*field)).map(|field| format!("`{field}`")).collect()
 }
 
 /// Compare-and-set, for people: which revision must be current.

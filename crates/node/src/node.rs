@@ -24,7 +24,7 @@ use store::folder::Folder;
 use store::keys::NodeRecord;
 use store::secrets::Secrets;
 use store::sql::Databases;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::NodeError;
@@ -34,7 +34,7 @@ use crate::artifacts::{Artifacts, make_dir};
 use crate::copying::Copying;
 use crate::dialer::{Dialer, Resolve, SystemResolver};
 use crate::external::{ExternalConfig, Externals, Pace, Programs};
-use crate::ingress::{Ingress, IngressConfig, IngressError, Routes, forward};
+use crate::ingress::{Ingress, IngressConfig, IngressError, Refused, Room, Routes, forward};
 use crate::logs::Logs;
 use crate::messaging::Messaging;
 use crate::metrics::Metrics;
@@ -53,7 +53,9 @@ const FLUSH: Duration = Duration::from_secs(2);
 const STATUS: Duration = Duration::from_secs(2);
 /// The longest a call from inside may take, and its largest answer, bytes.
 const CALL: Duration = Duration::from_secs(15 * 60);
-const MAX_ANSWER: usize = 64 << 20;
+const MAX_ANSWER: usize = api::control::MAX_CALL_BODY;
+/// Bytes of answers to calls from inside that are held in memory, all calls together.
+const ANSWERS: usize = 8 * MAX_ANSWER;
 
 /// Everything that is kept on this machine, open.
 #[derive(Clone)]
@@ -143,6 +145,8 @@ pub struct Node {
     metrics: Arc<Metrics>,
     schedules: Arc<Schedules>,
     settled: watch::Receiver<bool>,
+    /// One permit for each byte of [`ANSWERS`].
+    answers: Arc<Semaphore>,
     running: Mutex<Option<Running>>,
 }
 
@@ -280,6 +284,7 @@ impl Node {
             metrics,
             schedules,
             settled,
+            answers: Arc::new(Semaphore::new(ANSWERS)),
             running,
         };
         Ok(Arc::new(node))
@@ -358,6 +363,18 @@ async fn all_left(hosts: &[HostRef], app: &AppName) -> bool {
     let asked = ready.map(|host| tokio::time::timeout(STATUS, host.client.status()));
     let answers = futures::future::join_all(asked).await;
     answers.into_iter().all(|answer| matches!(answer, Ok(Ok(status)) if status.apps.iter().all(|a| a.app != *app)))
+}
+
+/// What a call is refused with where its tenant has as many requests as it may have.
+fn over_quota(refused: Refused) -> Problem {
+    match refused {
+        Refused::Concurrent => {
+            let text = "as many requests are under way as this account may have at once";
+            Problem::new(Code::Busy, text).help("try again in a moment")
+        }
+        Refused::Rate(_) => Problem::new(Code::RateLimited, "more requests a second than this account may have")
+            .help("try again in a moment"),
+    }
 }
 
 fn environment(code_budget: Option<u64>, groups: &[PathBuf]) -> Vec<(OsString, OsString)> {
@@ -447,7 +464,20 @@ impl NodeApi for Node {
                 .help("name the component"),
             })
         });
-        Box::pin(async move { Ok(forward(target?.as_ref(), request, CALL, MAX_ANSWER).await) })
+        let answers = self.answers.clone();
+        Box::pin(async move {
+            let target = target?;
+            // As any request of the tenant; it counts until its answer was read.
+            let _entered = target.gate.enter().map_err(over_quota)?;
+            let room = Room { most: MAX_ANSWER, all: answers };
+            let answer = forward(target.as_ref(), request, CALL, room).await;
+            let fault = answer.headers().get(api::agent::FAULT_HEADER).map(http::HeaderValue::as_bytes);
+            if answer.status() == http::StatusCode::BAD_GATEWAY && fault == Some(Code::TooLarge.as_str().as_bytes()) {
+                let text = format!("the component answered more than {MAX_ANSWER} bytes");
+                return Err(Problem::new(Code::TooLarge, text).help("call it through its route"));
+            }
+            Ok(answer)
+        })
     }
 
     fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>> {

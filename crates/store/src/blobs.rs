@@ -10,11 +10,14 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use model::Digest;
+use sha2::{Digest as _, Sha256};
 
 use crate::disk::sync_dir;
 
 /// The prefix of files that are being written; no digest has it.
 const PARTIAL: &str = ".partial-";
+/// Bytes that are read and hashed at once.
+const PIECE: usize = 64 << 10;
 
 /// Why an artifact cannot be kept or had.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +72,7 @@ impl Blobs {
             return Err(BlobError::Mismatch { expected: *digest, actual });
         }
         // A whole file is kept as it is; a damaged one is replaced by the good bytes at hand.
-        if self.get(digest).is_ok() && self.want(digest) {
+        if self.check(digest).is_ok() && self.want(digest) {
             return Ok(());
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -98,6 +101,31 @@ impl Blobs {
             return Err(BlobError::Damaged { path: path.display().to_string(), actual });
         }
         Ok(bytes.into())
+    }
+
+    /// Whether the artifact is there and whole, hashed again piece by piece: never all of it in memory.
+    ///
+    /// # Errors
+    /// Those of [`Blobs::get`].
+    pub fn check(&self, digest: &Digest) -> Result<(), BlobError> {
+        let path = self.path(digest);
+        let hashed = File::open(&path).and_then(|mut file| {
+            let (mut hasher, mut piece) = (Sha256::new(), vec![0; PIECE]);
+            loop {
+                match file.read(&mut piece) {
+                    Ok(0) => return Ok(Digest::from_bytes(hasher.finalize().into())),
+                    Ok(count) => hasher.update(piece.get(..count).unwrap_or_default()),
+                    Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                    Err(cause) => return Err(cause),
+                }
+            }
+        });
+        match hashed {
+            Ok(actual) if actual == *digest => Ok(()),
+            Ok(actual) => Err(BlobError::Damaged { path: path.display().to_string(), actual }),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Err(BlobError::Missing(*digest)),
+            Err(cause) => Err(cannot_read(&path, &cause)),
+        }
     }
 
     /// Where the artifact is or would be.
@@ -213,6 +241,7 @@ mod tests {
         let blobs = Blobs::open(dir.path()).unwrap();
         let digest = Digest::of(b"hello");
         assert!(matches!(blobs.get(&digest), Err(BlobError::Missing(_))));
+        assert!(matches!(blobs.check(&digest), Err(BlobError::Missing(_))));
         blobs.put(&digest, b"hello").unwrap();
         blobs.put(&digest, b"hello").unwrap();
         assert_eq!(blobs.get(&digest).unwrap(), "hello");
@@ -241,9 +270,11 @@ mod tests {
         fs::write(blobs.path(&digest), b"hell").unwrap();
         let error = blobs.get(&digest).unwrap_err();
         assert!(matches!(error, BlobError::Damaged { .. }));
+        assert_eq!(blobs.check(&digest).unwrap_err().to_string(), error.to_string());
         assert!(error.to_string().contains(&digest.hex()), "{error}");
         blobs.put(&digest, b"hello").unwrap();
         assert_eq!(blobs.get(&digest).unwrap(), "hello");
+        blobs.check(&digest).unwrap();
     }
 
     #[test]

@@ -235,6 +235,10 @@ pub fn revisions_of(t: &TenantName, a: &AppName) -> String {
 pub fn copy(t: &TenantName, a: &AppName) -> String {
     format!("copies/{t}/{a}")
 }
+/// The last move of each app of a tenant.
+pub fn copies_of(t: &TenantName) -> String {
+    format!("copies/{t}/")
+}
 /// That the data of a deleted app are to go. No app of that name is deployed while it is there.
 pub fn purge(t: &TenantName, a: &AppName) -> String {
     format!("purges/{t}/{a}")

@@ -14,9 +14,18 @@ pub async fn audit(context: &Context, args: Audit) -> anyhow::Result<bool> {
     let client = context.client()?;
     if let Some(AuditCommand::Verify) = args.command {
         let report = client.verify_audit().await.map_err(refused)?;
-        context.out.result(&report, || match report.problems.is_empty() {
-            true => format!("all {} lines in {} files are as they were written", report.lines, report.files),
-            false => format!("the audit log is not as it was written:\n  {}", report.problems.join("\n  ")),
+        context.out.result(&report, || {
+            let text = match report.problems.is_empty() {
+                true => format!("all {} lines in {} files are as they were written", report.lines, report.files),
+                false => format!("the audit log is not as it was written:\n  {}", report.problems.join("\n  ")),
+            };
+            match report.found.is_empty() {
+                true => text,
+                false => {
+                    let found = report.found.join("\n  ");
+                    format!("{text}\nwritten at a crash, or added while nothing ran:\n  {found}")
+                }
+            }
         });
         return Ok(report.problems.is_empty());
     }

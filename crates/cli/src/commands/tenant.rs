@@ -42,8 +42,8 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result
                 let problem = error.problem();
                 match problem.code {
                     Code::Conflict => anyhow::Error::new(
-                        Problem::new(Code::Conflict, format!("there is or was a tenant `{name}`"))
-                            .help("choose another name; `sidereal tenant set` changes one that is there"),
+                        Problem::new(Code::Conflict, format!("there is a tenant `{name}`"))
+                            .help("choose another name; `sidereal tenant set` changes it"),
                     ),
                     _ => problem.into(),
                 }

@@ -186,14 +186,7 @@ async fn replaceable(
     name: &ProviderName,
     kind: ProviderKind,
 ) -> anyhow::Result<()> {
-    let views = match client.providers(&context.tenant).await {
-        Ok(views) => views,
-        Err(error) => match error.problem() {
-            // The tenant is made with its first settings.
-            problem if problem.code == Code::NotFound => Vec::new(),
-            problem => return Err(problem.into()),
-        },
-    };
+    let views = client.providers(&context.tenant).await.map_err(refused)?;
     let taken = views.iter().find(|p| p.name == *name && p.from == "operator" && p.kind != kind && !p.links.is_empty());
     let Some(view) = taken else { return Ok(()) };
     let detail = format!("`{name}` is linked and of type {}; it cannot become {}", view.kind.as_str(), kind.as_str());
@@ -223,22 +216,16 @@ pub async fn route(context: &Context, command: RouteCommand) -> anyhow::Result<(
     Ok(())
 }
 
-/// Reads, changes and writes the tenant's settings; tries again when somebody else was faster.
+/// Reads, changes and writes the settings of a tenant that is there; tries again when somebody else was faster.
 pub(super) async fn change(
     client: &ControlClient,
     tenant: &TenantName,
     edit: impl Fn(&mut TenantSettings) -> Result<(), Problem>,
 ) -> anyhow::Result<TenantView> {
     loop {
-        let (mut settings, require) = match client.tenant(tenant).await {
-            Ok(view) => (view.settings, Require::At(view.etag)),
-            Err(error) => match error.problem() {
-                problem if problem.code == Code::NotFound => (TenantSettings::default(), Require::Absent),
-                problem => return Err(problem.into()),
-            },
-        };
+        let TenantView { mut settings, etag, .. } = client.tenant(tenant).await.map_err(refused)?;
         edit(&mut settings)?;
-        match client.put_tenant(tenant, &settings, require).await {
+        match client.put_tenant(tenant, &settings, Require::At(etag)).await {
             Ok(view) => return Ok(view),
             Err(error) => match error.problem() {
                 problem if problem.code == Code::Conflict => {}

@@ -7,19 +7,23 @@ use api::Problem;
 use api::control::{AppView, CallRequest, CallResponse, MAX_CALL_BODY, RevisionView};
 use api::problem::Code;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{self, HeaderName, HeaderValue, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use data_encoding::BASE64;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use model::plan::AppId;
 use model::{AppName, TenantName};
 use serde::Deserialize;
 use store::keys::{self, RevisionRecord};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
-use super::Api;
-use super::extract::{Asked, At, Condition, Json, json};
+use super::body::IDLE;
+use super::extract::{Asked, At, Condition, json, only_json, strict};
 use super::refusal::{Answer, Refusal};
+use super::system::{receive, stopped};
+use super::{Api, MAX_CALL};
 use crate::clock;
 use crate::writer::no_app;
 
@@ -103,6 +107,7 @@ pub(super) async fn delete(
 ) -> Answer<StatusCode> {
     let id = AppId { tenant, app };
     let at = api.writer.delete(&id, require, purge_data).await?;
+    api.mover.forget(|moved| *moved == id).await;
     if purge_data && tokio::time::timeout(PURGED, purged(&api, &id, at)).await.is_err() {
         return Ok(StatusCode::ACCEPTED);
     }
@@ -131,14 +136,19 @@ async fn purged(api: &Api, id: &AppId, at: u64) {
 pub(super) async fn call(
     State(api): State<Arc<Api>>,
     At((tenant, app)): At<(TenantName, AppName)>,
-    Json(call): Json<CallRequest>,
+    request: Request,
 ) -> Answer<Response> {
+    only_json(request.headers())?;
+    let (text, sent) = receive(&api.calls, request.into_body(), MAX_CALL, "a call").await?;
     let id = AppId { tenant, app };
     if api.state.lock().revision(&id).is_none() {
         return Err(no_app(&id));
     }
-    let request = request(&call)?;
-    let answer = api.nodes.call(&id.tenant, &id.app, call.component.as_ref(), request).await?;
+    let call: CallRequest = strict(&text)?;
+    drop(text);
+    let (request, component) = (to_request(&call)?, call.component.clone());
+    drop(call);
+    let answer = api.nodes.call(&id.tenant, &id.app, component.as_ref(), request).await?;
     let (head, body) = answer.into_parts();
     if body.len() > MAX_CALL_BODY {
         return Err(Refusal::new(Code::TooLarge, format!("the component answered more than {MAX_CALL_BODY} bytes"))
@@ -146,10 +156,39 @@ pub(super) async fn call(
     }
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-    Ok(json(&CallResponse { status: head.status.as_u16(), headers, body: BASE64.encode(&body) }))
+    // What was sent is not needed any more. The answer keeps its room until the caller has read it.
+    drop(sent);
+    let room = room_for(&api.calls, body.len() / 3 * 4 + ROOM).await?;
+    let answer = CallResponse { status: head.status.as_u16(), headers, body: BASE64.encode(&body) };
+    drop(body);
+    let text = serde_json::to_vec(&answer);
+    let text = text.map_err(|cause| Refusal::new(Code::Internal, format!("the answer cannot be written: {cause}")))?;
+    let text = Bytes::from_owner(Answered { text, _room: room });
+    Ok(([(http::header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
-fn request(call: &CallRequest) -> Answer<http::Request<Bytes>> {
+/// What the head of an answer takes, about.
+const ROOM: usize = 16 << 10;
+
+/// An answer, and the room it takes in memory for as long as it is there.
+struct Answered {
+    text: Vec<u8>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Answered {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+async fn room_for(room: &Arc<Semaphore>, size: usize) -> Answer<OwnedSemaphorePermit> {
+    let busy = |_| Refusal::new(Code::Busy, "too many answers are being read at once").help("try again in a moment");
+    let size = u32::try_from(size).unwrap_or(u32::MAX);
+    timeout(IDLE, room.clone().acquire_many_owned(size)).await.map_err(busy)?.map_err(stopped)
+}
+
+fn to_request(call: &CallRequest) -> Answer<http::Request<Bytes>> {
     let invalid = |what: &str| Refusal::new(Code::RequestInvalid, format!("`{what}` is not one"));
     let body = BASE64.decode(call.body.as_bytes());
     let body = body.map_err(|_| Refusal::new(Code::RequestInvalid, "`body` is not base64"))?;

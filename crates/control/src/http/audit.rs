@@ -9,11 +9,12 @@ use axum::extract::State;
 use axum::response::Response;
 use model::TenantName;
 use serde::Deserialize;
-use store::audit::{Outcome, Record};
+use store::audit::{Outcome, Record, Report};
 
 use super::Api;
 use super::extract::{Asked, At, json};
 use super::refusal::{Answer, Refusal};
+use super::system::stopped;
 
 /// Lines that one request reads at most.
 const MOST: usize = 10_000;
@@ -37,7 +38,8 @@ fn view(record: Record, operator: bool) -> AuditView {
         // How much others do is nobody's business: numbers are the operator's.
         number: operator.then_some(number),
         begun: act.begun.filter(|_| operator),
-        left_out: if operator { act.left_out } else { 0 },
+        // Of a tenant's lines, what is left out is its own.
+        left_out: act.left_out,
         time_ms,
         who: act.who,
         tenant: act.tenant,
@@ -48,6 +50,7 @@ fn view(record: Record, operator: bool) -> AuditView {
             Outcome::Done => "done",
             Outcome::Refused => "refused",
             Outcome::Broken => "broken",
+            Outcome::Found => "found",
         }
         .to_owned(),
         status: act.status,
@@ -66,7 +69,9 @@ fn checked(Query { last }: &Query) -> Answer<usize> {
 #[utoipa::path(get, path = "/v1/audit", params(Query),
     responses((status = 200, body = Vec<AuditView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, Asked(query): Asked<Query>) -> Answer<Response> {
-    let found = api.audit.last(checked(&query)?, |_| true).await?;
+    let most = checked(&query)?;
+    let _look = api.looks.acquire().await.map_err(stopped)?;
+    let found = api.audit.last(most, |_| true).await?;
     Ok(json(&found.into_iter().rev().map(|record| view(record, true)).collect::<Vec<_>>()))
 }
 
@@ -78,7 +83,9 @@ pub(super) async fn of_tenant(
     At(tenant): At<TenantName>,
     Asked(query): Asked<Query>,
 ) -> Answer<Response> {
-    let found = api.audit.last(checked(&query)?, move |record| record.act.tenant.as_ref() == Some(&tenant)).await?;
+    let most = checked(&query)?;
+    let _look = api.looks.acquire().await.map_err(stopped)?;
+    let found = api.audit.last(most, move |record| record.act.tenant.as_ref() == Some(&tenant)).await?;
     Ok(json(&found.into_iter().rev().map(|record| view(record, false)).collect::<Vec<_>>()))
 }
 
@@ -86,6 +93,8 @@ pub(super) async fn of_tenant(
 #[utoipa::path(get, path = "/v1/audit/verify",
     responses((status = 200, body = AuditReport), (status = "default", body = Problem)))]
 pub(super) async fn verify(State(api): State<Arc<Api>>) -> Answer<Response> {
+    let _look = api.looks.acquire().await.map_err(stopped)?;
     let report = api.audit.verify().await?;
-    Ok(json(&AuditReport { lines: report.lines, files: report.files, problems: report.problems }))
+    let Report { lines, files, problems, found, tail: _ } = report;
+    Ok(json(&AuditReport { lines, files, problems, found }))
 }

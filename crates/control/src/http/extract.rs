@@ -64,15 +64,20 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Answer<Self> {
-        // A form or a plain text is what a foreign page can send without asking first.
-        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        if !kind.split(';').next().is_some_and(|k| k.trim().eq_ignore_ascii_case("application/json")) {
-            return Err(Refusal::new(Code::RequestInvalid, "the body must be `Content-Type: application/json`")
-                .status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
-        }
+        only_json(request.headers())?;
         let Whole(bytes) = Whole::from_request(request, state).await?;
         strict(&bytes).map(Self)
     }
+}
+
+/// Refuses a body that does not say it is JSON: a form or a plain text is what a foreign page can send without asking first.
+pub(crate) fn only_json(headers: &HeaderMap) -> Answer<()> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if kind.split(';').next().is_some_and(|k| k.trim().eq_ignore_ascii_case("application/json")) {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::RequestInvalid, "the body must be `Content-Type: application/json`")
+        .status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
 }
 
 /// Reads JSON and refuses what it would otherwise ignore.

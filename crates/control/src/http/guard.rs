@@ -23,6 +23,12 @@ use crate::tokens::Caller;
 
 /// Characters of a path that the audit log keeps.
 const PATH: usize = 300;
+/// Flags of a change that the audit log keeps; nothing else of a query is.
+const FLAGS: [&str; 2] = ["purge-data=true", "force=true"];
+
+/// What a handler says of the change it made, for the audit log.
+#[derive(Debug, Clone)]
+pub(super) struct Said(pub(super) String);
 
 /// By which name we may be called.
 pub(crate) struct Guard {
@@ -116,6 +122,11 @@ async fn admit(api: &Api, request: Request) -> Result<Admitted, Box<(Refusal, Ac
         // What is no route is said to whoever has a token.
         None => (Need::Token, Effect::Reads),
     };
+    let flags = parts.uri.query().unwrap_or_default().split('&');
+    let flags: Vec<&str> = flags.filter(|flag| effect == Effect::Changes && FLAGS.contains(flag)).collect();
+    if !flags.is_empty() {
+        act.what = format!("{}?{}", act.what, flags.join("&"));
+    }
     if need == Need::Nobody {
         return Ok(Admitted { request: Request::from_parts(parts, body), effect, act });
     }
@@ -147,7 +158,11 @@ async fn admit(api: &Api, request: Request) -> Result<Admitted, Box<(Refusal, Ac
 fn ended(act: Act, begun: Option<u64>, response: &Response) -> Act {
     let code = response.extensions().get::<Why>().map(|why| why.code.as_str().to_owned());
     let outcome = if response.status().is_success() { Outcome::Done } else { Outcome::Refused };
-    Act { outcome, status: Some(response.status().as_u16()), code, begun, ..act }
+    let what = match response.extensions().get::<Said>() {
+        Some(Said(said)) => format!("{}: {said}", act.what),
+        None => act.what,
+    };
+    Act { what, outcome, status: Some(response.status().as_u16()), code, begun, ..act }
 }
 
 async fn answer(api: Arc<Api>, request: Request, next: Next) -> Response {

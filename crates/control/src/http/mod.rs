@@ -50,11 +50,16 @@ pub(crate) use serve::serve;
 /// counts: one that does not send takes nothing from the others.
 pub(crate) const UPLOADS: usize = 4 * api::control::MAX_BLOB;
 
+/// Bytes of calls that are held in memory, all calls together: what was sent, and after it what was answered.
+pub(crate) const CALLS: usize = 8 * MAX_CALL;
+/// Requests that read from the disk at once, artifacts as well as the audit log; the others wait for them.
+pub(crate) const LOOKS: usize = 2;
+
 /// What handlers work with.
 pub(crate) struct Api {
     pub(crate) guard: Guard,
     pub(crate) tokens: Tokens,
-    pub(crate) audit: Audit,
+    pub(crate) audit: Arc<Audit>,
     pub(crate) writer: Arc<Writer>,
     pub(crate) mover: Arc<Mover>,
     pub(crate) store: Arc<dyn Store>,
@@ -65,13 +70,15 @@ pub(crate) struct Api {
     pub(crate) events: Events,
     pub(crate) settled: watch::Receiver<u64>,
     pub(crate) uploads: Semaphore,
+    pub(crate) calls: Arc<Semaphore>,
+    pub(crate) looks: Semaphore,
     pub(crate) stop: CancellationToken,
     pub(crate) version: String,
     pub(crate) since_ms: u64,
 }
 
 /// The largest [`api::control::CallRequest`]: its body in base64, and room for its head.
-const MAX_CALL: usize = MAX_CALL_BODY / 3 * 4 + (256 << 10);
+pub(crate) const MAX_CALL: usize = MAX_CALL_BODY / 3 * 4 + (256 << 10);
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -132,7 +139,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(copies::begin, copies::read, copies::cancel))
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::run))
-        .merge(OpenApiRouter::new().routes(routes!(apps::call)).layer(DefaultBodyLimit::max(MAX_CALL)))
+        .routes(routes!(apps::call))
         .routes(routes!(secrets::list))
         .merge(
             OpenApiRouter::new()

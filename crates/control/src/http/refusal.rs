@@ -135,7 +135,7 @@ impl IntoResponse for Refusal {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match self.problem.code {
             Code::Unauthorized => drop(headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-            Code::Busy => drop(headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"))),
+            Code::Busy | Code::RateLimited => drop(headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"))),
             _ => {}
         }
         response

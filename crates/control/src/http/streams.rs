@@ -1,4 +1,5 @@
-//! The answers without an end: events, logs and flows. They stop when the server does.
+//! The answers without an end: events, logs and flows. They stop when the server does, and when the token they were asked
+//! for with ends.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -48,8 +49,20 @@ pub(super) struct EventsQuery {
 /// How often counters can be asked for, milliseconds.
 const EVERY: std::ops::RangeInclusive<u64> = 250..=60_000;
 
-fn endless(api: &Api, kind: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Response {
-    let chunks = chunks.take_until(api.stop.clone().cancelled_owned()).map(Ok::<_, Infallible>);
+fn endless(
+    api: &Api,
+    caller: &Caller,
+    kind: &'static str,
+    chunks: impl Stream<Item = Bytes> + Send + 'static,
+) -> Response {
+    let (stop, ended) = (api.stop.clone().cancelled_owned(), api.tokens.ended(caller));
+    let over = async move {
+        tokio::select! {
+            () = stop => {}
+            () = ended => {}
+        }
+    };
+    let chunks = chunks.take_until(Box::pin(over)).map(Ok::<_, Infallible>);
     ([(header::CONTENT_TYPE, kind)], Body::from_stream(chunks)).into_response()
 }
 
@@ -65,7 +78,7 @@ pub(super) async fn events(
     Asked(mut query): Asked<EventsQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    let reads = match caller {
+    let reads = match caller.clone() {
         Caller::Operator => Reads::All(query.tenant.clone()),
         Caller::Member { tenant: own, .. } => {
             if *query.tenant.get_or_insert_with(|| own.clone()) != own {
@@ -91,10 +104,10 @@ pub(super) async fn events(
     let filter = Filter { reads: reads.clone(), app: query.app.clone() };
     let events = api.events.stream(filter, after.transpose()?);
     Ok(match every {
-        None => endless(&api, "text/event-stream", events),
+        None => endless(&api, &caller, "text/event-stream", events),
         Some((tenant, every)) => {
             let readings = readings(api.clone(), reads, tenant, query.app, every);
-            endless(&api, "text/event-stream", futures::stream::select(events, readings))
+            endless(&api, &caller, "text/event-stream", futures::stream::select(events, readings))
         }
     })
 }
@@ -154,6 +167,7 @@ fn default_last() -> usize {
     responses((status = 200, description = "lines of JSON", body = api::agent::LogLine, content_type = "application/x-ndjson"), (status = "default", body = Problem)))]
 pub(super) async fn logs(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, app)): At<(TenantName, AppName)>,
     Asked(query): Asked<LogsQuery>,
 ) -> Answer<Response> {
@@ -173,7 +187,7 @@ pub(super) async fn logs(
         last: query.last.min(MAX_LAST),
         follow: query.follow,
     };
-    Ok(ndjson(&api, api.nodes.logs(&id.tenant, &id.app, query)))
+    Ok(ndjson(&api, &caller, api.nodes.logs(&id.tenant, &id.app, query)))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -200,6 +214,7 @@ pub(super) struct FlowsQuery {
     responses((status = 200, description = "lines of JSON", body = api::flows::FlowRecord, content_type = "application/x-ndjson"), (status = "default", body = Problem)))]
 pub(super) async fn flows(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At(tenant): At<TenantName>,
     Asked(query): Asked<FlowsQuery>,
 ) -> Answer<Response> {
@@ -211,7 +226,7 @@ pub(super) async fn flows(
         last: query.last.min(MAX_LAST),
         follow: query.follow,
     };
-    Ok(ndjson(&api, api.nodes.flows(&tenant, query)))
+    Ok(ndjson(&api, &caller, api.nodes.flows(&tenant, query)))
 }
 
 fn since(text: Option<&str>) -> Answer<Option<Since>> {
@@ -220,7 +235,7 @@ fn since(text: Option<&str>) -> Answer<Option<Since>> {
 }
 
 /// One line of JSON for each item.
-fn ndjson<T: Serialize + Send + 'static>(api: &Api, items: BoxStream<'static, T>) -> Response {
+fn ndjson<T: Serialize + Send + 'static>(api: &Api, caller: &Caller, items: BoxStream<'static, T>) -> Response {
     let lines = items.map(|item| {
         let mut text = serde_json::to_vec(&item).unwrap_or_default();
         text.push(b'\n');
@@ -230,5 +245,5 @@ fn ndjson<T: Serialize + Send + 'static>(api: &Api, items: BoxStream<'static, T>
         let next = tokio::time::timeout(KEEP_ALIVE, lines.next()).await;
         next.unwrap_or(Some(Bytes::from_static(b"\n"))).map(|line| (line, lines))
     });
-    endless(api, "application/x-ndjson", lines)
+    endless(api, caller, "application/x-ndjson", lines)
 }

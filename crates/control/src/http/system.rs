@@ -14,13 +14,19 @@ use futures::StreamExt as _;
 use model::{Digest, TenantName};
 use store::blobs::BlobError;
 use store::{Expect, keys};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::body::{IDLE, Stalled, patient};
 use super::extract::{At, json};
 use super::refusal::{Answer, Refusal};
 use super::{Api, openapi};
+use crate::clock;
+use crate::sweep::Sent;
+use crate::writer;
+
+/// That a tenant looked for an artifact is written down this often at most, milliseconds.
+const WANTED_EVERY: u64 = 10_000;
 
 /// The control plane answers.
 #[utoipa::path(get, path = "/v1/healthz", security(()), responses((status = 200, description = "it answers", body = String)))]
@@ -81,19 +87,27 @@ pub(super) async fn has_blob(
     State(api): State<Arc<Api>>,
     At((tenant, digest)): At<(TenantName, Digest)>,
 ) -> Answer<StatusCode> {
-    if api.store.get(&keys::artifact(&tenant, &digest)).await?.is_none() {
-        return Err(Refusal::new(Code::NotFound, BlobError::Missing(digest).to_string()));
-    }
+    let key = keys::artifact(&tenant, &digest);
+    let sent = api.store.get(&key).await?;
+    let sent = sent.ok_or_else(|| Refusal::new(Code::NotFound, BlobError::Missing(digest).to_string()))?;
+    let _look = api.looks.acquire().await.map_err(stopped)?;
     let blobs = api.blobs.clone();
-    let looked = move || match blobs.get(&digest) {
+    let looked = move || match blobs.check(&digest) {
         // Whoever asks will not send it: it has to be there when they deploy.
-        Ok(_) if blobs.want(&digest) => Ok(()),
-        Ok(_) => Err(BlobError::Missing(digest)),
+        Ok(()) if blobs.want(&digest) => Ok(()),
+        Ok(()) => Err(BlobError::Missing(digest)),
         Err(cause) => Err(cause),
     };
     let read = tokio::task::spawn_blocking(looked).await;
     match read.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not read: {cause}")))? {
-        Ok(()) => Ok(StatusCode::OK),
+        Ok(()) => {
+            let now = clock::millis();
+            // Reading must not cost a write each time.
+            if now.saturating_sub(writer::decode::<Sent>(&sent)?.wanted_ms) >= WANTED_EVERY {
+                api.store.put(&key, writer::encode(&Sent { wanted_ms: now })?, Expect::Any, None).await?;
+            }
+            Ok(StatusCode::OK)
+        }
         Err(cause @ (BlobError::Missing(_) | BlobError::Damaged { .. })) => {
             Err(Refusal::new(Code::NotFound, cause.to_string()))
         }
@@ -115,31 +129,34 @@ pub(super) async fn put_blob(
     if http_body::Body::size_hint(request.body()).lower() > MAX_BLOB as u64 {
         return Err(too_large());
     }
-    let (bytes, _room) = receive(&api.uploads, request.into_body()).await?;
+    let (bytes, _room) = receive(&api.uploads, request.into_body(), MAX_BLOB, "an artifact").await?;
     let blobs = api.blobs.clone();
     let put = tokio::task::spawn_blocking(move || blobs.put(&digest, &bytes)).await;
     put.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not kept: {cause}")))??;
-    let key = keys::artifact(&tenant, &digest);
-    if api.store.get(&key).await?.is_none() {
-        api.store.put(&key, "{}".into(), Expect::Any, None).await?;
-    }
+    let sent = Sent { wanted_ms: clock::millis() };
+    api.store.put(&keys::artifact(&tenant, &digest), writer::encode(&sent)?, Expect::Any, None).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The whole of an artifact, and the room it takes in memory. Room is taken for what has arrived, never for what is
-/// only announced, and not waited for longer than for the next piece: two halves cannot wait for each other for ever.
-async fn receive(room: &Semaphore, body: Body) -> Answer<(BytesMut, Option<SemaphorePermit<'_>>)> {
+/// The whole of a body, and the room it takes in memory. Room is taken for what has arrived, never for what is only
+/// announced, and not waited for longer than for the next piece: two halves cannot wait for each other for ever.
+pub(super) async fn receive<'r>(
+    room: &'r Semaphore,
+    body: Body,
+    most: usize,
+    what: &str,
+) -> Answer<(BytesMut, Option<SemaphorePermit<'r>>)> {
     let mut pieces = patient(body).into_data_stream();
     let (mut bytes, mut held) = (BytesMut::new(), None::<SemaphorePermit<'_>>);
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|cause| match Stalled::behind(&cause) {
             Some(stalled) => stalled.into(),
-            None => Refusal::new(Code::RequestInvalid, format!("the artifact did not arrive whole: {cause}")),
+            None => Refusal::new(Code::RequestInvalid, format!("{what} did not arrive whole: {cause}")),
         })?;
         let size = bytes.len().saturating_add(piece.len());
-        let more = u32::try_from(piece.len()).ok().filter(|_| size <= MAX_BLOB).ok_or_else(too_large)?;
-        let busy = |_| Refusal::new(Code::Busy, "too many artifacts are being uploaded").help("try again in a moment");
-        let stopped = |_| Refusal::new(Code::Unreachable, "the control plane is stopping");
+        let large = || Refusal::new(Code::TooLarge, format!("{what} has at most {most} bytes"));
+        let more = u32::try_from(piece.len()).ok().filter(|_| size <= most).ok_or_else(large)?;
+        let busy = |_| Refusal::new(Code::Busy, "too much is being sent at once").help("try again in a moment");
         let taken = timeout(IDLE, room.acquire_many(more)).await.map_err(busy)?.map_err(stopped)?;
         match &mut held {
             Some(held) => held.merge(taken),
@@ -148,6 +165,10 @@ async fn receive(room: &Semaphore, body: Body) -> Answer<(BytesMut, Option<Semap
         bytes.extend_from_slice(&piece);
     }
     Ok((bytes, held))
+}
+
+pub(super) fn stopped(_: AcquireError) -> Refusal {
+    Refusal::new(Code::Unreachable, "the control plane is stopping")
 }
 
 fn too_large() -> Refusal {

@@ -11,7 +11,7 @@ use api::metrics::TenantMetrics;
 use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use model::app::{LockedApp, ProviderKind, ProviderSpec};
 use model::plan::AppId;
@@ -21,6 +21,7 @@ use store::{StoreError, keys};
 
 use super::Api;
 use super::extract::{At, Condition, Json, json};
+use super::guard::Said;
 use super::refusal::Answer;
 use crate::tokens::Caller;
 use crate::writer;
@@ -69,13 +70,15 @@ pub(super) async fn write(
     Condition(require): Condition,
     Json(settings): Json<TenantSettings>,
 ) -> Answer<Response> {
-    let etag = api.writer.put_tenant(&name, &settings, require, caller == Caller::Operator).await?;
+    api.tokens.still(&caller).await?;
+    let (etag, changed) = api.writer.put_tenant(&name, &settings, require, caller == Caller::Operator).await?;
     // It is written whatever happens now; a store that does not take assignments must not hide that.
     let mut settled = api.settled.clone();
     if tokio::time::timeout(ACT, settled.wait_for(|seen| *seen >= etag)).await.is_err() {
         tracing::warn!(tenant = %name, "settings are written and not acted on yet");
     }
-    Ok(json(&TenantView { name, settings, etag }))
+    let said = Said(if changed.is_empty() { "nothing differs".to_owned() } else { changed.join(", ") });
+    Ok((Extension(said), json(&TenantView { name, settings, etag })).into_response())
 }
 
 /// Deletes a tenant: its apps, their data, its secrets, configs and tokens. Its name is never used again. Needs a condition,
@@ -91,6 +94,7 @@ pub(super) async fn delete(
     Condition(require): Condition,
 ) -> Answer<StatusCode> {
     api.writer.delete_tenant(&name, require).await?;
+    api.mover.forget(|moved| moved.tenant == name).await;
     let purged = async {
         while !api.store.list(&keys::purges_of(&name)).await?.entries.is_empty() {
             tokio::time::sleep(LOOK).await;

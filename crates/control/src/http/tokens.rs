@@ -13,6 +13,7 @@ use model::access::TokenId;
 
 use super::Api;
 use super::extract::{At, Json, json};
+use super::guard::Said;
 use super::refusal::Answer;
 use crate::tokens::Caller;
 
@@ -25,7 +26,7 @@ pub(super) async fn whoami(Extension(caller): Extension<Caller>) -> Response {
     })
 }
 
-/// The tenant's tokens without their secrets, oldest first; revoked ones stay in the list.
+/// The tenant's tokens without their secrets, oldest first; the last 500 that were revoked or expired stay in the list.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/tokens", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = Vec<TokenView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
@@ -43,9 +44,15 @@ pub(super) async fn create(
     Json(request): Json<TokenRequest>,
 ) -> Answer<Response> {
     let _turn = api.writer.turn().await;
-    api.writer.tenant(&tenant).await?;
+    // Again, and under the turn: a token that was revoked meanwhile must not live on in one it makes.
+    api.tokens.still(&caller).await?;
+    match caller {
+        Caller::Operator => drop(api.writer.tenant(&tenant).await?),
+        Caller::Member { .. } => api.writer.active(&tenant).await?,
+    }
     let made = api.tokens.create(&tenant, request, &caller).await?;
-    Ok((StatusCode::CREATED, json(&made)).into_response())
+    let said = Said(format!("token {} of role {}", made.view.id, made.view.role));
+    Ok((StatusCode::CREATED, Extension(said), json(&made)).into_response())
 }
 
 /// Ends a token, at once and for ever. Requests that were let in before are answered.
@@ -54,8 +61,10 @@ pub(super) async fn create(
     responses((status = 200, body = TokenView), (status = "default", body = Problem)))]
 pub(super) async fn revoke(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, id)): At<(TenantName, TokenId)>,
 ) -> Answer<Response> {
     let _turn = api.writer.turn().await;
+    api.tokens.still(&caller).await?;
     Ok(json(&api.tokens.revoke(&tenant, &id).await?))
 }

@@ -9,8 +9,9 @@ use model::config::{self, ENV, MAX_CONFIG, MAX_CONFIGS, Values};
 use model::plan::AppId;
 use model::rules::MAX_CONFIG_ENTRIES;
 use model::{ConfigName, TenantName};
-use store::Expect;
 use store::keys::{self, ConfigRecord, RevisionRecord};
+use store::{Expect, StoreError};
+use tokio::sync::MutexGuard;
 
 use super::{Cause, Writer, decode, encode};
 use crate::clock;
@@ -66,7 +67,7 @@ impl Writer {
     ) -> Answer<ConfigSet> {
         changeable(name)?;
         let values = sound(name, request.values)?;
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
         self.tenant(tenant).await?;
         let kept = self.kept(tenant, name).await?;
         let expect = expected(name, kept.as_ref(), require)?;
@@ -81,8 +82,11 @@ impl Writer {
         let updated_ms = kept.filter(|_| unchanged).map_or_else(clock::millis, |kept| kept.record.updated_ms);
         let record = ConfigRecord { version, updated_ms, values, pending: true };
         let key = keys::config(tenant, name);
-        let (apps, etag) = self.roll_out(&key, name, record, expect, &users).await?;
-        let kept = self.kept(tenant, name).await?.filter(|kept| kept.etag == etag).ok_or_else(|| none(tenant, name))?;
+        let (apps, etag) = self.roll_out(turn, &key, name, record, expect, &users).await?;
+        let kept = self.kept(tenant, name).await?.filter(|kept| Some(kept.etag) == etag).ok_or_else(|| {
+            Refusal::new(Code::Conflict, format!("the config `{name}` was set again at the same moment"))
+                .help("the apps that name it get the later values; look at it again, then decide anew")
+        })?;
         Ok(ConfigSet { config: view(name.clone(), kept, &self.users(tenant).await?), unchanged, apps })
     }
 
@@ -141,7 +145,6 @@ impl Writer {
 
     /// At start: the environment as the operator chose it now, and what an earlier process did not finish.
     pub(crate) async fn resume_configs(&self, env: Option<Values>) -> Answer<()> {
-        let _turn = self.turn.lock().await;
         let name: ConfigName = ENV.parse().map_err(super::defect)?;
         let kept = self.read(&keys::env()).await?;
         let (expect, before) = match &kept {
@@ -167,7 +170,8 @@ impl Writer {
             for tenant in &tenants {
                 users.extend(self.users(tenant).await?);
             }
-            let (apps, _) = self.roll_out(&keys::env(), &name, record, expect, &users).await?;
+            let turn = self.turn.lock().await;
+            let (apps, _) = self.roll_out(turn, &keys::env(), &name, record, expect, &users).await?;
             said(&name, &apps);
         }
         for entry in self.store.list(keys::CONFIGS).await?.entries {
@@ -178,27 +182,43 @@ impl Writer {
             if record.pending {
                 let users = self.users(&tenant).await?;
                 let expect = Expect::Revision(entry.revision);
-                let (apps, _) = self.roll_out(&entry.key, &name, record, expect, &users).await?;
+                let turn = self.turn.lock().await;
+                let (apps, _) = self.roll_out(turn, &entry.key, &name, record, expect, &users).await?;
                 said(&name, &apps);
             }
         }
         Ok(())
     }
 
-    /// Writes a config as pending, makes a new revision of every app that names it, and writes it as done. The caller
-    /// holds the turn.
+    /// Writes a config as pending, makes a new revision of every app that names it, and writes it as done; answers with
+    /// its etag, or none where somebody else set it meanwhile: they bring the apps theirs. The caller's turn ends with
+    /// the first write, and is taken anew for each app: a tenant of thousands does not keep the others waiting. An app
+    /// that is deployed in between finds the new values.
     async fn roll_out(
         &self,
+        turn: MutexGuard<'_, ()>,
         key: &str,
         name: &ConfigName,
         mut record: ConfigRecord,
         expect: Expect,
         users: &[(AppId, RevisionRecord)],
-    ) -> Answer<(Vec<ConfigFollowed>, u64)> {
+    ) -> Answer<(Vec<ConfigFollowed>, Option<u64>)> {
         record.pending = true;
-        let mut etag = self.store.put(key, encode(&record)?, expect, None).await?;
+        let etag = self.store.put(key, encode(&record)?, expect, None).await?;
+        drop(turn);
         let mut followed = Vec::new();
-        for (id, before) in users_of(name, users) {
+        for (id, _) in users_of(name, users) {
+            let _turn = self.turn.lock().await;
+            if self.read(key).await?.is_none_or(|kept| kept.etag != etag) {
+                return Ok((followed, None));
+            }
+            let before = match self.current(id).await {
+                Ok(current) if config::names(&current.record.app).contains(name) => current.record,
+                Ok(_) => continue,
+                // Deleted meanwhile.
+                Err(refusal) if refusal.problem.code == Code::NotFound => continue,
+                Err(refusal) => return Err(refusal),
+            };
             let mut app = before.app.clone();
             config::fill(&mut app, name, &record.values);
             let (revision, problem) = if app == before.app {
@@ -216,11 +236,15 @@ impl Writer {
         }
         // Where the store failed an app, the next start tries it again; another refusal would be one again.
         let again = |one: &ConfigFollowed| one.problem.as_ref().is_some_and(|p| p.code == Code::StoreUnavailable);
-        if !followed.iter().any(again) {
-            record.pending = false;
-            etag = self.store.put(key, encode(&record)?, Expect::Revision(etag), None).await?;
+        if followed.iter().any(again) {
+            return Ok((followed, Some(etag)));
         }
-        Ok((followed, etag))
+        record.pending = false;
+        match self.store.put(key, encode(&record)?, Expect::Revision(etag), None).await {
+            Ok(etag) => Ok((followed, Some(etag))),
+            Err(StoreError::Conflict { .. }) => Ok((followed, None)),
+            Err(cause) => Err(cause.into()),
+        }
     }
 
     async fn kept(&self, tenant: &TenantName, name: &ConfigName) -> Answer<Option<Kept>> {

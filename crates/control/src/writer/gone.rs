@@ -71,7 +71,8 @@ impl Writer {
             }
             self.store.put(&keys::purge(name, &id.app), encode(&())?, Expect::Any, None).await?;
         }
-        for prefix in [keys::secrets_of(name), keys::configs_of(name), keys::artifacts_of(name)] {
+        for prefix in [keys::secrets_of(name), keys::configs_of(name), keys::artifacts_of(name), keys::copies_of(name)]
+        {
             self.remove_all(&prefix).await?;
         }
         // Without its key, what a backup of the store still has of its secrets is noise.
@@ -86,7 +87,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn remove(&self, key: &str) -> Answer<()> {
+    pub(super) async fn remove(&self, key: &str) -> Answer<()> {
         match self.store.delete(key, Expect::Any).await {
             Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
             Err(cause) => Err(cause.into()),

@@ -234,20 +234,33 @@ async fn a_deleted_tenant_is_gone_with_all_it_has_and_its_name_too() {
     let token = token(&rig, "t", Role::Owner).await;
     let value = model::SecretValue::new(b"hidden".to_vec());
     rig.client.put_secret(&rig.tenant, &name("s"), value, Require::Any).await.unwrap();
+    // What is left of a move of its data.
+    let kept: &dyn store::Store = &*rig.store;
+    kept.put("copies/t/x", "{}".into(), store::Expect::Any, None).await.unwrap();
     let problem = refused(rig.client.delete_tenant(&rig.tenant, Require::At(1)).await);
     assert_eq!(problem.code, Code::Conflict);
     assert!(rig.client.delete_tenant(&rig.tenant, Require::Exists).await.unwrap());
     assert_eq!(refused(ControlClient::new(rig.addr, &token).version().await).code, Code::Unauthorized);
     assert_eq!(refused(rig.client.apps(&rig.tenant).await).code, Code::NotFound);
     rig.assigned("x", |assigned| assigned.is_none()).await;
+    // Not `conflict`, which means that trying again could help.
     let again = rig.client.put_tenant(&rig.tenant, &rig.settings(), Require::Absent).await;
-    assert_eq!(refused(again).code, Code::Conflict);
+    assert_eq!(refused(again).code, Code::RequestInvalid);
     let settings = rig.settings();
     let tenant = rig.tenant.clone();
     rig.restart().await;
-    assert_eq!(refused(rig.client.put_tenant(&tenant, &settings, Require::Absent).await).code, Code::Conflict);
+    assert_eq!(refused(rig.client.put_tenant(&tenant, &settings, Require::Absent).await).code, Code::RequestInvalid);
     let store: &dyn store::Store = &*rig.store;
-    for prefix in ["tenants/t", "tokens/t/", "secrets/t/", "secret-keys/t", "artifacts/t/", "purges/t/", "configs/t/"] {
+    for prefix in [
+        "tenants/t",
+        "tokens/t/",
+        "secrets/t/",
+        "secret-keys/t",
+        "artifacts/t/",
+        "purges/t/",
+        "configs/t/",
+        "copies/t/",
+    ] {
         let left = store.list(prefix).await.unwrap().entries;
         assert!(
             left.iter()

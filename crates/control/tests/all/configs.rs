@@ -162,3 +162,69 @@ async fn the_environment_is_the_operators_and_never_comes_back_by_itself() {
     assert_eq!(answers(&rig, "shop").await.1, values(&[]));
     assert_eq!(refused(rig.put(&shop).await).code, Code::ConfigMissing);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_config_of_many_apps_keeps_nobody_else_waiting() {
+    let rig = Rig::new().await;
+    set(&rig, "shared", &[("a", "1")], Require::Absent).await.unwrap();
+    let app = using(&rig, "a0", &["shared"]).await;
+    let apps = 60;
+    for n in 0..apps {
+        let mut app = app.clone();
+        app.name = name(&format!("a{n}"));
+        app.routes[0].host = format!("a{n}.localhost");
+        rig.put(&app).await.unwrap();
+    }
+    rig.client.put_tenant(&name("other"), &rig.settings(), Require::Absent).await.unwrap();
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let rolling = async {
+        let done = set(&rig, "shared", &[("a", "2")], Require::Any).await.unwrap();
+        ended.store(true, std::sync::atomic::Ordering::SeqCst);
+        done
+    };
+    let others = async {
+        // It has begun; then changes of others come in between.
+        let key = keys::config(&rig.tenant, &name::<ConfigName>("shared"));
+        loop {
+            let entry = rig.store.get(&key).await.unwrap().unwrap();
+            if serde_json::from_slice::<ConfigRecord>(&entry.value).unwrap().version == 2 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let other: TenantName = name("other");
+        let value = model::SecretValue::new(b"x".to_vec());
+        rig.client.put_secret(&other, &name("s"), value, Require::Any).await.unwrap();
+        assert!(!ended.load(std::sync::atomic::Ordering::SeqCst), "it waited for all of the other tenant's apps");
+        // One that is deployed in between has the new values, and is not made again.
+        let last = format!("a{}", apps - 1);
+        let mut app = app.clone();
+        (app.name, app.routes[0].host) = (name(&last), format!("{last}.localhost"));
+        rig.put(&app).await.unwrap();
+        assert_eq!(answers(&rig, &last).await.1, values(&[("a", "2")]));
+    };
+    let (done, ()) = tokio::join!(rolling, others);
+    assert_eq!(done.apps.len(), apps);
+    assert!(done.apps.iter().all(|one| one.revision == Some(Revision(2))), "{:?}", done.apps);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_that_set_a_config_at_once_the_last_one_reaches_every_app() {
+    let rig = Rig::new().await;
+    set(&rig, "shared", &[("a", "0")], Require::Absent).await.unwrap();
+    let app = using(&rig, "a0", &["shared"]).await;
+    for n in 0..10 {
+        let mut app = app.clone();
+        app.name = name(&format!("a{n}"));
+        app.routes[0].host = format!("a{n}.localhost");
+        rig.put(&app).await.unwrap();
+    }
+    let (one, two) = ([("a", "1")], [("a", "2")]);
+    let (first, second) =
+        tokio::join!(set(&rig, "shared", &one, Require::Exists), set(&rig, "shared", &two, Require::Exists));
+    for lost in [first, second].into_iter().filter_map(Result::err) {
+        assert_eq!(lost.problem().code, Code::Conflict);
+    }
+    let kept = rig.client.config(&rig.tenant, &name("shared")).await.unwrap();
+    assert!(kept.used_by.iter().all(|used| !used.differs), "{kept:?}");
+}

@@ -9,6 +9,7 @@
 )]
 
 mod accounts;
+mod bounds;
 mod configs;
 mod events;
 mod failures;

@@ -69,3 +69,26 @@ async fn an_upload_stays_until_its_time_is_over() {
     assert!([fresh, old, stale].iter().all(|digest| rig.blobs.has(digest)), "it looks in a while, not at once");
     assert_eq!(rig.blobs.unwanted_since(std::time::SystemTime::now() - Duration::from_secs(900)).unwrap(), [stale]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_have_says_nothing_about_what_a_tenant_has() {
+    let mut rig = Rig::new().await;
+    let other: model::TenantName = name("u");
+    rig.client.put_tenant(&other, &rig.settings(), Require::Absent).await.unwrap();
+    // Both send the same; only `t` has a revision with it. The other file is nobody's.
+    let (bytes, nobodys) = (rig.artifact(1).await, rig.artifact(2).await);
+    let (digest, unnamed) = (Digest::of(&bytes), Digest::of(&nobodys));
+    rig.client.put_blob(&other, &digest, bytes.clone()).await.unwrap();
+    rig.client.put_blob(&other, &unnamed, nobodys).await.unwrap();
+    rig.put(&locked("a", &bytes)).await.unwrap();
+    rig.restart_with(Nodes::default(), Duration::ZERO).await;
+    left(&rig, vec![digest]).await;
+    let gone = async {
+        while rig.client.has_blob(&other, &digest).await.unwrap() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("to `u` it is there because `t` has it");
+    assert!(!rig.client.has_blob(&other, &unnamed).await.unwrap());
+    assert!(rig.client.has_blob(&rig.tenant, &digest).await.unwrap());
+}

@@ -221,6 +221,43 @@ impl Externals {
         lock(&self.lent).remove(&(tenant.clone(), app.clone()));
     }
 
+    /// Ends the processes of an app that no host has any more, whoever still holds them, and removes what they kept.
+    ///
+    /// # Errors
+    /// What of it stays; the next try goes on from there.
+    pub async fn purge(&self, tenant: &TenantName, app: &AppName) -> std::io::Result<()> {
+        self.take_back(tenant, app);
+        let turns: Vec<_> = {
+            let known = lock(&self.known);
+            let of_app = known.iter().filter(|((of, whose, ..), _)| (of, whose) == (tenant, app));
+            let end = |slot: &Slot| {
+                if let Some(held) = slot.held.upgrade() {
+                    held.stop.cancel();
+                }
+                slot.turn.clone()
+            };
+            of_app.map(|(_, slot)| end(slot)).collect()
+        };
+        for turn in turns {
+            // Whoever runs a process has its turn until it has ended.
+            drop(turn.lock().await);
+        }
+        let of_tenant = self.shared.config.data_dir.join(tenant.as_str());
+        let remove = move |app: String| {
+            match std::fs::remove_dir_all(of_tenant.join(app)) {
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
+                _ => {}
+            }
+            // It stays while another app has something in it.
+            if let Err(cause) = std::fs::remove_dir(&of_tenant) {
+                tracing::trace!(%cause, "the directory of a tenant's external providers stays");
+            }
+            Ok(())
+        };
+        let app = app.to_string();
+        tokio::task::spawn_blocking(move || remove(app)).await.map_err(std::io::Error::other)?
+    }
+
     /// A connection to the process, for a host of `tenant`. Answers at once.
     ///
     /// # Errors

@@ -111,6 +111,18 @@ impl Answer {
         Self::new(StatusCode::BAD_GATEWAY, Code::Unreachable, "bad gateway: the host ended before it answered\n")
     }
 
+    /// The answer is larger than what is read whole.
+    pub(super) fn answer_too_large(limit: usize) -> Self {
+        let text = format!("bad gateway: the component answered more than {limit} bytes\n");
+        Self::new(StatusCode::BAD_GATEWAY, Code::TooLarge, text)
+    }
+
+    /// Answers of other calls take all the memory there is for them.
+    pub(super) fn no_room() -> Self {
+        let text = "service unavailable: too many answers are being read at once; try again\n";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Busy, text)
+    }
+
     /// The request outlived every limit a component can have.
     pub(super) fn timed_out() -> Self {
         Self::new(StatusCode::GATEWAY_TIMEOUT, Code::TimedOut, "gateway timeout: the host did not answer in time\n")

@@ -4,6 +4,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use http_body_util::{BodyExt as _, Full};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -34,6 +35,8 @@ use super::wire::{send, write_all};
 
 /// Interim responses of a host before the final one.
 const MAX_INTERIM: usize = 8;
+/// How long an answer that is read whole waits for room in memory.
+const ROOM: Duration = Duration::from_secs(5);
 
 /// Refuses fields that could be taken for framing, as the reader of HTTP/1 heads does.
 pub(super) fn check_fields(headers: &HeaderMap) -> Result<(), BadRequest> {
@@ -332,23 +335,39 @@ fn to_parts(head: &ResponseHead<'_>) -> Option<http::response::Parts> {
     Some(response.into_parts().0)
 }
 
-/// Sends one request to a component and reads its whole answer, at most `response_body` bytes of it. Everything that
-/// goes wrong comes back as a response with [`api::agent::FAULT_HEADER`]; nothing else is different from a request that
-/// came through the ingress.
-pub async fn forward(
-    target: &Target,
-    request: Request<Bytes>,
-    within: Duration,
-    response_body: usize,
-) -> Response<Bytes> {
-    forward_inner(target, request, within, response_body).await.unwrap_or_else(Answer::into_response)
+/// What answers that are read whole may take of memory.
+#[derive(Debug)]
+pub struct Room {
+    /// Bytes of one.
+    pub most: usize,
+    /// One permit for each byte of all of them together. An answer has its own for as long as it is there.
+    pub all: Arc<Semaphore>,
+}
+
+/// An answer that was read whole, and its room.
+struct Whole {
+    bytes: BytesMut,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Whole {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Sends one request to a component and reads its whole answer, where there is room for it. Everything that goes wrong
+/// comes back as a response with [`api::agent::FAULT_HEADER`]; nothing else is different from a request that came through
+/// the ingress.
+pub async fn forward(target: &Target, request: Request<Bytes>, within: Duration, room: Room) -> Response<Bytes> {
+    forward_inner(target, request, within, room).await.unwrap_or_else(Answer::into_response)
 }
 
 async fn forward_inner(
     target: &Target,
     request: Request<Bytes>,
     within: Duration,
-    response_body: usize,
+    room: Room,
 ) -> Result<Response<Bytes>, Answer> {
     let (parts, body) = request.into_parts();
     if body.len() as u64 > target.request_body {
@@ -376,20 +395,29 @@ async fn forward_inner(
         until,
     };
     let mut answered = exchange.send(framing, Full::new(body)).await?;
-    let read = answered.read_body(response_body);
+    let read = answered.read_body(room);
     let body = tokio::time::timeout_at(until, read).await.map_err(|_| Answer::timed_out())??;
     Ok(Response::from_parts(answered.head, body))
 }
 
 impl Answered {
-    async fn read_body(&mut self, limit: usize) -> Result<Bytes, Answer> {
-        let mut body = BytesMut::new();
+    /// Room is taken for what has arrived, and waited for a moment only: answers that are half read cannot wait for each
+    /// other for ever.
+    async fn read_body(&mut self, room: Room) -> Result<Bytes, Answer> {
+        let (mut bytes, mut held) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
         while let Some(data) = poll_fn(|cx| self.source.poll_data(cx)).await {
-            body.extend_from_slice(&data.map_err(|_| Answer::host_gone())?);
-            if body.len() > limit {
-                return Err(Answer::host_gone());
+            let data = data.map_err(|_| Answer::host_gone())?;
+            let size = bytes.len().saturating_add(data.len());
+            let large = || Answer::answer_too_large(room.most);
+            let more = u32::try_from(data.len()).ok().filter(|_| size <= room.most).ok_or_else(large)?;
+            let taken = tokio::time::timeout(ROOM, room.all.clone().acquire_many_owned(more)).await;
+            let taken = taken.ok().and_then(Result::ok).ok_or_else(Answer::no_room)?;
+            match &mut held {
+                Some(held) => held.merge(taken),
+                None => held = Some(taken),
             }
+            bytes.extend_from_slice(&data);
         }
-        Ok(body.freeze())
+        Ok(Bytes::from_owner(Whole { bytes, _room: held }))
     }
 }

@@ -54,7 +54,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use call::forward;
+pub use call::{Room, forward};
 pub use config::IngressConfig;
 pub(crate) use gate::nanos;
 pub use gate::{Entered, Gate, Refused};

@@ -97,6 +97,7 @@ impl Services {
         let failed = |cause: &dyn std::fmt::Display| {
             Problem::new(Code::StoreUnavailable, format!("the data of `{app}` cannot be removed: {cause}"))
         };
+        self.externals.purge(tenant, app).await.map_err(|cause| failed(&cause))?;
         self.messaging.forget(tenant, app).await;
         self.data.purge(tenant, app).await.map_err(|cause| failed(&cause))?;
         let (folder, sql, tenant, app) = (self.folder.clone(), self.sql.clone(), tenant.clone(), app.clone());

@@ -289,3 +289,22 @@ async fn a_program_that_nobody_names_is_refused_with_those_there_are() {
     assert_eq!(rig.event().await.ailing, None);
     rig.externals.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_it_kept_goes_with_its_app_and_nothing_else_does() {
+    let rig = Rig::new().await;
+    let spec = spec("good");
+    // Whoever still holds it does not keep it from ending.
+    let _lease = rig.lease(&spec);
+    rig.ready(&spec).await;
+    let pid = *rig.pids().last().unwrap();
+    let others = ["data/t/b/kv", "data/u/a/kv"].map(|path| rig.dir.path().join(path));
+    others.iter().for_each(|path| std::fs::create_dir_all(path).unwrap());
+    rig.externals.purge(&tenant(), &app()).await.unwrap();
+    assert!(!is_there(pid) && !rig.dir.path().join("data/t/a").exists());
+    assert!(others.iter().all(|path| path.exists()));
+    rig.externals.purge(&tenant(), &"b".parse().unwrap()).await.unwrap();
+    assert!(!rig.dir.path().join("data/t").exists());
+    rig.externals.purge(&tenant(), &app()).await.expect("what is gone is gone");
+    rig.externals.shutdown().await;
+}

@@ -415,6 +415,8 @@ async fn data_of_an_app_is_removed_when_no_host_has_it_any_more() {
     let files = "files".parse().unwrap();
     let scope = store::folder::Scope { tenant: &tenant(), app: &app, provider: &files };
     folder.create(scope, "box").unwrap();
+    let external = rig.dir.path().join("externals/t/a");
+    std::fs::create_dir_all(external.join("kv")).unwrap();
     assert_eq!(node.purge(&tenant(), &app).await.unwrap_err().code, api::Code::Busy, "it serves");
     rig.store.delete(&keys::assigned(&node_name(), &tenant(), &app), Expect::Any).await.unwrap();
     let started = Instant::now();
@@ -428,5 +430,30 @@ async fn data_of_an_app_is_removed_when_no_host_has_it_any_more() {
     let kept = rig.data.call(&tenant(), &other, &provider, "default", get()).await.unwrap();
     assert_eq!(kept, Answer::Value(Some(b"v".to_vec())));
     assert_eq!(folder.container(scope, "box").unwrap(), None);
+    assert!(!external.exists(), "what a program of the operator's kept for it goes too");
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_from_inside_are_held_to_the_tenants_quotas() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    rig.deploy("a", 1, "good").await;
+    rig.serving("a", 1).await;
+    let app: AppName = "a".parse().unwrap();
+    let call = || node.call(&tenant(), &app, None, Request::get("/").body(Bytes::new()).unwrap());
+    for _ in 0..40 {
+        assert_eq!(call().await.unwrap().status(), 200);
+    }
+    let quotas = model::tenant::Quotas { requests_per_second: Some(1), ..Default::default() };
+    rig.put(&keys::tenant(&tenant()), &TenantSettings { quotas, ..TenantSettings::default() }).await;
+    let started = Instant::now();
+    let problem = loop {
+        if let Err(problem) = call().await {
+            break problem;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "calls are not held to the quota");
+    };
+    assert_eq!(problem.code, api::Code::RateLimited);
     node.shutdown(Duration::from_secs(5)).await;
 }

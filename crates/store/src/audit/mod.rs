@@ -10,7 +10,7 @@ mod write;
 use model::{Digest, TenantName};
 use serde::{Deserialize, Serialize};
 
-pub use read::{Report, last, verify};
+pub use read::{Report, last, measured, verify, verify_measured};
 pub use write::Log;
 
 /// What one line says.
@@ -36,7 +36,8 @@ pub struct Act {
     /// The number of the line that says it was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begun: Option<u64>,
-    /// Refused attempts of strangers before this line that came too fast to be written down one by one.
+    /// Refused attempts before this line, of the same tenant's tokens or of strangers, that came too fast to be written
+    /// down one by one.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u64,
 }
@@ -57,6 +58,8 @@ pub enum Outcome {
     Refused,
     /// The log itself: at a start it did not end as the store says.
     Broken,
+    /// The log itself: at a start it had lines that the store did not know of.
+    Found,
 }
 
 /// One line.

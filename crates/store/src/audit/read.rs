@@ -1,6 +1,7 @@
 //! Reading the audit log: its last lines, and whether all of it is as it was written.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use model::Digest;
@@ -21,6 +22,9 @@ pub struct Report {
     pub tail: Tail,
     /// What is not as it was written, one sentence each; the first ones. Empty: all of it is.
     pub problems: Vec<String>,
+    /// Lines that were in the files at a start and that the store did not know of: a crash leaves the last few so, and so
+    /// does whoever adds some while nothing runs. The first ones.
+    pub found: Vec<String>,
 }
 
 /// The files of the log, oldest first.
@@ -63,16 +67,33 @@ pub fn last(dir: &Path, most: usize, fits: impl Fn(&Record) -> bool) -> io::Resu
     Ok(found)
 }
 
+/// The files of the log as long as they are now, oldest first.
+///
+/// # Errors
+/// Where they cannot be looked at.
+pub fn measured(dir: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+    files(dir)?.into_iter().map(|path| std::fs::metadata(&path).map(|meta| (path, meta.len()))).collect()
+}
+
 /// Reads all of the log and compares it with where the store says that it ends.
 ///
 /// # Errors
 /// Where a file cannot be read.
 pub fn verify(dir: &Path, kept: Option<Tail>) -> io::Result<Report> {
-    let mut report = Report { lines: 0, files: 0, tail: Tail::none(), problems: Vec::new() };
+    verify_measured(&measured(dir)?, kept)
+}
+
+/// The same of files as long as they were: what is added to them meanwhile is left alone.
+///
+/// # Errors
+/// Where a file cannot be read.
+pub fn verify_measured(measured: &[(PathBuf, u64)], kept: Option<Tail>) -> io::Result<Report> {
+    let mut report = Report { lines: 0, files: 0, tail: Tail::none(), problems: Vec::new(), found: Vec::new() };
     let mut problems = Vec::new();
-    for file in files(dir)? {
+    for (file, length) in measured {
         report.files += 1;
-        let bytes = std::fs::read(&file)?;
+        let mut bytes = Vec::new();
+        File::open(file)?.take(*length).read_to_end(&mut bytes)?;
         for line in lines(&bytes) {
             report.lines += 1;
             let Ok(record) = serde_json::from_slice::<Record>(line) else {
@@ -84,6 +105,9 @@ pub fn verify(dir: &Path, kept: Option<Tail>) -> io::Result<Report> {
                 problems.push(format!("line {number}: {}", record.act.what));
             } else if number != expected {
                 problems.push(format!("line {number} stands where line {expected} belongs"));
+            }
+            if record.act.outcome == Outcome::Found {
+                report.found.push(format!("line {number}: {}", record.act.what));
             }
             if record.prev != report.tail.hash {
                 problems.push(format!("line {number} does not follow the line before it: one of them was changed"));
@@ -99,6 +123,7 @@ pub fn verify(dir: &Path, kept: Option<Tail>) -> io::Result<Report> {
         problems.push(format!("line {}, the last one, is not as it was written", kept.number));
     }
     problems.truncate(MAX_PROBLEMS);
+    report.found.truncate(MAX_PROBLEMS);
     report.problems = problems;
     Ok(report)
 }

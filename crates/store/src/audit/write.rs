@@ -27,7 +27,7 @@ pub struct Log {
 
 impl Log {
     /// Opens the log in a folder, which is made where there is none. `kept` is where the log ends as the store knows it.
-    /// A log that ends elsewhere gets a line that says so for ever; then it goes on.
+    /// A log that ends elsewhere, or that goes on after it, gets a line that says so for ever; then it goes on.
     ///
     /// # Errors
     /// Where the files cannot be read or written.
@@ -42,7 +42,7 @@ impl Log {
     pub fn open_with(dir: &Path, kept: Option<Tail>, now_ms: u64, full: u64) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let (mut tail, mut path, mut seen) = (Tail::none(), name(dir, 1), kept.is_none_or(|kept| kept.number == 0));
-        let mut length = 0;
+        let (mut length, mut unknown) = (0, None::<(u64, u64)>);
         let mut newest = files(dir)?;
         // A crash can leave a new file without a line, and the store one line behind: in the file before.
         for file in newest.split_off(newest.len().saturating_sub(2)) {
@@ -52,6 +52,10 @@ impl Log {
             for line in lines(whole) {
                 if let Ok(record) = serde_json::from_slice::<Record>(line) {
                     tail = Tail { number: record.number, hash: Digest::of(line) };
+                    if seen {
+                        let first = unknown.map_or(record.number, |(first, _)| first);
+                        unknown = Some((first, record.number));
+                    }
                     seen |= kept == Some(tail);
                 }
             }
@@ -65,20 +69,13 @@ impl Log {
         if !seen {
             let kept = kept.map_or(0, |kept| kept.number);
             let what = format!("the log ended at line {} and not at line {kept}, as the store says", tail.number);
-            let act = Act {
-                who: "the platform".to_owned(),
-                tenant: None,
-                from: String::new(),
-                what,
-                outcome: Outcome::Broken,
-                status: None,
-                code: None,
-                begun: None,
-                left_out: 0,
-            };
             // Numbers never mean two things: those that are lost are skipped.
             log.tail.number = log.tail.number.max(kept);
-            log.append(&[act], now_ms)?;
+            log.append(&[own(what, Outcome::Broken)], now_ms)?;
+        } else if let Some((first, last)) = unknown {
+            // A crash leaves the last lines so; whoever adds lines while nothing runs cannot have them pass for others.
+            let what = format!("lines {first} to {last} were here at a start, and the store did not know of them");
+            log.append(&[own(what, Outcome::Found)], now_ms)?;
         }
         Ok(log)
     }
@@ -130,6 +127,21 @@ impl Log {
         self.file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
         self.length = 0;
         File::open(&self.dir)?.sync_all()
+    }
+}
+
+/// What the log says of itself.
+fn own(what: String, outcome: Outcome) -> Act {
+    Act {
+        who: "the platform".to_owned(),
+        tenant: None,
+        from: String::new(),
+        what,
+        outcome,
+        status: None,
+        code: None,
+        begun: None,
+        left_out: 0,
     }
 }
 

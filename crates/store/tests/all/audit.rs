@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use store::audit::{Act, Log, Outcome, Tail, last, verify};
+use store::audit::{Act, Log, Outcome, Tail, last, measured, verify, verify_measured};
 
 fn act(n: u64) -> Act {
     Act {
@@ -117,5 +117,35 @@ fn a_line_that_was_not_acknowledged_breaks_nothing() {
     log.append(&[act(21)], 1).unwrap();
     drop(log);
     let log = Log::open(dir.path(), Some(ahead), 1).unwrap();
-    assert_eq!(verify(dir.path(), Some(log.tail())).unwrap().problems, [""; 0]);
+    let report = verify(dir.path(), Some(log.tail())).unwrap();
+    assert_eq!(report.problems, [""; 0]);
+    assert_eq!(report.found, ["line 23: lines 22 to 22 were here at a start, and the store did not know of them"]);
+}
+
+#[test]
+fn lines_that_were_added_while_nothing_ran_do_not_pass_for_others() {
+    let (dir, tail) = written();
+    // Whoever may write the files can write lines that follow; the store does not know of them.
+    let mut forger = Log::open_with(dir.path(), Some(tail), 1, 800).unwrap();
+    forger.append(&[act(90), act(91)], 1).unwrap();
+    drop(forger);
+    let log = Log::open_with(dir.path(), Some(tail), 1, 800).unwrap();
+    let report = verify(dir.path(), Some(log.tail())).unwrap();
+    assert_eq!(report.problems, [""; 0]);
+    assert!(report.found[0].contains("lines 21 to 22"), "{report:?}");
+    // Said once, and for ever.
+    let log = Log::open_with(dir.path(), Some(log.tail()), 1, 800).unwrap();
+    assert_eq!(verify(dir.path(), Some(log.tail())).unwrap().found, report.found);
+}
+
+#[test]
+fn what_is_added_while_it_is_verified_is_left_alone() {
+    let (dir, tail) = written();
+    let before = measured(dir.path()).unwrap();
+    let mut log = Log::open_with(dir.path(), Some(tail), 1, 800).unwrap();
+    for n in 20..30 {
+        log.append(&[act(n)], n).unwrap();
+    }
+    let report = verify_measured(&before, Some(tail)).unwrap();
+    assert_eq!((report.lines, report.problems), (20, vec![]));
 }

@@ -1,5 +1,6 @@
 //! What gets through and what does not: routes, fields, bodies in both directions, connections that are used again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -257,19 +258,30 @@ async fn a_call_from_inside_looks_like_any_other() {
     let rig = Rig::new(1);
     let table = rig.routes.load();
     let target = table.entries()[0].target.clone();
+    let all = Arc::new(tokio::sync::Semaphore::new(1024));
+    let room = || node::ingress::Room { most: 1024, all: all.clone() };
     let request = http::Request::post("http://h/x?y").header("sidereal-route", "forged").body("abc".into()).unwrap();
-    let response = node::ingress::forward(&target, request, Duration::from_secs(5), 1024).await;
+    let response = node::ingress::forward(&target, request, Duration::from_secs(5), room()).await;
     assert_eq!(response.status(), 200);
     assert_eq!(response.body(), "POST /x?y from 0");
+    assert_eq!(all.available_permits(), 1024 - response.body().len(), "its room is its own for as long as it is there");
+    drop(response);
+    assert_eq!(all.available_permits(), 1024);
     let seen = rig.seen();
     assert_eq!(seen[0].headers["sidereal-route"], "shop/1/web");
     assert_eq!(seen[0].headers["host"], "h");
     assert_eq!(seen[0].body.as_deref(), Some(b"abc".as_slice()));
 
     let request = http::Request::get("http://h/a/../b").body("".into()).unwrap();
-    assert_eq!(node::ingress::forward(&target, request, Duration::from_secs(5), 1024).await.status(), 400);
+    assert_eq!(node::ingress::forward(&target, request, Duration::from_secs(5), room()).await.status(), 400);
     let request = http::Request::get("http://h/large").body("".into()).unwrap();
-    assert_eq!(node::ingress::forward(&target, request, Duration::from_secs(5), 1024).await.status(), 502);
+    let response = node::ingress::forward(&target, request, Duration::from_secs(5), room()).await;
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()[api::agent::FAULT_HEADER]),
+        (502, &"too-large".parse().unwrap())
+    );
+    drop(response);
+    assert_eq!(all.available_permits(), 1024);
     let request = http::Request::get("http://h/hang").body("".into()).unwrap();
-    assert_eq!(node::ingress::forward(&target, request, Duration::from_millis(100), 1024).await.status(), 504);
+    assert_eq!(node::ingress::forward(&target, request, Duration::from_millis(100), room()).await.status(), 504);
 }
