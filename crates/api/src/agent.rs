@@ -7,6 +7,7 @@
 //! | `POST /v1/apps/{app}/revisions/{n}/drain` ([`DrainRequest`]) | finish calls in flight, then forget the revision; [`Drained`] |
 //! | `PUT /v1/apps/{app}/revisions/{n}/taking` ([`TakingRequest`]) | take messages for a revision, or stop and finish those under way |
 //! | `POST /v1/apps/{app}/revisions/{n}/scheduled` ([`ScheduledCall`]) | call a component for a schedule, once; [`Called`] |
+//! | `POST /v1/apps/{app}/revisions/{n}/run` ([`RunRequest`](crate::run::RunRequest)) | run a program once; the frames of [`crate::run`] until it has ended |
 //! | `GET /v1/status` | [`HostStatus`] |
 //! | `GET /v1/metrics` | [`crate::metrics::HostMetrics`]: counters over all revisions |
 //! | `GET /v1/logs` | newline-delimited [`LogLine`]s, from now on, until the caller hangs up |

@@ -21,6 +21,7 @@ use crate::agent::{
 };
 use crate::copy::{Held, Release};
 use crate::metrics::HostMetrics;
+use crate::run::{RunFrame, RunRequest};
 use crate::{Code, Problem};
 
 /// The largest answer a host may give, bytes.
@@ -148,6 +149,32 @@ impl HostClient {
         }
         serde_json::from_slice(&body)
             .map_err(|cause| Problem::new(Code::Internal, format!("a host answered with unreadable JSON: {cause}")))
+    }
+
+    /// Runs a program once: what it writes, and last how it ended. Never sent twice. Dropping the stream ends the run.
+    ///
+    /// # Errors
+    /// As [`HostClient::start`]. After an error it was not run, except where nobody answers: then it may have been.
+    pub async fn run(
+        &self,
+        app: &AppName,
+        revision: Revision,
+        request: &RunRequest,
+    ) -> Result<BoxStream<'static, Result<RunFrame, Problem>>, Problem> {
+        let path = format!("/v1/apps/{app}/revisions/{revision}/run");
+        let mut sender = self.connect().await?;
+        let answer = sender.send_request(self.request(Method::POST, &path, encode(request)?)?).await;
+        let answer = answer.map_err(|cause| self.unreachable(&cause))?;
+        if answer.status() != StatusCode::OK {
+            let (status, body) = self.collect(answer).await?;
+            return Err(refusal(status, &body));
+        }
+        let state = Frames { body: answer.into_body(), buffer: BytesMut::new(), _sender: sender };
+        let frames = futures::stream::unfold(state, |mut frames| async {
+            let frame = frames.next().await.transpose()?;
+            Some((frame, frames))
+        });
+        Ok(frames.boxed())
     }
 
     /// Counters and memory.
@@ -302,6 +329,28 @@ fn encode<T: Serialize>(value: &T) -> Result<Bytes, Problem> {
 
 pub(crate) fn within(deadline: Duration) -> Result<Bytes, Problem> {
     encode(&DrainRequest { deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX) })
+}
+
+/// The frames of a run out of a response body.
+struct Frames {
+    body: Incoming,
+    buffer: BytesMut,
+    _sender: SendRequest<Full<Bytes>>,
+}
+
+impl Frames {
+    async fn next(&mut self) -> Result<Option<RunFrame>, Problem> {
+        loop {
+            let frame = RunFrame::decode(&mut self.buffer);
+            if let Some(frame) = frame.map_err(|cause| Problem::new(Code::Internal, cause.to_string()))? {
+                return Ok(Some(frame));
+            }
+            let Some(Ok(frame)) = self.body.frame().await else { return Ok(None) };
+            if let Ok(data) = frame.into_data() {
+                self.buffer.extend_from_slice(&data);
+            }
+        }
+    }
 }
 
 /// Newline-delimited JSON out of a response body, with a bound on what one line may hold.

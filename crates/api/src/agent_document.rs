@@ -10,6 +10,7 @@ use crate::agent::{
 };
 use crate::copy::{CopyRequest, Cursor, Held, Keys, Release, Round, Step};
 use crate::metrics::HostMetrics;
+use crate::run::{RunEnd, RunRequest};
 
 /// Who the host is.
 #[utoipa::path(get, path = "/v1/info", responses((status = 200, body = HostInfo), (status = "default", body = Problem)))]
@@ -87,6 +88,12 @@ fn set_taking() {}
     responses((status = 200, body = Called), (status = "default", body = Problem)))]
 fn scheduled() {}
 
+/// Runs a program once: frames of what it writes, and a last one with how it ended (see `RunEnd`). Hanging up ends the run.
+#[utoipa::path(post, path = "/v1/apps/{app}/revisions/{revision}/run",
+    params(("app" = model::AppName, Path), ("revision" = model::Revision, Path)), request_body = RunRequest,
+    responses((status = 200, description = "frames: kind (1 stdout, 2 stderr, 0 the end), length in 4 bytes, the rest", body = RunEnd, content_type = "application/octet-stream"), (status = "default", body = Problem)))]
+fn run() {}
+
 /// Everything the host has.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = HostStatus), (status = "default", body = Problem)))]
 fn status() {}
@@ -125,6 +132,7 @@ fn drain() {}
         drain_revision,
         set_taking,
         scheduled,
+        run,
         hold,
         release,
         copy_begin,

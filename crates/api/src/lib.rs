@@ -6,6 +6,7 @@
 //! * [`data_line`]: the frames of many requests at once from the ingress to a host.
 //! * [`flows`]: what was decided about outgoing connections.
 //! * [`metrics`]: what is counted of components and links.
+//! * [`run`]: the frames of one run of a program.
 //! * [`services`]: what a host asks of its node (dial, key-value, compiled code), framed postcard over a unix socket.
 //! * [`task`]: one task of a scheduler: its files, and its API over a unix socket.
 //! * [`problem`]: the one shape of a refusal and the closed list of its codes.
@@ -22,6 +23,7 @@ pub mod flows;
 pub mod metrics;
 pub mod node;
 pub mod problem;
+pub mod run;
 pub mod services;
 pub mod task;
 

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Problem;
 use crate::agent_client::{HostClient, within};
+use crate::run::Folder;
 
 /// The version of these files; another one is refused.
 pub const VERSION: u32 = 1;
@@ -46,9 +47,18 @@ pub struct TaskSpec {
     pub id: String,
     /// The component.
     pub component: TaskComponent,
-    /// Where its HTTP is answered; absent for a component without.
+    /// Where its HTTP is answered; absent for a program, which is run once.
     #[serde(default)]
     pub listen: Option<SocketAddr>,
+    /// Arguments of a program; what it is called comes before them.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// The environment of a program.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Folders its component may use.
+    #[serde(default)]
+    pub folders: Vec<Folder>,
     /// The network namespace it runs in; the machine's where absent.
     #[serde(default)]
     pub network: Option<PathBuf>,
@@ -158,6 +168,9 @@ pub struct TaskExit {
     /// It ran out of the memory it was given.
     #[serde(default)]
     pub oom: bool,
+    /// It was running: what went wrong is no failure to start.
+    #[serde(default)]
+    pub ran: bool,
     /// When, milliseconds since 1970.
     pub ended_ms: u64,
 }

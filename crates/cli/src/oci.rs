@@ -9,6 +9,7 @@ use futures::StreamExt as _;
 use model::Digest;
 use model::manifest::OciReference;
 use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::{OciImageManifest, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
@@ -38,9 +39,11 @@ pub async fn pull(reference: &OciReference) -> anyhow::Result<Vec<u8>> {
     let image =
         Reference::with_digest(reference.registry.clone(), reference.repository.clone(), reference.digest.to_string());
     let auth = credentials(&reference.registry);
-    let failed = |cause: oci_client::errors::OciDistributionError| {
-        Problem::new(Code::Unreachable, format!("cannot bring {shown}: {cause}"))
-            .help("check the reference and the registry's credentials (docker config.json)")
+    let failed = |cause: OciDistributionError| match unknown(&cause) {
+        true => Problem::new(Code::ArtifactMissing, format!("the registry does not have {shown}"))
+            .help("check repository and digest; `oras manifest fetch --descriptor` shows the digest of a tag"),
+        false => Problem::new(Code::Unreachable, format!("cannot bring {shown}: {cause}"))
+            .help("check the reference and the registry's credentials (docker config.json)"),
     };
     let (raw, _) = client.pull_manifest_raw(&image, &auth, &MANIFESTS).await.map_err(failed)?;
     matches(&raw, reference.digest, &shown)?;
@@ -65,6 +68,25 @@ pub async fn pull(reference: &OciReference) -> anyhow::Result<Vec<u8>> {
     }
     matches(&bytes, wanted, &shown)?;
     Ok(bytes)
+}
+
+/// Whether the registry answered that it has no such thing.
+fn unknown(cause: &OciDistributionError) -> bool {
+    match cause {
+        OciDistributionError::ImageManifestNotFoundError(_) | OciDistributionError::ServerError { code: 404, .. } => {
+            true
+        }
+        OciDistributionError::RegistryError { envelope, .. } => envelope.errors.iter().any(|error| {
+            matches!(
+                error.code,
+                OciErrorCode::ManifestUnknown
+                    | OciErrorCode::NameUnknown
+                    | OciErrorCode::NotFound
+                    | OciErrorCode::BlobUnknown
+            )
+        }),
+        _ => false,
+    }
 }
 
 fn matches(bytes: &[u8], wanted: Digest, shown: &str) -> Result<(), Problem> {

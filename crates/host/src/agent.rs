@@ -8,7 +8,7 @@ use api::agent::{DrainRequest, HostInfo, StartRequest, TakingRequest};
 use api::copy::{Held, Keys, Release, Round};
 use api::{Code, Problem};
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::apps::{Apps, Identity};
-use crate::scheduled;
+use crate::{program, scheduled};
 
 /// The largest body of a request, bytes: a locked app with every list at its limit is far smaller.
 const MAX_BODY: usize = 16 << 20;
@@ -99,6 +99,17 @@ impl Agent {
             ) => {
                 let (app, revision) = revision_of(app, revision)?;
                 ok(&scheduled::call(&self.apps, &app, revision, read(request).await?).await?)
+            }
+            (
+                &Method::POST,
+                [Some("v1"), Some("apps"), Some(app), Some("revisions"), Some(revision), Some("run"), None],
+            ) => {
+                let (app, revision) = revision_of(app, revision)?;
+                let frames = program::run(&self.apps, &app, revision, read(request).await?).await?;
+                let frames = frames.map(|frame| Ok::<_, Infallible>(Frame::data(frame)));
+                let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+                Ok(response)
             }
             (
                 &Method::POST,

@@ -22,6 +22,9 @@ pub enum HostError {
     /// A variable with a setting.
     #[error("{0} is not a whole number above 0")]
     Setting(&'static str),
+    /// The folders it is to grant.
+    #[error("{name} is no list of folders", name = api::run::FOLDERS_ENV)]
+    Folders,
     /// The node is not there.
     #[error("the node does not answer at {socket}: {cause}")]
     Node {

@@ -23,12 +23,14 @@ mod escape;
 mod external;
 mod fault;
 mod folder;
+mod folders;
 mod hold;
 mod line;
 mod links;
 mod listen;
 mod logs;
 mod message;
+mod program;
 mod scheduled;
 mod secrets;
 mod serve;
@@ -90,6 +92,7 @@ impl HostSettings {
             let number = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
             settings.code_budget = number.ok_or(HostError::Setting(CODE_BUDGET_ENV))?;
         }
+        folders::granted()?;
         if let Some(groups) = std::env::var_os(api::agent::GROUPS_ENV) {
             settings.groups = std::env::split_paths(&groups).collect();
         }

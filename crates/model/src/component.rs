@@ -170,6 +170,17 @@ pub(crate) fn walk<'a>(
     bytes: &'a [u8],
     mut each: impl FnMut(usize, Payload<'a>) -> Result<(), InspectError>,
 ) -> Result<(), InspectError> {
+    walk_any(bytes, |depth, payload| match &payload {
+        Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => Err(InspectError::CoreModule),
+        _ => each(depth, payload),
+    })
+}
+
+/// As [`walk`], of a core module too.
+pub(crate) fn walk_any<'a>(
+    bytes: &'a [u8],
+    mut each: impl FnMut(usize, Payload<'a>) -> Result<(), InspectError>,
+) -> Result<(), InspectError> {
     if bytes.len() > MAX_COMPONENT {
         return Err(InspectError::TooLarge { size: bytes.len(), limit: MAX_COMPONENT });
     }
@@ -192,7 +203,6 @@ pub(crate) fn walk<'a>(
         at += consumed;
         let depth = outer.len();
         match &payload {
-            Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => return Err(InspectError::CoreModule),
             Payload::ModuleSection { parser: inner, .. } | Payload::ComponentSection { parser: inner, .. } => {
                 if depth >= MAX_DEPTH {
                     return Err(InspectError::TooDeep);

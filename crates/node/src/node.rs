@@ -11,6 +11,7 @@ use api::agent::{HostStatus, LogLine};
 use api::flows::{FlowQuery, FlowRecord};
 use api::metrics::{Kept, TenantMetrics};
 use api::node::{CopyOutcome, CopyStep, LogQuery, NodeApi};
+use api::run::{RunFrame, RunRequest};
 use api::{Code, Problem};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -88,10 +89,14 @@ pub struct NodeConfig {
     pub code_budget: Option<u64>,
     /// Control groups that its hosts join; those of a task's scheduler.
     pub host_groups: Vec<PathBuf>,
+    /// Folders that the components of its hosts may use; those of a task.
+    pub host_folders: Vec<api::run::Folder>,
     /// How requests from outside are taken.
     pub ingress: IngressConfig,
     /// Where the ingress port is taken, listen on a free one.
     pub ingress_fallback: bool,
+    /// Nothing comes from outside: there is no ingress.
+    pub closed: bool,
     /// Where monitoring listens; `None`: nowhere.
     pub admin: Option<AdminConfig>,
     /// Where spans and lines are exported to; `None`: nowhere.
@@ -118,8 +123,10 @@ impl NodeConfig {
             storage,
             code_budget: None,
             host_groups: Vec::new(),
+            host_folders: Vec::new(),
             ingress: IngressConfig::new(ingress_listen),
             ingress_fallback: true,
+            closed: false,
             admin: None,
             otlp: None,
             resolver: None,
@@ -179,7 +186,10 @@ impl Node {
         let exporter = config.otlp.map(|otlp| Exporter::start(otlp, &config.name));
         let mut config_ingress = config.ingress;
         config_ingress.exporter.clone_from(&exporter);
-        let ingress = listen(&config_ingress, config.ingress_fallback, &routes)?;
+        let ingress = match config.closed {
+            true => Ingress::closed(),
+            false => listen(&config_ingress, config.ingress_fallback, &routes)?,
+        };
         let address = ingress.addr();
         let resolver = config.resolver.unwrap_or_else(|| Arc::new(SystemResolver));
         let dialer = Dialer::new(resolver);
@@ -236,7 +246,7 @@ impl Node {
             }
         };
         let record = NodeRecord {
-            ingress: vec![address.to_string()],
+            ingress: if config.closed { Vec::new() } else { vec![address.to_string()] },
             pid: std::process::id(),
             since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             interfaces: Vec::new(),
@@ -253,7 +263,7 @@ impl Node {
             name: config.name,
             exe: config.exe,
             run_dir: config.run_dir,
-            env: environment(config.code_budget, &config.host_groups),
+            env: environment(config.code_budget, &config.host_groups, &config.host_folders),
             store,
             artifacts: artifacts.clone(),
             services: services.clone(),
@@ -293,6 +303,20 @@ impl Node {
     /// Where the ingress listens.
     pub fn ingress(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Runs a program once, on a host of its app: what it writes, and last how it ended. Dropping the stream ends the run; one
+    /// that stops without an end is a run whose end nobody saw.
+    ///
+    /// # Errors
+    /// [`Code::Unreachable`] where no host is ready, otherwise what the host says.
+    pub async fn run(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        request: &RunRequest,
+    ) -> Result<BoxStream<'static, Result<RunFrame, Problem>>, Problem> {
+        schedules::Hosts { index: self.index.clone(), hosts: self.hosts.clone() }.run(tenant, app, request).await
     }
 
     /// Where monitoring listens.
@@ -377,12 +401,18 @@ fn over_quota(refused: Refused) -> Problem {
     }
 }
 
-fn environment(code_budget: Option<u64>, groups: &[PathBuf]) -> Vec<(OsString, OsString)> {
+fn environment(
+    code_budget: Option<u64>,
+    groups: &[PathBuf],
+    folders: &[api::run::Folder],
+) -> Vec<(OsString, OsString)> {
     let passed = PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
     let budget = code_budget.map(|bytes| (api::agent::CODE_BUDGET_ENV.into(), bytes.to_string().into()));
     let joined = std::env::join_paths(groups).ok().filter(|joined| !joined.is_empty());
     let groups = joined.map(|joined| (api::agent::GROUPS_ENV.into(), joined));
-    passed.chain(budget).chain(groups).collect()
+    let folders = serde_json::to_string(folders).ok().filter(|_| !folders.is_empty());
+    let folders = folders.map(|folders| (api::run::FOLDERS_ENV.into(), folders.into()));
+    passed.chain(budget).chain(groups).chain(folders).collect()
 }
 
 /// Removes what hosts of an earlier node left. A host that is still ending has its sockets open and needs no names.

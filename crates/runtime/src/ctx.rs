@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use model::Limits;
 use wasmtime::component::{Linker, ResourceTable};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::call::Call;
@@ -17,6 +17,7 @@ use crate::limiter::Limiter;
 use crate::log::{CallLog, LogStreamKind, Stdio};
 use crate::outbound::Hooks;
 use crate::peer::Held;
+use crate::program::{Folders, Told};
 use crate::sockets::{Names, Sockets};
 use crate::workload::Sinks;
 
@@ -169,23 +170,46 @@ impl Ctx {
             None => Some(self.call_log().clone()),
         };
         let wasi = self.wasi.get_or_insert_with(|| {
-            let mut builder = WasiCtx::builder();
+            let mut builder = plain();
             if let Some(log) = log {
                 builder
                     .stdout(Stdio { log: log.clone(), stream: LogStreamKind::Stdout })
                     .stderr(Stdio { log, stream: LogStreamKind::Stderr });
             }
-            builder
-                .max_random_size(config::RANDOM.0)
-                .wall_clock(clock::Wall)
-                .monotonic_clock(clock::Monotonic(Instant::now()))
-                .allow_tcp(false)
-                .allow_udp(false)
-                .allow_ip_name_lookup(false);
+            if let Some(folders) = self.bindings.get::<Folders>()
+                && let Err(error) = folders.give(&mut builder)
+                && let Some(log) = &self.log
+            {
+                log.message(LogStreamKind::Error, "sidereal", format!("{error:#}").as_bytes());
+            }
             Box::new(builder.build())
         });
         (wasi, &mut self.table)
     }
+
+    /// Gives the guest what a program has.
+    pub(crate) fn tell(&mut self, told: &Told) -> wasmtime::Result<()> {
+        let mut builder = plain();
+        told.give(&mut builder);
+        if let Some(folders) = self.bindings.get::<Folders>() {
+            folders.give(&mut builder)?;
+        }
+        self.wasi = Some(Box::new(builder.build()));
+        Ok(())
+    }
+}
+
+/// What every guest has: clocks and random numbers.
+fn plain() -> WasiCtxBuilder {
+    let mut builder = WasiCtx::builder();
+    builder
+        .max_random_size(config::RANDOM.0)
+        .wall_clock(clock::Wall)
+        .monotonic_clock(clock::Monotonic(Instant::now()))
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false);
+    builder
 }
 
 impl Drop for Ctx {

@@ -16,6 +16,7 @@ use crate::ctx::Ctx;
 use crate::engine::{Exported, Http};
 use crate::fault::{During, Fault, classify};
 use crate::outbound::HttpBody;
+use crate::program::Told;
 use crate::workload::Workload;
 
 /// One instance of a workload.
@@ -38,9 +39,12 @@ pub type Invoked<'a, T> = Pin<Box<dyn Future<Output = wasmtime::Result<T>> + Sen
 
 impl Instance {
     /// Makes an instance; its start code already runs on the budget of `call`.
-    pub(crate) async fn new(work: &Workload, call: &Arc<Call>) -> Result<Self, Fault> {
+    pub(crate) async fn new(work: &Workload, call: &Arc<Call>, told: Option<Arc<Told>>) -> Result<Self, Fault> {
         let limits = work.limits();
-        let ctx = Ctx::new(limits, call.clone(), work.bindings().clone(), work.sinks());
+        let mut ctx = Ctx::new(limits, call.clone(), work.bindings().clone(), work.sinks());
+        if let Some(told) = told {
+            ctx.tell(&told).map_err(|error| Fault::Instantiate { message: format!("{error:#}") })?;
+        }
         let mut store = Store::new(&work.linked().set.engine, ctx);
         store.limiter(|ctx| &mut ctx.limiter);
         store.set_hostcall_fuel(limits.hostcall_copy.as_usize());

@@ -1,6 +1,7 @@
 //! The wasmtime embedding: compile, load, link and run components with every limit enforced.
 //!
-//! Invariant: `unsafe` lives in [`load`] alone, and a guest gets nothing it was not given: no files, no sockets but those the node
+//! Invariant: `unsafe` lives in [`load`] alone, and a guest gets nothing it was not given: no files but in folders
+//! that were granted, no sockets but those the node
 //! connected, no environment, no instance another revision has used. Listeners, client libraries and API types live elsewhere.
 //!
 //! ```text
@@ -30,6 +31,8 @@ mod log;
 mod meter;
 mod outbound;
 mod peer;
+mod pipe;
+mod program;
 mod sockets;
 mod ticker;
 pub mod trace;
@@ -49,6 +52,8 @@ pub use meter::{Meter, MeterSnapshot};
 pub use model::app::Reuse;
 pub use outbound::{HttpBody, HttpBodyError, Outbound, OutboundError, OutboundOptions, OutboundResponse};
 pub use peer::{Callee, Loading, MAX_CALL_DEPTH, Peer, Peers, call_component};
+pub use pipe::Output;
+pub use program::{Folders, Granted, Program, Written};
 pub use sockets::{Connection, Datagrams, Opening, Received, SocketFault, Sockets};
 pub use ticker::Queue;
 pub use workload::{Sinks, Workload};

@@ -232,7 +232,7 @@ impl Workload {
     async fn instantiate(&self, call: &Arc<Call>) -> Result<Instance, Fault> {
         self.meter.instantiated();
         loop {
-            match Instance::new(self, call).await {
+            match Instance::new(self, call, None).await {
                 // Ends: every round drops half of what waits.
                 Err(Fault::NoCapacity { .. }) if self.linked.set.shelves.make_room() => {}
                 made => return made,

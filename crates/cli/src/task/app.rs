@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use api::run::RunRequest;
 use api::task::{TaskComponent, TaskLink, TaskSpec};
 use api::{Code, Problem};
 use bytes::Bytes;
@@ -11,9 +12,11 @@ use model::claims::{self, TrustPolicy};
 use model::component::{MAX_COMPONENT, inspect};
 use model::lock::{ArtifactFacts, ArtifactProblem, Artifacts, lock_draft};
 use model::manifest::{ComponentSource, Report, draft};
-use model::{ContractId, Digest, LockedApp, ProviderKind, Route};
+use model::unit::{ByteSize, Millis};
+use model::{ContractId, Digest, InterfaceId, Limits, LockedApp, ProviderKind, Route};
 use toml::{Table, Value};
 
+use super::adapt;
 use crate::oci;
 
 /// The name of the app, and of its component.
@@ -25,6 +28,8 @@ pub struct Ready {
     pub app: LockedApp,
     /// The component.
     pub wasm: Bytes,
+    /// How it is run, where it is a program.
+    pub program: Option<RunRequest>,
     /// Secrets its providers use, by the name under which the app knows them; each in a file.
     pub secrets: BTreeMap<String, std::path::PathBuf>,
 }
@@ -47,6 +52,14 @@ pub async fn prepare(spec: &TaskSpec) -> Result<Ready, Problem> {
         // What is wrong with the reference is in the report.
         _ => None,
     };
+    // What is signed are the bytes that were published.
+    let published = wasm.clone();
+    let wasm = match wasm {
+        Some(module) if spec.listen.is_none() && adapt::is_module(&module) => {
+            Some(Bytes::from(adapt::component(&module)?))
+        }
+        other => other,
+    };
     let facts = wasm.as_ref().ok_or(ArtifactProblem::Missing).and_then(|bytes| {
         let info = inspect(bytes)?;
         Ok(ArtifactFacts { digest: Digest::of(bytes), size: bytes.len() as u64, info })
@@ -55,34 +68,94 @@ pub async fn prepare(spec: &TaskSpec) -> Result<Ready, Problem> {
     let found: Artifacts = [(name, facts)].into();
     let locked = lock_draft(draft, &found, &spec.settings).map_err(|report| refused(&report))?;
     let mut app = locked.app;
-    let wasm = wasm.ok_or_else(|| Problem::new(Code::Internal, "the task has no component"))?;
+    let (Some(wasm), Some(published)) = (wasm, published) else {
+        return Err(Problem::new(Code::Internal, "the task has no component"));
+    };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    claims::verify(&wasm, &TrustPolicy::from(&spec.settings), now).map_err(|error| {
+    claims::verify_as(&published, &wasm, &TrustPolicy::from(&spec.settings), now).map_err(|error| {
         let code = Code::ALL.iter().copied().find(|code| code.as_str() == error.code());
         Problem::new(code.unwrap_or(Code::ArtifactInvalid), error.to_string()).help(error.help())
     })?;
-    let serves = app
-        .components
-        .values()
-        .any(|component| component.exports.iter().any(|export| export.to_string().starts_with("wasi:http/")));
-    match (spec.listen, serves) {
-        (None, _) => {
-            return Err(Problem::new(Code::RequestInvalid, "the task has no `http` block, so nothing would reach it")
-                .help("write http { port = \"<label>\" } with the label of a port of the group's network"));
-        }
-        (Some(_), false) => {
-            return Err(Problem::new(
-                Code::ArtifactInvalid,
-                "the task has an `http` block, and its component does not export wasi:http/incoming-handler",
-            )
-            .help("build the component for wasi:http; commands (wasi:cli/run) are not run by this driver yet"));
-        }
-        (Some(_), true) => {}
+    let component: model::ComponentName = NAME.parse().map_err(|_| Problem::new(Code::Internal, "no name"))?;
+    let own = app.components.get_mut(&component);
+    let own = own.ok_or_else(|| Problem::new(Code::Internal, "the task has no component"))?;
+    if let Some(problem) = unfit(spec, &own.exports) {
+        return Err(problem);
     }
-    // Whatever name the port is called by: it has this one component.
-    let component = NAME.parse().map_err(|_| Problem::new(Code::Internal, "no name"))?;
-    app.routes = vec![Route { host: "*".to_owned(), path: "/".to_owned(), methods: Vec::new(), component }];
-    Ok(Ready { app, wasm, secrets })
+    let program = match spec.listen {
+        // Whatever name the port is called by: it has this one component.
+        Some(_) => {
+            app.routes = vec![Route { host: "*".to_owned(), path: "/".to_owned(), methods: Vec::new(), component }];
+            None
+        }
+        None => {
+            own.limits = unbounded(own.limits);
+            let export = own.exports.iter().find(|export| is_run(export)).map(ToString::to_string).unwrap_or_default();
+            let args = std::iter::once(called(&spec.component)).chain(spec.args.iter().cloned()).collect();
+            let env = spec.env.clone().into_iter().collect();
+            Some(RunRequest { component, export, args, env })
+        }
+    };
+    Ok(Ready { app, wasm, program, secrets })
+}
+
+/// Whether an export makes a component a program.
+fn is_run(export: &InterfaceId) -> bool {
+    let version = export.version.as_ref();
+    export.contract.to_string() == "wasi:cli"
+        && &*export.interface == "run"
+        && version.is_some_and(|v| v.major == 0 && matches!(v.minor, 2 | 3) && v.pre.is_empty())
+}
+
+/// Why a component with these exports is not what the task says of it.
+fn unfit(spec: &TaskSpec, exports: &[InterfaceId]) -> Option<Problem> {
+    let serves = exports.iter().any(|export| export.to_string().starts_with("wasi:http/"));
+    let runs = exports.iter().any(is_run);
+    let (what, help) = match (spec.listen, serves, runs) {
+        (Some(_), true, _) | (None, _, true) => return None,
+        (None, true, false) => (
+            "the task has no `http` block, so nothing would reach its component, which answers HTTP",
+            "write http { port = \"<label>\" } with the label of a port of the group's network",
+        ),
+        (None, false, false) => (
+            "the component exports neither wasi:cli/run nor wasi:http/incoming-handler, so there is nothing to run",
+            "build it as a program, or for wasi:http",
+        ),
+        (Some(_), false, true) => (
+            "the task has an `http` block, and its component does not export wasi:http/incoming-handler; it is a program",
+            "take the block away: a program (wasi:cli/run) is run once, and the task ends with it",
+        ),
+        (Some(_), false, false) => (
+            "the task has an `http` block, and its component does not export wasi:http/incoming-handler",
+            "build the component for wasi:http",
+        ),
+    };
+    Some(Problem::new(Code::ArtifactInvalid, what).help(help))
+}
+
+/// A program computes as long as its task may run: what bounds it is its scheduler, by control groups and by ending it.
+/// What bounds the platform's own memory stays.
+fn unbounded(limits: Limits) -> Limits {
+    Limits {
+        cpu: Millis(u64::MAX),
+        wall: Millis(u64::MAX),
+        memory: Limits::ceiling().memory,
+        table_elements: Limits::ceiling().table_elements,
+        subrequests: u32::MAX,
+        log_per_call: ByteSize(u64::MAX),
+        ..limits
+    }
+}
+
+/// What a program is called: the first of its arguments.
+fn called(component: &TaskComponent) -> String {
+    let name = match component {
+        TaskComponent::Path(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
+        TaskComponent::Oci(reference) => {
+            reference.split('@').next().and_then(|name| name.rsplit('/').next()).map(str::to_owned)
+        }
+    };
+    name.unwrap_or_else(|| NAME.to_owned())
 }
 
 async fn file(path: &Path) -> Result<Bytes, Problem> {

@@ -1,6 +1,7 @@
 //! `sidereal task`: the node's part for exactly one host, in a session of its own, so that a task outlives the plugin that
 //! started it. What it runs is in its directory, and so is how it is talked to ([`api::task`]).
 
+mod adapt;
 mod app;
 mod control;
 mod output;

@@ -44,6 +44,12 @@ impl Output {
         }
     }
 
+    /// Writes bytes as they are, and waits where the reader is slow.
+    pub async fn bytes(&mut self, bytes: Vec<u8>) {
+        // The writer ends with this alone.
+        drop(self.lines.send(bytes).await);
+    }
+
     /// Waits until everything is written; not longer than `patience`.
     pub async fn finish(self, patience: Duration) {
         drop(self.lines);

@@ -1,12 +1,15 @@
 //! Brings a task up on a node of its own, passes its lines on, and ends it when it is told to.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use api::agent::LogStream;
 use api::node::{LogQuery, NodeApi as _};
+use api::run::{RunEnd, RunFrame, RunRequest};
 use api::task::{Groups, TaskExit, TaskPhase, TaskSpec, TaskStatus};
 use api::{Code, Problem};
 use futures::StreamExt as _;
@@ -21,7 +24,7 @@ use store::keys::{self, Assignment, RevisionRecord};
 use store::redb::RedbStore;
 use store::secrets::Secrets;
 use store::{Expect, Store};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::app::{NAME, Ready, prepare};
 use super::control::Control;
@@ -37,6 +40,10 @@ const KEPT_LINES: usize = 4096;
 const LOOK: Duration = Duration::from_millis(250);
 /// The exit code of what the kernel killed.
 const OOM: i32 = 137;
+/// The exit code of a program that was told to stop: that of a process ended by SIGINT, which no component can see.
+const STOPPED: i32 = 130;
+/// How long the last bytes of a program may wait for their reader.
+const LAST_BYTES: Duration = Duration::from_secs(30);
 /// The one revision a task has.
 const REVISION: Revision = Revision(1);
 /// The longest path that leaves room for the names of a host's sockets.
@@ -47,8 +54,13 @@ pub async fn serve(dir: &Path, spec: TaskSpec) -> TaskExit {
     let status = TaskStatus { pid: std::process::id(), phase: TaskPhase::Starting, problem: None };
     let control = Arc::new(Control { status: watch::channel(status).0, stop: watch::channel(None).0 });
     let groups = spec.groups.clone();
-    let ended = run(dir, spec, &control).await;
-    let problem = ended.err().map(|error| crate::output::problem_of(&error));
+    let ran = AtomicBool::new(false);
+    let ended = run(dir, spec, &control, &ran).await;
+    let ran = ran.into_inner();
+    let (code, problem) = match ended {
+        Ok(RunEnd { code, fault }) => (code, fault.map(|fault| Problem::new(Code::ComponentTrapped, fault))),
+        Err(error) => (1, Some(crate::output::problem_of(&error))),
+    };
     let oom = groups.killed() > 0;
     if let Some(problem) = &problem {
         tracing::error!(%problem, "the task ends");
@@ -59,11 +71,11 @@ pub async fn serve(dir: &Path, spec: TaskSpec) -> TaskExit {
     }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let ended_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-    let code = if oom { OOM } else { i32::from(problem.is_some()) };
-    TaskExit { code, problem, oom, ended_ms }
+    TaskExit { code: if oom { OOM } else { code }, problem, oom, ran, ended_ms }
 }
 
-async fn run(dir: &Path, spec: TaskSpec, control: &Arc<Control>) -> anyhow::Result<()> {
+/// Runs the task to its end; with which exit code, and what ended it where it was not itself.
+async fn run(dir: &Path, spec: TaskSpec, control: &Arc<Control>, ran: &AtomicBool) -> anyhow::Result<RunEnd> {
     let signal = telemetry::shutdown_signal().context("cannot wait for signals")?;
     control.listen(dir)?;
     let mut stop = control.stop.subscribe();
@@ -75,35 +87,47 @@ async fn run(dir: &Path, spec: TaskSpec, control: &Arc<Control>) -> anyhow::Resu
     };
     tokio::pin!(asked);
     let groups = spec.groups.clone();
-    let ready = prepare(&spec).await?;
+    let mut ready = prepare(&spec).await?;
+    let program = ready.program.take();
+    let patience = if program.is_some() { LAST_BYTES } else { LAST_LINES };
     let names = Names::new()?;
     let node = start(dir, &spec, &names, ready).await?;
     let (quiet, quieten) = oneshot::channel();
-    let lines = tokio::spawn(pass_on(node.node.clone(), names.clone(), (spec.stdout, spec.stderr), quieten));
+    let (pieces, written) = mpsc::channel(1);
+    let outputs = (spec.stdout, spec.stderr, patience);
+    let mut lines = tokio::spawn(pass_on(node.node.clone(), names.clone(), outputs, written, quieten));
+    let running = async {
+        node.answers(&names).await?;
+        ran.store(true, Relaxed);
+        control.status.send_modify(|status| status.phase = TaskPhase::Running);
+        match &program {
+            Some(program) => node.program(&names, program, pieces, &groups).await,
+            None => std::future::pending().await,
+        }
+    };
     let outcome = tokio::select! {
-        outcome = node.answers(&names) => match outcome {
-            Ok(()) => {
-                control.status.send_modify(|status| status.phase = TaskPhase::Running);
-                tokio::select! {
-                    deadline = &mut asked => Ok(deadline),
-                    problem = out_of_memory(&groups) => Err(problem),
-                }
-            }
-            Err(problem) => Err(problem),
-        },
-        // Whoever wants it to stop need not wait until it is ready.
-        deadline = &mut asked => Ok(deadline),
+        ended = running => ended.map(|ended| (ended, Duration::ZERO)),
+        // Whoever wants it to stop need not wait until it is ready. A program is not told, and ends at once.
+        deadline = &mut asked => Ok(match &program {
+            Some(_) => (RunEnd { code: STOPPED, fault: None }, Duration::ZERO),
+            None => (RunEnd { code: 0, fault: None }, deadline),
+        }),
         problem = out_of_memory(&groups) => Err(problem),
     };
-    let deadline = *outcome.as_ref().unwrap_or(&Duration::ZERO);
+    let deadline = outcome.as_ref().map_or(Duration::ZERO, |(_, deadline)| *deadline);
     if outcome.is_ok() {
         control.status.send_modify(|status| status.phase = TaskPhase::Stopping);
     }
     node.node.shutdown(deadline).await;
     drop(quiet);
-    drop(tokio::time::timeout(LAST_LINES * 2, lines).await);
+    // Whoever wants a program to stop does not wait for its last bytes.
+    let all = program.is_some() && outcome.as_ref().is_ok_and(|(ended, _)| ended.code != STOPPED);
+    tokio::select! {
+        _ = tokio::time::timeout(if all { LAST_BYTES } else { LAST_LINES } * 2, &mut lines) => {}
+        _ = &mut asked, if all => {}
+    }
     node.sweep();
-    outcome.map(drop).map_err(Into::into)
+    Ok(outcome?.0)
 }
 
 /// Where nobody says how long calls may take: the task was ended by a signal.
@@ -169,7 +193,7 @@ async fn start(dir: &Path, spec: &TaskSpec, names: &Names, ready: Ready) -> anyh
     put(keys::assigned(&names.node, &names.tenant, &names.app), serde_json::to_vec(&assigned)).await?;
 
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    let listen = spec.listen.context("the task listens nowhere")?;
+    let listen = spec.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     let storage = Storage { store: store.clone(), blobs, data, secrets };
     let config = NodeConfig::new(names.node.clone(), &spec.data, exe, storage, listen);
     let plain = dir.join("run");
@@ -182,9 +206,11 @@ async fn start(dir: &Path, spec: &TaskSpec, names: &Names, ready: Ready) -> anyh
     let node = Node::start(NodeConfig {
         code_dir: Some(spec.code.clone()),
         host_groups: spec.groups.join.clone(),
+        host_folders: spec.folders.clone(),
         run_dir,
         ingress: IngressConfig { workers: 1, ..IngressConfig::new(listen) },
         ingress_fallback: false,
+        closed: spec.listen.is_none(),
         ..config
     });
     let node = node.await.map_err(|cause| {
@@ -216,6 +242,29 @@ impl Own {
         tokio::time::timeout(START, settled).await.unwrap_or_else(|_| Err(late()))
     }
 
+    /// Runs the program to its end. Its component was made ready, and no other host is asked: it runs once.
+    async fn program(
+        &self,
+        names: &Names,
+        program: &RunRequest,
+        pieces: mpsc::Sender<RunFrame>,
+        groups: &Groups,
+    ) -> Result<RunEnd, Problem> {
+        let mut frames = self.node.run(&names.tenant, &names.app, program).await?;
+        while let Some(frame) = frames.next().await {
+            match frame? {
+                RunFrame::End(ended) => return Ok(ended),
+                // Waits for a slow reader, and so does the program.
+                piece => drop(pieces.send(piece).await),
+            }
+        }
+        if groups.killed() > 0 {
+            return Err(used_up());
+        }
+        Err(Problem::new(Code::StartFailed, "the process that ran the program ended before the program did")
+            .help("its last words are in the log of the task's process"))
+    }
+
     fn sweep(&self) {
         if let Some(apart) = &self.apart
             && let Err(cause) = std::fs::remove_dir_all(apart)
@@ -231,13 +280,14 @@ async fn out_of_memory(groups: &Groups) -> Problem {
     loop {
         tokio::time::sleep(LOOK).await;
         if groups.killed() > 0 {
-            return Problem::new(
-                Code::LimitReached,
-                "the task used all the memory of its `resources` block and was killed",
-            )
-            .help("raise `memory` (or `memory_max`), or lower the component's limits");
+            return used_up();
         }
     }
+}
+
+fn used_up() -> Problem {
+    Problem::new(Code::LimitReached, "the task used all the memory of its `resources` block and was killed")
+        .help("raise `memory` (or `memory_max`), or let it use less")
 }
 
 fn problem(reason: Reason) -> Problem {
@@ -245,8 +295,15 @@ fn problem(reason: Reason) -> Problem {
     Problem { help: reason.help, ..Problem::new(code, reason.message) }
 }
 
-/// Passes the lines of the component on until the node has ended and nothing has come for a moment.
-async fn pass_on(node: Arc<Node>, names: Names, (stdout, stderr): (PathBuf, PathBuf), quiet: oneshot::Receiver<()>) {
+/// Passes the lines of the component and the bytes of the program on until the node has ended and nothing has come for a
+/// moment.
+async fn pass_on(
+    node: Arc<Node>,
+    names: Names,
+    (stdout, stderr, patience): (PathBuf, PathBuf, Duration),
+    mut written: mpsc::Receiver<RunFrame>,
+    quiet: oneshot::Receiver<()>,
+) {
     const MOMENT: Duration = Duration::from_millis(100);
     let query = LogQuery { last: KEPT_LINES, follow: true, ..LogQuery::default() };
     let mut lines = node.logs(&names.tenant, &names.app, query);
@@ -256,6 +313,14 @@ async fn pass_on(node: Arc<Node>, names: Names, (stdout, stderr): (PathBuf, Path
     loop {
         let line = tokio::select! {
             biased;
+            Some(piece) = written.recv() => {
+                match piece {
+                    RunFrame::Stdout(bytes) => out.bytes(bytes.into()).await,
+                    RunFrame::Stderr(bytes) => err.bytes(bytes.into()).await,
+                    RunFrame::End(_) => {}
+                }
+                continue;
+            }
             line = lines.next() => line,
             _ = &mut ended, if !over => {
                 over = true;
@@ -271,5 +336,5 @@ async fn pass_on(node: Arc<Node>, names: Names, (stdout, stderr): (PathBuf, Path
             stream => err.line(&format!("{:?} {} {}", stream.level(), line.context, line.text)),
         }
     }
-    tokio::join!(out.finish(LAST_LINES), err.finish(LAST_LINES));
+    tokio::join!(out.finish(patience), err.finish(patience));
 }

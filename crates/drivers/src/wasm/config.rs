@@ -89,18 +89,33 @@ pub struct TaskOptions {
     /// Where HTTP is answered.
     #[serde(default)]
     pub http: Option<HttpOptions>,
+    /// Arguments of a program.
+    #[serde(default, deserialize_with = "or_default")]
+    pub args: Vec<String>,
     /// Links by contract, `wasi:keyvalue`, or contract and label, `wasi:keyvalue#cache`.
     #[serde(default, deserialize_with = "or_default")]
     pub link: BTreeMap<String, LinkOptions>,
     /// Answers of `wasi:config`.
     #[serde(default, deserialize_with = "text_map")]
     pub settings: BTreeMap<String, String>,
-    /// Variables of the task's environment that `wasi:config` answers with too.
+    /// Variables of the task's environment that reach the component: a program as its environment, and `wasi:config` answers
+    /// with them too.
     #[serde(default, deserialize_with = "or_default")]
     pub env: Vec<String>,
+    /// Folders of the task that the component may use, by path: `/local`, `/alloc/data/app`.
+    #[serde(default, deserialize_with = "or_default")]
+    pub folder: BTreeMap<String, FolderOptions>,
     /// Where outgoing HTTP may go.
     #[serde(default, deserialize_with = "or_default")]
     pub allow_hosts: Vec<String>,
+}
+
+/// `folder "/local" { writable = true }`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct FolderOptions {
+    /// The component may change what is in it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub writable: bool,
 }
 
 /// `http { port = "label" }`
@@ -133,7 +148,9 @@ impl TaskOptions {
         Fields::new()
             .text("component")
             .block("http", Fields::new().text("port"))
+            .texts("args")
             .labelled("link", "contract", link)
+            .labelled("folder", "path", Fields::new().flag("writable", false))
             .text_map("settings")
             .texts("env")
             .texts("allow_hosts")

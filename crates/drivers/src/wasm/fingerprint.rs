@@ -55,13 +55,13 @@ async fn look(agent: &AgentConfig) -> Fingerprint {
         text("version", env!("CARGO_PKG_VERSION").to_owned()),
         text("sidereal", version),
         text("providers", providers.join(",")),
-        text("worlds", "wasi:http@0.2,wasi:http@0.3".to_owned()),
+        text("worlds", "wasi:http@0.2,wasi:http@0.3,wasi:cli@0.2,wasi:cli@0.3,wasi_snapshot_preview1".to_owned()),
         flag("unsigned", agent.allow_unsigned),
         // What is not there is said: see docs/nomad.md.
         flag("isolation.cgroup", agent.enforce_resources && cgroup::available()),
         flag("isolation.seccomp", false),
         flag("exec", false),
-        flag("commands", false),
+        flag("commands", true),
     ];
     Fingerprint { health: Health::Healthy, description: "Healthy".to_owned(), attributes }
 }

@@ -165,7 +165,7 @@ impl Driver for WasmDriver {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { signals: false, files: Files::Own, group_network: true, mounts: false }
+        Capabilities { signals: false, files: Files::Own, group_network: true, mounts: true }
     }
 
     fn fingerprint(&self) -> BoxStream<'static, Fingerprint> {

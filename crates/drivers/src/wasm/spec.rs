@@ -3,15 +3,22 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
+use api::run::Folder;
 use api::task::{Groups, TaskComponent, TaskLink, TaskSpec, VERSION};
 use model::tenant::TenantSettings;
 
 use super::cgroup::Bounds;
-use super::config::{AgentConfig, LinkOptions, TaskOptions};
+use super::config::{AgentConfig, FolderOptions, LinkOptions, TaskOptions};
 use crate::contracts::hashicorp::nomad::plugins::drivers::proto::network_isolation_spec::Mode;
 use crate::plugin::Failure;
 use crate::plugin::config::decode;
 use crate::plugin::driver::TaskConfig;
+
+/// Where embedded data are kept, in the allocation's directory.
+const KEPT: &str = "alloc/data/.sidereal";
+
+/// What of the task's directory can be granted.
+const FOLDERS: [&str; 4] = ["local", "secrets", "alloc", "tmp"];
 
 /// What the process of a task is told.
 ///
@@ -21,9 +28,6 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
     let options: TaskOptions = decode(&task.msgpack_driver_config)?;
     if !task.devices.is_empty() {
         return Err(Failure::unrecoverable("the task has devices, and a component has no way to reach one"));
-    }
-    if !task.mounts.is_empty() {
-        return Err(Failure::unrecoverable("the task mounts volumes, which this driver does not support yet"));
     }
     if task
         .dns
@@ -42,15 +46,22 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
         true => TaskComponent::Oci(options.component.clone()),
         false => TaskComponent::Path(dir.path("component", &options.component)?),
     };
-    let mut config = std::collections::BTreeMap::new();
+    if options.http.is_some() && !options.args.is_empty() {
+        return Err(Failure::unrecoverable(
+            "`args` are for programs, and the task has an `http` block; take one of the two away",
+        ));
+    }
+    let mut env = std::collections::BTreeMap::new();
     for name in &options.env {
         let value = task.env.get(name).ok_or_else(|| {
             Failure::unrecoverable(format!("`env` names {name}, and the task's environment has no such variable"))
         })?;
-        config.insert(name.clone(), value.clone());
+        env.insert(name.clone(), value.clone());
     }
+    let mut config = env.clone();
     config.extend(options.settings.clone());
     let links = options.link.iter().map(|(written, link)| self::link(written, link, &dir)).collect::<Result<_, _>>()?;
+    let folders = folders(task, &options, &dir)?;
     let settings = TenantSettings {
         trust_anchors: agent.trust_anchors.clone(),
         allow_unsigned: agent.allow_unsigned,
@@ -64,6 +75,9 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
         id: task.id.clone(),
         component,
         listen,
+        args: options.args,
+        env: if listen.is_none() { env } else { Default::default() },
+        folders,
         network,
         config,
         links,
@@ -72,7 +86,7 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
         stdout: PathBuf::from(&task.stdout_path),
         stderr: PathBuf::from(&task.stderr_path),
         // Stays over restarts of the task, and moves with `ephemeral_disk { migrate = true }`.
-        data: dir.alloc.join("alloc/data/.sidereal").join(name),
+        data: dir.alloc.join(KEPT).join(name),
         code: agent.state_dir().join("code"),
         groups: Groups::default(),
     })
@@ -163,6 +177,65 @@ impl TaskDir<'_> {
             _ => Ok(path),
         }
     }
+
+    /// A folder as a job grants it. One that is to be written is made where it is not there.
+    fn folder(&self, written: &str, writable: bool) -> Result<Folder, Failure> {
+        let bad = |why: String| Failure::unrecoverable(format!("folder \"{written}\": {why}"));
+        let parts = Path::new(written).components().filter_map(|part| match part {
+            Component::Normal(part) => part.to_str(),
+            _ => None,
+        });
+        let parts: Vec<&str> = parts.collect();
+        if !parts.first().is_some_and(|first| FOLDERS.contains(first)) {
+            return Err(bad(format!("it is in none of {}", FOLDERS.join(", "))));
+        }
+        let mut path = self.path("folder", written)?;
+        if writable && !path.exists() {
+            // Made only where what is there already is inside.
+            let parent = path.ancestors().find(|parent| parent.exists()).unwrap_or(&path);
+            let real = parent.canonicalize().and_then(|real| Ok(real.starts_with(self.alloc.canonicalize()?)));
+            if !real.unwrap_or(false) {
+                return Err(bad("it leads out of the task's directory".to_owned()));
+            }
+            std::fs::create_dir_all(&path).map_err(|cause| bad(format!("it cannot be made: {cause}")))?;
+            path = self.path("folder", written)?;
+        }
+        path = path.canonicalize().map_err(|cause| bad(cause.to_string()))?;
+        if !path.is_dir() {
+            return Err(bad("it is no folder".to_owned()));
+        }
+        // What providers keep is not for components to read, and still less to change.
+        let kept = self.alloc.canonicalize().map(|alloc| alloc.join(KEPT)).map_err(|cause| bad(cause.to_string()))?;
+        if kept.starts_with(&path) || path.starts_with(&kept) {
+            return Err(bad(format!(
+                "data of providers are in {KEPT}; grant a folder beside it, such as /alloc/data/app"
+            )));
+        }
+        Ok(Folder { path, name: format!("/{}", parts.join("/")), writable })
+    }
+}
+
+/// The folders that the job grants: those of the task that its `config` names, and volumes where it mounts them.
+fn folders(task: &TaskConfig, options: &TaskOptions, dir: &TaskDir<'_>) -> Result<Vec<Folder>, Failure> {
+    let own = options.folder.iter().map(|(written, FolderOptions { writable })| dir.folder(written, *writable));
+    let mounted = task.mounts.iter().map(|mount| {
+        let folder =
+            Folder { path: PathBuf::from(&mount.host_path), name: mount.task_path.clone(), writable: !mount.readonly };
+        match folder.path.is_dir() && folder.name.starts_with('/') {
+            true => Ok(folder),
+            false => Err(Failure::unrecoverable(format!(
+                "the volume mounted at {} is no folder; a component can use folders alone",
+                mount.task_path
+            ))),
+        }
+    });
+    let folders: Vec<Folder> = own.chain(mounted).collect::<Result<_, _>>()?;
+    let mut names: Vec<&str> = folders.iter().map(|folder| folder.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| matches!(pair, [a, b] if a == b)) {
+        Some(pair) => Err(Failure::unrecoverable(format!("two folders are called {}", pair.concat()))),
+        None => Ok(folders),
+    }
 }
 
 fn link(written: &str, link: &LinkOptions, dir: &TaskDir<'_>) -> Result<TaskLink, Failure> {
@@ -232,11 +305,23 @@ mod tests {
     }
 
     #[test]
+    fn a_program_gets_the_environment_it_was_granted() {
+        let told = spec(
+            &task(json!({"component": "a.wasm", "args": ["-v"], "env": ["NOMAD_REGION"]})),
+            &AgentConfig::default(),
+        );
+        let told = told.unwrap();
+        assert_eq!((told.listen, told.args.as_slice()), (None, &["-v".to_owned()][..]));
+        assert_eq!(told.env, [("NOMAD_REGION".to_owned(), "global".to_owned())].into());
+    }
+
+    #[test]
     fn what_a_job_cannot_have_is_said() {
         for (config, why) in [
             (json!({"component": "../a.wasm"}), "leads out"),
             (json!({"component": ""}), "leads out"),
             (json!({"component": "a", "http": {"port": "admin"}}), "it has http"),
+            (json!({"component": "a", "http": {"port": "http"}, "args": ["x"]}), "`args` are for programs"),
             (json!({"component": "a", "env": ["HOME"]}), "no such variable"),
             (json!({"component": "a", "link": {"keyvalue": {"provider": "redis"}}}), "write a contract"),
             (json!({"component": null}), "does not fit"),

@@ -137,12 +137,12 @@ impl Task {
         loop {
             let asked = tokio::select! {
                 asked = self.client.started() => asked,
-                ended = self.wait() => return Err(self.not_started(ended)),
+                ended = self.wait() => return self.had_started(ended),
             };
             match asked {
                 Ok(status) if status.phase == TaskPhase::Failed => {
                     let ended = self.wait().await;
-                    return Err(self.not_started(ended));
+                    return self.had_started(ended);
                 }
                 Ok(_) => return Ok(()),
                 // No socket yet.
@@ -152,16 +152,20 @@ impl Task {
         }
     }
 
-    fn not_started(&self, ended: Ended) -> Failure {
-        let exit = read_exit(&self.state.dir).and_then(|exit| exit.problem);
-        match exit {
+    /// A program may have ended before anybody asked: that is no failure to start.
+    fn had_started(&self, ended: Ended) -> Result<(), Failure> {
+        let exit = read_exit(&self.state.dir);
+        if exit.as_ref().is_some_and(|exit| exit.ran) {
+            return Ok(());
+        }
+        Err(match exit.and_then(|exit| exit.problem) {
             Some(problem) => failure(&problem),
             None => {
                 let words = last_words(&self.state.dir).map_or_else(String::new, |words| format!(": {words}"));
                 let signal = if ended.result.signal == 0 { "" } else { ", killed" };
                 Failure::recoverable(format!("the task's process ended before it ran{signal}{words}"))
             }
-        }
+        })
     }
 
     /// Waits until it has ended.

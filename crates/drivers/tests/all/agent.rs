@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -388,6 +388,8 @@ pub struct Alloc {
     pub config: TaskConfig,
     pub stdout: Arc<Mutex<String>>,
     pub stderr: Arc<Mutex<String>>,
+    /// Readers of its FIFOs.
+    readers: Arc<AtomicUsize>,
     pub address: SocketAddr,
 }
 
@@ -432,7 +434,8 @@ impl Alloc {
                 .unwrap(),
             ..TaskConfig::default()
         };
-        let alloc = Self { dir, config, stdout: Arc::default(), stderr: Arc::default(), address };
+        let alloc =
+            Self { dir, config, stdout: Arc::default(), stderr: Arc::default(), readers: Arc::default(), address };
         alloc.read();
         alloc
     }
@@ -455,7 +458,8 @@ impl Alloc {
     /// Reads both FIFOs from now on, as `logmon` does.
     pub fn read(&self) {
         for (path, into) in [(&self.config.stdout_path, &self.stdout), (&self.config.stderr_path, &self.stderr)] {
-            let (path, into) = (PathBuf::from(path), into.clone());
+            let (path, into, readers) = (PathBuf::from(path), into.clone(), self.readers.clone());
+            readers.fetch_add(1, SeqCst);
             std::thread::spawn(move || {
                 let mut file = std::fs::File::open(path).unwrap();
                 let mut chunk = [0; 4096];
@@ -463,8 +467,19 @@ impl Alloc {
                 while let Ok(count @ 1..) = file.read(&mut chunk) {
                     into.lock().unwrap().push_str(&String::from_utf8_lossy(&chunk[..count]));
                 }
+                readers.fetch_sub(1, SeqCst);
             });
         }
+    }
+
+    /// Waits until everything was read that a task wrote which is gone.
+    pub async fn ended(&self) {
+        for path in [&self.config.stdout_path, &self.config.stderr_path] {
+            // A reader of a FIFO that nobody ever opened would wait for ever.
+            let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+            drop(rustix::fs::open(path.as_str(), flags, rustix::fs::Mode::empty()));
+        }
+        until("the end of the output", || self.readers.load(SeqCst) == 0).await;
     }
 
     /// Asks the task.

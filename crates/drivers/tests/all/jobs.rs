@@ -75,6 +75,11 @@ fn check(name: &str, text: &str) -> (usize, usize) {
         });
         let ports: Vec<_> = ports.collect();
         for task in blocks(group.body(), "task") {
+            let alloc = tempfile::tempdir().unwrap();
+            let own = alloc.path().join(task.labels()[0].as_str());
+            for folder in [own.join("local"), own.join("secrets"), alloc.path().join("alloc/data")] {
+                std::fs::create_dir_all(folder).unwrap();
+            }
             let driver_name = task.body().attributes().find(|attribute| attribute.key() == "driver").unwrap();
             assert_eq!(driver_name.expr(), &hcl::Expression::from("wasm"), "{name}");
             let [config] = blocks(task.body(), "config")[..] else { panic!("{name}: one config") };
@@ -82,7 +87,7 @@ fn check(name: &str, text: &str) -> (usize, usize) {
             let started = TaskConfig {
                 id: "a/b/c".into(),
                 name: task.labels()[0].as_str().to_owned(),
-                alloc_dir: "/nonexistent".into(),
+                alloc_dir: alloc.path().display().to_string(),
                 env: [("NOMAD_ALLOC_ID".to_owned(), "a".to_owned())].into(),
                 resources: Some(Resources { ports: ports.clone(), ..Resources::default() }),
                 msgpack_driver_config: sent,
@@ -116,7 +121,7 @@ fn the_snippets_of_the_page_are_understood() {
         let (tasks, agents) = check("docs/nomad.md", text);
         checked = (checked.0 + tasks, checked.1 + agents);
     }
-    assert_eq!(checked, (1, 1));
+    assert_eq!(checked, (2, 1));
     // The page names every key that there is.
     let driver = WasmDriver::new();
     for spec in [driver.agent_schema(), driver.task_schema()] {

@@ -9,14 +9,18 @@
 )]
 
 mod agent;
+mod batch;
 mod block;
 mod handshake;
 mod jobs;
 mod kit;
 mod lifecycle;
+mod points;
+mod reach;
 mod real;
 mod recovery;
 mod refusals;
+mod servers;
 mod wire;
 
 /// Says what is not run and why: here, and at the end of `cargo xtask test`.

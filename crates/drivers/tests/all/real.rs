@@ -142,11 +142,16 @@ impl Cluster {
         }
     }
 
-    /// Runs a job; its allocation, once that has come to `status`.
+    /// Runs a job that serves; its allocation, once that has come to `status`.
     fn run(&self, name: &str, component: &str, artifacts: SocketAddr, status: &str) -> Value {
+        let job = JOB.replace("COMPONENT", component).replace("ARTIFACTS", &artifacts.to_string());
+        self.run_job(name, &job, status)
+    }
+
+    /// Runs a job; its allocation, once that has come to `status`.
+    fn run_job(&self, name: &str, job: &str, status: &str) -> Value {
         let file = self.dir.path().join(format!("{name}.nomad"));
-        let job = JOB.replace("NAME", name).replace("COMPONENT", component);
-        std::fs::write(&file, job.replace("ARTIFACTS", &artifacts.to_string())).unwrap();
+        std::fs::write(&file, job.replace("NAME", name)).unwrap();
         let said = self.cli(&["job", "run", "-detach", file.to_str().unwrap()]);
         let path = format!("/v1/job/{name}/allocations");
         self.until(&format!("{name} is {status}: {said}"), |cluster| cluster.api(&path)[0]["ClientStatus"] == status);
@@ -196,6 +201,40 @@ fn kill(pid: i32, signal: Signal) {
     // It may have ended by itself.
     let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
 }
+
+const BATCH: &str = r#"
+job "NAME" {
+  datacenters = ["dc1"]
+  type        = "batch"
+  group "batch" {
+    reschedule {
+      attempts  = 0
+      unlimited = false
+    }
+    restart {
+      attempts = 0
+      mode     = "fail"
+    }
+    task "batch" {
+      driver = "wasm"
+      config {
+        component = "local/app.wasm"
+        args      = ["print:from ${NOMAD_META_who}", "STEP"]
+      }
+      artifact {
+        source = "http://ARTIFACTS/app.wasm"
+      }
+      meta {
+        who = "meta"
+      }
+      resources {
+        cpu    = 50
+        memory = 64
+      }
+    }
+  }
+}
+"#;
 
 /// An answer as it came: HTTP/1.0 has no chunks, and is for the agent; the ingress wants 1.1.
 fn request(port: u16, path: &str, version: &str) -> Option<String> {
@@ -255,4 +294,28 @@ fn a_real_agent_runs_finds_and_ends_a_task() {
     }
     let told = cluster.cli(&["job", "stop", "-detach", "hello"]);
     cluster.until(&format!("it ends: {told}"), |cluster| !serves() && cluster.tasks() == 0);
+}
+
+#[test]
+fn a_real_agent_runs_a_batch_job() {
+    let Some(nomad) = std::env::var_os("NOMAD_BIN").map(PathBuf::from) else {
+        crate::not_run("batch jobs under a real Nomad agent: NOMAD_BIN names no program");
+        return;
+    };
+    let cluster = Cluster::start(nomad);
+    let artifacts = serve(std::fs::read(guest("batch")).unwrap());
+    for (name, step, status, said) in [
+        ("well", "exit:0", "complete", "Exit Code: 0"),
+        ("ill", "exit:3", "failed", "Exit Code: 3"),
+        ("trap", "trap", "failed", "trapped"),
+    ] {
+        let job = BATCH.replace("STEP", step).replace("ARTIFACTS", &artifacts.to_string());
+        let alloc = cluster.run_job(name, &job, status);
+        let events = alloc["TaskStates"]["batch"]["Events"].to_string();
+        assert!(events.contains(said), "{name}: {events}");
+        let id = alloc["ID"].as_str().unwrap().to_owned();
+        cluster
+            .until("its output is in the logs", |cluster| cluster.cli(&["alloc", "logs", &id]).contains("from meta"));
+    }
+    cluster.until("nothing is left", |cluster| cluster.tasks() == 0);
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use drivers::contracts::hashicorp::nomad::plugins::drivers::proto::TaskRequest;
 use drivers::plugin::error::is_recoverable;
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
@@ -20,17 +21,15 @@ async fn a_task_outlives_plugins_and_agents() {
     let handle = agent.start_task(&alloc.config).await.unwrap();
     let pid = pid_of(&handle);
 
-    // The plugin is killed while somebody waits for the task.
-    let waiting = {
-        let mut driver = agent.clients.driver.clone();
-        let request = drivers::contracts::hashicorp::nomad::plugins::drivers::proto::TaskRequest {
-            task_id: alloc.id().to_owned(),
-        };
-        tokio::spawn(async move { driver.wait_task(request).await })
-    };
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The plugin is killed while somebody waits for the task: what it is asked later on the same connection, it answers later.
+    let mut driver = agent.clients.driver.clone();
+    let request = TaskRequest { task_id: alloc.id().to_owned() };
+    let mut waiting = Box::pin(async move { driver.wait_task(request).await.is_err() });
+    assert!(futures::poll!(&mut waiting).is_pending());
+    agent.clients.driver.inspect_task(TaskRequest { task_id: alloc.id().to_owned() }).await.unwrap();
+    let waiting = tokio::spawn(waiting);
     let mut agent = agent.relaunch().await;
-    assert!(waiting.await.unwrap().is_err(), "a wait ends with its plugin");
+    assert!(waiting.await.unwrap(), "a wait ends with its plugin");
     assert_eq!(agent.wait(alloc.id()).await.unwrap_err().code(), Code::NotFound, "not before it is recovered");
     agent.recover(&handle).await.unwrap();
     agent.recover(&handle).await.unwrap();

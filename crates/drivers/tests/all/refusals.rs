@@ -26,7 +26,7 @@ async fn a_job_that_cannot_run_is_told_why_and_not_tried_again() {
         (json!({"component": "local/text.wasm", "http": http}), "not WebAssembly"),
         (json!({"component": "local/app.wasm", "http": {"port": "admin"}}), "it has http"),
         (json!({"component": "local/app.wasm"}), "no `http` block"),
-        (json!({"component": "local/command.wasm", "http": http}), "does not export wasi:http"),
+        (json!({"component": "local/command.wasm", "http": http}), "it is a program"),
         (json!({"component": "local/unknown.wasm", "http": http}), "import"),
         (json!({"component": "local/kv.wasm", "http": http}), "wasi:keyvalue"),
         (
@@ -49,8 +49,8 @@ async fn a_job_that_cannot_run_is_told_why_and_not_tried_again() {
     assert!(block(&agent.schema, &json!({})).is_err());
 
     let mut task = alloc.config.clone();
-    task.mounts = vec![Mount { task_path: "/data".into(), host_path: "/tmp".into(), ..Mount::default() }];
-    assert!(agent.start_task(&task).await.unwrap_err().message().contains("volumes"));
+    task.mounts = vec![Mount { task_path: "/data".into(), host_path: "/etc/hostname".into(), ..Mount::default() }];
+    assert!(agent.start_task(&task).await.unwrap_err().message().contains("is no folder"));
     let mut task = alloc.config.clone();
     task.dns = Some(DnsConfig { servers: vec!["10.0.0.1".into()], ..DnsConfig::default() });
     assert!(agent.start_task(&task).await.unwrap_err().message().contains("dns"));
@@ -125,7 +125,7 @@ async fn what_is_not_supported_is_said() {
     let driver = &mut agent.clients.driver;
     let capabilities = driver.capabilities(Nothing {}).await.unwrap().into_inner().capabilities.unwrap();
     assert!(!capabilities.send_signals && !capabilities.exec && !capabilities.must_create_network);
-    assert_eq!((capabilities.fs_isolation, capabilities.mount_configs), (2, 1));
+    assert_eq!((capabilities.fs_isolation, capabilities.mount_configs), (2, 0));
     assert_eq!(capabilities.network_isolation_modes, [0, 1, 3]);
     let signal = SignalTaskRequest { task_id: "x".into(), signal: "SIGHUP".into() };
     assert_eq!(driver.signal_task(signal).await.unwrap_err().code(), Code::Unimplemented);

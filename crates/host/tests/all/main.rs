@@ -15,5 +15,6 @@ mod lines;
 mod links;
 mod logs;
 mod node;
+mod programs;
 mod rig;
 mod scheduled;

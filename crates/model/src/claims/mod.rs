@@ -286,11 +286,20 @@ pub enum Revoked {
 /// # Errors
 /// Why it may not.
 pub fn verify(bytes: &[u8], policy: &TrustPolicy<'_>, now: u64) -> Result<Verdict, ClaimsError> {
+    verify_as(bytes, bytes, policy, now)
+}
+
+/// As [`verify`], of a core module that runs as the component `runs`: signed are the bytes of the module, granted must be what
+/// the component imports.
+///
+/// # Errors
+/// Why it may not run.
+pub fn verify_as(bytes: &[u8], runs: &[u8], policy: &TrustPolicy<'_>, now: u64) -> Result<Verdict, ClaimsError> {
     let parts = section::take_apart(bytes)?;
     let digest = Digest::of(bytes);
     let Some(text) = parts.token else {
         recheck(&Verdict::Unsigned, &digest, policy, now)?;
-        inspect(bytes)?;
+        inspect(runs)?;
         return Ok(Verdict::Unsigned);
     };
     let token = token::decode(text)?;
@@ -305,7 +314,7 @@ pub fn verify(bytes: &[u8], policy: &TrustPolicy<'_>, now: u64) -> Result<Verdic
     }
     let verdict = Verdict::Signed(token.claims);
     recheck(&verdict, &digest, policy, now)?;
-    let imports = inspect(bytes)?.imports;
+    let imports = inspect(runs)?.imports;
     if let Verdict::Signed(claims) = &verdict
         && let Some(import) = grants::missing(claims.component.granted.as_deref().unwrap_or_default(), &imports)
     {
@@ -384,7 +393,7 @@ pub enum SignError {
 }
 
 /// Signs a component: takes out any token there is and appends a new one. Fills in issuer and hash, and where
-/// `granted` is absent grants what the component imports now.
+/// `granted` is absent grants what the component imports now. A core module imports nothing that would have to be granted.
 ///
 /// # Errors
 /// When the bytes are no component or the key is no account's.
@@ -392,7 +401,10 @@ pub fn sign(bytes: &[u8], mut claims: Claims, key: &KeyPair) -> Result<Vec<u8>, 
     if key.kind() != KeyKind::Account {
         return Err(SignError::NotAnAccount(key.public_key()));
     }
-    let imports = inspect(bytes)?.imports;
+    let imports = match inspect(bytes) {
+        Err(InspectError::CoreModule) => Vec::new(),
+        read => read?.imports,
+    };
     let mut component = section::strip(bytes)?;
     claims.issuer = key.public_key();
     claims.component.hash = section::hash(&component);

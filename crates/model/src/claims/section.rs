@@ -1,4 +1,4 @@
-//! Where is the token in a component, and which bytes does its hash cover?
+//! Where is the token in a component, or in a core module, and which bytes does its hash cover?
 //!
 //! The hash is that of wascap: SHA-256, upper-case hex, over the component rebuilt without any token section, at any
 //! depth, each section's length written in its shortest form.
@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use wasmparser::{Encoding, Payload};
 
 use crate::claims::{ClaimsError, TokenFault};
-use crate::component::{InspectError, walk};
+use crate::component::{InspectError, walk_any};
 
 /// The section tokens are written to.
 const SECTION: &str = "wasmcloud_jwt";
@@ -38,7 +38,7 @@ pub(super) fn take_apart(bytes: &[u8]) -> Result<Parts<'_>, ClaimsError> {
 pub(super) fn token(bytes: &[u8]) -> Result<Option<&str>, ClaimsError> {
     let mut found = None;
     let mut fault: Option<TokenFault> = None;
-    walk(bytes, |depth, payload| {
+    walk_any(bytes, |depth, payload| {
         if let Payload::CustomSection(section) = payload
             && is_token(section.name())
         {
@@ -64,7 +64,7 @@ pub(super) fn token(bytes: &[u8]) -> Result<Option<&str>, ClaimsError> {
 pub(super) fn strip(bytes: &[u8]) -> Result<Vec<u8>, InspectError> {
     let mut output = Vec::with_capacity(bytes.len());
     let mut outer: Vec<(u8, Vec<u8>)> = Vec::new();
-    walk(bytes, |_, payload| {
+    walk_any(bytes, |_, payload| {
         match &payload {
             Payload::Version { encoding, .. } => output.extend_from_slice(match encoding {
                 Encoding::Component => b"\0asm\x0d\0\x01\0",

@@ -144,6 +144,17 @@ impl Ingress {
         Ok(ingress)
     }
 
+    /// One that listens nowhere.
+    pub fn closed() -> Self {
+        Self {
+            addr: SocketAddr::from(([0, 0, 0, 0], 0)),
+            draining: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            workers: Vec::new(),
+            meters: Vec::new(),
+        }
+    }
+
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use api::agent::{Called, ScheduledCall};
+use api::run::{RunFrame, RunRequest};
 use api::{Code, Problem};
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use model::{AppName, Revision, TenantName};
 
 use super::{Planned, Source};
@@ -32,6 +35,25 @@ impl Hosts {
         }
         let at = usize::try_from(converge::preference(app) % ready.len() as u64).unwrap_or(0);
         Some((serving, ready.swap_remove(at)))
+    }
+
+    /// Runs a program once, on a host of its app that answers. The revision stays on its hosts as long as the stream is held.
+    pub(crate) async fn run(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        request: &RunRequest,
+    ) -> Result<BoxStream<'static, Result<RunFrame, Problem>>, Problem> {
+        let found = self.find(tenant, app);
+        let (serving, host) = found.ok_or_else(|| Problem::new(Code::Unreachable, "no host is ready"))?;
+        let target = serving.target(Some(&request.component));
+        let frames = host.client.run(&serving.prepared.app, serving.prepared.revision, request).await?;
+        let held = frames.map(move |frame| {
+            // As long as it is read.
+            let _target = &target;
+            frame
+        });
+        Ok(held.boxed())
     }
 }
 
