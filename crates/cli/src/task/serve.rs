@@ -13,6 +13,7 @@ use futures::StreamExt as _;
 use model::observed::{AppObserved, Phase, Reason};
 use model::secret::SecretValue;
 use model::{AppName, Digest, NodeName, Revision, TenantName};
+use node::confine::{Confinement, Waiver, Wanted};
 use node::ingress::IngressConfig;
 use node::{Node, NodeConfig, Storage};
 use store::blobs::Blobs;
@@ -171,7 +172,19 @@ async fn start(dir: &Path, spec: &TaskSpec, names: &Names, ready: Ready) -> anyh
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let listen = spec.listen.context("the task listens nowhere")?;
     let storage = Storage { store: store.clone(), blobs, data, secrets };
-    let config = NodeConfig::new(names.node.clone(), &spec.data, exe, storage, listen);
+    let confinement = Confinement::establish(&Wanted {
+        exe: exe.clone(),
+        data_dir: spec.data.clone(),
+        waiver: Waiver { missing: true, ..Waiver::default() },
+        uids: None,
+        join: spec.groups.join.clone(),
+        command: String::new(),
+    })
+    .await?;
+    for (layer, why) in confinement.waived() {
+        tracing::warn!(%layer, %why, "the task is not isolated by a layer");
+    }
+    let config = NodeConfig::new(names.node.clone(), &spec.data, exe, confinement, storage, listen);
     let plain = dir.join("run");
     let (run_dir, apart) = if plain.as_os_str().len() <= RUN_DIR {
         (plain, None)
@@ -181,7 +194,6 @@ async fn start(dir: &Path, spec: &TaskSpec, names: &Names, ready: Ready) -> anyh
     };
     let node = Node::start(NodeConfig {
         code_dir: Some(spec.code.clone()),
-        host_groups: spec.groups.join.clone(),
         run_dir,
         ingress: IngressConfig { workers: 1, ..IngressConfig::new(listen) },
         ingress_fallback: false,
