@@ -77,11 +77,11 @@ fn special(address: IpAddr) -> bool {
 fn address(address: IpAddr) {
     let class = classify(address);
     assert!(class != Class::Public || !special(address), "{address} is public to us");
-    let granted = Policy::default().decide(None, &Destination::Address(address), 80, &[address]);
+    let granted = Policy::default().decide(None, &Destination::Address(address), 80, &[address], &[]);
     assert_eq!(granted.is_ok(), class == Class::Public, "{address} is {class}");
     // One bad address among good ones is enough.
     let good: IpAddr = Ipv4Addr::new(93, 184, 216, 34).into();
-    let mixed = Policy::default().decide(None, &Destination::Name("a.example".to_owned()), 80, &[good, address]);
+    let mixed = Policy::default().decide(None, &Destination::Name("a.example".to_owned()), 80, &[good, address], &[]);
     assert_eq!(mixed.is_ok(), class == Class::Public, "{address} is {class}");
 }
 
