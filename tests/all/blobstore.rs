@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::services::blob::{BlobAnswer, BlobOp, BlobRequest, Chunk};
-use api::services::client::CallsClient;
+use api::services::client::{CallsClient, NodeWay};
 use api::services::{ServiceAnswer, ServiceRequest};
 use arc_swap::ArcSwapOption;
 use node::artifacts::Artifacts;
@@ -25,7 +25,6 @@ use store::folder::Folder;
 use store::redb::RedbStore;
 use store::secrets::Secrets;
 use store::sql::Databases;
-use tokio::net::UnixListener;
 
 /// The node's services behind a socket, as a host meets them.
 async fn node(dir: &Path) -> Arc<CallsClient> {
@@ -40,10 +39,16 @@ pub(crate) async fn node_with(
     data: DataEngine,
     messaging: Arc<node::messaging::Messaging>,
 ) -> Arc<CallsClient> {
+    Arc::new(CallsClient::new(way_to(dir, data, messaging).await, Duration::from_secs(30)))
+}
+
+/// A node's services for the tenant `acme`, as a host of it reaches them.
+pub(crate) async fn way_to(dir: &Path, data: DataEngine, messaging: Arc<node::messaging::Messaging>) -> NodeWay {
     let artifacts = Artifacts::open(
         dir.join("cache"),
         dir.join("keys"),
         std::env::current_exe().unwrap(),
+        node::confine::Confinement::bare(),
         Blobs::open(dir.join("blobs")).unwrap(),
     );
     let store = RedbStore::open(dir.join("store.redb")).unwrap();
@@ -69,12 +74,11 @@ pub(crate) async fn node_with(
         secrets,
         externals: externals.unwrap(),
     };
-    let socket = dir.join("node.sock");
-    let listener = UnixListener::bind(&socket).unwrap();
+    let (first, theirs) = tokio::net::UnixStream::pair().unwrap();
     let tenant = Tenant::new("acme".parse().unwrap());
     let client = Client { tenant, shard: 0, info: Arc::new(ArcSwapOption::empty()) };
-    tokio::spawn(serve(listener, client, Arc::new(services)));
-    Arc::new(CallsClient::new(socket, Duration::from_secs(30)))
+    tokio::spawn(serve(first, client, Arc::new(services)));
+    NodeWay::handed(theirs.into_std().unwrap()).unwrap()
 }
 
 fn partials(data_dir: &Path) -> Vec<u64> {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::services::client::CallsClient;
+use api::services::client::{CallsClient, NodeWay};
 use api::services::messaging::BrokerKind;
 use host::NodeBroker;
 use model::LockedApp;
@@ -14,11 +14,12 @@ use providers::messaging::conformance;
 use providers::messaging::{Backend, BackendError, Delivery, Message, Outcome};
 use store::data::DataEngine;
 
-use crate::blobstore::node_with;
+use crate::blobstore::way_to;
 
 struct Rig {
     app: LockedApp,
     messaging: Arc<Messaging>,
+    node: NodeWay,
     calls: Arc<CallsClient>,
     kind: BrokerKind,
 }
@@ -28,8 +29,9 @@ impl Rig {
         let data = DataEngine::open(dir.join("data.redb")).unwrap();
         let messaging = Messaging::new(data.clone());
         let app = conformance::app(provider).unwrap();
-        let calls = node_with(dir, data, messaging.clone()).await;
-        let rig = Self { app, messaging, calls, kind };
+        let node = way_to(dir, data, messaging.clone()).await;
+        let calls = Arc::new(CallsClient::new(node.clone(), Duration::from_secs(30)));
+        let rig = Self { app, messaging, node, calls, kind };
         rig.declare(&rig.app);
         rig
     }
@@ -73,8 +75,7 @@ async fn what_a_lost_connection_held_comes_again_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path(), "local", BrokerKind::Local).await;
     rig.send("held").await.unwrap();
-    let socket = dir.path().join("node.sock");
-    let other = Arc::new(CallsClient::new(socket, Duration::from_secs(30)));
+    let other = Arc::new(CallsClient::new(rig.node.clone(), Duration::from_secs(30)));
     let first = {
         let dying = NodeBroker::new(other.clone(), rig.app.name.clone(), BrokerKind::Local);
         let mut deliveries = dying.subscribe(rig.subscription("work")).await.unwrap();

@@ -25,6 +25,7 @@ mod external;
 mod external_more;
 mod faults;
 mod hostile;
+mod isolation;
 mod kept;
 mod keyvalue;
 mod logs;

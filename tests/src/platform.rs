@@ -162,9 +162,9 @@ impl Platform {
         http::get(self.ingress, host, path)
     }
 
-    /// The pids of its hosts.
+    /// The pids of its hosts: of the processes that are confined, each the child of one that started it.
     pub fn hosts(&self) -> Vec<u32> {
-        children(self.child.id(), "host")
+        children(self.child.id(), "host").into_iter().flat_map(|first| children(first, "host")).collect()
     }
 
     /// Ends a process by signal.

@@ -36,13 +36,12 @@ pub const FAULT_HEADER: &str = "sidereal-fault";
 pub const AGENT_SOCKET: &str = "agent.sock";
 /// File name of the data socket in a host's directory.
 pub const DATA_SOCKET: &str = "data.sock";
-/// File name of the node's socket in a host's directory; the node listens, the host connects.
-pub const NODE_SOCKET: &str = "node.sock";
+/// What a host is handed when it starts, in this order: listeners at [`AGENT_SOCKET`], at [`DATA_SOCKET`] and of its line,
+/// its first connection to the node, and the folder that compiled code is read from.
+pub const HANDED: usize = 5;
 
 /// Environment variable of a host: bytes of compiled code it keeps in memory.
 pub const CODE_BUDGET_ENV: &str = "SIDEREAL_HOST_CODE_BUDGET";
-/// Environment variable of a host: control groups it joins before anything else, folders with `:` between them.
-pub const GROUPS_ENV: &str = "SIDEREAL_HOST_GROUPS";
 
 /// Who a host is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

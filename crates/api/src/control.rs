@@ -353,6 +353,12 @@ pub struct NodeView {
     pub since_ms: u64,
     /// Apps assigned to it.
     pub apps: u64,
+    /// Layers that isolate tenants there.
+    #[serde(default)]
+    pub layers: Vec<String>,
+    /// Layers that do not, and why: waived by the operator, or refused by the machine.
+    #[serde(default)]
+    pub waived: BTreeMap<String, String>,
 }
 
 /// What a deploy would change.

@@ -84,6 +84,8 @@ codes! {
     ConfigInUse = "config-in-use", 409, 4;
     /// Tenant, app, revision, component, link, provider, secret or config does not exist.
     NotFound = "not-found", 404, 3;
+    /// This machine does not let tenants be isolated as they should be, and nobody waived what is missing.
+    IsolationRefused = "isolation-refused", 500, 1;
     /// Somebody else changed it first.
     Conflict = "conflict", 409, 4;
     /// The token is missing, wrong, revoked or has expired.

@@ -14,6 +14,7 @@ use model::{
     AppName, ComponentName, ConfigName, ContractId, Label, ProviderName, Revision, ScheduleName, SecretName, SecretRef,
     TenantName,
 };
+use node::confine::{UidRange, Waiver};
 
 /// Run WebAssembly components on one machine, or on many.
 #[derive(Debug, Parser)]
@@ -170,7 +171,13 @@ pub enum Command {
         /// `p2` or `p3`.
         #[arg(long)]
         world: String,
+        /// How it is confined.
+        #[command(flatten)]
+        stage: Stage,
     },
+    /// Is confined and ends (started by the node).
+    #[command(hide = true)]
+    Confined(Stage),
 }
 
 /// `sidereal up`
@@ -195,6 +202,13 @@ pub struct Up {
     /// Compiled code that each host process keeps in memory; beyond it, what was idle longest is unloaded.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = budget, env = "SIDEREAL_CODE_BUDGET")]
     pub code_budget: ByteSize,
+    /// Isolate tenants without these layers, each a risk: `uid`, `user`, `pid`, `root`, `net`, `ipc`, `uts`, `caps`,
+    /// `landlock`, `seccomp`, `cgroup`, or `missing` for whatever this machine refuses. `status` names them.
+    #[arg(long, value_name = "LAYER,…", env = "SIDEREAL_WAIVE")]
+    pub waive: Option<Waiver>,
+    /// User ids that tenants are given, one each and never another's; nobody else on this machine may have them.
+    #[arg(long, value_name = "FIRST-LAST", env = "SIDEREAL_UID_RANGE")]
+    pub uid_range: Option<UidRange>,
     /// Run unsigned components too: a development policy, named in `status`.
     #[arg(long, env = "SIDEREAL_ALLOW_UNSIGNED")]
     pub allow_unsigned: bool,
@@ -677,6 +691,15 @@ pub struct QuotaFlags {
     /// Bytes of log a second, for example `1MiB`.
     #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
     pub log_rate: Option<ByteSize>,
+    /// Memory of its hosts on a node together, for example `512MiB`, or `none`. What takes more is ended and started again.
+    #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
+    pub memory: Option<Bytes>,
+    /// Its part of the processors where others want them too, against 100 of everybody, or `none`.
+    #[arg(long, value_name = "N", help_heading = "Quotas")]
+    pub cpu_weight: Option<Quota>,
+    /// Thousandths of a processor that its hosts on a node never get more than, or `none`.
+    #[arg(long, value_name = "N", help_heading = "Quotas")]
+    pub cpu_millis: Option<Quota>,
     /// Bytes of keys, waiting messages, objects and databases that are kept on a node, for example `1GiB`, or `none`.
     #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
     pub store_bytes: Option<Bytes>,
@@ -888,10 +911,21 @@ pub struct Inspect {
 /// `sidereal host`
 #[derive(Debug, Args)]
 pub struct HostArgs {
-    /// The directory of its sockets.
-    #[arg(long)]
-    pub dir: PathBuf,
     /// Which of the tenant's hosts.
     #[arg(long)]
     pub shard: u32,
+    /// How it is confined.
+    #[command(flatten)]
+    pub stage: Stage,
+}
+
+/// What a process that confines itself is told.
+#[derive(Debug, Args)]
+pub struct Stage {
+    /// The layers, user and control groups.
+    #[arg(long)]
+    pub sandbox: String,
+    /// The second of two processes: the one that is confined.
+    #[arg(long)]
+    pub inner: bool,
 }

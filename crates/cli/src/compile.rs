@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use model::World;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
+use sandbox::SandboxError;
 use telemetry::schedule::{Seat, Share, batch};
 
 /// CPU seconds of one compilation. A component of 13 MB from JavaScript takes 12.
@@ -25,11 +26,11 @@ const TURN: Duration = Duration::from_millis(2);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Reads a component from stdin, writes compiled code to stdout.
+/// Reads a component from stdin, writes compiled code to stdout; confined before it reads.
 ///
 /// # Errors
-/// When the component does not compile within the limits.
-pub fn run(world: &str) -> anyhow::Result<()> {
+/// When it is not confined, or the component does not compile within the limits.
+pub fn run(world: &str, confine: impl FnOnce() -> Result<(), SandboxError>) -> anyhow::Result<()> {
     let world = match world {
         "p2" => World::P2,
         "p3" => World::P3,
@@ -40,6 +41,7 @@ pub fn run(world: &str) -> anyhow::Result<()> {
     limit(Resource::Core, 0)?;
     limit(Resource::Fsize, 0)?;
     limit(Resource::Nofile, 16)?;
+    confine()?;
     let mut wasm = Vec::new();
     std::io::stdin().lock().take(ARTIFACT + 1).read_to_end(&mut wasm).context("cannot read the component")?;
     anyhow::ensure!(wasm.len() as u64 <= ARTIFACT, "the component is larger than {} MiB", ARTIFACT >> 20);

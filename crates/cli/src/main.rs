@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod compile;
+mod confined;
 mod context;
 mod demo;
 mod external;
@@ -116,16 +117,11 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     no_core_files();
     match cli.command {
         Command::Host(args) => {
-            telemetry::init();
-            raise_file_limit();
-            host::run(host::HostArgs {
-                dir: args.dir,
-                tenant: cli.global.tenant.unwrap_or_else(model::TenantName::local),
-                shard: args.shard,
-            })?;
-            return Ok(0);
+            let tenant = cli.global.tenant.unwrap_or_else(model::TenantName::local);
+            return confined::host(tenant, args.shard, &args.stage);
         }
-        Command::Compile { world } => return compile::run(&world).map(|()| 0),
+        Command::Compile { world, stage } => return confined::compiler(&world, &stage),
+        Command::Confined(stage) => return confined::nothing(&stage),
         Command::Task { dir } => {
             telemetry::init();
             raise_file_limit();
@@ -198,6 +194,7 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         // Handled before there was a runtime.
         Command::Host(_)
         | Command::Compile { .. }
+        | Command::Confined(_)
         | Command::Task { .. }
         | Command::External { .. }
         | Command::Completions { .. } => Ok(0),

@@ -21,7 +21,7 @@ use model::observed::{AppObserved, Phase};
 use model::plan::AppId;
 use model::rules::{self, provider::built_in};
 use model::tenant::TenantSettings;
-use model::{ProviderName, TenantName, admission};
+use model::{NodeName, ProviderName, TenantName, admission};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::keys::{self, Head, Keyed, RevisionRecord};
@@ -435,6 +435,18 @@ impl Writer {
         Ok(at)
     }
 
+    /// The nodes that hold no tenant to a quota of memory or processor time.
+    fn without_groups(&self) -> Vec<String> {
+        const LAYER: &str = "cgroup";
+        let state = self.state.lock();
+        let without = state.nodes.iter().filter(|(_, record)| !record.layers.iter().any(|layer| layer == LAYER));
+        let said = |(name, record): (&NodeName, &keys::NodeRecord)| {
+            let why = record.waived.get(LAYER).map_or("it does not say why", String::as_str);
+            format!("node {name} has no control groups ({why}): quotas of memory and processor time hold nobody there")
+        };
+        without.map(said).collect()
+    }
+
     /// Writes a tenant's settings; answers with their etag and the fields that differ from before. Who is not the operator may say whom the tenant trusts, and
     /// nothing that gives it more of anything.
     pub(crate) async fn put_tenant(
@@ -444,7 +456,10 @@ impl Writer {
         require: Require,
         operator: bool,
     ) -> Answer<(u64, Vec<String>)> {
-        let problems = trust::settings_problems(settings);
+        let mut problems = trust::settings_problems(settings);
+        if settings.quotas.need_a_group() {
+            problems.extend(self.without_groups());
+        }
         if !problems.is_empty() {
             let mut refusal =
                 Refusal::new(Code::RequestInvalid, format!("the settings of tenant `{name}` cannot be used"));

@@ -29,6 +29,7 @@ use crate::hold::Holds;
 use crate::links::siblings::{self, Siblings};
 use crate::links::{self, Opened, Providers};
 use crate::logs::{Logs, Origin};
+use crate::memory;
 use crate::sockets::{self, ComponentSockets};
 use crate::spans::Spans;
 use crate::taking::Taking;
@@ -487,7 +488,7 @@ impl Apps {
         HostMetrics {
             since_us: self.since_us,
             in_flight: self.in_flight.load(Relaxed),
-            rss: resident(),
+            rss: memory::resident(),
             components: components.collect(),
             links: self.totals.links(),
         }
@@ -502,7 +503,7 @@ impl Apps {
             components: running.entries.iter().map(|entry| (entry.component().clone(), entry.status())).collect(),
             troubles: self.totals.troubles(app),
         });
-        HostStatus { in_flight: self.in_flight.load(Relaxed), rss: resident(), apps: apps.collect() }
+        HostStatus { in_flight: self.in_flight.load(Relaxed), rss: memory::resident(), apps: apps.collect() }
     }
 }
 
@@ -530,14 +531,6 @@ impl Drop for Told<'_> {
 fn now_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Resident memory of this process, bytes; 0 where the kernel does not say.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    kib.map_or(0, |kib: u64| kib * 1024)
 }
 
 /// Who a host is, for those it has to tell.

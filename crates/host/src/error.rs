@@ -1,21 +1,11 @@
 //! Why a host does not start or cannot go on.
 
-use std::path::PathBuf;
-
 use api::{Code, Problem};
 use model::{ComponentName, ContractId, Label, ProviderName};
 
 /// The host ended, and not because it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// A control group does not take it: it would run without the bounds it was given.
-    #[error("cannot join the control group {group}: {cause}", group = .group.display())]
-    Group {
-        /// Which.
-        group: PathBuf,
-        /// Why not.
-        cause: std::io::Error,
-    },
     /// A variable that makes every dropped instance slow.
     #[error("{0} is set in the host's environment; start the host without it, it costs milliseconds per call")]
     Environment(&'static str),
@@ -25,25 +15,15 @@ pub enum HostError {
     /// The folders it is to grant.
     #[error("{name} is no list of folders", name = api::run::FOLDERS_ENV)]
     Folders,
+    /// It is not confined as it should be, so it runs nothing.
+    #[error("{0}")]
+    Confinement(String),
     /// The node is not there.
-    #[error("the node does not answer at {socket}: {cause}")]
-    Node {
-        /// Where it should listen.
-        socket: PathBuf,
-        /// What happened.
-        cause: api::services::WireError,
-    },
+    #[error("the node does not answer: {0}")]
+    Node(api::services::WireError),
     /// The node ended; a host without a node can load nothing and save nothing.
     #[error("the node that started this host has ended")]
     NodeGone,
-    /// A socket of the host cannot be made.
-    #[error("cannot listen at {socket}: {cause}")]
-    Listen {
-        /// Where.
-        socket: PathBuf,
-        /// Why.
-        cause: std::io::Error,
-    },
     /// The process cannot be set up.
     #[error("the host cannot start: {0}")]
     Setup(#[from] std::io::Error),

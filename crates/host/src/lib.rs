@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! agent.sock ─▶ agent ─▶ apps (what runs) ◀─ data ◀─ data.sock
-//!                          │ first call: code ─▶ node.sock (compiled code)
-//!                          └ links ─▶ providers ─▶ embedded, dialer ─▶ node.sock (key-value, connections)
+//!                          │ first call: code ─▶ node (compiled code)
+//!                          └ links ─▶ providers ─▶ embedded, dialer ─▶ node (key-value, connections)
 //! ```
-//! A host has no files, no network and no store: what it needs comes over `node.sock` from the node that started it,
-//! and it ends when that node ends.
+//! A host has no files, no network and no store. The node that starts it hands it every socket it begins with; what else it
+//! needs it asks for over them, and it ends when that node ends. Whoever runs it confines it in the middle of [`run`]: after
+//! what only an open process can have, before anything of a tenant.
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -24,11 +25,12 @@ mod external;
 mod fault;
 mod folder;
 mod folders;
+mod handed;
 mod hold;
 mod line;
 mod links;
-mod listen;
 mod logs;
+mod memory;
 mod message;
 mod program;
 mod scheduled;
@@ -41,12 +43,11 @@ mod taking;
 mod totals;
 mod watches;
 
-use std::path::PathBuf;
-
 pub use broker::NodeBroker;
 pub use embedded::Embedded;
 pub use error::HostError;
 pub use folder::Folder;
+pub use handed::Handed;
 use model::TenantName;
 pub use runtime::RuntimeSettings;
 pub use serve::{run, run_with};
@@ -55,8 +56,6 @@ pub use sql::NodeSql;
 /// Who this host is; given by whoever starts it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostArgs {
-    /// The directory with the host's sockets: `node.sock` is there already, the others are made.
-    pub dir: PathBuf,
     /// Whose components it runs.
     pub tenant: TenantName,
     /// Which of the tenant's hosts it is.
@@ -74,8 +73,6 @@ pub struct HostSettings {
     pub runtime: RuntimeSettings,
     /// How long calls in flight may take after SIGTERM, milliseconds.
     pub drain_ms: u64,
-    /// Control groups it joins before it does anything for anybody.
-    pub groups: Vec<PathBuf>,
 }
 
 /// Environment variable with [`HostSettings::code_budget`], bytes, from whoever starts the host.
@@ -93,9 +90,6 @@ impl HostSettings {
             settings.code_budget = number.ok_or(HostError::Setting(CODE_BUDGET_ENV))?;
         }
         folders::granted()?;
-        if let Some(groups) = std::env::var_os(api::agent::GROUPS_ENV) {
-            settings.groups = std::env::split_paths(&groups).collect();
-        }
         Ok(settings)
     }
 }
@@ -103,6 +97,6 @@ impl HostSettings {
 impl Default for HostSettings {
     fn default() -> Self {
         let runtime = RuntimeSettings::default();
-        Self { max_loaded: 2000, code_budget: 1 << 30, runtime, drain_ms: 10_000, groups: Vec::new() }
+        Self { max_loaded: 2000, code_budget: 1 << 30, runtime, drain_ms: 10_000 }
     }
 }

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::agent::{AGENT_SOCKET, DATA_SOCKET, NODE_SOCKET};
-use api::services::client::{self, CallsClient, FilesClient, KvClient};
+use api::services::client::{CallsClient, FilesClient, KvClient, NodeWay};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -31,12 +30,12 @@ use crate::apps::{Apps, Identity};
 use crate::code::CodeStore;
 use crate::data::{self, Data};
 use crate::dialer::NodeDialer;
+use crate::handed::listener;
 use crate::line;
 use crate::links::{Means, Providers};
-use crate::listen::listen;
 use crate::logs::Logs;
 use crate::secrets::NodeSecrets;
-use crate::{HostArgs, HostError, HostSettings};
+use crate::{Handed, HostArgs, HostError, HostSettings, memory};
 
 /// A key-value call that the node does not answer for this long has failed.
 const KV_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,43 +66,53 @@ impl runtime::Queue for Guests {
     }
 }
 
-/// Runs a host until it is drained, with the settings of its environment.
+/// Runs a host until it is drained, with the settings of its environment. `confine` is called once, while the process has
+/// one thread and has done nothing for a tenant; afterwards it needs no file, makes no socket and starts no process.
 ///
 /// # Errors
 /// Any [`HostError`]: the process should end with a failure.
-pub fn run(args: HostArgs) -> Result<(), HostError> {
-    run_with(args, HostSettings::from_env()?)
+pub fn run<E: std::fmt::Display>(
+    args: HostArgs,
+    handed: Handed,
+    confine: impl FnOnce() -> Result<(), E>,
+) -> Result<(), HostError> {
+    run_with(args, handed, HostSettings::from_env()?, confine)
 }
 
 /// As [`run`], with other settings.
 ///
 /// # Errors
 /// Any [`HostError`].
-pub fn run_with(args: HostArgs, settings: HostSettings) -> Result<(), HostError> {
+pub fn run_with<E: std::fmt::Display>(
+    args: HostArgs,
+    handed: Handed,
+    settings: HostSettings,
+    confine: impl FnOnce() -> Result<(), E>,
+) -> Result<(), HostError> {
     for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
         // Every dropped instance would look its backtrace up in all code that is loaded.
         if std::env::var_os(name).is_some_and(|value| value != "0") {
             return Err(HostError::Environment(name));
         }
     }
-    for group in &settings.groups {
-        let joined = std::fs::write(group.join("cgroup.procs"), "0");
-        joined.map_err(|cause| HostError::Group { group: group.clone(), cause })?;
-    }
     telemetry::schedule::batch(telemetry::schedule::Share::Host);
+    memory::prepare();
+    if !runtime::prepare() {
+        tracing::debug!("this kernel cannot scan page maps");
+    }
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = tokio.block_on(serve(args, settings));
+    confine().map_err(|cause| HostError::Confinement(cause.to_string()))?;
+    let ended = tokio.block_on(serve(args, handed, settings));
     // Guests that were ended and still run have nothing to wait for.
     tokio.shutdown_background();
     ended
 }
 
-async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> {
-    let socket = args.dir.join(NODE_SOCKET);
-    let node = client::alive(&socket).await.map_err(|cause| HostError::Node { socket: socket.clone(), cause })?;
-    // Only now: the node has given this process the limits it may have.
+async fn serve(args: HostArgs, handed: Handed, settings: HostSettings) -> Result<(), HostError> {
+    let way = NodeWay::handed(handed.node)?;
+    let node = way.alive().await.map_err(HostError::Node)?;
     let (seat, _sitting) = Seat::take().unzip();
-    let apps = assemble(&args, &settings, seat)?;
+    let apps = assemble(&args, way, &settings, seat)?;
     let done = CancellationToken::new();
     let agent = Arc::new(Agent {
         apps: apps.clone(),
@@ -115,10 +124,9 @@ async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> 
     tokio::spawn(async move { telling.tell_dropped().await });
 
     let connections = TaskTracker::new();
-    let socket = args.dir.join(DATA_SOCKET);
-    let calls = listen(&socket)?;
-    let lines = listen(&api::data_line::socket(&socket))?;
-    let control = listen(&args.dir.join(AGENT_SOCKET))?;
+    let calls = listener(handed.data)?;
+    let lines = listener(handed.line)?;
+    let control = listener(handed.agent)?;
     let data = Data::new(apps.clone());
     let (for_lines, until) = (data.clone(), done.clone());
     accept(&connections, &done, lines, move |stream| line::serve(stream, for_lines.clone(), until.clone()));
@@ -141,8 +149,12 @@ async fn serve(args: HostArgs, settings: HostSettings) -> Result<(), HostError> 
     Ok(())
 }
 
-fn assemble(args: &HostArgs, settings: &HostSettings, seat: Option<Seat>) -> Result<Arc<Apps>, HostError> {
-    let socket = args.dir.join(NODE_SOCKET);
+fn assemble(
+    args: &HostArgs,
+    node: NodeWay,
+    settings: &HostSettings,
+    seat: Option<Seat>,
+) -> Result<Arc<Apps>, HostError> {
     let capabilities: Vec<Box<dyn Capability>> = vec![
         Box::new(KeyValue),
         Box::new(Blobstore),
@@ -158,11 +170,11 @@ fn assemble(args: &HostArgs, settings: &HostSettings, seat: Option<Seat>) -> Res
     if let Some(seat) = seat {
         runtime.queue_in(Box::new(Guests(seat)));
     }
-    let files = Arc::new(FilesClient::new(&socket));
-    let store = Arc::new(KvClient::new(&socket, KV_TIMEOUT));
-    let calls = Arc::new(CallsClient::new(&socket, CALLS_TIMEOUT));
+    let files = Arc::new(FilesClient::new(node.clone()));
+    let store = Arc::new(KvClient::new(node.clone(), KV_TIMEOUT));
+    let calls = Arc::new(CallsClient::new(node.clone(), CALLS_TIMEOUT));
     let secrets = NodeSecrets::new(calls.clone());
-    let blobs = Arc::new(CallsClient::new(&socket, BLOB_TIMEOUT));
+    let blobs = Arc::new(CallsClient::new(node, BLOB_TIMEOUT));
     let dialer = Arc::new(NodeDialer::new(files.clone()));
     let tls = Tls::new(public_roots())?;
     let means = Means {

@@ -99,6 +99,11 @@ impl Default for Quotas {
 }
 
 impl Quotas {
+    /// Whether only a control group can hold the tenant to them.
+    pub fn need_a_group(&self) -> bool {
+        self.memory.is_some() || self.cpu_weight.is_some() || self.cpu_millis.is_some()
+    }
+
     /// Why they cannot be enforced as they are, one sentence each.
     pub fn problems(&self) -> Vec<String> {
         let positive = [
@@ -118,21 +123,13 @@ impl Quotas {
         if self.log_rate < ByteSize::kib(1) {
             problems.push(format!("quotas.log_rate is {}; it is at least 1KiB", self.log_rate));
         }
+        const LEAST: ByteSize = ByteSize::mib(64);
+        if self.memory.is_some_and(|memory| memory < LEAST) {
+            problems.push(format!("quotas.memory is at least {LEAST}: a host needs some before it runs anything"));
+        }
         if self.store_bytes.is_some_and(|most| most < ByteSize::kib(64)) {
             problems.push("quotas.store_bytes is at least 64KiB".to_owned());
         }
-        // What no part of this build holds a tenant to is not accepted from its operator.
-        let unenforced = [
-            ("memory", self.memory.is_some()),
-            ("cpu_weight", self.cpu_weight.is_some()),
-            ("cpu_millis", self.cpu_millis.is_some()),
-        ];
-        problems.extend(
-            unenforced
-                .into_iter()
-                .filter(|(_, asked)| *asked)
-                .map(|(name, _)| format!("quotas.{name} is not enforced by this version, so it is not accepted")),
-        );
         problems
     }
 }

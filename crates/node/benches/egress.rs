@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::services::client::FilesClient;
+use api::services::client::{FilesClient, NodeWay};
 use api::services::{Caller, Dial, FileRequest};
 use arc_swap::ArcSwapOption;
 use model::Revision;
@@ -20,6 +20,7 @@ use model::app::LockedApp;
 use model::egress::Transport;
 use model::tenant::TenantSettings;
 use node::artifacts::Artifacts;
+use node::confine::Confinement;
 use node::dialer::{Dialer, SystemResolver};
 use node::external::{ExternalConfig, Externals};
 use node::services::{Client, Services, serve};
@@ -29,7 +30,7 @@ use store::data::DataEngine;
 use store::folder::Folder;
 use store::redb::RedbStore;
 use store::secrets::Secrets;
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 /// Connections one tenant makes: fewer than its burst, for a dial that is over the rate measures nothing.
 const OF_ONE: usize = 300;
@@ -50,7 +51,8 @@ fn dial(host: &str, port: u16) -> Dial {
 
 async fn services(dir: &Path) -> Services {
     let blobs = Blobs::open(dir.join("blobs")).unwrap();
-    let artifacts = Artifacts::open(dir.join("cache"), dir.join("keys"), "/bin/false".into(), blobs).unwrap();
+    let artifacts =
+        Artifacts::open(dir.join("cache"), dir.join("keys"), "/bin/false".into(), Confinement::bare(), blobs).unwrap();
     let secrets = Secrets::open(RedbStore::open(dir.join("store.redb")).unwrap(), &dir.join("keys")).await.unwrap();
     let data = DataEngine::open(dir.join("data.redb")).unwrap();
     let externals = Externals::new(ExternalConfig {
@@ -95,17 +97,17 @@ fn main() {
         runtime().block_on(async move {
             let services = Arc::new(services(&root).await);
             for n in 0..TENANTS {
-                let listener = UnixListener::bind(root.join(format!("{n}.sock"))).unwrap();
+                let (first, theirs) = UnixStream::pair().unwrap();
                 let client =
                     Client { tenant: tenant(&format!("t{n}")), shard: 0, info: Arc::new(ArcSwapOption::empty()) };
-                tokio::spawn(serve(listener, client, services.clone()));
+                tokio::spawn(serve(first, client, services.clone()));
+                ready.send(theirs.into_std().unwrap()).unwrap();
             }
-            ready.send(()).unwrap();
             std::future::pending::<()>().await;
         });
     });
-    waiting.recv().unwrap();
-    runtime().block_on(connections(dir.path()));
+    let hosts = waiting.iter().take(TENANTS).collect();
+    runtime().block_on(connections(hosts));
 }
 
 async fn decisions() {
@@ -125,14 +127,14 @@ async fn decisions() {
     report("decision and record", times);
 }
 
-async fn connections(dir: &Path) {
+async fn connections(hosts: Vec<std::os::unix::net::UnixStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap().into_std().unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(false).unwrap();
     std::thread::spawn(move || listener.incoming().for_each(drop));
     let (mut direct, mut brokered) = (Vec::new(), Vec::new());
-    for n in 0..TENANTS {
-        let files = FilesClient::new(dir.join(format!("{n}.sock")));
+    for host in hosts {
+        let files = FilesClient::new(NodeWay::handed(host).unwrap());
         let request = FileRequest::Dial(dial("127.0.0.1", address.port()));
         for _ in 0..OF_ONE {
             let began = Instant::now();

@@ -7,7 +7,8 @@
 //! | `agent` | one task that owns the state and carries the steps out |
 //! | `supervisor` | one task per host process: start, restore, restart, stop |
 //! | [`artifacts`] | compiled code: compiled in a limited child process, loaded only if its MAC is ours |
-//! | `services` | what a host may ask over its `node.sock` |
+//! | [`confine`] | layers, user ids and control groups of what it starts |
+//! | [`services`] | what a host may ask over the connections it was handed |
 //! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
 //! | `connections` | the connections hosts have open, and how they end |
 //! | `flows` | what was decided about the last connections of each tenant |
@@ -26,6 +27,7 @@ mod admin;
 mod agent;
 pub mod artifacts;
 mod bring;
+pub mod confine;
 mod connections;
 mod converge;
 mod copying;

@@ -32,6 +32,7 @@ use crate::NodeError;
 use crate::admin::{Admin, AdminConfig, Source};
 use crate::agent::{self, HostIndex, Setup};
 use crate::artifacts::{Artifacts, make_dir};
+use crate::confine::Confinement;
 use crate::copying::Copying;
 use crate::dialer::{Dialer, Resolve, SystemResolver};
 use crate::external::{ExternalConfig, Externals, Pace, Programs};
@@ -83,12 +84,12 @@ pub struct NodeConfig {
     pub run_dir: PathBuf,
     /// The program that is run as `host` and `compile`.
     pub exe: PathBuf,
+    /// How what it starts is confined.
+    pub confinement: Arc<Confinement>,
     /// What is kept.
     pub storage: Storage,
     /// Bytes of compiled code that each host keeps in memory; `None`: the host's own default.
     pub code_budget: Option<u64>,
-    /// Control groups that its hosts join; those of a task's scheduler.
-    pub host_groups: Vec<PathBuf>,
     /// Folders that the components of its hosts may use; those of a task.
     pub host_folders: Vec<api::run::Folder>,
     /// How requests from outside are taken.
@@ -113,8 +114,16 @@ pub struct NodeConfig {
 
 impl NodeConfig {
     /// A node with the defaults of everything that has one.
-    pub fn new(name: NodeName, data_dir: &Path, exe: PathBuf, storage: Storage, ingress_listen: SocketAddr) -> Self {
+    pub fn new(
+        name: NodeName,
+        data_dir: &Path,
+        exe: PathBuf,
+        confinement: Arc<Confinement>,
+        storage: Storage,
+        ingress_listen: SocketAddr,
+    ) -> Self {
         Self {
+            confinement,
             name,
             data_dir: data_dir.to_owned(),
             code_dir: None,
@@ -122,7 +131,6 @@ impl NodeConfig {
             exe,
             storage,
             code_budget: None,
-            host_groups: Vec::new(),
             host_folders: Vec::new(),
             ingress: IngressConfig::new(ingress_listen),
             ingress_fallback: true,
@@ -151,6 +159,7 @@ pub struct Node {
     externals: Arc<Externals>,
     metrics: Arc<Metrics>,
     schedules: Arc<Schedules>,
+    confinement: Arc<Confinement>,
     settled: watch::Receiver<bool>,
     /// One permit for each byte of [`ANSWERS`].
     answers: Arc<Semaphore>,
@@ -181,7 +190,7 @@ impl Node {
         sweep(&config.run_dir);
         let code_dir = config.code_dir.as_ref().unwrap_or(&config.data_dir);
         let (cache, keys) = (code_dir.join("cache"), code_dir.join("keys"));
-        let artifacts = Arc::new(Artifacts::open(cache, keys, config.exe.clone(), blobs)?);
+        let artifacts = Arc::new(Artifacts::open(cache, keys, config.exe.clone(), config.confinement.clone(), blobs)?);
         let routes = Arc::new(Routes::default());
         let exporter = config.otlp.map(|otlp| Exporter::start(otlp, &config.name));
         let mut config_ingress = config.ingress;
@@ -251,6 +260,8 @@ impl Node {
             since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             interfaces: Vec::new(),
             programs: externals.programs(),
+            layers: config.confinement.layers(),
+            waived: config.confinement.waived(),
         };
         let source = schedules::Hosts { index: index.clone(), hosts: hosts.clone() };
         let schedules = Schedules::start(schedules::Setup {
@@ -262,8 +273,9 @@ impl Node {
         let setup = Setup {
             name: config.name,
             exe: config.exe,
+            confinement: config.confinement.clone(),
             run_dir: config.run_dir,
-            env: environment(config.code_budget, &config.host_groups, &config.host_folders),
+            env: environment(config.code_budget, &config.host_folders),
             store,
             artifacts: artifacts.clone(),
             services: services.clone(),
@@ -293,6 +305,7 @@ impl Node {
             externals,
             metrics,
             schedules,
+            confinement: config.confinement,
             settled,
             answers: Arc::new(Semaphore::new(ANSWERS)),
             running,
@@ -352,6 +365,7 @@ impl Node {
         futures::future::join_all(hosts.into_iter().map(|host| host.stop(left))).await;
         // Nobody calls them any more.
         self.externals.shutdown().await;
+        self.confinement.close().await;
         self.schedules.ended(FLUSH).await;
         if let Some(exporter) = exporter {
             exporter.shutdown(FLUSH).await;
@@ -401,18 +415,12 @@ fn over_quota(refused: Refused) -> Problem {
     }
 }
 
-fn environment(
-    code_budget: Option<u64>,
-    groups: &[PathBuf],
-    folders: &[api::run::Folder],
-) -> Vec<(OsString, OsString)> {
+fn environment(code_budget: Option<u64>, folders: &[api::run::Folder]) -> Vec<(OsString, OsString)> {
     let passed = PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
     let budget = code_budget.map(|bytes| (api::agent::CODE_BUDGET_ENV.into(), bytes.to_string().into()));
-    let joined = std::env::join_paths(groups).ok().filter(|joined| !joined.is_empty());
-    let groups = joined.map(|joined| (api::agent::GROUPS_ENV.into(), joined));
     let folders = serde_json::to_string(folders).ok().filter(|_| !folders.is_empty());
     let folders = folders.map(|folders| (api::run::FOLDERS_ENV.into(), folders.into()));
-    passed.chain(budget).chain(groups).chain(folders).collect()
+    passed.chain(budget).chain(folders).collect()
 }
 
 /// Removes what hosts of an earlier node left. A host that is still ending has its sockets open and needs no names.

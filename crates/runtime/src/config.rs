@@ -88,6 +88,12 @@ pub(crate) fn code(world: World) -> Config {
     config
 }
 
+/// Opens what the pools ask the kernel for, before the process gives its files up: where `false`, or where this was not
+/// called in time, an instance is reset more slowly. The engine keeps the file open for as long as the process lives.
+pub fn prepare() -> bool {
+    PoolingAllocationConfig::is_pagemap_scan_available()
+}
+
 /// The host's engine: [`code`] with the instance pool.
 pub(crate) fn host(world: World, settings: &RuntimeSettings) -> Config {
     let mut pool = PoolingAllocationConfig::new();

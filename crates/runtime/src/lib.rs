@@ -40,7 +40,7 @@ mod workload;
 
 pub use body::{GoesOn, ResponseBody};
 pub use compile::compile;
-pub use config::RuntimeSettings;
+pub use config::{RuntimeSettings, prepare};
 pub use ctx::{Bindings, Capability, Ctx};
 pub use engine::{Code, Linked, Runtime, fingerprint};
 pub use error::{CompileError, LinkError, LoadError, RuntimeError};

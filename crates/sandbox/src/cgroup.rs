@@ -7,14 +7,21 @@ use std::path::{Path, PathBuf};
 /// What a tenant's processes may use together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
-    /// Bytes of memory; what takes more is ended by the kernel.
-    pub memory: u64,
+    /// Bytes of memory; what takes more is ended by the kernel. `None`: what is free.
+    pub memory: Option<u64>,
     /// Processes and threads.
     pub pids: u64,
-    /// Its part of the processor where others want it too; 100 is everybody's.
-    pub cpu_weight: u64,
+    /// Of the processor; `None`: they want it like everybody else's processes, one by one.
+    pub cpu: Option<Cpu>,
+}
+
+/// A part of the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cpu {
+    /// Where others want it too, against theirs; 100 is everybody's.
+    pub weight: u64,
     /// Thousandths of one processor it never gets more than; `None`: what is free.
-    pub cpu_ceiling: Option<u64>,
+    pub ceiling: Option<u64>,
 }
 
 /// Where groups can be made on this machine.
@@ -91,7 +98,7 @@ impl Hierarchy {
                 fs::write(leaf.join("cgroup.procs"), pid)?;
             }
         }
-        fs::write(own.join("cgroup.subtree_control"), "+memory +pids +cpu")
+        fs::write(own.join("cgroup.subtree_control"), "+memory +pids")
     }
 
     /// Makes a group, or finds it, and limits it.
@@ -99,26 +106,51 @@ impl Hierarchy {
     /// # Errors
     /// Where the kernel or the rights of the user refuse.
     pub fn group(&self, name: &str, share: &Share) -> io::Result<Group> {
-        let (memory, pids, cpu) = match self {
-            Self::Unified(own) => (own.join(name), own.join(name), own.join(name)),
-            Self::Split { memory, pids, cpu } => (memory.join(name), pids.join(name), cpu.join(name)),
+        let dirs = match self {
+            Self::Unified(own) => vec![own.join(name)],
+            Self::Split { memory, pids, cpu } => {
+                let mut dirs = vec![memory.join(name), pids.join(name)];
+                // A group in this tree is scheduled as one, also where its part is everybody's.
+                dirs.extend(share.cpu.map(|_| cpu.join(name)));
+                dirs
+            }
         };
-        for dir in [&memory, &pids, &cpu] {
+        for dir in &dirs {
             make(dir)?;
         }
-        for (dir, file, value) in settings(matches!(self, Self::Unified(_)), share) {
-            let dir = match dir {
-                Kind::Memory => &memory,
-                Kind::Pids => &pids,
-                Kind::Cpu => &cpu,
-            };
-            let file = dir.join(file);
-            fs::write(&file, value)
-                .map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", file.display())))?;
+        let group = Group { dirs };
+        group.limit(share)?;
+        Ok(group)
+    }
+
+    /// From now on groups have a part of the processor.
+    ///
+    /// # Errors
+    /// Where the kernel or the rights of the user refuse.
+    pub fn share_cpu(&self) -> io::Result<()> {
+        match self {
+            Self::Unified(own) => fs::write(own.join("cgroup.subtree_control"), "+cpu"),
+            Self::Split { .. } => Ok(()),
         }
-        let mut dirs = vec![memory, pids, cpu];
-        dirs.dedup();
-        Ok(Group { dirs })
+    }
+
+    /// The groups that are there and whose names begin so.
+    pub fn below(&self, prefix: &str) -> Vec<Group> {
+        let named = |root: &PathBuf| {
+            let entries = fs::read_dir(root).into_iter().flatten().flatten();
+            let wanted =
+                entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)));
+            wanted.map(|entry| Group { dirs: vec![entry.path()] }).collect::<Vec<_>>()
+        };
+        self.roots().into_iter().flat_map(named).collect()
+    }
+
+    /// The folders that groups are made in.
+    pub fn roots(&self) -> Vec<&PathBuf> {
+        match self {
+            Self::Unified(own) => vec![own],
+            Self::Split { memory, pids, cpu } => vec![memory, pids, cpu],
+        }
     }
 
     /// For people: which kind, and where.
@@ -130,38 +162,67 @@ impl Hierarchy {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Memory,
-    Pids,
-    Cpu,
-}
-
-/// What is written where: the two kinds of hierarchy have other names and units for the same.
-fn settings(unified: bool, share: &Share) -> Vec<(Kind, &'static str, String)> {
-    const PERIOD_US: u64 = 100_000;
-    let quota = share.cpu_ceiling.map(|milli| (milli.saturating_mul(PERIOD_US) / 1000).max(1000));
-    if unified {
-        let quota = quota.map_or_else(|| "max".to_owned(), |us| us.to_string());
-        vec![
-            (Kind::Memory, "memory.max", share.memory.to_string()),
-            (Kind::Pids, "pids.max", share.pids.to_string()),
-            (Kind::Cpu, "cpu.weight", share.cpu_weight.clamp(1, 10_000).to_string()),
-            (Kind::Cpu, "cpu.max", format!("{quota} {PERIOD_US}")),
-        ]
-    } else {
-        let quota = quota.map_or_else(|| "-1".to_owned(), |us| us.to_string());
-        vec![
-            (Kind::Memory, "memory.limit_in_bytes", share.memory.to_string()),
-            (Kind::Pids, "pids.max", share.pids.to_string()),
-            (Kind::Cpu, "cpu.shares", (share.cpu_weight.saturating_mul(1024) / 100).clamp(2, 262_144).to_string()),
-            (Kind::Cpu, "cpu.cfs_period_us", PERIOD_US.to_string()),
-            (Kind::Cpu, "cpu.cfs_quota_us", quota),
-        ]
-    }
-}
-
 impl Group {
+    /// Changes what its processes may use, also while they run.
+    ///
+    /// # Errors
+    /// Where the kernel refuses: in the older hierarchy, memory that is in use and cannot be had back.
+    pub fn limit(&self, share: &Share) -> io::Result<()> {
+        const PERIOD_US: u64 = 100_000;
+        // The two kinds of hierarchy have other names and units for the same.
+        let (memory, pids, most) = match self.dirs.as_slice() {
+            [one] => (one.join("memory.max"), one.join("pids.max"), "max"),
+            [memory, pids, ..] => (memory.join("memory.limit_in_bytes"), pids.join("pids.max"), "-1"),
+            [] => return Err(io::Error::other("none is known")),
+        };
+        let number = |value: Option<u64>| value.map_or_else(|| most.to_owned(), |value| value.to_string());
+        let mut files = vec![(pids, share.pids.to_string()), (memory, number(share.memory))];
+        if let Some(cpu) = &share.cpu {
+            let quota = cpu.ceiling.map(|milli| (milli.saturating_mul(PERIOD_US) / 1000).max(1000));
+            match self.dirs.as_slice() {
+                [one] => {
+                    files.push((one.join("cpu.weight"), cpu.weight.clamp(1, 10_000).to_string()));
+                    files.push((one.join("cpu.max"), format!("{} {PERIOD_US}", number(quota))));
+                }
+                [_, _, dir] => {
+                    let shares = (cpu.weight.saturating_mul(1024) / 100).clamp(2, 262_144);
+                    files.push((dir.join("cpu.shares"), shares.to_string()));
+                    files.push((dir.join("cpu.cfs_period_us"), PERIOD_US.to_string()));
+                    files.push((dir.join("cpu.cfs_quota_us"), number(quota)));
+                }
+                _ => {}
+            }
+        }
+        for (file, value) in files {
+            fs::write(&file, value)
+                .map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", file.display())))?;
+        }
+        Ok(())
+    }
+
+    /// The processes in it, as this process knows them.
+    pub fn processes(&self) -> Vec<i32> {
+        let text = self.dirs.first().and_then(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok());
+        text.iter().flat_map(|text| text.lines()).filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Brings its processes into every tree it is in: one of them may be younger than they are.
+    ///
+    /// # Errors
+    /// Where the kernel or the rights of the user refuse.
+    pub fn gather(&self) -> io::Result<()> {
+        for dir in self.dirs.iter().skip(1) {
+            for pid in self.processes() {
+                match fs::write(dir.join("cgroup.procs"), pid.to_string()) {
+                    // It has ended in the meantime.
+                    Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => {}
+                    moved => moved?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// How many of its processes were ended because it had no memory left.
     pub fn out_of_memory(&self) -> u64 {
         let texts = self.dirs.iter().flat_map(|dir| ["memory.events", "memory.oom_control"].map(|file| dir.join(file)));
@@ -258,11 +319,18 @@ mod tests {
         let mounts = format!("1 2 0:3 / {} rw - cgroup2 cgroup2 rw\n", dir.display());
         let found = Hierarchy::find(&mounts, "0::/\n").unwrap();
         found.prepare("sidereal").unwrap();
-        let share = Share { memory: 1 << 30, pids: 9, cpu_weight: 50, cpu_ceiling: Some(1500) };
-        let group = found.group("acme", &share).unwrap();
+        let group = found
+            .group(
+                "acme",
+                &Share { memory: Some(1 << 30), pids: 9, cpu: Some(Cpu { weight: 50, ceiling: Some(1500) }) },
+            )
+            .unwrap();
         let read = |file: &str| fs::read_to_string(dir.join("acme").join(file)).unwrap();
         assert_eq!((read("memory.max"), read("pids.max")), ((1u64 << 30).to_string(), "9".to_owned()));
         assert_eq!((read("cpu.weight"), read("cpu.max")), ("50".to_owned(), "150000 100000".to_owned()));
+        group.limit(&Share { memory: None, pids: 9, cpu: None }).unwrap();
+        assert_eq!(read("memory.max"), "max");
+        assert_eq!((found.below("ac").len(), found.below("b").len()), (1, 0));
         fs::write(dir.join("acme/memory.events"), "low 0\noom 4\noom_kill 3\n").unwrap();
         assert_eq!((group.dirs.len(), group.out_of_memory()), (1, 3));
         fs::remove_dir_all(&dir).unwrap();

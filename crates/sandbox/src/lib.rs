@@ -47,7 +47,7 @@ pub enum Layer {
     Landlock,
     /// System calls that are not on the list are refused.
     Seccomp,
-    /// Memory, processes and processor time are the tenant's share.
+    /// Memory and processes are the tenant's share.
     Cgroup,
 }
 
@@ -187,7 +187,7 @@ const MARK: &str = "sandbox layer refused: ";
 /// The layer and the cause from the last words of a process that was refused one.
 pub fn refused(words: &str) -> Option<(Layer, &str)> {
     let (_, rest) = words.split_once(MARK)?;
-    let (layer, cause) = rest.split_once(": ")?;
+    let (layer, cause) = rest.lines().next()?.split_once(": ")?;
     Some((layer.parse().ok()?, cause))
 }
 

@@ -126,7 +126,8 @@ fn wait(child: &mut std::process::Child, starter: BorrowedFd<'_>) -> io::Result<
     let pid = pid.ok_or_else(|| io::Error::other("the child has no number"))?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
     loop {
-        let mut both = [PollFd::new(&pidfd, PollFlags::IN), PollFd::from_borrowed_fd(starter, PollFlags::RDHUP)];
+        // Only the end of both directions: whoever feeds the process may have said all it has to say.
+        let mut both = [PollFd::new(&pidfd, PollFlags::IN), PollFd::from_borrowed_fd(starter, PollFlags::empty())];
         match poll(&mut both, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(cause) => return Err(cause.into()),

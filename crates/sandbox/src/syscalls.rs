@@ -84,8 +84,11 @@ const COMMON: &[Call] = &[
     ("rt_sigprocmask", libc::SYS_rt_sigprocmask, Always),
     ("rt_sigreturn", libc::SYS_rt_sigreturn, Always),
     ("sched_getaffinity", libc::SYS_sched_getaffinity, Always),
+    ("sched_setscheduler", libc::SYS_sched_setscheduler, Always),
     ("sched_yield", libc::SYS_sched_yield, Always),
     ("set_robust_list", libc::SYS_set_robust_list, Always),
+    // A thread that computes gives way. Without a right one may go back to the place one was started in, and no further.
+    ("setpriority", libc::SYS_setpriority, Is(0, &[0])),
     ("sigaltstack", libc::SYS_sigaltstack, Always),
     ("statx", libc::SYS_statx, Always),
     ("tgkill", libc::SYS_tgkill, Always),

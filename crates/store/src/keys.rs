@@ -94,7 +94,7 @@ pub struct Served {
 }
 
 /// A node that is there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// `host:port` of each ingress listener.
     pub ingress: Vec<String>,
@@ -108,6 +108,12 @@ pub struct NodeRecord {
     /// Programs that external providers may run there, by the operator's names.
     #[serde(default)]
     pub programs: Vec<String>,
+    /// Layers that isolate tenants there.
+    #[serde(default)]
+    pub layers: Vec<String>,
+    /// Layers that do not, and why.
+    #[serde(default)]
+    pub waived: BTreeMap<String, String>,
 }
 
 /// A config that apps share.

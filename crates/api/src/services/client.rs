@@ -1,20 +1,21 @@
-//! The host's end of `node.sock`: multiplexed calls ([`super::line`]), a few connections for descriptors, and the one
-//! that is held open so that each side sees the other die.
+//! The host's end of its connections to the node: multiplexed calls ([`super::line`]), a few connections for descriptors,
+//! and the one that is held open so that each side sees the other die.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use super::line::{CallError, CallsClient, KvClient, KvError};
 
 use super::codec::{self, WireError};
 use super::descriptor;
-use super::{FileFault, FileReply, FileRequest, Hello};
+use super::{FileFault, FileReply, FileRequest, Hello, MoreRequest};
 
 /// Dials of one host under way at once.
 const MAX_DIALS: usize = 32;
@@ -35,24 +36,118 @@ pub enum FileError {
     Wire(#[from] WireError),
 }
 
-pub(super) async fn greet(socket: &Path, hello: Hello) -> Result<UnixStream, WireError> {
-    let stream = UnixStream::connect(socket).await?;
-    let mut frame = BytesMut::new();
-    codec::encode(&hello, &mut frame)?;
-    descriptor::send_with_fd(&stream, &frame, None).await?;
-    Ok(stream)
+/// How a process reaches its node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct NodeWay(Arc<Way>);
+
+#[derive(Debug)]
+enum Way {
+    /// Whoever may open the socket.
+    Path(PathBuf),
+    /// A process that can connect nowhere: it asks for each connection over the one it was handed.
+    Handed(mpsc::Sender<oneshot::Sender<Result<UnixStream, WireError>>>),
 }
 
-/// Connects and holds the connection; the future ends when the node's end closes.
-///
-/// # Errors
-/// Where the node does not listen.
-pub async fn alive(socket: &Path) -> Result<impl Future<Output = ()> + Send + 'static + use<>, WireError> {
-    let mut stream = greet(socket, Hello::Alive).await?;
-    Ok(async move {
-        let mut byte = [0; 64];
-        while matches!(stream.read(&mut byte).await, Ok(n) if n > 0) {}
-    })
+impl From<PathBuf> for NodeWay {
+    fn from(socket: PathBuf) -> Self {
+        Self(Arc::new(Way::Path(socket)))
+    }
+}
+
+impl NodeWay {
+    /// Over a connection that the node handed to this process. Must run inside a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the connection cannot be used.
+    pub fn handed(first: StdStream) -> std::io::Result<Self> {
+        first.set_nonblocking(true)?;
+        let first = UnixStream::from_std(first)?;
+        let (ask, asked) = mpsc::channel(64);
+        // A task of its own: whoever gives up waiting leaves no half-read answer behind.
+        tokio::spawn(ask_for_more(first, asked));
+        Ok(Self(Arc::new(Way::Handed(ask))))
+    }
+
+    /// A connection that is for this from now on.
+    pub(super) async fn open(&self, hello: Hello) -> Result<UnixStream, WireError> {
+        let mut stream = match &*self.0 {
+            Way::Path(socket) => UnixStream::connect(socket).await?,
+            Way::Handed(ask) => {
+                let (tell, told) = oneshot::channel();
+                ask.send(tell).await.map_err(|_| WireError::Closed)?;
+                told.await.map_err(|_| WireError::Closed)??
+            }
+        };
+        say(&mut stream, &hello).await?;
+        Ok(stream)
+    }
+
+    /// Opens a connection and holds it; the future ends when the node's end closes.
+    ///
+    /// # Errors
+    /// Where the node is not there.
+    pub async fn alive(&self) -> Result<impl Future<Output = ()> + Send + 'static + use<>, WireError> {
+        let mut stream = self.open(Hello::Alive).await?;
+        Ok(async move {
+            let mut byte = [0; 64];
+            while matches!(stream.read(&mut byte).await, Ok(n) if n > 0) {}
+        })
+    }
+}
+
+/// One frame. Not with `sendmsg`: that could name an address, and is not for a host.
+async fn say(stream: &mut UnixStream, what: &impl serde::Serialize) -> Result<(), WireError> {
+    let mut frame = BytesMut::new();
+    codec::encode(what, &mut frame)?;
+    Ok(stream.write_all(&frame).await?)
+}
+
+/// Asks for connections over the first one, one after the other, until it breaks or nobody wants any.
+async fn ask_for_more(
+    mut first: UnixStream,
+    mut asked: mpsc::Receiver<oneshot::Sender<Result<UnixStream, WireError>>>,
+) {
+    if say(&mut first, &Hello::More).await.is_err() {
+        return;
+    }
+    while let Some(tell) = asked.recv().await {
+        let made = one_more(&mut first).await;
+        let broken = made.is_err();
+        // Where nobody waits any more, the connection closes.
+        drop(tell.send(made));
+        if broken {
+            return;
+        }
+    }
+}
+
+async fn one_more(first: &mut UnixStream) -> Result<UnixStream, WireError> {
+    say(first, &MoreRequest::Connection).await?;
+    let (reply, fd, _) = answer(first).await?;
+    match (reply, fd) {
+        (FileReply::Ready { .. }, Some(fd)) => {
+            let stream = StdStream::from(fd);
+            stream.set_nonblocking(true)?;
+            Ok(UnixStream::from_std(stream)?)
+        }
+        (reply, _) => Err(WireError::Malformed(format!("a connection was asked for and this came: {reply:?}"))),
+    }
+}
+
+/// The next reply, the descriptor that came with it, and whether nothing followed it.
+async fn answer(stream: &UnixStream) -> Result<(FileReply, Option<OwnedFd>, bool), WireError> {
+    let mut buffer = BytesMut::new();
+    let mut received = None;
+    loop {
+        if let Some(reply) = codec::decode(&mut buffer)? {
+            return Ok((reply, received, buffer.is_empty()));
+        }
+        let (count, fd) = descriptor::recv_with_fd(stream, &mut buffer).await?;
+        if count == 0 {
+            return Err(WireError::Closed);
+        }
+        received = fd.or(received);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,7 +157,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Descriptors from the node: compiled code and connected sockets.
 #[derive(Debug)]
 pub struct FilesClient {
-    socket: PathBuf,
+    node: NodeWay,
     dials: Semaphore,
     loads: Semaphore,
     externals: Semaphore,
@@ -70,10 +165,10 @@ pub struct FilesClient {
 }
 
 impl FilesClient {
-    /// A client of the node that listens on `socket`.
-    pub fn new(socket: impl Into<PathBuf>) -> Self {
+    /// A client of the node.
+    pub fn new(node: impl Into<NodeWay>) -> Self {
         Self {
-            socket: socket.into(),
+            node: node.into(),
             dials: Semaphore::new(MAX_DIALS),
             loads: Semaphore::new(MAX_LOADS),
             externals: Semaphore::new(MAX_EXTERNALS),
@@ -93,27 +188,13 @@ impl FilesClient {
         };
         let _permit = permits.acquire().await.map_err(|_| WireError::Closed)?;
         let idle = lock(&self.idle).pop();
-        let stream = match idle {
+        let mut stream = match idle {
             Some(stream) if still_open(&stream) => stream,
-            _ => greet(&self.socket, Hello::Files).await?,
+            _ => self.node.open(Hello::Files).await?,
         };
-        let mut frame = BytesMut::new();
-        codec::encode(request, &mut frame)?;
-        descriptor::send_with_fd(&stream, &frame, None).await.map_err(WireError::from)?;
-
-        let mut buffer = BytesMut::new();
-        let mut received = None;
-        let reply: FileReply = loop {
-            if let Some(reply) = codec::decode(&mut buffer)? {
-                break reply;
-            }
-            let (count, fd) = descriptor::recv_with_fd(&stream, &mut buffer).await.map_err(WireError::from)?;
-            if count == 0 {
-                return Err(WireError::Closed.into());
-            }
-            received = fd.or(received);
-        };
-        if buffer.is_empty() {
+        say(&mut stream, request).await?;
+        let (reply, received, done) = answer(&stream).await?;
+        if done {
             lock(&self.idle).push(stream);
         }
         match (reply, received) {

@@ -2,7 +2,6 @@
 //! in any order. One line for key-value, which is hot, and one for every other service.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
 
-use super::client::greet;
+use super::client::NodeWay;
 use super::codec::{self, FrameReader, FrameWriter};
 use super::{Hello, KvAnswer, KvFault, KvOp, KvScope, Reply, ServiceAnswer, ServiceFault, ServiceRequest};
 
@@ -50,9 +49,9 @@ pub type KvError = CallError<KvFault>;
 pub struct KvClient(Lines<Result<KvAnswer, KvFault>>);
 
 impl KvClient {
-    /// A client of the node that listens on `socket`; a call without an answer for `timeout` fails.
-    pub fn new(socket: impl Into<PathBuf>, timeout: Duration) -> Self {
-        Self(Lines::new(socket.into(), Hello::KeyValue, timeout))
+    /// A client of the node; a call without an answer for `timeout` fails.
+    pub fn new(node: impl Into<NodeWay>, timeout: Duration) -> Self {
+        Self(Lines::new(node.into(), Hello::KeyValue, timeout))
     }
 
     /// One call. Cancel safe; a write that was given up may still happen.
@@ -69,9 +68,9 @@ impl KvClient {
 pub struct CallsClient(Lines<Result<ServiceAnswer, ServiceFault>>);
 
 impl CallsClient {
-    /// A client of the node that listens on `socket`; a call without an answer for `timeout` fails.
-    pub fn new(socket: impl Into<PathBuf>, timeout: Duration) -> Self {
-        Self(Lines::new(socket.into(), Hello::Calls, timeout))
+    /// A client of the node; a call without an answer for `timeout` fails.
+    pub fn new(node: impl Into<NodeWay>, timeout: Duration) -> Self {
+        Self(Lines::new(node.into(), Hello::Calls, timeout))
     }
 
     /// One call on behalf of an app. Cancel safe; a write that was given up may still happen.
@@ -90,7 +89,7 @@ impl CallsClient {
 /// Connects on the first call and again after a loss.
 #[derive(Debug)]
 struct Lines<R> {
-    socket: PathBuf,
+    node: NodeWay,
     hello: Hello,
     timeout: Duration,
     connecting: tokio::sync::Mutex<()>,
@@ -135,8 +134,8 @@ where
     A: DeserializeOwned + Send + 'static,
     F: DeserializeOwned + std::error::Error + Send + 'static,
 {
-    fn new(socket: PathBuf, hello: Hello, timeout: Duration) -> Self {
-        Self { socket, hello, timeout, connecting: tokio::sync::Mutex::new(()), current: Mutex::new(None) }
+    fn new(node: NodeWay, hello: Hello, timeout: Duration) -> Self {
+        Self { node, hello, timeout, connecting: tokio::sync::Mutex::new(()), current: Mutex::new(None) }
     }
 
     async fn call<B: Serialize>(&self, body: &B) -> Result<A, CallError<F>> {
@@ -160,7 +159,7 @@ where
         if let Some(line) = self.open_line() {
             return Ok(line);
         }
-        let stream = greet(&self.socket, self.hello).await.map_err(|cause| CallError::Lost(cause.to_string()))?;
+        let stream = self.node.open(self.hello).await.map_err(|cause| CallError::Lost(cause.to_string()))?;
         let line = Arc::new(Line {
             state: Mutex::new(LineState { next: 0, out: BytesMut::new(), waiting: HashMap::new(), closed: None }),
             work: Notify::new(),

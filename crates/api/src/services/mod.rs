@@ -1,5 +1,6 @@
-//! What a host asks of its node over `node.sock` in its own directory. The node knows who asks by which socket it is:
-//! nothing a host says about its tenant is believed, and so nothing of that kind is in these messages.
+//! What a host asks of its node. It can connect nowhere, so the node hands it a first connection when it starts it, and
+//! over that one as many more as it asks for. The node knows who asks by which connection it is: nothing a host says about
+//! its tenant is believed, and so nothing of that kind is in these messages.
 //!
 //! The wire: a 4-byte little-endian length, then [postcard](https://postcard.jamesmunns.com/wire-format). The first
 //! frame of a connection is a [`Hello`] that fixes what the connection is for:
@@ -8,6 +9,7 @@
 //! * [`Hello::Calls`]: the same with [`ServiceCall`]s and [`ServiceReply`]s, for every other service.
 //! * [`Hello::Files`]: then one [`FileRequest`] at a time, each answered by a [`FileReply`]; where the reply is
 //!   [`FileReply::Ready`], the descriptor travels with the reply's bytes by `SCM_RIGHTS`.
+//! * [`Hello::More`]: then one [`MoreRequest`] at a time, answered like a [`FileRequest`] with one end of a new connection.
 //! * [`Hello::Alive`]: nothing more; whoever sees it close knows the other process is gone.
 
 pub mod blob;
@@ -43,6 +45,15 @@ pub enum Hello {
     Files,
     /// Held open for as long as the process lives.
     Alive,
+    /// Further connections.
+    More,
+}
+
+/// What is asked on a [`Hello::More`] connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MoreRequest {
+    /// A connection to the node that nothing was said on yet.
+    Connection,
 }
 
 /// Where a key lives. The tenant is the socket's.

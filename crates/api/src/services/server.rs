@@ -1,6 +1,6 @@
-//! The node's end of `node.sock`: what a fresh connection is for, and typed reading and answering of it.
+//! The node's end of a host's connections: what a fresh one is for, and typed reading and answering of it.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use bytes::BytesMut;
 use tokio::net::UnixStream;
@@ -8,7 +8,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::codec::{self, FrameReader, FrameWriter, WireError};
 use super::descriptor;
-use super::{FileReply, FileRequest, Hello};
+use super::{FileReply, FileRequest, Hello, MoreRequest};
 
 /// A connection whose [`Hello`] was read.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub enum Accepted {
     Files(FilesConnection),
     /// Hold it; its end is the host's end.
     Alive(UnixStream),
+    /// Answer [`MoreRequest`]s one by one.
+    More(MoreConnection),
 }
 
 /// Reads the first frame of a connection. The caller bounds the time.
@@ -42,6 +44,7 @@ pub async fn accept(stream: UnixStream) -> Result<Accepted, WireError> {
         }
         Hello::Files => Accepted::Files(FilesConnection { reader: FrameReader::with_buffer(stream, rest) }),
         Hello::Alive => Accepted::Alive(stream),
+        Hello::More => Accepted::More(MoreConnection { reader: FrameReader::with_buffer(stream, rest) }),
     })
 }
 
@@ -67,6 +70,32 @@ impl FilesConnection {
     /// Any [`WireError`].
     pub async fn reply(&mut self, reply: &FileReply, fd: Option<BorrowedFd<'_>>) -> Result<(), WireError> {
         send_with_fd(self.reader.get_ref(), reply, fd).await
+    }
+}
+
+/// The connection over which a host asks for others, the node's end.
+#[derive(Debug)]
+pub struct MoreConnection {
+    reader: FrameReader<UnixStream>,
+}
+
+impl MoreConnection {
+    /// The next request; `None` where the host hung up.
+    ///
+    /// # Errors
+    /// Any [`WireError`].
+    pub async fn next(&mut self) -> Result<Option<MoreRequest>, WireError> {
+        self.reader.next().await
+    }
+
+    /// Answers the request read last with a new connection, whose other end is returned.
+    ///
+    /// # Errors
+    /// Any [`WireError`].
+    pub async fn connection(&mut self) -> Result<UnixStream, WireError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        send_with_fd(self.reader.get_ref(), &FileReply::Ready { address: None }, Some(theirs.as_fd())).await?;
+        Ok(ours)
     }
 }
 

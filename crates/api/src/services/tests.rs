@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::net::UnixListener;
 
-use super::client::{FileError, FilesClient, KvClient, KvError, alive};
+use super::client::{FileError, FilesClient, KvClient, KvError, NodeWay};
 use super::server::{Accepted, accept};
 use super::*;
 
@@ -115,7 +115,7 @@ async fn without_a_node_a_call_fails_at_once() {
     let dir = Dir::new();
     let client = KvClient::new(dir.socket(), Duration::from_secs(60));
     assert!(matches!(client.call(&scope(), &get("k")).await, Err(KvError::Lost(_))));
-    assert!(alive(&dir.socket()).await.is_err());
+    assert!(NodeWay::from(dir.socket()).alive().await.is_err());
 }
 
 fn compiled(text: &str) -> FileRequest {
@@ -194,11 +194,42 @@ async fn a_request_that_is_given_up_takes_its_connection_with_it() {
 async fn each_side_sees_the_other_end() {
     let dir = Dir::new();
     let listener = UnixListener::bind(dir.socket()).unwrap();
-    let socket = dir.socket();
-    let (held, gone) = tokio::join!(async { accept(listener.accept().await.unwrap().0).await }, alive(&socket));
+    let node = NodeWay::from(dir.socket());
+    let (held, gone) = tokio::join!(async { accept(listener.accept().await.unwrap().0).await }, node.alive());
     let Accepted::Alive(held) = held.unwrap() else { panic!("not asked for") };
     let mut gone = Box::pin(gone.unwrap());
     assert!(tokio::time::timeout(Duration::from_millis(30), &mut gone).await.is_err());
     drop(held);
     tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_can_connect_nowhere_is_handed_its_connections() {
+    let (first, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    first.set_nonblocking(true).unwrap();
+    let first = tokio::net::UnixStream::from_std(first).unwrap();
+    let server = tokio::spawn(async move {
+        let Accepted::More(mut more) = accept(first).await.unwrap() else { panic!("not asked for") };
+        let mut kinds = Vec::new();
+        while let Ok(Some(MoreRequest::Connection)) = more.next().await {
+            let stream = more.connection().await.unwrap();
+            kinds.push(match accept(stream).await {
+                Ok(Accepted::Alive(held)) => {
+                    drop(held);
+                    "alive"
+                }
+                Ok(Accepted::Files(_)) => "files",
+                // Whoever asked for it waits no more.
+                Err(_) => "nothing",
+                other => panic!("{other:?}"),
+            });
+        }
+        kinds
+    });
+    let node = NodeWay::handed(theirs).unwrap();
+    node.alive().await.unwrap().await;
+    let files = FilesClient::new(node.clone());
+    assert!(files.request(&compiled("x")).await.is_err(), "the server closed it");
+    drop((files, node));
+    assert_eq!(server.await.unwrap(), ["alive", "files"]);
 }

@@ -161,6 +161,15 @@ fn overview(context: &Context, all: &Everything) -> String {
     for node in &all.nodes {
         let state = if node.alive { "up" } else { "lost; what it ran is not moved" };
         text.push_str(&format!("node {} ({state}), ingress {}\n", node.name, node.ingress.join(", ")));
+        if node.alive && node.waived.is_empty() {
+            text.push_str(&format!("  tenants isolated by {}\n", node.layers.join(", ")));
+        } else if node.alive {
+            let on = if node.layers.is_empty() { "nothing".to_owned() } else { node.layers.join(", ") };
+            text.push_str(&format!("  tenants isolated by {on}; NOT by:\n"));
+            for (layer, why) in &node.waived {
+                text.push_str(&format!("    {layer}: {why}\n"));
+            }
+        }
     }
     if all.allow_unsigned {
         text.push_str(&format!("tenant {} runs unsigned components (development policy)\n", context.tenant));

@@ -55,6 +55,9 @@ pub async fn doctor(context: &Context) -> anyhow::Result<bool> {
     artifacts(home, &mut found);
     limits(&mut found);
     kernel(&mut found);
+    if !runs {
+        isolation(home, &mut found).await;
+    }
     environment(&mut found);
     manifest(&mut found);
     let faults = found.iter().filter(|d| d.severity == "fault").count();
@@ -197,6 +200,13 @@ async fn platform(home: &Home, found: &mut Vec<Diagnosis>) -> bool {
                     "node-lost",
                     format!("node {} does not report", node.name),
                     "see its log; restart it",
+                ));
+            }
+            for (layer, why) in nodes.iter().flat_map(|node| &node.waived) {
+                found.push(risk(
+                    "isolation-waived",
+                    format!("tenants are not isolated by `{layer}`: {why}"),
+                    "run only components you trust; `docs/security.md` says what each layer is for",
                 ));
             }
         }
@@ -346,6 +356,23 @@ fn kernel(found: &mut Vec<Diagnosis>) {
             format!("kernel {release} cannot scan page maps: instances are reset more slowly"),
             "6.7 or newer is faster; nothing else changes",
         ));
+    }
+}
+
+/// What a platform would have to do without on this machine.
+async fn isolation(home: &Home, found: &mut Vec<Diagnosis>) {
+    let Ok(exe) = std::env::current_exe() else { return };
+    match node::confine::missing(&exe, home.dir()).await {
+        Ok(missing) => {
+            for (layer, (why, help)) in missing {
+                found.push(risk(
+                    "isolation-missing",
+                    format!("this machine does not isolate tenants by `{layer}`: {why}"),
+                    format!("{help}; or go on without: `sidereal up --waive {layer}`"),
+                ));
+            }
+        }
+        Err(problem) => found.push(fault("isolation-refused", problem.detail, problem.help.unwrap_or_default())),
     }
 }
 

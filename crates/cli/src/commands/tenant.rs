@@ -123,6 +123,9 @@ fn nothing(changes: &Settings) -> bool {
         concurrent_requests,
         connections_per_second,
         log_rate,
+        memory,
+        cpu_weight,
+        cpu_millis,
         store_bytes,
     } = &changes.quotas;
     changes.shards.is_none()
@@ -131,6 +134,9 @@ fn nothing(changes: &Settings) -> bool {
         && requests_per_second.is_none()
         && concurrent_requests.is_none()
         && log_rate.is_none()
+        && memory.is_none()
+        && cpu_weight.is_none()
+        && cpu_millis.is_none()
         && store_bytes.is_none()
 }
 
@@ -157,8 +163,10 @@ fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Proble
         concurrent_requests: quotas.concurrent_requests.map_or(now.concurrent_requests, |quota| quota.0),
         connections_per_second: quotas.connections_per_second.unwrap_or(now.connections_per_second),
         log_rate: quotas.log_rate.unwrap_or(now.log_rate),
+        memory: quotas.memory.map_or(now.memory, |quota| quota.0),
+        cpu_weight: quotas.cpu_weight.map_or(now.cpu_weight, |quota| quota.0),
+        cpu_millis: quotas.cpu_millis.map_or(now.cpu_millis, |quota| quota.0),
         store_bytes: quotas.store_bytes.map_or(now.store_bytes, |most| most.0),
-        ..now
     };
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +16,7 @@ use model::NodeName;
 use model::claims::keys::KeyKind;
 use model::config::Values;
 use model::tenant::TenantSettings;
+use node::confine::{Confinement, Wanted};
 use node::dialer::{Nameserver, Resolve};
 use node::external::Programs;
 use node::otlp::{OtlpConfig, OtlpError};
@@ -84,7 +86,8 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let name: NodeName = "local".parse()?;
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let home = context.home.dir();
-    let config = NodeConfig::new(name.clone(), home, exe, storage.clone(), args.listen);
+    let confinement = confine(context, &args, &exe).await?;
+    let config = NodeConfig::new(name.clone(), home, exe, confinement, storage.clone(), args.listen);
     let admin = admin(context, &args);
     let run_dir = context.home.run_dir()?;
     let code_budget = Some(args.code_budget.0);
@@ -157,6 +160,30 @@ fn programs(args: &Up) -> anyhow::Result<Programs> {
         }
     }
     Ok(programs)
+}
+
+/// How what the node starts is confined. Only a demo goes on with less than everything unasked.
+async fn confine(context: &Context, args: &Up, exe: &Path) -> anyhow::Result<Arc<Confinement>> {
+    let mut waiver = args.waive.clone().unwrap_or_default();
+    waiver.missing |= args.demo;
+    let confinement = Confinement::establish(&Wanted {
+        exe: exe.to_owned(),
+        data_dir: context.home.dir().to_owned(),
+        waiver,
+        uids: args.uid_range,
+        join: Vec::new(),
+        command: "sidereal up --waive".to_owned(),
+    })
+    .await?;
+    let waived = confinement.waived();
+    if !waived.is_empty() {
+        let names: Vec<&str> = waived.keys().map(String::as_str).collect();
+        context.out.warn(&format!(
+            "tenants are not isolated by {}: run only components you trust (`sidereal doctor` says why)",
+            names.join(", ")
+        ));
+    }
+    Ok(confinement)
 }
 
 /// Where monitoring listens, and whose sizes it tells.

@@ -1,5 +1,6 @@
 //! Brings a task up on a node of its own, passes its lines on, and ends it when it is told to.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,8 +17,10 @@ use futures::StreamExt as _;
 use model::observed::{AppObserved, Phase, Reason};
 use model::secret::SecretValue;
 use model::{AppName, Digest, NodeName, Revision, TenantName};
+use node::confine::{Confinement, Waiver, Wanted};
 use node::ingress::IngressConfig;
 use node::{Node, NodeConfig, Storage};
+use sandbox::Layer;
 use store::blobs::Blobs;
 use store::data::DataEngine;
 use store::keys::{self, Assignment, RevisionRecord};
@@ -154,6 +157,13 @@ struct Own {
     apart: Option<PathBuf>,
 }
 
+/// The layers that would keep a program from the folders that its job grants it: they are the machine's, and not the user's
+/// of a tenant.
+fn without(folders: &[api::run::Folder]) -> BTreeSet<Layer> {
+    let layers = [Layer::Uid, Layer::Root, Layer::Landlock, Layer::Seccomp];
+    if folders.is_empty() { BTreeSet::new() } else { layers.into() }
+}
+
 async fn start(dir: &Path, spec: &TaskSpec, names: &Names, ready: Ready) -> anyhow::Result<Own> {
     let unusable = |cause: &dyn std::fmt::Display| Problem::new(Code::StoreUnavailable, cause.to_string());
     for folder in [&spec.data, &spec.code] {
@@ -195,7 +205,19 @@ async fn start(dir: &Path, spec: &TaskSpec, names: &Names, ready: Ready) -> anyh
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let listen = spec.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     let storage = Storage { store: store.clone(), blobs, data, secrets };
-    let config = NodeConfig::new(names.node.clone(), &spec.data, exe, storage, listen);
+    let confinement = Confinement::establish(&Wanted {
+        exe: exe.clone(),
+        data_dir: spec.data.clone(),
+        waiver: Waiver { missing: true, layers: without(&spec.folders) },
+        uids: None,
+        join: spec.groups.join.clone(),
+        command: String::new(),
+    })
+    .await?;
+    for (layer, why) in confinement.waived() {
+        tracing::warn!(%layer, %why, "the task is not isolated by a layer");
+    }
+    let config = NodeConfig::new(names.node.clone(), &spec.data, exe, confinement, storage, listen);
     let plain = dir.join("run");
     let (run_dir, apart) = if plain.as_os_str().len() <= RUN_DIR {
         (plain, None)
@@ -205,7 +227,6 @@ async fn start(dir: &Path, spec: &TaskSpec, names: &Names, ready: Ready) -> anyh
     };
     let node = Node::start(NodeConfig {
         code_dir: Some(spec.code.clone()),
-        host_groups: spec.groups.join.clone(),
         host_folders: spec.folders.clone(),
         run_dir,
         ingress: IngressConfig { workers: 1, ..IngressConfig::new(listen) },

@@ -68,6 +68,8 @@ pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Response {
                 pid: record.map_or(0, |r| r.pid),
                 since_ms: record.map_or(0, |r| r.since_ms),
                 apps: place.apps.len() as u64,
+                layers: record.map(|r| r.layers.clone()).unwrap_or_default(),
+                waived: record.map(|r| r.waived.clone()).unwrap_or_default(),
             }
         })
         .collect();

@@ -168,7 +168,7 @@ async fn rollback_and_link_are_new_revisions() {
 async fn what_failed_on_its_node_is_tried_again_when_it_is_asked_for_again() {
     let rig = Rig::without_node().await;
     let node: model::NodeName = name("local");
-    let record = NodeRecord { ingress: vec![], pid: 1, since_ms: 1, interfaces: vec![], programs: vec![] };
+    let record = NodeRecord { ingress: vec![], pid: 1, since_ms: 1, ..NodeRecord::default() };
     let record = serde_json::to_vec(&record).unwrap().into();
     rig.store.put(&keys::node(&node), record, Expect::Any, None).await.unwrap();
     let (id, app) = (name("counter"), locked("counter", &rig.artifact(1).await));

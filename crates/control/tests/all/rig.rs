@@ -181,8 +181,8 @@ impl Node {
             ingress: vec!["127.0.0.1:8080".into()],
             pid: std::process::id(),
             since_ms: 1,
-            interfaces: vec![],
             programs: vec!["sqlite".into()],
+            ..NodeRecord::default()
         };
         let record = serde_json::to_vec(&record).unwrap().into();
         store.put(&keys::node(&node), record, Expect::Any, Some(lease)).await.unwrap();

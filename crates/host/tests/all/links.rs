@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::Code;
 use api::services::Caller;
-use api::services::client::KvClient;
+use api::services::client::{KvClient, NodeWay};
 use bytes::Bytes;
 use futures::future::join_all;
 use http_body_util::Full;
@@ -30,9 +30,8 @@ fn link(app: &mut LockedApp, label: &str, provider: &str, bucket: Option<&str>) 
 
 #[tokio::test]
 async fn embedded_conforms() {
-    let dir = tempfile::tempdir().unwrap();
-    let _node = Node::start(dir.path());
-    let client = Arc::new(KvClient::new(dir.path().join(api::agent::NODE_SOCKET), Duration::from_secs(10)));
+    let (_node, first) = Node::start();
+    let client = Arc::new(KvClient::new(NodeWay::handed(first).unwrap(), Duration::from_secs(10)));
     let embedded = host::Embedded::new(client, "shop".parse().unwrap(), "embedded".parse().unwrap());
     providers::keyvalue::conformance::run(&embedded).await.unwrap();
 }

@@ -1,19 +1,22 @@
-//! The node's end of `node.sock`: compiles guests, keeps their data in memory, dials one address.
+//! The node's end of a host's connections: compiles guests, keeps their data in memory, dials one address.
 
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use api::services::codec::{FrameReader, FrameWriter};
 use api::services::server::{Accepted, FilesConnection, accept};
-use api::services::{Dial, FileFault, FileReply, FileRequest, KvAnswer, KvCall, KvFault, KvOp, KvReply, KvScope};
+use api::services::{
+    Dial, FileFault, FileReply, FileRequest, KvAnswer, KvCall, KvFault, KvOp, KvReply, KvScope, MoreRequest,
+};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use model::{Digest, World};
 use providers::keyvalue::{Backend, BackendError, Memory};
-use tokio::net::UnixListener;
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 type Compiled = HashMap<(String, World), Arc<Vec<u8>>>;
@@ -28,30 +31,35 @@ pub(crate) struct Node {
     /// Where every dial ends up; refused where absent.
     pub(crate) dial_to: Mutex<Option<SocketAddr>>,
     stores: Mutex<HashMap<String, Arc<Memory>>>,
-    alive: Mutex<Vec<tokio::net::UnixStream>>,
+    alive: Mutex<Vec<UnixStream>>,
 }
 
 impl Node {
-    /// Listens in `dir`, as the node does before it starts a host.
-    pub(crate) fn start(dir: &Path) -> Arc<Self> {
+    /// A node, and a host's first connection to it.
+    pub(crate) fn start() -> (Arc<Self>, std::os::unix::net::UnixStream) {
         let node = Arc::new(Self::default());
-        let listener = UnixListener::bind(dir.join(api::agent::NODE_SOCKET)).unwrap();
-        let serving = node.clone();
-        tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let node = serving.clone();
-                tokio::spawn(async move {
-                    match accept(stream).await.unwrap() {
-                        Accepted::Alive(held) => node.alive.lock().unwrap().push(held),
-                        Accepted::Files(files) => node.serve_files(files).await,
-                        Accepted::KeyValue(reader, writer) => node.serve_keyvalue(reader, writer).await,
-                        Accepted::Calls(..) => unreachable!("no test asks for another service"),
+        let (first, theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(node.clone().serve(first));
+        (node, theirs.into_std().unwrap())
+    }
+
+    fn serve(self: Arc<Self>, stream: UnixStream) -> BoxFuture<'static, ()> {
+        async move {
+            match accept(stream).await {
+                Ok(Accepted::Alive(held)) => self.alive.lock().unwrap().push(held),
+                Ok(Accepted::Files(files)) => self.serve_files(files).await,
+                Ok(Accepted::KeyValue(reader, writer)) => self.serve_keyvalue(reader, writer).await,
+                Ok(Accepted::Calls(..)) => unreachable!("no test asks for another service"),
+                Ok(Accepted::More(mut more)) => {
+                    while let Ok(Some(MoreRequest::Connection)) = more.next().await {
+                        tokio::spawn(self.clone().serve(more.connection().await.unwrap()));
                     }
-                });
+                }
+                // The host ended before it said anything.
+                Err(_) => {}
             }
-        });
-        node
+        }
+        .boxed()
     }
 
     /// Compiles a guest and offers it. Compiled once for all tests.

@@ -1,5 +1,6 @@
 //! A host on a thread of its own, its directory, and the requests the tests send it.
 
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -11,7 +12,7 @@ use api::{Code, Problem};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use host::{HostArgs, HostError, HostSettings, RuntimeSettings};
+use host::{Handed, HostArgs, HostError, HostSettings, RuntimeSettings};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -52,14 +53,15 @@ impl Rig {
 
     pub(crate) async fn with(change: impl FnOnce(&mut HostSettings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // What a host that was killed leaves behind.
-        std::fs::write(dir.path().join(DATA_SOCKET), b"stale").unwrap();
-        let node = Node::start(dir.path());
+        let (node, first) = Node::start();
+        let listen = |name: &str| UnixListener::bind(dir.path().join(name)).unwrap();
+        let line = UnixListener::bind(api::data_line::socket(&dir.path().join(DATA_SOCKET))).unwrap();
+        let handed = Handed { agent: listen(AGENT_SOCKET), data: listen(DATA_SOCKET), line, node: first };
         let runtime = RuntimeSettings { instances: 64, ..RuntimeSettings::default() };
         let mut settings = HostSettings { runtime, ..HostSettings::default() };
         change(&mut settings);
-        let args = HostArgs { dir: dir.path().to_owned(), tenant: "acme".parse().unwrap(), shard: 1 };
-        let host = std::thread::spawn(move || host::run_with(args, settings));
+        let args = HostArgs { tenant: "acme".parse().unwrap(), shard: 1 };
+        let host = std::thread::spawn(move || host::run_with(args, handed, settings, || Ok::<(), String>(())));
         let agent = HostClient::new(dir.path().join(AGENT_SOCKET));
         let rig = Self { node, agent, dir, host: Some(host) };
         let start = Instant::now();

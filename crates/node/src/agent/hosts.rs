@@ -12,6 +12,7 @@ use store::keys;
 
 use super::Agent;
 use crate::bring::{News, Progress};
+use crate::confine::Who;
 use crate::converge;
 use crate::supervisor::{Host, HostChange, HostEvent, HostPlan, HostRef};
 use crate::tenant::Prepared;
@@ -48,6 +49,8 @@ impl Agent {
         let account = self.account(&name);
         account.shared.apply(&settings);
         self.setup.logs.limit(&name, &settings.quotas);
+        let (limits, tenant, quotas) = (self.limits.clone(), name.clone(), settings.quotas.clone());
+        drop(limits.send((tenant, quotas)));
         let account = self.account(&name);
         account.shards.store(settings.shards.clamp(1, converge::MAX_SHARDS), Ordering::Release);
         let tenant = account.shared.clone();
@@ -82,6 +85,7 @@ impl Agent {
             }
             let plan = HostPlan {
                 exe: self.setup.exe.clone(),
+                confinement: self.setup.confinement.clone(),
                 run_dir: self.setup.run_dir.clone(),
                 env: self.setup.env.clone(),
                 tenant: account.shared.clone(),
@@ -161,6 +165,10 @@ impl Agent {
             }
             HostChange::Stopped => {
                 account.stopping.remove(&shard);
+                if account.hosts.is_empty() && account.stopping.is_empty() {
+                    let (confinement, name) = (self.setup.confinement.clone(), name.clone());
+                    tokio::spawn(async move { confinement.release(Who::Tenant(&name)).await });
+                }
                 self.scale(&name);
             }
             HostChange::Idle => {

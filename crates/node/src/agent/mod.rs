@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use model::observed::Phase;
+use model::tenant::Quotas;
 use model::{AppName, NodeName, Revision, TenantName};
 use store::Store;
 use store::keys::{self, Assignment, NodeRecord, Served};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::Artifacts;
 use crate::bring::{Job, News, Progress, drain};
+use crate::confine::Confinement;
 use crate::converge::{self, Step, Wanted};
 use crate::external::ExternalEvent;
 use crate::ingress::{RouteTable, Routes};
@@ -49,6 +51,7 @@ const SWAP_SHARE: u32 = 10;
 pub(crate) struct Setup {
     pub(crate) name: NodeName,
     pub(crate) exe: PathBuf,
+    pub(crate) confinement: Arc<Confinement>,
     pub(crate) run_dir: PathBuf,
     pub(crate) env: Vec<(OsString, OsString)>,
     pub(crate) store: Arc<dyn Store>,
@@ -103,6 +106,7 @@ pub(crate) async fn run(
 ) -> Vec<Host> {
     let (news_in, news) = mpsc::unbounded_channel();
     let (events_in, events) = mpsc::unbounded_channel();
+    let confinement = setup.confinement.clone();
     let agent = Agent {
         setup,
         accounts: BTreeMap::new(),
@@ -110,10 +114,22 @@ pub(crate) async fn run(
         untold: BTreeSet::new(),
         news: news_in,
         events: events_in,
+        limits: follow_limits(confinement),
         routes_dirty: false,
         next_swap: tokio::time::Instant::now(),
     };
     agent.run(news, events, externals, stop).await
+}
+
+/// Sets the quotas of tenants one after the other: the kernel may take a while to get memory back.
+fn follow_limits(confinement: Arc<Confinement>) -> mpsc::UnboundedSender<(TenantName, Quotas)> {
+    let (tell, mut told) = mpsc::unbounded_channel::<(TenantName, Quotas)>();
+    tokio::spawn(async move {
+        while let Some((tenant, quotas)) = told.recv().await {
+            confinement.limit(&tenant, &quotas).await;
+        }
+    });
+    tell
 }
 
 struct Agent {
@@ -125,6 +141,7 @@ struct Agent {
     untold: BTreeSet<(TenantName, AppName)>,
     news: mpsc::UnboundedSender<News>,
     events: mpsc::UnboundedSender<HostEvent>,
+    limits: mpsc::UnboundedSender<(TenantName, Quotas)>,
     routes_dirty: bool,
     next_swap: tokio::time::Instant,
 }

@@ -7,17 +7,21 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use model::Digest;
+use rustix::fs::{Mode, OFlags};
 
 use super::{ArtifactError, CodeKey};
 use crate::NodeError;
 
 const KEY_FILE: &str = "mac.key";
+/// Whoever is handed a file of code opens it once more, to map it, and may be any user. The folder is closed to all others.
+const READABLE: u32 = 0o644;
 /// Checked files remembered at once; about 200 bytes each.
 const MAX_CHECKED: usize = 32_768;
 
@@ -71,6 +75,12 @@ impl Cache {
         Ok(Self { dir, key, checked: Mutex::default(), next: AtomicU64::new(0) })
     }
 
+    /// See [`super::Artifacts::folder`].
+    pub(super) fn folder(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&self.dir, flags, Mode::empty())?)
+    }
+
     fn path(&self, key: &CodeKey) -> PathBuf {
         self.dir.join(&key.fingerprint).join(format!("{}.{}.cwasm", key.digest.hex(), key.world.as_str()))
     }
@@ -104,6 +114,10 @@ impl Cache {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
             Err(cause) => return Err(failed(cause)),
         };
+        // Of a version that kept it for one user.
+        if file.metadata().map_err(failed)?.mode() & READABLE != READABLE {
+            file.set_permissions(fs::Permissions::from_mode(READABLE)).map_err(failed)?;
+        }
         let before = Checked::of(&file).map_err(failed)?;
         if self.checked().get(key) == Some(&before) {
             return Ok(Found::Ours(file));
@@ -181,7 +195,11 @@ impl Cache {
             .truncate(true)
             .mode(0o600)
             .open(&partial)
-            .and_then(|mut file| file.write_all(content))
+            .and_then(|mut file| {
+                file.write_all(content)?;
+                // Whatever the mask of this process is.
+                file.set_permissions(fs::Permissions::from_mode(READABLE))
+            })
             .and_then(|()| fs::rename(&partial, path));
         if written.is_err()
             && let Err(cause) = fs::remove_file(&partial)

@@ -1,15 +1,20 @@
-//! The compiler child: `exe compile --world p2|p3`, the artifact on stdin, compiled code on stdout. The child limits
-//! itself (memory, CPU, files); here its wall time, its output and its number are limited, and its crash is an answer.
+//! The compiler child: `exe compile --world p2|p3 --sandbox …`, the artifact on stdin, compiled code on stdout. The child
+//! confines and limits itself (memory, CPU, files); here its wall time, its output and its number are limited, and its crash is an answer.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use model::World;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
+
+use crate::confine::{Confinement, Who};
 
 /// Longest time one compilation may take. Far more than the CPU time it has: on a busy machine it waits for its turns, and
 /// that is no fault of the component.
@@ -49,14 +54,15 @@ pub enum CompileError {
 #[derive(Debug)]
 pub(super) struct Compiler {
     exe: PathBuf,
+    confinement: Arc<Confinement>,
     at_once: Semaphore,
     wall: Duration,
     max_code: u64,
 }
 
 impl Compiler {
-    pub(super) fn new(exe: PathBuf) -> Self {
-        Self { exe, at_once: Semaphore::new(AT_ONCE), wall: WALL, max_code: MAX_CODE }
+    pub(super) fn new(exe: PathBuf, confinement: Arc<Confinement>) -> Self {
+        Self { exe, confinement, at_once: Semaphore::new(AT_ONCE), wall: WALL, max_code: MAX_CODE }
     }
 
     pub(super) async fn compile(&self, wasm: Bytes, world: World) -> Result<Vec<u8>, CompileError> {
@@ -70,28 +76,31 @@ impl Compiler {
 
     async fn run(&self, wasm: Bytes, world: World) -> Result<Vec<u8>, CompileError> {
         let failed = |cause: std::io::Error| CompileError::Spawn(cause.to_string());
+        let spec = self.confinement.spec(Who::Compiler).map_err(failed)?;
+        // A socket: the child sees when this process is gone, also while it reads no more.
+        let (mut line, theirs) = UnixStream::pair().map_err(failed)?;
+        let theirs = theirs.into_std().map_err(failed)?;
+        theirs.set_nonblocking(false).map_err(failed)?;
         let mut child = Command::new(&self.exe)
-            .args(["compile", "--world", world.as_str()])
+            .args(["compile", "--world", world.as_str(), "--sandbox", &spec.encode()])
             .env_clear()
             .current_dir("/")
             .process_group(0)
-            .stdin(Stdio::piped())
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
-        crate::supervisor::lower_priority(child.id());
-        crate::supervisor::allow_return(child.id());
-        let mut stdin = child.stdin.take();
-        let feed = async move {
-            if let Some(stdin) = &mut stdin {
-                // A child that stops reading has its reason; its exit tells.
-                if let Err(cause) = stdin.write_all(&wasm).await {
-                    tracing::debug!(%cause, "the compiler stopped reading");
-                }
+        let feed = async {
+            // A child that stops reading has its reason; its exit tells.
+            let fed = async {
+                line.write_all(&wasm).await?;
+                line.shutdown().await
+            };
+            if let Err(cause) = fed.await {
+                tracing::debug!(%cause, "the compiler stopped reading");
             }
-            drop(stdin);
         };
         let stdout = read(child.stdout.take(), self.max_code);
         let stderr = read(child.stderr.take(), MAX_WORDS);
@@ -103,6 +112,7 @@ impl Compiler {
         let both = async { Ok(tokio::join!(feed, stderr)) };
         let (code, ((), words)) = tokio::try_join!(stdout, both)?;
         let status = child.wait().await.map_err(failed)?;
+        drop(line);
         verdict(status, code, &words.unwrap_or_default())
     }
 }
@@ -150,7 +160,7 @@ mod tests {
         let exe = dir.path().join("exe");
         std::fs::write(&exe, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o700)).unwrap();
-        let mut compiler = Compiler::new(exe);
+        let mut compiler = Compiler::new(exe, Confinement::bare());
         adjust(&mut compiler);
         compiler.compile(Bytes::from(vec![7; 300_000]), World::P2).await
     }
@@ -159,7 +169,7 @@ mod tests {
     async fn every_end_of_the_child_is_an_answer() {
         let plain = |_: &mut Compiler| {};
         assert_eq!(compile("exec /bin/cat", plain).await, Ok(vec![7; 300_000]));
-        assert_eq!(compile("echo \"$@\"", plain).await, Ok(b"compile --world p2\n".to_vec()));
+        assert_eq!(compile("echo \"$1 $2 $3 $4\"", plain).await, Ok(b"compile --world p2 --sandbox\n".to_vec()));
         assert!(matches!(compile("kill -SEGV $$", plain).await, Err(CompileError::Crashed { signal: 11, .. })));
         let refused = compile("echo first >&2; echo 'not a component' >&2; exit 1", plain).await;
         assert_eq!(refused, Err(CompileError::Refused("not a component".into())));
@@ -172,7 +182,7 @@ mod tests {
         let shout = compile("exec /bin/cat /dev/zero >&2", |compiler| compiler.wall = Duration::from_secs(5)).await;
         assert!(shout.is_err());
         assert!(matches!(
-            Compiler::new("/nowhere".into()).compile(Bytes::new(), World::P3).await,
+            Compiler::new("/nowhere".into(), Confinement::bare()).compile(Bytes::new(), World::P3).await,
             Err(CompileError::Spawn(_))
         ));
     }

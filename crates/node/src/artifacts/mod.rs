@@ -8,6 +8,7 @@ mod compile;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use model::{Digest, World};
 use store::blobs::{BlobError, Blobs};
 
 use crate::NodeError;
+use crate::confine::Confinement;
 use cache::{Cache, Found};
 pub use compile::CompileError;
 
@@ -91,9 +93,24 @@ impl Artifacts {
     ///
     /// # Errors
     /// When the cache or the key cannot be made or read.
-    pub fn open(cache: PathBuf, keys: PathBuf, exe: PathBuf, blobs: Blobs) -> Result<Self, NodeError> {
-        let inner = Inner { cache: Cache::open(cache, &keys)?, blobs, compiler: compile::Compiler::new(exe) };
+    pub fn open(
+        cache: PathBuf,
+        keys: PathBuf,
+        exe: PathBuf,
+        confinement: Arc<Confinement>,
+        blobs: Blobs,
+    ) -> Result<Self, NodeError> {
+        let compiler = compile::Compiler::new(exe, confinement);
+        let inner = Inner { cache: Cache::open(cache, &keys)?, blobs, compiler };
         Ok(Self { inner: Arc::new(inner), making: Arc::default(), failed: Mutex::default() })
+    }
+
+    /// The folder of all code, as a name to be given away: nothing in it can be opened by it without the right to.
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    pub fn folder(&self) -> std::io::Result<OwnedFd> {
+        self.inner.cache.folder()
     }
 
     /// Whether a file of this code is there; [`Artifacts::open_code`] says whether it is ours.

@@ -1,5 +1,5 @@
-//! What a host may ask over the `node.sock` in its own directory. Who asks is known by which listener accepted the
-//! connection; every answer is limited to that tenant.
+//! What a host may ask over the connections it was handed. Who asks is known by which connection it is; every answer is
+//! limited to that tenant.
 
 mod blob;
 mod calls;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::agent::HostInfo;
+use api::services::MoreRequest;
 use api::services::server::{Accepted, accept};
 use api::{Code, Problem};
 use arc_swap::ArcSwapOption;
@@ -21,8 +22,8 @@ use store::folder::{Folder, Trash};
 use store::secrets::Secrets;
 use store::sql::Databases;
 use tokio::io::AsyncReadExt;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 pub use lent::Lent;
 
@@ -121,48 +122,67 @@ pub struct Client {
     pub info: Arc<ArcSwapOption<HostInfo>>,
 }
 
-/// Serves a host until the returned future is dropped; connections end with it.
-pub async fn serve(listener: UnixListener, client: Client, services: Arc<Services>) {
-    let mut connections = tokio::task::JoinSet::new();
+/// A connection that counts among those of its host until it is dropped.
+type Counted = (UnixStream, OwnedSemaphorePermit);
+
+/// Makes further connections for a host.
+#[derive(Debug, Clone)]
+struct Maker {
+    made: mpsc::Sender<Counted>,
+    room: Arc<Semaphore>,
+}
+
+/// Serves a host by its first connection and by those it asks for over it, until all have ended or the returned future is
+/// dropped.
+pub async fn serve(first: UnixStream, client: Client, services: Arc<Services>) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (made, mut coming) = mpsc::channel(1);
+    let mut connections = tokio::task::JoinSet::new();
+    let Ok(permit) = room.clone().acquire_owned().await else { return };
+    let maker = Maker { made, room };
+    connections.spawn(counted((first, permit), client.clone(), services.clone(), maker.clone()));
     loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (client, services) = (client.clone(), services.clone());
-                connections.spawn(async move {
-                    let name = client.tenant.name.clone();
-                    let shard = client.shard;
-                    if let Err(cause) = connection(stream, client, services).await {
-                        tracing::debug!(tenant = %name, shard, %cause, "a host's connection ended");
-                    }
-                    drop(permit);
-                });
+        tokio::select! {
+            biased;
+            Some(next) = coming.recv() => {
+                connections.spawn(counted(next, client.clone(), services.clone(), maker.clone()));
             }
-            Err(cause) => {
-                // Out of descriptors or memory: what there is goes on, and the next one is tried a little later.
-                tracing::error!(tenant = %client.tenant.name, shard = client.shard, %cause, "cannot accept a host's connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            ended = connections.join_next() => if ended.is_none() {
+                return;
+            },
         }
     }
 }
 
+async fn counted((stream, _permit): Counted, client: Client, services: Arc<Services>, maker: Maker) {
+    let (name, shard) = (client.tenant.name.clone(), client.shard);
+    if let Err(cause) = connection(stream, client, services, maker).await {
+        tracing::debug!(tenant = %name, shard, %cause, "a host's connection ended");
+    }
+}
+
 /// Serves one connection to its end.
-///
-/// # Errors
-/// Why the connection cannot go on.
-pub async fn connection(
+async fn connection(
     stream: UnixStream,
     client: Client,
     services: Arc<Services>,
+    maker: Maker,
 ) -> Result<(), api::services::codec::WireError> {
     let Ok(accepted) = tokio::time::timeout(HELLO, accept(stream)).await else { return Ok(()) };
     match accepted? {
         Accepted::KeyValue(reader, writer) => keyvalue::serve(reader, writer, client.tenant, &services).await,
         Accepted::Calls(reader, writer) => calls::serve(reader, writer, client, services).await,
         Accepted::Files(files) => files::serve(files, client, services).await,
+        Accepted::More(mut more) => {
+            while let Some(MoreRequest::Connection) = more.next().await? {
+                let Ok(permit) = maker.room.clone().acquire_owned().await else { break };
+                let made = more.connection().await?;
+                if maker.made.send((made, permit)).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        }
         Accepted::Alive(mut stream) => {
             let mut byte = [0; 1];
             // Nothing is ever said here; whatever arrives, or the end, ends it.

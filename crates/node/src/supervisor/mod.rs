@@ -5,22 +5,24 @@ mod backoff;
 mod process;
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use api::agent::{AGENT_SOCKET, DATA_SOCKET, HostInfo, NODE_SOCKET};
+use api::agent::{AGENT_SOCKET, DATA_SOCKET, HANDED, HostInfo};
 use api::agent_client::HostClient;
 use api::{Code, Problem};
 use arc_swap::ArcSwapOption;
 use futures::stream::StreamExt;
 use model::observed::Reason;
 use model::{AppName, Revision, TenantName};
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::confine::{Confinement, Held, Who};
 use crate::front::Front;
 use crate::logs::Logs;
 use crate::otlp::Exporter;
@@ -29,7 +31,7 @@ use crate::taking;
 use crate::tenant::{Prepared, Tenant};
 pub(crate) use backoff::Backoff;
 use process::Process;
-pub(crate) use process::{allow_return, describe, lower_priority};
+pub(crate) use process::{describe, lower_priority};
 
 /// A host that does not answer for so long after its start is ended.
 const READY: Duration = Duration::from_secs(30);
@@ -41,8 +43,10 @@ const MAX_SOCKET_PATH: usize = 107;
 /// What every host of a tenant is started with.
 #[derive(Debug, Clone)]
 pub struct HostPlan {
-    /// The program; run as `exe host --dir … --tenant … --shard …`.
+    /// The program; run as `exe host --tenant … --shard … --sandbox …`.
     pub exe: PathBuf,
+    /// How it is confined.
+    pub confinement: Arc<Confinement>,
     /// The hosts' directories are made in here.
     pub run_dir: PathBuf,
     /// The whole environment of the process.
@@ -189,10 +193,10 @@ impl Drop for Scoped {
 impl Supervisor {
     async fn run(self, mut stop: oneshot::Receiver<Duration>) {
         let mut backoff = Backoff::default();
-        let mut node: Option<Scoped> = None;
+        let mut serving = Vec::new();
         loop {
-            let end = match self.serve(&mut node) {
-                Ok(()) => self.live(&mut stop).await,
+            let end = match self.open(&mut serving) {
+                Ok(handed) => self.live(handed, &mut stop).await,
                 Err(cause) => End::Ended(self.reason(&format!("cannot be started in {}: {cause}", self.dir.display()))),
             };
             self.info.store(None);
@@ -217,40 +221,44 @@ impl Supervisor {
         }
         self.plan.front.gone(self.shard);
         self.tell.send_replace(HostState::Stopped);
-        drop(node);
+        drop(serving);
         if let Err(cause) = std::fs::remove_dir_all(&self.dir) {
             tracing::debug!(dir = %self.dir.display(), %cause, "a host's directory stays behind");
         }
     }
 
-    /// Makes the host's directory and serves the node's socket in it. The listener is the host's identity, so it is
-    /// there before the process, and outlives it.
-    fn serve(&self, node: &mut Option<Scoped>) -> std::io::Result<()> {
-        let data = self.dir.join(DATA_SOCKET);
-        for stale in [&self.dir.join(AGENT_SOCKET), &api::data_line::socket(&data), &data] {
-            remove(stale)?;
-        }
-        if node.is_some() {
-            return Ok(());
-        }
-        let path = self.dir.join(NODE_SOCKET);
-        if path.as_os_str().len() > MAX_SOCKET_PATH {
-            let why =
-                format!("{} is longer than {MAX_SOCKET_PATH} bytes; choose a shorter data directory", path.display());
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, why));
-        }
+    /// Makes everything the process is handed, and serves the node's end of it. Which connection it is, is who the host is.
+    fn open(&self, serving: &mut Vec<Scoped>) -> std::io::Result<Opened> {
         crate::artifacts::make_dir(&self.dir)?;
-        remove(&path)?;
-        let listener = UnixListener::bind(&path)?;
+        let data = self.dir.join(DATA_SOCKET);
+        let line = api::data_line::socket(&data);
+        let (ours, node) = UnixStream::pair()?;
+        let opened = Opened {
+            agent: listen(&self.dir.join(AGENT_SOCKET))?,
+            data: listen(&data)?,
+            line: listen(&line)?,
+            node,
+            code: self.plan.services.artifacts.folder()?,
+        };
+        ours.set_nonblocking(true)?;
+        let ours = tokio::net::UnixStream::from_std(ours)?;
         let client = Client { tenant: self.plan.tenant.clone(), shard: self.shard, info: self.info.clone() };
-        *node = Some(Scoped(tokio::spawn(crate::services::serve(listener, client, self.plan.services.clone()))));
-        Ok(())
+        // What an earlier process had asked for ends by itself.
+        serving.retain(|earlier| !earlier.0.is_finished());
+        serving.push(Scoped(tokio::spawn(crate::services::serve(ours, client, self.plan.services.clone()))));
+        Ok(opened)
     }
 
     /// One life of the process, from its start to its end.
-    async fn live(&self, stop: &mut oneshot::Receiver<Duration>) -> End {
+    async fn live(&self, opened: Opened, stop: &mut oneshot::Receiver<Duration>) -> End {
         let tenant = &self.plan.tenant.name;
-        let process = Process::start(&self.plan.exe, &self.dir, tenant.as_str(), self.shard, &self.plan.env);
+        let who = Who::Tenant(tenant);
+        let before = self.plan.confinement.held(who);
+        let spec = self.plan.confinement.spec(who);
+        let process = spec.and_then(|spec| {
+            let handed = opened.fds();
+            Process::start(&self.plan.exe, &spec, tenant.as_str(), self.shard, &self.plan.env, &handed)
+        });
         let mut process = match process {
             Ok(process) => process,
             Err(cause) => {
@@ -258,10 +266,12 @@ impl Supervisor {
                 return End::Ended(self.reason(&what));
             }
         };
+        // Only the process has them now: once it is gone, nobody can connect.
+        drop(opened);
         let started = Instant::now();
         let ready = tokio::select! {
-            ready = self.bring_up() => ready,
-            how = process.ended() => return End::Ended(self.reason(&format!("{how} before it was ready"))),
+            ready = self.bring_up(process.pid()) => ready,
+            how = process.ended() => return End::Ended(self.ended(&format!("{how} before it was ready"), before)),
             _ = &mut *stop => {
                 process.kill().await;
                 return End::Stopped;
@@ -275,6 +285,7 @@ impl Supervisor {
             }
         };
         tracing::info!(%tenant, shard = self.shard, pid = process.pid(), elapsed = ?started.elapsed(), "a host is ready");
+        self.plan.confinement.started(who);
         self.plan.front.up(self.shard, self.dir.join(DATA_SOCKET));
         self.tell.send_replace(HostState::Ready);
         self.event(HostChange::Ready(info, refused));
@@ -286,7 +297,7 @@ impl Supervisor {
             Scoped(tokio::spawn(follow_spans(client, tenant, self.shard, exporter.clone())))
         });
         tokio::select! {
-            how = process.ended() => End::Ended(self.reason(&how)),
+            how = process.ended() => End::Ended(self.ended(&how, before)),
             deadline = &mut *stop => {
                 self.plan.front.gone(self.shard);
                 self.drain(&mut process, deadline.unwrap_or_default()).await;
@@ -318,10 +329,11 @@ impl Supervisor {
 
     /// Waits until the host answers, and gives it every revision it is to have. What it refuses is told, and keeps
     /// nothing else from being served.
-    async fn bring_up(&self) -> Result<(Arc<HostInfo>, Vec<(AppName, Revision, Problem)>), Problem> {
+    async fn bring_up(&self, pid: Option<u32>) -> Result<(Arc<HostInfo>, Vec<(AppName, Revision, Problem)>), Problem> {
         let info = tokio::time::timeout(READY, self.first_answer()).await;
         let info = info.map_err(|_| Problem::new(Code::TimedOut, format!("did not answer within {READY:?}")))?;
-        let info = Arc::new(info);
+        // In its own namespace its number is another one.
+        let info = Arc::new(HostInfo { pid: pid.unwrap_or(info.pid), ..info });
         if info.tenant != self.plan.tenant.name || info.shard != self.shard {
             let detail = format!("says it is shard {} of tenant {}", info.shard, info.tenant);
             return Err(Problem::new(Code::Internal, detail));
@@ -375,7 +387,7 @@ impl Supervisor {
     async fn first_answer(&self) -> HostInfo {
         let mut pause = Duration::from_millis(1);
         loop {
-            // No socket yet, or nobody at it: a connection attempt costs microseconds, and there is nothing to wait on.
+            // The question waits in the socket until the process takes it; where that ended, there is nothing to wait on.
             match self.client.info().await {
                 Ok(info) => return info,
                 Err(cause) => tracing::trace!(%cause, "a host is not ready yet"),
@@ -390,6 +402,19 @@ impl Supervisor {
         Problem::new(Code::StartFailed, format!("host {shard} of tenant {tenant} {what}")).reason()
     }
 
+    /// Why it ended: the kernel does not tell the process why it was killed, but the group knows.
+    fn ended(&self, how: &str, before: Held) -> Reason {
+        let now = self.plan.confinement.held(Who::Tenant(&self.plan.tenant.name));
+        if now.out_of_memory > before.out_of_memory {
+            let text = format!("{how}: its tenant used all the memory of its quota");
+            return Reason {
+                help: Some("raise `quotas.memory` of the tenant, or lower the limits of its components".to_owned()),
+                ..self.reason(&text)
+            };
+        }
+        self.reason(how)
+    }
+
     fn event(&self, what: HostChange) {
         let event = HostEvent { tenant: self.plan.tenant.name.clone(), shard: self.shard, what };
         if self.plan.events.send(event).is_err() {
@@ -398,11 +423,32 @@ impl Supervisor {
     }
 }
 
-fn remove(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(cause),
-        _ => Ok(()),
+/// What a process is handed, in the order of [`HANDED`].
+struct Opened {
+    agent: UnixListener,
+    data: UnixListener,
+    line: UnixListener,
+    node: UnixStream,
+    code: OwnedFd,
+}
+
+impl Opened {
+    fn fds(&self) -> [BorrowedFd<'_>; HANDED] {
+        [self.agent.as_fd(), self.data.as_fd(), self.line.as_fd(), self.node.as_fd(), self.code.as_fd()]
     }
+}
+
+/// Listens at `path`, in a directory that is this user's alone; a socket left behind there is replaced.
+fn listen(path: &Path) -> std::io::Result<UnixListener> {
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        let why = format!("{} is longer than {MAX_SOCKET_PATH} bytes; choose a shorter data directory", path.display());
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, why));
+    }
+    match std::fs::remove_file(path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
+        _ => {}
+    }
+    UnixListener::bind(path)
 }
 
 /// Copies the lines of a host's components to the node's log, as long as the host runs.

@@ -1,17 +1,20 @@
 //! One host process: started with nothing inherited, its words turned into log events, ended for certain.
 
 use std::ffi::OsString;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::process::{Resource, Rlimit, prlimit};
+use api::agent::HANDED;
+use sandbox::Spec;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
 /// The longest line of a host's own output that is kept, bytes.
 const MAX_LINE: usize = 4096;
-/// Hosts and compilers get the processor after the node and its ingress.
+/// External providers get the processor after the node and its ingress.
 const NICE: i32 = 5;
 
 /// Puts a child behind the node in the queue for the processor. Threads it starts later inherit that.
@@ -24,52 +27,41 @@ pub(crate) fn lower_priority(pid: Option<u32>) {
     }
 }
 
-/// Lets a child go behind all others while it computes, and come back: its user may be one that could not. Where the node
-/// may not give that either, the child stays where it is.
-pub(crate) fn allow_return(pid: Option<u32>) {
-    let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
-    // The kernel counts from niceness 20 down: this is niceness 0, which nobody is refused who never went behind.
-    let limit = Rlimit { current: Some(20), maximum: Some(20) };
-    if let Some(pid) = pid
-        && let Err(cause) = prlimit(Some(pid), Resource::Nice, limit)
-    {
-        tracing::debug!(pid = pid.as_raw_nonzero().get(), %cause, "a child may not return from behind all others");
-    }
-}
-
 /// A running host.
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
     pid: Option<u32>,
     last_words: Arc<Mutex<String>>,
+    /// The process ends when this is closed.
+    _line: UnixStream,
 }
 
 impl Process {
+    /// Starts it confined, with these descriptors.
     pub(super) fn start(
         exe: &Path,
-        dir: &Path,
+        spec: &Spec,
         tenant: &str,
         shard: u32,
         env: &[(OsString, OsString)],
+        handed: &[BorrowedFd<'_>; HANDED],
     ) -> std::io::Result<Self> {
+        let (line, theirs) = UnixStream::pair()?;
+        sandbox::handoff::send(&line, handed)?;
         let mut child = Command::new(exe)
             .arg("host")
-            .arg("--dir")
-            .arg(dir)
-            .args(["--tenant", tenant, "--shard", &shard.to_string()])
+            .args(["--tenant", tenant, "--shard", &shard.to_string(), "--sandbox", &spec.encode()])
             .env_clear()
             .envs(env.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
         let pid = child.id();
-        lower_priority(pid);
-        allow_return(pid);
         let last_words = Arc::new(Mutex::new(String::new()));
         if let Some(stdout) = child.stdout.take() {
             tokio::spawn(capture(stdout, tenant.to_owned(), shard, Arc::default()));
@@ -77,7 +69,7 @@ impl Process {
         if let Some(stderr) = child.stderr.take() {
             tokio::spawn(capture(stderr, tenant.to_owned(), shard, last_words.clone()));
         }
-        Ok(Self { child, pid, last_words })
+        Ok(Self { child, pid, last_words, _line: line })
     }
 
     pub(super) fn pid(&self) -> Option<u32> {

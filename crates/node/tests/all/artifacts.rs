@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use model::{Digest, World};
 use node::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
+use node::confine::Confinement;
 use store::blobs::Blobs;
 
 struct Rig {
@@ -28,7 +29,13 @@ impl Rig {
 
     fn open(&self, keys: &str) -> Arc<Artifacts> {
         let path = self.dir.path();
-        let artifacts = Artifacts::open(path.join("cache"), path.join(keys), path.join("exe"), self.blobs.clone());
+        let artifacts = Artifacts::open(
+            path.join("cache"),
+            path.join(keys),
+            path.join("exe"),
+            Confinement::bare(),
+            self.blobs.clone(),
+        );
         Arc::new(artifacts.unwrap())
     }
 
@@ -81,7 +88,8 @@ async fn code_is_made_once_and_shared() {
     assert_eq!(rig.runs(), 1);
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&rig.dir.path().join("keys/mac.key")), 0o600);
-    assert_eq!(mode(&rig.file(&key)), 0o600);
+    // A host opens it as another user; nobody else reaches it.
+    assert_eq!((mode(&rig.file(&key)), mode(&rig.dir.path().join("cache"))), (0o644, 0o700));
 }
 
 #[tokio::test]
@@ -176,8 +184,13 @@ fn a_damaged_key_is_refused_and_not_replaced() {
     let path = rig.dir.path().join("keys/mac.key");
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, b"short").unwrap();
-    let opened =
-        Artifacts::open(rig.dir.path().join("cache"), rig.dir.path().join("keys"), "exe".into(), rig.blobs.clone());
+    let opened = Artifacts::open(
+        rig.dir.path().join("cache"),
+        rig.dir.path().join("keys"),
+        "exe".into(),
+        Confinement::bare(),
+        rig.blobs.clone(),
+    );
     assert!(matches!(opened, Err(node::NodeError::KeyDamaged(_))));
     assert_eq!(std::fs::read(path).unwrap(), b"short");
 }

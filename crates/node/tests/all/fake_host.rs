@@ -4,11 +4,13 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io::Write;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use api::agent::{Drained, HostInfo, HostStatus, StartRequest};
+use api::services::client::NodeWay;
 use api::{Code, Problem};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -24,7 +26,7 @@ pub(super) fn program(dir: &Path) -> PathBuf {
     let me = std::env::current_exe().unwrap();
     let path = dir.join("exe");
     let script = format!(
-        "#!/bin/sh\ncase \"$1\" in\ncompile) exec /bin/cat ;;\nexternal) exec /usr/bin/env -i \"$5\" ;;\nhost) FAKE_DIR=\"$3\" FAKE_TENANT=\"$5\" FAKE_SHARD=\"$7\" \
+        "#!/bin/sh\ncase \"$1\" in\ncompile) exec /bin/cat ;;\nexternal) exec /usr/bin/env -i \"$5\" ;;\nhost) FAKE_TENANT=\"$3\" FAKE_SHARD=\"$5\" \
          exec {} --exact fake_host::run --ignored --nocapture ;;\nesac\n",
         me.display()
     );
@@ -112,9 +114,7 @@ fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<Full<Byt
 #[test]
 #[ignore = "the body of a child process of the node's tests"]
 fn run() {
-    let Ok(dir) = std::env::var("FAKE_DIR") else { return };
-    let dir = PathBuf::from(dir);
-    let tenant = std::env::var("FAKE_TENANT").unwrap();
+    let Ok(tenant) = std::env::var("FAKE_TENANT") else { return };
     let shard = std::env::var("FAKE_SHARD").unwrap().parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
@@ -126,9 +126,19 @@ fn run() {
             fingerprints: [(World::P2, "aa".to_owned()), (World::P3, "bb".to_owned())].into(),
             interfaces: vec!["fake:thing/one".into()],
         };
-        let alive = api::services::client::alive(&dir.join(api::agent::NODE_SOCKET)).await.unwrap();
-        let agent = UnixListener::bind(dir.join(api::agent::AGENT_SOCKET)).unwrap();
-        let data = UnixListener::bind(dir.join(api::agent::DATA_SOCKET)).unwrap();
+        let [agent, data, line, node, _code]: [OwnedFd; api::agent::HANDED] =
+            sandbox::handoff::receive(std::io::stdin().as_fd()).unwrap();
+        // It has no line: whoever asks for one is told so.
+        drop(line);
+        let alive = NodeWay::handed(node.into()).unwrap().alive().await.unwrap();
+        let listener = |fd: OwnedFd| {
+            let listener = std::os::unix::net::UnixListener::from(fd);
+            listener.set_nonblocking(true).unwrap();
+            UnixListener::from_std(listener).unwrap()
+        };
+        let (agent, data) = (listener(agent), listener(data));
+        let socket = agent.local_addr().unwrap();
+        let dir = socket.as_pathname().unwrap().parent().unwrap().to_owned();
         let fake = Arc::new(Fake { dir, info, revisions: Mutex::default() });
         fake.note(&format!("up pid={}", std::process::id()));
         if fake.told("broken") {

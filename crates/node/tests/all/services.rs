@@ -1,18 +1,18 @@
 //! What a host gets over its node.sock, with the client that hosts use.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::agent::HostInfo;
-use api::services::client::{FilesClient, KvClient, KvError, alive};
+use api::services::client::{FilesClient, KvClient, KvError, NodeWay};
 use api::services::{Caller, Dial, FileFault, FileRequest, KvAnswer, KvFault, KvOp, KvScope};
 use arc_swap::ArcSwapOption;
 use model::app::LockedApp;
 use model::tenant::TenantSettings;
 use model::{Digest, Revision, World};
 use node::artifacts::Artifacts;
+use node::confine::Confinement;
 use node::dialer::{Dialer, SystemResolver};
 use node::external::{ExternalConfig, Externals};
 use node::services::{Client, Services, serve};
@@ -23,11 +23,11 @@ use store::folder::Folder;
 use store::redb::RedbStore;
 use store::secrets::Secrets;
 use tokio::io::AsyncReadExt;
-use tokio::net::UnixListener;
+use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 struct Rig {
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     blobs: Blobs,
     services: Arc<Services>,
 }
@@ -39,7 +39,9 @@ impl Rig {
         std::fs::write(&exe, "#!/bin/sh\nprintf code:; exec /bin/cat\n").unwrap();
         std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o700)).unwrap();
         let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
-        let artifacts = Artifacts::open(dir.path().join("cache"), dir.path().join("keys"), exe, blobs.clone()).unwrap();
+        let artifacts =
+            Artifacts::open(dir.path().join("cache"), dir.path().join("keys"), exe, Confinement::bare(), blobs.clone())
+                .unwrap();
         let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
         let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
         let secrets = Secrets::open(store, &dir.path().join("keys")).await.unwrap();
@@ -64,12 +66,11 @@ impl Rig {
             lent: Default::default(),
             externals: externals.unwrap(),
         };
-        Self { dir, blobs, services: Arc::new(services) }
+        Self { _dir: dir, blobs, services: Arc::new(services) }
     }
 
-    fn host(&self, tenant: &Arc<Tenant>) -> (PathBuf, JoinHandle<()>) {
-        let socket = self.dir.path().join(format!("{}.sock", tenant.name));
-        let listener = UnixListener::bind(&socket).unwrap();
+    fn host(&self, tenant: &Arc<Tenant>) -> (NodeWay, JoinHandle<()>) {
+        let (first, theirs) = UnixStream::pair().unwrap();
         let info = HostInfo {
             pid: 1,
             version: String::new(),
@@ -80,7 +81,10 @@ impl Rig {
         };
         let info = Arc::new(ArcSwapOption::from_pointee(info));
         let client = Client { tenant: tenant.clone(), shard: 0, info };
-        (socket, tokio::spawn(serve(listener, client, self.services.clone())))
+        (
+            NodeWay::handed(theirs.into_std().unwrap()).unwrap(),
+            tokio::spawn(serve(first, client, self.services.clone())),
+        )
     }
 }
 
@@ -97,7 +101,7 @@ async fn key_value_calls_of_two_tenants_never_meet() {
     let rig = Rig::new().await;
     let (one, two) = (Tenant::new("one".parse().unwrap()), Tenant::new("two".parse().unwrap()));
     let (first, second) = (rig.host(&one), rig.host(&two));
-    let kv = |socket: PathBuf| Arc::new(KvClient::new(socket, Duration::from_secs(20)));
+    let kv = |socket: NodeWay| Arc::new(KvClient::new(socket, Duration::from_secs(20)));
     let (first, second) = (kv(first.0), kv(second.0));
 
     let count = 2000;
@@ -235,7 +239,7 @@ async fn a_dialled_socket_arrives_connected() {
 async fn the_alive_connection_ends_with_the_node() {
     let rig = Rig::new().await;
     let (socket, server) = rig.host(&Tenant::new("t".parse().unwrap()));
-    let held = alive(&socket).await.unwrap();
+    let held = socket.alive().await.unwrap();
     tokio::pin!(held);
     assert!(tokio::time::timeout(Duration::from_millis(100), &mut held).await.is_err());
     server.abort();

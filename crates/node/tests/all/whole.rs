@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use model::observed::{AppObserved, Phase, Reason};
 use model::tenant::TenantSettings;
 use model::{AppName, Digest, LockedApp, NodeName, Revision, TenantName};
+use node::confine::Confinement;
 use node::{Node, NodeConfig, Storage};
 use store::blobs::Blobs;
 use store::data::DataEngine;
@@ -51,8 +52,8 @@ impl Rig {
         let exe = self.dir.path().join("exe");
         let (store, blobs, data) = (self.store.clone(), self.blobs.clone(), self.data.clone());
         let secrets = Secrets::open(store.clone(), &self.dir.path().join("keys")).await.unwrap();
-        let mut config =
-            NodeConfig::new(node_name(), self.dir.path(), exe, Storage { store, blobs, data, secrets }, listen);
+        let storage = Storage { store, blobs, data, secrets };
+        let mut config = NodeConfig::new(node_name(), self.dir.path(), exe, Confinement::bare(), storage, listen);
         config.ingress.workers = 1;
         Node::start(config).await.unwrap()
     }

@@ -1,5 +1,5 @@
 // The escape drill: native code in the place of a confined process. It is loaded with the program and takes over at the
-// program's first `sched_yield`, which comes after the last layer. Each line it writes is an attempt and the kernel's answer.
+// program's first call of a function that comes after the last layer, `sched_yield` in the test of the sandbox. Each line it writes is an attempt and the kernel's answer.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -15,13 +15,21 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+// Where it takes over, and the number of a connected socket that the process was handed; 3 is a listener.
+#ifndef ENTRY
+#define ENTRY sched_yield(void)
+#endif
+#ifndef CONNECTED
+#define CONNECTED 4
+#endif
+
 static void say(const char *what, long got) {
     char line[160];
     int n = snprintf(line, sizeof line, "%s: %s\n", what, got < 0 ? strerrorname_np(errno) : "DONE");
     write(1, line, n);
 }
 
-int sched_yield(void) {
+int ENTRY {
     static char name[40];
     struct sockaddr_in meta = {.sin_family = AF_INET, .sin_port = htons(80)};
     inet_pton(AF_INET, "169.254.169.254", &meta.sin_addr);
@@ -30,7 +38,6 @@ int sched_yield(void) {
     struct iovec part = {"x", 1};
     struct msghdr to = {.msg_name = &meta, .msg_namelen = sizeof meta, .msg_iov = &part, .msg_iovlen = 1};
     char *argv[] = {"/bin/sh", NULL};
-    // 3 is the listener and 4 the connected UDP socket that the process was handed.
     say("new TCP socket", syscall(SYS_socket, AF_INET, SOCK_STREAM, 0));
     say("new UDP socket", syscall(SYS_socket, AF_INET, SOCK_DGRAM, 0));
     say("new unix socket", syscall(SYS_socket, AF_UNIX, SOCK_STREAM, 0));
@@ -38,16 +45,16 @@ int sched_yield(void) {
     say("new packet socket", syscall(SYS_socket, AF_PACKET, SOCK_RAW, 0));
     say("new vsock socket", syscall(SYS_socket, AF_VSOCK, SOCK_STREAM, 0));
     say("socketpair", syscall(SYS_socketpair, AF_UNIX, SOCK_STREAM, 0, (int[2]){0}));
-    say("disconnect a handed socket", syscall(SYS_connect, 4, &off, sizeof off));
-    say("connect a handed socket to cloud metadata", syscall(SYS_connect, 4, &meta, sizeof meta));
-    say("sendto another address", syscall(SYS_sendto, 4, "x", 1, 0, &meta, sizeof meta));
-    say("sendmsg to another address", syscall(SYS_sendmsg, 4, &to, 0));
-    say("sendmmsg to another address", syscall(SYS_sendmmsg, 4, &to, 1, 0));
-    say("bind a handed socket", syscall(SYS_bind, 4, &meta, sizeof meta));
-    say("listen on a handed socket", syscall(SYS_listen, 4, 1));
+    say("disconnect a handed socket", syscall(SYS_connect, CONNECTED, &off, sizeof off));
+    say("connect a handed socket to cloud metadata", syscall(SYS_connect, CONNECTED, &meta, sizeof meta));
+    say("sendto another address", syscall(SYS_sendto, CONNECTED, "x", 1, 0, &meta, sizeof meta));
+    say("sendmsg to another address", syscall(SYS_sendmsg, CONNECTED, &to, 0));
+    say("sendmmsg to another address", syscall(SYS_sendmmsg, CONNECTED, &to, 1, 0));
+    say("bind a handed socket", syscall(SYS_bind, CONNECTED, &meta, sizeof meta));
+    say("listen on a handed socket", syscall(SYS_listen, CONNECTED, 1));
     say("connect to another tenant's socket", syscall(SYS_connect, 3, &store, sizeof store));
-    say("filter on a handed socket", setsockopt(4, SOL_SOCKET, SO_ATTACH_FILTER, &part, 16));
-    say("device of a handed socket", setsockopt(4, SOL_SOCKET, SO_BINDTODEVICE, "lo", 3));
+    say("filter on a handed socket", setsockopt(CONNECTED, SOL_SOCKET, SO_ATTACH_FILTER, &part, 16));
+    say("device of a handed socket", setsockopt(CONNECTED, SOL_SOCKET, SO_BINDTODEVICE, "lo", 3));
     say("execve", syscall(SYS_execve, "/bin/sh", argv, NULL));
     say("execveat of a descriptor", syscall(SYS_execveat, 1, "", argv, NULL, AT_EMPTY_PATH));
     say("fork", syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0));
@@ -80,6 +87,10 @@ int sched_yield(void) {
     say("prctl dumpable", syscall(SYS_prctl, 4, 1, 0, 0, 0));
     say("prctl forget the parent", syscall(SYS_prctl, 1, 0, 0, 0, 0));
     say("own seccomp filter", syscall(SYS_seccomp, 1, 0, NULL));
+    struct sched_param first = {.sched_priority = 1};
+    say("before everybody for the processor", syscall(SYS_sched_setscheduler, 0, SCHED_FIFO, &first));
+    say("more of the processor", syscall(SYS_setpriority, 0, 0, -20));
+    say("more of the processor for all of a user", syscall(SYS_setpriority, 2, 0, -20));
     say("terminal ioctl", syscall(SYS_ioctl, 0, 0x5412, "x"));
     say("init_module", syscall(SYS_init_module, NULL, 0, ""));
     say("reboot", syscall(SYS_reboot, 0, 0, 0, NULL));

@@ -50,7 +50,7 @@ fn main() {
 
 /// Everything but what this machine refuses, which is said.
 fn available() -> Spec {
-    let share = Share { memory: 256 << 20, pids: 64, cpu_weight: 100, cpu_ceiling: None };
+    let share = Share { memory: Some(256 << 20), pids: 64, cpu: None };
     let group = Hierarchy::probe().and_then(|found| {
         found.prepare("sandbox-test").map_err(|cause| cause.to_string())?;
         found.group(&format!("sandbox-test.{}", std::process::id()), &share).map_err(|cause| cause.to_string())
@@ -234,7 +234,7 @@ fn ends(spec: &Spec) {
     kill(second.inner());
     assert_eq!(second.ended().signal(), Some(9), "the first stage ends as the second did");
 
-    let mut third = start(spec, "wait", &[]);
+    let mut third = start(spec, "stay", &[]);
     assert!(third.ready());
     let inner = third.inner();
     third.hang_up();

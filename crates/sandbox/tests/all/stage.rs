@@ -32,6 +32,13 @@ pub(crate) fn run(args: &[String]) {
             std::io::stdout().flush().unwrap();
             drop(stdin.lock().read(&mut [0; 1]));
         }
+        "stay" => {
+            println!("ready");
+            std::io::stdout().flush().unwrap();
+            loop {
+                std::thread::sleep(std::time::Duration::from_secs(60));
+            }
+        }
         "yield" => std::thread::yield_now(),
         "swell" => {
             let mut taken = Vec::new();

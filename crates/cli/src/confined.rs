@@ -1,0 +1,81 @@
+//! The processes that run what strangers wrote, each in two stages of this program: the first leaves the machine's namespaces
+//! and waits, the second is confined and goes on. `sidereal confined` is one that does nothing: it finds out what a machine
+//! refuses.
+
+use std::os::fd::AsFd as _;
+
+use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
+use sandbox::syscalls::Role;
+use sandbox::{SandboxError, Spec, handoff, inner, outer};
+
+use crate::args::Stage;
+use crate::{compile, raise_file_limit};
+
+/// They get the processor after the node and its ingress.
+const NICE: i32 = 5;
+
+/// A host.
+///
+/// # Errors
+/// When it is not confined, or ends and not because it was asked to.
+pub fn host(tenant: model::TenantName, shard: u32, stage: &Stage) -> anyhow::Result<u8> {
+    let Some(spec) = second(stage)? else { return first(stage) };
+    telemetry::init();
+    raise_file_limit();
+    let (handed, code) = host::Handed::take(handoff::receive(std::io::stdin().as_fd())?);
+    let confine = || {
+        inner::enter(&spec, Role::Host, Some(code.as_fd()))?;
+        // It named a folder, and what may be opened is settled.
+        drop(code);
+        Ok::<(), SandboxError>(())
+    };
+    host::run(host::HostArgs { tenant, shard }, handed, confine)?;
+    Ok(0)
+}
+
+/// A compilation.
+///
+/// # Errors
+/// When it is not confined, or the component does not compile within the limits.
+pub fn compiler(world: &str, stage: &Stage) -> anyhow::Result<u8> {
+    let Some(spec) = second(stage)? else { return first(stage) };
+    compile::run(world, || inner::enter(&spec, Role::Compiler, None))?;
+    Ok(0)
+}
+
+/// Nothing.
+///
+/// # Errors
+/// When it is not confined.
+pub fn nothing(stage: &Stage) -> anyhow::Result<u8> {
+    let Some(spec) = second(stage)? else { return first(stage) };
+    inner::enter(&spec, Role::Host, None)?;
+    Ok(0)
+}
+
+/// What the second stage is confined by; `None` in the first.
+fn second(stage: &Stage) -> anyhow::Result<Option<Spec>> {
+    if !stage.inner {
+        return Ok(None);
+    }
+    inner::tie().context("cannot be tied to the process that started it")?;
+    Ok(Some(spec(stage)?))
+}
+
+fn spec(stage: &Stage) -> anyhow::Result<Spec> {
+    Spec::decode(&stage.sandbox).map_err(|why| anyhow::anyhow!("--sandbox: {why}"))
+}
+
+fn first(stage: &Stage) -> anyhow::Result<u8> {
+    if let Err(cause) = setpriority_process(None, NICE) {
+        tracing::warn!(%cause, "cannot lower the priority of a process");
+    }
+    // It may go behind all others while it computes, and come back: its user may be one that could not. The kernel counts
+    // from niceness 20 down, so this is niceness 0, which nobody is refused who never went behind.
+    if let Err(cause) = setrlimit(Resource::Nice, Rlimit { current: Some(20), maximum: Some(20) }) {
+        tracing::debug!(%cause, "a process may not return from behind all others");
+    }
+    let args: Vec<String> = std::env::args().skip(1).chain(["--inner".to_owned()]).collect();
+    Ok(outer::end_like(outer::run(&spec(stage)?, &args)?))
+}

@@ -1,0 +1,278 @@
+//! What really stands around the processes that a platform starts: looked at from outside and compared with committed lists,
+//! and broken out of from inside.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::confine::{Confinement, Waiver, Wanted, Who};
+use rustix::process::Signal;
+use sidereal_tests::not_run;
+use sidereal_tests::platform::{Platform, alive, children, cli, until, write_app};
+
+/// With every layer, or what this machine refuses.
+fn start(dir: &Path) -> Option<Platform> {
+    match Platform::start(dir, &[]) {
+        Ok(platform) => Some(platform),
+        Err(cause) if cause.to_string().contains("isolation-refused") => {
+            not_run(&format!("isolation of the processes of a platform: {cause}"));
+            None
+        }
+        Err(cause) => panic!("{cause:#}"),
+    }
+}
+
+/// Compares with a committed file; `UPDATE=1` writes it.
+fn golden(name: &str, found: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("isolation").join(name);
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, found).unwrap();
+    }
+    let wanted = fs::read_to_string(&path).unwrap_or_default();
+    assert!(wanted == found, "{name} differs (UPDATE=1 writes it):\n--- committed\n{wanted}\n--- found\n{found}");
+}
+
+/// What `/proc` says of a process, without what differs from run to run.
+fn look(pid: u32) -> String {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    let mut text = String::new();
+    for space in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
+        let link = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{space}")).unwrap();
+        let own = link(&pid.to_string()) != link("self");
+        text += &format!("namespace {space}: {}\n", if own { "its own" } else { "THE MACHINE'S" });
+    }
+    let status = read("status");
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for name in ["Uid", "Gid"] {
+        let ids = field(name);
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+        text +=
+            &format!("{name}: {}\n", if ids[0].parse::<u32>().unwrap() < 1000 { "THE MACHINE'S" } else { "its own" });
+    }
+    for name in ["Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"] {
+        text += &format!("{name}: {}\n", field(name).join(" "));
+    }
+    text += &format!("its own number: {}\n", field("NSpid").last().unwrap());
+    for line in read("mountinfo").lines() {
+        let (left, right) = line.split_once(" - ").unwrap();
+        let left: Vec<&str> = left.split(' ').collect();
+        let of: Vec<&str> =
+            left[3].split('/').map(|part| if part.parse::<u32>().is_ok() { "<pid>" } else { part }).collect();
+        text += &format!("mount {} of {} ({}): {}\n", left[4], of.join("/"), right.split(' ').next().unwrap(), left[5]);
+    }
+    let mut root: Vec<String> = fs::read_dir(format!("/proc/{pid}/root"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    root.sort();
+    text += &format!("in its root: {root:?}\n");
+    let mut open = BTreeMap::<String, usize>::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let target = fs::read_link(entry.unwrap().path()).unwrap().display().to_string();
+        let kind = match target.split_once(':') {
+            Some((kind, _)) => kind.to_owned(),
+            None => target.replace(&format!("/proc/{pid}/"), "/proc/<pid>/"),
+        };
+        *open.entry(kind).or_default() += 1;
+    }
+    // How many connections it has depends on what it was asked.
+    let open: Vec<&String> = open.keys().collect();
+    text += &format!("open, by kind: {open:?}\n");
+    let env = read("environ");
+    let env: Vec<&str> = env.split('\0').filter(|one| !one.is_empty() && !one.starts_with("SIDEREAL_LOG=")).collect();
+    text += &format!("environment: {env:?}\n");
+    let limits = read("limits");
+    for name in ["Max core file size", "Max file size", "Max processes", "Max locked memory", "Max msgqueue size"] {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        text += &format!("limit {}\n", line.split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+    text
+}
+
+/// Control groups of this machine whose name begins so.
+fn groups(prefix: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
+    while let Some((dir, depth)) = todo.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && depth < 4 {
+                if entry.file_name().to_string_lossy().starts_with(prefix) {
+                    found.push(entry.path());
+                }
+                todo.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    found
+}
+
+fn prefix(dir: &Path) -> String {
+    let dir = dir.canonicalize().unwrap();
+    format!("sidereal-{}.", model::Digest::of(dir.as_os_str().as_encoded_bytes()).short())
+}
+
+#[test]
+fn the_golden_isolation_audit() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(mut platform) = start(dir.path()) else { return };
+    write_app(app.path(), "hello", "hello", "").unwrap();
+    // The compiler is caught while it works.
+    let (up, folder) = (platform.pid(), app.path().to_str().unwrap().to_owned());
+    let watching = std::thread::spawn(move || {
+        let mut seen = None;
+        let caught = || {
+            let compilers = children(up, "compile").into_iter().flat_map(|first| children(first, "compile"));
+            seen = compilers.into_iter().find(|pid| {
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                status.contains("Seccomp:\t2") && Platform::signal(*pid, Signal::STOP).is_ok() && alive(*pid)
+            });
+            seen.is_some()
+        };
+        until(Duration::from_secs(30), caught).unwrap();
+        let pid = seen.unwrap();
+        let text = look(pid);
+        Platform::signal(pid, Signal::CONT).unwrap();
+        text
+    });
+    platform.ok(&["deploy", &folder]).unwrap();
+    golden("compiler", &watching.join().unwrap());
+    assert_eq!(platform.get("hello.localhost", "/").unwrap().status, 200);
+    let hosts = platform.hosts();
+    assert_eq!(hosts.len(), 2);
+    for host in &hosts {
+        golden("host", &look(*host));
+        let group = fs::read_to_string(format!("/proc/{host}/cgroup")).unwrap();
+        assert!(group.contains(&format!("{}tenant.local", prefix(dir.path()))), "{group}");
+    }
+    let uid = |pid: u32| std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/task")).unwrap());
+    assert_eq!(uid(hosts[0]), uid(hosts[1]));
+    let nodes = platform.cli(&["status", "-o", "json"]).unwrap();
+    let nodes: serde_json::Value = serde_json::from_slice(&nodes.stdout).unwrap();
+    assert_eq!(nodes["data"]["nodes"][0]["layers"].as_array().unwrap().len(), 11, "{nodes}");
+    assert_eq!(nodes["data"]["nodes"][0]["waived"], serde_json::json!({}));
+    assert!(!groups(&prefix(dir.path())).is_empty());
+    assert_eq!(platform.stop(Duration::from_secs(20)).unwrap().code(), Some(0));
+    assert!(hosts.iter().all(|pid| !alive(*pid)));
+    assert_eq!(groups(&prefix(dir.path())), [""; 0].map(PathBuf::from), "no group stays behind");
+}
+
+#[test]
+fn two_tenants_have_two_users_and_keep_them_and_a_kill_leaves_nothing() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(platform) = start(dir.path()) else { return };
+    let uid = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u32>().unwrap()
+    };
+    write_app(app.path(), "hello", "hello", "").unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let first = uid(platform.hosts()[0]);
+    let keys = platform.ok(&["keys", "list"]).unwrap();
+    let key = keys.as_array().unwrap().iter().find(|key| key["name"] == "account").unwrap()["key"].clone();
+    platform.ok(&["tenant", "create", "other", "--trust", key.as_str().unwrap()]).unwrap();
+    write_app(app.path(), "second", "hello", "").unwrap();
+    platform.ok(&["--tenant", "other", "deploy", app.path().to_str().unwrap()]).unwrap();
+    let mut uids: Vec<u32> = platform.hosts().into_iter().map(uid).collect();
+    uids.sort_unstable();
+    uids.dedup();
+    assert_eq!(uids.len(), 2, "{uids:?}");
+    let hosts = platform.hosts();
+    platform.kill().unwrap();
+    until(Duration::from_secs(10), || hosts.iter().all(|pid| !alive(*pid))).unwrap();
+    let mut platform = start(dir.path()).unwrap();
+    until(Duration::from_secs(20), || platform.get("hello.localhost", "/").is_ok_and(|a| a.status == 200)).unwrap();
+    let again: Vec<u32> = platform.hosts().into_iter().map(uid).collect();
+    assert!(again.contains(&first) && again.iter().all(|id| uids.contains(id)), "{again:?} after {uids:?}");
+    platform.stop(Duration::from_secs(20)).unwrap();
+    assert_eq!(groups(&prefix(dir.path())).len(), 0, "no group stays behind");
+}
+
+#[test]
+fn a_layer_that_is_waived_is_named_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(dir.path(), &["--waive", "cgroup,missing"]).unwrap();
+    let status = platform.cli(&["status"]).unwrap();
+    let said = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(said.contains("NOT by:") && said.contains("cgroup: waived by the operator"), "{said}");
+    let doctor = platform.cli(&["doctor"]).unwrap();
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(said.contains("[isolation-waived] tenants are not isolated by `cgroup`"), "{said}");
+    drop(platform);
+    let wrong = cli(dir.path(), &["up", "--waive", "everything"]).unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_escape_drill_in_the_place_of_a_host() {
+    if Command::new("cc").arg("--version").output().is_err() || !cfg!(target_arch = "x86_64") {
+        return not_run("the escape drill in the place of a host: a C compiler on x86-64");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Whoever is confined has to be able to load it.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(dir.path(), open).unwrap();
+    let drill = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/sandbox/tests/all");
+    let calls = fs::read_to_string(drill.join("host.calls")).unwrap();
+    let allowed: Vec<&str> = calls.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    let library = dir.path().join("drill.so");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-w", "-DENTRY=epoll_wait(int a, void *b, int c, int d)", "-DCONNECTED=6"])
+        .arg(format!("-DALLOWED={}", allowed.join(",")))
+        .arg(drill.join("drill.c"))
+        .arg("-o")
+        .arg(&library)
+        .status()
+        .unwrap();
+    assert!(built.success());
+
+    let data = dir.path().join("data");
+    fs::create_dir(&data).unwrap();
+    let wanted = Wanted {
+        exe: sidereal_tests::binary(),
+        data_dir: data,
+        waiver: Waiver::default(),
+        uids: None,
+        join: Vec::new(),
+        command: String::new(),
+    };
+    let confinement: Arc<Confinement> = match Confinement::establish(&wanted).await {
+        Ok(confinement) => confinement,
+        Err(problem) => return not_run(&format!("the escape drill in the place of a host: {}", problem.detail)),
+    };
+    let spec = confinement.spec(Who::Tenant(&"drill".parse().unwrap())).unwrap();
+    let listen = |name: &str| UnixListener::bind(dir.path().join(name)).unwrap();
+    let (agent, calls, line) = (listen("agent"), listen("data"), listen("line"));
+    let (_node, first) = UnixStream::pair().unwrap();
+    let code = fs::File::open(dir.path()).unwrap();
+    let (starter, theirs) = UnixStream::pair().unwrap();
+    let handed = [agent.as_fd(), calls.as_fd(), line.as_fd(), first.as_fd(), code.as_fd()];
+    sandbox::handoff::send(&starter, &handed).unwrap();
+    let host = Command::new(sidereal_tests::binary())
+        .args(["host", "--tenant", "drill", "--shard", "0", "--sandbox", &spec.encode()])
+        .env_clear()
+        .env("LD_PRELOAD", &library)
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let out = host.wait_with_output().unwrap();
+    let (said, words) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{}: {said} {words}", out.status);
+    let escaped: Vec<&str> = said.lines().filter(|line| line.ends_with("DONE")).collect();
+    assert!(escaped.is_empty(), "the kernel let it: {escaped:?}");
+    let wanted = fs::read_to_string(drill.join("drill")).unwrap();
+    assert_eq!(said, wanted, "the answers are those that the sandbox's own drill gets");
+    for dir in spec.cgroups {
+        until(Duration::from_secs(5), || fs::remove_dir(&dir).is_ok() || !dir.exists()).unwrap();
+    }
+}
