@@ -124,6 +124,7 @@ fn nothing(changes: &Settings) -> bool {
         connections_per_second,
         log_rate,
         store_bytes,
+        artifact_bytes,
     } = &changes.quotas;
     changes.shards.is_none()
         && changes.allow_unsigned.is_none()
@@ -132,6 +133,7 @@ fn nothing(changes: &Settings) -> bool {
         && concurrent_requests.is_none()
         && log_rate.is_none()
         && store_bytes.is_none()
+        && artifact_bytes.is_none()
 }
 
 /// Makes the settings what the flags ask.
@@ -158,6 +160,7 @@ fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Proble
         connections_per_second: quotas.connections_per_second.unwrap_or(now.connections_per_second),
         log_rate: quotas.log_rate.unwrap_or(now.log_rate),
         store_bytes: quotas.store_bytes.map_or(now.store_bytes, |most| most.0),
+        artifact_bytes: quotas.artifact_bytes.unwrap_or(now.artifact_bytes),
         ..now
     };
     Ok(())
