@@ -703,6 +703,9 @@ pub struct QuotaFlags {
     /// Bytes of keys, waiting messages, objects and databases that are kept on a node, for example `1GiB`, or `none`.
     #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
     pub store_bytes: Option<Bytes>,
+    /// Bytes of artifacts that the tenant has sent, for example `1GiB`.
+    #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
+    pub artifact_bytes: Option<ByteSize>,
 }
 
 /// A size, or `none`.

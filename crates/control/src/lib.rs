@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -112,6 +112,7 @@ impl Control {
             events,
             settled,
             uploads: Semaphore::new(http::UPLOADS),
+            counting: Mutex::default(),
             calls: Arc::new(Semaphore::new(http::CALLS)),
             looks: Semaphore::new(http::LOOKS),
             stop: stop.clone(),

@@ -46,6 +46,9 @@ pub(crate) struct Sent {
     /// When the tenant sent it or looked for it last, milliseconds since 1970.
     #[serde(default)]
     pub(crate) wanted_ms: u64,
+    /// How large it is, bytes; 0 where it was sent before sizes were kept.
+    #[serde(default)]
+    pub(crate) size: u64,
 }
 
 /// Of a record, what it takes to know which artifacts it names.

@@ -79,6 +79,8 @@ pub struct Quotas {
     /// Bytes of keys, messages that wait on disk, objects and databases that the tenant keeps on a node, together. A write
     /// that would keep more is refused.
     pub store_bytes: Option<ByteSize>,
+    /// Bytes of the artifacts that the tenant has sent and that are still there. One more is refused.
+    pub artifact_bytes: ByteSize,
 }
 
 impl Default for Quotas {
@@ -94,6 +96,7 @@ impl Default for Quotas {
             connections_per_second: 200,
             log_rate: ByteSize::mib(4),
             store_bytes: None,
+            artifact_bytes: ByteSize::mib(4096),
         }
     }
 }

@@ -127,6 +127,7 @@ fn nothing(changes: &Settings) -> bool {
         cpu_weight,
         cpu_millis,
         store_bytes,
+        artifact_bytes,
     } = &changes.quotas;
     changes.shards.is_none()
         && changes.allow_unsigned.is_none()
@@ -138,6 +139,7 @@ fn nothing(changes: &Settings) -> bool {
         && cpu_weight.is_none()
         && cpu_millis.is_none()
         && store_bytes.is_none()
+        && artifact_bytes.is_none()
 }
 
 /// Makes the settings what the flags ask.
@@ -167,6 +169,7 @@ fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Proble
         cpu_weight: quotas.cpu_weight.map_or(now.cpu_weight, |quota| quota.0),
         cpu_millis: quotas.cpu_millis.map_or(now.cpu_millis, |quota| quota.0),
         store_bytes: quotas.store_bytes.map_or(now.store_bytes, |most| most.0),
+        artifact_bytes: quotas.artifact_bytes.unwrap_or(now.artifact_bytes),
     };
     Ok(())
 }

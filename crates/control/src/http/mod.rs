@@ -30,7 +30,7 @@ use axum::middleware;
 use model::NodeName;
 use store::Store;
 use store::blobs::Blobs;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
@@ -70,6 +70,8 @@ pub(crate) struct Api {
     pub(crate) events: Events,
     pub(crate) settled: watch::Receiver<u64>,
     pub(crate) uploads: Semaphore,
+    /// Held while it is counted what a tenant has sent.
+    pub(crate) counting: Mutex<()>,
     pub(crate) calls: Arc<Semaphore>,
     pub(crate) looks: Semaphore,
     pub(crate) stop: CancellationToken,

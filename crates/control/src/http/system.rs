@@ -105,8 +105,9 @@ pub(super) async fn has_blob(
         Ok(()) => {
             let now = clock::millis();
             // Reading must not cost a write each time.
-            if now.saturating_sub(writer::decode::<Sent>(&sent)?.wanted_ms) >= WANTED_EVERY {
-                api.store.put(&key, writer::encode(&Sent { wanted_ms: now })?, Expect::Any, None).await?;
+            let sent = writer::decode::<Sent>(&sent)?;
+            if now.saturating_sub(sent.wanted_ms) >= WANTED_EVERY {
+                api.store.put(&key, writer::encode(&Sent { wanted_ms: now, ..sent })?, Expect::Any, None).await?;
             }
             Ok(StatusCode::OK)
         }
@@ -132,12 +133,45 @@ pub(super) async fn put_blob(
         return Err(too_large());
     }
     let (bytes, _room) = receive(&api.uploads, request.into_body(), MAX_BLOB, "an artifact").await?;
+    // Counted before it is kept: however many are sent at once, together they are no more than the tenant may have.
+    let new = count(&api, &tenant, &digest, bytes.len() as u64).await?;
     let blobs = api.blobs.clone();
     let put = tokio::task::spawn_blocking(move || blobs.put(&digest, &bytes)).await;
-    put.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not kept: {cause}")))??;
-    let sent = Sent { wanted_ms: clock::millis() };
-    api.store.put(&keys::artifact(&tenant, &digest), writer::encode(&sent)?, Expect::Any, None).await?;
+    let put = put.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not kept: {cause}")));
+    let kept = put.and_then(|put| put.map_err(Refusal::from));
+    if let (Err(_), Some(at)) = (&kept, new)
+        && let Err(cause) = api.store.delete(&keys::artifact(&tenant, &digest), Expect::Revision(at)).await
+    {
+        tracing::debug!(%digest, %cause, "what was not kept counts until it is swept");
+    }
+    kept?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Writes down that the tenant sends an artifact, where it may have it; where it had not sent it, the store revision of
+/// that.
+async fn count(api: &Api, tenant: &TenantName, digest: &Digest, size: u64) -> Answer<Option<u64>> {
+    let key = keys::artifact(tenant, digest);
+    let _one = api.counting.lock().await;
+    let quota = api.writer.tenant(tenant).await?.settings.quotas.artifact_bytes;
+    let (mut total, mut known) = (size, false);
+    for entry in api.store.list(&keys::artifacts_of(tenant)).await?.entries {
+        if entry.key == key {
+            known = true;
+        } else {
+            total = total.saturating_add(writer::decode::<Sent>(&entry)?.size);
+        }
+    }
+    if !known && total > quota.0 {
+        let text = format!("the artifacts of tenant `{tenant}` would be {total} bytes and may be {quota}");
+        return Err(Refusal::new(Code::QuotaExceeded, text).help(
+            "delete apps that are not needed: what no revision names goes an hour after it was sent or looked for; or ask \
+             your operator for more",
+        ));
+    }
+    let sent = Sent { wanted_ms: clock::millis(), size };
+    let at = api.store.put(&key, writer::encode(&sent)?, Expect::Any, None).await?;
+    Ok((!known).then_some(at))
 }
 
 /// The whole of a body, and the room it takes in memory. Room is taken for what has arrived, never for what is only

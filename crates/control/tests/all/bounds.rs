@@ -242,3 +242,29 @@ async fn the_audit_log_says_what_was_changed() {
         assert!(all.iter().any(|line| line.what == what && line.outcome == outcome), "{what}: {all:#?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn artifacts_count_in_a_quota() {
+    let rig = Rig::new().await;
+    let quotas = model::tenant::Quotas { artifact_bytes: model::unit::ByteSize(1000), ..Default::default() };
+    let settings = TenantSettings { quotas, ..rig.settings() };
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
+    let send = |n: u8| {
+        let bytes = bytes::Bytes::from(vec![n; 300]);
+        let (client, tenant) = (&rig.client, &rig.tenant);
+        async move { client.put_blob(tenant, &Digest::of(&bytes), bytes.clone()).await }
+    };
+    // Also where they come at once.
+    let sent = futures::future::join_all((0..6).map(send)).await;
+    let over = sent.into_iter().filter(Result::is_err).map(|one| refused(one).code).collect::<Vec<_>>();
+    assert_eq!(over, [Code::QuotaExceeded; 3]);
+    assert_eq!(rig.blobs.list().unwrap().len(), 3);
+    // What is there may be sent again; what was no artifact counts as nothing.
+    for n in 0..6 {
+        let there = rig.client.has_blob(&rig.tenant, &Digest::of(&[n; 300])).await.unwrap();
+        assert_eq!(send(n).await.is_ok(), there, "{n}");
+    }
+    let wrong = rig.client.put_blob(&rig.tenant, &Digest::of(b"other"), vec![9; 50].into()).await;
+    assert_eq!(refused(wrong).code, Code::ArtifactMissing);
+    rig.client.put_blob(&rig.tenant, &Digest::of(&[8; 80]), vec![8; 80].into()).await.unwrap();
+}
