@@ -2,10 +2,11 @@
 //! it reads again; it never holds up the component. A reader that is replaced finds the FIFO opened anew.
 
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
@@ -110,9 +111,38 @@ async fn open(path: &Path) -> Sink {
     }
 }
 
+/// The folder is everybody's in the job's group: what stands under the name may be a link that leads elsewhere by now, so
+/// what was opened is looked at, and no link is followed.
 async fn try_open(path: &Path) -> io::Result<Sink> {
-    if tokio::fs::metadata(path).await?.file_type().is_fifo() {
-        return pipe::OpenOptions::new().open_sender(path).map(Sink::Pipe);
+    let flags =
+        OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let found = file.metadata()?;
+    let kind = found.file_type();
+    if kind.is_fifo() {
+        return pipe::Sender::from_file(file).map(Sink::Pipe);
     }
-    tokio::fs::OpenOptions::new().append(true).open(path).await.map(Sink::File)
+    if kind.is_char_device() || kind.is_file() && found.nlink() == 1 {
+        return Ok(Sink::File(tokio::fs::File::from_std(file)));
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a FIFO nor a file of its own"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_link_is_followed_and_no_file_of_two_names_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("precious"), "").unwrap();
+        std::os::unix::fs::symlink(at("precious"), at("link")).unwrap();
+        assert!(try_open(&at("link")).await.is_err());
+        std::fs::hard_link(at("precious"), at("second")).unwrap();
+        assert!(try_open(&at("second")).await.is_err());
+        std::fs::write(at("own"), "").unwrap();
+        assert!(matches!(try_open(&at("own")).await, Ok(Sink::File(_))));
+        assert!(matches!(try_open(Path::new("/dev/null")).await, Ok(Sink::File(_))));
+    }
 }

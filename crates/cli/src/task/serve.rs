@@ -56,15 +56,15 @@ const RUN_DIR: usize = 60;
 pub async fn serve(dir: &Path, spec: TaskSpec) -> TaskExit {
     let status = TaskStatus { pid: std::process::id(), phase: TaskPhase::Starting, problem: None };
     let control = Arc::new(Control { status: watch::channel(status).0, stop: watch::channel(None).0 });
-    let groups = spec.groups.clone();
+    let memory = Memory::of(spec.groups.clone());
     let ran = AtomicBool::new(false);
-    let ended = run(dir, spec, &control, &ran).await;
+    let ended = run(dir, spec, &control, &memory, &ran).await;
     let ran = ran.into_inner();
     let (code, problem) = match ended {
         Ok(RunEnd { code, fault }) => (code, fault.map(|fault| Problem::new(Code::ComponentTrapped, fault))),
         Err(error) => (1, Some(crate::output::problem_of(&error))),
     };
-    let oom = groups.killed() > 0;
+    let oom = memory.ran_out();
     if let Some(problem) = &problem {
         tracing::error!(%problem, "the task ends");
         control.status.send_modify(|status| {
@@ -78,7 +78,13 @@ pub async fn serve(dir: &Path, spec: TaskSpec) -> TaskExit {
 }
 
 /// Runs the task to its end; with which exit code, and what ended it where it was not itself.
-async fn run(dir: &Path, spec: TaskSpec, control: &Arc<Control>, ran: &AtomicBool) -> anyhow::Result<RunEnd> {
+async fn run(
+    dir: &Path,
+    spec: TaskSpec,
+    control: &Arc<Control>,
+    memory: &Memory,
+    ran: &AtomicBool,
+) -> anyhow::Result<RunEnd> {
     let signal = telemetry::shutdown_signal().context("cannot wait for signals")?;
     control.listen(dir)?;
     let mut stop = control.stop.subscribe();
@@ -89,7 +95,6 @@ async fn run(dir: &Path, spec: TaskSpec, control: &Arc<Control>, ran: &AtomicBoo
         }
     };
     tokio::pin!(asked);
-    let groups = spec.groups.clone();
     let mut ready = prepare(&spec).await?;
     let program = ready.program.take();
     let patience = if program.is_some() { LAST_BYTES } else { LAST_LINES };
@@ -104,7 +109,7 @@ async fn run(dir: &Path, spec: TaskSpec, control: &Arc<Control>, ran: &AtomicBoo
         ran.store(true, Relaxed);
         control.status.send_modify(|status| status.phase = TaskPhase::Running);
         match &program {
-            Some(program) => node.program(&names, program, pieces, &groups).await,
+            Some(program) => node.program(&names, program, pieces, memory).await,
             None => std::future::pending().await,
         }
     };
@@ -115,7 +120,7 @@ async fn run(dir: &Path, spec: TaskSpec, control: &Arc<Control>, ran: &AtomicBoo
             Some(_) => (RunEnd { code: STOPPED, fault: None }, Duration::ZERO),
             None => (RunEnd { code: 0, fault: None }, deadline),
         }),
-        problem = out_of_memory(&groups) => Err(problem),
+        problem = out_of_memory(memory) => Err(problem),
     };
     let deadline = outcome.as_ref().map_or(Duration::ZERO, |(_, deadline)| *deadline);
     if outcome.is_ok() {
@@ -269,7 +274,7 @@ impl Own {
         names: &Names,
         program: &RunRequest,
         pieces: mpsc::Sender<RunFrame>,
-        groups: &Groups,
+        memory: &Memory,
     ) -> Result<RunEnd, Problem> {
         let mut frames = self.node.run(&names.tenant, &names.app, program).await?;
         while let Some(frame) = frames.next().await {
@@ -279,7 +284,7 @@ impl Own {
                 piece => drop(pieces.send(piece).await),
             }
         }
-        if groups.killed() > 0 {
+        if memory.ran_out() {
             return Err(used_up());
         }
         Err(Problem::new(Code::StartFailed, "the process that ran the program ended before the program did")
@@ -295,12 +300,29 @@ impl Own {
     }
 }
 
+/// Whether the kernel has killed something of this run: a scheduler keeps the groups of a task over its restarts, and the
+/// kernel its count.
+struct Memory {
+    groups: Groups,
+    before: u64,
+}
+
+impl Memory {
+    fn of(groups: Groups) -> Self {
+        Self { before: groups.killed(), groups }
+    }
+
+    fn ran_out(&self) -> bool {
+        self.groups.killed() > self.before
+    }
+}
+
 /// Ends once the kernel has killed something of the task because its memory ran out. The node would start it again; a
 /// scheduler wants to know.
-async fn out_of_memory(groups: &Groups) -> Problem {
+async fn out_of_memory(memory: &Memory) -> Problem {
     loop {
         tokio::time::sleep(LOOK).await;
-        if groups.killed() > 0 {
+        if memory.ran_out() {
             return used_up();
         }
     }

@@ -116,6 +116,13 @@ fn remove(dir: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Removes what a start that failed left; that it failed is what is told.
+fn forget(dir: &Path) {
+    if let Err(failure) = remove(dir) {
+        tracing::warn!(%failure, "a folder of a task that did not start stays");
+    }
+}
+
 /// The control groups of a task, made.
 fn bound(config: &TaskConfig, agent: &AgentConfig, dir: &Path) -> Result<Made, Failure> {
     if !agent.enforce_resources {
@@ -186,14 +193,14 @@ impl Driver for WasmDriver {
                 let sidereal = agent.sidereal().ok_or_else(|| Failure::recoverable(fingerprint::MISSING))?;
                 remove(&dir)?;
                 make(&dir)?;
-                let groups = bound(&config, &agent, &dir)?;
+                let groups = bound(&config, &agent, &dir).inspect_err(|_| forget(&dir))?;
                 spec.groups = groups.groups.clone();
                 self.say(&config, "Bringing the component up");
                 match Task::start(&sidereal, &dir, &spec, groups.clone(), &config.name).await {
                     Ok(task) => task,
                     Err(failure) => {
                         groups.clear().await;
-                        remove(&dir)?;
+                        forget(&dir);
                         return Err(failure);
                     }
                 }
@@ -236,7 +243,14 @@ impl Driver for WasmDriver {
     }
 
     async fn destroy(&self, id: &str, force: bool) -> Result<(), Failure> {
-        let Ok(task) = self.tasks.get(id) else { return Ok(()) };
+        let Ok(task) = self.tasks.get(id) else {
+            // One that could not be recovered may run on, and keep its port from the next.
+            let dir = dir_of(&self.agent(), id);
+            let Some(task) = Task::noted(&dir, id) else { return Ok(()) };
+            task.kill().await;
+            task.state.groups.clear().await;
+            return remove(&dir);
+        };
         if task.ended().is_none() && !force {
             return Err(Failure::unrecoverable(format!("the task `{id}` still runs")));
         }

@@ -16,6 +16,11 @@ use tokio::io::unix::AsyncFd;
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 
+/// The boot the machine runs in; empty where the kernel does not say.
+pub fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 /// A process for ever: numbers come again, numbers with their start do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {

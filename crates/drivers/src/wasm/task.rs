@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::cgroup::Made;
-use super::process::{Identity, Process, clear, last_words};
+use super::process::{Identity, Process, boot, clear, last_words};
 use crate::plugin::driver::ExitResult;
 use crate::plugin::{Class, Failure};
 
@@ -28,6 +28,9 @@ pub struct State {
     pub dir: PathBuf,
     /// Its process.
     pub process: Identity,
+    /// The boot of the machine it was started in: in another one its number and its session are somebody else's.
+    #[serde(default)]
+    pub boot: String,
     /// What bounds it.
     pub groups: Made,
 }
@@ -77,7 +80,7 @@ impl Task {
         let process = Process::start(sidereal, dir);
         let process = process
             .map_err(|cause| Failure::recoverable(format!("{} cannot be started: {cause}", sidereal.display())))?;
-        let state = State { dir: dir.to_owned(), process: process.identity, groups };
+        let state = State { dir: dir.to_owned(), process: process.identity, boot: boot(), groups };
         // For a plugin that is killed before the agent has heard of the task.
         let noted = serde_json::to_vec(&state).map_err(std::io::Error::from);
         let noted = noted.and_then(|text| write_whole(&dir.join("process.json"), &text));
@@ -115,6 +118,13 @@ impl Task {
                 None
             }
         }
+    }
+
+    /// The task of this directory, whoever started it and whether it runs; `None` where none was noted.
+    pub fn noted(dir: &Path, name: &str) -> Option<Arc<Self>> {
+        let state: State = serde_json::from_slice(&std::fs::read(dir.join("process.json")).ok()?).ok()?;
+        let process = Process::again(state.process).ok()?;
+        Some(Self::track(state, name, process))
     }
 
     fn track(state: State, name: &str, process: Option<Process>) -> Arc<Self> {
@@ -203,6 +213,9 @@ impl Task {
             process.kill();
         }
         self.wait().await;
+        if self.state.boot != boot() {
+            return;
+        }
         let left = clear(self.state.process).await;
         if left > 0 {
             tracing::error!(task = %self.name, left, "processes of a task do not end");
