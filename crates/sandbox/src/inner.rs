@@ -70,9 +70,14 @@ pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Resul
     Ok(())
 }
 
-/// Limits that need no right and are never waived. One that is lower already stays.
+/// Limits that need no right and are never waived, but for that of files, where files are granted. One that is lower already
+/// stays.
 fn limits(spec: &Spec) -> Result<(), SandboxError> {
-    let mut all = vec![(Resource::Core, 0), (Resource::Fsize, 0), (Resource::Msgqueue, 0), (Resource::Memlock, 0)];
+    let mut all = vec![(Resource::Core, 0), (Resource::Msgqueue, 0), (Resource::Memlock, 0)];
+    // Without either there are files that it may write: the folders of a task.
+    if spec.has(Layer::Root) || spec.has(Layer::Landlock) {
+        all.push((Resource::Fsize, 0));
+    }
     if spec.has(Layer::Uid) {
         // Counted for the user, which is the tenant's alone then.
         all.push((Resource::Nproc, 4096));
