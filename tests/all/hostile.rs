@@ -21,7 +21,7 @@ fn four_endless_loops_per_core_slow_nobody_else_and_do_not_keep_the_platform_fro
         .as_str()
         .unwrap()
         .to_owned();
-    platform.ok(&["--tenant", "noisy", "tenant-settings", "set", "--trust", &account]).unwrap();
+    platform.ok(&["tenant", "create", "noisy", "--trust", &account]).unwrap();
     write_app(evil.path(), "evil", "probe", "limits = { cpu = \"20s\", wall = \"60s\" }").unwrap();
     platform.ok(&["--tenant", "noisy", "deploy", evil.path().to_str().unwrap()]).unwrap();
     write_app(good.path(), "good", "hello", "").unwrap();

@@ -59,7 +59,7 @@ impl Arena {
         let account =
             keys.as_array().into_iter().flatten().find(|key| key["name"] == "account").context("no account")?;
         let account = account["key"].as_str().context("no key")?;
-        platform.ok(&["--tenant", NOISY, "tenant-settings", "set", "--trust", account, "--shards", "1"])?;
+        platform.ok(&["tenant", "create", NOISY, "--trust", account, "--shards", "1"])?;
         let mut arena = Self { platform, dir, hosts: Vec::new() };
         arena.victim()?;
         arena.deploy(

@@ -20,7 +20,7 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
     let keys = us.platform.ok(&["keys", "list"])?;
     let account = keys.as_array().into_iter().flatten().find(|k| k.get("name").is_some_and(|n| n == "account"));
     let account = account.and_then(|k| k.get("key")).and_then(|k| k.as_str()).unwrap_or_default().to_owned();
-    us.platform.ok(&["--tenant", "noisy", "tenant-settings", "set", "--trust", &account])?;
+    us.platform.ok(&["tenant", "create", "noisy", "--trust", &account])?;
     let folder = us.data().with_file_name("evil");
     sidereal_tests::platform::write_app(&folder, "evil", "probe", "limits = { cpu = \"60s\", wall = \"60s\" }")?;
     us.platform.ok(&["--tenant", "noisy", "deploy", &folder.to_string_lossy()])?;

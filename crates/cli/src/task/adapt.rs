@@ -48,9 +48,13 @@ mod tests {
         let info = inspect(&adapted).unwrap();
         assert!(info.exports.iter().any(|export| export.to_string().starts_with("wasi:cli/run@0.2.")), "{info:?}");
         for (text, why) in [
-            ("(module)", "_start"),
-            (r#"(module (import "env" "f" (func)) (func (export "_start")))"#, "env"),
-            (r#"(module (import "wasi_snapshot_preview1" "nonsense" (func)) (func (export "_start")))"#, "nonsense"),
+            ("(module)", "memory"),
+            (r#"(module (import "env" "f" (func)) (memory (export "memory") 1) (func (export "_start")))"#, "env"),
+            (
+                r#"(module (import "wasi_snapshot_preview1" "nonsense" (func)) (memory (export "memory") 1)
+                    (func (export "_start")))"#,
+                "nonsense",
+            ),
         ] {
             let refused = component(&wat::parse_str(text).unwrap()).unwrap_err();
             assert!(refused.detail.contains(why), "{text}: {refused}");
