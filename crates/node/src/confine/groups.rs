@@ -28,6 +28,7 @@ const WEIGHT: u64 = 100;
 pub(super) struct Groups(Kind);
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each node")]
 enum Kind {
     None,
     Joined(Vec<PathBuf>),
