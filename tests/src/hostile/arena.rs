@@ -16,7 +16,7 @@ pub const NOISY: &str = "noisy";
 /// What the victim keeps where the hostile tenant looks for it.
 pub const SECRET: &str = "nobody-elses";
 /// The limits of hostile components: as usual, but for time.
-const LIMITS: &str = "limits = { cpu = \"100ms\", wall = \"1500ms\", memory = \"128MiB\", response-body = \"8MiB\" }";
+const LIMITS: &str = "limits = { cpu = \"300ms\", wall = \"4s\", memory = \"128MiB\", response-body = \"8MiB\" }";
 
 /// The node.
 pub struct Arena {

@@ -20,7 +20,7 @@ const NOISY: usize = 4;
 /// The victim's connections, and the pause of each between two requests.
 const VICTIM: (usize, Duration) = (2, Duration::from_millis(5));
 /// CPU time a call of the corpus may use.
-const BUDGET: Duration = Duration::from_millis(100);
+const BUDGET: Duration = Duration::from_millis(300);
 
 /// What was measured.
 #[derive(Debug)]
