@@ -77,9 +77,16 @@ impl Data {
         drop::<HashMap<_, _>>(gone);
     }
 
+    /// The answer that is asked for by `claim`. Nothing of it was sent yet, so one whose guest has failed meanwhile is that
+    /// fault, as it would have been had it failed a moment earlier.
     fn claimed(&self, claim: &HeaderValue) -> Option<Response<DataBody>> {
         let (line, call) = claim.to_str().ok()?.split_once('.')?;
-        self.kept().remove(&(line.parse().ok()?, call.parse().ok()?))
+        let kept = self.kept().remove(&(line.parse().ok()?, call.parse().ok()?))?;
+        let (head, mut body) = kept.into_parts();
+        Some(match body.failed() {
+            Some(fault) => faulted(&fault),
+            None => Response::from_parts(head, body),
+        })
     }
 }
 
@@ -112,6 +119,12 @@ where
 /// The host's own answer.
 pub(crate) fn refuse(code: Code, sentence: &str) -> Response<DataBody> {
     fault::answer(code, sentence).map(DataBody::Text)
+}
+
+/// The answer to a call that failed before anything was sent.
+fn faulted(fault: &Fault) -> Response<DataBody> {
+    let (code, sentence) = fault::describe(fault);
+    refuse(code, &sentence)
 }
 
 async fn call<B>(apps: &Arc<Apps>, mut request: Request<B>) -> Response<DataBody>
@@ -174,11 +187,10 @@ where
         }
         Err(fault) => {
             entry.failed(&fault);
-            let (code, sentence) = fault::describe(&fault);
             if let Some(traced) = &mut traced {
-                traced.end(None, Some(code.as_str().to_owned()));
+                traced.end(None, Some(fault::describe(&fault).0.as_str().to_owned()));
             }
-            refuse(code, &sentence)
+            faulted(&fault)
         }
     }
 }
@@ -261,6 +273,14 @@ impl DataBody {
         Self::Guest(Box::new(Guest { body, place, traced, ended: None }))
     }
 
+    /// Why the body will not come to its end, where that is certain already.
+    fn failed(&mut self) -> Option<Fault> {
+        match self {
+            Self::Text(_) => None,
+            Self::Guest(guest) => guest.failed(),
+        }
+    }
+
     /// The pieces of a body that is here to its end, of at most so many bytes.
     pub(crate) fn whole(self, most: usize) -> Result<Vec<Bytes>, Self> {
         match self {
@@ -308,6 +328,20 @@ impl Body for DataBody {
 }
 
 impl Guest {
+    fn failed(&mut self) -> Option<Fault> {
+        let fault = self.body.failed()?;
+        self.note(&fault);
+        Some(fault)
+    }
+
+    /// The component has failed this call.
+    fn note(&mut self, fault: &Fault) {
+        self.place.entry().failed(fault);
+        if let Some(traced) = &mut self.traced {
+            traced.end(None, Some(fault::describe(fault).0.as_str().to_owned()));
+        }
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match &polled {
@@ -316,14 +350,12 @@ impl Guest {
                 let ended = self.ended.get_or_insert_with(|| Box::pin(entry.ended().clone().cancelled_owned()));
                 ended.as_mut().poll(cx).map(|()| Some(Err(Fault::Cancelled)))
             }
-            Poll::Ready(Some(Err(fault))) => {
-                self.place.entry().failed(fault);
-                if let Some(traced) = &mut self.traced {
-                    traced.end(None, Some(fault::describe(fault).0.as_str().to_owned()));
+            Poll::Ready(frame) => {
+                if let Some(Err(fault)) = frame {
+                    self.note(fault);
                 }
                 polled
             }
-            Poll::Ready(_) => polled,
         }
     }
 }

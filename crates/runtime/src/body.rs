@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -132,6 +132,16 @@ impl ResponseBody {
             return Err(self);
         }
         Ok(self.frames.into_iter().filter_map(|frame| frame.into_data().ok()).collect())
+    }
+
+    /// Why the body will not come to its end, where that is certain already: its guest has failed. It can be asked before
+    /// the head is sent: afterwards all that is left is to break off.
+    pub fn failed(&mut self) -> Option<Fault> {
+        if let Some(fault) = self.rest.as_ref().and_then(|rest| rest.call.fault()) {
+            return Some(fault);
+        }
+        // Whoever reads on asks again, with a waker.
+        self.pull(&mut Context::from_waker(Waker::noop())).err()
     }
 
     /// The next frame from the guest. After the end or an error there is nothing left to poll.

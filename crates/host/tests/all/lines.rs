@@ -7,6 +7,8 @@ use api::data_line::{self, CLAIM_HEADER, Frame, Kind};
 use bytes::{Bytes, BytesMut};
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
+use model::World;
+use model::unit::Millis;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -108,6 +110,25 @@ async fn an_answer_that_streams_is_fetched_once() {
     assert_eq!(rig.answer(claim(&told)).await.status, 500, "it is handed over once");
     let forged = Frame { kind: Kind::Claim, call: 0, content: Bytes::from_static(b"77.x") };
     assert_eq!(rig.answer(claim(&forged)).await.status, 500);
+}
+
+#[tokio::test]
+async fn an_answer_whose_guest_failed_before_it_was_fetched_is_that_fault() {
+    let rig = Rig::new().await;
+    let mut app = rig.app_in("probe", "probe-p3", World::P3);
+    app.components.values_mut().next().unwrap().limits.cpu = Millis(100);
+    rig.run(&app).await;
+    let mut line = Line::to(&rig).await;
+    // It writes the begin of its answer, and loops until its limit.
+    line.ask(5, "probe/1/main", "/spin-late").await;
+    let told = line.next().await.unwrap();
+    until("the guest has failed", || async { rig.status("probe").await.failed == 1 }).await;
+    let answer = rig.answer(claim(&told)).await;
+    assert_eq!(answer.fault(), (500, "limit-reached"), "{answer:?}");
+    assert!(answer.text.contains("of CPU time"), "{answer:?}");
+    let status = rig.status("probe").await;
+    assert_eq!((status.in_flight, status.failed), (0, 1));
+    assert!(status.last_fault.is_some_and(|fault| fault.contains("of CPU time")));
 }
 
 #[tokio::test]
