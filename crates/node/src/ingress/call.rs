@@ -27,7 +27,7 @@ use super::fields::{Class, Field, class};
 use super::gateway::{Attempt, Gateway, Lease};
 use super::pool::Upstream;
 use super::pump::{self, ResponseEnd};
-use super::response::ResponseHead;
+use super::response::{ResponseHead, is_stale};
 use super::shard::{InFlight, Target};
 use super::target::{check_path_and_query, host_name};
 use super::upstream_head::{self, Forwarded};
@@ -401,6 +401,11 @@ async fn forward_inner(
 }
 
 impl Answered {
+    /// As [`is_stale`].
+    pub(super) fn is_stale(&self) -> bool {
+        is_stale(self.head.status, self.head.headers.get(api::agent::FAULT_HEADER).map(HeaderValue::as_bytes))
+    }
+
     /// Room is taken for what has arrived, and waited for a moment only: answers that are half read cannot wait for each
     /// other for ever.
     async fn read_body(&mut self, room: Room) -> Result<Bytes, Answer> {

@@ -24,9 +24,11 @@ use super::body::Framing;
 use super::buffer::Buffer;
 use super::call::{self, Exchange, HostBody};
 use super::gate::Entered;
+use super::gathered::Gathered;
 use super::h1::Client;
 use super::head::{MAX_FIELDS, MAX_HEAD, MAX_METHOD};
 use super::meter;
+use super::shard::Target;
 use super::table::Lookup;
 use super::target::{check_path_and_query, host_name, path_of, routing_path};
 use super::trace::Traced;
@@ -155,56 +157,81 @@ async fn respond(
 ) -> Result<Response<H2Body>, Answer> {
     let (parts, body) = request.into_parts();
     let host = checked_host(&parts).map_err(Answer::bad)?;
-    let target = {
-        let path_and_query = parts.uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes();
-        check_path_and_query(path_and_query).map_err(Answer::bad)?;
-        let name = host_name(host.as_bytes()).map_err(Answer::bad)?;
-        let mut scratch = Vec::new();
-        let path = routing_path(path_of(path_and_query), &mut scratch);
-        let table = worker.routes.load();
-        match table.lookup(name, path, parts.method.as_str().as_bytes()) {
-            Lookup::Found(entry) => {
-                let incoming = upstream_head::traceparent(&parts.headers);
-                *traced = Traced::begin(worker.config.exporter.as_ref(), incoming);
-                if let Some(traced) = traced {
-                    traced.asks(parts.method.as_str().as_bytes(), path_of(path_and_query), name, entry);
-                }
-                Arc::clone(&entry.target)
-            }
-            Lookup::MethodNotAllowed(allow) => return Err(Answer::method_not_allowed(allow)),
-            Lookup::NotFound => {
-                let help = client.is_local.then_some((host.as_bytes(), path_of(path_and_query)));
-                return Err(Answer::not_found(help));
-            }
-        }
-    };
     let framing = match (body.is_end_stream(), body.size_hint().exact()) {
         (true, _) => Framing::None,
         (false, Some(length)) => Framing::Length(length),
         (false, None) => Framing::Chunked,
     };
+    let mut target = route(&worker, client, &parts, &host, framing, traced)?;
     if parts.method == http::Method::TRACE && framing != Framing::None {
         return Err(Answer::bad(BadRequest::Framing));
     }
-    if matches!(framing, Framing::Length(length) if length > target.request_body) {
-        return Err(Answer::too_large(target.request_body));
-    }
     let entered = target.gate.enter().map_err(Answer::over_quota)?;
     let until = Instant::now() + worker.config.request_timeout;
-    let head = call::head(&parts, &host, framing, &client.forwarded, &target, traced.as_ref().map(Traced::header));
-    let exchange = Exchange {
-        gateway: &worker.gateway,
-        target: &target,
-        head: &head,
-        to_head: parts.method == http::Method::HEAD,
-        idempotent: parts.method.is_idempotent(),
-        stall: worker.config.body_timeout,
-        until,
+    let mut body = Gathered::of(body);
+    let mut rerouted = false;
+    let call::Answered { head, source } = loop {
+        let again = if rerouted { None } else { body.again() };
+        let head = call::head(&parts, &host, framing, &client.forwarded, &target, traced.as_ref().map(Traced::header));
+        let exchange = Exchange {
+            gateway: &worker.gateway,
+            target: &target,
+            head: &head,
+            to_head: parts.method == http::Method::HEAD,
+            idempotent: parts.method.is_idempotent(),
+            stall: worker.config.body_timeout,
+            until,
+        };
+        let answered = exchange.send(framing, body).await?;
+        match again {
+            Some(again) if answered.is_stale() => {
+                rerouted = true;
+                body = again;
+                target = route(&worker, client, &parts, &host, framing, traced)?;
+            }
+            _ => break answered,
+        }
     };
-    let call::Answered { head, source } = exchange.send(framing, body).await?;
     let until = Box::pin(tokio::time::sleep_until(until));
     let source = Source::Host { body: Some(source), until, worker: Arc::clone(&worker), _entered: entered };
     Ok(Response::from_parts(head, H2Body { source, busy: None }))
+}
+
+/// Finds the route of a request as the table is now.
+fn route(
+    worker: &Worker,
+    client: &Client,
+    parts: &http::request::Parts,
+    host: &str,
+    framing: Framing,
+    traced: &mut Option<Traced>,
+) -> Result<Arc<Target>, Answer> {
+    let path_and_query = parts.uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes();
+    check_path_and_query(path_and_query).map_err(Answer::bad)?;
+    let name = host_name(host.as_bytes()).map_err(Answer::bad)?;
+    let mut scratch = Vec::new();
+    let path = routing_path(path_of(path_and_query), &mut scratch);
+    let table = worker.routes.load();
+    let entry = match table.lookup(name, path, parts.method.as_str().as_bytes()) {
+        Lookup::Found(entry) => entry,
+        Lookup::MethodNotAllowed(allow) => return Err(Answer::method_not_allowed(allow)),
+        Lookup::NotFound => {
+            let help = client.is_local.then_some((host.as_bytes(), path_of(path_and_query)));
+            return Err(Answer::not_found(help));
+        }
+    };
+    if traced.is_none() {
+        let incoming = upstream_head::traceparent(&parts.headers);
+        *traced = Traced::begin(worker.config.exporter.as_ref(), incoming);
+    }
+    if let Some(traced) = traced {
+        traced.asks(parts.method.as_str().as_bytes(), path_of(path_and_query), name, entry);
+    }
+    let target = &entry.target;
+    if matches!(framing, Framing::Length(length) if length > target.request_body) {
+        return Err(Answer::too_large(target.request_body));
+    }
+    Ok(Arc::clone(target))
 }
 
 /// The authority of a request: `:authority` or `host`, the same if both are there, and the other rules of a head.

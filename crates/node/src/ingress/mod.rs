@@ -14,7 +14,7 @@
 //! | `gate` | whether the tenant may have one more request |
 //! | [`shard`], `gateway`, `pool`, `line` | which shard, by which connection |
 //! | `upstream_head`, `response` | what is written to hosts and to clients; pure |
-//! | `pump`, `wire` | moving bodies |
+//! | `pump`, `wire`, `gathered` | moving bodies |
 //! | [`call`] | requests that are no bytes of HTTP/1 |
 //! | [`reading`] | what is made of a client's bytes, for comparison with other readers |
 
@@ -28,6 +28,7 @@ mod config;
 mod fields;
 mod gate;
 mod gateway;
+mod gathered;
 mod h1;
 mod h2;
 mod head;

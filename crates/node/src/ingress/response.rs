@@ -40,6 +40,11 @@ pub(super) fn find_end(scan: &mut HeadScan, bytes: &[u8]) -> Result<Option<usize
     Ok(scan.look(bytes)?)
 }
 
+/// The host does not have the revision (any more): nothing was executed, and the route may have changed meanwhile.
+pub(super) fn is_stale(status: StatusCode, fault: Option<&[u8]>) -> bool {
+    status == StatusCode::SERVICE_UNAVAILABLE && fault == Some(api::Code::NotFound.as_str().as_bytes())
+}
+
 impl<'a> ResponseHead<'a> {
     /// Reads a whole head; `to_head` says that it answers a HEAD request.
     pub(super) fn parse(bytes: &'a [u8], to_head: bool) -> Result<Self, BadResponse> {
@@ -94,9 +99,9 @@ impl<'a> ResponseHead<'a> {
         Ok(this)
     }
 
-    /// The host does not have the revision (any more): nothing was executed, and the route may have changed meanwhile.
+    /// As [`is_stale`].
     pub(super) fn is_stale(&self) -> bool {
-        self.status == StatusCode::SERVICE_UNAVAILABLE && self.fault == Some(api::Code::NotFound.as_str().as_bytes())
+        is_stale(self.status, self.fault)
     }
 
     /// What `content-length` a client of HTTP/2 is told.

@@ -141,6 +141,11 @@ impl ShardSet {
         }
     }
 
+    /// Requests that wait for one of the shards to be there.
+    pub fn waiting(&self) -> usize {
+        self.waiters.load(Ordering::Relaxed)
+    }
+
     /// Resolves at the next change; register (`enable`) before the state is read.
     pub(super) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use node::ingress::{Shard, ShardSet};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
@@ -11,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::rig::{Host, Rig, body, read_to_end, read_until, status, table};
 
 /// A host that follows a script: for each connection, what it does with the bytes of each request.
-fn scripted(
+pub(super) fn scripted(
     script: impl Fn(usize, usize, String) -> Option<String> + Send + Sync + 'static,
 ) -> (Arc<ShardSet>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
@@ -241,6 +243,30 @@ async fn requests_wait_neither_forever_nor_in_any_number() {
     .await;
     let waited = times.iter().filter(|time| **time >= Duration::from_millis(400)).count();
     assert_eq!(waited, 2, "{times:?}");
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_one_tenants_hosts_take_no_place_of_anothers() {
+    let rig = Rig::with(1, |config| {
+        config.shard_wait = Duration::from_secs(4);
+        config.shard_waiters = 2;
+    });
+    rig.routes.store(table(&ShardSet::new(Vec::new()), "1"));
+    let mut waiting: FuturesUnordered<_> = (0..3).map(|_| rig.get("/")).collect();
+    // The third: both places are taken.
+    let refused = waiting.next().await.unwrap();
+    assert!(status(&refused) == 503 && refused.contains("sidereal-fault: unreachable\r\n"), "{refused}");
+    let other = ShardSet::new(Vec::new());
+    rig.routes.store(table(&other, "1"));
+    let back = async {
+        while other.waiting() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        other.replace(rig.shards.shards().to_vec());
+    };
+    let (response, ()) = tokio::join!(rig.get("/"), back);
+    assert_eq!(status(&response), 200, "{response}");
+    assert_eq!(waiting.len(), 2, "those of the first tenant wait on");
 }
 
 #[tokio::test]

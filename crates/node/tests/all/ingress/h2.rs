@@ -11,7 +11,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
-use super::rig::{BODY_LIMIT, Rig};
+use super::faults::scripted;
+use super::rig::{BODY_LIMIT, Rig, table};
 
 pub(super) type Body = http_body_util::combinators::BoxBody<Bytes, std::convert::Infallible>;
 
@@ -96,6 +97,78 @@ async fn bodies_stream_in_both_directions_at_once() {
     }
     drop(pieces);
     assert_eq!(echoed.collect().await.unwrap().to_bytes(), "");
+}
+
+#[tokio::test]
+async fn cookies_that_a_client_split_are_one() {
+    let rig = Rig::new(1);
+    let mut client = client(&rig).await;
+    let crumbs =
+        Request::get("http://h/x").header("cookie", "a=1").header("cookie", "b=2").header("cookie", "c=3; d=4");
+    let (status, _, _) = ask(&mut client, crumbs.body(full("")).unwrap()).await;
+    assert_eq!(status, 200);
+    let (status, _, _) = ask(&mut client, Request::get("http://h/x").body(full("")).unwrap()).await;
+    assert_eq!(status, 200);
+    let seen = rig.seen();
+    assert_eq!(seen[0].headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2; c=3; d=4"]);
+    assert!(!seen[1].headers.contains_key("cookie"));
+}
+
+/// A frame of HTTP/2.
+fn h2_frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// A client's first bytes with a POST whose body is there at once: `:method`, `:scheme` and `:path` of the static table,
+/// `:authority` as a literal.
+fn posted(body: &[u8]) -> Vec<u8> {
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        h2_frame(4, 0, 0, b""),
+        h2_frame(1, 4, 1, &[0x83, 0x86, 0x84, 0x01, 1, b'h']),
+        h2_frame(0, 1, 1, body),
+    ]
+    .concat()
+}
+
+#[tokio::test]
+async fn a_revision_the_host_no_longer_has_is_looked_up_again() {
+    let rig = Rig::new(1);
+    let (routes, shards) = (rig.routes.clone(), rig.shards.clone());
+    let stays = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let table_stays = stays.clone();
+    // The table changes between the look-up and the host's answer, as in a deploy or when a host is given up.
+    let (gone, _dir) = scripted(move |_, _, request| {
+        // What else comes is a piece of a body.
+        if request.contains("sidereal-route: shop/1/") && !table_stays.load(std::sync::atomic::Ordering::SeqCst) {
+            routes.store(table(&shards, "2"));
+        }
+        Some("HTTP/1.1 503 x\r\nsidereal-fault: not-found\r\ncontent-length: 4\r\n\r\ngone".into())
+    });
+    let mut client = client(&rig).await;
+    rig.routes.store(table(&gone, "1"));
+    let (status, _, body) = ask(&mut client, Request::get("http://h/x").body(full("")).unwrap()).await;
+    assert_eq!((status, body), (200, Bytes::from("GET /x from 0")));
+    assert_eq!(rig.seen()[0].headers["sidereal-route"], "shop/2/web");
+
+    // A body that is there goes along.
+    rig.routes.store(table(&gone, "1"));
+    let mut stream = rig.connect().await;
+    stream.write_all(&posted(b"abc")).await.unwrap();
+    super::rig::read_until(&mut stream, "POST / from 0").await;
+    let seen = rig.seen();
+    assert_eq!(
+        (&seen[0].headers["sidereal-route"], seen[0].body.as_deref()),
+        (&"shop/2/web".parse().unwrap(), Some(b"abc".as_slice()))
+    );
+
+    // The same route is still there: the host's answer stands.
+    stays.store(true, std::sync::atomic::Ordering::SeqCst);
+    rig.routes.store(table(&gone, "1"));
+    let (status, headers, body) = ask(&mut client, Request::get("http://h/x").body(full("")).unwrap()).await;
+    assert_eq!((status, &headers["sidereal-fault"], body), (503, &"not-found".parse().unwrap(), Bytes::from("gone")));
+    assert!(rig.seen().is_empty());
 }
 
 #[tokio::test]
