@@ -1,0 +1,169 @@
+//! The one place that changes what is wanted: revisions, deletions, tenant settings. Writes are made one after another,
+//! so that two apps can never both win the same route, and no deploy is judged by settings that were just replaced. Here
+//! is what every change begins with: the turn, and what is there. Each kind of change has its own file.
+
+mod configs;
+mod gone;
+mod judge;
+mod links;
+mod offers;
+mod revisions;
+mod secrets;
+mod tenants;
+
+use std::sync::Arc;
+
+use api::client::Require;
+use api::control::Origin;
+use api::problem::Code;
+use bytes::Bytes;
+use model::TenantName;
+use model::app::Revision;
+use model::plan::AppId;
+use model::tenant::TenantSettings;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use store::keys::{self, Head, RevisionRecord};
+use store::secrets::Secrets;
+use store::{Entry, Store};
+use tokio::sync::Mutex;
+
+pub(crate) use self::judge::refuse;
+pub(crate) use self::links::Planned;
+use crate::http::{Answer, Refusal};
+use crate::state::Shared;
+use crate::trust::{self, Vetter};
+
+/// Whoever holds it is the only one who changes what is wanted.
+pub(crate) type Turn = Arc<Mutex<()>>;
+
+/// Makes all changes.
+pub(crate) struct Writer {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) vetter: Vetter,
+    pub(crate) secrets: Arc<Secrets>,
+    pub(crate) state: Arc<Shared>,
+    turn: Turn,
+}
+
+/// How a revision comes about.
+pub(crate) struct Cause {
+    pub(crate) origin: Origin,
+    pub(crate) message: Option<String>,
+    pub(crate) require: Require,
+    pub(crate) key: Option<String>,
+}
+
+/// An app that is there.
+pub(crate) struct Current {
+    pub(crate) head: Head,
+    pub(crate) record: RevisionRecord,
+}
+
+/// A tenant that is there.
+pub(crate) struct Tenant {
+    pub(crate) settings: Arc<TenantSettings>,
+    pub(crate) etag: u64,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        vetter: Vetter,
+        secrets: Arc<Secrets>,
+        state: Arc<Shared>,
+        turn: Turn,
+    ) -> Self {
+        Self { store, vetter, secrets, state, turn }
+    }
+
+    /// Waits until nobody else changes what is wanted.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// The tenant is there and not suspended.
+    pub(crate) async fn active(&self, name: &TenantName) -> Answer<()> {
+        match &self.tenant(name).await?.settings.suspended {
+            None => Ok(()),
+            Some(why) => Err(trust::suspended(why).into()),
+        }
+    }
+
+    /// The tenant's settings as they are in the store.
+    pub(crate) async fn tenant(&self, name: &TenantName) -> Answer<Tenant> {
+        let entry = self.store.get(&keys::tenant(name)).await?;
+        let entry = entry.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no tenant `{name}`")))?;
+        Ok(Tenant { settings: Arc::new(decode(&entry)?), etag: entry.revision })
+    }
+
+    /// The app's wanted revision, from the store.
+    pub(crate) async fn current(&self, id: &AppId) -> Answer<Current> {
+        let head = self.head(id).await?.map(|(head, _)| head).filter(|head| !head.deleted);
+        let head = head.ok_or_else(|| no_app(id))?;
+        let record = self.record(id, head.revision).await?;
+        Ok(Current { head, record })
+    }
+
+    /// The app that a request changes: it is there, and then it is as the request requires.
+    async fn there(&self, id: &AppId, require: Require) -> Answer<(Current, Option<(Head, u64)>)> {
+        let current = self.current(id).await?;
+        let head = self.head(id).await?;
+        check(id, head.as_ref().map(|(head, _)| head), require)?;
+        Ok((current, head))
+    }
+
+    async fn head(&self, id: &AppId) -> Answer<Option<(Head, u64)>> {
+        let entry = self.store.get(&keys::app(&id.tenant, &id.app)).await?;
+        entry.map(|entry| Ok((decode(&entry)?, entry.revision))).transpose()
+    }
+
+    /// One recorded revision.
+    pub(crate) async fn record(&self, id: &AppId, revision: Revision) -> Answer<RevisionRecord> {
+        let entry = self.store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
+        let missing = || Refusal::new(Code::NotFound, format!("app `{}` has no revision {revision}", id.app));
+        decode(&entry.ok_or_else(missing)?)
+    }
+
+    /// The app's history, oldest first, without records that never became wanted.
+    pub(crate) async fn history(&self, id: &AppId) -> Answer<Vec<RevisionRecord>> {
+        let head = self.current(id).await?.head;
+        let listed = self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await?;
+        let records = listed.entries.iter().map(decode::<RevisionRecord>).collect::<Answer<Vec<_>>>()?;
+        Ok(records.into_iter().filter(|r| r.revision <= head.revision).collect())
+    }
+}
+
+/// Compare-and-set, for people: which revision must be current.
+fn check(id: &AppId, head: Option<&Head>, require: Require) -> Answer<()> {
+    let current = head.filter(|head| !head.deleted).map(|head| head.revision.0);
+    let conflict = |text: String| Err(Refusal::new(Code::Conflict, text).help("look at it again, then decide anew"));
+    match (require, current) {
+        (Require::Any, _) | (Require::Exists, Some(_)) | (Require::Absent, None) => Ok(()),
+        (Require::At(wanted), Some(current)) if wanted == current => Ok(()),
+        (Require::Absent, Some(current)) => conflict(format!("app `{}` exists already, at revision {current}", id.app)),
+        (Require::At(wanted), Some(current)) => {
+            conflict(format!("app `{}` is at revision {current}, not at {wanted}", id.app))
+        }
+        (Require::Exists | Require::At(_), None) => conflict(format!("app `{}` does not exist", id.app)),
+    }
+}
+
+pub(crate) fn no_app(id: &AppId) -> Refusal {
+    Refusal::new(Code::NotFound, format!("tenant `{}` has no app `{}`", id.tenant, id.app))
+        .help("`sidereal status` shows the apps there are")
+}
+
+fn defect(cause: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Code::Internal, format!("a value cannot be written: {cause}"))
+}
+
+pub(crate) fn encode(value: &impl Serialize) -> Answer<Bytes> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(defect)
+}
+
+/// A value of the store as its type.
+pub(crate) fn decode<T: DeserializeOwned>(entry: &Entry) -> Answer<T> {
+    serde_json::from_slice(&entry.value)
+        .map_err(|cause| Refusal::new(Code::Internal, format!("`{}` in the store cannot be read: {cause}", entry.key)))
+}

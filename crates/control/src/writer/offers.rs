@@ -1,0 +1,125 @@
+//! Providers that the operator offers to a tenant: apps name them without declaring them, so a change of one is a change of
+//! every app that links there.
+
+use std::collections::BTreeMap;
+
+use api::client::Require;
+use api::control::Origin;
+use api::problem::Code;
+use axum::http::StatusCode;
+use model::app::{LockedApp, ProviderSpec};
+use model::plan::AppId;
+use model::rules::provider::built_in;
+use model::tenant::TenantSettings;
+use model::{ProviderName, TenantName};
+use store::keys;
+
+use super::{Cause, Current, Writer, decode};
+use crate::http::{Answer, Refusal};
+
+impl Writer {
+    /// What a crash kept [`Writer::put_tenant`] from doing.
+    pub(crate) async fn follow_all(&self) -> Answer<()> {
+        for entry in self.store.list(keys::TENANTS).await?.entries {
+            let Some(name) = keys::parts(&entry.key).next().and_then(|name| name.parse().ok()) else { continue };
+            self.follow(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Apps that link to a provider of the operator which is another now get a revision with it as it is now: the old
+    /// address is granted to nobody any more. An app that could not be deployed as it is keeps what it has; the reason is
+    /// in the log, and `deploy` tells it too. The turn is taken anew for each app: a tenant of thousands does not keep
+    /// the others waiting.
+    pub(super) async fn follow(&self, tenant: &TenantName) -> Answer<()> {
+        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
+        for id in ids {
+            let _turn = self.turn.lock().await;
+            match self.follow_one(&id).await {
+                // Deleted meanwhile, or its tenant.
+                Err(refusal) if refusal.problem.code == Code::NotFound => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    /// One app, by the settings as they are now. The caller holds the turn.
+    async fn follow_one(&self, id: &AppId) -> Answer<()> {
+        let settings = self.tenant(&id.tenant).await?.settings;
+        if settings.providers.is_empty() {
+            return Ok(());
+        }
+        let Current { record, .. } = self.current(id).await?;
+        let app = refreshed(record.app.clone(), &settings);
+        if app == record.app {
+            return Ok(());
+        }
+        let cause = Cause { origin: Origin::Provider, message: record.message, require: Require::Any, key: None };
+        let head = self.head(id).await?;
+        match self.append(id, head, app, cause).await {
+            Ok(accepted) => {
+                let revision = accepted.revision;
+                tracing::info!(tenant = %id.tenant, app = %id.app, %revision, "takes the operator's provider as it is now");
+            }
+            Err(cause) => {
+                tracing::warn!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "keeps an operator's provider as it was: the app cannot be deployed as it is");
+            }
+        }
+        Ok(())
+    }
+
+    /// An operator's provider keeps its type while links go there: their data would be in another place of another
+    /// kind without anybody having said so. Its address may change.
+    pub(super) async fn kinds_kept(&self, name: &TenantName, settings: &TenantSettings) -> Answer<()> {
+        let Some(entry) = self.store.get(&keys::tenant(name)).await? else { return Ok(()) };
+        let old: TenantSettings = decode(&entry)?;
+        // One that is new here may have been taken away a moment ago, under links that are still there.
+        let turned: BTreeMap<_, _> = settings
+            .providers
+            .iter()
+            .filter(|(provider, spec)| old.providers.get(*provider).is_none_or(|old| old.kind != spec.kind))
+            .collect();
+        if turned.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<AppId> = self.state.lock().apps_of(name).map(|(id, _, _)| id.clone()).collect();
+        let mut links = Vec::new();
+        for id in ids {
+            let app = self.current(&id).await?.record.app;
+            for link in &app.links {
+                let linked = app.providers.get(&link.provider).filter(|spec| spec.operator);
+                let (Some(linked), Some(new)) = (linked, turned.get(&link.provider)) else { continue };
+                if linked.kind != new.kind {
+                    let at = format!("{}/{} {} {}", id.app, link.component, link.contract, link.label);
+                    links.push(format!("{at} goes to `{}` of type {}", link.provider, linked.kind.as_str()));
+                }
+            }
+        }
+        if links.is_empty() {
+            return Ok(());
+        }
+        let text = format!("the type of a provider cannot change while links go there: {}", links.join(", "));
+        // Not `conflict`: that means "read again and retry", and this stays so however often it is tried.
+        Err(Refusal::new(Code::RequestInvalid, text)
+            .status(StatusCode::CONFLICT)
+            .help("offer the new one under another name, move the links there, then remove the old one"))
+    }
+}
+
+/// The app with the operator's providers as they are now. One that is of another type now stays as it was: its data are
+/// elsewhere, and whoever judges the app says so.
+pub(super) fn refreshed(mut app: LockedApp, tenant: &TenantSettings) -> LockedApp {
+    for (name, spec) in app.providers.iter_mut().filter(|(_, spec)| spec.operator) {
+        if let Some(now) = tenant.providers.get(name).filter(|now| now.kind == spec.kind) {
+            *spec = ProviderSpec { operator: true, ..now.clone() };
+        }
+    }
+    app
+}
+
+/// A provider that an app need not declare.
+pub(super) fn offered(name: &ProviderName, tenant: &TenantSettings) -> Option<ProviderSpec> {
+    let operators = || tenant.providers.get(name).map(|spec| ProviderSpec { operator: true, ..spec.clone() });
+    built_in(name.as_str()).or_else(operators)
+}

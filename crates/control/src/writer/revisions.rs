@@ -1,0 +1,192 @@
+//! How a revision of an app comes to be wanted, and how an app ends.
+//!
+//! A deploy writes the revision's record first and then moves the head to it, with compare-and-set: the head is the commit
+//! point. A crash in between leaves a record that nothing points to; its number is skipped by the next deploy.
+
+use api::client::Require;
+use api::control::{Accepted, Origin};
+use api::problem::Code;
+use model::app::{LockedApp, Revision};
+use model::observed::{AppObserved, Phase};
+use model::plan::AppId;
+use store::keys::{self, Head, Keyed, RevisionRecord};
+use store::{Expect, StoreError};
+
+use super::offers::refreshed;
+use super::{Cause, Writer, check, configs, decode, defect, encode, no_app, refuse};
+use crate::clock;
+use crate::http::{Answer, Refusal};
+use crate::trust;
+
+/// Idempotency keys that a head remembers.
+const KEYS: usize = 16;
+/// Numbers of abandoned records that one deploy skips: each is a crash at the same app between two writes.
+const MAX_SKIPS: u64 = 1000;
+
+impl Writer {
+    /// `deploy`.
+    pub(crate) async fn deploy(&self, id: &AppId, mut app: LockedApp, cause: Cause) -> Answer<Accepted> {
+        self.tenant(&id.tenant).await?;
+        let foreign = self.foreign(id, &app).await?;
+        if !foreign.is_empty() {
+            return Err(refuse(foreign));
+        }
+        // Reading artifacts takes time; done here first, the same check below finds them read.
+        self.vetter.vet(&app, &self.tenant(&id.tenant).await?.settings, clock::seconds()).await.map_err(refuse)?;
+        let _turn = self.turn.lock().await;
+        let head = self.head(id).await?;
+        if let Some(key) = &cause.key
+            && let Some((head, _)) = &head
+            && let Some(done) = head.keyed.iter().find(|k| k.key == *key).filter(|_| !head.deleted)
+        {
+            return self.repeated(id, &app, done).await;
+        }
+        check(id, head.as_ref().map(|(head, _)| head), cause.require)?;
+        if self.store.get(&keys::purge(&id.tenant, &id.app)).await?.is_some() {
+            // What the new app writes would be removed with what the old one left.
+            let text = format!("the data of the deleted app `{}` is still being removed", id.app);
+            return Err(Refusal::new(Code::Conflict, text)
+                .help("deploy again in a moment; calls that were under way may take as long as their `wall` limit"));
+        }
+        self.fill(&id.tenant, &mut app).await?.map_or(Ok(()), |missing| Err(refuse(missing)))?;
+        self.append(id, head, app, cause).await
+    }
+
+    async fn repeated(&self, id: &AppId, app: &LockedApp, done: &Keyed) -> Answer<Accepted> {
+        match self.record(id, done.revision).await {
+            Ok(record) if configs::same_wish(&record.app, app) => {
+                Ok(Accepted { revision: done.revision, unchanged: false })
+            }
+            Ok(_) => Err(Refusal::new(
+                Code::Conflict,
+                format!("the idempotency key was used for revision {} with other content", done.revision),
+            )
+            .help("use a new key for new content")),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// `rollback`: a new revision with the content of an earlier one.
+    pub(crate) async fn rollback(&self, id: &AppId, to: Option<Revision>, require: Require) -> Answer<Accepted> {
+        let _turn = self.turn.lock().await;
+        let (current, head) = self.there(id, require).await?;
+        let current = current.head.revision;
+        let to = match to {
+            Some(to) if to <= current => self.record(id, to).await?,
+            Some(to) => return Err(Refusal::new(Code::NotFound, format!("app `{}` has no revision {to}", id.app))),
+            None => {
+                let earlier = self.history(id).await?.into_iter().rfind(|r| r.revision < current);
+                earlier.ok_or_else(|| {
+                    Refusal::new(Code::NotFound, format!("app `{}` has no revision before {current}", id.app))
+                })?
+            }
+        };
+        let origin = Origin::Rollback { to: to.revision };
+        // The content of then, at the operator's providers of now. Shared configs come back as they were then; what the
+        // operator offers of the environment is for now to say.
+        let mut app = refreshed(to.app, &self.tenant(&id.tenant).await?.settings);
+        self.fill_env(&mut app).await?;
+        self.append(id, head, app, Cause { origin, message: to.message, require, key: None }).await
+    }
+
+    /// Judges, records and commits. The caller holds the turn.
+    pub(super) async fn append(
+        &self,
+        id: &AppId,
+        head: Option<(Head, u64)>,
+        app: LockedApp,
+        cause: Cause,
+    ) -> Answer<Accepted> {
+        let tenant = self.tenant(&id.tenant).await?;
+        let vetted = self.judge(id, &app, &tenant).await.map_err(refuse)?;
+        // Where the same content failed on its node, asking for it again means trying it again: as a new revision.
+        if let Some((head, _)) = head.as_ref().filter(|(head, _)| !head.deleted)
+            && self.record(id, head.revision).await?.app == app
+            && !self.failed(id, head.revision).await?
+        {
+            return Ok(Accepted { revision: head.revision, unchanged: true });
+        }
+        let (old, expect) = match head {
+            Some((head, at)) => (head, Expect::Revision(at)),
+            None => (Head { revision: Revision(0), deleted: false, keyed: Vec::new() }, Expect::Absent),
+        };
+        let mut record = RevisionRecord {
+            revision: old.revision,
+            created_ms: clock::millis(),
+            origin: serde_json::to_value(&cause.origin).map_err(defect)?,
+            message: cause.message,
+            app,
+            claims: vetted.claims,
+        };
+        self.put_record(id, &mut record).await?;
+        let mut head = Head { revision: record.revision, deleted: false, keyed: old.keyed };
+        if old.deleted {
+            head.keyed.clear();
+        }
+        if let Some(key) = cause.key {
+            head.keyed.push(Keyed { key, revision: record.revision });
+            let excess = head.keyed.len().saturating_sub(KEYS);
+            head.keyed.drain(..excess);
+        }
+        let at = self.store.put(&keys::app(&id.tenant, &id.app), encode(&head)?, expect, None).await?;
+        let wanted = trust::wanted(&record, &tenant.settings, clock::seconds());
+        self.state.lock().want(id, at, &record.app, wanted);
+        Ok(Accepted { revision: record.revision, unchanged: false })
+    }
+
+    /// A node reports that the revision does not start there. One that is suspended is not meant: settings end that.
+    async fn failed(&self, id: &AppId, revision: Revision) -> Answer<bool> {
+        let nodes: Vec<_> = {
+            let state = self.state.lock();
+            if state.desired.apps.get(id).is_some_and(|wanted| wanted.barred(clock::seconds()).is_some()) {
+                return Ok(false);
+            }
+            state.nodes.keys().cloned().collect()
+        };
+        for node in nodes {
+            let entry = self.store.get(&keys::observed(&node, &id.tenant, &id.app)).await?;
+            let report = entry.map(|entry| decode::<AppObserved>(&entry)).transpose()?;
+            if report.is_some_and(|report| report.revision == revision && report.phase == Phase::Failed) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Writes the record under the next free number.
+    async fn put_record(&self, id: &AppId, record: &mut RevisionRecord) -> Answer<()> {
+        for _ in 0..MAX_SKIPS {
+            record.revision = Revision(record.revision.0.saturating_add(1));
+            let key = keys::revision(&id.tenant, &id.app, record.revision);
+            match self.store.put(&key, encode(&*record)?, Expect::Absent, None).await {
+                Err(StoreError::Conflict { .. }) => {
+                    tracing::info!(%key, "skipped the number of a revision that was never committed");
+                }
+                done => return done.map(drop).map_err(Refusal::from),
+            }
+        }
+        Err(Refusal::new(Code::Internal, format!("app `{}` has no free revision number", id.app)))
+    }
+
+    /// Deletes an app. Its routes and assignments go at once, its history soon after; its data stays, unless `purge`:
+    /// then it goes once the last call has ended, also where the app was deleted before. Answers with the store revision
+    /// of the last write.
+    pub(crate) async fn delete(&self, id: &AppId, require: Require, purge: bool) -> Answer<u64> {
+        let _turn = self.turn.lock().await;
+        let there = self.head(id).await?.filter(|(head, _)| purge || !head.deleted);
+        let (head, mut at) = there.ok_or_else(|| no_app(id))?;
+        check(id, Some(&head), require)?;
+        if !head.deleted {
+            let head = Head { deleted: true, keyed: Vec::new(), ..head };
+            let key = keys::app(&id.tenant, &id.app);
+            at = self.store.put(&key, encode(&head)?, Expect::Revision(at), None).await?;
+            self.state.lock().forget(id, at);
+            self.remove(&keys::copy(&id.tenant, &id.app)).await?;
+        }
+        if purge {
+            // After the head: a crash in between leaves data that can still be asked for, never an app without its data.
+            at = self.store.put(&keys::purge(&id.tenant, &id.app), encode(&())?, Expect::Any, None).await?;
+        }
+        Ok(at)
+    }
+}
