@@ -120,12 +120,29 @@ fn sources(root: &Path, files: &[String], findings: &mut Vec<String>) -> anyhow:
         if !text.starts_with("//!") && !text.starts_with("#!") {
             findings.push(format!("{file}: does not open with `//!` and why it exists"));
         }
+        if let Some(line) = example(&text) {
+            findings.push(format!("{file}:{line}: an example that nobody runs: mark it `text`, or make it a test"));
+        }
         let library = file.starts_with("crates/") && file.ends_with("src/lib.rs");
         if library && !file.starts_with("crates/runtime/") && !text.contains("#![forbid(unsafe_code)]") {
             findings.push(format!("{file}: lacks #![forbid(unsafe_code)]"));
         }
     }
     Ok(())
+}
+
+/// The line of the first example in documentation that is code: `cargo xtask test` does not run those.
+fn example(text: &str) -> Option<usize> {
+    let mut open = false;
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim_start();
+        let Some(kind) = ["//! ```", "/// ```"].iter().find_map(|fence| line.strip_prefix(fence)) else { continue };
+        if !open && ["", "rust", "no_run", "should_panic", "ignore"].contains(&kind.trim()) {
+            return Some(number);
+        }
+        open = !open;
+    }
+    None
 }
 
 /// Every error code has its line in docs/errors.md.
@@ -140,4 +157,17 @@ fn error_codes(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_in_documentation_is_found_and_text_is_not() {
+        let text = "/// ```text\n/// a picture\n/// ```\nfn f() {}\n";
+        assert_eq!(example(text), None);
+        assert_eq!(example(&format!("{text}    /// ```\n    /// f();\n    /// ```\n")), Some(5));
+        assert_eq!(example("//! ```rust\n//! f();\n//! ```\n"), Some(1));
+    }
 }
