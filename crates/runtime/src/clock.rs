@@ -1,6 +1,7 @@
 //! CPU time of the calling thread, and the coarse clocks guests see.
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -10,9 +11,18 @@ use wasmtime_wasi::{HostMonotonicClock, HostWallClock};
 /// much as to read the clock, and a small call would ask twice. Nanoseconds.
 const SHORT: u64 = 100_000;
 
-fn read(clock: ClockId) -> u64 {
-    let time = clock_gettime(clock);
+/// CPU time of this thread so far, nanoseconds.
+fn cpu() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// Nanoseconds from some moment of this process to now. Read by the standard library, which knows since the process began
+/// how to do that without the kernel: `rustix` asks for it at first use, which a confined host is refused, and would call
+/// the kernel twice for each call of a component.
+fn wall() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// When a stretch of work began on this thread, on two clocks, nanoseconds. That of the thread is at most [`SHORT`] old.
@@ -23,26 +33,27 @@ pub(crate) struct Began {
 }
 
 thread_local! {
-    static SEEN: Cell<Began> = const { Cell::new(Began { wall: 0, cpu: 0 }) };
+    static SEEN: Cell<Option<Began>> = const { Cell::new(None) };
 }
 
 impl Began {
     pub(crate) fn now() -> Self {
-        let wall = read(ClockId::Monotonic);
-        let seen = SEEN.get();
-        if wall.saturating_sub(seen.wall) < SHORT {
+        let wall = wall();
+        if let Some(seen) = SEEN.get()
+            && wall.saturating_sub(seen.wall) < SHORT
+        {
             return Self { wall, cpu: seen.cpu };
         }
-        let now = Self { wall, cpu: read(ClockId::ThreadCPUTime) };
-        SEEN.set(now);
+        let now = Self { wall, cpu: cpu() };
+        SEEN.set(Some(now));
         now
     }
 
     /// CPU time this thread has used since, nanoseconds, up to [`SHORT`] too much. A host that waits for a core longer
     /// than that does not charge its guests for it.
     pub(crate) fn cpu_ns(self) -> u64 {
-        let wall = read(ClockId::Monotonic).saturating_sub(self.wall);
-        if wall < SHORT { wall } else { wall.min(read(ClockId::ThreadCPUTime).saturating_sub(self.cpu)) }
+        let wall = wall().saturating_sub(self.wall);
+        if wall < SHORT { wall } else { wall.min(cpu().saturating_sub(self.cpu)) }
     }
 }
 
