@@ -1,5 +1,6 @@
 //! Data that move with their link: under traffic, past an interruption, and never over somebody else's keys.
 
+use std::io::BufRead as _;
 use std::time::Duration;
 
 use sidereal_tests::consul::{self, Consul};
@@ -114,4 +115,55 @@ fn a_move_goes_on_after_kill_9() {
         .unwrap();
     drop(redis);
     assert_ne!(platform.get("probe.localhost", "/get/default/k0-0").unwrap().status, 200, "it is redis that answers");
+}
+
+#[test]
+fn while_data_move_nobody_else_sends_the_app_elsewhere() {
+    let redis = Redis::start().unwrap();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    let write = |rest: &str| write_app(app.path(), "probe", "kv-probe", rest).unwrap();
+    let deploy = ["deploy", app.path().to_str().unwrap()];
+    let text = |args: &[&str]| {
+        let out = platform.cli(args).unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    write(&links("embedded"));
+    platform.ok(&deploy).unwrap();
+    platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &redis.url()]).unwrap();
+    assert_eq!(platform.get("probe.localhost", "/set/default/a/1").unwrap().body, "ok");
+
+    // The newest revision is not the one that answers: it could not be held.
+    write(&format!("limits = {{ memory = \"64KiB\" }}\n{}", links("embedded")));
+    assert!(!text(&deploy).0, "it cannot start in so little memory");
+    let to_redis = ["link", "set", "probe", "wasi:keyvalue=redis", "--copy-data"];
+    let (moved, why) = text(&to_redis);
+    assert!(!moved && why.contains("does not answer, so nothing is moved"), "{why}");
+    platform.ok(&["rollback", "probe", "--to", "1"]).unwrap();
+
+    // A slow server: the copy takes as long as it does.
+    redis.tell("", &["CLIENT", "PAUSE", "4000", "ALL"]).unwrap();
+    let asked = std::process::Command::new(sidereal_tests::binary())
+        .args(to_redis)
+        .env("SIDEREAL_DATA_DIR", dir.path())
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    let mut asked = asked.unwrap();
+    let mut line = String::new();
+    let mut said = std::io::BufReader::new(asked.stderr.take().unwrap());
+    said.read_line(&mut line).unwrap();
+    assert!(!line.is_empty(), "it says that it has begun");
+    let (again, why) = text(&[&to_redis[..4], &["--copy-data=keep"]].concat());
+    assert!(!again && why.contains("are being moved"), "not what is under way: {why}");
+    let (linked, why) = text(&["link", "set", "probe", "wasi:keyvalue=memory"]);
+    assert!(!linked && why.contains("are being moved from `embedded` to `redis`"), "{why}");
+    write(&links("memory"));
+    assert!(!text(&deploy).0, "a deploy would do the same");
+    write(&format!("limits = {{ memory = \"32MiB\" }}\n{}", links("embedded")));
+    platform.ok(&deploy).expect("one that leaves the link as it is does not");
+    assert!(asked.wait().unwrap().success());
+    assert_eq!(platform.ok(&["link", "list", "probe"]).unwrap()[0]["link"]["provider"], "redis");
+    assert_eq!(platform.get("probe.localhost", "/get/default/a").unwrap().body, "1");
+    platform.ok(&["link", "set", "probe", "wasi:keyvalue=memory"]).expect("the move is over");
 }

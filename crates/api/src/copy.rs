@@ -128,7 +128,7 @@ pub enum CopyPhase {
     Switching,
     /// The app is answered by the new provider.
     Done,
-    /// Nothing was moved.
+    /// It ended for `problem`. Nothing was moved, unless `revision` is there: then the link was, and that revision does not serve.
     Failed,
 }
 

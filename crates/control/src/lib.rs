@@ -10,6 +10,7 @@ mod config;
 mod events;
 mod http;
 mod load;
+mod moved;
 mod mover;
 mod purge;
 mod reconcile;

@@ -2,19 +2,18 @@
 //! let its calls wait for a moment, copy the last writes, move the link, let the calls go on with the new provider.
 //!
 //! What is asked for is recorded first, so that a move that is interrupted goes on when the control plane is back. A
-//! copy that begins again writes only what differs. Until the new revision is recorded the app is as it was.
+//! copy that begins again writes only what differs. Until the new revision is recorded the app is as it was, and nobody
+//! else changes its link.
+
+mod work;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use api::client::Require;
 use api::control::{LinkRequest, MoveRequest};
-use api::copy::{CopyEnd, CopyPhase, CopyRequest, CopyView, Cursor, Extra, Keys};
-use api::node::{CopyOutcome, CopyStep, NodeApi};
+use api::copy::{CopyEnd, CopyPhase, CopyRequest, CopyView};
+use api::node::NodeApi;
 use api::{Code, Problem};
-use model::app::Revision;
-use model::observed::Phase;
 use model::plan::AppId;
 use serde::{Deserialize, Serialize};
 use store::audit::Outcome;
@@ -23,30 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Audit, PLATFORM};
 use crate::http::{Answer, Refusal};
+use crate::moved::Moved;
 use crate::state::Shared;
 use crate::writer::{Planned, Writer, decode, encode};
-
-/// Keys per step.
-const CHUNK: usize = 500;
-/// Rounds of following; an app that writes faster than is copied by then is not moved.
-const ROUNDS: u64 = 30;
-/// A round that found fewer keys is the last one before the switch.
-const FEW: usize = 200;
-/// So does one that found no more bytes: calls wait for the last ones.
-const LITTLE: u64 = 16 << 20;
-/// How long calls in flight may take to end before the switch.
-const HOLD: Duration = Duration::from_secs(5);
-/// How long the last writes may take to be copied, while calls wait.
-const LAST: Duration = Duration::from_secs(5);
-/// How long the new revision may take to serve, and the one before where the new one does not. Calls wait meanwhile.
-const SERVE: Duration = Duration::from_secs(12);
-// The hosts' patience is longer than all of it: a call that waits is answered.
-const _: () = assert!(HOLD.as_secs() + LAST.as_secs() + 2 * SERVE.as_secs() < api::copy::PATIENCE.as_secs());
-/// A copy that a host has lost, because it was started again, begins again.
-const TRIES: u32 = 5;
-/// Between two tries, and between two looks.
-const PAUSE: Duration = Duration::from_millis(500);
-const LOOK: Duration = Duration::from_millis(5);
 
 /// What is recorded of a move.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,8 +36,26 @@ struct Record {
 }
 
 struct Moving {
+    request: MoveRequest,
     view: CopyView,
     cancel: CancellationToken,
+}
+
+impl Moving {
+    /// How it stands, where it is under way and what is asked for.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`], where another one is under way.
+    fn is(&self, id: &AppId, request: &MoveRequest) -> Answer<Option<CopyView>> {
+        if is_over(&self.view) {
+            return Ok(None);
+        }
+        if self.request == *request {
+            return Ok(Some(self.view.clone()));
+        }
+        let what = format!("data of `{}` are being moved from `{}` to `{}`", id.app, self.view.from, self.view.to);
+        Err(Refusal::new(Code::Conflict, what).help("wait for its end, or cancel it"))
+    }
 }
 
 /// Every move.
@@ -107,8 +103,13 @@ impl Mover {
                 continue;
             }
             let cancel = self.stop.child_token();
-            self.lock().insert(id.clone(), Moving { view, cancel: cancel.clone() });
+            let request = record.request.clone();
+            self.lock().insert(id.clone(), Moving { request, view, cancel: cancel.clone() });
             if !over {
+                if let Err(cause) = self.claim(&id, &record.request).await {
+                    // The move itself says so when it comes to it.
+                    tracing::info!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "a link is not to be moved as it is");
+                }
                 tracing::info!(tenant = %id.tenant, app = %id.app, "going on with a move of data");
                 tokio::spawn(self.clone().run(id, record, cancel));
             }
@@ -116,8 +117,15 @@ impl Mover {
         Ok(())
     }
 
+    fn under_way(&self, id: &AppId, request: &MoveRequest) -> Answer<Option<CopyView>> {
+        self.lock().get(id).map_or(Ok(None), |known| known.is(id, request))
+    }
+
     /// Begins a move. The same again, while it is under way, is the one under way.
     pub(crate) async fn begin(self: &Arc<Self>, id: &AppId, request: MoveRequest) -> Answer<CopyView> {
+        if let Some(view) = self.under_way(id, &request)? {
+            return Ok(view);
+        }
         let planned = self.writer.planned(id, &link(&request)).await?;
         let copy = copy_request(&planned)?;
         let view = CopyView {
@@ -135,15 +143,14 @@ impl Mover {
         let cancel = self.stop.child_token();
         {
             let mut moving = self.lock();
-            if let Some(known) = moving.get(id).filter(|known| !is_over(&known.view)) {
-                if known.view.from == view.from && known.view.to == view.to {
-                    return Ok(known.view.clone());
+            if let Some(known) = moving.get(id) {
+                // Begun since it was looked at above.
+                if let Some(view) = known.is(id, &record.request)? {
+                    return Ok(view);
                 }
-                let what =
-                    format!("data of `{}` are being moved from `{}` to `{}`", id.app, known.view.from, known.view.to);
-                return Err(Refusal::new(Code::Conflict, what).help("wait for its end, or cancel it"));
             }
-            moving.insert(id.clone(), Moving { view: view.clone(), cancel: cancel.clone() });
+            let request = record.request.clone();
+            moving.insert(id.clone(), Moving { request, view: view.clone(), cancel: cancel.clone() });
         }
         if let Err(problem) = self.save(id, &record).await {
             self.lock().remove(id);
@@ -210,10 +217,24 @@ impl Mover {
         put.map(drop).map_err(|cause| Refusal::from(cause).problem)
     }
 
+    /// The link that is to be moved, which nobody else changes from now on.
+    async fn claim(&self, id: &AppId, request: &MoveRequest) -> Answer<Planned> {
+        let _turn = self.writer.turn().await;
+        let planned = self.writer.planned(id, &link(request)).await?;
+        self.state.lock().moves.insert(id.clone(), Moved::of(&planned));
+        Ok(planned)
+    }
+
+    /// The app's links are everybody's to change again.
+    fn lift(&self, id: &AppId) {
+        self.state.lock().moves.remove(id);
+    }
+
     async fn run(self: Arc<Self>, id: AppId, record: Record, cancel: CancellationToken) {
         let copy = format!("{:016x}", rand::random::<u64>());
-        let mut work = Work { mover: &self, id: &id, copy, record, round: 0, held: false };
+        let mut work = work::Work::new(&self, &id, copy, record);
         let result = work.persist(&cancel).await;
+        self.lift(&id);
         if self.stop.is_cancelled() && result.is_err() {
             // Not its end: it goes on at the next start.
             return;
@@ -225,11 +246,12 @@ impl Mover {
                 work.record.view.problem = Some(problem);
             }
         }
-        work.show();
         self.write_down(&id, &work.record.view).await;
         if let Err(problem) = self.save(&id, &work.record).await {
             tracing::warn!(app = %id.app, cause = problem.detail, "the end of a move of data could not be recorded");
         }
+        // Shown last: the next move may begin, and its record must not be replaced by this one.
+        work.show();
         // The app may have been deleted while that was written.
         if !self.lock().contains_key(&id) {
             self.unsave(&id).await;
@@ -284,254 +306,6 @@ fn copy_request(planned: &Planned) -> Answer<CopyRequest> {
     Ok(CopyRequest { from: end(&planned.from), to: end(&planned.to), sources: planned.sources.clone(), all_but })
 }
 
-/// One move.
-struct Work<'a> {
-    mover: &'a Mover,
-    id: &'a AppId,
-    copy: String,
-    record: Record,
-    round: u64,
-    /// Calls of the app wait, or may.
-    held: bool,
-}
-
-impl Work<'_> {
-    fn show(&self) {
-        if let Some(moving) = self.mover.lock().get_mut(self.id) {
-            moving.view = self.record.view.clone();
-        }
-    }
-
-    async fn phase(&mut self, phase: CopyPhase) -> Result<(), Problem> {
-        self.record.view.phase = phase;
-        self.show();
-        self.mover.save(self.id, &self.record).await
-    }
-
-    async fn step(&self, step: CopyStep) -> Result<CopyOutcome, Problem> {
-        self.mover.nodes.copy(&self.id.tenant, &self.id.app, &self.copy, step).await
-    }
-
-    /// Tries again what may pass: a host that was started again, a node that is not up yet.
-    async fn persist(&mut self, cancel: &CancellationToken) -> Result<(), Problem> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let result = self.once(cancel).await;
-            self.release(None).await;
-            let end = self.step(CopyStep::End).await;
-            match result {
-                Err(problem)
-                    if tries < TRIES && matches!(problem.code, Code::NotFound | Code::Unreachable | Code::Conflict) =>
-                {
-                    tracing::info!(app = %self.id.app, cause = problem.detail, "a move of data begins again");
-                    tokio::select! {
-                        () = tokio::time::sleep(PAUSE * tries) => {}
-                        () = cancel.cancelled() => return Err(cancelled()),
-                    }
-                }
-                other => {
-                    if let Err(problem) = end {
-                        tracing::debug!(cause = problem.detail, "a copy was not ended everywhere");
-                    }
-                    return other;
-                }
-            }
-        }
-    }
-
-    async fn once(&mut self, cancel: &CancellationToken) -> Result<(), Problem> {
-        let request = link(&self.record.request);
-        let planned = self.mover.writer.planned(self.id, &request).await.map_err(|refusal| refusal.problem)?;
-        if planned.link.provider == request.provider {
-            // The revision was recorded before an interruption; its data had been copied whole by then.
-            self.record.view.revision = Some(planned.revision);
-            self.served(planned.revision).await?;
-            self.release(Some(planned.revision)).await;
-            return Ok(());
-        }
-        let copy = copy_request(&planned).map_err(|refusal| refusal.problem)?;
-        self.record.view = CopyView { read: 0, written: 0, bytes: 0, ..self.record.view.clone() };
-        self.round = 0;
-        self.step(CopyStep::Begin(Box::new(copy))).await?;
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(cancelled()),
-            result = self.approach() => result?,
-        }
-        self.phase(CopyPhase::Switching).await?;
-        let begun = Instant::now();
-        self.held = true;
-        self.step(CopyStep::Hold(planned.revision, ms(HOLD))).await?;
-        let revision = self.switch(&planned, &request).await?;
-        let served = self.served(revision).await;
-        let to = match &served {
-            Ok(()) => revision,
-            // Where not even that can be had, the calls go on where they are: they must not wait for ever.
-            Err(_) => self.back(planned.revision).await.unwrap_or(planned.revision),
-        };
-        self.release(Some(to)).await;
-        served?;
-        self.record.view.held_ms = Some(ms(begun.elapsed()));
-        self.record.view.revision = Some(revision);
-        Ok(())
-    }
-
-    /// Lets the calls that wait go on. The new revision was held from its first moment, so none has been answered by a
-    /// provider that the app does not stay with.
-    async fn release(&mut self, to: Option<Revision>) {
-        if std::mem::take(&mut self.held)
-            && let Err(problem) = self.step(CopyStep::Release(to)).await
-        {
-            tracing::warn!(app = %self.id.app, cause = problem.detail, "calls that wait were not told to go on");
-        }
-    }
-
-    /// Everything that is done while the app goes on.
-    async fn approach(&mut self) -> Result<(), Problem> {
-        if !self.record.checked {
-            self.extra().await?;
-            self.record.checked = true;
-        }
-        self.phase(CopyPhase::Copying).await?;
-        let mut cursor = Cursor::default();
-        loop {
-            let step = self.step(CopyStep::Page(cursor)).await?;
-            let CopyOutcome::Step(step) = step else { return Err(wrong()) };
-            cursor = Cursor { cursor: step.cursor.clone() };
-            self.count(&step);
-            if cursor.cursor.is_none() {
-                break;
-            }
-        }
-        self.phase(CopyPhase::Following).await?;
-        for _ in 0..ROUNDS {
-            let bytes = self.record.view.bytes;
-            if self.follow().await? < FEW && self.record.view.bytes - bytes < LITTLE {
-                return Ok(());
-            }
-        }
-        let what =
-            format!("the app writes faster than `{}` takes it, so its data cannot be moved", self.record.view.to);
-        Err(Problem::new(Code::Busy, what).help("nothing was changed; try again at a quieter time"))
-    }
-
-    /// Deals with keys that only the target has, as asked.
-    async fn extra(&mut self) -> Result<(), Problem> {
-        if self.record.request.extra == Extra::Keep {
-            return Ok(());
-        }
-        let mut cursor = Cursor::default();
-        loop {
-            let CopyOutcome::Keys(Keys { keys, cursor: next }) = self.step(CopyStep::Extra(cursor)).await? else {
-                return Err(wrong());
-            };
-            if let Some(first) = keys.first() {
-                if self.record.request.extra == Extra::Refuse {
-                    let to = &self.record.view.to;
-                    let what = format!(
-                        "`{to}` has data of this app that the present provider does not have, for example `{}`",
-                        // A container, and after a line break the object in it.
-                        first.replace('\n', "/").escape_debug()
-                    );
-                    return Err(Problem::new(Code::RequestInvalid, what)
-                        .help("`--copy-data=remove` removes them, `--copy-data=keep` leaves them"));
-                }
-                self.copy_keys(keys).await?;
-            }
-            match next {
-                Some(next) => cursor = Cursor { cursor: Some(next) },
-                None => return Ok(()),
-            }
-        }
-    }
-
-    /// One round of following; how many keys there were.
-    async fn follow(&mut self) -> Result<usize, Problem> {
-        self.round += 1;
-        let CopyOutcome::Keys(Keys { keys, .. }) = self.step(CopyStep::Noted(self.round)).await? else {
-            return Err(wrong());
-        };
-        let count = keys.len();
-        self.copy_keys(keys).await?;
-        Ok(count)
-    }
-
-    async fn copy_keys(&mut self, keys: Vec<String>) -> Result<(), Problem> {
-        for chunk in keys.chunks(CHUNK) {
-            let CopyOutcome::Step(step) = self.step(CopyStep::Keys(chunk.to_vec())).await? else {
-                return Err(wrong());
-            };
-            self.count(&step);
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, step: &api::copy::Step) {
-        let view = &mut self.record.view;
-        view.read += step.read;
-        view.written += step.written;
-        view.bytes += step.bytes;
-        self.show();
-    }
-
-    /// With calls held: the last writes, then the link. Until the link is written, everything can be taken back.
-    async fn switch(&mut self, planned: &Planned, request: &LinkRequest) -> Result<Revision, Problem> {
-        let last = async {
-            while self.follow().await? > 0 {}
-            Ok(())
-        };
-        tokio::time::timeout(LAST, last).await.unwrap_or_else(|_| {
-            let what = format!("the last writes of the app were not copied within {} s", LAST.as_secs());
-            Err(Problem::new(Code::Busy, what).help("nothing was changed; try again at a quieter time"))
-        })?;
-        let require = Require::At(planned.revision.0);
-        let accepted = self.mover.writer.link(self.id, request, require).await.map_err(|refusal| refusal.problem)?;
-        Ok(accepted.revision)
-    }
-
-    /// The new revision does not serve: what was before becomes a revision again, and that one must.
-    async fn back(&self, to: Revision) -> Result<Revision, Problem> {
-        let back = self.mover.writer.rollback(self.id, Some(to), Require::Exists).await;
-        let revision = back.map_err(|refusal| refusal.problem)?.revision;
-        self.served(revision).await?;
-        Ok(revision)
-    }
-
-    /// Waits until a revision serves.
-    async fn served(&self, revision: Revision) -> Result<(), Problem> {
-        let until = Instant::now() + SERVE;
-        loop {
-            for report in self.mover.state.lock().reports_of(self.id).values() {
-                if report.revision == revision && report.phase == Phase::Serving {
-                    return Ok(());
-                }
-                if report.revision == revision && report.phase == Phase::Failed {
-                    let why = report.reason.as_ref().map_or("the node gave no reason", |reason| &reason.message);
-                    return Err(Problem::new(
-                        Code::StartFailed,
-                        format!("with the new provider the app does not start: {why}"),
-                    )
-                    .help("the app is answered by the provider it had"));
-                }
-            }
-            if Instant::now() > until {
-                let what = format!("revision {revision} did not serve within {} s", SERVE.as_secs());
-                return Err(Problem::new(Code::TimedOut, what).help("the app is answered by the provider it had"));
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-}
-
-fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn cancelled() -> Problem {
     Problem::new(Code::Busy, "the move of data was cancelled; nothing was moved")
-}
-
-fn wrong() -> Problem {
-    Problem::new(Code::Internal, "the node answered another question than was asked")
 }

@@ -12,6 +12,8 @@ use model::tenant::Quotas;
 use model::{AppName, NodeName, TenantName};
 use store::keys::NodeRecord;
 
+use crate::moved::Moved;
+
 /// The state, shared by the writer, the reconciler and the readers. Never held over an await.
 #[derive(Default)]
 pub(crate) struct Shared(Mutex<State>);
@@ -45,6 +47,8 @@ pub(crate) struct State {
     apps: BTreeMap<AppId, Known>,
     pub(crate) nodes: BTreeMap<NodeName, NodeRecord>,
     pub(crate) reports: BTreeMap<NodeName, BTreeMap<AppId, AppObserved>>,
+    /// Links whose data are being moved.
+    pub(crate) moves: BTreeMap<AppId, Moved>,
 }
 
 impl State {

@@ -120,12 +120,12 @@ impl Holds {
         }
     }
 
-    /// The revision is gone.
+    /// The revision is gone. Calls of it that wait go on with the others when the app is released.
     pub(crate) fn forget(&self, app: &AppName, revision: Revision) {
         let mut apps = self.lock();
-        if let Some(held) = apps.get_mut(app) {
+        if let Some(held) = apps.get_mut(app).filter(|held| !held.newcomers) {
             held.stages.remove(&revision);
-            if held.stages.is_empty() && !held.newcomers {
+            if held.stages.is_empty() {
                 apps.remove(app);
             }
         }

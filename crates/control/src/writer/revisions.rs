@@ -106,6 +106,9 @@ impl Writer {
         {
             return Ok(Accepted { revision: head.revision, unchanged: true });
         }
+        if let Some(moved) = self.state.lock().moves.get(id) {
+            moved.check(&app)?;
+        }
         let (old, expect) = match head {
             Some((head, at)) => (head, Expect::Revision(at)),
             None => (Head { revision: Revision(0), deleted: false, keyed: Vec::new() }, Expect::Absent),

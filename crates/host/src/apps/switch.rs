@@ -39,13 +39,20 @@ impl Apps {
         }
     }
 
-    /// Lets new calls of a revision, and all of revisions still to come, wait; gives those in flight until `deadline` to
-    /// end. Calls of earlier revisions count as well: they write where the held one does. Where they do not end,
+    /// Lets new calls of a revision, of earlier ones that are still here, and of those still to come, wait; gives those in
+    /// flight until `deadline` to end, of whichever revision: earlier ones write where the held one does, and late calls
+    /// reach them while they drain. Where they do not end,
     /// nothing is held; how many there are. The revision need not be here: it may be about to come.
     pub(crate) async fn hold(&self, app: &AppName, revision: Revision, deadline: Duration) -> u64 {
         let _told = Told::new(&self.drains);
         self.holds.hold(app, revision);
-        if let Some(running) = self.running(app, revision) {
+        let earlier: Vec<_> = {
+            let revisions = lock(&self.revisions);
+            let of_app = revisions.range((app.clone(), Revision(0))..=(app.clone(), revision));
+            of_app.map(|((_, revision), running)| (*revision, running.clone())).collect()
+        };
+        for (revision, running) in earlier {
+            self.holds.hold(app, revision);
             running.entries.iter().for_each(|entry| entry.set_held(true));
         }
         let calls = || self.entries_of(app).iter().map(|entry| u64::from(entry.in_flight())).sum::<u64>();

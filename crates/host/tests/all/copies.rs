@@ -143,6 +143,25 @@ async fn a_hold_waits_for_calls_of_earlier_revisions_too() {
 }
 
 #[tokio::test]
+async fn a_hold_is_of_earlier_revisions_too_whether_the_named_one_is_here_or_not() {
+    let rig = Rig::new().await;
+    let probe = rig.app("slow", "probe");
+    rig.start(&probe, 1, true).await.unwrap();
+    assert_eq!(rig.agent.hold(&probe.name, Revision(2), Duration::from_secs(5)).await.unwrap().in_flight, 0);
+    let call = rig.get("slow/1/main", "/slow?ms=1");
+    let released = async {
+        tokio::time::timeout(Duration::from_millis(100), std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(rig.status("slow").await.in_flight, 0, "it would write to the provider that is left");
+        rig.start(&probe, 2, true).await.unwrap();
+        // Its waiting call is not lost with it.
+        assert_eq!(rig.drain("slow", 1, Duration::from_secs(5)).await, 0);
+        rig.agent.release(&probe.name, Some(Revision(2))).await.unwrap();
+    };
+    let (answer, ()) = futures::join!(call, released);
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
 async fn a_revision_that_comes_while_the_app_is_held_answers_when_it_is_released() {
     let rig = Rig::new().await;
     let probe = rig.app("slow", "probe");

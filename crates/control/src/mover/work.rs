@@ -1,0 +1,366 @@
+//! One move, from the first key to the calls that go on: what [`super::Mover`] runs for each that is under way.
+
+use std::time::{Duration, Instant};
+
+use api::client::Require;
+use api::control::LinkRequest;
+use api::copy::{CopyPhase, CopyView, Cursor, Extra, Keys};
+use api::node::{CopyOutcome, CopyStep};
+use api::{Code, Problem};
+use model::app::{LockedApp, Revision};
+use model::observed::Phase;
+use model::plan::AppId;
+use tokio_util::sync::CancellationToken;
+
+use super::{Mover, Record, cancelled, copy_request, link};
+use crate::writer::Planned;
+
+/// Keys per step.
+const CHUNK: usize = 500;
+/// Rounds of following; an app that writes faster than is copied by then is not moved.
+const ROUNDS: u64 = 30;
+/// A round that found fewer keys is the last one before the switch.
+const FEW: usize = 200;
+/// So does one that found no more bytes: calls wait for the last ones.
+const LITTLE: u64 = 16 << 20;
+/// How long calls in flight may take to end before the switch.
+const HOLD: Duration = Duration::from_secs(5);
+/// How long the last writes may take to be copied, while calls wait.
+const LAST: Duration = Duration::from_secs(5);
+/// How long the new revision may take to serve, and the one before where the new one does not. Calls wait meanwhile.
+const SERVE: Duration = Duration::from_secs(12);
+// The hosts' patience is longer than all of it: a call that waits is answered.
+const _: () = assert!(HOLD.as_secs() + LAST.as_secs() + 2 * SERVE.as_secs() < api::copy::PATIENCE.as_secs());
+/// How long the app may take to come up again after a restart, where the link was moved before it.
+const RESUMED: Duration = Duration::from_secs(300);
+/// A copy that a host has lost, because it was started again, begins again.
+const TRIES: u32 = 5;
+/// Between two tries, and between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(5);
+
+/// One move.
+pub(super) struct Work<'a> {
+    mover: &'a Mover,
+    id: &'a AppId,
+    copy: String,
+    pub(super) record: Record,
+    round: u64,
+    /// Calls of the app wait, or may.
+    held: bool,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(mover: &'a Mover, id: &'a AppId, copy: String, record: Record) -> Self {
+        Self { mover, id, copy, record, round: 0, held: false }
+    }
+
+    pub(super) fn show(&self) {
+        if let Some(moving) = self.mover.lock().get_mut(self.id) {
+            moving.view = self.record.view.clone();
+        }
+    }
+
+    async fn phase(&mut self, phase: CopyPhase) -> Result<(), Problem> {
+        self.record.view.phase = phase;
+        self.show();
+        self.mover.save(self.id, &self.record).await
+    }
+
+    async fn step(&self, step: CopyStep) -> Result<CopyOutcome, Problem> {
+        self.mover.nodes.copy(&self.id.tenant, &self.id.app, &self.copy, step).await
+    }
+
+    /// Tries again what may pass: a host that was started again, a node that is not up yet.
+    pub(super) async fn persist(&mut self, cancel: &CancellationToken) -> Result<(), Problem> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let result = self.once(cancel).await;
+            self.release(None).await;
+            let end = self.step(CopyStep::End).await;
+            match result {
+                Err(problem)
+                    if tries < TRIES && matches!(problem.code, Code::NotFound | Code::Unreachable | Code::Conflict) =>
+                {
+                    tracing::info!(app = %self.id.app, cause = problem.detail, "a move of data begins again");
+                    tokio::select! {
+                        () = tokio::time::sleep(PAUSE * tries) => {}
+                        () = cancel.cancelled() => return Err(cancelled()),
+                    }
+                }
+                other => {
+                    if let Err(problem) = end {
+                        tracing::debug!(cause = problem.detail, "a copy was not ended everywhere");
+                    }
+                    return other;
+                }
+            }
+        }
+    }
+
+    async fn once(&mut self, cancel: &CancellationToken) -> Result<(), Problem> {
+        let request = link(&self.record.request);
+        let recorded = self.record.view.phase == CopyPhase::Switching;
+        let planned = self.claim().await?;
+        if planned.link.provider == request.provider && recorded {
+            // The revision was recorded before an interruption; its data had been copied whole by then.
+            return self.resumed(planned.revision).await;
+        }
+        if planned.link.provider != self.record.view.from {
+            let what = format!(
+                "the link goes to `{}` now and no longer to `{}`: somebody set it while its data were copied",
+                planned.link.provider, self.record.view.from
+            );
+            return Err(Problem::new(Code::Conflict, what).help("move the data from where the link goes now"));
+        }
+        let copy = copy_request(&planned).map_err(|refusal| refusal.problem)?;
+        self.answers(planned.revision).await?;
+        self.record.view = CopyView { read: 0, written: 0, bytes: 0, ..self.record.view.clone() };
+        self.round = 0;
+        self.step(CopyStep::Begin(Box::new(copy.clone()))).await?;
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(cancelled()),
+            result = self.approach() => result?,
+        }
+        // Revisions that came meanwhile write to the same provider: nothing else is let through. It is the newest one
+        // that has to be held.
+        let planned = self.claim().await?;
+        if copy_request(&planned).map_err(|refusal| refusal.problem)? != copy {
+            return Err(Problem::new(Code::Conflict, "a provider of the app was changed while its data were copied"));
+        }
+        self.answers(planned.revision).await?;
+        self.phase(CopyPhase::Switching).await?;
+        let begun = Instant::now();
+        self.held = true;
+        self.step(CopyStep::Hold(planned.revision, ms(HOLD))).await?;
+        let revision = self.switch(&planned, &request).await?;
+        let served = self.served(revision, SERVE).await;
+        let to = match &served {
+            Ok(serving) => *serving,
+            // Where not even that can be had, the calls go on where they are: they must not wait for ever.
+            Err(_) => self.back(planned.revision, revision).await.unwrap_or(planned.revision),
+        };
+        self.release(Some(to)).await;
+        served?;
+        self.record.view.held_ms = Some(ms(begun.elapsed()));
+        self.record.view.revision = Some(revision);
+        Ok(())
+    }
+
+    async fn claim(&self) -> Result<Planned, Problem> {
+        self.mover.claim(self.id, &self.record.request).await.map_err(|refusal| refusal.problem)
+    }
+
+    /// The link was moved before an interruption: nothing can be lost any more, and nothing is held.
+    async fn resumed(&mut self, revision: Revision) -> Result<(), Problem> {
+        self.mover.lift(self.id);
+        self.record.view.revision = Some(revision);
+        self.served(revision, RESUMED).await.map(drop).map_err(|problem| {
+            let what = format!("the data and the link were moved to `{}`, but {}", self.record.view.to, problem.detail);
+            Problem::new(problem.code, what).help("`sidereal status` says how the app stands")
+        })
+    }
+
+    /// The revision that is to be held is the one that answers. Where an earlier one does, because the newest does not
+    /// start, calls would go on where nothing holds them.
+    async fn answers(&self, revision: Revision) -> Result<(), Problem> {
+        match self.served(revision, SERVE).await {
+            Ok(serving) if serving == revision => Ok(()),
+            Ok(later) => Err(Problem::new(Code::Conflict, format!("revision {later} took the place of {revision}"))),
+            Err(problem) => {
+                let what =
+                    format!("the newest revision of the app does not answer, so nothing is moved: {}", problem.detail);
+                Err(Problem::new(Code::Busy, what)
+                    .help("deploy one that starts, or `sidereal rollback`, and move then"))
+            }
+        }
+    }
+
+    /// Lets the calls that wait go on. The new revision was held from its first moment, so none has been answered by a
+    /// provider that the app does not stay with.
+    async fn release(&mut self, to: Option<Revision>) {
+        if std::mem::take(&mut self.held)
+            && let Err(problem) = self.step(CopyStep::Release(to)).await
+        {
+            tracing::warn!(app = %self.id.app, cause = problem.detail, "calls that wait were not told to go on");
+        }
+    }
+
+    /// Everything that is done while the app goes on.
+    async fn approach(&mut self) -> Result<(), Problem> {
+        if !self.record.checked {
+            self.extra().await?;
+            self.record.checked = true;
+        }
+        self.phase(CopyPhase::Copying).await?;
+        let mut cursor = Cursor::default();
+        loop {
+            let step = self.step(CopyStep::Page(cursor)).await?;
+            let CopyOutcome::Step(step) = step else { return Err(wrong()) };
+            cursor = Cursor { cursor: step.cursor.clone() };
+            self.count(&step);
+            if cursor.cursor.is_none() {
+                break;
+            }
+        }
+        self.phase(CopyPhase::Following).await?;
+        for _ in 0..ROUNDS {
+            let bytes = self.record.view.bytes;
+            if self.follow().await? < FEW && self.record.view.bytes - bytes < LITTLE {
+                return Ok(());
+            }
+        }
+        let what =
+            format!("the app writes faster than `{}` takes it, so its data cannot be moved", self.record.view.to);
+        Err(Problem::new(Code::Busy, what).help("nothing was changed; try again at a quieter time"))
+    }
+
+    /// Deals with keys that only the target has, as asked.
+    async fn extra(&mut self) -> Result<(), Problem> {
+        if self.record.request.extra == Extra::Keep {
+            return Ok(());
+        }
+        let mut cursor = Cursor::default();
+        loop {
+            let CopyOutcome::Keys(Keys { keys, cursor: next }) = self.step(CopyStep::Extra(cursor)).await? else {
+                return Err(wrong());
+            };
+            if let Some(first) = keys.first() {
+                if self.record.request.extra == Extra::Refuse {
+                    let to = &self.record.view.to;
+                    let what = format!(
+                        "`{to}` has data of this app that the present provider does not have, for example `{}`",
+                        // A container, and after a line break the object in it.
+                        first.replace('\n', "/").escape_debug()
+                    );
+                    return Err(Problem::new(Code::RequestInvalid, what)
+                        .help("`--copy-data=remove` removes them, `--copy-data=keep` leaves them"));
+                }
+                self.copy_keys(keys).await?;
+            }
+            match next {
+                Some(next) => cursor = Cursor { cursor: Some(next) },
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// One round of following; how many keys there were.
+    async fn follow(&mut self) -> Result<usize, Problem> {
+        self.round += 1;
+        let CopyOutcome::Keys(Keys { keys, .. }) = self.step(CopyStep::Noted(self.round)).await? else {
+            return Err(wrong());
+        };
+        let count = keys.len();
+        self.copy_keys(keys).await?;
+        Ok(count)
+    }
+
+    async fn copy_keys(&mut self, keys: Vec<String>) -> Result<(), Problem> {
+        for chunk in keys.chunks(CHUNK) {
+            let CopyOutcome::Step(step) = self.step(CopyStep::Keys(chunk.to_vec())).await? else {
+                return Err(wrong());
+            };
+            self.count(&step);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, step: &api::copy::Step) {
+        let view = &mut self.record.view;
+        view.read += step.read;
+        view.written += step.written;
+        view.bytes += step.bytes;
+        self.show();
+    }
+
+    /// With calls held: the last writes, then the link. Until the link is written, everything can be taken back.
+    async fn switch(&mut self, planned: &Planned, request: &LinkRequest) -> Result<Revision, Problem> {
+        let last = async {
+            while self.follow().await? > 0 {}
+            Ok(())
+        };
+        tokio::time::timeout(LAST, last).await.unwrap_or_else(|_| {
+            let what = format!("the last writes of the app were not copied within {} s", LAST.as_secs());
+            Err(Problem::new(Code::Busy, what).help("nothing was changed; try again at a quieter time"))
+        })?;
+        let require = Require::At(planned.revision.0);
+        // What comes between is a conflict, and is held like every revision that comes now.
+        self.mover.lift(self.id);
+        let writer = &self.mover.writer;
+        match writer.link(self.id, request, require).await {
+            Ok(accepted) => Ok(accepted.revision),
+            Err(refusal) => match writer.current(self.id).await {
+                // A store that failed may have written all the same: what counts is what it has.
+                Ok(current)
+                    if current.record.revision > planned.revision && goes(&current.record.app, planned, request) =>
+                {
+                    Ok(current.record.revision)
+                }
+                _ => Err(refusal.problem),
+            },
+        }
+    }
+
+    /// The new revision `after` does not serve: what was before becomes a revision again, and that one must. Where somebody
+    /// has deployed another one since, it is that one. Which serves now.
+    async fn back(&self, to: Revision, after: Revision) -> Result<Revision, Problem> {
+        let writer = &self.mover.writer;
+        let mut tries = 0;
+        let revision = loop {
+            tries += 1;
+            match writer.rollback(self.id, Some(to), Require::At(after.0)).await {
+                Ok(accepted) => break accepted.revision,
+                Err(refusal) if refusal.problem.code == Code::Conflict => {
+                    break writer.current(self.id).await.map_err(|refusal| refusal.problem)?.head.revision;
+                }
+                // What is wanted must not go elsewhere than what is about to answer.
+                Err(_) if tries < TRIES => tokio::time::sleep(LOOK * tries).await,
+                Err(refusal) => return Err(refusal.problem),
+            }
+        };
+        self.served(revision, SERVE).await
+    }
+
+    /// Waits until a revision serves, or one that took its place; which it is.
+    async fn served(&self, revision: Revision, within: Duration) -> Result<Revision, Problem> {
+        let until = Instant::now() + within;
+        loop {
+            for report in self.mover.state.lock().reports_of(self.id).values() {
+                if let Some(serving) = report.serving.filter(|serving| *serving >= revision) {
+                    return Ok(serving);
+                }
+                if report.revision == revision && report.phase == Phase::Failed {
+                    let why = report.reason.as_ref().map_or("the node gave no reason", |reason| &reason.message);
+                    let what = format!("revision {revision} does not start: {why}");
+                    return Err(
+                        Problem::new(Code::StartFailed, what).help("the app is answered by the provider it had")
+                    );
+                }
+            }
+            if Instant::now() > until {
+                let what = format!("revision {revision} did not serve within {} s", within.as_secs());
+                return Err(Problem::new(Code::TimedOut, what).help("the app is answered by the provider it had"));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// Whether the link that was planned to move has moved.
+fn goes(app: &LockedApp, planned: &Planned, request: &LinkRequest) -> bool {
+    let (of, label) = ((&planned.link.component, &planned.link.contract), &planned.link.label);
+    app.links.iter().any(|link| {
+        (&link.component, &link.contract) == of && link.label == *label && link.provider == request.provider
+    })
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn wrong() -> Problem {
+    Problem::new(Code::Internal, "the node answered another question than was asked")
+}
