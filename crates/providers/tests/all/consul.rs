@@ -289,6 +289,8 @@ async fn what_is_not_consul_is_said_to_be_none() {
         ("HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\n\r\nhello", "status 404"),
         ("HTTP/1.1 500 Oops\r\ncontent-length: 17\r\n\r\nNo cluster leader", "no leader"),
         ("HTTP/1.1 429 Slow\r\ncontent-length: 0\r\n\r\n", "rate limit"),
+        // What stands between may repeat what it was sent.
+        ("HTTP/1.1 502 Bad\r\ncontent-length: 23\r\n\r\nx-consul-token: hunter2", "withheld"),
     ] {
         let server = Scripted::start(answer).await;
         let consul = consul_of("acme", "shop", &server.url(), "hunter2", &Direct::to(server.address));

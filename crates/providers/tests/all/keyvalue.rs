@@ -10,7 +10,7 @@ use providers::keyvalue::redis::Login;
 use providers::keyvalue::{Backend, BackendError, Memory, Redis, conformance};
 use providers::secrets::Credentials;
 
-use crate::support::{Direct, RedisServer, Vault};
+use crate::support::{Direct, RedisServer, Scripted, Vault};
 
 fn redis_of(tenant: &str, app: &str, url: &str, dialer: Arc<Direct>) -> Redis {
     redis_as(tenant, app, url, login(None, &[], &Vault::new()), dialer)
@@ -138,6 +138,25 @@ async fn refusals_are_told_apart() {
     *dialer.refuse.lock().unwrap() = Some(DialError::Denied("10.0.0.1 (private) is not granted".into()));
     let denied = redis_of("acme", "shop", "redis://10.0.0.1", dialer).check().await.unwrap_err();
     assert!(matches!(denied, BackendError::Denied(_)), "{denied:?}");
+}
+
+#[tokio::test]
+async fn what_a_server_repeats_of_a_login_is_not_told() {
+    let (vault, dialled) = (Vault::new(), "127.0.0.1:1");
+    vault.set("password", "hunter2");
+    for (answer, code) in [
+        ("-ERR unknown command `AUTH`, with args beginning with: `shop` `hunter2` \r\n", "(ERR)"),
+        ("-WRONGPASS hunter2 is wrong\r\n", "(WRONGPASS)"),
+        ("-hunter2 what is this\r\n", "refuses the login;"),
+    ] {
+        let server = Scripted::start(answer).await;
+        let dialer = Direct::to(server.address);
+        let login = login(Some("shop"), &["password"], &vault);
+        let redis = redis_as("acme", "shop", &format!("redis://{dialled}"), login, dialer);
+        let said = redis.check().await.unwrap_err();
+        assert!(matches!(said, BackendError::Denied(_)) && said.to_string().contains(code), "{said}");
+        assert!(!format!("{said} {said:?}").contains("hunter2"), "{said:?}");
+    }
 }
 
 #[tokio::test]

@@ -190,6 +190,47 @@ fn walk(dir: &Path) -> Vec<u64> {
     found
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_repeats_of_a_session_token_is_not_told() {
+    const TOKEN: &str = "IQoJb3JpZ2luX2VjEJ7hunter2+/canary==";
+    let vault = vault("right");
+    vault.set("s3-token", TOKEN);
+    for (status, code, denies) in [
+        ("400 Bad Request", "ExpiredToken", true),
+        ("400 Bad Request", "InvalidToken", true),
+        ("400 Bad Request", "EntityTooLarge", false),
+        ("409 Conflict", "OperationAborted", false),
+        ("200 OK", "InternalError", false),
+    ] {
+        let body = format!(
+            "<?xml version=\"1.0\"?><Error><Token-0>{TOKEN}</Token-0><Code>{code}</Code><Message>Not {TOKEN}</Message></Error>"
+        );
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let address = broken(answer.into_bytes()).await;
+        let config =
+            [("url", format!("http://{address}")), ("bucket", "bucket".into()), ("access-key-id", "ASIA".into())];
+        let named = [("secret-access-key", "s3-key"), ("session-token", "s3-token")];
+        let named = named.map(|(setting, secret)| (setting.to_owned(), SecretRef::new(secret.parse().unwrap())));
+        let credentials = Credentials::new("shop".parse().unwrap(), named.into(), vault.clone());
+        let names = ("acme".parse().unwrap(), "shop".parse().unwrap(), "store".parse().unwrap());
+        let config = config.map(|(key, value)| (key.to_owned(), value)).into();
+        let store = S3::new(&names.0, &names.1, &names.2, &config, credentials, Direct::to(address)).unwrap();
+        let all = [
+            store.list("c", None).await.unwrap_err(),
+            store.create("c").await.unwrap_err(),
+            store.read("c", "o", 0, u64::MAX).await.map(drop).unwrap_err(),
+        ];
+        for said in &all {
+            for piece in [TOKEN, "hunter2", "IQoJ"] {
+                assert!(!format!("{said} {said:?}").contains(piece), "{said:?}");
+            }
+        }
+        let listed = &all[0];
+        assert_eq!(matches!(listed, BackendError::Denied(_)), denies, "{listed:?}");
+        assert!(status.starts_with("200") || listed.to_string().contains(code), "{listed:?}");
+    }
+}
+
 /// A server that reads what it is sent and answers `answer` to everything; holds the connection where that is empty.
 async fn broken(answer: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -257,7 +257,41 @@ fn translate(error: object_store::Error) -> Failed {
     if let Some(DialError::Denied(why)) = dial_error(&error) {
         return BackendError::Denied(why.clone()).into();
     }
-    BackendError::Unavailable(error.to_string().chars().take(400).collect()).into()
+    let text = error.to_string();
+    match code(&text).filter(|code| REFUSED.contains(code)) {
+        Some(code) => denied(&format!("the server refuses the access key ({code})")).into(),
+        None => BackendError::Unavailable(told(&text)).into(),
+    }
+}
+
+/// Codes of a key that is not taken, which come with the status of a bad request: those of temporary keys above all.
+const REFUSED: [&str; 5] =
+    ["ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch"];
+
+/// Where the client's errors go on with what the server said.
+const SAID: [&str; 2] = ["Server returned non-2xx status code: ", "Server returned error response: "];
+
+/// The code in what the server said.
+fn code(text: &str) -> Option<&str> {
+    let said = SAID.iter().find_map(|mark| text.split_once(mark))?.1;
+    let code = said.split_once("<Code>")?.1.split_once("</Code>")?.0;
+    (code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.')).then_some(code)
+}
+
+/// An error of the client as far as it is repeated: of what the server said its status and its code, for the rest may
+/// repeat what it was sent, as AWS does with the session token of a temporary key.
+fn told(text: &str) -> String {
+    let short = |text: &str| text.chars().take(400).collect::<String>();
+    let [status, response] = SAID.map(|mark| text.split_once(mark));
+    let code = code(text).unwrap_or("it gives no code");
+    match (status, response) {
+        (Some((before, said)), _) => {
+            let status: String = said.split(':').next().unwrap_or_default().chars().take(40).collect();
+            format!("{}the server answers {status} ({code})", short(before))
+        }
+        (None, Some((before, _))) => format!("{}the server answers an error ({code})", short(before)),
+        (None, None) => short(text),
+    }
 }
 
 /// The status in the text of an error of the client, which has a variant for it with some requests only.

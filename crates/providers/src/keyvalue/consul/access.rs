@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::watch;
 
 use super::super::BackendError;
@@ -14,6 +14,11 @@ const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 
 /// The headers of a request, and which versions of the secrets they are made of.
 type Headers = (HeaderMap, Vec<u64>);
+
+/// The token that a request shows.
+pub(super) fn token(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(TOKEN).cloned()
+}
 
 pub(super) struct Access {
     credentials: Credentials,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use data_encoding::BASE64;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use model::{AppName, ProviderName, TenantName};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -160,8 +160,11 @@ impl Consul {
     ) -> Result<Told, BackendError> {
         let (headers, versions) = self.access.headers().await?;
         let ask = Ask { method: method.clone(), path, headers, body: body.clone(), limit };
+        let token = access::token(&ask.headers);
         let told = self.http.send(ask).await.map_err(|cause| self.failed(cause))?;
-        if !is_unknown(&told) {
+        let unknown = is_unknown(&told);
+        let told = withheld(told, token.as_ref());
+        if !unknown {
             return Ok(told);
         }
         // Nothing was done. The token may have been set anew since it was asked for.
@@ -170,7 +173,9 @@ impl Consul {
         if now == versions {
             return Ok(told);
         }
-        self.http.send(Ask { method, path, headers, body, limit }).await.map_err(|cause| self.failed(cause))
+        let token = access::token(&headers);
+        let told = self.http.send(Ask { method, path, headers, body, limit }).await;
+        told.map(|told| withheld(told, token.as_ref())).map_err(|cause| self.failed(cause))
     }
 
     fn failed(&self, cause: HttpError) -> BackendError {
@@ -295,6 +300,15 @@ impl Consul {
 fn is_unknown(told: &Told) -> bool {
     const WORDS: &[u8] = b"ACL not found";
     !told.status.is_success() && told.body.len() < 1024 && told.body.windows(WORDS.len()).any(|part| part == WORDS)
+}
+
+/// The answer without its words, where it refuses and they repeat the token: whatever stands between may say them.
+fn withheld(mut told: Told, token: Option<&HeaderValue>) -> Told {
+    let repeats = |token: &[u8]| !token.is_empty() && told.body.windows(token.len()).any(|part| part == token);
+    if !told.status.is_success() && token.is_some_and(|token| repeats(token.as_bytes())) {
+        told.body = Zeroizing::new(b"(its words are withheld: they repeat the token)".to_vec());
+    }
+    told
 }
 
 /// The words of a token that may not, or is none.

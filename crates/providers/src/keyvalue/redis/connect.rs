@@ -169,6 +169,17 @@ async fn renew_once(connector: &Connector, line: &Arc<Mutex<Line>>) -> Result<()
     Ok(())
 }
 
+/// What a server says to a login. It may repeat what it was sent, as those do that know no `AUTH`: of its words only the
+/// code is told, where it is one of Redis's.
+fn refusal(said: &str) -> String {
+    const CODES: [&str; 9] =
+        ["WRONGPASS", "NOAUTH", "NOPERM", "ERR", "DENIED", "LOADING", "MASTERDOWN", "BUSY", "MISCONF"];
+    match said.split_whitespace().next().filter(|code| CODES.contains(code)) {
+        Some(code) => format!("the server refuses the login ({code}); check user name and password"),
+        None => "the server refuses the login; check user name and password".to_owned(),
+    }
+}
+
 /// `AUTH`, written here so that no other buffer than ours holds the password.
 async fn log_in(stream: &mut Stream, username: Option<&str>, password: &[u8]) -> Result<(), BackendError> {
     let lost = |cause: std::io::Error| BackendError::Unavailable(cause.to_string());
@@ -194,7 +205,7 @@ async fn log_in(stream: &mut Stream, username: Option<&str>, password: &[u8]) ->
     }
     let said = String::from_utf8_lossy(&answer);
     match said.trim_end().strip_prefix('-') {
-        Some(refused) => Err(BackendError::Denied(refused.escape_debug().to_string())),
+        Some(refused) => Err(BackendError::Denied(refusal(refused))),
         None => Err(BackendError::Unavailable("the server does not answer a login as Redis does".to_owned())),
     }
 }
