@@ -1,5 +1,10 @@
 //! Copying the keys of one store to another, a page at a time. Each page is read back: what was counted as copied is
 //! there, byte for byte. Copying the same page twice writes nothing the second time.
+//!
+//! It runs in the process that serves the app: what it holds at once is bounded in bytes, whatever the values are. Keys
+//! whose values are together above one batch are taken in halves, and of what was written a digest is kept.
+
+use sha2::{Digest as _, Sha256};
 
 use super::{Backend, BackendError, MAX_BATCH, MAX_BATCH_BYTES};
 
@@ -60,37 +65,59 @@ pub async fn page(from: End<'_>, to: End<'_>, cursor: Option<&str>) -> Result<Co
 pub async fn keys(from: End<'_>, to: End<'_>, keys: Vec<String>) -> Result<Copied, CopyError> {
     let mut sum = Copied::default();
     for chunk in keys.chunks(STEP.min(MAX_BATCH)) {
-        let wanted = read(from, chunk).await.map_err(CopyError::Source)?;
-        let present = read(to, chunk).await.map_err(CopyError::Target)?;
-        let differing = |(want, have): &(Pair, Pair)| want.1 != have.1;
-        let work: Vec<(Pair, Pair)> = wanted.into_iter().zip(present).filter(differing).collect();
-        sum.read += chunk.len() as u64;
-        sum.written += work.len() as u64;
-        let mut written = Vec::with_capacity(work.len());
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        for ((key, value), _) in work {
-            written.push((key.clone(), value.clone()));
-            match value {
-                None => to.backend.delete(to.bucket, &key).await.map_err(CopyError::Target)?,
-                Some(value) => {
-                    let size = key.len() + value.len();
-                    if bytes + size > MAX_BATCH_BYTES / 2 && !batch.is_empty() {
-                        write(to, std::mem::take(&mut batch)).await?;
-                        bytes = 0;
-                    }
-                    bytes += size;
-                    sum.bytes += value.len() as u64;
-                    batch.push((key, value));
-                }
+        let mut left = vec![chunk];
+        while let Some(some) = left.pop() {
+            if !few(from, to, some, &mut sum).await? {
+                left.extend(halves(some));
             }
         }
-        if !batch.is_empty() {
-            write(to, batch).await?;
-        }
-        verify(to, &written).await?;
     }
     Ok(sum)
+}
+
+/// The later half first: what is taken next is at the end.
+fn halves<T>(keys: &[T]) -> [&[T]; 2] {
+    let (one, two) = keys.split_at(keys.len() / 2);
+    [two, one]
+}
+
+/// Makes keys the same whose values are read at once; `false`, and nothing done, where they are too large for that.
+async fn few(from: End<'_>, to: End<'_>, keys: &[String], sum: &mut Copied) -> Result<bool, CopyError> {
+    let Some(wanted) = read(from, keys).await.map_err(CopyError::Source)? else { return Ok(false) };
+    let Some(present) = read(to, keys).await.map_err(CopyError::Target)? else { return Ok(false) };
+    let differing = |(want, have): (Pair, Pair)| (want.1 != have.1).then_some(want);
+    let work: Vec<Pair> = wanted.into_iter().zip(present).filter_map(differing).collect();
+    sum.read += keys.len() as u64;
+    sum.written += work.len() as u64;
+    let mut written = Vec::with_capacity(work.len());
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    for (key, value) in work {
+        written.push((key.clone(), digest(value.as_deref())));
+        match value {
+            None => to.backend.delete(to.bucket, &key).await.map_err(CopyError::Target)?,
+            Some(value) => {
+                let size = key.len() + value.len();
+                if bytes + size > MAX_BATCH_BYTES / 2 && !batch.is_empty() {
+                    write(to, std::mem::take(&mut batch)).await?;
+                    bytes = 0;
+                }
+                bytes += size;
+                sum.bytes += value.len() as u64;
+                batch.push((key, value));
+            }
+        }
+    }
+    if !batch.is_empty() {
+        write(to, batch).await?;
+    }
+    verify(to, &written).await?;
+    Ok(true)
+}
+
+/// Of a value; `None` of a key that is not there.
+fn digest(value: Option<&[u8]>) -> Option<[u8; 32]> {
+    value.map(|value| Sha256::digest(value).into())
 }
 
 /// Of one listing step of the target, the keys that the source does not have.
@@ -114,17 +141,15 @@ pub async fn extra(
 
 type Pair = (String, Option<Vec<u8>>);
 
-/// Several values. Where they are too large together, one by one.
-async fn read(end: End<'_>, keys: &[String]) -> Result<Vec<Pair>, BackendError> {
-    match end.backend.get_many(end.bucket, keys.to_vec()).await {
-        Err(BackendError::TooLarge(_)) => {
-            let mut values = Vec::with_capacity(keys.len());
-            for key in keys {
-                values.push((key.clone(), end.backend.get(end.bucket, key).await?));
-            }
-            Ok(values)
+/// Several values; `None` where they are too large together.
+async fn read(end: End<'_>, keys: &[String]) -> Result<Option<Vec<Pair>>, BackendError> {
+    match (end.backend.get_many(end.bucket, keys.to_vec()).await, keys) {
+        (Err(BackendError::TooLarge(_)), [key]) => {
+            let value = end.backend.get(end.bucket, key).await?;
+            Ok(Some(vec![(key.clone(), value)]))
         }
-        other => other,
+        (Err(BackendError::TooLarge(_)), _) => Ok(None),
+        (other, _) => other.map(Some),
     }
 }
 
@@ -142,16 +167,22 @@ async fn write(to: End<'_>, pairs: Vec<(String, Vec<u8>)>) -> Result<(), CopyErr
     }
 }
 
-async fn verify(to: End<'_>, written: &[Pair]) -> Result<(), CopyError> {
-    let keys: Vec<String> = written.iter().map(|(key, _)| key.clone()).collect();
-    if keys.is_empty() {
-        return Ok(());
+async fn verify(to: End<'_>, written: &[(String, Option<[u8; 32]>)]) -> Result<(), CopyError> {
+    let mut left = vec![written];
+    while let Some(some) = left.pop().filter(|some| !some.is_empty()) {
+        let keys: Vec<String> = some.iter().map(|(key, _)| key.clone()).collect();
+        let Some(found) = read(to, &keys).await.map_err(CopyError::Target)? else {
+            left.extend(halves(some));
+            continue;
+        };
+        let differs = |((key, want), (_, have)): (&(String, Option<[u8; 32]>), Pair)| {
+            (*want != digest(have.as_deref())).then(|| key.clone())
+        };
+        if let Some(key) = some.iter().zip(found).find_map(differs) {
+            return Err(CopyError::Differs(key));
+        }
     }
-    let found = read(to, &keys).await.map_err(CopyError::Target)?;
-    match written.iter().zip(found).find(|(want, have)| **want != *have) {
-        Some(((key, _), _)) => Err(CopyError::Differs(key.clone())),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 #[cfg(test)]

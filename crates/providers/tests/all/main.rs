@@ -21,6 +21,7 @@ mod follow;
 mod http_out;
 mod keyvalue;
 mod keyvalue_nats;
+mod kv_copy;
 mod messaging_jetstream;
 mod messaging_nats;
 mod nats;
