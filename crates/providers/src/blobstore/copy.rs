@@ -397,12 +397,16 @@ async fn written(mut reading: Reading, to: End<'_>, container: &str, object: &st
     Ok(Copied::looked(true, size))
 }
 
-/// Size and digest of what the target has.
+/// Size and digest of what the target has. One that is damaged is none: it is written again like what differs.
 async fn back(to: End<'_>, container: &str, object: &str) -> Result<Option<(u64, [u8; 32])>, CopyError> {
-    let found = gone(to.backend.read(container, object, 0, u64::MAX).await).map_err(CopyError::Target)?;
-    let Some(reading) = found else { return Ok(None) };
-    let size = reading.size;
-    Ok(Some((size, digest(reading).await.map_err(CopyError::Target)?)))
+    let found = async {
+        let Some(reading) = gone(to.backend.read(container, object, 0, u64::MAX).await)? else { return Ok(None) };
+        Ok(Some((reading.size, digest(reading).await?)))
+    };
+    match found.await {
+        Err(BackendError::Damaged { .. }) => Ok(None),
+        other => other.map_err(CopyError::Target),
+    }
 }
 
 async fn digest(mut reading: Reading) -> Result<[u8; 32], BackendError> {

@@ -97,6 +97,18 @@ async fn one_container_is_copied_alone_and_failures_are_told_apart() {
 }
 
 #[tokio::test]
+async fn an_object_that_is_damaged_in_the_target_is_written_again() {
+    let (from, to) = (filled().await, filled().await);
+    to.damaged.lock().unwrap().insert("large".to_owned());
+    let copied = whole(&from, &to, &everything()).await.unwrap();
+    assert_eq!((copied.written, copied.bytes), (1, 6 << 20));
+    assert_eq!(whole(&from, &to, &everything()).await.unwrap().written, 0);
+    from.damaged.lock().unwrap().insert("large".to_owned());
+    let failed = whole(&from, &to, &everything()).await.unwrap_err();
+    assert!(matches!(failed, CopyError::Source(BackendError::Damaged { .. })), "{failed}");
+}
+
+#[tokio::test]
 async fn what_only_the_target_has_is_found_and_goes_away_when_asked() {
     let (from, to) = (filled().await, filled().await);
     to.create("extra").await.unwrap();

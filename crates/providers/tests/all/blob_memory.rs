@@ -1,6 +1,6 @@
 //! Objects in memory, as simple as they can be: what the suite and the adapter are tried on before any real store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
@@ -19,6 +19,8 @@ pub(crate) struct Memory {
     pub(crate) containers: Arc<Mutex<BTreeMap<String, Objects>>>,
     /// What every write and every finish answers instead, where there is something.
     pub(crate) refuse: Arc<Mutex<Option<BackendError>>>,
+    /// Objects whose content is gone, until they are written again.
+    pub(crate) damaged: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Memory {
@@ -65,10 +67,14 @@ impl Backend for Memory {
         now(self.within(container, |objects| objects.get(object).map(info)))
     }
     fn read<'a>(&'a self, container: &'a str, object: &'a str, start: u64, end: u64) -> Answer<'a, Reading> {
+        let damaged = self.damaged.lock().unwrap().contains(object);
         let reading = self.get(container, object).and_then(|bytes| {
             let (start, size) = clamp(start, end, bytes.len() as u64)?;
             let bytes = bytes.slice(start as usize..(start + size) as usize);
-            let chunks: Vec<_> = bytes.chunks(CHUNK).map(|chunk| Ok(bytes.slice_ref(chunk))).collect();
+            let mut chunks: Vec<_> = bytes.chunks(CHUNK).map(|chunk| Ok(bytes.slice_ref(chunk))).collect();
+            if damaged {
+                chunks = vec![Err(BackendError::Damaged { object: object.to_owned(), why: "it is gone".into() })];
+            }
             Ok(Reading { size, chunks: futures::stream::iter(chunks).boxed() })
         });
         now(reading)
@@ -116,6 +122,7 @@ impl Upload for Writing {
         if let Some(refused) = memory.refuse.lock().unwrap().clone() {
             return now(Err(refused));
         }
+        memory.damaged.lock().unwrap().remove(&place.1);
         now(memory.within(&place.0, |objects| drop(objects.insert(place.1, bytes.freeze()))))
     }
     fn abandon(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -247,6 +247,44 @@ async fn content_that_is_no_objects_is_removed_and_not_while_it_is_read() {
     assert!(matches!(told, Some(Err(BackendError::Damaged { .. }))), "{told:?}");
 }
 
+/// At whatever moment nobody waits for the end of a write any more, the object is the old one or the new one, whole.
+#[tokio::test]
+async fn a_write_that_nobody_waits_for_leaves_no_damaged_object() {
+    let server = NatsServer::start();
+    let store = nats(&server);
+    store.create("c").await.unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for polls in 1.. {
+        let (old, new) = (content(CHUNK), content(CHUNK + polls));
+        put(&store, "o", &old).await.unwrap();
+        let mut upload = store.write("c", "o").await.unwrap();
+        for chunk in new.chunks(CHUNK) {
+            upload.write(chunk.to_vec().into()).await.unwrap();
+        }
+        let (mut finish, mut left) = (upload.finish(), polls);
+        let ended = std::future::poll_fn(|cx| {
+            left -= 1;
+            match finish.as_mut().poll(cx) {
+                std::task::Poll::Pending if left > 0 => std::task::Poll::Pending,
+                polled => std::task::Poll::Ready(polled.is_ready()),
+            }
+        });
+        let ended = ended.await;
+        drop(finish);
+        // What is removed for it is removed meanwhile.
+        for _ in 0..20 {
+            let found = get(&store, "o").await.unwrap();
+            assert!(found == old || found == new, "after {polls} polls");
+            seen.insert(found == new);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if ended {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), 2, "dropped too early and too late");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_killed_in_the_middle_keeps_what_was_acknowledged_and_shows_no_half() {
     let mut server = NatsServer::start();

@@ -111,6 +111,8 @@ impl Sending {
             digest: digest(&self.hash.finalize_reset()),
             deleted: false,
         };
+        // Whoever drops this from here on does not know whether the description is there: the chunks stay, for it may be.
+        self.over = true;
         let described = self.nats.describe(&self.bucket, &self.object, |_| Some(meta.clone())).await;
         described.map(drop).map_err(|cause| self.failed(cause))
     }
@@ -152,9 +154,8 @@ impl Upload for Sending {
         async move {
             let done = self.complete().await;
             match &done {
-                Ok(()) => self.over = true,
-                // Whether the description is there is not known: the chunks stay, for it may be.
-                Err(BackendError::Unavailable(_) | BackendError::TimedOut { .. }) => self.over = true,
+                // The same where it ends without an answer.
+                Ok(()) | Err(BackendError::Unavailable(_) | BackendError::TimedOut { .. }) => self.over = true,
                 Err(_) => self.remove().await,
             }
             done
