@@ -16,7 +16,7 @@ use futures::future::BoxFuture;
 use model::ProviderName;
 use open::Open;
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::codec::{Decoder, Encoder};
 use wire::{WireError, invoke};
@@ -141,9 +141,8 @@ impl Process {
         R: Decode,
         io::Error: From<<R::Decoder as Decoder>::Error>,
     {
-        let closed = |_| CallError::Away("the host is ending".to_owned());
-        let _permit = self.calls.acquire().await.map_err(closed)?;
-        self.ask(patience, function, params).await
+        let (_permit, connect) = place(&self.calls, patience.connect).await?;
+        self.ask(Patience { connect, ..patience }, function, params).await
     }
 
     /// The same for one that lasts: it has no place among the others.
@@ -227,6 +226,15 @@ impl Process {
     pub(crate) fn garbage(&self, what: &str) -> String {
         format!("external provider `{}` answered {what}", self.name)
     }
+}
+
+/// A place among the calls of an app, waited for as long as for a process; and what of that time is left. A process that
+/// hangs holds up calls of others no longer than its own.
+pub(crate) async fn place(calls: &Semaphore, patience: Duration) -> Result<(SemaphorePermit<'_>, Duration), CallError> {
+    let began = Instant::now();
+    let place = tokio::time::timeout(patience, calls.acquire()).await.map_err(|_| CallError::late(patience))?;
+    let place = place.map_err(|_| CallError::Away("the host is ending".to_owned()))?;
+    Ok((place, patience.saturating_sub(began.elapsed())))
 }
 
 /// What a refusal says, as far as it is repeated.

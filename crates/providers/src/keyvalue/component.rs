@@ -206,6 +206,15 @@ fn answer<'a, T: Send + 'a>(
     async move { take(called.await?).ok_or_else(other) }.boxed()
 }
 
+/// The values of the keys that were asked for; `None` where they are of others, or in another order.
+fn answered(asked: Vec<String>, values: Vec<Option<(String, Vec<u8>)>>) -> Option<Vec<(String, Option<Vec<u8>>)>> {
+    let same = |(key, value): (&String, &Option<(String, Vec<u8>)>)| value.as_ref().is_none_or(|(of, _)| of == key);
+    if values.len() != asked.len() || !asked.iter().zip(&values).all(same) {
+        return None;
+    }
+    Some(asked.into_iter().zip(values).map(|(key, value)| (key, value.map(|(_, value)| value))).collect())
+}
+
 fn done(out: Out) -> Option<()> {
     matches!(out, Out::Done).then_some(())
 }
@@ -262,9 +271,7 @@ impl Backend for ComponentStore {
     fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {
         let asked = keys.clone();
         answer(self.call(bucket, Op::GetMany { keys }), move |out| match out {
-            Out::Values(values) if values.len() == asked.len() => {
-                Some(asked.into_iter().zip(values).map(|(key, value)| (key, value.map(|(_, value)| value))).collect())
-            }
+            Out::Values(values) => answered(asked, values),
             _ => None,
         })
     }
@@ -275,5 +282,21 @@ impl Backend for ComponentStore {
 
     fn delete_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, ()> {
         answer(self.call(bucket, Op::DeleteMany { keys }), done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_other_keys_are_no_answer() {
+        let pair = |key: &str| Some((key.to_owned(), key.as_bytes().to_vec()));
+        let asked = || vec!["a".to_owned(), "b".to_owned()];
+        let found = answered(asked(), vec![None, pair("b")]);
+        assert_eq!(found, Some(vec![("a".to_owned(), None), ("b".to_owned(), Some(b"b".to_vec()))]));
+        for wrong in [vec![pair("b"), pair("a")], vec![pair("a")], vec![pair("a"), pair("c")]] {
+            assert_eq!(answered(asked(), wrong.clone()), None, "{wrong:?}");
+        }
     }
 }

@@ -184,6 +184,10 @@ impl Backend for External {
             if found.len() != once.len() {
                 return Err(self.garbage("for other keys than those asked for"));
             }
+            // In another order they would be the values of other keys.
+            if once.iter().zip(&found).any(|(key, one)| one.as_ref().is_some_and(|(of, _)| of != key)) {
+                return Err(self.garbage("for other keys than those asked for"));
+            }
             let found = found.into_iter().map(|one| one.map(|(_, value)| Vec::from(value)));
             let found: BTreeMap<String, Option<Vec<u8>>> = once.into_iter().zip(found).collect();
             let mut gathered = Gathered::default();

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::{Resolver, Revealed, SecretError};
 use crate::external::open::number;
-use crate::external::{CALL, CONNECT, CallError, Connect, FIRST, Process, words};
+use crate::external::{CALL, CONNECT, CallError, Connect, FIRST, Process, place, words};
 
 const STORE: &str = "sidereal:secrets/store@0.1.0";
 
@@ -70,8 +70,7 @@ impl External {
     }
 
     async fn ask(&self, secret: &str, field: Option<&str>, patience: Duration) -> Result<Said, CallError> {
-        let closed = |_| CallError::Away("the host is ending".to_owned());
-        let _permit = self.calls.acquire().await.map_err(closed)?;
+        let (_permit, patience) = place(&self.calls, patience).await?;
         let mut again = true;
         loop {
             let stream = self.process.stream(patience).await?;

@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
+use model::SecretRef;
 use providers::external::{Connect, NotReady};
 use providers::keyvalue::{Backend, BackendError, External, conformance};
+use providers::secrets::Resolver as _;
+use providers::secrets::external::External as SecretsExternal;
 use tokio::net::UnixStream;
 
 /// A provider's process, started as the node does it.
@@ -168,4 +171,43 @@ async fn a_process_that_is_not_there_is_waited_for_only_where_that_helps() {
         assert_eq!(said, BackendError::Unavailable("it ends again and again".to_owned()));
         assert!((at_least..at_most).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     }
+}
+
+/// Answers every connection and then says nothing.
+#[derive(Default)]
+struct Hanging(std::sync::Mutex<Vec<UnixStream>>);
+
+impl Connect for Hanging {
+    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, NotReady>> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.0.lock().unwrap().push(theirs);
+        async move { Ok(ours) }.boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_calls_than_have_a_place_wait_no_longer_for_a_program_that_hangs() {
+    let begun = tokio::time::Instant::now();
+    let store = External::new("kv".parse().unwrap(), Arc::new(Hanging::default()));
+    let said = join_all((0..400).map(|_| store.get("b", "k"))).await;
+    assert!(said.iter().all(|said| matches!(said, Err(BackendError::TimedOut { ms: 5000 }))));
+    assert!(begun.elapsed() < Duration::from_secs(11), "{:?}", begun.elapsed());
+    let secret = SecretRef::new("key".parse().unwrap());
+    let begun = tokio::time::Instant::now();
+    let vault = SecretsExternal::new("kv".parse().unwrap(), Arc::new(Hanging::default()));
+    let app = "shop".parse().unwrap();
+    let said = join_all((0..100).map(|_| vault.reveal(&app, &secret))).await;
+    assert!(said.iter().all(Result::is_err));
+    assert!(begun.elapsed() < Duration::from_secs(11), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn values_of_other_keys_than_were_asked_for_are_garbage() {
+    // Answers `get-many` of `a` and `b` with the pairs in the other order.
+    let swapped = misbehaving("c.recv(65536)\n    c.sendall(b'\\0\\x0c\\0\\2\\1\\1b\\1B\\1\\1a\\1A')");
+    let said = swapped.store().get_many("b", vec!["a".into(), "b".into()]).await.unwrap_err();
+    assert!(said.to_string().contains("other keys"), "{said}");
+    let right = misbehaving("c.recv(65536)\n    c.sendall(b'\\0\\x0c\\0\\2\\1\\1a\\1A\\1\\1b\\1B')");
+    let found = right.store().get_many("b", vec!["b".into(), "a".into()]).await.unwrap();
+    assert_eq!(found, [("b".to_owned(), Some(b"B".to_vec())), ("a".to_owned(), Some(b"A".to_vec()))]);
 }
