@@ -8,6 +8,7 @@ use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
 
 use super::credentials::Login;
 use super::endpoint::Endpoint;
@@ -75,7 +76,19 @@ struct Connect<'a> {
     headers: bool,
     no_responders: bool,
     #[serde(flatten)]
-    proof: std::collections::BTreeMap<&'static str, String>,
+    proof: std::collections::BTreeMap<&'static str, &'a str>,
+}
+
+/// What is said first. The password is in no buffer but this one, which is large enough for all of it: growing would
+/// leave copies behind.
+fn hello(connect: &Connect<'_>) -> Result<Zeroizing<Vec<u8>>, NatsError> {
+    // A byte of a text is at most six of JSON.
+    let texts = connect.proof.values().map(|text| text.len()).sum::<usize>() + connect.name.len();
+    let mut hello = Zeroizing::new(Vec::with_capacity(texts * 6 + 1024));
+    hello.extend_from_slice(b"CONNECT ");
+    serde_json::to_writer(&mut *hello, connect).map_err(|cause| NatsError::Invalid(cause.to_string()))?;
+    hello.extend_from_slice(b"\r\nPING\r\n");
+    Ok(hello)
 }
 
 impl Door {
@@ -100,14 +113,11 @@ impl Door {
         if wants_tls {
             line = self.secure(line).await?;
         }
-        let proof = match self.login.now().await? {
-            Some(credentials) => credentials
-                .fields(line.info.nonce.as_deref())
-                .map_err(|cause| NatsError::Denied(cause.to_string()))?
-                .into_iter()
-                .collect(),
-            None => Default::default(),
+        let fields = match self.login.now().await? {
+            Some(credentials) => credentials.fields(line.info.nonce.as_deref()),
+            None => Ok(Vec::new()),
         };
+        let fields = fields.map_err(|cause| NatsError::Denied(cause.to_string()))?;
         let connect = Connect {
             verbose: false,
             pedantic: false,
@@ -119,11 +129,10 @@ impl Door {
             echo: true,
             headers: line.info.headers,
             no_responders: line.info.headers,
-            proof,
+            proof: fields.iter().map(|(name, value)| (*name, value.as_str())).collect(),
         };
-        let json = serde_json::to_string(&connect).map_err(|cause| NatsError::Invalid(cause.to_string()))?;
-        let hello = zeroize::Zeroizing::new(format!("CONNECT {json}\r\nPING\r\n"));
-        line.stream.write_all(hello.as_bytes()).await.map_err(|cause| broken(&cause))?;
+        let hello = hello(&connect)?;
+        line.stream.write_all(&hello).await.map_err(|cause| broken(&cause))?;
         line.stream.flush().await.map_err(|cause| broken(&cause))?;
         loop {
             match line.next().await? {
@@ -190,6 +199,30 @@ mod tests {
         assert_eq!(release("2.9.10"), (2, 9));
         assert_eq!(release("2.12.0-RC.1"), (2, 12));
         assert_eq!(release("x"), (0, 0));
+    }
+
+    #[test]
+    fn the_buffer_of_a_password_never_grows() {
+        let (name, password) = ("app", "\u{1}\"hunter2".repeat(500));
+        let connect = Connect {
+            verbose: false,
+            pedantic: false,
+            tls_required: true,
+            name,
+            lang: "rust",
+            version: env!("CARGO_PKG_VERSION"),
+            protocol: 1,
+            echo: true,
+            headers: true,
+            no_responders: true,
+            proof: [("user", "shop"), ("pass", password.as_str())].into(),
+        };
+        let said = hello(&connect).unwrap();
+        let texts = "shop".len() + password.len() + name.len();
+        assert_eq!(said.capacity(), texts * 6 + 1024, "as it was made");
+        let json = said.strip_prefix(b"CONNECT ").and_then(|said| said.strip_suffix(b"\r\nPING\r\n")).unwrap();
+        let read: serde_json::Value = serde_json::from_slice(json).unwrap();
+        assert_eq!((read["pass"].as_str(), read["user"].as_str()), (Some(password.as_str()), Some("shop")));
     }
 
     #[test]

@@ -77,6 +77,9 @@ impl Login {
     }
 }
 
+/// A field of `CONNECT`.
+pub(super) type Field = (&'static str, Zeroizing<String>);
+
 /// The text of a credentials file is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialsError {
@@ -103,16 +106,17 @@ impl Credentials {
         Ok(Self::Jwt { jwt, seed })
     }
 
-    /// The fields of `CONNECT` that prove it.
-    pub(super) fn fields(&self, nonce: Option<&str>) -> Result<Vec<(&'static str, String)>, CredentialsError> {
+    /// The fields of `CONNECT` that prove it; wiped.
+    pub(super) fn fields(&self, nonce: Option<&str>) -> Result<Vec<Field>, CredentialsError> {
+        let open = |text: &str| Zeroizing::new(text.to_owned());
         Ok(match self {
-            Self::User { user, password } => vec![("user", user.clone()), ("pass", password.to_string())],
-            Self::Token(token) => vec![("auth_token", token.to_string())],
+            Self::User { user, password } => vec![("user", open(user)), ("pass", password.clone())],
+            Self::Token(token) => vec![("auth_token", token.clone())],
             Self::Key { seed } => {
                 let (key, sig) = sign(seed, nonce)?;
-                vec![("nkey", key), ("sig", sig)]
+                vec![("nkey", key.into()), ("sig", sig.into())]
             }
-            Self::Jwt { jwt, seed } => vec![("jwt", jwt.to_string()), ("sig", sign(seed, nonce)?.1)],
+            Self::Jwt { jwt, seed } => vec![("jwt", jwt.clone()), ("sig", sign(seed, nonce)?.1.into())],
         })
     }
 }
@@ -158,7 +162,7 @@ mod tests {
         let credentials = Credentials::from_file(&file).unwrap();
         assert!(!format!("{credentials:?}").contains(&seed[..8]));
         let fields = credentials.fields(Some("nonce")).unwrap();
-        assert_eq!(fields[0], ("jwt", "eyJ0.e.s".to_owned()));
+        assert_eq!(fields[0], ("jwt", "eyJ0.e.s".to_owned().into()));
         let signature = BASE64URL_NOPAD.decode(fields[1].1.as_bytes()).unwrap();
         assert!(key.verify(b"nonce", &signature).is_ok());
         assert_eq!(credentials.fields(None), Err(CredentialsError::NoNonce));
