@@ -14,6 +14,9 @@ use super::{Answer, Backend, Page};
 
 /// Keys noted at once; beyond it the copy has to begin again.
 pub const MAX_NOTED: usize = 1 << 20;
+/// Bytes of the keys noted at once, as they are answered: it is the memory of the host that serves the app, and an answer
+/// of one round has all of them.
+pub const MAX_NOTED_BYTES: usize = 16 << 20;
 
 /// The notes of one provider.
 #[derive(Debug, Default)]
@@ -28,14 +31,29 @@ struct Notes {
     fresh: BTreeSet<String>,
     /// Those of the last round, until the next one is asked for.
     given: BTreeSet<String>,
+    /// Of `fresh` and `given`, as JSON.
+    bytes: usize,
     round: u64,
     overflowed: bool,
 }
 
 /// More was written than can be noted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("more than {MAX_NOTED} keys were written during the copy")]
+#[error(
+    "more than {MAX_NOTED} keys, or more than {} MiB of keys, were written during the copy",
+    MAX_NOTED_BYTES >> 20
+)]
 pub struct Overflow;
+
+/// The bytes of a key in an answer: quoted, escaped and with what stands between two.
+fn size(key: &str) -> usize {
+    let escaped = key.bytes().map(|byte| match byte {
+        0..0x20 => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    });
+    escaped.sum::<usize>() + 3
+}
 
 impl Journal {
     fn notes(&self) -> MutexGuard<'_, Notes> {
@@ -67,6 +85,7 @@ impl Journal {
         if round != notes.round {
             notes.given.clear();
             notes.round = round;
+            notes.bytes = notes.fresh.iter().map(|key| size(key)).sum();
         }
         notes.given.append(&mut notes.fresh);
         Ok(notes.given.iter().cloned().collect())
@@ -86,13 +105,15 @@ impl Journal {
             return;
         }
         for key in keys {
-            if notes.fresh.len() + notes.given.len() >= MAX_NOTED {
+            if notes.fresh.contains(key) {
+                continue;
+            }
+            notes.bytes += size(key);
+            if notes.fresh.len() + notes.given.len() >= MAX_NOTED || notes.bytes > MAX_NOTED_BYTES {
                 *notes = Notes { overflowed: true, ..Notes::default() };
                 return;
             }
-            if !notes.fresh.contains(key) {
-                notes.fresh.insert(key.to_owned());
-            }
+            notes.fresh.insert(key.to_owned());
         }
     }
 }
@@ -224,5 +245,31 @@ mod tests {
         journal.notes().fresh = (0..MAX_NOTED).map(|n| n.to_string()).collect();
         journal.note("b", std::iter::once("k"));
         assert_eq!(journal.round(1), Err(Overflow));
+    }
+
+    #[test]
+    fn notes_are_bounded_in_bytes_and_a_round_makes_room() {
+        let journal = Journal::default();
+        journal.begin("b");
+        let key = |n: usize| format!("{n:0>1024}");
+        let fit = MAX_NOTED_BYTES / 1027;
+        for n in 0..fit {
+            journal.note("b", [key(n).as_str(), key(n).as_str()].into_iter());
+        }
+        assert_eq!(journal.round(1).map(|keys| keys.len()), Ok(fit), "the same key costs once");
+        assert_eq!(journal.round(2), keys(&[]));
+        for n in 0..fit {
+            journal.note("b", std::iter::once(key(n).as_str()));
+        }
+        assert_eq!(journal.round(3).map(|keys| keys.len()), Ok(fit), "what was given is forgotten");
+        journal.note("b", ["more", &key(fit)].into_iter());
+        assert_eq!(journal.round(4), Err(Overflow));
+        let kept = {
+            let notes = journal.notes();
+            notes.fresh.len() + notes.given.len()
+        };
+        assert_eq!(kept, 0);
+        let controls: String = ['\u{1}'; 1000].into_iter().collect();
+        assert_eq!(size(&controls) + size("a\"b\\"), serde_json::to_vec(&[&controls, "a\"b\\"]).unwrap().len() - 1);
     }
 }
