@@ -56,7 +56,17 @@ impl Copies {
         copy.to.check(&[], app).await?;
         copy.ends()?;
         let mut copies = self.lock();
-        if copies.len() >= MAX_COPIES {
+        // An app has one move at a time: what is left of an earlier one is what nobody could end here. It would keep
+        // its providers open, and its place.
+        copies.retain(|(of, known), left| {
+            let stays = of != app || known == id;
+            if !stays && let Ok((journal, _)) = left.journal() {
+                journal.end();
+            }
+            stays
+        });
+        let again = copies.contains_key(&(app.clone(), id.to_owned()));
+        if copies.len() >= MAX_COPIES && !again {
             return Err(Problem::new(Code::Busy, format!("{MAX_COPIES} copies are under way in this host")));
         }
         let (journal, of) = copy.journal()?;

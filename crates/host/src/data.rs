@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use api::Code;
 use api::agent::ROUTE_HEADER;
-use api::data_line::CLAIM_HEADER;
+use api::data_line::{CLAIM_HEADER, MAX_MESSAGE};
 use bytes::Bytes;
 use futures::FutureExt;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -139,7 +139,7 @@ where
         return refuse(Code::RequestInvalid, "the route is no text");
     };
     let place = match apps.enter(route) {
-        Err(NoPlace::Held) => apps.enter_later(route).await,
+        Err(NoPlace::Held) => apps.enter_later(route, brings(&request)).await,
         other => other,
     };
     let place = match place {
@@ -193,6 +193,14 @@ where
             faulted(&fault)
         }
     }
+}
+
+/// What a request has in memory while it waits, bytes. Of a body that is not whole no more than a whole one may have: the
+/// rest stays with whoever sends it.
+fn brings<B: Body>(request: &Request<B>) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+    let body = request.body().size_hint().upper().and_then(|upper| usize::try_from(upper).ok());
+    fields + request.uri().path().len() + body.map_or(MAX_MESSAGE, |body| body.min(MAX_MESSAGE))
 }
 
 /// Makes the request what the caller sent, as far as a component may know.

@@ -12,8 +12,11 @@ use api::copy::PATIENCE;
 use model::{AppName, Revision};
 use tokio::sync::watch;
 
-/// Calls that wait at once in this host; more are refused.
-const MAX_WAITING: usize = 4096;
+/// What all calls that wait at once in this host may take of its memory, about, bytes; more are refused. 32,768 small ones
+/// fit: what comes in the longest hold at more than 1,000 a second.
+const MAX_WAITING: usize = 128 << 20;
+/// What a call that waits counts for beside what it brings, bytes.
+const CALL: usize = 4 << 10;
 
 /// Where a call that waited goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,15 +46,16 @@ impl OfApp {
 pub(crate) struct Holds {
     patience: std::time::Duration,
     apps: Mutex<BTreeMap<AppName, OfApp>>,
+    /// Bytes.
     waiting: AtomicUsize,
 }
 
-/// Gives a waiting call's place back.
-struct Waiting<'a>(&'a AtomicUsize);
+/// Gives back what a waiting call takes.
+struct Waiting<'a>(&'a AtomicUsize, usize);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.fetch_sub(self.1, Relaxed);
     }
 }
 
@@ -131,13 +135,14 @@ impl Holds {
         }
     }
 
-    /// Waits until a call of the revision may go on; the revision it goes on with.
-    pub(crate) async fn wait(&self, app: &AppName, revision: Revision) -> Result<Revision, InVain> {
+    /// Waits until a call of the revision may go on; the revision it goes on with. `brings` is what is in memory of the
+    /// call's head and body, bytes.
+    pub(crate) async fn wait(&self, app: &AppName, revision: Revision, brings: usize) -> Result<Revision, InVain> {
         let stage = self.lock().get(app).and_then(|held| held.stages.get(&revision)).map(watch::Sender::subscribe);
         let Some(mut stage) = stage else { return Ok(revision) };
-        let place = self.waiting.fetch_add(1, Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        if place >= MAX_WAITING {
+        let takes = brings.min(MAX_WAITING) + CALL;
+        let _waiting = Waiting(&self.waiting, takes);
+        if self.waiting.fetch_add(takes, Relaxed) + takes > MAX_WAITING {
             return Err(InVain);
         }
         let released = tokio::time::timeout(self.patience, stage.wait_for(|stage| *stage != Stage::Waiting)).await;
@@ -161,24 +166,24 @@ mod tests {
     async fn calls_wait_and_go_on_where_they_are_sent() {
         let holds = Holds::default();
         let app: AppName = "counter".parse().unwrap();
-        assert_eq!(holds.wait(&app, Revision(1)).await, Ok(Revision(1)), "nothing is held");
+        assert_eq!(holds.wait(&app, Revision(1), 0).await, Ok(Revision(1)), "nothing is held");
         assert!(!holds.comes(&app, Revision(1)));
         holds.hold(&app, Revision(1));
-        let mut one = Box::pin(holds.wait(&app, Revision(1)));
-        let mut two = Box::pin(holds.wait(&app, Revision(1)));
+        let mut one = Box::pin(holds.wait(&app, Revision(1), 0));
+        let mut two = Box::pin(holds.wait(&app, Revision(1), 0));
         assert!((&mut one).now_or_never().is_none() && (&mut two).now_or_never().is_none());
         assert!(holds.comes(&app, Revision(2)), "one that comes is held from the beginning");
-        let mut three = Box::pin(holds.wait(&app, Revision(2)));
+        let mut three = Box::pin(holds.wait(&app, Revision(2), 0));
         assert!((&mut three).now_or_never().is_none());
         assert_eq!(holds.release(&app, Some(Revision(2))), [Revision(2)]);
         assert_eq!((one.await, two.await, three.await), (Ok(Revision(2)), Ok(Revision(2)), Ok(Revision(2))));
-        assert_eq!(holds.wait(&app, Revision(1)).await, Ok(Revision(2)), "one that comes late");
+        assert_eq!(holds.wait(&app, Revision(1), 0).await, Ok(Revision(2)), "one that comes late");
         assert!(!holds.comes(&app, Revision(3)), "the hold is over");
         holds.forget(&app, Revision(1));
-        assert_eq!(holds.wait(&app, Revision(1)).await, Ok(Revision(1)));
+        assert_eq!(holds.wait(&app, Revision(1), 0).await, Ok(Revision(1)));
         assert_eq!(holds.waiting.load(Relaxed), 0);
         holds.hold(&app, Revision(2));
-        let back = Box::pin(holds.wait(&app, Revision(2)));
+        let back = Box::pin(holds.wait(&app, Revision(2), 0));
         let (back, free) = futures::join!(back, async { holds.release(&app, None) });
         assert_eq!((back, free), (Ok(Revision(2)), vec![Revision(2)]));
         assert!(holds.lock().is_empty());
@@ -190,18 +195,46 @@ mod tests {
         let app: AppName = "counter".parse().unwrap();
         holds.hold(&app, Revision(1));
         assert!(holds.comes(&app, Revision(2)) && holds.comes(&app, Revision(3)));
-        let (old, failed) = (holds.wait(&app, Revision(1)), holds.wait(&app, Revision(2)));
+        let (old, failed) = (holds.wait(&app, Revision(1), 0), holds.wait(&app, Revision(2), 0));
         let (old, failed, free) = futures::join!(old, failed, async { holds.release(&app, Some(Revision(3))) });
         assert_eq!((old, failed, free), (Ok(Revision(3)), Ok(Revision(3)), vec![Revision(3)]));
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_ever_and_not_too_many_wait() {
+    async fn nobody_waits_for_ever() {
         let holds = Holds { patience: Duration::from_millis(1), ..Holds::default() };
         let app: AppName = "counter".parse().unwrap();
         holds.hold(&app, Revision(1));
-        assert_eq!(holds.wait(&app, Revision(1)).await, Err(InVain));
-        holds.waiting.store(MAX_WAITING, Relaxed);
-        assert_eq!(holds.wait(&app, Revision(1)).now_or_never(), Some(Err(InVain)));
+        assert_eq!(holds.wait(&app, Revision(1), 0).await, Err(InVain));
+    }
+
+    #[tokio::test]
+    async fn calls_of_twenty_seconds_wait_and_what_waits_is_bounded_in_bytes() {
+        let holds = Holds::default();
+        let app: AppName = "counter".parse().unwrap();
+        holds.hold(&app, Revision(1));
+        // 1,000 a second, for as long as a switch may last.
+        let mut small = Vec::new();
+        for n in 0..22_000 {
+            let mut call = Box::pin(holds.wait(&app, Revision(1), 512));
+            assert_eq!((&mut call).now_or_never(), None, "call {n}");
+            small.push(call);
+        }
+        small.clear();
+        assert_eq!(holds.waiting.load(Relaxed), 0);
+        let large = 256 << 10;
+        let mut waiting = Vec::new();
+        let refused = loop {
+            let mut call = Box::pin(holds.wait(&app, Revision(1), large));
+            match (&mut call).now_or_never() {
+                None => waiting.push(call),
+                Some(refused) => break refused,
+            }
+        };
+        assert_eq!(refused, Err(InVain));
+        assert_eq!(waiting.len(), MAX_WAITING / (large + CALL));
+        let (calls, _) = futures::join!(futures::future::join_all(waiting), async { holds.release(&app, None) });
+        assert!(calls.iter().all(|call| *call == Ok(Revision(1))), "one that is refused takes nobody's place");
+        assert_eq!(holds.waiting.load(Relaxed), 0);
     }
 }

@@ -29,7 +29,7 @@ pub(crate) async fn call(
     let unknown = || Problem::new(Code::NotFound, format!("this host does not have `{route}`"));
     let place = match apps.enter(&route) {
         Ok(place) => Ok(place),
-        Err(NoPlace::Held) => apps.enter_later(&route).await,
+        Err(NoPlace::Held) => apps.enter_later(&route, 0).await,
         Err(NoPlace::Busy) => apps.enter_when_free(&route, PATIENCE).await.ok_or(NoPlace::Busy),
         Err(other) => Err(other),
     };

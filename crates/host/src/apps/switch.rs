@@ -15,8 +15,9 @@ const TURN: Duration = Duration::from_secs(10);
 
 impl Apps {
     /// A place for a call of a revision that is held: once it is released, on the revision that is named then. A call
-    /// that had to wait is not refused for those that waited with it.
-    pub(crate) async fn enter_later(self: &Arc<Self>, route: &str) -> Result<Place, NoPlace> {
+    /// that had to wait is not refused for those that waited with it. `brings` is what is in memory of its head and body,
+    /// bytes.
+    pub(crate) async fn enter_later(self: &Arc<Self>, route: &str, brings: usize) -> Result<Place, NoPlace> {
         let mut parts = route.splitn(3, '/');
         let (Some(app), Some(revision), Some(component)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(NoPlace::Unknown);
@@ -26,7 +27,7 @@ impl Apps {
         let _told = Told::new(&self.drains);
         let until = Instant::now() + TURN;
         loop {
-            revision = self.holds.wait(&app, revision).await.map_err(|hold::InVain| NoPlace::Busy)?;
+            revision = self.holds.wait(&app, revision, brings).await.map_err(|hold::InVain| NoPlace::Busy)?;
             let mut left = std::pin::pin!(self.left.notified());
             left.as_mut().enable();
             match self.enter(&format!("{app}/{revision}/{component}")) {

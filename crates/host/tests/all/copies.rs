@@ -193,3 +193,20 @@ async fn what_cannot_be_copied_is_refused() {
     down.to.spec.config.insert("url".into(), "redis://127.0.0.1:1".into());
     assert_eq!(copy.begin(&down).await.unwrap_err().code, Code::ProviderUnavailable);
 }
+
+#[tokio::test]
+async fn a_move_that_begins_ends_what_is_left_of_earlier_ones() {
+    let rig = Rig::new().await;
+    let app: AppName = "counter".parse().unwrap();
+    rig.run(&linked(&rig, "memory")).await;
+    for id in 0..40 {
+        let begun = rig.agent.copy::<_, serde_json::Value>(Method::PUT, &app, &format!("m{id}"), "", &request()).await;
+        begun.unwrap_or_else(|refused| panic!("move {id}: {refused}"));
+    }
+    let round = Round { round: 1 };
+    let gone = rig.agent.copy::<_, Keys>(Method::POST, &app, "m38", "/noted", &round).await.unwrap_err();
+    assert_eq!(gone.code, Code::NotFound);
+    rig.get("counter/1/main", "/").await;
+    let noted = rig.agent.copy::<_, Keys>(Method::POST, &app, "m39", "/noted", &round).await.unwrap();
+    assert_eq!(noted.keys.len(), 1, "the newest one notes");
+}
