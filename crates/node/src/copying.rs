@@ -24,6 +24,10 @@ use crate::tenant::Tenant;
 /// largest size minutes; each call of a step has a limit of its own.
 const STEP: Duration = Duration::from_secs(1800);
 
+/// A host answers so much later than it was told to, at most: one that is stopped or stuck does not answer at all, and the
+/// calls of the others wait meanwhile.
+const LATE: Duration = Duration::from_secs(2);
+
 /// One copy, as the hosts see it.
 pub(crate) struct Copying {
     pub(crate) hosts: Vec<HostRef>,
@@ -86,7 +90,11 @@ impl Copying {
     async fn hold(&self, revision: Revision, ms: u64) -> Result<(), Problem> {
         self.tenant.held.lock().await.insert(self.app.clone(), revision);
         let within = Duration::from_millis(ms);
-        let held = try_join_all(self.hosts.iter().map(|host| host.client.hold(&self.app, revision, within))).await;
+        let held = try_join_all(self.hosts.iter().map(|host| async move {
+            let held = tokio::time::timeout(within + LATE, host.client.hold(&self.app, revision, within)).await;
+            held.unwrap_or_else(|_| Err(late(host)))
+        }));
+        let held = held.await;
         let left = held.map(|held| held.iter().map(|held| held.in_flight).sum::<u64>());
         if left == Ok(0) {
             return Ok(());
@@ -100,7 +108,8 @@ impl Copying {
     async fn release(&self, to: Option<Revision>) {
         self.tenant.held.lock().await.remove(&self.app);
         let told = self.hosts.iter().map(|host| async move {
-            if let Err(cause) = host.client.release(&self.app, to).await {
+            let told = tokio::time::timeout(LATE, host.client.release(&self.app, to)).await;
+            if let Err(cause) = told.unwrap_or_else(|_| Err(late(host))) {
                 let (tenant, app, shard) = (&self.tenant.name, &self.app, host.shard);
                 tracing::warn!(%tenant, %app, shard, %cause, "a host was not told to let waiting calls go on");
             }
@@ -148,10 +157,43 @@ impl Copying {
     }
 }
 
+fn late(host: &HostRef) -> Problem {
+    let what = format!("host {} of the tenant does not answer", host.shard);
+    Problem::new(Code::Unreachable, what).help("nothing was moved; try again when the host is well")
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use api::agent_client::HostClient;
     use api::copy::Cursor;
+
+    #[tokio::test]
+    async fn a_host_that_does_not_answer_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        // The kernel takes the connection, and nobody reads what is sent.
+        let stuck = tokio::net::UnixListener::bind(dir.path().join("s")).unwrap();
+        let (_ready, state) = tokio::sync::watch::channel(HostState::Ready);
+        let client = Arc::new(HostClient::new(dir.path().join("s")));
+        let app: AppName = "a".parse().unwrap();
+        let copy = Copying {
+            hosts: vec![HostRef { shard: 0, client, info: Arc::default(), state }],
+            tenant: Tenant::new("t".parse().unwrap()),
+            app: app.clone(),
+            id: "1".into(),
+            lent: Arc::default(),
+            externals: None,
+        };
+        let began = Instant::now();
+        let refused = copy.step(CopyStep::Hold(Revision(1), 100)).await.unwrap_err();
+        assert_eq!(refused.code, Code::Unreachable);
+        assert!(!copy.tenant.held.lock().await.contains_key(&app), "it is released again");
+        assert_eq!(copy.step(CopyStep::Release(Some(Revision(2)))).await.map(drop), Ok(()));
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        drop(stuck);
+    }
 
     #[tokio::test]
     async fn without_hosts_nothing_is_copied() {
