@@ -30,16 +30,20 @@ use store::data::DataEngine;
 use store::folder::Folder;
 use store::redb::RedbStore;
 use store::secrets::Secrets;
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 
 /// Connections one tenant makes: fewer than its burst, for a dial that is over the rate measures nothing.
 const OF_ONE: usize = 300;
 const TENANTS: usize = 10;
 
-fn tenant(name: &str) -> Arc<Tenant> {
+/// A tenant with an app whose provider `p` is at `host` and `port`.
+fn tenant(name: &str, host: &str, port: u16) -> Arc<Tenant> {
     let tenant = Tenant::new(name.parse().unwrap());
     tenant.apply(&TenantSettings { egress: vec!["127.0.0.0/8".into()], ..TenantSettings::default() });
-    let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
+    let redis = serde_json::json!({"type": "keyvalue-redis", "config": {"url": format!("redis://{host}:{port}")}});
+    let link = serde_json::json!({"component": "c", "contract": "wasi:keyvalue", "label": "default", "provider": "p"});
+    let app = serde_json::json!({"name": "a", "components": {}, "providers": {"p": redis}, "links": [link]});
+    let app: LockedApp = serde_json::from_value(app).unwrap();
     tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
     tenant
 }
@@ -92,6 +96,8 @@ fn main() {
     runtime().block_on(decisions());
 
     // The node has a thread of its own, as it has a process of its own.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().to_owned();
     let (ready, waiting) = std::sync::mpsc::channel();
@@ -100,8 +106,8 @@ fn main() {
             let services = Arc::new(services(&root).await);
             for n in 0..TENANTS {
                 let (first, theirs) = UnixStream::pair().unwrap();
-                let client =
-                    Client { tenant: tenant(&format!("t{n}")), shard: 0, info: Arc::new(ArcSwapOption::empty()) };
+                let tenant = tenant(&format!("t{n}"), "127.0.0.1", address.port());
+                let client = Client { tenant, shard: 0, info: Arc::new(ArcSwapOption::empty()) };
                 tokio::spawn(serve(first, client, services.clone()));
                 ready.send(theirs.into_std().unwrap()).unwrap();
             }
@@ -109,14 +115,14 @@ fn main() {
         });
     });
     let hosts = waiting.iter().take(TENANTS).collect();
-    runtime().block_on(connections(hosts));
+    runtime().block_on(connections(listener, hosts));
 }
 
 async fn decisions() {
     let dialer = Dialer::new(Arc::new(SystemResolver));
     let mut times = Vec::new();
     for n in 0..100 {
-        let tenant = tenant(&format!("d{n}"));
+        let tenant = tenant(&format!("d{n}"), "10.0.0.1", 5432);
         let dial = dial("10.0.0.1", 5432);
         for _ in 0..OF_ONE {
             let began = Instant::now();
@@ -129,10 +135,8 @@ async fn decisions() {
     report("decision and record", times);
 }
 
-async fn connections(hosts: Vec<std::os::unix::net::UnixStream>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap().into_std().unwrap();
+async fn connections(listener: std::net::TcpListener, hosts: Vec<std::os::unix::net::UnixStream>) {
     let address = listener.local_addr().unwrap();
-    listener.set_nonblocking(false).unwrap();
     std::thread::spawn(move || listener.incoming().for_each(drop));
     let (mut direct, mut brokered) = (Vec::new(), Vec::new());
     for host in hosts {

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use api::flows::{FlowQuery, FlowRecord, Verdict};
@@ -71,15 +71,41 @@ fn granted(ranges: &[&str]) -> TenantSettings {
     TenantSettings { egress: ranges.iter().map(|range| (*range).to_owned()).collect(), ..TenantSettings::default() }
 }
 
-/// By a provider to which the operator granted nothing: what holds for it holds for every component.
-fn ask(host: &str, port: u16) -> Dial {
-    let app: AppName = "a".parse().unwrap();
-    let (caller, transport) = (Caller::Provider("p".parse().unwrap()), Transport::Tcp);
-    Dial { app, caller, transport, host: host.into(), port }
+/// By a provider to which the operator granted nothing, from a revision that declares it there.
+fn ask(tenant: &Tenant, host: &str, port: u16) -> Dial {
+    ask_by("p", tenant, host, port)
+}
+
+fn ask_by(provider: &str, tenant: &Tenant, host: &str, port: u16) -> Dial {
+    let url = serde_json::json!({"type": "keyvalue-redis", "config": {"url": redis(host, port)}});
+    let app = serde_json::json!({"name": "a", "components": {"c": component(&[])}, "providers": {provider: url},
+        "links": [{"component": "c", "contract": "wasi:keyvalue", "label": "default", "provider": provider}]});
+    deploy(tenant, app);
+    Dial { caller: Caller::Provider(provider.parse().unwrap()), ..by("c", host, port) }
+}
+
+fn redis(host: &str, port: u16) -> String {
+    let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+    format!("redis://{host}:{port}/0")
+}
+
+fn component(hosts: &[&str]) -> serde_json::Value {
+    serde_json::json!({"digest": model::Digest::of(b"x"), "size": 1, "world": "p2", "imports": [], "exports": [],
+        "allow_hosts": hosts})
+}
+
+/// One more revision, beside those there are.
+fn deploy(tenant: &Tenant, app: serde_json::Value) {
+    static NEXT: AtomicU64 = AtomicU64::new(100);
+    let app: LockedApp = serde_json::from_value(app).unwrap();
+    let revision = Revision(NEXT.fetch_add(1, Ordering::Relaxed));
+    tenant.add(Arc::new(Prepared::of(revision, &app).unwrap()));
 }
 
 fn by(component: &str, host: &str, port: u16) -> Dial {
-    Dial { caller: Caller::Component(component.parse().unwrap()), ..ask(host, port) }
+    let app: AppName = "a".parse().unwrap();
+    let (caller, transport) = (Caller::Component(component.parse().unwrap()), Transport::Tcp);
+    Dial { app, caller, transport, host: host.into(), port }
 }
 
 /// The host's end of a TCP connection.
@@ -118,7 +144,7 @@ async fn loopback_is_closed_in_every_spelling_and_by_every_name() {
         "a@127.0.0.1",
         "127.0.0.1:80",
     ] {
-        let result = dialer.dial(&tenant, 0, &ask(host, port)).await;
+        let result = dialer.dial(&tenant, 0, &ask(&tenant, host, port)).await;
         assert!(matches!(result, Err(FileFault::Denied { .. })), "{host}: {result:?}");
     }
     // Nobody knocked.
@@ -134,7 +160,7 @@ async fn a_granted_range_is_reached_and_works() {
     let dialer = dialer();
     let open = tenant(&granted(&["127.0.0.0/8"]));
     for host in ["127.0.0.1", "home.example", "two.example"] {
-        let dialled = dialer.dial(&open, 0, &ask(host, port)).await.unwrap();
+        let dialled = dialer.dial(&open, 0, &ask(&open, host, port)).await.unwrap();
         let mut client = stream(&dialled);
         assert_eq!(dialled.address, SocketAddr::from(([127, 0, 0, 1], port)), "{host}");
         let (mut server, _) = listener.accept().await.unwrap();
@@ -145,10 +171,10 @@ async fn a_granted_range_is_reached_and_works() {
     }
     // What is granted may still not answer, and that is another fault.
     drop(listener);
-    assert!(matches!(dialer.dial(&open, 0, &ask("127.0.0.1", port)).await, Err(FileFault::Connect { .. })));
+    assert!(matches!(dialer.dial(&open, 0, &ask(&open, "127.0.0.1", port)).await, Err(FileFault::Connect { .. })));
     // A change of policy holds from the next dial on.
     open.apply(&TenantSettings::default());
-    assert!(matches!(dialer.dial(&open, 0, &ask("127.0.0.1", port)).await, Err(FileFault::Denied { .. })));
+    assert!(matches!(dialer.dial(&open, 0, &ask(&open, "127.0.0.1", port)).await, Err(FileFault::Denied { .. })));
 }
 
 #[tokio::test]
@@ -165,11 +191,11 @@ async fn only_the_operator_s_provider_gets_where_it_was_declared() {
     let mut settings = TenantSettings::default();
     settings.providers.insert(cache.clone(), spec);
     let tenant = tenant(&settings);
-    let by = |name: &str, port| Dial { caller: Caller::Provider(name.parse().unwrap()), ..ask("127.0.0.1", port) };
+    let by = |name: &str, port| ask_by(name, &tenant, "127.0.0.1", port);
     assert!(dialer.dial(&tenant, 0, &by("cache", port)).await.is_ok());
     assert!(matches!(dialer.dial(&tenant, 0, &by("own", port)).await, Err(FileFault::Denied { .. })));
     assert!(matches!(dialer.dial(&tenant, 0, &by("cache", port ^ 1)).await, Err(FileFault::Denied { .. })));
-    assert!(matches!(dialer.dial(&tenant, 0, &ask("127.0.0.1", port)).await, Err(FileFault::Denied { .. })));
+    assert!(matches!(dialer.dial(&tenant, 0, &ask(&tenant, "127.0.0.1", port)).await, Err(FileFault::Denied { .. })));
 }
 
 #[tokio::test]
@@ -177,15 +203,16 @@ async fn odd_answers_and_odd_askers_are_refused() {
     let dialer = dialer();
     let open = tenant(&granted(&["127.0.0.0/8"]));
     for name in ["unknown.example", "none.example", "many.example"] {
-        let result = dialer.dial(&open, 0, &ask(name, 80)).await;
+        let result = dialer.dial(&open, 0, &ask(&open, name, 80)).await;
         assert!(matches!(result, Err(FileFault::Dns { .. })), "{name}: {result:?}");
     }
-    let stranger = Dial { app: "stranger".parse().unwrap(), ..ask("127.0.0.1", 80) };
+    let stranger = Dial { app: "stranger".parse().unwrap(), ..ask(&open, "127.0.0.1", 80) };
     assert!(matches!(dialer.dial(&open, 0, &stranger).await, Err(FileFault::Denied { .. })));
-    assert!(matches!(dialer.dial(&open, 0, &ask("127.0.0.1", 0)).await, Err(FileFault::Denied { .. })));
+    assert!(matches!(dialer.dial(&open, 0, &ask(&open, "127.0.0.1", 0)).await, Err(FileFault::Denied { .. })));
     let mut limited = 0;
+    let scan = ask(&open, "", 80);
     for _ in 0..500 {
-        limited += u32::from(dialer.dial(&open, 0, &ask("", 80)).await.is_err());
+        limited += u32::from(dialer.dial(&open, 0, &scan).await.is_err());
     }
     assert_eq!(limited, 500);
     assert!(open.flows.count(Verdict::Limited) > 50, "a scan runs into the rate limit");
@@ -202,7 +229,7 @@ async fn the_stuck_dials_of_one_tenant_stop_no_other_tenant() {
         let greedy = named(&format!("greedy-{n}"), &TenantSettings::default());
         for _ in 0..100 {
             let (dialer, greedy) = (dialer.clone(), greedy.clone());
-            dials.spawn(async move { dialer.dial(&greedy, 0, &ask("stuck.example", 80)).await });
+            dials.spawn(async move { dialer.dial(&greedy, 0, &ask(&greedy, "stuck.example", 80)).await });
         }
     }
     // One thread runs every task, so after a few turns each of them waits for what it will not get.
@@ -212,7 +239,7 @@ async fn the_stuck_dials_of_one_tenant_stop_no_other_tenant() {
     assert_eq!(stuck.load(Ordering::Relaxed), 5 * 32, "no more than its share is under way");
     let other = tenant(&granted(&["127.0.0.0/8"]));
     for host in ["127.0.0.1", "home.example"] {
-        let dial = ask(host, port);
+        let dial = ask(&other, host, port);
         let reached = tokio::time::timeout(std::time::Duration::from_secs(3), dialer.dial(&other, 0, &dial)).await;
         assert!(matches!(reached, Ok(Ok(_))), "{reached:?}");
     }
@@ -220,7 +247,7 @@ async fn the_stuck_dials_of_one_tenant_stop_no_other_tenant() {
     // A lookup nobody waits for any more still holds its thread: giving up makes no room for the next one.
     dials.shutdown().await;
     let greedy = named("greedy-0", &TenantSettings::default());
-    let dial = ask("stuck.example", 80);
+    let dial = ask(&greedy, "stuck.example", 80);
     let mut again = std::pin::pin!(dialer.dial(&greedy, 0, &dial));
     for _ in 0..100 {
         assert!(futures::poll!(again.as_mut()).is_pending());
@@ -233,10 +260,6 @@ async fn the_stuck_dials_of_one_tenant_stop_no_other_tenant() {
 async fn a_component_reaches_only_what_its_own_allow_hosts_name() {
     let (_listener, port) = listener().await;
     let (dialer, tenant) = (dialer(), tenant(&granted(&["127.0.0.0/8"])));
-    let component = |hosts: &[&str]| {
-        serde_json::json!({"digest": model::Digest::of(b"x"), "size": 1, "world": "p2", "imports": [], "exports": [],
-            "allow_hosts": hosts})
-    };
     let home = format!("http://home.example:{port}");
     let app = serde_json::json!({"name": "b", "components": {
         "open": component(&[&home, "http://*.other.example"]), "closed": component(&[])}});
@@ -261,8 +284,47 @@ async fn a_component_reaches_only_what_its_own_allow_hosts_name() {
     assert!(matches!(dialer.dial(&tenant, 0, &foreign).await, Err(FileFault::Denied { .. })));
 }
 
-fn udp(host: &str, port: u16) -> Dial {
-    Dial { transport: Transport::Udp, ..ask(host, port) }
+#[tokio::test]
+async fn a_host_gets_nowhere_by_the_name_of_a_provider_that_nobody_declared_there() {
+    let (listener, port) = listener().await;
+    let (_other, elsewhere) = self::listener().await;
+    let (dialer, open) = (dialer(), tenant(&granted(&["127.0.0.0/8"])));
+    let declared = ask_by("cache", &open, "home.example", port);
+    let invented = Dial { caller: Caller::Provider("invented".parse().unwrap()), ..declared.clone() };
+    for (what, dial) in [
+        ("another provider", invented.clone()),
+        ("another port", Dial { port: elsewhere, ..declared.clone() }),
+        ("another host", Dial { host: "127.0.0.1".into(), ..declared.clone() }),
+        ("a public address", Dial { host: "8.8.8.8".into(), ..declared.clone() }),
+        ("datagrams", Dial { transport: Transport::Udp, ..declared.clone() }),
+    ] {
+        let result = dialer.dial(&open, 0, &dial).await;
+        let Err(FileFault::Denied { what: why, .. }) = &result else { panic!("{what}: {result:?}") };
+        assert!(why.contains("in the settings of a provider"), "{what}: {why}");
+    }
+    assert!(dialer.dial(&open, 0, &declared).await.is_ok());
+    listener.accept().await.unwrap();
+    // Its data are moved to one that no revision names yet: for as long as that takes, and not to any other place.
+    let (name, kind) = ("invented".parse().unwrap(), ProviderSpec::new(ProviderKind::KeyvalueRedis));
+    let spec = ProviderSpec { config: [("url".to_owned(), redis("home.example", port))].into(), ..kind };
+    open.lend(&declared.app, [(&name, &spec)].into_iter());
+    let lent = dialer.dial(&open, 0, &invented).await.unwrap();
+    let (mut accepted, _) = listener.accept().await.unwrap();
+    lent.handed_over();
+    let further = Dial { port: elsewhere, ..invented.clone() };
+    assert!(matches!(dialer.dial(&open, 0, &further).await, Err(FileFault::Denied { .. })));
+    open.take_back(&declared.app);
+    dialer.recheck(&open);
+    assert_eq!(accepted.read(&mut [0; 8]).await.unwrap(), 0, "what was lent ends");
+    assert!(matches!(dialer.dial(&open, 0, &invented).await, Err(FileFault::Denied { .. })));
+}
+
+/// By a component of a revision whose `allow-hosts` name it.
+fn udp(tenant: &Tenant, host: &str, port: u16) -> Dial {
+    let place = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let component = component(&[&format!("udp://{place}:{port}")]);
+    deploy(tenant, serde_json::json!({"name": "a", "components": {"u": component}}));
+    Dial { transport: Transport::Udp, ..by("u", host, port) }
 }
 
 async fn packet(end: &DatagramEnd) -> Option<Vec<u8>> {
@@ -296,7 +358,7 @@ async fn datagrams_go_to_the_granted_address_and_back_and_nowhere_else() {
     let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = server.local_addr().unwrap().port();
     let (dialer, open) = (dialer(), tenant(&granted(&["127.0.0.0/8"])));
-    let dialled = dialer.dial(&open, 0, &udp("home.example", port)).await.unwrap();
+    let dialled = dialer.dial(&open, 0, &udp(&open, "home.example", port)).await.unwrap();
     assert_eq!(dialled.address, SocketAddr::from(([127, 0, 0, 1], port)));
     let end = DatagramEnd::new(dialled.as_fd().try_clone_to_owned().unwrap()).unwrap();
     dialled.handed_over();
@@ -316,13 +378,13 @@ async fn datagrams_go_to_the_granted_address_and_back_and_nowhere_else() {
     until_open(&open, 0).await;
     // A refusal of the other side is told.
     drop(server);
-    let dialled = dialer.dial(&open, 0, &udp("127.0.0.1", port)).await.unwrap();
+    let dialled = dialer.dial(&open, 0, &udp(&open, "127.0.0.1", port)).await.unwrap();
     let end = DatagramEnd::new(dialled.as_fd().try_clone_to_owned().unwrap()).unwrap();
     dialled.handed_over();
     end.try_send(b"anybody there?").unwrap();
     assert_eq!(packet(&end).await.unwrap(), b"refused");
     for host in ["10.0.0.1", "mapped.example", "metadata.example", "::1", "0.0.0.0", "255.255.255.255", "224.0.0.1"] {
-        let result = dialer.dial(&open, 0, &udp(host, port)).await;
+        let result = dialer.dial(&open, 0, &udp(&open, host, port)).await;
         assert!(matches!(result, Err(FileFault::Denied { .. })), "{host}: {result:?}");
     }
 }
@@ -333,11 +395,11 @@ async fn a_grant_taken_back_ends_what_is_open() {
     let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let udp_port = server.local_addr().unwrap().port();
     let (dialer, open) = (dialer(), tenant(&granted(&["127.0.0.0/8"])));
-    let dialled = dialer.dial(&open, 0, &ask("127.0.0.1", port)).await.unwrap();
+    let dialled = dialer.dial(&open, 0, &ask(&open, "127.0.0.1", port)).await.unwrap();
     let mut client = stream(&dialled);
     dialled.handed_over();
     let (mut accepted, _) = listener.accept().await.unwrap();
-    let dialled = dialer.dial(&open, 0, &udp("127.0.0.1", udp_port)).await.unwrap();
+    let dialled = dialer.dial(&open, 0, &udp(&open, "127.0.0.1", udp_port)).await.unwrap();
     let end = DatagramEnd::new(dialled.as_fd().try_clone_to_owned().unwrap()).unwrap();
     dialled.handed_over();
     // A change that still grants them disturbs neither.
@@ -362,13 +424,12 @@ async fn a_grant_taken_back_ends_what_is_open() {
 async fn what_only_a_revision_that_left_was_granted_ends() {
     let (listener, port) = listener().await;
     let (dialer, open) = (dialer(), tenant(&granted(&["127.0.0.0/8"])));
-    let app = |hosts: &[String]| {
-        let component = serde_json::json!({"digest": model::Digest::of(b"x"), "size": 1, "world": "p2", "imports": [],
-            "exports": [], "allow_hosts": hosts});
-        serde_json::from_value::<LockedApp>(serde_json::json!({"name": "b", "components": {"c": component}})).unwrap()
+    let app = |hosts: &[&str]| {
+        let app = serde_json::json!({"name": "b", "components": {"c": component(hosts)}});
+        serde_json::from_value::<LockedApp>(app).unwrap()
     };
-    let revision = |n, hosts: &[String]| Arc::new(Prepared::of(Revision(n), &app(hosts)).unwrap());
-    open.add(revision(1, &[format!("tcp://127.0.0.1:{port}")]));
+    let revision = |n, hosts: &[&str]| Arc::new(Prepared::of(Revision(n), &app(hosts)).unwrap());
+    open.add(revision(1, &[&format!("tcp://127.0.0.1:{port}")]));
     open.add(revision(2, &[]));
     let dial = Dial { app: "b".parse().unwrap(), ..by("c", "127.0.0.1", port) };
     let dialled = dialer.dial(&open, 0, &dial).await.unwrap();
@@ -392,7 +453,7 @@ async fn a_tenant_has_only_so_many_open_and_a_host_that_lets_go_gives_them_back(
     let port = server.local_addr().unwrap().port();
     let (dialer, open) = (dialer(), tenant(&granted(&["127.0.0.0/8"])));
     let (listener, tcp_port) = listener().await;
-    let dialled = dialer.dial(&open, 0, &ask("127.0.0.1", tcp_port)).await.unwrap();
+    let dialled = dialer.dial(&open, 0, &ask(&open, "127.0.0.1", tcp_port)).await.unwrap();
     let (_accepted, _) = listener.accept().await.unwrap();
     let client = stream(&dialled);
     dialled.handed_over();
@@ -400,11 +461,11 @@ async fn a_tenant_has_only_so_many_open_and_a_host_that_lets_go_gives_them_back(
     rustix::net::shutdown(&client, rustix::net::Shutdown::Both).unwrap();
     until_open(&open, 0).await;
     // Nor is one kept that never reached its host.
-    drop(dialer.dial(&open, 0, &udp("127.0.0.1", port)).await.unwrap());
+    drop(dialer.dial(&open, 0, &udp(&open, "127.0.0.1", port)).await.unwrap());
     until_open(&open, 0).await;
     let mut held = Vec::new();
     let limited = loop {
-        match dialer.dial(&open, 0, &udp("127.0.0.1", port)).await {
+        match dialer.dial(&open, 0, &udp(&open, "127.0.0.1", port)).await {
             Ok(dialled) => held.push(dialled),
             Err(FileFault::Limited { what, .. }) if what.contains("as many connections open") => break true,
             // The rate comes first; it refills.
@@ -424,7 +485,7 @@ async fn every_decision_is_a_record() {
     let mut follower =
         open.flows.query(FlowQuery { follow: true, verdict: Some(Verdict::Denied), ..Default::default() });
     for host in ["home.example", "metadata.example", "unknown.example", "a\nb"] {
-        drop(dialer.dial(&open, 0, &ask(host, port)).await);
+        drop(dialer.dial(&open, 0, &ask(&open, host, port)).await);
     }
     let records = recorded(&open, 10).await;
     let told: Vec<_> =

@@ -97,13 +97,27 @@ impl Ears {
     }
 }
 
-/// An app whose component `c` is let by its manifest to every host of the table, over every transport.
+/// The provider whose settings name this host; some spellings cannot be declared, and the node has none of those.
+fn provider(host: &str) -> String {
+    format!("p-{}", model::Digest::of(host.as_bytes()).hex().get(..16).unwrap())
+}
+
+/// An app whose component `c` is let by its manifest to every host of the table, over every transport, and that has a provider
+/// at each.
 fn open_app(hosts: &[&str], port: u16) -> LockedApp {
     let entries = |host: &&str| ["http", "tcp", "udp"].map(|scheme| format!("{scheme}://{host}:{port}"));
     let allowed: Vec<String> = hosts.iter().flat_map(entries).collect();
     let component = serde_json::json!({"digest": model::Digest::of(b"x"), "size": 1, "world": "p2", "imports": [],
         "exports": [], "allow_hosts": allowed});
-    serde_json::from_value(serde_json::json!({"name": "a", "components": {"c": component}})).unwrap()
+    let redis = |host: &&str| {
+        let url = format!("redis://{host}:{port}");
+        (provider(host), serde_json::json!({"type": "keyvalue-redis", "config": {"url": url}}))
+    };
+    let providers: serde_json::Map<_, _> = hosts.iter().map(redis).collect();
+    let link = |name: &String| serde_json::json!({"component": "c", "contract": "wasi:keyvalue", "label": "default", "provider": name});
+    let links: Vec<_> = providers.keys().map(link).collect();
+    let app = serde_json::json!({"name": "a", "components": {"c": component}, "providers": providers, "links": links});
+    serde_json::from_value(app).unwrap()
 }
 
 fn tenant(name: &str, settings: &TenantSettings, app: &LockedApp) -> Arc<Tenant> {
@@ -118,7 +132,7 @@ fn ways(host: &str, port: u16) -> [(&'static str, Dial); 4] {
     let dial =
         |caller: Caller, transport| Dial { app: "a".parse().unwrap(), caller, transport, host: host.into(), port };
     let component = || Caller::Component("c".parse().unwrap());
-    let provider = || Caller::Provider("p".parse().unwrap());
+    let provider = || Caller::Provider(provider(host).parse().unwrap());
     [
         ("a component over TCP", dial(component(), Transport::Tcp)),
         ("a component over UDP", dial(component(), Transport::Udp)),
@@ -170,7 +184,10 @@ async fn with_a_grant_each_way_connects() {
     let settings = TenantSettings { egress: vec!["127.0.0.1".into()], ..TenantSettings::default() };
     let open = tenant("t", &settings, &app);
     for host in ["127.0.0.1", "home.example"] {
-        for (way, dial) in ways(host, ears.port) {
+        let [component_tcp, component_udp, provider_tcp, provider_udp] = ways(host, ears.port);
+        let datagrams = dialer.dial(&open, 0, &provider_udp.1).await;
+        assert!(matches!(datagrams, Err(FileFault::Denied { .. })), "providers have no datagrams: {datagrams:?}");
+        for (way, dial) in [component_tcp, component_udp, provider_tcp] {
             let dialled = dialer.dial(&open, 0, &dial).await;
             let dialled = dialled.unwrap_or_else(|fault| panic!("{host} by {way}: {fault}"));
             assert_eq!(dialled.address, SocketAddr::from(([127, 0, 0, 1], ears.port)), "{host} by {way}");
@@ -180,7 +197,8 @@ async fn with_a_grant_each_way_connects() {
     let url = format!("redis://127.0.0.1:{}", ears.port);
     let kind = ProviderSpec::new(ProviderKind::KeyvalueRedis);
     let spec = ProviderSpec { config: [("url".to_owned(), url)].into(), operator: true, ..kind };
-    let settings = TenantSettings { providers: [("p".parse().unwrap(), spec)].into(), ..TenantSettings::default() };
+    let providers = [(provider("127.0.0.1").parse().unwrap(), spec)].into();
+    let settings = TenantSettings { providers, ..TenantSettings::default() };
     let declared = tenant("t2", &settings, &app);
     for (host, expected) in
         [("127.0.0.1", true), ("home.example", false), ("::ffff:127.0.0.1", false), ("127.0.0.2", false)]

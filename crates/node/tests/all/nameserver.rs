@@ -5,6 +5,7 @@ mod fake;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use api::flows::Verdict;
@@ -22,13 +23,19 @@ fn tenant(granted: &[&str]) -> Arc<Tenant> {
     let tenant = Tenant::new("t".parse().unwrap());
     let egress = granted.iter().map(|range| (*range).to_owned()).collect();
     tenant.apply(&TenantSettings { egress, ..TenantSettings::default() });
-    let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
-    tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
     tenant
 }
 
-fn ask(host: &str, port: u16) -> Dial {
-    let caller = Caller::Provider("p".parse().unwrap());
+/// By a component of a revision whose `allow-hosts` name it.
+fn ask(tenant: &Tenant, host: &str, port: u16) -> Dial {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let component = serde_json::json!({"digest": model::Digest::of(b"x"), "size": 1, "world": "p2", "imports": [],
+        "exports": [], "allow_hosts": [format!("tcp://{host}:{port}")]});
+    let app: LockedApp =
+        serde_json::from_value(serde_json::json!({"name": "a", "components": {"c": component}})).unwrap();
+    let revision = Revision(NEXT.fetch_add(1, Ordering::Relaxed));
+    tenant.add(Arc::new(Prepared::of(revision, &app).unwrap()));
+    let caller = Caller::Component("c".parse().unwrap());
     Dial { app: "a".parse().unwrap(), caller, transport: Transport::Tcp, host: host.into(), port }
 }
 
@@ -51,7 +58,7 @@ async fn what_is_dialled_is_what_was_checked_however_often_the_name_changes() {
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let open = tenant(&["127.0.0.1"]);
-    let dial = ask("rebound.example", port);
+    let dial = ask(&open, "rebound.example", port);
     let dialled = dialer.dial(&open, 0, &dial).await.unwrap();
     assert_eq!(dialled.address, SocketAddr::from(([127, 0, 0, 1], port)));
     assert_eq!(listener.accept().await.unwrap().0.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 1]));
@@ -84,14 +91,14 @@ async fn one_forbidden_record_forbids_the_name() {
     let port = listener.local_addr().unwrap().port();
     let open = tenant(&["127.0.0.1"]);
     for name in ["first", "last", "six", "mapped", "nat64", "alias"] {
-        let refused = dialer.dial(&open, 0, &ask(&format!("{name}.example"), port)).await;
+        let refused = dialer.dial(&open, 0, &ask(&open, &format!("{name}.example"), port)).await;
         assert!(matches!(refused, Err(FileFault::Denied { .. })), "{name}: {refused:?}");
     }
     assert_eq!(open.flows.count(Verdict::Denied), 6);
     let knock = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
     assert!(knock.is_err(), "nobody knocked");
     // An alias of what is granted is granted, in whatever case it is written.
-    let dialled = dialer.dial(&open, 0, &ask("GOOD.example.", port)).await.unwrap();
+    let dialled = dialer.dial(&open, 0, &ask(&open, "GOOD.example.", port)).await.unwrap();
     assert_eq!(dialled.address.ip(), IpAddr::from([127, 0, 0, 1]));
 }
 
@@ -111,7 +118,7 @@ async fn odd_answers_end_in_an_error_that_says_what_was_odd() {
     let port = listener.local_addr().unwrap().port();
     let open = tenant(&["127.0.0.0/8"]);
     let began = Instant::now();
-    let cause = async |name: &str| match dialer.dial(&open, 0, &ask(name, port)).await {
+    let cause = async |name: &str| match dialer.dial(&open, 0, &ask(&open, name, port)).await {
         Err(FileFault::Dns { cause, .. }) => cause,
         other => panic!("{name}: {other:?}"),
     };
@@ -134,11 +141,11 @@ async fn odd_answers_end_in_an_error_that_says_what_was_odd() {
     assert!(began.elapsed() < Duration::from_secs(5), "a nameserver that is silent is named before the dial's own end");
     assert_eq!(server.asked("silent.example"), 3, "it is asked again");
     // As many as fit are many, and reached.
-    assert!(dialer.dial(&open, 0, &ask("many.example", port)).await.is_ok());
+    assert!(dialer.dial(&open, 0, &ask(&open, "many.example", port)).await.is_ok());
     // Nobody there at all.
     drop(server);
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let dialer = Dialer::new(Arc::new(Client::new(closed)));
-    let nobody = dialer.dial(&open, 0, &ask("a.example", port)).await;
+    let nobody = dialer.dial(&open, 0, &ask(&open, "a.example", port)).await;
     assert!(matches!(nobody, Err(FileFault::Dns { .. })), "{nobody:?}");
 }

@@ -10,7 +10,7 @@ mod refusal;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ use quota::{Share, Sizes};
 pub const MAX_DATABASE: u64 = 1 << 30;
 /// Databases that are open at once: each has a thread.
 const MAX_OPEN: usize = 256;
+/// Databases of one tenant among those.
+const MAX_OF_TENANT: usize = 32;
 /// Calls that wait for one database.
 const MAX_WAITING: usize = 256;
 /// How long a call waits for the ones before it.
@@ -45,7 +47,7 @@ pub struct Databases(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
-    open: Mutex<HashMap<Key, SyncSender<Job>>>,
+    open: Mutex<HashMap<Key, Open>>,
     /// Tenants that have a quota.
     tracked: Mutex<HashMap<TenantName, Arc<Sizes>>>,
 }
@@ -57,11 +59,27 @@ impl Inner {
     }
 }
 
+/// A database that has a thread.
+#[derive(Debug)]
+struct Open {
+    calls: SyncSender<Job>,
+    used: Instant,
+    /// Calls that wait or are at work; each of them has a copy.
+    busy: Arc<()>,
+}
+
+impl Open {
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.busy) == 1
+    }
+}
+
 /// One call on its way to its database.
 struct Job {
     call: Call,
     since: Instant,
     reply: oneshot::Sender<Result<Answer, SqlError>>,
+    busy: Arc<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -122,22 +140,23 @@ impl Databases {
 
     fn send(&self, key: Key, call: Call) -> Result<oneshot::Receiver<Result<Answer, SqlError>>, SqlError> {
         let (reply, answer) = oneshot::channel();
-        let mut job = Job { call, since: Instant::now(), reply };
+        let (since, busy) = (Instant::now(), Arc::new(()));
+        let mut job = Job { call, since, reply, busy: busy.clone() };
         // Nothing here waits: a thread takes this lock only to leave.
         let mut open = lock(&self.0.open);
-        if let Some(calls) = open.get(&key) {
-            match calls.try_send(job) {
+        if let Some(known) = open.get_mut(&key) {
+            job.busy = known.busy.clone();
+            known.used = since;
+            match known.calls.try_send(job) {
                 Ok(()) => return Ok(answer),
                 Err(TrySendError::Full(_)) => {
                     return Err(SqlError::Unavailable(format!("{MAX_WAITING} calls wait for this database already")));
                 }
                 // Its thread failed.
-                Err(TrySendError::Disconnected(back)) => job = back,
+                Err(TrySendError::Disconnected(back)) => job = Job { busy: busy.clone(), ..back },
             }
-        } else if open.len() >= MAX_OPEN {
-            return Err(SqlError::Unavailable(format!(
-                "{MAX_OPEN} databases of this node are in use; try again later"
-            )));
+        } else {
+            make_room(&mut open, &key.0)?;
         }
         let (calls, received) = sync_channel(MAX_WAITING);
         let sent = calls.try_send(job);
@@ -145,12 +164,31 @@ impl Databases {
         let thread = std::thread::Builder::new().name("sql".to_owned());
         let spawned = thread.spawn(move || serve(&inner, &dir, &of, &received));
         if let (Ok(_), Ok(())) = (spawned, sent) {
-            open.insert(key, calls);
+            open.insert(key, Open { calls, used: since, busy });
             return Ok(answer);
         }
         open.remove(&key);
         Err(SqlError::Unavailable("the node has no thread for the database".to_owned()))
     }
+}
+
+/// Has room for one more database of the tenant: where there is none, the one that was not asked for the longest closes,
+/// of its own where it has as many as it may, else of all.
+fn make_room(open: &mut HashMap<Key, Open>, tenant: &TenantName) -> Result<(), SqlError> {
+    let own = open.keys().filter(|(of, ..)| of == tenant).count();
+    if own < MAX_OF_TENANT && open.len() < MAX_OPEN {
+        return Ok(());
+    }
+    let may_close = |(of, ..): &Key| own < MAX_OF_TENANT || of == tenant;
+    let idle = open.iter().filter(|(key, one)| may_close(key) && one.is_idle());
+    let oldest = idle.min_by_key(|(_, one)| one.used).map(|(key, _)| key.clone());
+    let Some(oldest) = oldest else {
+        let (count, whose) = if own < MAX_OF_TENANT { (MAX_OPEN, "node") } else { (MAX_OF_TENANT, "tenant") };
+        return Err(SqlError::Unavailable(format!("{count} databases of this {whose} are in use; try again later")));
+    };
+    // Its thread ends when it sees that nobody can send to it any more.
+    open.remove(&oldest);
+    Ok(())
 }
 
 /// The thread of one database.
@@ -172,10 +210,12 @@ fn serve(inner: &Weak<Inner>, dir: &Path, key: &Key, calls: &Receiver<Job>) {
                         drop(open);
                         work(&mut database, &Arc::downgrade(&inner), dir, key, job);
                     }
-                    Err(_) => {
+                    Err(TryRecvError::Empty) => {
                         open.remove(key);
                         return;
                     }
+                    // It was closed to make room, and may have been opened anew.
+                    Err(TryRecvError::Disconnected) => return,
                 }
             }
         }
@@ -183,20 +223,22 @@ fn serve(inner: &Weak<Inner>, dir: &Path, key: &Key, calls: &Receiver<Job>) {
 }
 
 fn work(database: &mut Option<Database>, inner: &Weak<Inner>, dir: &Path, key: &Key, job: Job) {
-    if job.reply.is_closed() {
+    let Job { call, since, reply, busy } = job;
+    if reply.is_closed() {
         return;
     }
-    let result = if job.since.elapsed() > MAX_WAIT {
+    let result = if since.elapsed() > MAX_WAIT {
         Err(SqlError::Unavailable("the calls before this one took too long".to_owned()))
     } else {
-        answer(database, inner, dir, key, &job.call)
+        answer(database, inner, dir, key, &call)
     };
     if let Err(SqlError::Unavailable(cause)) = &result {
         let (tenant, app, provider) = key;
         tracing::warn!(%tenant, %app, %provider, %cause, "a database cannot be used");
     }
+    drop(busy);
     // Whoever asked may be gone by now.
-    drop(job.reply.send(result));
+    drop(reply.send(result));
 }
 
 fn answer(
@@ -240,4 +282,52 @@ fn place(dir: &Path, (tenant, app, provider): &Key) -> Result<PathBuf, SqlError>
         Ok(at)
     };
     made().map_err(|cause: std::io::Error| SqlError::Unavailable(format!("its directory cannot be made: {cause}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Databases that are open, in the order they were asked for; those with a second handle are at work.
+    fn open(all: &[(&str, usize)]) -> (HashMap<Key, Open>, Vec<Arc<()>>) {
+        let began = Instant::now();
+        let mut open = HashMap::new();
+        let mut handles = Vec::new();
+        for (tenant, count) in all {
+            for n in 0..*count {
+                let key = (tenant.parse().unwrap(), format!("a{n}").parse().unwrap(), "sqlite".parse().unwrap());
+                let used = began + Duration::from_millis(open.len() as u64);
+                let busy = Arc::new(());
+                handles.push(busy.clone());
+                open.insert(key, Open { calls: sync_channel(1).0, used, busy });
+            }
+        }
+        (open, handles)
+    }
+
+    fn of(open: &HashMap<Key, Open>, tenant: &str) -> usize {
+        open.keys().filter(|(of, ..)| of.as_str() == tenant).count()
+    }
+
+    #[test]
+    fn a_tenant_makes_room_among_its_own_and_all_of_them_among_all() {
+        let (acme, late): (TenantName, TenantName) = ("acme".parse().unwrap(), "late".parse().unwrap());
+        // It has as many as it may: another one of its own closes, and nobody else's.
+        let (mut some, mut handles) = open(&[("early", 3), ("acme", MAX_OF_TENANT)]);
+        assert!(make_room(&mut some, &acme).is_err_and(|why| why.to_string().contains("of this tenant are in use")));
+        handles.clear();
+        make_room(&mut some, &acme).unwrap();
+        assert_eq!((of(&some, "early"), of(&some, "acme")), (3, MAX_OF_TENANT - 1));
+        assert!(!some.keys().any(|(of, app, _)| of == &acme && app.as_str() == "a0"), "the oldest of them");
+        make_room(&mut some, &acme).unwrap();
+        assert_eq!(of(&some, "acme"), MAX_OF_TENANT - 1, "there is room already");
+        // The node has as many as it may: the oldest idle one of all closes.
+        let full: Vec<String> = (0..8).map(|n| format!("t{n}")).collect();
+        let full: Vec<(&str, usize)> = full.iter().map(|name| (name.as_str(), MAX_OF_TENANT)).collect();
+        let (mut all, mut handles) = open(&full);
+        assert!(make_room(&mut all, &late).is_err_and(|why| why.to_string().contains("of this node are in use")));
+        handles.remove(MAX_OF_TENANT * 5);
+        make_room(&mut all, &late).unwrap();
+        assert_eq!((all.len(), of(&all, "t5")), (MAX_OPEN - 1, MAX_OF_TENANT - 1));
+    }
 }

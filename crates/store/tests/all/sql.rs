@@ -166,3 +166,34 @@ async fn another_owner_finds_what_was_acknowledged() {
     }
     assert_eq!(open(&copy).one("SELECT n FROM t").await.unwrap(), Value::Int64(1));
 }
+
+#[tokio::test]
+async fn one_tenant_has_so_many_databases_open_and_the_oldest_idle_one_makes_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let databases = open(&dir).0;
+    let names: Vec<&'static str> = (0..40).map(|n| &*format!("shop-{n}").leak()).collect();
+    // More than it may have open at once, one after the other: each is there when it is asked for again.
+    for name in &names {
+        let one = Whose(databases.clone(), "acme", name, "sqlite");
+        one.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
+        one.execute("INSERT INTO t VALUES (7)").await.unwrap();
+    }
+    for name in &names {
+        assert_eq!(Whose(databases.clone(), "acme", name, "sqlite").one("SELECT n FROM t").await, Ok(Value::Int64(7)));
+    }
+    // A thread that was told to leave is gone in a moment, and its file with it.
+    let base = dir.path().join("sql/acme");
+    let open_files = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|fd| fd.path().read_link().ok());
+        let of_base = links.filter(|file| file.starts_with(&base) && file.extension().is_some_and(|end| end == "db"));
+        // A file that was opened anew while it closed keeps a second descriptor until then.
+        of_base.collect::<std::collections::BTreeSet<_>>().len()
+    };
+    let few = async {
+        while open_files() > 32 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let closed = tokio::time::timeout(Duration::from_secs(20), few).await;
+    assert!(closed.is_ok(), "closed databases let go of their files: {} are open", open_files());
+}
