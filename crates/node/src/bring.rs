@@ -154,7 +154,7 @@ impl Job {
         if keys.iter().any(|key| !self.artifacts.is_cached(key)) {
             self.tell(Progress::Phase(Phase::Compiling));
         }
-        let all = keys.iter().map(|key| self.artifacts.ensure(key));
+        let all = keys.iter().map(|key| self.artifacts.ensure(&self.tenant.name, key));
         futures::future::try_join_all(all).await.map_err(|cause| refusal(&cause))?;
         Ok(())
     }

@@ -64,6 +64,8 @@ impl Copying {
                 let named = specs.flat_map(|spec| spec.secrets.values()).filter(|secret| secret.is_own());
                 let named = named.map(|secret| secret.secret.clone());
                 self.lent.lend(&self.tenant.name, &self.app, named.collect());
+                let ends = [&request.from, &request.to].map(|end| (&end.provider, &end.spec));
+                self.tenant.lend(&self.app, request.sources.iter().chain(ends));
                 if let Some(externals) = &self.externals {
                     let sources = request.sources.iter();
                     let wanted = sources.chain([(&request.to.provider, &request.to.spec)]);
@@ -120,6 +122,7 @@ impl Copying {
     /// A host that does not hear it has ended, and its part of the copy with it.
     async fn end(&self) {
         self.lent.take_back(&self.tenant.name, &self.app);
+        self.tenant.take_back(&self.app);
         if let Some(externals) = &self.externals {
             externals.take_back(&self.tenant.name, &self.app);
         }

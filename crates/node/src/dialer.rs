@@ -149,12 +149,13 @@ impl Dialer {
 /// [`FileFault::Denied`].
 fn asked(tenant: &Tenant, dial: &Dial) -> Result<Destination, FileFault> {
     let denied = |what: String| FileFault::Denied { address: place(&dial.host, dial.port), what };
+    let destination = Destination::parse(&dial.host).map_err(|cause| denied(cause.to_string()))?;
     // The host process checked it too; what runs in there may have taken it over.
-    tenant.may_ask(dial).map_err(|why| denied(why.to_owned()))?;
+    tenant.may_ask(dial, &destination).map_err(|why| denied(why.to_owned()))?;
     if dial.port == 0 {
         return Err(denied("port 0 is no port".to_owned()));
     }
-    Destination::parse(&dial.host).map_err(|cause| denied(cause.to_string()))
+    Ok(destination)
 }
 
 /// The tenant's policy on all addresses of a destination.

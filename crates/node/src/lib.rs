@@ -10,6 +10,7 @@
 //! | [`confine`] | layers, user ids and control groups of what it starts |
 //! | [`services`] | what a host may ask over the connections it was handed |
 //! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
+//! | [`asks`] | which connections the components and providers of an app may ask for |
 //! | `connections` | the connections hosts have open, and how they end |
 //! | `flows` | what was decided about the last connections of each tenant |
 //! | [`messaging`] | the brokers of messages, and who takes from them |
@@ -26,6 +27,7 @@
 mod admin;
 mod agent;
 pub mod artifacts;
+pub mod asks;
 mod bring;
 pub mod confine;
 mod connections;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use api::services::{Caller, Dial};
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
-use model::egress::{AllowedHost, Grant, Policy};
+use model::egress::{Destination, Grant, Policy};
 use model::tenant::{Quotas, Rate, TenantSettings};
 use model::{
     AppName, ComponentName, Digest, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, Route, SecretName,
@@ -18,6 +18,7 @@ use model::{
 use store::room::Room;
 use tokio::sync::{OnceCell, Semaphore};
 
+use crate::asks::{self, Asks, Place};
 use crate::connections::{Connections, Open};
 use crate::converge;
 use crate::external::{Externals, Lease};
@@ -25,6 +26,7 @@ pub use crate::flows::Flows;
 use crate::ingress::{Gate, nanos};
 use crate::messaging::{self, Declared};
 use crate::schedules::{self, Planned};
+use crate::services::Share;
 
 /// Connections of a tenant being made at once.
 const DIALS_AT_ONCE: usize = 64;
@@ -50,8 +52,8 @@ pub struct Prepared {
     pub routes: Vec<Route>,
     /// Secrets it names, and may have revealed.
     pub secrets: BTreeSet<SecretName>,
-    /// Where its components may call out to.
-    pub allowed: BTreeMap<ComponentName, Vec<AllowedHost>>,
+    /// Which connections its components and providers may ask for.
+    pub asks: Asks,
     /// What it takes from the brokers of the node.
     pub messages: Vec<Declared>,
     /// Has a component that takes messages, from whichever broker, or is told of changes.
@@ -99,7 +101,7 @@ impl Prepared {
             code,
             routes: app.routes.clone(),
             secrets: model::secret::names(app),
-            allowed: allowed(app),
+            asks: Asks::of(app),
             messages: messaging::declared(app),
             takes: model::messaging::subscriptions(app).next().is_some() || model::watch::watches(app).next().is_some(),
             schedules: schedules::planned(app).into(),
@@ -127,17 +129,14 @@ impl Prepared {
     }
 }
 
-fn allowed(app: &LockedApp) -> BTreeMap<ComponentName, Vec<AllowedHost>> {
-    let of = |component: &model::LockedComponent| {
-        component.allow_hosts.iter().filter_map(|text| AllowedHost::parse(text)).collect()
-    };
-    app.components.iter().map(|(name, component)| (name.clone(), of(component))).collect()
-}
-
 #[derive(Debug, Default)]
 struct Runs {
     revisions: BTreeMap<AppName, Vec<Arc<Prepared>>>,
     code: HashMap<(Digest, World), u32>,
+    /// Where providers are that data are being moved to or from.
+    lent: BTreeMap<AppName, Vec<Place>>,
+    /// Apps of which revisions are leaving the hosts: how many.
+    leaving: BTreeMap<AppName, u32>,
 }
 
 /// What a tenant keeps on this node, and whether it was counted.
@@ -174,6 +173,8 @@ pub struct Tenant {
     /// What the ingress takes of its requests.
     pub gate: Arc<Gate>,
     pub(crate) kept: Kept,
+    /// What its hosts have of the node.
+    pub(crate) share: Share,
 }
 
 impl Tenant {
@@ -192,6 +193,7 @@ impl Tenant {
             dials: Metered::new(dial_rate(&Quotas::default())),
             gate: Arc::new(Gate::default()),
             kept: Kept::default(),
+            share: Share::default(),
         })
     }
 
@@ -270,6 +272,21 @@ impl Tenant {
         self.read().revisions.contains_key(app)
     }
 
+    /// Whether the app may use what is kept for it: its hosts are to have a revision of it, or one is leaving them and its
+    /// last calls end.
+    pub fn has_data(&self, app: &AppName) -> bool {
+        let runs = self.read();
+        runs.revisions.contains_key(app) || runs.leaving.contains_key(app)
+    }
+
+    /// Hosts of the tenant are not to have this revision any more; its last calls may use what is kept for the app until the
+    /// answer is dropped.
+    pub(crate) fn part(self: &Arc<Self>, app: &AppName, revision: Revision) -> Leaving {
+        *self.write().leaving.entry(app.clone()).or_default() += 1;
+        self.remove(app, revision);
+        Leaving { tenant: self.clone(), app: app.clone() }
+    }
+
     /// Whether a revision its hosts are to have needs this code.
     pub fn may_have(&self, code: &(Digest, World)) -> bool {
         self.read().code.contains_key(code)
@@ -286,20 +303,36 @@ impl Tenant {
     }
 
     /// Whether an app its hosts are to have may ask for such a connection: a component for what its `allow-hosts` name,
-    /// a provider for anything its policy grants.
+    /// a provider for what its settings name.
     ///
     /// # Errors
     /// Why not, in words.
-    pub fn may_ask(&self, dial: &Dial) -> Result<(), &'static str> {
+    pub fn may_ask(&self, dial: &Dial, destination: &Destination) -> Result<(), &'static str> {
         let runs = self.read();
         let revisions = runs.revisions.get(&dial.app).ok_or("asked for by an app that does not run here")?;
-        let Caller::Component(component) = &dial.caller else { return Ok(()) };
-        let covers = |entry: &AllowedHost| entry.covers(dial.transport, &dial.host, dial.port);
-        let allows = |known: &Arc<Prepared>| known.allowed.get(component).is_some_and(|all| all.iter().any(covers));
-        match revisions.iter().any(allows) {
-            true => Ok(()),
-            false => Err("a host that the component's `allow-hosts` does not name"),
+        if revisions.iter().any(|known| known.asks.has(dial, destination)) {
+            return Ok(());
         }
+        let Caller::Provider(provider) = &dial.caller else {
+            return Err("a host that the component's `allow-hosts` does not name");
+        };
+        match runs.lent.get(&dial.app).is_some_and(|all| all.iter().any(|place| place.is(provider, dial, destination)))
+        {
+            true => Ok(()),
+            false => Err("a place that is not the one in the settings of a provider that the app is linked to"),
+        }
+    }
+
+    /// Lets an app ask for what the settings of these providers name, in place of those it was lent before: its data are
+    /// being moved to one, and no revision names it yet.
+    pub fn lend<'a>(&self, app: &AppName, providers: impl Iterator<Item = (&'a ProviderName, &'a ProviderSpec)>) {
+        let places = providers.filter_map(|(name, spec)| Place::of(name, spec)).collect();
+        self.write().lent.insert(app.clone(), places);
+    }
+
+    /// Takes back what was lent to an app; what is open is looked at by [`crate::dialer::Dialer::recheck`].
+    pub fn take_back(&self, app: &AppName) {
+        self.write().lent.remove(app);
     }
 
     /// Counts one more.
@@ -309,7 +342,7 @@ impl Tenant {
 
     /// Whether a connection that is open could be opened now, to the address it has.
     pub(crate) fn still_grants(&self, open: &Open) -> Result<Grant, String> {
-        self.may_ask(&open.dial)?;
+        self.may_ask(&open.dial, &open.destination)?;
         let address = &[open.address.ip()];
         let own = crate::dialer::own::among(address);
         let decided = self.policy().decide(open.provider(), &open.destination, open.address.port(), address, &own);
@@ -322,6 +355,25 @@ impl Tenant {
 
     fn write(&self) -> RwLockWriteGuard<'_, Runs> {
         self.runs.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A revision whose last calls end.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    tenant: Arc<Tenant>,
+    app: AppName,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let runs = &mut *self.tenant.write();
+        if let Some(count) = runs.leaving.get_mut(&self.app) {
+            *count -= 1;
+            if *count == 0 {
+                runs.leaving.remove(&self.app);
+            }
+        }
     }
 }
 
@@ -355,15 +407,11 @@ fn dial_rate(quotas: &Quotas) -> Rate {
     Rate::new(rate, rate * 2)
 }
 
-/// The external providers that a link of the app names, or that keep secrets of a provider that one names.
+/// The external providers that a host of the app connects to.
 fn externals(app: &LockedApp) -> Vec<(ProviderName, ProviderSpec)> {
-    let linked = |name: &ProviderName| app.links.iter().any(|link| link.provider == *name);
-    let asked = |name: &ProviderName| {
-        let named = |spec: &ProviderSpec| spec.secrets.values().any(|secret| secret.from.as_ref() == Some(name));
-        app.providers.iter().any(|(by, spec)| linked(by) && named(spec))
-    };
+    let used = asks::used(app);
     let external = app.providers.iter().filter(|(_, spec)| spec.kind == ProviderKind::External);
-    let wanted = external.filter(|(name, _)| linked(name) || asked(name));
+    let wanted = external.filter(|(name, _)| used.contains(name));
     wanted.map(|(name, spec)| (name.clone(), spec.clone())).collect()
 }
 
@@ -383,7 +431,7 @@ mod tests {
             code: vec![(Digest::of(&[code]), World::P2)],
             routes: Vec::new(),
             secrets: BTreeSet::new(),
-            allowed: BTreeMap::new(),
+            asks: Asks::default(),
             messages: Vec::new(),
             takes: false,
             schedules: Arc::new([]),
@@ -408,6 +456,20 @@ mod tests {
         tenant.remove(&"a".parse().unwrap(), Revision(2));
         assert!(!tenant.may_have(&code));
         assert!(!tenant.knows(&"a".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_app_has_its_data_until_its_last_calls_have_ended() {
+        let (tenant, app): (_, AppName) = (Tenant::new("t".parse().unwrap()), "a".parse().unwrap());
+        assert!(!tenant.has_data(&app));
+        tenant.add(prepared("a", 1, 7));
+        tenant.add(prepared("a", 2, 7));
+        let (first, second) = (tenant.part(&app, Revision(1)), tenant.part(&app, Revision(2)));
+        assert!(!tenant.knows(&app) && tenant.has_data(&app));
+        drop(first);
+        assert!(tenant.has_data(&app));
+        drop(second);
+        assert!(!tenant.has_data(&app));
     }
 
     #[test]

@@ -64,11 +64,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T, out: &mut BytesMut) -> Result<()
 /// # Errors
 /// [`WireError::TooLarge`] as soon as the length says so, [`WireError::Malformed`].
 pub fn decode<T: DeserializeOwned>(buffer: &mut BytesMut) -> Result<Option<T>, WireError> {
-    let Some(head) = buffer.first_chunk::<HEAD>() else { return Ok(None) };
-    let size = u32::from_le_bytes(*head) as usize;
-    if size > MAX_FRAME {
-        return Err(WireError::TooLarge(size));
-    }
+    let Some(size) = size_within(buffer, MAX_FRAME)? else { return Ok(None) };
     let Some(body) = buffer.get(HEAD..HEAD + size) else {
         buffer.reserve(HEAD + size - buffer.len());
         return Ok(None);
@@ -82,11 +78,19 @@ pub fn decode<T: DeserializeOwned>(buffer: &mut BytesMut) -> Result<Option<T>, W
     Ok(Some(value))
 }
 
-/// Reads frames. Dropping a pending [`FrameReader::next`] loses nothing.
+/// How large the frame at the front of `buffer` says it is, bytes after its length; `None` where that is not there yet.
+fn size_within(buffer: &BytesMut, most: usize) -> Result<Option<usize>, WireError> {
+    let Some(head) = buffer.first_chunk::<HEAD>() else { return Ok(None) };
+    let size = u32::from_le_bytes(*head) as usize;
+    if size > most { Err(WireError::TooLarge(size)) } else { Ok(Some(size)) }
+}
+
+/// Reads frames. Dropping a pending [`FrameReader::next`] or [`FrameReader::size`] loses nothing.
 #[derive(Debug)]
 pub struct FrameReader<R> {
     source: R,
     buffer: BytesMut,
+    most: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
@@ -97,7 +101,28 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Reads `buffer` first, then `source`.
     pub fn with_buffer(source: R, buffer: BytesMut) -> Self {
-        Self { source, buffer }
+        Self { source, buffer, most: MAX_FRAME }
+    }
+
+    /// From now on a frame of more than `most` bytes is refused, before its bytes are read.
+    pub fn limited(self, most: usize) -> Self {
+        Self { most: most.min(MAX_FRAME), ..self }
+    }
+
+    /// How large the next frame is, bytes, before its bytes are waited for; `None` where the other side closed between
+    /// frames. So room can be found for it first.
+    ///
+    /// # Errors
+    /// As [`FrameReader::next`].
+    pub async fn size(&mut self) -> Result<Option<usize>, WireError> {
+        loop {
+            if let Some(size) = size_within(&self.buffer, self.most)? {
+                return Ok(Some(size));
+            }
+            if !self.fill().await? {
+                return Ok(None);
+            }
+        }
     }
 
     /// The next frame; `None` where the other side closed between frames.
@@ -106,17 +131,36 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Any [`WireError`]; the connection is of no more use then.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
         loop {
+            size_within(&self.buffer, self.most)?;
             if let Some(value) = decode(&mut self.buffer)? {
                 return Ok(Some(value));
             }
-            if self.buffer.is_empty() && self.buffer.capacity() > KEEP {
-                self.buffer = BytesMut::new();
-            }
-            self.buffer.reserve(READ_CHUNK);
-            if self.source.read_buf(&mut self.buffer).await? == 0 {
-                return if self.buffer.is_empty() { Ok(None) } else { Err(WireError::Closed) };
+            if !self.fill().await? {
+                return Ok(None);
             }
         }
+    }
+
+    /// Reads what there is; false where the other side closed between frames.
+    async fn fill(&mut self) -> Result<bool, WireError> {
+        if self.buffer.is_empty() && self.buffer.capacity() > KEEP {
+            self.buffer = BytesMut::new();
+        }
+        self.buffer.reserve(READ_CHUNK);
+        match (self.source.read_buf(&mut self.buffer).await?, self.buffer.is_empty()) {
+            (0, true) => Ok(false),
+            (0, false) => Err(WireError::Closed),
+            _ => Ok(true),
+        }
+    }
+
+    /// How large a frame is that has arrived whole already, bytes.
+    ///
+    /// # Errors
+    /// As [`FrameReader::next`].
+    pub fn ready_size(&self) -> Result<Option<usize>, WireError> {
+        let size = size_within(&self.buffer, self.most)?;
+        Ok(size.filter(|size| self.buffer.len() >= HEAD + size))
     }
 
     /// A frame that has arrived already: lets a server gather what came together.
@@ -168,6 +212,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         }
     }
 
+    /// Bytes of the frames that wait for the next [`FrameWriter::flush`].
+    pub fn waiting(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Writes every frame that was added.
     ///
     /// # Errors
@@ -213,6 +262,28 @@ mod tests {
         assert_eq!(&out[..], b"kept");
         let mut head = BytesMut::from(&u32::MAX.to_le_bytes()[..]);
         assert!(matches!(decode::<Hello>(&mut head), Err(WireError::TooLarge(_))));
+    }
+
+    #[tokio::test]
+    async fn the_size_of_a_frame_is_known_before_its_bytes_are_there() {
+        let mut wire = BytesMut::new();
+        encode(&reply(300), &mut wire).unwrap();
+        let size = wire.len() - HEAD;
+        let (mut far, near) = tokio::io::duplex(1024);
+        let mut reader = FrameReader::new(near).limited(size);
+        far.write_all(&wire[..HEAD]).await.unwrap();
+        assert_eq!(reader.size().await.unwrap(), Some(size));
+        assert_eq!(reader.ready_size().unwrap(), None);
+        far.write_all(&wire[HEAD..]).await.unwrap();
+        assert_eq!(reader.next().await.unwrap(), Some(reply(300)));
+        far.write_all(&wire).await.unwrap();
+        far.write_all(&wire).await.unwrap();
+        assert_eq!(reader.next().await.unwrap(), Some(reply(300)));
+        assert_eq!((reader.ready_size().unwrap(), reader.size().await.unwrap()), (Some(size), Some(size)));
+        let mut narrow = reader.limited(size - 1);
+        assert!(matches!(narrow.size().await, Err(WireError::TooLarge(_))));
+        assert!(matches!(narrow.ready_size(), Err(WireError::TooLarge(_))));
+        assert!(matches!(narrow.next::<KvReply>().await, Err(WireError::TooLarge(_))));
     }
 
     #[test]

@@ -245,8 +245,8 @@ pub enum Caller {
     /// A component's outgoing HTTP or sockets. The host checked its `allow_hosts` with the scheme, the node checks transport,
     /// host and port again, and decides on the address.
     Component(ComponentName),
-    /// A provider's client. The node grants a private address only if the operator declared this provider with this
-    /// host and port.
+    /// A provider's client. The node connects it, over TCP, to the host and the port in the settings of the provider, which a
+    /// link of the app uses; to a private address only if the operator declared the provider so.
     Provider(ProviderName),
 }
 

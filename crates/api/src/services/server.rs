@@ -10,6 +10,9 @@ use super::codec::{self, FrameReader, FrameWriter, WireError};
 use super::descriptor;
 use super::{FileReply, FileRequest, Hello, MoreRequest};
 
+/// The largest request that is answered with a descriptor, and the largest [`Hello`], bytes: names, a host and a digest.
+const MAX_REQUEST: usize = 16 << 10;
+
 /// A connection whose [`Hello`] was read.
 #[derive(Debug)]
 pub enum Accepted {
@@ -30,7 +33,7 @@ pub enum Accepted {
 /// # Errors
 /// Any [`WireError`]; [`WireError::Closed`] where nothing was said.
 pub async fn accept(stream: UnixStream) -> Result<Accepted, WireError> {
-    let mut reader = FrameReader::new(stream);
+    let mut reader = FrameReader::new(stream).limited(MAX_REQUEST);
     let hello: Hello = reader.next().await?.ok_or(WireError::Closed)?;
     let (stream, rest) = reader.into_parts();
     Ok(match hello {
@@ -42,10 +45,14 @@ pub async fn accept(stream: UnixStream) -> Result<Accepted, WireError> {
             let (read, write) = stream.into_split();
             Accepted::Calls(FrameReader::with_buffer(read, rest), FrameWriter::new(write))
         }
-        Hello::Files => Accepted::Files(FilesConnection { reader: FrameReader::with_buffer(stream, rest) }),
+        Hello::Files => Accepted::Files(FilesConnection { reader: small(stream, rest) }),
         Hello::Alive => Accepted::Alive(stream),
-        Hello::More => Accepted::More(MoreConnection { reader: FrameReader::with_buffer(stream, rest) }),
+        Hello::More => Accepted::More(MoreConnection { reader: small(stream, rest) }),
     })
+}
+
+fn small(stream: UnixStream, rest: BytesMut) -> FrameReader<UnixStream> {
+    FrameReader::with_buffer(stream, rest).limited(MAX_REQUEST)
 }
 
 /// A connection for [`FileRequest`]s, the node's end.

@@ -576,8 +576,9 @@ async fn leave(
         () = idle => {}
         () = patience.cancelled() => {}
     }
-    tenant.remove(&app, revision);
+    let leaving = tenant.part(&app, revision);
     drain(&hosts.of(&tenant.name), &app, revision, LAST_CALLS).await;
+    drop(leaving);
     drop(news.send(News { tenant, app, revision, what: Progress::Drained }));
 }
 

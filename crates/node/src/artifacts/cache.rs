@@ -233,25 +233,40 @@ pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
 
 fn read_or_make_key(path: &Path) -> Result<[u8; blake3::KEY_LEN], NodeError> {
     let failed = |action| move |cause| NodeError::Files { action, path: path.to_owned(), cause };
-    match File::open(path) {
-        Ok(mut file) => {
-            let mut bytes = Vec::new();
-            Read::by_ref(&mut file).take(1024).read_to_end(&mut bytes).map_err(failed("read"))?;
-            bytes.try_into().map_err(|_| NodeError::KeyDamaged(path.to_owned()))
-        }
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-            let key: [u8; blake3::KEY_LEN] = rand::random();
-            let partial = path.with_extension(format!("{}.partial", std::process::id()));
-            let written = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&partial)
-                .and_then(|mut file| file.write_all(&key).and_then(|()| file.sync_all()))
-                .and_then(|()| fs::rename(&partial, path));
-            written.map_err(failed("create")).map(|()| key)
-        }
-        Err(cause) => Err(failed("read")(cause)),
+    if let Some(key) = read_key(path)? {
+        return Ok(key);
     }
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let partial = path.with_extension(format!("{}-{number}.partial", std::process::id()));
+    let key: [u8; blake3::KEY_LEN] = rand::random();
+    let written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial);
+    let written = written.and_then(|mut file| file.write_all(&key).and_then(|()| file.sync_all()));
+    // Whole or not at all, and never in place of one that is there: of two processes that begin together both have the
+    // key of the one that was first.
+    let named = written.and_then(|()| fs::hard_link(&partial, path));
+    if let Err(cause) = fs::remove_file(&partial) {
+        tracing::debug!(path = %partial.display(), %cause, "an unfinished key stays behind");
+    }
+    match named {
+        Ok(()) => Ok(key),
+        Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {
+            let gone = || failed("read")(io::Error::from(io::ErrorKind::NotFound));
+            read_key(path)?.ok_or_else(gone)
+        }
+        Err(cause) => Err(failed("create")(cause)),
+    }
+}
+
+/// The key that is there; `None` where there is none.
+fn read_key(path: &Path) -> Result<Option<[u8; blake3::KEY_LEN]>, NodeError> {
+    let failed = |cause| NodeError::Files { action: "read", path: path.to_owned(), cause };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(failed(cause)),
+    };
+    let mut bytes = Vec::new();
+    file.take(1024).read_to_end(&mut bytes).map_err(failed)?;
+    bytes.try_into().map(Some).map_err(|_| NodeError::KeyDamaged(path.to_owned()))
 }

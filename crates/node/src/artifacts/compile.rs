@@ -1,5 +1,5 @@
 //! The compiler child: `exe compile --world p2|p3 --sandbox …`, the artifact on stdin, compiled code on stdout. The child
-//! confines and limits itself (memory, CPU, files); here its wall time, its output and its number are limited, and its crash is an answer.
+//! confines and limits itself (memory, CPU, files); here its wall time and its output are limited, and its crash is an answer.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -12,7 +12,6 @@ use model::World;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::Command;
-use tokio::sync::Semaphore;
 
 use crate::confine::{Confinement, Who};
 
@@ -23,8 +22,6 @@ const WALL: Duration = Duration::from_secs(600);
 const MAX_CODE: u64 = 256 << 20;
 /// How much of the child's words is read, bytes.
 const MAX_WORDS: u64 = 64 << 10;
-/// Compilations at once; each may use a core for seconds.
-const AT_ONCE: usize = 2;
 
 /// Why there is no compiled code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,18 +52,16 @@ pub enum CompileError {
 pub(super) struct Compiler {
     exe: PathBuf,
     confinement: Arc<Confinement>,
-    at_once: Semaphore,
     wall: Duration,
     max_code: u64,
 }
 
 impl Compiler {
     pub(super) fn new(exe: PathBuf, confinement: Arc<Confinement>) -> Self {
-        Self { exe, confinement, at_once: Semaphore::new(AT_ONCE), wall: WALL, max_code: MAX_CODE }
+        Self { exe, confinement, wall: WALL, max_code: MAX_CODE }
     }
 
     pub(super) async fn compile(&self, wasm: Bytes, world: World) -> Result<Vec<u8>, CompileError> {
-        let _permit = self.at_once.acquire().await.map_err(|cause| CompileError::Spawn(cause.to_string()))?;
         let started = std::time::Instant::now();
         let code = tokio::time::timeout(self.wall, self.run(wasm, world)).await;
         tracing::debug!(?world, elapsed = ?started.elapsed(), "compiled");

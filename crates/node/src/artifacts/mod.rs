@@ -5,6 +5,7 @@ pub(crate) use cache::make_dir;
 
 mod cache;
 mod compile;
+mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -15,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use model::{Digest, World};
+use model::{Digest, TenantName, World};
 use store::blobs::{BlobError, Blobs};
 
 use crate::NodeError;
 use crate::confine::Confinement;
 use cache::{Cache, Found};
 pub use compile::CompileError;
+use turns::Turns;
 
 /// After a failed compilation, a host that asks for the code again gets the same answer for this long.
 const REMEMBER_FAILURE: Duration = Duration::from_secs(30);
@@ -71,13 +73,16 @@ pub struct CodeKey {
     pub fingerprint: String,
 }
 
+/// Code, and for whom it is made: each tenant waits for its own turn, and finds what was made meanwhile.
+type Wanted = (TenantName, CodeKey);
+
 type Making = Shared<BoxFuture<'static, Result<(), ArtifactError>>>;
 
 /// The compiled code of this machine. Cheap to share behind an `Arc`.
 #[derive(Debug)]
 pub struct Artifacts {
     inner: Arc<Inner>,
-    making: Arc<Mutex<HashMap<CodeKey, Making>>>,
+    making: Arc<Mutex<HashMap<Wanted, Making>>>,
     failed: Mutex<HashMap<CodeKey, (ArtifactError, Instant)>>,
 }
 
@@ -86,6 +91,7 @@ struct Inner {
     cache: Cache,
     blobs: Blobs,
     compiler: compile::Compiler,
+    turns: Arc<Turns>,
 }
 
 impl Artifacts {
@@ -101,7 +107,7 @@ impl Artifacts {
         blobs: Blobs,
     ) -> Result<Self, NodeError> {
         let compiler = compile::Compiler::new(exe, confinement);
-        let inner = Inner { cache: Cache::open(cache, &keys)?, blobs, compiler };
+        let inner = Inner { cache: Cache::open(cache, &keys)?, blobs, compiler, turns: Arc::default() };
         Ok(Self { inner: Arc::new(inner), making: Arc::default(), failed: Mutex::default() })
     }
 
@@ -118,16 +124,16 @@ impl Artifacts {
         self.inner.cache.has(key)
     }
 
-    /// Makes sure the code is there and ours. Callers who ask for the same code share one compilation, which goes on
-    /// when they give up.
+    /// Makes sure the code is there and ours. Callers of one tenant who ask for the same code share one compilation, which goes
+    /// on when they give up.
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn ensure(&self, key: &CodeKey) -> Result<(), ArtifactError> {
+    pub async fn ensure(&self, tenant: &TenantName, key: &CodeKey) -> Result<(), ArtifactError> {
         if matches!(self.inner.look(key.clone()).await?, Found::Ours(_)) {
             return Ok(());
         }
-        let result = self.make(key).await;
+        let result = self.make(tenant, key).await;
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
             Ok(()) => {
@@ -150,7 +156,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn open_code(&self, key: &CodeKey) -> Result<File, ArtifactError> {
+    pub async fn open_code(&self, tenant: &TenantName, key: &CodeKey) -> Result<File, ArtifactError> {
         if let Found::Ours(file) = self.inner.look(key.clone()).await? {
             return Ok(file);
         }
@@ -160,7 +166,7 @@ impl Artifacts {
         {
             return Err(cause);
         }
-        self.ensure(key).await?;
+        self.ensure(tenant, key).await?;
         match self.inner.look(key.clone()).await? {
             Found::Ours(file) => Ok(file),
             Found::Missing | Found::Foreign => Err(self.inner.cache.error(key, "it changed while it was made")),
@@ -173,22 +179,23 @@ impl Artifacts {
         self.inner.cache.tidy(unnamed, engines);
     }
 
-    async fn make(&self, key: &CodeKey) -> Result<(), ArtifactError> {
+    async fn make(&self, tenant: &TenantName, key: &CodeKey) -> Result<(), ArtifactError> {
         let making = {
+            let wanted = (tenant.clone(), key.clone());
             let mut all = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-            match all.get(key) {
+            match all.get(&wanted) {
                 Some(making) => making.clone(),
                 None => {
-                    let (inner, making, key) = (self.inner.clone(), self.making.clone(), key.clone());
-                    let lost = inner.cache.error(&key, "the task that compiles it ended early");
-                    let mine = key.clone();
+                    let (inner, making) = (self.inner.clone(), self.making.clone());
+                    let lost = inner.cache.error(key, "the task that compiles it ended early");
+                    let mine = wanted.clone();
                     let task = tokio::spawn(async move {
-                        let result = inner.make(&mine).await;
+                        let result = inner.make(&mine.0, &mine.1).await;
                         making.lock().unwrap_or_else(PoisonError::into_inner).remove(&mine);
                         result
                     });
                     let shared = async move { task.await.unwrap_or(Err(lost)) }.boxed().shared();
-                    all.insert(key, shared.clone());
+                    all.insert(wanted, shared.clone());
                     shared
                 }
             }
@@ -205,8 +212,10 @@ impl Inner {
         tokio::task::spawn_blocking(move || inner.cache.open_checked(&key)).await.unwrap_or(Err(missing))
     }
 
-    async fn make(self: &Arc<Self>, key: &CodeKey) -> Result<(), ArtifactError> {
-        // Somebody may have finished between the look and the lock.
+    async fn make(self: &Arc<Self>, tenant: &TenantName, key: &CodeKey) -> Result<(), ArtifactError> {
+        // The bytes of the artifact are read when it is its turn: a long row holds none.
+        let _turn = self.turns.take(tenant).await;
+        // Somebody may have finished meanwhile.
         if matches!(self.look(key.clone()).await?, Found::Ours(_)) {
             return Ok(());
         }

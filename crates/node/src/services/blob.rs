@@ -8,31 +8,30 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use api::services::blob::{BlobAnswer, BlobFault, BlobOp, BlobRequest, Chunk, MAX_CHUNK, MAX_NAMES};
 use model::{AppName, ProviderName, TenantName};
 use store::folder::{Folder, FolderError, Opened, Partial, Scope, Trash};
-use tokio::sync::Semaphore;
 
-/// Objects one host may have open, read and written together.
-const MAX_OPEN: usize = 512;
-/// Calls of one host that use the disk at once.
-const MAX_AT_ONCE: usize = 16;
+use super::share::{Room, Share, take};
+use crate::tenant::Tenant;
+
 /// The longest name of anything, bytes; a host asks for shorter ones.
 const MAX_NAME: usize = 1024;
 
 /// One connection's objects.
+#[derive(Default)]
 pub(super) struct BlobSession {
     next: AtomicU64,
     uploads: Table<Partial>,
     readings: Table<Opened>,
-    disk: Semaphore,
 }
 
-/// What is open, by number. `None` while a call works on it.
-type Table<T> = Arc<Mutex<HashMap<u64, Option<T>>>>;
+/// What is open, by number.
+type Table<T> = Arc<Mutex<HashMap<u64, Slot<T>>>>;
 
-impl Default for BlobSession {
-    fn default() -> Self {
-        let next = AtomicU64::new(1);
-        Self { next, uploads: Table::default(), readings: Table::default(), disk: Semaphore::new(MAX_AT_ONCE) }
-    }
+/// One that is open.
+struct Slot<T> {
+    /// `None` while a call works on it.
+    what: Option<T>,
+    /// Its place among those of the tenant.
+    _place: Room,
 }
 
 fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -57,24 +56,25 @@ impl BlobSession {
     pub(super) async fn answer(
         &self,
         folder: &Folder,
-        tenant: &TenantName,
+        tenant: &Tenant,
         app: AppName,
         request: BlobRequest,
     ) -> Result<BlobAnswer, BlobFault> {
         check(&request.op)?;
-        let whose = Whose { tenant: tenant.clone(), app, provider: request.provider };
+        let whose = Whose { tenant: tenant.name.clone(), app, provider: request.provider };
+        let share = &tenant.share;
         let folder = folder.clone();
         match request.op {
             BlobOp::Open { container, object } => {
-                self.room()?;
-                let opened = self.work(move || folder.read(whose.scope(), &container, &object)).await?;
+                let place = place(share)?;
+                let opened = work(share, move || folder.read(whose.scope(), &container, &object)).await?;
                 let size = opened.info().size;
-                Ok(BlobAnswer::Opened { reading: self.keep(&self.readings, opened), size })
+                Ok(BlobAnswer::Opened { reading: self.keep(&self.readings, opened, place), size })
             }
             BlobOp::Read { reading, offset, length } => {
                 let length = (length as usize).min(MAX_CHUNK);
                 let (opened, bytes) =
-                    self.with(&self.readings, reading, move |opened| opened.read(offset, length)).await?;
+                    with(share, &self.readings, reading, move |opened| opened.read(offset, length)).await?;
                 put_back(&self.readings, reading, opened);
                 Ok(BlobAnswer::Chunk(Chunk(bytes.into())))
             }
@@ -84,22 +84,22 @@ impl BlobSession {
                     drop(closed);
                     Ok(BlobAnswer::Done)
                 };
-                self.work(close).await
+                work(share, close).await
             }
             BlobOp::Begin { container, object } => {
-                self.room()?;
-                let partial = self.work(move || folder.write(whose.scope(), &container, &object)).await?;
-                Ok(BlobAnswer::Begun { upload: self.keep(&self.uploads, partial) })
+                let place = place(share)?;
+                let partial = work(share, move || folder.write(whose.scope(), &container, &object)).await?;
+                Ok(BlobAnswer::Begun { upload: self.keep(&self.uploads, partial, place) })
             }
             BlobOp::Write { upload, chunk } => {
-                let (partial, ()) = self.with(&self.uploads, upload, move |partial| partial.write(&chunk.0)).await?;
+                let (partial, ()) = with(share, &self.uploads, upload, move |partial| partial.write(&chunk.0)).await?;
                 put_back(&self.uploads, upload, partial);
                 Ok(BlobAnswer::Done)
             }
             BlobOp::Finish { upload } => {
-                let partial = take(&self.uploads, upload)?;
+                let partial = take_out(&self.uploads, upload)?;
                 lock(&self.uploads).remove(&upload);
-                self.work(move || partial.finish()).await?;
+                work(share, move || partial.finish()).await?;
                 Ok(BlobAnswer::Done)
             }
             BlobOp::Abandon { upload } => {
@@ -108,54 +108,62 @@ impl BlobSession {
                     drop(abandoned);
                     Ok(BlobAnswer::Done)
                 };
-                self.work(close).await
+                work(share, close).await
             }
-            other => self.work(move || simple(&folder, whose.scope(), other)).await,
+            other => match work(share, move || simple(&folder, whose.scope(), other)).await? {
+                (answer, None) => Ok(answer),
+                (answer, Some(trash)) => emptied(share, answer, trash).await,
+            },
         }
     }
 
-    /// Does something that may wait for the disk.
-    async fn work<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, FolderError> + Send + 'static,
-    ) -> Result<T, BlobFault> {
-        let _turn = self.disk.acquire().await.map_err(|cause| BlobFault::Unavailable(cause.to_string()))?;
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|cause| BlobFault::Unavailable(format!("the node failed: {cause}")))?.map_err(fault)
-    }
-
-    fn room(&self) -> Result<(), BlobFault> {
-        if lock(&self.uploads).len() + lock(&self.readings).len() < MAX_OPEN {
-            return Ok(());
-        }
-        Err(BlobFault::Unavailable(format!("{MAX_OPEN} objects of this tenant's host are open already; try again")))
-    }
-
-    fn keep<T>(&self, table: &Table<T>, what: T) -> u64 {
+    fn keep<T>(&self, table: &Table<T>, what: T, place: Room) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        lock(table).insert(number, Some(what));
+        lock(table).insert(number, Slot { what: Some(what), _place: place });
         number
-    }
-
-    /// Works on something that is open and gives it back for [`put_back`]; it is closed where that failed.
-    async fn with<T: Send + 'static, A: Send + 'static>(
-        &self,
-        table: &Table<T>,
-        number: u64,
-        work: impl FnOnce(&mut T) -> Result<A, FolderError> + Send + 'static,
-    ) -> Result<(T, A), BlobFault> {
-        let mut taken = take(table, number)?;
-        let done = self.work(move || work(&mut taken).map(|answer| (taken, answer))).await;
-        if done.is_err() {
-            lock(table).remove(&number);
-        }
-        done
     }
 }
 
-fn take<T>(table: &Table<T>, number: u64) -> Result<T, BlobFault> {
+/// Does something that may wait for the disk. A thread that has begun has its turn until it ends, also where nobody waits
+/// for it any more.
+async fn work<T: Send + 'static>(
+    share: &Share,
+    work: impl FnOnce() -> Result<T, FolderError> + Send + 'static,
+) -> Result<T, BlobFault> {
+    let turn = take(&share.disk, 1).await.map_err(|cause| BlobFault::Unavailable(cause.to_string()))?;
+    let turned = move || {
+        let done = work();
+        drop(turn);
+        done
+    };
+    let done = tokio::task::spawn_blocking(turned).await;
+    done.map_err(|cause| BlobFault::Unavailable(format!("the node failed: {cause}")))?.map_err(fault)
+}
+
+/// A place for one more that is open.
+fn place(share: &Share) -> Result<Room, BlobFault> {
+    let full = |_| BlobFault::Unavailable("as many objects of this tenant are open as may be; try again".to_owned());
+    share.objects.clone().try_acquire_owned().map_err(full)
+}
+
+/// Works on something that is open and gives it back for [`put_back`]; it is closed where that failed.
+async fn with<T: Send + 'static, A: Send + 'static>(
+    share: &Share,
+    table: &Table<T>,
+    number: u64,
+    act: impl FnOnce(&mut T) -> Result<A, FolderError> + Send + 'static,
+) -> Result<(T, A), BlobFault> {
+    let mut taken = take_out(table, number)?;
+    let done = work(share, move || act(&mut taken).map(|answer| (taken, answer))).await;
+    if done.is_err() {
+        lock(table).remove(&number);
+    }
+    done
+}
+
+fn take_out<T>(table: &Table<T>, number: u64) -> Result<T, BlobFault> {
     match lock(table).get_mut(&number) {
-        Some(slot) => slot.take().ok_or_else(|| BlobFault::Refused(format!("{number} is at work already"))),
+        Some(slot) => slot.what.take().ok_or_else(|| BlobFault::Refused(format!("{number} is at work already"))),
         None => Err(BlobFault::Refused(format!("nothing with the number {number} is open on this connection"))),
     }
 }
@@ -163,20 +171,20 @@ fn take<T>(table: &Table<T>, number: u64) -> Result<T, BlobFault> {
 /// One that was closed meanwhile is dropped.
 fn put_back<T>(table: &Table<T>, number: u64, what: T) {
     if let Some(slot) = lock(table).get_mut(&number) {
-        *slot = Some(what);
+        slot.what = Some(what);
     }
 }
 
-/// What is done in one step.
-fn simple(folder: &Folder, scope: Scope<'_>, op: BlobOp) -> Result<BlobAnswer, FolderError> {
-    Ok(match op {
+/// What is done in one step, and what of it is left to be emptied.
+fn simple(folder: &Folder, scope: Scope<'_>, op: BlobOp) -> Result<(BlobAnswer, Option<Trash>), FolderError> {
+    let answer = match op {
         BlobOp::Create { container } => {
             folder.create(scope, &container)?;
             BlobAnswer::Done
         }
         BlobOp::Container { container } => BlobAnswer::Container(folder.container(scope, &container)?),
-        BlobOp::Delete { container } => emptied(folder.delete(scope, &container)?),
-        BlobOp::Clear { container } => emptied(folder.clear(scope, &container)?),
+        BlobOp::Delete { container } => return Ok((BlobAnswer::Done, Some(folder.delete(scope, &container)?))),
+        BlobOp::Clear { container } => return Ok((BlobAnswer::Done, Some(folder.clear(scope, &container)?))),
         BlobOp::Object { container, object } => {
             let found = folder.object(scope, &container, &object)?;
             BlobAnswer::Object(found.map(|info| (info.created_at, info.size)))
@@ -192,13 +200,19 @@ fn simple(folder: &Folder, scope: Scope<'_>, op: BlobOp) -> Result<BlobAnswer, F
         BlobOp::Containers => BlobAnswer::Names { names: folder.names(scope)?, cursor: None },
         // The other operations are the session's.
         _ => return Err(FolderError::CannotRead("the node mixed up a call".to_owned())),
-    })
+    };
+    Ok((answer, None))
 }
 
-/// What was removed is out of sight; its room is given back while nobody waits.
-fn emptied(trash: Trash) -> BlobAnswer {
-    drop(tokio::task::spawn_blocking(move || trash.empty()));
-    BlobAnswer::Done
+/// What was removed is out of sight; its room is given back while nobody waits, but for a turn at the disk.
+async fn emptied(share: &Share, answer: BlobAnswer, trash: Trash) -> Result<BlobAnswer, BlobFault> {
+    let turn = take(&share.disk, 1).await.map_err(|cause| BlobFault::Unavailable(cause.to_string()))?;
+    let empty = move || {
+        trash.empty();
+        drop(turn);
+    };
+    drop(tokio::task::spawn_blocking(empty));
+    Ok(answer)
 }
 
 /// Refuses what no host of ours asks for.
@@ -234,5 +248,49 @@ fn fault(error: FolderError) -> BlobFault {
         FolderError::TooLarge => BlobFault::TooLarge(FolderError::TooLarge.to_string()),
         FolderError::OverQuota(full) => BlobFault::OverQuota(full.to_string()),
         FolderError::CannotWrite(_) | FolderError::CannotRead(_) => BlobFault::Unavailable(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_has_its_turn_until_it_ends_whoever_waits_for_it() {
+        let share = Share::default();
+        let turns = share.disk.available_permits();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let slow = work(&share, move || {
+            assert!(begun.send(()).is_ok());
+            assert!(wait.recv().is_err());
+            Ok(())
+        });
+        tokio::select! {
+            biased;
+            _ = slow => panic!("it waits"),
+            told = has_begun => told.unwrap(),
+        }
+        // The host hung up.
+        assert_eq!(share.disk.available_permits(), turns - 1);
+        drop(go);
+        drop(take(&share.disk, turns as u32).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_is_open_takes_a_place_of_the_tenant_until_it_is_closed() {
+        let share = Share::default();
+        let (one, two) = (BlobSession::default(), BlobSession::default());
+        let places = share.objects.available_permits();
+        let numbers: Vec<_> = (0..places)
+            .map(|n| {
+                let session = if n % 2 == 0 { &one } else { &two };
+                let table: Table<()> = Table::default();
+                (session.keep(&table, (), place(&share).unwrap()), table)
+            })
+            .collect();
+        assert!(matches!(place(&share), Err(BlobFault::Unavailable(_))), "also over another connection");
+        drop(numbers);
+        assert!(place(&share).is_ok());
     }
 }

@@ -8,6 +8,7 @@ use api::services::server::FilesConnection;
 use api::services::{FileFault, FileReply, FileRequest};
 use model::{Digest, World};
 
+use super::share::take;
 use super::{Client, Services};
 use crate::artifacts::CodeKey;
 
@@ -54,7 +55,12 @@ async fn compiled(client: &Client, services: &Services, digest: Digest, world: W
         return Err(FileFault::NoCode(format!("the host has not said which {} engine it has", world.as_str())));
     };
     let key = CodeKey { digest, world, fingerprint };
-    let file = services.artifacts.open_code(&key).await.map_err(|cause| FileFault::NoCode(cause.to_string()))?;
+    let _load = take(&client.tenant.share.loads, 1).await.map_err(|cause| FileFault::NoCode(cause.to_string()))?;
+    let file = services
+        .artifacts
+        .open_code(&client.tenant.name, &key)
+        .await
+        .map_err(|cause| FileFault::NoCode(cause.to_string()))?;
     Ok(file.into())
 }
 

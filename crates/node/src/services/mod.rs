@@ -7,6 +7,7 @@ mod files;
 mod keyvalue;
 mod lent;
 mod secret;
+mod share;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 pub use lent::Lent;
+pub(crate) use share::Share;
 
 use crate::artifacts::Artifacts;
 use crate::dialer::Dialer;
@@ -35,8 +37,8 @@ use crate::tenant::Tenant;
 
 /// How long a fresh connection may take to say what it is for.
 const HELLO: Duration = Duration::from_secs(10);
-/// Connections of one host at once.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections of one host at once: those of [`api::services::client`], and a few that are ending.
+const MAX_CONNECTIONS: usize = 128;
 
 /// What the node has to offer to hosts.
 #[derive(Debug)]

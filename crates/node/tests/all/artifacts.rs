@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use model::{Digest, World};
+use model::{Digest, TenantName, World};
 use node::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
 use node::confine::Confinement;
 use store::blobs::Blobs;
@@ -59,9 +59,13 @@ fn with(path: &Path, suffix: &str) -> PathBuf {
     format!("{}{suffix}", path.display()).into()
 }
 
+fn tenant() -> TenantName {
+    "acme".parse().unwrap()
+}
+
 async fn content(artifacts: &Artifacts, key: &CodeKey) -> Vec<u8> {
     let mut bytes = Vec::new();
-    artifacts.open_code(key).await.unwrap().read_to_end(&mut bytes).unwrap();
+    artifacts.open_code(&tenant(), key).await.unwrap().read_to_end(&mut bytes).unwrap();
     bytes
 }
 
@@ -74,7 +78,7 @@ async fn code_is_made_once_and_shared() {
     let key = rig.blob(b"one");
     let all = (0..20).map(|_| {
         let (artifacts, key) = (artifacts.clone(), key.clone());
-        tokio::spawn(async move { artifacts.ensure(&key).await })
+        tokio::spawn(async move { artifacts.ensure(&tenant(), &key).await })
     });
     for result in futures::future::join_all(all).await {
         result.unwrap().unwrap();
@@ -97,8 +101,8 @@ async fn what_is_not_ours_is_made_anew() {
     let rig = Rig::new(COMPILE);
     let artifacts = rig.open("keys");
     let (one, two) = (rig.blob(b"one"), rig.blob(b"two"));
-    artifacts.ensure(&one).await.unwrap();
-    artifacts.ensure(&two).await.unwrap();
+    artifacts.ensure(&tenant(), &one).await.unwrap();
+    artifacts.ensure(&tenant(), &two).await.unwrap();
     let mut runs = rig.runs();
     assert_eq!(runs, 2);
 
@@ -149,22 +153,25 @@ async fn failures_have_their_reasons_and_are_not_repeated_at_once() {
     let rig = Rig::new("echo 'unexpected end at 0x9' >&2; exit 1");
     let artifacts = rig.open("keys");
     let key = rig.blob(b"bad");
-    let refused = artifacts.open_code(&key).await.unwrap_err();
+    let refused = artifacts.open_code(&tenant(), &key).await.unwrap_err();
     assert!(refused.to_string().contains("unexpected end at 0x9"), "{refused}");
     for _ in 0..5 {
-        assert!(artifacts.open_code(&key).await.is_err());
+        assert!(artifacts.open_code(&tenant(), &key).await.is_err());
     }
     assert_eq!(rig.runs(), 1, "a host that insists gets the same answer");
-    assert!(artifacts.ensure(&key).await.is_err());
+    assert!(artifacts.ensure(&tenant(), &key).await.is_err());
     assert_eq!(rig.runs(), 2, "a deploy tries again");
 
     let absent = CodeKey { digest: Digest::of(b"absent"), ..key.clone() };
-    assert!(matches!(artifacts.ensure(&absent).await, Err(ArtifactError::Blob { .. })));
+    assert!(matches!(artifacts.ensure(&tenant(), &absent).await, Err(ArtifactError::Blob { .. })));
     std::fs::write(rig.blobs.path(&key.digest), b"changed").unwrap();
-    assert!(matches!(artifacts.ensure(&key).await, Err(ArtifactError::Blob { .. })), "the blob is hashed again");
+    assert!(
+        matches!(artifacts.ensure(&tenant(), &key).await, Err(ArtifactError::Blob { .. })),
+        "the blob is hashed again"
+    );
     for bad in ["", "../../etc", "a/b", "xyz"] {
         let key = CodeKey { fingerprint: bad.into(), ..key.clone() };
-        assert!(matches!(artifacts.ensure(&key).await, Err(ArtifactError::Fingerprint(_))), "{bad}");
+        assert!(matches!(artifacts.ensure(&tenant(), &key).await, Err(ArtifactError::Fingerprint(_))), "{bad}");
     }
 }
 
@@ -173,9 +180,71 @@ async fn a_crash_of_the_compiler_harms_nothing() {
     let rig = Rig::new("kill -KILL $$");
     let artifacts = rig.open("keys");
     let key = rig.blob(b"bomb");
-    let crash = artifacts.ensure(&key).await.unwrap_err();
+    let crash = artifacts.ensure(&tenant(), &key).await.unwrap_err();
     assert!(matches!(crash, ArtifactError::Compile { cause: CompileError::Crashed { signal: 9, .. }, .. }), "{crash}");
     assert!(!artifacts.is_cached(&key));
+}
+
+#[tokio::test]
+async fn the_row_of_one_tenant_is_nobody_else_s_and_holds_no_artifact() {
+    // Each run says that it has begun, and ends when it may.
+    let rig = Rig::new("cat > /dev/null; while [ ! -e \"${0%exe}go\" ]; do sleep 0.01; done; printf done");
+    let artifacts = rig.open("keys");
+    let keys: Vec<_> = (0..6).map(|n| rig.blob(format!("one {n}").as_bytes())).collect();
+    let ask = |tenant: &str, key: &CodeKey| {
+        let (artifacts, tenant, key) = (artifacts.clone(), tenant.parse::<TenantName>().unwrap(), key.clone());
+        tokio::spawn(async move { artifacts.ensure(&tenant, &key).await })
+    };
+    let begun = async |count: usize| {
+        let reached = async {
+            while rig.runs() < count {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), reached).await.expect("compilations begin");
+    };
+    let mut all: Vec<_> = keys[..2].iter().map(|key| ask("greedy", key)).collect();
+    begun(2).await;
+    all.extend(keys[2..].iter().map(|key| ask("greedy", key)));
+    // Another tenant has its turn at once, though four wait.
+    all.push(ask("other", &rig.blob(b"another")));
+    begun(3).await;
+    assert_eq!(rig.runs(), 3, "and nobody else begins");
+    // One that waits has not been read: it is read when it is its turn.
+    std::fs::write(rig.blobs.path(&keys[5].digest), b"changed").unwrap();
+    std::fs::write(rig.dir.path().join("go"), b"").unwrap();
+    for (n, one) in all.into_iter().enumerate() {
+        assert_eq!(one.await.unwrap().is_ok(), n != 5, "{n}");
+    }
+    assert_eq!(rig.runs(), 6);
+}
+
+#[test]
+fn processes_that_begin_together_have_one_key() {
+    let rig = Rig::new(COMPILE);
+    let barrier = std::sync::Barrier::new(8);
+    for round in 0..20 {
+        let keys = format!("keys-{round}");
+        let path = rig.dir.path().join(&keys);
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let open = || {
+                barrier.wait();
+                rig.open(&keys)
+            };
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        // What one of them made is code to each of the others.
+        let key = rig.blob(format!("round {round}").as_bytes());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let before = rig.runs();
+        for artifacts in &made {
+            assert_eq!(runtime.block_on(content(artifacts, &key)), format!("compiled:round {round}").as_bytes());
+        }
+        assert_eq!(rig.runs(), before + 1, "round {round}");
+        let left: Vec<_> = std::fs::read_dir(&path).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["mac.key"]);
+    }
 }
 
 #[test]
@@ -202,7 +271,7 @@ async fn code_that_nobody_names_and_code_of_other_engines_goes() {
     let (kept, unnamed) = (rig.blob(b"kept"), rig.blob(b"unnamed"));
     let earlier = CodeKey { fingerprint: "0ld".replace('l', "1"), ..kept.clone() };
     for key in [&kept, &unnamed, &earlier] {
-        artifacts.ensure(key).await.unwrap();
+        artifacts.ensure(&tenant(), key).await.unwrap();
     }
     let foreign = rig.dir.path().join("cache").join("not-an-engine");
     std::fs::create_dir(&foreign).unwrap();

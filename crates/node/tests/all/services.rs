@@ -5,12 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::agent::HostInfo;
-use api::services::client::{FilesClient, KvClient, KvError, NodeWay};
-use api::services::{Caller, Dial, FileFault, FileRequest, KvAnswer, KvFault, KvOp, KvScope};
+use api::services::blob::{BlobOp, BlobRequest};
+use api::services::client::{CallsClient, FilesClient, KvClient, KvError, NodeWay};
+use api::services::codec;
+use api::services::sql::SqlRequest;
+use api::services::{
+    Caller, Dial, FileFault, FileRequest, Hello, KvAnswer, KvCall, KvFault, KvOp, KvScope, MoreRequest, ServiceRequest,
+};
 use arc_swap::ArcSwapOption;
 use model::app::LockedApp;
 use model::tenant::TenantSettings;
-use model::{Digest, Revision, World};
+use model::{AppName, Digest, Revision, World};
 use node::artifacts::Artifacts;
 use node::confine::Confinement;
 use node::dialer::{Dialer, SystemResolver};
@@ -22,12 +27,12 @@ use store::data::DataEngine;
 use store::folder::Folder;
 use store::redb::RedbStore;
 use store::secrets::Secrets;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 struct Rig {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     blobs: Blobs,
     services: Arc<Services>,
 }
@@ -68,7 +73,7 @@ impl Rig {
             lent: Default::default(),
             externals,
         };
-        Self { _dir: dir, blobs, services: Arc::new(services) }
+        Self { dir, blobs, services: Arc::new(services) }
     }
 
     fn host(&self, tenant: &Arc<Tenant>) -> (NodeWay, JoinHandle<()>) {
@@ -90,6 +95,14 @@ impl Rig {
     }
 }
 
+/// A tenant whose app `a` runs here.
+fn running(name: &str) -> Arc<Tenant> {
+    let tenant = Tenant::new(name.parse().unwrap());
+    let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
+    tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
+    tenant
+}
+
 fn scope() -> KvScope {
     KvScope { app: "a".parse().unwrap(), provider: "embedded".parse().unwrap(), bucket: "b".into() }
 }
@@ -101,7 +114,7 @@ fn increment(key: &str) -> KvOp {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_value_calls_of_two_tenants_never_meet() {
     let rig = Rig::new().await;
-    let (one, two) = (Tenant::new("one".parse().unwrap()), Tenant::new("two".parse().unwrap()));
+    let (one, two) = (running("one"), running("two"));
     let (first, second) = (rig.host(&one), rig.host(&two));
     let kv = |socket: NodeWay| Arc::new(KvClient::new(socket, Duration::from_secs(20)));
     let (first, second) = (kv(first.0), kv(second.0));
@@ -138,7 +151,7 @@ async fn key_value_calls_of_two_tenants_never_meet() {
 #[tokio::test]
 async fn every_operation_is_mapped_to_itself() {
     let rig = Rig::new().await;
-    let (socket, _server) = rig.host(&Tenant::new("t".parse().unwrap()));
+    let (socket, _server) = rig.host(&running("t"));
     let kv = KvClient::new(socket, Duration::from_secs(20));
     let pair = |key: &str, value: &str| (key.to_owned(), value.as_bytes().to_vec());
     let found = |key: &str, value: Option<&str>| (key.to_owned(), value.map(|v| v.as_bytes().to_vec()));
@@ -164,6 +177,123 @@ async fn every_operation_is_mapped_to_itself() {
     ];
     for (op, expected) in table {
         assert_eq!(kv.call(&scope(), &op).await.unwrap(), expected, "{op:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_has_the_data_of_apps_that_run_here_and_of_no_others() {
+    let rig = Rig::new().await;
+    let (first, theirs) = rig.host(&running("t"));
+    let kv = KvClient::new(first.clone(), Duration::from_secs(20));
+    let calls = CallsClient::new(first, Duration::from_secs(20));
+    let sql = |sql: &str| {
+        let call = model::sql::Call::Execute(model::sql::Statement { sql: sql.to_owned(), params: vec![] });
+        ServiceRequest::Sql(SqlRequest { provider: "sqlite".parse().unwrap(), call })
+    };
+    let blob = |op| ServiceRequest::Blob(BlobRequest { provider: "folder".parse().unwrap(), op });
+    let create = || blob(BlobOp::Create { container: "c".into() });
+    let (mine, invented): (AppName, AppName) = ("a".parse().unwrap(), "invented".parse().unwrap());
+    kv.call(&scope(), &increment("n")).await.unwrap();
+    for request in [sql("CREATE TABLE t (n BIGINT)"), create()] {
+        calls.call(&mine, &request).await.unwrap();
+        let refused = calls.call(&invented, &request).await.unwrap_err();
+        assert!(refused.to_string().contains("no app `invented` of this tenant runs here"), "{refused}");
+    }
+    let refused = kv.call(&KvScope { app: invented.clone(), ..scope() }, &increment("n")).await.unwrap_err();
+    assert!(refused.to_string().contains("no app `invented` of this tenant runs here"), "{refused}");
+    for kept in ["sql/t", "objects/t"] {
+        assert!(rig.dir.path().join(kept).join("a").exists(), "{kept}");
+        assert!(!rig.dir.path().join(kept).join("invented").exists(), "{kept}");
+    }
+    drop(theirs);
+}
+
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// A connection that a host which was taken over says whatever it likes on.
+async fn raw(first: &mut UnixStream) -> UnixStream {
+    let mut wire = bytes::BytesMut::new();
+    codec::encode(&MoreRequest::Connection, &mut wire).unwrap();
+    first.write_all(&wire).await.unwrap();
+    first.readable().await.unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut buffer = rustix::net::RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0; 256];
+    let got = first.async_io(tokio::io::Interest::READABLE, || {
+        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+        Ok(rustix::net::recvmsg(&*first, &mut parts, &mut buffer, rustix::net::RecvFlags::empty())?)
+    });
+    got.await.unwrap();
+    let fds = buffer.drain().find_map(|message| match message {
+        rustix::net::RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    let stream = std::os::unix::net::UnixStream::from(fds.expect("a connection"));
+    stream.set_nonblocking(true).unwrap();
+    UnixStream::from_std(stream).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_reads_no_answer_and_ends_no_call_takes_little_and_holds_up_nobody_else() {
+    let rig = Rig::new().await;
+    let (greedy, other) = (running("greedy"), running("other"));
+    let (way, _theirs) = rig.host(&greedy);
+    let kv = KvClient::new(way, Duration::from_secs(20));
+    kv.call(&scope(), &KvOp::Set { key: "large".into(), value: vec![7; 4 << 20] }).await.unwrap();
+    drop(kv);
+    let (first, server) = UnixStream::pair().unwrap();
+    let client = Client { tenant: greedy.clone(), shard: 0, info: Arc::new(ArcSwapOption::empty()) };
+    let _served = AbortOnDrop(tokio::spawn(serve(server, client, rig.services.clone())));
+    let mut first = first;
+    let mut wire = bytes::BytesMut::new();
+    codec::encode(&Hello::More, &mut wire).unwrap();
+    first.write_all(&wire).await.unwrap();
+    let before = resident();
+    let mut held = tokio::task::JoinSet::new();
+    for n in 0..60 {
+        let mut stream = raw(&mut first).await;
+        held.spawn(async move {
+            let mut wire = bytes::BytesMut::new();
+            codec::encode(&Hello::KeyValue, &mut wire).unwrap();
+            if n % 2 == 0 {
+                // Answers of 800 MiB, of which none is read.
+                for id in 0..200 {
+                    let call = KvCall { id, scope: scope(), op: KvOp::Get { key: "large".into() } };
+                    codec::encode(&call, &mut wire).unwrap();
+                }
+                stream.write_all(&wire).await.unwrap();
+            } else {
+                // A call of 19 MiB that lacks its last byte.
+                wire.extend_from_slice(&(19u32 << 20).to_le_bytes());
+                stream.write_all(&wire).await.unwrap();
+                let part = vec![0; 1 << 20];
+                for _ in 0..18 {
+                    stream.write_all(&part).await.unwrap();
+                }
+            }
+            std::future::pending::<()>().await;
+        });
+    }
+    let (way, _theirs) = rig.host(&other);
+    let kv = KvClient::new(way, Duration::from_secs(20));
+    let (mut most, began) = (0, Instant::now());
+    while began.elapsed() < Duration::from_secs(2) {
+        tokio::time::timeout(Duration::from_secs(5), kv.call(&scope(), &increment("n"))).await.unwrap().unwrap();
+        most = most.max(resident().saturating_sub(before));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    println!("at most {} MiB more", most >> 20);
+    assert!(most < 600 << 20, "{} MiB", most >> 20);
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
