@@ -11,11 +11,12 @@ use api::services::blob::{BlobAnswer, BlobOp, BlobRequest, Chunk};
 use api::services::client::{CallsClient, NodeWay};
 use api::services::{ServiceAnswer, ServiceRequest};
 use arc_swap::ArcSwapOption;
+use model::Revision;
 use node::artifacts::Artifacts;
 use node::dialer::{Dialer, SystemResolver};
 use node::external::{ExternalConfig, Externals};
 use node::services::{Client, Services, serve};
-use node::tenant::Tenant;
+use node::tenant::{Prepared, Tenant};
 use sidereal_tests::http::Connection;
 use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, until, write_app};
@@ -42,7 +43,7 @@ pub(crate) async fn node_with(
     Arc::new(CallsClient::new(way_to(dir, data, messaging).await, Duration::from_secs(30)))
 }
 
-/// A node's services for the tenant `acme`, as a host of it reaches them.
+/// A node's services for the tenant `acme` with its app `shop`, as a host of it reaches them.
 pub(crate) async fn way_to(dir: &Path, data: DataEngine, messaging: Arc<node::messaging::Messaging>) -> NodeWay {
     let artifacts = Artifacts::open(
         dir.join("cache"),
@@ -78,6 +79,8 @@ pub(crate) async fn way_to(dir: &Path, data: DataEngine, messaging: Arc<node::me
     };
     let (first, theirs) = tokio::net::UnixStream::pair().unwrap();
     let tenant = Tenant::new("acme".parse().unwrap());
+    let app = serde_json::from_str(r#"{"name":"shop","components":{}}"#).unwrap();
+    tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
     let client = Client { tenant, shard: 0, info: Arc::new(ArcSwapOption::empty()) };
     tokio::spawn(serve(first, client, Arc::new(services)));
     NodeWay::handed(theirs.into_std().unwrap()).unwrap()
