@@ -38,6 +38,7 @@ mod neighbours;
 mod observe;
 mod oci;
 mod quickstart;
+mod quotas;
 mod rechecks;
 mod refusals;
 mod schedules;

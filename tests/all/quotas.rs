@@ -1,0 +1,139 @@
+//! Quotas of memory and of processor time, on the real binary: a host that takes more memory is ended, comes back, and people
+//! are told why; one that computes without end gets what its tenant may have.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sidereal_tests::hostile::arena::NOISY;
+use sidereal_tests::load::Load;
+use sidereal_tests::not_run;
+use sidereal_tests::platform::{Platform, alive, until, write_app};
+
+/// A platform with control groups, and with whatever else this machine has.
+fn start(dir: &Path, what: &str) -> Option<Platform> {
+    let platform = Platform::start(dir, &["--shards", "1", "--waive", "missing"]).unwrap();
+    let status = platform.cli(&["status", "-o", "json"]).unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let node = &status["data"]["nodes"][0];
+    if node["layers"].as_array().unwrap().iter().any(|layer| layer == "cgroup") {
+        return Some(platform);
+    }
+    not_run(&format!("{what}: control groups, {}", node["waived"]["cgroup"]));
+    None
+}
+
+/// A tenant with these quotas, and its app of the hostile guest.
+fn tenant(platform: &Platform, name: &str, quotas: &[&str], limits: &str) {
+    let keys = platform.ok(&["keys", "list"]).unwrap();
+    let key = keys.as_array().unwrap().iter().find(|key| key["name"] == "account").unwrap()["key"].clone();
+    let create = ["tenant", "create", name, "--trust", key.as_str().unwrap()];
+    platform.ok(&[&create[..], quotas].concat()).unwrap();
+    let app = tempfile::tempdir().unwrap();
+    let links = "[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"\n\"wasi:blobstore\" = \"folder\"";
+    write_app(app.path(), name, "hostile", &format!("limits = {{ {limits} }}\n\n{links}")).unwrap();
+    platform.ok(&["--tenant", name, "deploy", app.path().to_str().unwrap()]).unwrap();
+}
+
+/// The hosts of one tenant, by the group they are in.
+fn hosts(platform: &Platform, tenant: &str) -> Vec<u32> {
+    let of_tenant = |pid: &u32| {
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        groups.lines().any(|line| line.ends_with(&format!("tenant.{tenant}")))
+    };
+    platform.hosts().into_iter().filter(of_tenant).collect()
+}
+
+/// Processor time that these processes have had.
+fn used(hosts: &[u32]) -> Duration {
+    let ticks = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    Duration::from_millis(hosts.iter().map(ticks).sum::<u64>() * 10)
+}
+
+/// Which part of a processor each of the tenants has for the next while.
+fn parts<const N: usize>(platform: &Platform, tenants: [&str; N]) -> [f64; N] {
+    let hosts = tenants.map(|tenant| hosts(platform, tenant));
+    let (begun, before) = (Instant::now(), hosts.clone().map(|hosts| used(&hosts)));
+    std::thread::sleep(Duration::from_secs(4));
+    let (elapsed, after) = (begun.elapsed(), hosts.map(|hosts| used(&hosts)));
+    std::array::from_fn(|at| (after[at] - before[at]).as_secs_f64() / elapsed.as_secs_f64())
+}
+
+#[test]
+fn memory_beyond_the_quota_ends_the_host_which_comes_back_and_the_reason_is_told() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(platform) = start(dir.path(), "the memory quota of a tenant") else { return };
+    write_app(app.path(), "victim", "hello", "").unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let limits = "memory = \"1GiB\", cpu = \"20s\", wall = \"60s\"";
+    tenant(&platform, NOISY, &["--shards", "1", "--memory", "128MiB"], limits);
+    let get = |path: &str| platform.get("noisy.localhost", path).unwrap();
+    let fine = "/";
+    assert_eq!(get(fine).status, 200);
+    let first = hosts(&platform, NOISY);
+    assert_eq!(first.len(), 1, "{first:?}");
+    let victim = Load::start(platform.ingress, "victim.localhost", "/", 2, Duration::from_millis(5));
+    // What its component may have by itself is more than all of the tenant together.
+    let told = || {
+        let status = get("/allocate").status;
+        assert!(matches!(status, 502 | 503), "{status}");
+        let said = platform.cli(&["--tenant", NOISY, "status", NOISY]).unwrap();
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let told = said.contains("its tenant used all the memory of its quota");
+        assert!(!told || said.contains("raise `quotas.memory` of the tenant"), "{said}");
+        told
+    };
+    until(Duration::from_secs(60), told).expect("one that is ended again and again is told with its reason");
+    assert!(!alive(first[0]));
+    until(Duration::from_secs(30), || get(fine).status == 200).expect("it is back");
+    let now = hosts(&platform, NOISY);
+    assert!(now.len() == 1 && now != first, "{now:?} after {first:?}");
+    // With as much as it wants it meets its own limit, and the host lives.
+    platform.ok(&["tenant", "set", NOISY, "--memory", "1536MiB"]).unwrap();
+    let limited = get("/allocate");
+    assert_eq!(limited.header("sidereal-fault"), Some("limit-reached"), "{limited:?}");
+    assert_eq!(hosts(&platform, NOISY), now);
+    let report = victim.stop();
+    assert!(report.failures.is_empty(), "{:?}", report.failures);
+    assert!(report.good > 50, "the victim was served {} times", report.good);
+}
+
+#[test]
+fn endless_loops_get_the_processor_time_that_their_tenants_may_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(platform) = start(dir.path(), "the processor quotas of a tenant") else { return };
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let (shards, limits) = (cores.to_string(), "cpu = \"60s\", wall = \"120s\"");
+    for (name, weight) in [("light", "50"), ("heavy", "200")] {
+        tenant(&platform, name, &["--shards", &shards, "--cpu-weight", weight], limits);
+    }
+    let ingress = platform.ingress;
+    std::thread::scope(|scope| {
+        for host in ["light.localhost", "heavy.localhost"] {
+            // More than there are shards, so that each of those has one; how they end says nothing here.
+            for _ in 0..cores * 2 {
+                scope.spawn(move || drop(sidereal_tests::http::get(ingress, host, "/spin")));
+            }
+        }
+        let all_spin = || {
+            let [light, heavy] = parts(&platform, ["light", "heavy"]);
+            println!("by weight: {light:.2} and {heavy:.2} processors");
+            heavy > light * 2.0
+        };
+        until(Duration::from_secs(30), all_spin).expect("four times the weight is more than twice the time");
+        // A ceiling, set while they run, whatever else there is to be had.
+        for (millis, least, most) in [("100", 0.02, 0.16), ("500", 0.17, 0.7)] {
+            platform.ok(&["tenant", "set", "heavy", "--cpu-millis", millis]).unwrap();
+            let held = || {
+                let [heavy] = parts(&platform, ["heavy"]);
+                println!("at most {millis} thousandths: {heavy:.2} processors");
+                (least..=most).contains(&heavy)
+            };
+            until(Duration::from_secs(30), held).expect("it gets about what it may have");
+        }
+        platform.kill().unwrap();
+    });
+}
