@@ -177,3 +177,34 @@ async fn kill_9_in_the_middle_loses_no_line_of_an_acknowledged_change() {
     assert!(all > 0, "nothing was ever acknowledged");
     println!("{all} acknowledged changes");
 }
+
+#[test]
+fn what_the_platform_does_by_itself_is_written_down_too() {
+    let (dir, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = files.path().join("token");
+    std::fs::write(&file, "first").unwrap();
+    let flag = format!("door={}", file.display());
+    let platform =
+        Platform::start(dir.path(), &["--shards", "1", "--waive", "missing", "--secret-file", &flag]).unwrap();
+    let lines = || {
+        let all = platform.ok(&["audit"]).unwrap();
+        let all = all.as_array().unwrap_or_else(|| panic!("{all}")).clone();
+        let own = all.into_iter().filter(|line| line["who"] == "the platform" && line["tenant"] == "local");
+        let word = |line: &serde_json::Value, field: &str| line[field].as_str().unwrap().to_owned();
+        own.map(|line| format!("{} {}", word(&line, "outcome"), word(&line, "what"))).collect::<Vec<_>>()
+    };
+    let made = "makes the tenant at its first start";
+    let set = "sets the secret door from its file";
+    let mut told = lines();
+    told.sort();
+    assert_eq!(told, [format!("begun {made}"), format!("begun {set}"), format!("done {made}"), format!("done {set}")]);
+    // And again when the file holds something else.
+    std::fs::write(&file, "hunter2").unwrap();
+    let twice = || lines().iter().filter(|line| line.ends_with(set)).count() == 4;
+    sidereal_tests::platform::until(Duration::from_secs(20), twice).unwrap();
+    // No value is there.
+    let log = platform.cli(&["audit"]).unwrap();
+    let log = String::from_utf8_lossy(&log.stdout).into_owned();
+    assert!(log.contains(set) && !log.contains("hunter2"), "{log}");
+    assert!(platform.cli(&["audit", "verify"]).unwrap().status.success());
+}

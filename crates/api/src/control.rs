@@ -37,7 +37,8 @@
 //! | `GET /v1/events?tenant&app&metrics` | server-sent events, each a CloudEvent ([`Event`]); `Last-Event-ID` resumes |
 //!
 //! **Writes.** `If-Match: <n>` on an app is the number of the revision that must be current, on a tenant the etag; `*`
-//! means it must exist. `If-None-Match: *` means it must not. A failed condition is `conflict` (409) and nothing is
+//! means it must exist. `If-None-Match: *` means it must not. An etag says nothing but that the object is the same; they have
+//! no order. A failed condition is `conflict` (409) and nothing is
 //! changed. Without a condition a write applies to whatever is current; writes to all apps are made one after another.
 //! `Idempotency-Key` (1 to 128 visible ASCII characters) makes a repeated deploy answer with the revision the first one
 //! made; the same key with other content is `conflict`. The last 16 keys of an app are remembered, over restarts too; a

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{Code, Problem};
+use control::Audit;
 use model::secret::MAX_SECRET;
 use model::{SecretName, SecretValue, TenantName};
 use store::Expect;
@@ -36,22 +37,27 @@ impl std::str::FromStr for SecretFile {
 ///
 /// # Errors
 /// Where a file cannot be read, is empty or too large, or the store cannot be written.
-pub async fn follow(secrets: &Arc<Secrets>, tenant: &TenantName, files: &[SecretFile]) -> anyhow::Result<()> {
+pub async fn follow(
+    secrets: &Arc<Secrets>,
+    audit: &Arc<Audit>,
+    tenant: &TenantName,
+    files: &[SecretFile],
+) -> anyhow::Result<()> {
     for file in files {
         let refused = |cause: String| {
             Problem::new(Code::RequestInvalid, format!("the secret `{}` cannot be set: {cause}", file.name))
                 .help("correct the file, or start without its `--secret-file`")
         };
-        set(secrets, tenant, file).await.map_err(refused)?;
+        set(secrets, audit, tenant, file).await.map_err(refused)?;
     }
     for file in files.iter().cloned() {
-        let (secrets, tenant) = (Arc::downgrade(secrets), tenant.clone());
+        let (secrets, audit, tenant) = (Arc::downgrade(secrets), Arc::downgrade(audit), tenant.clone());
         tokio::spawn(async move {
             let mut said = None;
             loop {
                 tokio::time::sleep(AGAIN).await;
-                let Some(secrets) = secrets.upgrade() else { return };
-                let failed = set(&secrets, &tenant, &file).await.err();
+                let (Some(secrets), Some(audit)) = (secrets.upgrade(), audit.upgrade()) else { return };
+                let failed = set(&secrets, &audit, &tenant, &file).await.err();
                 // Once, and again when it is another reason.
                 if let Some(cause) = failed.as_ref().filter(|_| failed != said) {
                     tracing::warn!(secret = %file.name, %cause, "the file of a secret is not used; what it held before stays");
@@ -63,8 +69,8 @@ pub async fn follow(secrets: &Arc<Secrets>, tenant: &TenantName, files: &[Secret
     Ok(())
 }
 
-/// Sets one, if it is another than is kept.
-async fn set(secrets: &Secrets, tenant: &TenantName, file: &SecretFile) -> Result<(), String> {
+/// Sets one, if it is another than is kept; the audit log says so.
+async fn set(secrets: &Secrets, audit: &Audit, tenant: &TenantName, file: &SecretFile) -> Result<(), String> {
     let path = file.path.clone();
     let read = tokio::task::spawn_blocking(move || read(&path)).await;
     let value = read.map_err(|cause| cause.to_string())??;
@@ -72,7 +78,12 @@ async fn set(secrets: &Secrets, tenant: &TenantName, file: &SecretFile) -> Resul
     if kept.is_some_and(|kept| kept.value == value) {
         return Ok(());
     }
-    let set = secrets.set(tenant, &file.name, &value, Expect::Any).await.map_err(|cause| cause.to_string())?;
+    let store = async {
+        let set = secrets.set(tenant, &file.name, &value, Expect::Any).await;
+        set.map_err(|cause| Problem::new(Code::StoreUnavailable, cause.to_string()))
+    };
+    let what = format!("sets the secret {} from its file", file.name);
+    let set = audit.platform(tenant, what, store).await.map_err(|problem| problem.detail)?;
     tracing::info!(secret = %file.name, version = set.version, "a secret is set from its file");
     Ok(())
 }

@@ -36,7 +36,7 @@ enum Ask {
 type Measured = (Vec<(PathBuf, u64)>, Option<Tail>);
 
 /// The audit log, for everybody who has something to write.
-pub(crate) struct Audit {
+pub struct Audit {
     ask: mpsc::Sender<Ask>,
     dir: PathBuf,
     since: Instant,
@@ -68,7 +68,10 @@ impl Refused {
 
 impl Audit {
     /// Opens the log and starts its task, which ends with the last handle.
-    pub(crate) async fn start(dir: PathBuf, store: Arc<dyn Store>) -> Result<Self, ControlError> {
+    ///
+    /// # Errors
+    /// [`ControlError::Audit`].
+    pub async fn start(dir: PathBuf, store: Arc<dyn Store>) -> Result<Self, ControlError> {
         let unusable = |cause: String| ControlError::Audit { dir: dir.clone(), cause };
         let kept = tail(&*store).await.map_err(unusable)?;
         let opened = {
@@ -96,6 +99,27 @@ impl Audit {
             let text = format!("the audit log cannot be written, so nothing was changed: {cause}");
             Refusal::from(Problem::new(Code::StoreUnavailable, text).help("free some space, then try again"))
         })
+    }
+
+    /// Makes a change that no request asks for, as the lines about it say: one on the disk before it, and one about what came
+    /// of it.
+    ///
+    /// # Errors
+    /// `store-unavailable`, where it was not begun; else the change's own.
+    pub async fn platform<T, E: From<Problem>>(
+        &self,
+        tenant: &TenantName,
+        what: String,
+        change: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let begin = act(PLATFORM.to_owned(), Some(tenant.clone()), String::new(), what);
+        let begun = self.write(begin.clone()).await.map_err(|refusal| refusal.problem)?;
+        let made = change.await;
+        let outcome = if made.is_ok() { Outcome::Done } else { Outcome::Refused };
+        if let Err(cause) = self.write(Act { outcome, begun: Some(begun), ..begin }).await {
+            tracing::error!(begun, cause = %cause.problem, "what came of a change is not in the audit log");
+        }
+        made
     }
 
     /// Writes down that somebody was refused. That it cannot be written changes nothing for them.

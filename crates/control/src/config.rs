@@ -12,6 +12,8 @@ use store::Store;
 use store::blobs::Blobs;
 use store::secrets::Secrets;
 
+use crate::audit::Audit;
+
 /// What a control plane is started with.
 pub struct ControlConfig {
     /// Where the API listens; port 0 takes a free one. Keep it on loopback: it speaks HTTP without TLS.
@@ -20,8 +22,8 @@ pub struct ControlConfig {
     pub token: String,
     /// The machine this process runs on.
     pub node: NodeName,
-    /// The folder of the audit log; made where there is none.
-    pub audit: PathBuf,
+    /// The audit log.
+    pub audit: Arc<Audit>,
     /// Desired and observed state.
     pub store: Arc<dyn Store>,
     /// The artifacts of this machine.

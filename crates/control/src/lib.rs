@@ -7,6 +7,7 @@
 mod audit;
 mod clock;
 mod config;
+mod etags;
 mod events;
 mod http;
 mod load;
@@ -29,12 +30,13 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::audit::Audit;
 pub use crate::config::{ControlConfig, ControlError};
 pub use crate::http::openapi;
 
-use crate::audit::Audit;
+use crate::etags::Etags;
 use crate::events::Events;
-use crate::http::{Api, Guard};
+use crate::http::{Api, Guard, Shares};
 use crate::mover::Mover;
 use crate::purge::Purger;
 use crate::reconcile::Reconciler;
@@ -87,10 +89,11 @@ impl Control {
         let (stop, state) = (CancellationToken::new(), Arc::new(Shared::default()));
         let (settled_in, settled) = watch::channel(0);
         let turn = Turn::default();
-        let audit = Arc::new(Audit::start(audit, store.clone()).await?);
         let events = Events::new(clock::millis());
+        let etags = Etags::new(&token);
         let reconciler =
-            Reconciler::start(store.clone(), state.clone(), events.clone(), settled_in, turn.clone()).await?;
+            Reconciler::start(store.clone(), state.clone(), events.clone(), etags.clone(), settled_in, turn.clone())
+                .await?;
         let writer = Arc::new(Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn));
         writer.resume_configs(env).await.map_err(|refusal| ControlError::Configs(refusal.problem.detail))?;
         let mover =
@@ -102,6 +105,7 @@ impl Control {
         let api = Arc::new(Api {
             guard: Guard::new(addr, allowed_hosts),
             tokens: Tokens::new(store.clone(), &token),
+            etags,
             audit,
             writer,
             mover,
@@ -114,7 +118,7 @@ impl Control {
             settled,
             uploads: Semaphore::new(http::UPLOADS),
             counting: Mutex::default(),
-            calls: Arc::new(Semaphore::new(http::CALLS)),
+            calls: Shares::new(http::CALLS),
             looks: Semaphore::new(http::LOOKS),
             stop: stop.clone(),
             version,

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ControlError;
+use crate::etags::Etags;
 use crate::events::{Events, Subject};
 use crate::load::{Loaded, load};
 use crate::state::Shared;
@@ -42,6 +43,7 @@ pub(crate) struct Reconciler {
     store: Arc<dyn Store>,
     state: Arc<Shared>,
     events: Events,
+    etags: Etags,
     tenants: BTreeMap<TenantName, Arc<TenantSettings>>,
     floors: [(&'static str, u64); 4],
     /// Apps whose plan may have changed.
@@ -65,6 +67,7 @@ impl Reconciler {
         store: Arc<dyn Store>,
         state: Arc<Shared>,
         events: Events,
+        etags: Etags,
         settled: watch::Sender<u64>,
         turn: Turn,
     ) -> Result<Self, ControlError> {
@@ -72,6 +75,7 @@ impl Reconciler {
             store,
             state,
             events,
+            etags,
             tenants: BTreeMap::new(),
             floors: [("", 0); 4],
             dirty: BTreeSet::new(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 use api::client::{ControlClient, Require};
 use api::{Code, Problem};
-use control::{Control, ControlConfig, ControlError};
+use control::{Audit, Control, ControlConfig, ControlError};
 use model::NodeName;
 use model::claims::keys::KeyKind;
 use model::config::Values;
@@ -78,8 +78,9 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let blobs = Blobs::open(context.home.blobs()).map_err(|cause| storage_text(cause.to_string()))?;
     let data = DataEngine::open(context.home.data()).map_err(|cause| storage_text(cause.to_string()))?;
     let secrets = Secrets::open(store.clone(), &context.home.keys()).await.map_err(sealed)?;
-    seed_tenant(context, &args, &store, &account).await?;
-    secret_files::follow(&secrets, &context.tenant, &args.secret_files).await?;
+    let audit = Arc::new(Audit::start(context.home.audit(), store.clone()).await?);
+    seed_tenant(context, &args, &store, &audit, &account).await?;
+    secret_files::follow(&secrets, &audit, &context.tenant, &args.secret_files).await?;
     let storage = Storage { store, blobs, data, secrets };
 
     let name: NodeName = "local".parse()?;
@@ -100,7 +101,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let code_budget = Some(args.code_budget.0);
     let resolver = args.resolver.map(|address| Arc::new(Nameserver::new(address)) as Arc<dyn Resolve>);
     let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, resolver, programs, ..config }).await?;
-    let control = start_control(context, &args, &token, &name, &storage, &node, env).await?;
+    let control = start_control(context, &args, &token, &name, &storage, &audit, &node, env).await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
         ingress: node.ingress().to_string(),
@@ -278,7 +279,13 @@ fn write_lock(mut lock: &File, running: &Running) -> anyhow::Result<()> {
 }
 
 /// The tenant of this machine, on first start: it trusts this machine's account key.
-async fn seed_tenant(context: &Context, args: &Up, store: &Arc<dyn Store>, account: &str) -> anyhow::Result<()> {
+async fn seed_tenant(
+    context: &Context,
+    args: &Up,
+    store: &Arc<dyn Store>,
+    audit: &Audit,
+    account: &str,
+) -> anyhow::Result<()> {
     let key = store::keys::tenant(&context.tenant);
     if store.get(&key).await.map_err(storage)?.is_some() {
         return Ok(());
@@ -292,10 +299,13 @@ async fn seed_tenant(context: &Context, args: &Up, store: &Arc<dyn Store>, accou
         settings.shards = shards;
     }
     let value = serde_json::to_vec(&settings)?;
-    match store.put(&key, value.into(), store::Expect::Absent, None).await {
-        Ok(_) | Err(store::StoreError::Conflict { .. }) => Ok(()),
-        Err(other) => Err(storage(other)),
-    }
+    let make = async {
+        match store.put(&key, value.into(), store::Expect::Absent, None).await {
+            Ok(_) | Err(store::StoreError::Conflict { .. }) => Ok(()),
+            Err(other) => Err(storage(other)),
+        }
+    };
+    audit.platform(&context.tenant, "makes the tenant at its first start".to_owned(), make).await
 }
 
 /// What the flags ask of the tenant, through the API like everybody's changes.
@@ -328,6 +338,7 @@ async fn start_control(
     token: &str,
     name: &NodeName,
     storage: &Storage,
+    audit: &Arc<Audit>,
     node: &Arc<Node>,
     env: Option<Values>,
 ) -> anyhow::Result<Control> {
@@ -335,7 +346,7 @@ async fn start_control(
         listen,
         token: token.to_owned(),
         node: name.clone(),
-        audit: context.home.audit(),
+        audit: audit.clone(),
         store: storage.store.clone(),
         blobs: storage.blobs.clone(),
         secrets: storage.secrets.clone(),

@@ -16,13 +16,13 @@ use model::plan::AppId;
 use model::{AppName, TenantName};
 use serde::Deserialize;
 use store::keys::{self, RevisionRecord};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::body::IDLE;
 use super::extract::{Asked, At, Condition, json, only_json, strict};
 use super::refusal::{Answer, Refusal};
-use super::system::{receive, stopped};
+use super::shares::{Held, Shares};
+use super::system::{Taken, receive};
 use super::{Api, MAX_CALL};
 use crate::clock;
 use crate::writer::no_app;
@@ -139,7 +139,8 @@ pub(super) async fn call(
     request: Request,
 ) -> Answer<Response> {
     only_json(request.headers())?;
-    let (text, sent) = receive(&api.calls, request.into_body(), MAX_CALL, "a call").await?;
+    let mut sent = Taken::Call(api.calls.hold(&tenant));
+    let text = receive(&mut sent, request.into_body(), MAX_CALL, "a call").await?;
     let id = AppId { tenant, app };
     if api.state.lock().revision(&id).is_none() {
         return Err(no_app(&id));
@@ -158,7 +159,7 @@ pub(super) async fn call(
     let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     // What was sent is not needed any more. The answer keeps its room until the caller has read it.
     drop(sent);
-    let room = room_for(&api.calls, body.len() / 3 * 4 + ROOM).await?;
+    let room = room_for(&api.calls, &id.tenant, body.len() / 3 * 4 + ROOM).await?;
     let answer = CallResponse { status: head.status.as_u16(), headers, body: BASE64.encode(&body) };
     drop(body);
     let text = serde_json::to_vec(&answer);
@@ -173,7 +174,7 @@ const ROOM: usize = 16 << 10;
 /// An answer, and the room it takes in memory for as long as it is there.
 struct Answered {
     text: Vec<u8>,
-    _room: OwnedSemaphorePermit,
+    _room: Held,
 }
 
 impl AsRef<[u8]> for Answered {
@@ -182,10 +183,11 @@ impl AsRef<[u8]> for Answered {
     }
 }
 
-async fn room_for(room: &Arc<Semaphore>, size: usize) -> Answer<OwnedSemaphorePermit> {
+async fn room_for(room: &Arc<Shares>, tenant: &TenantName, size: usize) -> Answer<Held> {
     let busy = |_| Refusal::new(Code::Busy, "too many answers are being read at once").help("try again in a moment");
-    let size = u32::try_from(size).unwrap_or(u32::MAX);
-    timeout(IDLE, room.clone().acquire_many_owned(size)).await.map_err(busy)?.map_err(stopped)
+    let mut held = room.hold(tenant);
+    timeout(IDLE, held.more(size)).await.map_err(busy)?;
+    Ok(held)
 }
 
 fn to_request(call: &CallRequest) -> Answer<http::Request<Bytes>> {

@@ -15,11 +15,17 @@ use super::extract::{At, Condition, Json, json as answer};
 use super::refusal::Answer;
 use crate::events::Subject;
 
+/// With the etag that is seen outside.
+fn shown(api: &Api, view: ConfigView) -> ConfigView {
+    ConfigView { etag: api.etags.of(view.etag), ..view }
+}
+
 /// The configs that apps of the tenant share, and `env`, where the operator offers something of the environment.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/configs", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = Vec<ConfigView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
-    Ok(answer(&api.writer.configs(&tenant).await?))
+    let views = api.writer.configs(&tenant).await?;
+    Ok(answer(&views.into_iter().map(|view| shown(&api, view)).collect::<Vec<_>>()))
 }
 
 /// One config and the apps that name it.
@@ -30,7 +36,7 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     At((tenant, name)): At<(TenantName, ConfigName)>,
 ) -> Answer<Response> {
-    Ok(answer(&api.writer.config(&tenant, &name).await?))
+    Ok(answer(&shown(&api, api.writer.config(&tenant, &name).await?)))
 }
 
 /// Sets a config whole. Every app that names it gets a new revision that differs in configuration only; the answer says
@@ -47,12 +53,12 @@ pub(super) async fn write(
     Condition(require): Condition,
     Json(request): Json<ConfigRequest>,
 ) -> Answer<Response> {
-    let set = api.writer.set_config(&tenant, &name, request, require).await?;
+    let set = api.writer.set_config(&tenant, &name, request, api.etags.require(require)).await?;
     if !set.unchanged {
         let data = json!({ "config": name, "version": set.config.version });
         api.events.control(event::CONFIG_SET, Subject::Tenant(tenant), &data);
     }
-    Ok(answer(&set))
+    Ok(answer(&ConfigSet { config: shown(&api, set.config), ..set }))
 }
 
 /// Deletes a config that no app names.
@@ -65,7 +71,7 @@ pub(super) async fn delete(
     At((tenant, name)): At<(TenantName, ConfigName)>,
     Condition(require): Condition,
 ) -> Answer<Response> {
-    api.writer.delete_config(&tenant, &name, require).await?;
+    api.writer.delete_config(&tenant, &name, api.etags.require(require)).await?;
     api.events.control(event::CONFIG_DELETED, Subject::Tenant(tenant), &json!({ "config": name }));
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -13,6 +13,7 @@ mod revisions;
 mod schedules;
 mod secrets;
 mod serve;
+mod shares;
 mod streams;
 mod system;
 mod tenants;
@@ -37,6 +38,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::audit::Audit;
+use crate::etags::Etags;
 use crate::events::Events;
 use crate::mover::Mover;
 use crate::state::Shared;
@@ -45,13 +47,14 @@ use crate::writer::Writer;
 pub(crate) use guard::Guard;
 pub(crate) use refusal::{Answer, Refusal};
 pub(crate) use serve::serve;
+pub(crate) use shares::Shares;
 
 /// Bytes of artifacts that are held in memory while they are received, all uploads together. Only what has arrived
 /// counts: one that does not send takes nothing from the others.
 pub(crate) const UPLOADS: usize = 4 * api::control::MAX_BLOB;
 
 /// Bytes of calls that are held in memory, all calls together: what was sent, and after it what was answered.
-pub(crate) const CALLS: usize = 8 * MAX_CALL;
+pub(crate) const CALLS: usize = 16 * MAX_CALL;
 /// Requests that read from the disk at once, artifacts as well as the audit log; the others wait for them.
 pub(crate) const LOOKS: usize = 2;
 
@@ -59,6 +62,7 @@ pub(crate) const LOOKS: usize = 2;
 pub(crate) struct Api {
     pub(crate) guard: Guard,
     pub(crate) tokens: Tokens,
+    pub(crate) etags: Etags,
     pub(crate) audit: Arc<Audit>,
     pub(crate) writer: Arc<Writer>,
     pub(crate) mover: Arc<Mover>,
@@ -72,7 +76,7 @@ pub(crate) struct Api {
     pub(crate) uploads: Semaphore,
     /// Held while it is counted what a tenant has sent.
     pub(crate) counting: Mutex<()>,
-    pub(crate) calls: Arc<Semaphore>,
+    pub(crate) calls: Arc<Shares>,
     pub(crate) looks: Semaphore,
     pub(crate) stop: CancellationToken,
     pub(crate) version: String,

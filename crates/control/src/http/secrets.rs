@@ -16,11 +16,17 @@ use super::extract::{Asked, At, Condition, Whole, json as answer};
 use super::refusal::Answer;
 use crate::events::Subject;
 
+/// With the etag that is seen outside.
+fn shown(api: &Api, view: SecretView) -> SecretView {
+    SecretView { etag: api.etags.of(view.etag), ..view }
+}
+
 /// The tenant's secrets without their values, and what names each.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/secrets", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = Vec<SecretView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
-    Ok(answer(&api.writer.secrets(&tenant).await?))
+    let views = api.writer.secrets(&tenant).await?;
+    Ok(answer(&views.into_iter().map(|view| shown(&api, view)).collect::<Vec<_>>()))
 }
 
 /// One secret without its value.
@@ -31,7 +37,7 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     At((tenant, name)): At<(TenantName, SecretName)>,
 ) -> Answer<Response> {
-    Ok(answer(&api.writer.secret(&tenant, &name).await?))
+    Ok(answer(&shown(&api, api.writer.secret(&tenant, &name).await?)))
 }
 
 /// Sets a secret to the bytes of the body. Running apps use the new value from their next use on; no revision is made.
@@ -53,10 +59,10 @@ pub(super) async fn write(
         body.fill(0);
         std::hint::black_box(&body);
     }
-    let view = api.writer.set_secret(&tenant, &name, &value, require).await?;
+    let view = api.writer.set_secret(&tenant, &name, &value, api.etags.require(require)).await?;
     let data = json!({ "secret": view.name, "version": view.version });
     api.events.control(event::SECRET_SET, Subject::Tenant(tenant), &data);
-    Ok(answer(&view))
+    Ok(answer(&shown(&api, view)))
 }
 
 /// How a secret is deleted.
@@ -79,7 +85,7 @@ pub(super) async fn delete(
     Asked(Delete { force }): Asked<Delete>,
     Condition(require): Condition,
 ) -> Answer<Response> {
-    api.writer.delete_secret(&tenant, &name, force, require).await?;
+    api.writer.delete_secret(&tenant, &name, force, api.etags.require(require)).await?;
     api.events.control(event::SECRET_DELETED, Subject::Tenant(tenant), &json!({ "secret": name }));
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::body::{IDLE, Stalled, patient};
 use super::extract::{At, json};
 use super::refusal::{Answer, Refusal};
+use super::shares::Held;
 use super::{Api, openapi};
 use crate::clock;
 use crate::sweep::Sent;
@@ -132,7 +133,8 @@ pub(super) async fn put_blob(
     if http_body::Body::size_hint(request.body()).lower() > MAX_BLOB as u64 {
         return Err(too_large());
     }
-    let (bytes, _room) = receive(&api.uploads, request.into_body(), MAX_BLOB, "an artifact").await?;
+    let mut room = Taken::Upload(&api.uploads, None);
+    let bytes = receive(&mut room, request.into_body(), MAX_BLOB, "an artifact").await?;
     // Counted before it is kept: however many are sent at once, together they are no more than the tenant may have.
     let new = count(&api, &tenant, &digest, bytes.len() as u64).await?;
     let blobs = api.blobs.clone();
@@ -174,16 +176,36 @@ async fn count(api: &Api, tenant: &TenantName, digest: &Digest, size: u64) -> An
     Ok((!known).then_some(at))
 }
 
-/// The whole of a body, and the room it takes in memory. Room is taken for what has arrived, never for what is only
-/// announced, and not waited for longer than for the next piece: two halves cannot wait for each other for ever.
-pub(super) async fn receive<'r>(
-    room: &'r Semaphore,
-    body: Body,
-    most: usize,
-    what: &str,
-) -> Answer<(BytesMut, Option<SemaphorePermit<'r>>)> {
+/// Room in memory for a body, and what of it was taken.
+pub(super) enum Taken<'r> {
+    /// Of uploads: first come, first served.
+    Upload(&'r Semaphore, Option<SemaphorePermit<'r>>),
+    /// Of calls: shared between tenants.
+    Call(Held),
+}
+
+impl Taken<'_> {
+    async fn more(&mut self, bytes: u32) -> Answer<()> {
+        let busy = |_| Refusal::new(Code::Busy, "too much is being sent at once").help("try again in a moment");
+        match self {
+            Self::Upload(room, held) => {
+                let taken = timeout(IDLE, room.acquire_many(bytes)).await.map_err(busy)?.map_err(stopped)?;
+                match held {
+                    Some(held) => held.merge(taken),
+                    None => *held = Some(taken),
+                }
+                Ok(())
+            }
+            Self::Call(held) => timeout(IDLE, held.more(bytes as usize)).await.map_err(busy),
+        }
+    }
+}
+
+/// The whole of a body. Room is taken for what has arrived, never for what is only announced, and not waited for longer than
+/// for the next piece: two halves cannot wait for each other for ever.
+pub(super) async fn receive(room: &mut Taken<'_>, body: Body, most: usize, what: &str) -> Answer<BytesMut> {
     let mut pieces = patient(body).into_data_stream();
-    let (mut bytes, mut held) = (BytesMut::new(), None::<SemaphorePermit<'_>>);
+    let mut bytes = BytesMut::new();
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|cause| match Stalled::behind(&cause) {
             Some(stalled) => stalled.into(),
@@ -192,15 +214,10 @@ pub(super) async fn receive<'r>(
         let size = bytes.len().saturating_add(piece.len());
         let large = || Refusal::new(Code::TooLarge, format!("{what} has at most {most} bytes"));
         let more = u32::try_from(piece.len()).ok().filter(|_| size <= most).ok_or_else(large)?;
-        let busy = |_| Refusal::new(Code::Busy, "too much is being sent at once").help("try again in a moment");
-        let taken = timeout(IDLE, room.acquire_many(more)).await.map_err(busy)?.map_err(stopped)?;
-        match &mut held {
-            Some(held) => held.merge(taken),
-            None => held = Some(taken),
-        }
+        room.more(more).await?;
         bytes.extend_from_slice(&piece);
     }
-    Ok((bytes, held))
+    Ok(bytes)
 }
 
 pub(super) fn stopped(_: AcquireError) -> Refusal {

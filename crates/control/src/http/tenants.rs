@@ -42,7 +42,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Extension(caller): Extensi
     for entry in &listed.entries {
         let name = keys::parts(&entry.key).next().and_then(|n| n.parse().ok());
         if let Some(name) = name.filter(|name| caller.sees(name)) {
-            views.push(TenantView { name, settings: writer::decode(entry)?, etag: entry.revision });
+            views.push(TenantView { name, settings: writer::decode(entry)?, etag: api.etags.of(entry.revision) });
         }
     }
     Ok(json(&views))
@@ -53,7 +53,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Extension(caller): Extensi
     responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
 pub(super) async fn read(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
     let tenant = api.writer.tenant(&name).await?;
-    Ok(json(&TenantView { name, settings: (*tenant.settings).clone(), etag: tenant.etag }))
+    Ok(json(&TenantView { name, settings: (*tenant.settings).clone(), etag: api.etags.of(tenant.etag) }))
 }
 
 /// Writes a tenant's settings whole; makes the tenant where there is none. Needs a condition: settings are replaced only by
@@ -71,14 +71,15 @@ pub(super) async fn write(
     Json(settings): Json<TenantSettings>,
 ) -> Answer<Response> {
     api.tokens.still(&caller).await?;
-    let (etag, changed) = api.writer.put_tenant(&name, &settings, require, caller == Caller::Operator).await?;
+    let require = api.etags.require(require);
+    let (at, changed) = api.writer.put_tenant(&name, &settings, require, caller == Caller::Operator).await?;
     // It is written whatever happens now; a store that does not take assignments must not hide that.
     let mut settled = api.settled.clone();
-    if tokio::time::timeout(ACT, settled.wait_for(|seen| *seen >= etag)).await.is_err() {
+    if tokio::time::timeout(ACT, settled.wait_for(|seen| *seen >= at)).await.is_err() {
         tracing::warn!(tenant = %name, "settings are written and not acted on yet");
     }
     let said = Said(if changed.is_empty() { "nothing differs".to_owned() } else { changed.join(", ") });
-    Ok((Extension(said), json(&TenantView { name, settings, etag })).into_response())
+    Ok((Extension(said), json(&TenantView { name, settings, etag: api.etags.of(at) })).into_response())
 }
 
 /// Deletes a tenant: its apps, their data, its secrets, configs and tokens. Its name is never used again. Needs a condition,
@@ -93,7 +94,7 @@ pub(super) async fn delete(
     At(name): At<TenantName>,
     Condition(require): Condition,
 ) -> Answer<StatusCode> {
-    api.writer.delete_tenant(&name, require).await?;
+    api.writer.delete_tenant(&name, api.etags.require(require)).await?;
     api.mover.forget(|moved| moved.tenant == name).await;
     let purged = async {
         while !api.store.list(&keys::purges_of(&name)).await?.entries.is_empty() {

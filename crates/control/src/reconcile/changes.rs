@@ -109,7 +109,7 @@ impl Reconciler {
     }
 
     /// Trust may have changed: every app of the tenant is judged again, from its record.
-    async fn tenant(&mut self, name: TenantName, settings: Option<TenantSettings>, etag: u64) -> Answer<()> {
+    async fn tenant(&mut self, name: TenantName, settings: Option<TenantSettings>, at: u64) -> Answer<()> {
         let gone = settings.is_none();
         let settings = Arc::new(settings.unwrap_or_default());
         self.tenants.insert(name.clone(), settings.clone());
@@ -139,7 +139,11 @@ impl Reconciler {
                 }
             }
         }
-        self.events.control(event::TENANT_CHANGED, Subject::Tenant(name.clone()), &json!({ "etag": etag }));
+        self.events.control(
+            event::TENANT_CHANGED,
+            Subject::Tenant(name.clone()),
+            &json!({ "etag": self.etags.of(at) }),
+        );
         if gone {
             self.events.forget(&name);
         }

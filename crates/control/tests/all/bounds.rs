@@ -16,7 +16,7 @@ use store::{Expect, Store as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::rig::{PATIENCE, Rig, locked, name, refused};
+use crate::rig::{PATIENCE, Rig, collect, locked, name, refused};
 
 async fn made(rig: &Rig, role: Role, expires_in: Option<u64>) -> TokenMade {
     let request = TokenRequest { role, label: "test".into(), expires_in };
@@ -210,6 +210,89 @@ async fn calls_together_take_so_much_memory_and_no_more() {
             assert!(answer.status == 200 && answer.body.len() > api::control::MAX_CALL_BODY);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_calls_of_one_tenant_leave_room_for_those_of_others() {
+    let rig = Rig::new().await;
+    rig.deploy("a", 1).await;
+    let other = name("other");
+    rig.client.put_tenant(&other, &TenantSettings::default(), Require::Absent).await.unwrap();
+    // As many as there is room for, all but the last byte of each: what finds room is read, and the rest waits.
+    let size = api::control::MAX_CALL_BODY / 3 * 4;
+    let head = format!(
+        "POST /v1/tenants/t/apps/a/call HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        rig.addr,
+        crate::rig::TOKEN,
+        size + 1
+    );
+    let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let mut greedy = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let (head, sent, addr) = (head.clone(), sent.clone(), rig.addr);
+        greedy.spawn(async move {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let part = vec![b' '; 64 << 10];
+            for _ in 0..size / part.len() {
+                stream.write_all(&part).await.unwrap();
+                sent.fetch_add(part.len(), std::sync::atomic::Ordering::Relaxed);
+            }
+            std::future::pending::<()>().await;
+        });
+    }
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = sent.load(std::sync::atomic::Ordering::Relaxed);
+        if now > 0 && now == before {
+            break;
+        }
+        before = now;
+    }
+    let large = CallRequest {
+        component: None,
+        method: "PUT".into(),
+        path: "/".into(),
+        headers: vec![],
+        body: data_encoding::BASE64.encode(&vec![7; api::control::MAX_CALL_BODY - 100]),
+    };
+    // It has no such app, which is found out when the whole of the call is there.
+    let refusal = refused(rig.client.call(&other, &name("none"), &large).await);
+    assert_eq!(refusal.code, Code::NotFound, "{refusal:?}");
+    assert!(greedy.try_join_next().is_none(), "the others still wait");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etags_do_not_tell_a_tenant_how_much_others_write() {
+    let mut rig = Rig::new().await;
+    let set = async |rig: &Rig, n: u64, require| {
+        let request = api::control::ConfigRequest { values: [("n".to_owned(), n.to_string())].into() };
+        rig.client.put_config(&rig.tenant, &name("mine"), &request, require).await
+    };
+    let mut etags = vec![set(&rig, 0, Require::Absent).await.unwrap().config.etag];
+    for n in 1..20 {
+        etags.push(set(&rig, n, Require::At(*etags.last().unwrap())).await.unwrap().config.etag);
+    }
+    // Not one is a little more than the one before, as numbers of writes are.
+    let counts = etags.windows(2).filter(|two| two[1].wrapping_sub(two[0]) < 1 << 20).count();
+    assert_eq!(counts, 0, "{etags:?}");
+    let view = rig.client.tenant(&rig.tenant).await.unwrap();
+    let mut events = rig.client.events(EventQuery::default()).await.unwrap();
+    let after = rig.client.put_tenant(&rig.tenant, &view.settings, Require::At(view.etag)).await.unwrap();
+    let told = collect(&mut events, |event| event.kind == api::control::event::TENANT_CHANGED).await;
+    assert_eq!(told.last().unwrap().data["etag"], after.etag, "the event says the same");
+    // They are the same after a restart, one that was replaced is none any more, and neither is a revision of the store.
+    rig.restart().await;
+    assert_eq!(rig.client.tenant(&rig.tenant).await.unwrap().etag, after.etag);
+    let last = *etags.last().unwrap();
+    assert_eq!(rig.client.config(&rig.tenant, &name("mine")).await.unwrap().etag, last);
+    let revision = rig.store.get(&keys::config(&rig.tenant, &name("mine"))).await.unwrap().unwrap().revision;
+    for wrong in [etags[0], revision, last ^ 1] {
+        assert_eq!(refused(set(&rig, 99, Require::At(wrong)).await).code, Code::Conflict, "{wrong}");
+    }
+    set(&rig, 99, Require::At(last)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ use api::metrics::{HostLoad, TenantMetrics};
 use api::node::{CopyOutcome, CopyStep, LogQuery, NodeApi};
 use api::{Code, Problem};
 use bytes::Bytes;
-use control::{Control, ControlConfig};
+use control::{Audit, Control, ControlConfig};
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt as _};
 use model::app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route};
@@ -264,7 +264,7 @@ pub(crate) async fn control_with(
         listen: "127.0.0.1:0".parse().unwrap(),
         token: TOKEN.into(),
         node: name("local"),
-        audit: keys.with_file_name("audit"),
+        audit: Arc::new(Audit::start(keys.with_file_name("audit"), store.clone()).await.unwrap()),
         store,
         blobs: blobs.clone(),
         secrets,
