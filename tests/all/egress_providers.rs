@@ -99,18 +99,29 @@ impl Dialer for ByNode {
     }
 }
 
-fn tenant(name: String, settings: &TenantSettings) -> Arc<Tenant> {
+/// The name of the provider with the n-th of these settings.
+fn provider(n: usize) -> ProviderName {
+    format!("p{n}").parse().unwrap()
+}
+
+/// A tenant whose app has a provider for each of the `urls`, with a link to it.
+fn tenant(name: String, settings: &TenantSettings, kind: ProviderKind, urls: &[String]) -> Arc<Tenant> {
     let tenant = Tenant::new(name.parse().unwrap());
     tenant.apply(settings);
-    let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
+    let named = || urls.iter().enumerate().map(|(n, url)| (provider(n).to_string(), url));
+    let spec = |url| serde_json::json!({ "type": kind.as_str(), "config": { "url": url } });
+    let providers: serde_json::Map<_, _> = named().map(|(name, url)| (name, spec(url))).collect();
+    let link = |name| serde_json::json!({ "component": "c", "contract": "wasi:keyvalue", "label": "default", "provider": name });
+    let links: Vec<_> = named().map(|(name, _)| link(name)).collect();
+    let app = serde_json::json!({ "name": "a", "components": {}, "providers": providers, "links": links });
+    let app: LockedApp = serde_json::from_value(app).unwrap();
     tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
     tenant
 }
 
 /// Opens the provider as a host does, and asks it whether its server is there.
-async fn knock(kind: ProviderKind, url: &str, dialer: Arc<dyn Dialer>) -> Result<(), String> {
-    let (tenant, app, name): (TenantName, AppName, ProviderName) =
-        ("t".parse().unwrap(), "a".parse().unwrap(), "p".parse().unwrap());
+async fn knock(kind: ProviderKind, name: ProviderName, url: &str, dialer: Arc<dyn Dialer>) -> Result<(), String> {
+    let (tenant, app): (TenantName, AppName) = ("t".parse().unwrap(), "a".parse().unwrap());
     let secrets = || Credentials::new(app.clone(), BTreeMap::new(), Arc::new(NoSecrets));
     let tls = || Tls::new(public_roots()).unwrap();
     let text = |cause: &dyn std::fmt::Display| cause.to_string();
@@ -194,14 +205,17 @@ async fn no_spelling_comes_through_the_settings_of_a_provider() {
         let mut denied = 0;
         // A tenant may open 400 connections in a burst, and some clients try each thrice; one over its rate proves nothing.
         for (n, some) in hosts.chunks(100).enumerate() {
-            let tenant = tenant(format!("{}-{n}", kind.as_str()), &TenantSettings::default());
+            // As it is, and where that is how an address with a port is written, in brackets.
+            let place = |host: &&str| {
+                if host.contains("::") && !host.contains('[') { format!("[{host}]") } else { (*host).to_owned() }
+            };
+            let urls: Vec<String> =
+                some.iter().map(|host| url.replace("{}", &format!("{}:{port}", place(host)))).collect();
+            let tenant = tenant(format!("{}-{n}", kind.as_str()), &TenantSettings::default(), kind, &urls);
             let by_node = Arc::new(ByNode { dialer: dialer.clone(), tenant: tenant.clone(), other: Mutex::default() });
-            let tried = futures::stream::iter(some).map(|host| {
-                // As it is, and where that is how an address with a port is written, in brackets.
-                let place =
-                    if host.contains("::") && !host.contains('[') { format!("[{host}]") } else { (*host).to_owned() };
-                let (url, dialer) = (url.replace("{}", &format!("{place}:{port}")), by_node.clone());
-                async move { (url.clone(), knock(kind, &url, dialer).await) }
+            let tried = futures::stream::iter(urls.into_iter().enumerate()).map(|(n, url)| {
+                let dialer = by_node.clone();
+                async move { (url.clone(), knock(kind, provider(n), &url, dialer).await) }
             });
             let tried: Vec<_> = tried.buffer_unordered(25).collect().await;
             for (url, result) in tried {
@@ -220,11 +234,11 @@ async fn no_spelling_comes_through_the_settings_of_a_provider() {
     // With a grant each of them does: the refusals above are refusals.
     let settings = TenantSettings { egress: vec!["127.0.0.1".into()], ..TenantSettings::default() };
     for (n, (kind, url)) in KINDS.into_iter().enumerate() {
-        let tenant = tenant(format!("open-{}", kind.as_str()), &settings);
-        let by_node = Arc::new(ByNode { dialer: dialer.clone(), tenant, other: Mutex::default() });
         let url = url.replace("{}", &format!("127.0.0.1:{port}"));
+        let tenant = tenant(format!("open-{}", kind.as_str()), &settings, kind, std::slice::from_ref(&url));
+        let by_node = Arc::new(ByNode { dialer: dialer.clone(), tenant, other: Mutex::default() });
         // The one who answers says nothing and hangs up.
-        assert!(knock(kind, &url, by_node).await.is_err(), "{url}");
+        assert!(knock(kind, provider(0), &url, by_node).await.is_err(), "{url}");
         assert!(knocks.load(Relaxed) > n, "{url} did not knock");
     }
 }

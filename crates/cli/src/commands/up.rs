@@ -101,7 +101,21 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let code_budget = Some(args.code_budget.0);
     let resolver = args.resolver.map(|address| Arc::new(Nameserver::new(address)) as Arc<dyn Resolve>);
     let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, resolver, programs, ..config }).await?;
-    let control = start_control(context, &args, &token, &name, &storage, &audit, &node, env).await?;
+    let control = start_control(context, args.api_listen, |listen| ControlConfig {
+        listen,
+        token: token.clone(),
+        node: name.clone(),
+        audit: audit.clone(),
+        store: storage.store.clone(),
+        blobs: storage.blobs.clone(),
+        secrets: storage.secrets.clone(),
+        nodes: node.clone(),
+        env: env.clone(),
+        allowed_hosts: Vec::new(),
+        keep_unnamed: KEEP_UNNAMED,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+    .await?;
     let running = Running {
         api: format!("http://{}", control.addr()),
         ingress: node.ingress().to_string(),
@@ -332,38 +346,20 @@ async fn apply_flags(context: &Context, args: &Up, client: &ControlClient) -> an
     Ok(())
 }
 
+/// Starts the control plane at `listen`, or at another port of that address where it is taken.
 async fn start_control(
     context: &Context,
-    args: &Up,
-    token: &str,
-    name: &NodeName,
-    storage: &Storage,
-    audit: &Arc<Audit>,
-    node: &Arc<Node>,
-    env: Option<Values>,
+    listen: SocketAddr,
+    config: impl Fn(SocketAddr) -> ControlConfig,
 ) -> anyhow::Result<Control> {
-    let config = |listen: SocketAddr| ControlConfig {
-        listen,
-        token: token.to_owned(),
-        node: name.clone(),
-        audit: audit.clone(),
-        store: storage.store.clone(),
-        blobs: storage.blobs.clone(),
-        secrets: storage.secrets.clone(),
-        nodes: node.clone(),
-        env: env.clone(),
-        allowed_hosts: Vec::new(),
-        keep_unnamed: KEEP_UNNAMED,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let started = match Control::start(config(args.api_listen)).await {
+    let started = match Control::start(config(listen)).await {
         Err(ControlError::Listen { cause, .. }) if cause.kind() == std::io::ErrorKind::AddrInUse => {
-            Control::start(config(SocketAddr::new(args.api_listen.ip(), 0))).await
+            Control::start(config(SocketAddr::new(listen.ip(), 0))).await
         }
         other => other,
     };
     let control = started?;
-    say_moved(context, "API", args.api_listen, control.addr());
+    say_moved(context, "API", listen, control.addr());
     Ok(control)
 }
 
