@@ -14,7 +14,6 @@ use api::{Code, Problem};
 use control::{Audit, Control, ControlConfig, ControlError};
 use model::NodeName;
 use model::claims::keys::KeyKind;
-use model::config::Values;
 use model::tenant::TenantSettings;
 use node::confine::{Confinement, Wanted};
 use node::dialer::{Nameserver, Resolve};
