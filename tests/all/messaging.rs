@@ -136,6 +136,7 @@ fn durable_messages_survive_the_kill_of_everything() {
     let platform = Platform::start(&data, &[]).unwrap();
     publish(&platform, "orders.new", "last");
     reaches(&platform, "done:last", 1);
+    reaches(&platform, "done", done + 1);
     assert_eq!(number(&platform, "done"), done + 1);
 }
 

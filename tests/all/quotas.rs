@@ -118,6 +118,11 @@ fn endless_loops_get_the_processor_time_that_their_tenants_may_have() {
                 scope.spawn(move || drop(sidereal_tests::http::get(ingress, host, "/spin")));
             }
         }
+        // On one processor: where there is one for each, none of them has to share.
+        for pid in hosts(&platform, "light").into_iter().chain(hosts(&platform, "heavy")) {
+            let pinned = std::process::Command::new("taskset").args(["-a", "-c", "-p", "0", &pid.to_string()]).output();
+            assert!(pinned.unwrap().status.success(), "host {pid} is not pinned");
+        }
         let all_spin = || {
             let [light, heavy] = parts(&platform, ["light", "heavy"]);
             println!("by weight: {light:.2} and {heavy:.2} processors");

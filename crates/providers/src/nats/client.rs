@@ -96,7 +96,12 @@ impl Client {
     /// # Errors
     /// What a call would answer.
     pub async fn check(&self) -> Result<ServerInfo, NatsError> {
-        let answer = self.within(TIMEOUT, self.ask(|done| Command::Flush { done })).await;
+        let ask = || self.within(TIMEOUT, self.ask(|done| Command::Flush { done }));
+        let answer = match ask().await {
+            // A connection that nobody used may have ended meanwhile: that says nothing of the server as it is now.
+            Err(NatsError::Lost(_)) => ask().await,
+            answer => answer,
+        };
         if matches!(answer, Err(NatsError::TimedOut { .. })) {
             self.gone(Gone::Flush);
         }

@@ -137,8 +137,11 @@ impl Driver {
             tokio::select! {
                 command = self.commands.recv() => {
                     let command = command?;
-                    match &self.refuse {
-                        Some((until, why)) if *until > Instant::now() => fail(command, &unsent(why)),
+                    match (&self.refuse, &command) {
+                        // Who asks whether the server is there means now, and the last connection worked: the node ends
+                        // those of a provider that no revision names, until one does again.
+                        (Some((_, NatsError::Lost(_))), Command::Flush { .. }) => return Some(Some(command)),
+                        (Some((until, why)), _) if *until > Instant::now() => fail(command, &unsent(why)),
                         _ => return Some(Some(command)),
                     }
                 }
