@@ -56,10 +56,31 @@ struct Inner {
 
 /// What is asked of the task.
 pub(super) enum Command {
-    Publish { message: Outgoing, done: Done<()>, room: OwnedSemaphorePermit },
-    Request { message: Outgoing, token: u64, done: Done<Message>, room: OwnedSemaphorePermit },
-    Subscribe { subject: String, queue: Option<String>, sid: u64, sink: Sink, done: Done<()> },
-    Flush { done: Done<ServerInfo> },
+    Publish {
+        message: Outgoing,
+        done: Done<()>,
+        room: OwnedSemaphorePermit,
+    },
+    Request {
+        message: Outgoing,
+        token: u64,
+        done: Done<Message>,
+        room: OwnedSemaphorePermit,
+    },
+    Subscribe {
+        subject: String,
+        queue: Option<String>,
+        sid: u64,
+        sink: Sink,
+        done: Done<()>,
+    },
+    Flush {
+        done: Done<ServerInfo>,
+    },
+    /// The same where nothing was sent before: any connection will do.
+    Check {
+        done: Done<ServerInfo>,
+    },
 }
 
 pub(super) type Done<T> = oneshot::Sender<Result<T, NatsError>>;
@@ -96,12 +117,16 @@ impl Client {
     /// # Errors
     /// What a call would answer.
     pub async fn check(&self) -> Result<ServerInfo, NatsError> {
-        let ask = || self.within(TIMEOUT, self.ask(|done| Command::Flush { done }));
-        let answer = match ask().await {
+        let ask = || self.asked(|done| Command::Check { done });
+        match ask().await {
             // A connection that nobody used may have ended meanwhile: that says nothing of the server as it is now.
             Err(NatsError::Lost(_)) => ask().await,
             answer => answer,
-        };
+        }
+    }
+
+    async fn asked(&self, command: impl FnOnce(Done<ServerInfo>) -> Command) -> Result<ServerInfo, NatsError> {
+        let answer = self.within(TIMEOUT, self.ask(command)).await;
         if matches!(answer, Err(NatsError::TimedOut { .. })) {
             self.gone(Gone::Flush);
         }
@@ -126,7 +151,8 @@ impl Client {
     /// # Errors
     /// [`NatsError`]
     pub async fn flush(&self) -> Result<(), NatsError> {
-        self.check().await.map(drop)
+        // On another connection it would speak of nothing that was published on this one.
+        self.asked(|done| Command::Flush { done }).await.map(drop)
     }
 
     /// Sends a message and waits for the first answer.

@@ -140,7 +140,7 @@ impl Driver {
                     match (&self.refuse, &command) {
                         // Who asks whether the server is there means now, and the last connection worked: the node ends
                         // those of a provider that no revision names, until one does again.
-                        (Some((_, NatsError::Lost(_))), Command::Flush { .. }) => return Some(Some(command)),
+                        (Some((_, NatsError::Lost(_))), Command::Check { .. }) => return Some(Some(command)),
                         (Some((until, why)), _) if *until > Instant::now() => fail(command, &unsent(why)),
                         _ => return Some(Some(command)),
                     }
@@ -241,7 +241,7 @@ fn fail(command: Command, why: &NatsError) {
     match command {
         Command::Publish { done, .. } | Command::Subscribe { done, .. } => drop(done.send(Err(why))),
         Command::Request { done, .. } => drop(done.send(Err(why))),
-        Command::Flush { done } => drop(done.send(Err(why))),
+        Command::Flush { done } | Command::Check { done } => drop(done.send(Err(why))),
     }
 }
 

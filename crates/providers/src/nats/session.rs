@@ -128,7 +128,7 @@ impl Session {
                 self.subscriptions.insert(sid, Subscribed { subject, queue, sink, ending: false, done: Some(done) });
                 self.ping(Awaited::Subscribed(sid));
             }
-            Command::Flush { done } => self.ping(Awaited::Flushed(done)),
+            Command::Flush { done } | Command::Check { done } => self.ping(Awaited::Flushed(done)),
         }
     }
 
