@@ -247,6 +247,8 @@ impl JetStream {
     /// # Errors
     /// [`JetStreamError`]
     pub async fn check(&self) -> Result<(), JetStreamError> {
+        // First the connection: where the last one ended, that is no answer of JetStream's.
+        self.client.check().await?;
         self.call::<serde_json::Value>("INFO", &()).await.map(drop)
     }
 
