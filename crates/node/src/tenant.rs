@@ -135,8 +135,8 @@ struct Runs {
     code: HashMap<(Digest, World), u32>,
     /// Where providers are that data are being moved to or from.
     lent: BTreeMap<AppName, Vec<Place>>,
-    /// Apps of which revisions are leaving the hosts: how many.
-    leaving: BTreeMap<AppName, u32>,
+    /// Revisions that are leaving the hosts, and what they are where that was known.
+    leaving: BTreeMap<AppName, Vec<(Revision, Option<Arc<Prepared>>)>>,
 }
 
 /// What a tenant keeps on this node, and whether it was counted.
@@ -240,20 +240,7 @@ impl Tenant {
 
     /// Hosts of the tenant are not to have this revision any more.
     pub fn remove(&self, app: &AppName, revision: Revision) {
-        let runs = &mut *self.write();
-        let Some(revisions) = runs.revisions.get_mut(app) else { return };
-        let Some(at) = revisions.iter().position(|known| known.revision == revision) else { return };
-        for code in &revisions.swap_remove(at).code {
-            if let Some(users) = runs.code.get_mut(code) {
-                *users -= 1;
-                if *users == 0 {
-                    runs.code.remove(code);
-                }
-            }
-        }
-        if revisions.is_empty() {
-            runs.revisions.remove(app);
-        }
+        self.write().take(app, revision);
     }
 
     /// Every revision the host `shard` of `shards` is to have.
@@ -279,12 +266,13 @@ impl Tenant {
         runs.revisions.contains_key(app) || runs.leaving.contains_key(app)
     }
 
-    /// Hosts of the tenant are not to have this revision any more; its last calls may use what is kept for the app until the
-    /// answer is dropped.
+    /// Hosts of the tenant are not to have this revision any more; its last calls may use what is kept for the app, and
+    /// ask for the connections that it was granted, until the answer is dropped.
     pub(crate) fn part(self: &Arc<Self>, app: &AppName, revision: Revision) -> Leaving {
-        *self.write().leaving.entry(app.clone()).or_default() += 1;
-        self.remove(app, revision);
-        Leaving { tenant: self.clone(), app: app.clone() }
+        let runs = &mut *self.write();
+        let prepared = runs.take(app, revision);
+        runs.leaving.entry(app.clone()).or_default().push((revision, prepared));
+        Leaving { tenant: self.clone(), app: app.clone(), revision }
     }
 
     /// Whether a revision its hosts are to have needs this code.
@@ -309,8 +297,13 @@ impl Tenant {
     /// Why not, in words.
     pub fn may_ask(&self, dial: &Dial, destination: &Destination) -> Result<(), &'static str> {
         let runs = self.read();
-        let revisions = runs.revisions.get(&dial.app).ok_or("asked for by an app that does not run here")?;
-        if revisions.iter().any(|known| known.asks.has(dial, destination)) {
+        let here = runs.revisions.get(&dial.app);
+        let leaving = runs.leaving.get(&dial.app);
+        if here.is_none() && leaving.is_none() {
+            return Err("asked for by an app that does not run here");
+        }
+        let leaving = leaving.into_iter().flatten().filter_map(|(_, known)| known.as_ref());
+        if here.into_iter().flatten().chain(leaving).any(|known| known.asks.has(dial, destination)) {
             return Ok(());
         }
         let Caller::Provider(provider) = &dial.caller else {
@@ -358,19 +351,43 @@ impl Tenant {
     }
 }
 
+impl Runs {
+    /// Takes a revision out, and its part of the code.
+    fn take(&mut self, app: &AppName, revision: Revision) -> Option<Arc<Prepared>> {
+        let revisions = self.revisions.get_mut(app)?;
+        let at = revisions.iter().position(|known| known.revision == revision)?;
+        let prepared = revisions.swap_remove(at);
+        if revisions.is_empty() {
+            self.revisions.remove(app);
+        }
+        for code in &prepared.code {
+            if let Some(users) = self.code.get_mut(code) {
+                *users -= 1;
+                if *users == 0 {
+                    self.code.remove(code);
+                }
+            }
+        }
+        Some(prepared)
+    }
+}
+
 /// A revision whose last calls end.
 #[derive(Debug)]
 pub(crate) struct Leaving {
     tenant: Arc<Tenant>,
     app: AppName,
+    revision: Revision,
 }
 
 impl Drop for Leaving {
     fn drop(&mut self) {
         let runs = &mut *self.tenant.write();
-        if let Some(count) = runs.leaving.get_mut(&self.app) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(all) = runs.leaving.get_mut(&self.app) {
+            if let Some(at) = all.iter().position(|(revision, _)| *revision == self.revision) {
+                all.swap_remove(at);
+            }
+            if all.is_empty() {
                 runs.leaving.remove(&self.app);
             }
         }
@@ -470,6 +487,26 @@ mod tests {
         assert!(tenant.has_data(&app));
         drop(second);
         assert!(!tenant.has_data(&app));
+    }
+
+    #[test]
+    fn the_last_calls_of_a_revision_keep_its_connections() {
+        let (tenant, name): (_, AppName) = (Tenant::new("t".parse().unwrap()), "a".parse().unwrap());
+        let app: LockedApp = serde_json::from_value(serde_json::json!({ "name": "a", "components": {},
+            "providers": { "cache": { "type": "keyvalue-redis", "config": { "url": "redis://cache.internal:7000" } } },
+            "links": [{ "component": "c", "contract": "wasi:keyvalue", "label": "default", "provider": "cache" }] }))
+        .unwrap();
+        tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
+        tenant.add(prepared("a", 2, 7));
+        let caller = Caller::Provider("cache".parse().unwrap());
+        let host = "cache.internal".to_owned();
+        let dial = Dial { app: name.clone(), caller, transport: model::egress::Transport::Tcp, host, port: 7000 };
+        let may = || tenant.may_ask(&dial, &Destination::parse(&dial.host).unwrap()).is_ok();
+        assert!(may());
+        let last = tenant.part(&name, Revision(1));
+        assert!(may(), "its calls in flight finish where they began");
+        drop(last);
+        assert!(!may());
     }
 
     #[test]

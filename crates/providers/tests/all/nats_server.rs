@@ -94,6 +94,16 @@ impl NatsServer {
     pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        // Its threads stop one by one; until then it may still answer.
+        let stopped = || {
+            let stats = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+            let stat = stats.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+            stat.filter(|stat| !stat.is_empty())
+                .all(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+        };
+        while signal == "-STOP" && !stopped() {
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn url(&self) -> String {
