@@ -129,14 +129,17 @@ impl Prepared {
     }
 }
 
+/// A revision that leaves, and what it is where that is known.
+type Parting = (Revision, Option<Arc<Prepared>>);
+
 #[derive(Debug, Default)]
 struct Runs {
     revisions: BTreeMap<AppName, Vec<Arc<Prepared>>>,
     code: HashMap<(Digest, World), u32>,
     /// Where providers are that data are being moved to or from.
     lent: BTreeMap<AppName, Vec<Place>>,
-    /// Revisions that are leaving the hosts, and what they are where that was known.
-    leaving: BTreeMap<AppName, Vec<(Revision, Option<Arc<Prepared>>)>>,
+    /// Revisions that are leaving the hosts.
+    leaving: BTreeMap<AppName, Vec<Parting>>,
 }
 
 /// What a tenant keeps on this node, and whether it was counted.
