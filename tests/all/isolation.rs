@@ -245,6 +245,7 @@ async fn the_escape_drill_in_the_place_of_a_host() {
         data_dir: data,
         waiver: Waiver::default(),
         uids: None,
+        user: None,
         join: Vec::new(),
         command: String::new(),
     };

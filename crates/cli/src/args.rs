@@ -165,6 +165,9 @@ pub enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Prints which layers of isolation this machine refuses, and why, as JSON (asked by a task driver).
+    #[command(hide = true)]
+    Layers,
     /// Compiles a component from stdin to stdout (started by the node).
     #[command(hide = true)]
     Compile {

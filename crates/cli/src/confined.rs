@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
+use sandbox::inner::Files;
 use sandbox::syscalls::Role;
 use sandbox::{SandboxError, Spec, handoff, inner, outer};
 
@@ -24,8 +25,16 @@ pub fn host(tenant: model::TenantName, shard: u32, stage: &Stage) -> anyhow::Res
     telemetry::init();
     raise_file_limit();
     let (handed, code) = host::Handed::take(handoff::receive(std::io::stdin().as_fd())?);
+    let named = host::folders::named()?;
+    let opened = named.iter().map(|_| {
+        let [folder] = handoff::receive(std::io::stdin().as_fd())?;
+        Ok(folder)
+    });
+    let opened: Vec<_> = opened.collect::<Result<_, SandboxError>>()?;
+    let folders = host::folders::grant(named, opened)?;
+    let role = if folders.is_empty() { Role::Host } else { Role::Folders };
     let confine = || {
-        inner::enter(&spec, Role::Host, Some(code.as_fd()))?;
+        inner::enter(&spec, role, Files { readable: Some(code.as_fd()), folders: &folders })?;
         // It named a folder, and what may be opened is settled.
         drop(code);
         Ok::<(), SandboxError>(())
@@ -40,7 +49,7 @@ pub fn host(tenant: model::TenantName, shard: u32, stage: &Stage) -> anyhow::Res
 /// When it is not confined, or the component does not compile within the limits.
 pub fn compiler(world: &str, stage: &Stage) -> anyhow::Result<u8> {
     let Some(spec) = second(stage)? else { return first(stage) };
-    compile::run(world, || inner::enter(&spec, Role::Compiler, None))?;
+    compile::run(world, || inner::enter(&spec, Role::Compiler, Files::default()))?;
     Ok(0)
 }
 
@@ -50,7 +59,7 @@ pub fn compiler(world: &str, stage: &Stage) -> anyhow::Result<u8> {
 /// When it is not confined.
 pub fn nothing(stage: &Stage) -> anyhow::Result<u8> {
     let Some(spec) = second(stage)? else { return first(stage) };
-    inner::enter(&spec, Role::Host, None)?;
+    inner::enter(&spec, Role::Host, Files::default())?;
     Ok(0)
 }
 

@@ -127,6 +127,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             raise_file_limit();
             return task::run(&dir);
         }
+        Command::Layers => return task::layers(),
         Command::External { parent, program } => match external::run(parent, &program)? {},
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -196,6 +197,7 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         | Command::Compile { .. }
         | Command::Confined(_)
         | Command::Task { .. }
+        | Command::Layers
         | Command::External { .. }
         | Command::Completions { .. } => Ok(0),
     }

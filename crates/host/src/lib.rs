@@ -24,7 +24,7 @@ mod escape;
 mod external;
 mod fault;
 mod folder;
-mod folders;
+pub mod folders;
 mod handed;
 mod hold;
 mod line;
@@ -89,7 +89,6 @@ impl HostSettings {
             let number = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
             settings.code_budget = number.ok_or(HostError::Setting(CODE_BUDGET_ENV))?;
         }
-        folders::granted()?;
         Ok(settings)
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -91,7 +92,7 @@ pub struct NodeConfig {
     /// Bytes of compiled code that each host keeps in memory; `None`: the host's own default.
     pub code_budget: Option<u64>,
     /// Folders that the components of its hosts may use; those of a task.
-    pub host_folders: Vec<api::run::Folder>,
+    pub host_folders: Vec<(api::run::Folder, OwnedFd)>,
     /// How requests from outside are taken.
     pub ingress: IngressConfig,
     /// Where the ingress port is taken, listen on a free one.
@@ -270,12 +271,14 @@ impl Node {
             source: Arc::new(source),
             clock: config.clock,
         });
+        let (named, folders): (Vec<_>, Vec<_>) = config.host_folders.into_iter().unzip();
         let setup = Setup {
             name: config.name,
             exe: config.exe,
             confinement: config.confinement.clone(),
             run_dir: config.run_dir,
-            env: environment(config.code_budget, &config.host_folders),
+            env: environment(config.code_budget, &named),
+            folders: folders.into(),
             store,
             artifacts: artifacts.clone(),
             services: services.clone(),

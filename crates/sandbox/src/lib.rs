@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod handoff;
 pub mod inner;
 pub mod outer;
+pub mod place;
 mod root;
 pub mod syscalls;
 
@@ -125,9 +126,12 @@ pub struct Spec {
     /// Layers the operator does without.
     #[serde(default)]
     pub waived: BTreeSet<Layer>,
-    /// User and group id of the process, where [`Layer::Uid`] is not waived.
+    /// User id of the process, where [`Layer::Uid`] is not waived.
     #[serde(default)]
     pub uid: Option<u32>,
+    /// Its group id; the number of `uid` where absent.
+    #[serde(default)]
+    pub gid: Option<u32>,
     /// The cgroups it joins, one for each hierarchy, where [`Layer::Cgroup`] is not waived.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -208,7 +212,8 @@ mod tests {
 
     #[test]
     fn a_spec_survives_its_argument_and_a_refusal_its_words() {
-        let spec = Spec { waived: [Layer::Uid, Layer::Cgroup].into(), uid: Some(7), cgroups: vec!["/a".into()] };
+        let spec =
+            Spec { waived: [Layer::Uid, Layer::Cgroup].into(), uid: Some(7), gid: Some(8), cgroups: vec!["/a".into()] };
         assert_eq!(Spec::decode(&spec.encode()), Ok(spec));
         assert!(Spec::decode("{\"waived\":[\"everything\"]}").is_err());
         let refusal = SandboxError::Refused { layer: Layer::Net, what: "unshare", cause: "no: way".into() };

@@ -10,6 +10,7 @@ mod providers;
 mod start;
 mod swap;
 mod table;
+mod task;
 mod throughput;
 mod us;
 mod watchers;
@@ -47,6 +48,9 @@ fn main() -> anyhow::Result<()> {
     let wanted = |name: &str| args.only.as_deref().is_none_or(|only| name.contains(only));
     if wanted("start") {
         start::run(&args, &mut table).context("start")?;
+    }
+    if wanted("task") {
+        task::run(&args, &mut table).context("task")?;
     }
     if wanted("throughput") {
         throughput::run(&args, &mut table).context("throughput")?;

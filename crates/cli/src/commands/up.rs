@@ -171,6 +171,7 @@ async fn confine(context: &Context, args: &Up, exe: &Path) -> anyhow::Result<Arc
         data_dir: context.home.dir().to_owned(),
         waiver,
         uids: args.uid_range,
+        user: None,
         join: Vec::new(),
         command: "sidereal up --waive".to_owned(),
     })

@@ -1,11 +1,10 @@
 //! From a task to an app: the manifest a person would have written for it, read, checked and locked as every other is.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::run::RunRequest;
-use api::task::{TaskComponent, TaskLink, TaskSpec};
+use api::task::{Place, TaskComponent, TaskLink, TaskSpec};
 use api::{Code, Problem};
 use bytes::Bytes;
 use model::claims::{self, TrustPolicy};
@@ -16,7 +15,7 @@ use model::unit::{ByteSize, Millis};
 use model::{ContractId, Digest, InterfaceId, Limits, LockedApp, ProviderKind, Route};
 use toml::{Table, Value};
 
-use super::adapt;
+use super::{adapt, place};
 use crate::oci;
 
 /// The name of the app, and of its component.
@@ -31,7 +30,7 @@ pub struct Ready {
     /// How it is run, where it is a program.
     pub program: Option<RunRequest>,
     /// Secrets its providers use, by the name under which the app knows them; each in a file.
-    pub secrets: BTreeMap<String, std::path::PathBuf>,
+    pub secrets: BTreeMap<String, Place>,
 }
 
 /// Reads the component and checks it, its links and its claims.
@@ -48,7 +47,7 @@ pub async fn prepare(spec: &TaskSpec) -> Result<Ready, Problem> {
             let pulled = oci::pull(reference).await.map(Bytes::from);
             Some(pulled.map_err(|cause| crate::output::problem_of(&cause))?)
         }
-        (TaskComponent::Path(path), Some(_)) => Some(file(path).await?),
+        (TaskComponent::Path(place), Some(_)) => Some(file(place.clone()).await?),
         // What is wrong with the reference is in the report.
         _ => None,
     };
@@ -150,7 +149,7 @@ fn unbounded(limits: Limits) -> Limits {
 /// What a program is called: the first of its arguments.
 fn called(component: &TaskComponent) -> String {
     let name = match component {
-        TaskComponent::Path(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
+        TaskComponent::Path(place) => place.path.file_name().map(|name| name.to_string_lossy().into_owned()),
         TaskComponent::Oci(reference) => {
             reference.split('@').next().and_then(|name| name.rsplit('/').next()).map(str::to_owned)
         }
@@ -158,22 +157,22 @@ fn called(component: &TaskComponent) -> String {
     name.unwrap_or_else(|| NAME.to_owned())
 }
 
-async fn file(path: &Path) -> Result<Bytes, Problem> {
-    let shown = path.display();
-    let failed = |cause: std::io::Error| match cause.kind() {
+async fn file(at: Place) -> Result<Bytes, Problem> {
+    let name = at.name();
+    let shown = name.display();
+    let read = tokio::task::spawn_blocking(move || place::read(&at, MAX_COMPONENT));
+    let read = read.await.map_err(|cause| Problem::new(Code::Internal, cause.to_string()))?;
+    read.map(Bytes::from).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => {
             Problem::new(Code::ArtifactMissing, format!("there is no component at {shown}")).help(
                 "`component` is a path in the task's directory, for example `local/app.wasm` of an `artifact` block",
             )
         }
+        std::io::ErrorKind::InvalidInput | std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::FileTooLarge => {
+            Problem::new(Code::ArtifactInvalid, format!("the component {shown} is not read: {cause}"))
+        }
         _ => Problem::new(Code::ArtifactMissing, format!("the component {shown} cannot be read: {cause}")),
-    };
-    let meta = tokio::fs::metadata(path).await.map_err(failed)?;
-    if !meta.is_file() || meta.len() > MAX_COMPONENT as u64 {
-        let why = if meta.is_file() { "is too large for a component" } else { "is no file" };
-        return Err(Problem::new(Code::ArtifactInvalid, format!("{shown} {why}")));
-    }
-    tokio::fs::read(path).await.map(Bytes::from).map_err(failed)
+    })
 }
 
 fn refused(report: &Report) -> Problem {
@@ -185,7 +184,7 @@ fn refused(report: &Report) -> Problem {
     Problem::new(Code::ManifestInvalid, findings.join("; "))
 }
 
-type Secrets = BTreeMap<String, std::path::PathBuf>;
+type Secrets = BTreeMap<String, Place>;
 
 fn manifest(spec: &TaskSpec) -> Result<(Table, Secrets), Problem> {
     let text = |text: &str| Value::String(text.to_owned());

@@ -5,15 +5,18 @@ mod adapt;
 mod app;
 mod control;
 mod output;
+mod own;
+mod place;
 mod serve;
+mod user;
 
 use std::fs::File;
-use std::path::Path;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use api::task::{EXIT_FILE, SPEC_FILE, TaskExit, TaskSpec, VERSION};
+use api::task::{EXIT_FILE, LOCK_FILE, PROCESS_FILE, SPEC_FILE, TaskProcess, TaskSpec, VERSION};
 use api::{Code, Problem};
-use model::Digest;
 
 /// Runs the task of this directory to its end.
 ///
@@ -25,24 +28,24 @@ pub fn run(dir: &Path) -> anyhow::Result<u8> {
     if let Err(cause) = rustix::process::setsid() {
         tracing::debug!(%cause, "this process leads a session already");
     }
+    let lock = lock(dir)?;
+    // Before anything else: whoever finds the lock held finds us by it.
+    let own = TaskProcess::own().context("the kernel does not say when this process was started")?;
+    write(dir, PROCESS_FILE, &serde_json::to_vec(&own)?)?;
     let spec = read(dir)?;
-    let lock = File::create(dir.join("lock")).with_context(|| format!("cannot make a lock in {}", dir.display()))?;
-    lock.try_lock().map_err(|_| {
-        Problem::new(Code::Conflict, format!("the task in {} runs already", dir.display()))
-            .help("there is one process per task; talk to that one")
-    })?;
     // Threads inherit the namespace of the thread that makes them: there is only this one yet.
     if let Some(network) = &spec.network {
         let file = File::open(network).with_context(|| format!("cannot open the network {}", network.display()))?;
         let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), kind)
+        rustix::thread::move_into_link_name_space(file.as_fd(), kind)
             .with_context(|| format!("cannot enter the network {}", network.display()))?;
     }
+    let data = Data::open(dir, &spec);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let exit = runtime.block_on(serve::serve(dir, spec));
+    let exit = runtime.block_on(serve::serve(dir, spec, data));
     // A blocking read of a dying disk must not keep the process from ending.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
-    write_exit(dir, &exit)?;
+    write(dir, EXIT_FILE, &serde_json::to_vec(&exit)?)?;
     drop(lock);
     Ok(u8::try_from(exit.code).unwrap_or(1))
 }
@@ -56,15 +59,78 @@ fn read(dir: &Path) -> anyhow::Result<TaskSpec> {
     Ok(spec)
 }
 
-/// The exit file is there whole or not at all.
-fn write_exit(dir: &Path, exit: &TaskExit) -> anyhow::Result<()> {
-    let (path, partial) = (dir.join(EXIT_FILE), dir.join(format!("{EXIT_FILE}.partial")));
-    std::fs::write(&partial, serde_json::to_vec(exit)?)
+/// Says which layers this machine refuses.
+///
+/// # Errors
+/// Where no process can be started at all.
+pub fn layers() -> anyhow::Result<u8> {
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let refused = runtime.block_on(node::confine::missing(&exe, Path::new("/")))?;
+    let refused: std::collections::BTreeMap<_, _> = refused.into_iter().map(|(layer, (why, _))| (layer, why)).collect();
+    crate::output::stdout(&serde_json::to_string(&refused)?);
+    Ok(0)
+}
+
+/// The lock of the task. Whoever started this process holds it and has handed it over as standard input, so there is no moment
+/// in which nobody has it; where nobody did, it is taken now.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    use std::os::unix::fs::MetadataExt as _;
+    let path = dir.join(LOCK_FILE);
+    let file = File::options().create(true).append(true).open(&path);
+    let file = file.with_context(|| format!("cannot make a lock in {}", dir.display()))?;
+    let given = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
+    let given = given.ok().filter(|given| {
+        let same = given.metadata().and_then(|given| Ok((given, file.metadata()?)));
+        same.is_ok_and(|(given, file)| (given.dev(), given.ino()) == (file.dev(), file.ino()))
+    });
+    let lock = given.unwrap_or(file);
+    lock.try_lock().map_err(|_| {
+        Problem::new(Code::Conflict, format!("the task in {} runs already", dir.display()))
+            .help("there is one process per task; talk to that one")
+    })?;
+    // What this process starts is not the task.
+    rustix::stdio::dup2_stdin(File::open("/dev/null").context("cannot open /dev/null")?)?;
+    Ok(lock)
+}
+
+/// A file that is there whole or not at all.
+fn write(dir: &Path, name: &str, text: &[u8]) -> anyhow::Result<()> {
+    let (path, partial) = (dir.join(name), dir.join(format!("{name}.partial")));
+    std::fs::write(&partial, text)
         .and_then(|()| std::fs::rename(&partial, &path))
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The digest under which the folder of a task is known where a path would be too long for a socket.
-fn short(dir: &Path) -> String {
-    Digest::of(dir.as_os_str().as_encoded_bytes()).short()
+/// The folder of the task's own data, which is in one that others of the job may change.
+struct Data {
+    path: PathBuf,
+    _folder: OwnedFd,
+}
+
+impl Data {
+    /// Opens it and shows it in the directory of the task, where nobody else can put anything in its place. Where this user
+    /// may not do that, others of the job are the same user, and its name is that of the open folder.
+    fn open(dir: &Path, spec: &TaskSpec) -> Result<Self, Problem> {
+        let at = spec.data.name();
+        let failed = |cause: std::io::Error| {
+            let code = match cause.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::NotFound => Code::StoreUnavailable,
+                _ => Code::Conflict,
+            };
+            Problem::new(code, format!("the folder of the task's data, {}, cannot be used: {cause}", at.display()))
+        };
+        let alone = sandbox::place::own_mounts();
+        let folder = place::private(&spec.data).map_err(failed)?;
+        let shown = dir.join("data");
+        std::fs::create_dir_all(&shown).map_err(failed)?;
+        let path = match alone.and_then(|()| sandbox::place::show(folder.as_fd(), &shown)) {
+            Ok(()) => shown,
+            Err(cause) => {
+                tracing::debug!(%cause, "the folder of the task's data is used where it is");
+                PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()))
+            }
+        };
+        Ok(Self { path, _folder: folder })
+    }
 }

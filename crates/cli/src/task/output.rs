@@ -3,14 +3,15 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use api::task::Place;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+
+use super::place;
 
 /// Lines that wait for a slow reader.
 const WAITING: usize = 4096;
@@ -26,9 +27,9 @@ pub struct Output {
 
 impl Output {
     /// Writes to this FIFO or file from now on.
-    pub fn to(path: PathBuf) -> Self {
+    pub fn to(place: Place) -> Self {
         let (lines, coming) = mpsc::channel(WAITING);
-        Self { lines, lost: 0, writer: tokio::spawn(write(path, coming)) }
+        Self { lines, lost: 0, writer: tokio::spawn(write(place, coming)) }
     }
 
     /// Writes one line.
@@ -60,14 +61,14 @@ impl Output {
     }
 }
 
-async fn write(path: PathBuf, mut coming: mpsc::Receiver<Vec<u8>>) {
+async fn write(place: Place, mut coming: mpsc::Receiver<Vec<u8>>) {
     let mut sink = None;
     while let Some(line) = coming.recv().await {
         let mut rest = line.as_slice();
         while !rest.is_empty() {
             let open = match &mut sink {
                 Some(open) => open,
-                None => sink.insert(open(&path).await),
+                None => sink.insert(open(&place).await),
             };
             let written = match open {
                 Sink::Pipe(pipe) => pipe.write(rest).await,
@@ -77,7 +78,7 @@ async fn write(path: PathBuf, mut coming: mpsc::Receiver<Vec<u8>>) {
                 Ok(count) => rest = rest.get(count..).unwrap_or_default(),
                 // The reader is gone; the next one opens the same path.
                 Err(cause) => {
-                    tracing::debug!(path = %path.display(), %cause, "an output is opened again");
+                    tracing::debug!(path = %place.name().display(), %cause, "an output is opened again");
                     sink = None;
                 }
             }
@@ -94,16 +95,16 @@ enum Sink {
 }
 
 /// Opens the output, however long it takes until somebody reads it.
-async fn open(path: &Path) -> Sink {
+async fn open(place: &Place) -> Sink {
     let mut said = false;
     loop {
-        match try_open(path).await {
+        match try_open(place).await {
             Ok(sink) => return sink,
             // ENXIO: nobody has it open for reading.
             Err(cause) if cause.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {}
             Err(cause) if !said => {
                 said = true;
-                tracing::warn!(path = %path.display(), %cause, "an output cannot be opened and is tried again");
+                tracing::warn!(path = %place.name().display(), %cause, "an output cannot be opened and is tried again");
             }
             Err(_) => {}
         }
@@ -112,11 +113,9 @@ async fn open(path: &Path) -> Sink {
 }
 
 /// The folder is everybody's in the job's group: what stands under the name may be a link that leads elsewhere by now, so
-/// what was opened is looked at, and no link is followed.
-async fn try_open(path: &Path) -> io::Result<Sink> {
-    let flags =
-        OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+/// what was opened is looked at, and no link is followed on the way.
+async fn try_open(at: &Place) -> io::Result<Sink> {
+    let file = place::output(at)?;
     let found = file.metadata()?;
     let kind = found.file_type();
     if kind.is_fifo() {
@@ -136,13 +135,25 @@ mod tests {
     async fn no_link_is_followed_and_no_file_of_two_names_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
+        let place = |name: &str| Place { root: dir.path().to_owned(), path: name.into() };
         std::fs::write(at("precious"), "").unwrap();
         std::os::unix::fs::symlink(at("precious"), at("link")).unwrap();
-        assert!(try_open(&at("link")).await.is_err());
+        assert!(try_open(&place("link")).await.is_err());
+        // The folder of the logs is anybody's in the job.
+        std::fs::create_dir_all(at("alloc/logs")).unwrap();
+        std::fs::create_dir(at("elsewhere")).unwrap();
+        for folder in ["alloc/logs", "elsewhere"] {
+            std::fs::write(at(folder).join("out"), "").unwrap();
+        }
+        assert!(try_open(&place("alloc/logs/out")).await.is_ok());
+        std::fs::rename(at("alloc/logs"), at("alloc/old")).unwrap();
+        std::os::unix::fs::symlink(at("elsewhere"), at("alloc/logs")).unwrap();
+        assert!(try_open(&place("alloc/logs/out")).await.is_err());
         std::fs::hard_link(at("precious"), at("second")).unwrap();
-        assert!(try_open(&at("second")).await.is_err());
+        assert!(try_open(&place("second")).await.is_err());
         std::fs::write(at("own"), "").unwrap();
-        assert!(matches!(try_open(&at("own")).await, Ok(Sink::File(_))));
-        assert!(matches!(try_open(Path::new("/dev/null")).await, Ok(Sink::File(_))));
+        assert!(matches!(try_open(&place("own")).await, Ok(Sink::File(_))));
+        let null = Place { root: "/dev".into(), path: "null".into() };
+        assert!(matches!(try_open(&null).await, Ok(Sink::File(_))));
     }
 }

@@ -109,6 +109,14 @@ impl Made {
         Self::below(Path::new(ROOT), name, bounds)
     }
 
+    /// What [`Made::new`] would make: written down before it does, it can be removed by whoever comes later.
+    pub fn intended(name: &str, bounds: &Bounds) -> Self {
+        let root = Path::new(ROOT);
+        let plans = version(root).map(|version| plan(version, root, name, bounds)).unwrap_or_default();
+        let made = plans.into_iter().filter(|plan| plan.ours).map(|plan| plan.dir).collect();
+        Self { groups: Groups::default(), made }
+    }
+
     fn below(root: &Path, name: &str, bounds: &Bounds) -> io::Result<Self> {
         let mut made = Self::default();
         if bounds.memory.is_none() && bounds.cpu_shares.is_none() {

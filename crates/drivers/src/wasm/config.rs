@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use sandbox::Layer;
 use serde::Deserialize;
 
 use crate::plugin::config::{or_default, text_map};
@@ -31,7 +32,12 @@ pub struct AgentConfig {
     /// A task whose `resources` block cannot be enforced does not start.
     #[serde(default = "yes")]
     pub enforce_resources: bool,
+    #[serde(default)]
+    waive: Option<Vec<String>>,
 }
+
+/// Stands for whatever layers the machine refuses.
+pub const MISSING: &str = "missing";
 
 fn yes() -> bool {
     true
@@ -46,6 +52,7 @@ impl Default for AgentConfig {
             allow_unsigned: false,
             egress: Vec::new(),
             enforce_resources: yes(),
+            waive: None,
         }
     }
 }
@@ -60,6 +67,7 @@ impl AgentConfig {
             .flag("allow_unsigned", false)
             .texts("egress")
             .flag("enforce_resources", true)
+            .texts("waive")
             .spec()
     }
 
@@ -73,6 +81,23 @@ impl AgentConfig {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let on_path = std::env::split_paths(&path).map(|dir| dir.join("sidereal"));
         beside.into_iter().chain(on_path).find(|file| file.is_file())
+    }
+
+    /// Layers of isolation that tasks do without: those that are written, else whatever the machine refuses.
+    pub fn waive(&self) -> Vec<String> {
+        self.waive.clone().unwrap_or_else(|| vec![MISSING.to_owned()])
+    }
+
+    /// What of [`AgentConfig::waive`] is no layer, in words.
+    ///
+    /// # Errors
+    /// The first such name, with those that there are.
+    pub fn check_waive(&self) -> Result<(), String> {
+        let named = self.waive.iter().flatten().filter(|name| *name != MISSING);
+        named
+            .map(|name| name.parse::<Layer>().map(drop))
+            .collect::<Result<(), _>>()
+            .map_err(|why| format!("{why}; `{MISSING}` stands for whatever this machine refuses"))
     }
 
     /// Where the tasks' state and compiled code are kept.

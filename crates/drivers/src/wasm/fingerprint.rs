@@ -1,5 +1,7 @@
 //! Whether this machine can run tasks, and what a job can ask for in a constraint.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -7,13 +9,18 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use model::ProviderKind;
+use sandbox::Layer;
 
 use super::cgroup;
-use super::config::AgentConfig;
+use super::config::{AgentConfig, MISSING as MISSING_LAYERS};
 use crate::plugin::driver::{Fact, Fingerprint, Health};
 
 /// How often it is looked again.
 const PERIOD: Duration = Duration::from_secs(30);
+/// Layers are tried once in so many looks.
+const LAYERS_EVERY: u32 = 40;
+/// A program that has not tried all layers after so long does not work.
+const TRYING: Duration = Duration::from_secs(60);
 /// A program that does not say its version for this long does not work.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -23,16 +30,22 @@ pub const MISSING: &str = "the program `sidereal` is not on this machine: put it
 
 /// A fingerprint at once, and again whenever it has changed or some time has passed.
 pub fn stream(agent: AgentConfig) -> BoxStream<'static, Fingerprint> {
-    futures::stream::unfold((agent, false), |(agent, again)| async move {
-        if again {
+    let nothing: Option<Isolation> = None;
+    futures::stream::unfold((agent, nothing, 0_u32), |(agent, mut known, looks)| async move {
+        if looks > 0 {
             tokio::time::sleep(PERIOD).await;
         }
-        Some((look(&agent).await, (agent, true)))
+        // To try the layers takes processes; what a machine refuses seldom changes.
+        if looks.is_multiple_of(LAYERS_EVERY) {
+            known = None;
+        }
+        let told = look(&agent, &mut known).await;
+        Some((told, (agent, known, looks.wrapping_add(1))))
     })
     .boxed()
 }
 
-async fn look(agent: &AgentConfig) -> Fingerprint {
+async fn look(agent: &AgentConfig, known: &mut Option<Isolation>) -> Fingerprint {
     let without = |health, description: String| Fingerprint { health, description, attributes: Vec::new() };
     let Some(sidereal) = agent.sidereal() else { return without(Health::Undetected, MISSING.to_owned()) };
     let version = match version(&sidereal).await {
@@ -40,8 +53,24 @@ async fn look(agent: &AgentConfig) -> Fingerprint {
         Err(why) => return without(Health::Unhealthy, format!("{} does not work: {why}", sidereal.display())),
     };
     if let Err(cause) = writable(&agent.state_dir()) {
-        return without(Health::Unhealthy, format!("{} cannot be written: {cause}", agent.state_dir().display()));
+        return without(Health::Unhealthy, format!("{} cannot be used: {cause}", agent.state_dir().display()));
     }
+    if known.as_ref().is_none_or(|known| known.version != version) {
+        match refused(&sidereal).await {
+            Ok(refused) => *known = Some(Isolation { version: version.clone(), refused }),
+            Err(why) => {
+                *known = None;
+                let what = format!("{} does not say how it isolates: {why}", sidereal.display());
+                return without(Health::Unhealthy, what);
+            }
+        }
+    }
+    let refused = known.as_ref().map(|known| known.refused.clone()).unwrap_or_default();
+    let waive = agent.waive();
+    let layers = match layers(&refused, &waive) {
+        Ok(layers) => layers,
+        Err(why) => return without(Health::Unhealthy, why),
+    };
     let text = |name: &str, value: String| (format!("driver.wasm.{name}"), Fact::Text(value));
     let flag = |name: &str, value| (format!("driver.wasm.{name}"), Fact::Flag(value));
     let mut providers: Vec<&str> = ProviderKind::ALL
@@ -50,39 +79,107 @@ async fn look(agent: &AgentConfig) -> Fingerprint {
         .map(ProviderKind::as_str)
         .collect();
     providers.sort_unstable();
-    let attributes = vec![
+    let mut attributes = vec![
         ("driver.wasm".to_owned(), Fact::Flag(true)),
         text("version", env!("CARGO_PKG_VERSION").to_owned()),
         text("sidereal", version),
         text("providers", providers.join(",")),
         text("worlds", "wasi:http@0.2,wasi:http@0.3,wasi:cli@0.2,wasi:cli@0.3,wasi_snapshot_preview1".to_owned()),
         flag("unsigned", agent.allow_unsigned),
-        // What is not there is said: see docs/nomad.md.
         flag("isolation.cgroup", agent.enforce_resources && cgroup::available()),
-        flag("isolation.seccomp", false),
         flag("exec", false),
         flag("commands", true),
     ];
+    attributes.extend(layers.into_iter().map(|(layer, on)| flag(&format!("isolation.{layer}"), on)));
     Fingerprint { health: Health::Healthy, description: "Healthy".to_owned(), attributes }
 }
 
+/// What a machine refuses of the layers, as one version of the program finds it.
+struct Isolation {
+    version: String,
+    refused: BTreeMap<Layer, String>,
+}
+
+/// Each layer but that of the control groups, which tasks have from the plugin, and whether tasks have it.
+fn layers(refused: &BTreeMap<Layer, String>, waive: &[String]) -> Result<Vec<(Layer, bool)>, String> {
+    let waived = |layer: &Layer| waive.iter().any(|name| name == layer.as_str());
+    let missing = waive.iter().any(|name| name == MISSING_LAYERS);
+    let of_programs = Layer::ALL.into_iter().filter(|layer| *layer != Layer::Cgroup);
+    let short: Vec<String> = of_programs
+        .clone()
+        .filter(|layer| !missing && !waived(layer))
+        .filter_map(|layer| Some(format!("`{layer}` ({}): {}", refused.get(&layer)?, layer.help())))
+        .collect();
+    if !short.is_empty() {
+        return Err(format!(
+            "this machine does not let components be isolated by {}; to go on without, name the layers in `waive` of the \
+             plugin's configuration",
+            short.join("; ")
+        ));
+    }
+    Ok(of_programs.map(|layer| (layer, !waived(&layer) && !refused.contains_key(&layer))).collect())
+}
+
+/// Asks the program what this machine refuses.
+async fn refused(sidereal: &Path) -> Result<BTreeMap<Layer, String>, String> {
+    let said = run(sidereal, "layers", TRYING).await?;
+    serde_json::from_str(&said).map_err(|cause| cause.to_string())
+}
+
 async fn version(sidereal: &Path) -> Result<String, String> {
+    let said = run(sidereal, "--version", PATIENCE).await?;
+    said.trim().strip_prefix("sidereal ").map(str::to_owned).ok_or_else(|| "it does not say its version".to_owned())
+}
+
+/// What the program answers.
+async fn run(sidereal: &Path, ask: &str, patience: Duration) -> Result<String, String> {
     let output = tokio::process::Command::new(sidereal)
-        .arg("--version")
+        .arg(ask)
         .env_clear()
+        .current_dir("/")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(PATIENCE, output).await;
+    let output = tokio::time::timeout(patience, output).await;
     let output = output.map_err(|_| "it does not answer".to_owned())?.map_err(|cause| cause.to_string())?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let version = said.trim().strip_prefix("sidereal ").filter(|_| output.status.success());
-    version.map(str::to_owned).ok_or_else(|| "it does not say its version".to_owned())
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(format!("it ended with {}", output.status)),
+    }
 }
 
 fn writable(dir: &PathBuf) -> std::io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).recursive(true).create(dir)?;
     rustix::fs::access(dir, rustix::fs::Access::WRITE_OK)?;
+    let found = std::fs::metadata(dir)?;
+    // Tasks are found and ended by what is in there.
+    if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(std::io::Error::other("others may write to it: it must be this user's, with mode 0700"));
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_on_that_are_neither_refused_nor_waived() {
+        let refused: BTreeMap<Layer, String> = [(Layer::Uid, "only root can".to_owned())].into();
+        let texts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let on = |refused: &BTreeMap<Layer, String>, waive: &[&str]| -> Result<Vec<String>, String> {
+            let on = layers(refused, &texts(waive))?.into_iter().filter(|(_, on)| *on);
+            Ok(on.map(|(layer, _)| layer.to_string()).collect())
+        };
+        let all = on(&BTreeMap::new(), &[]).unwrap();
+        assert_eq!((all.len(), all.contains(&"cgroup".to_owned())), (10, false));
+        for waive in [&["missing"][..], &["uid"]] {
+            let on = on(&refused, waive).unwrap();
+            assert!(on.len() == 9 && !on.contains(&"uid".to_owned()), "{on:?}");
+        }
+        assert!(!on(&BTreeMap::new(), &["seccomp"]).unwrap().contains(&"seccomp".to_owned()));
+        let why = on(&refused, &["net"]).unwrap_err();
+        assert!(why.contains("`uid` (only root can): run the platform as root") && why.contains("`waive`"), "{why}");
+    }
 }

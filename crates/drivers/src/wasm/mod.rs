@@ -36,9 +36,9 @@ use crate::plugin::driver::{
 };
 use crate::plugin::tasks::{Tasks, decode, encode};
 use crate::plugin::{Failure, config as block};
-use cgroup::Made;
+use cgroup::{Bounds, Made};
 use config::{AgentConfig, TaskOptions};
-use task::{STATE_VERSION, State, Task};
+use task::{Intent, Noted, STATE_VERSION, State, Task};
 
 /// Events that wait for an agent that is slow to take them.
 const EVENTS: usize = 256;
@@ -71,6 +71,27 @@ impl WasmDriver {
         if self.events.send(event).is_err() {
             tracing::debug!(task = %task.id, "nobody listens to what happens to tasks");
         }
+    }
+
+    /// Starts a task of which nothing was started before.
+    async fn begin(&self, config: &TaskConfig, agent: &AgentConfig, dir: &Path) -> Result<Arc<Task>, Failure> {
+        let mut spec = spec::spec(config, agent)?;
+        let sidereal = agent.sidereal().ok_or_else(|| Failure::recoverable(fingerprint::MISSING))?;
+        remove(dir)?;
+        make(dir)?;
+        let bounds = if agent.enforce_resources { spec::bounds(config) } else { Bounds::default() };
+        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let intent = Intent { id: config.id.clone(), groups: Made::intended(name, &bounds) };
+        let lock = Task::intend(dir, &intent).inspect_err(|_| forget(dir))?;
+        let groups = bound(name, &bounds).inspect_err(|_| forget(dir))?;
+        spec.groups = groups.groups.clone();
+        self.say(config, "Bringing the component up");
+        let started = Task::start(&sidereal, (dir, lock), &spec, groups.clone(), &config.name);
+        if started.is_err() {
+            groups.clear().await;
+            forget(dir);
+        }
+        started
     }
 
     /// Tells the agent's people when a task ends otherwise than they asked.
@@ -124,12 +145,8 @@ fn forget(dir: &Path) {
 }
 
 /// The control groups of a task, made.
-fn bound(config: &TaskConfig, agent: &AgentConfig, dir: &Path) -> Result<Made, Failure> {
-    if !agent.enforce_resources {
-        return Ok(Made::default());
-    }
-    let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    Made::new(name, &spec::bounds(config)).map_err(|cause| {
+fn bound(name: &str, bounds: &Bounds) -> Result<Made, Failure> {
+    Made::new(name, bounds).map_err(|cause| {
         Failure::unrecoverable(format!(
             "the `resources` block cannot be enforced on this machine: {cause}; run the agent as root with control groups, or set \
              `enforce_resources = false` in the plugin's configuration"
@@ -153,6 +170,7 @@ impl Driver for WasmDriver {
                 .parse::<model::egress::Cidr>()
                 .map_err(|cause| Failure::unrecoverable(format!("`egress`: {cause}")))?;
         }
+        config.check_waive().map_err(|why| Failure::unrecoverable(format!("`waive`: {why}")))?;
         for anchor in &config.trust_anchors {
             let key = model::claims::PublicKey::parse(anchor);
             // A mistyped anchor may be a seed: never repeat it.
@@ -185,27 +203,17 @@ impl Driver for WasmDriver {
         }
         let agent = self.agent();
         let dir = dir_of(&agent, &config.id);
-        let adopted = Task::adopt(&dir, &config.name).await;
-        let task = match adopted {
-            Some(task) => task,
-            None => {
-                let mut spec = spec::spec(&config, &agent)?;
-                let sidereal = agent.sidereal().ok_or_else(|| Failure::recoverable(fingerprint::MISSING))?;
-                remove(&dir)?;
-                make(&dir)?;
-                let groups = bound(&config, &agent, &dir).inspect_err(|_| forget(&dir))?;
-                spec.groups = groups.groups.clone();
-                self.say(&config, "Bringing the component up");
-                match Task::start(&sidereal, &dir, &spec, groups.clone(), &config.name).await {
-                    Ok(task) => task,
-                    Err(failure) => {
-                        groups.clear().await;
-                        forget(&dir);
-                        return Err(failure);
-                    }
-                }
-            }
+        let task = match Noted::of(&dir, &config.id).await? {
+            // A plugin that was killed before the agent heard of it has started it: whatever became of it, that was its start.
+            Noted::Started(state) => Task::recover(state, &config.name)?,
+            Noted::Nothing | Noted::Intended(_) => self.begin(&config, &agent, &dir).await?,
         };
+        if let Err(failure) = task.runs().await {
+            task.kill().await;
+            task.state.groups.clear().await;
+            forget(&dir);
+            return Err(failure);
+        }
         let state = encode(STATE_VERSION, &task.state)?;
         if self.tasks.add(&config.id, task.clone()).is_err() {
             return Err(Failure::unrecoverable(format!("the task `{}` was started already", config.id)));
@@ -221,7 +229,7 @@ impl Driver for WasmDriver {
             return Ok(());
         }
         let state: State = decode(STATE_VERSION, &driver_state)?;
-        let task = Task::recover(state, &config.name).await?;
+        let task = Task::recover(state, &config.name)?;
         if self.tasks.add(&config.id, task.clone()).is_ok() {
             self.watch(config, task);
         }
@@ -246,9 +254,15 @@ impl Driver for WasmDriver {
         let Ok(task) = self.tasks.get(id) else {
             // One that could not be recovered may run on, and keep its port from the next.
             let dir = dir_of(&self.agent(), id);
-            let Some(task) = Task::noted(&dir, id) else { return Ok(()) };
-            task.kill().await;
-            task.state.groups.clear().await;
+            match Noted::of(&dir, id).await? {
+                Noted::Nothing => {}
+                Noted::Intended(Intent { groups, .. }) => groups.clear().await,
+                Noted::Started(state) => {
+                    let groups = state.groups.clone();
+                    Task::found(state, id)?.kill().await;
+                    groups.clear().await;
+                }
+            }
             return remove(&dir);
         };
         if task.ended().is_none() && !force {

@@ -16,11 +16,6 @@ use tokio::io::unix::AsyncFd;
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 
-/// The boot the machine runs in; empty where the kernel does not say.
-pub fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
 /// A process for ever: numbers come again, numbers with their start do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -88,11 +83,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `sidereal task` for this directory.
+    /// Starts `sidereal task` for this directory, whose lock goes over to it: from the moment it is there it holds it.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(sidereal: &Path, dir: &Path) -> io::Result<Self> {
+    pub fn start(sidereal: &Path, dir: &Path, lock: File) -> io::Result<Self> {
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join("log"))?;
         let passed = std::env::var_os(telemetry::LOG_ENV).map(|filter| (telemetry::LOG_ENV, filter));
         let mut child = tokio::process::Command::new(sidereal)
@@ -104,7 +99,7 @@ impl Process {
             // Of a huge page a small process uses little, and holds all of it: two thirds of an idle task's memory.
             .env("MIMALLOC_ALLOW_THP", "0")
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(Stdio::from(lock))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;

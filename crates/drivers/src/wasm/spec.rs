@@ -1,10 +1,11 @@
-//! From what the agent sends to what a task process is told. Pure but for looking where paths lead.
+//! From what the agent sends to what a task process is told. Pure: where a path of a job leads, the task finds out when it
+//! opens it, for whoever looked before would have seen something else.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
-use api::run::Folder;
-use api::task::{Groups, TaskComponent, TaskLink, TaskSpec, VERSION};
+use api::run::{Folder, MAX_FOLDERS};
+use api::task::{Groups, Place, TaskComponent, TaskFolder, TaskLink, TaskSpec, VERSION};
 use model::tenant::TenantSettings;
 
 use super::cgroup::Bounds;
@@ -14,8 +15,10 @@ use crate::plugin::Failure;
 use crate::plugin::config::decode;
 use crate::plugin::driver::TaskConfig;
 
-/// Where embedded data are kept, in the allocation's directory.
-const KEPT: &str = "alloc/data/.sidereal";
+/// Where embedded data are kept, in the allocation's shared directory.
+const KEPT: &str = "data/.sidereal";
+/// The longest name of a folder that is a task's name spelled out; a longer one is spelled by its digest.
+const SPELLED: usize = 120;
 
 /// What of the task's directory can be granted.
 const FOLDERS: [&str; 4] = ["local", "secrets", "alloc", "tmp"];
@@ -69,7 +72,6 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
         shards: 1,
         ..TenantSettings::default()
     };
-    let name: String = task.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     Ok(TaskSpec {
         version: VERSION,
         id: task.id.clone(),
@@ -83,10 +85,12 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
         links,
         allow_hosts: options.allow_hosts,
         settings,
-        stdout: PathBuf::from(&task.stdout_path),
-        stderr: PathBuf::from(&task.stderr_path),
+        user: Some(task.user.clone()).filter(|user| !user.is_empty()),
+        waive: agent.waive(),
+        stdout: dir.output(&task.stdout_path),
+        stderr: dir.output(&task.stderr_path),
         // Stays over restarts of the task, and moves with `ephemeral_disk { migrate = true }`.
-        data: dir.alloc.join(KEPT).join(name),
+        data: Place { root: dir.shared(), path: Path::new(KEPT).join(spelled(&task.name)) },
         code: agent.state_dir().join("code"),
         groups: Groups::default(),
     })
@@ -148,15 +152,39 @@ fn listen(task: &TaskConfig, label: &str, inside: bool) -> Result<SocketAddr, Fa
     Ok(SocketAddr::new(address, port.ok_or_else(wrong)?))
 }
 
+/// The name of a folder that belongs to this task and to no other of its group. Letters, digits and `-` stand for
+/// themselves, every other byte for `_` and its number in two digits.
+fn spelled(name: &str) -> String {
+    use std::fmt::Write as _;
+    let mut spelled = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => spelled.push(char::from(byte)),
+            // Writing to a text does not fail.
+            _ => drop(write!(spelled, "_{byte:02x}")),
+        }
+    }
+    match spelled.len() > SPELLED {
+        // No name is spelled with two of them.
+        true => format!("__{}", model::Digest::of(name.as_bytes()).hex()),
+        false => spelled,
+    }
+}
+
 struct TaskDir<'a> {
     alloc: &'a Path,
     task: PathBuf,
 }
 
 impl TaskDir<'_> {
+    /// What the tasks of the group share.
+    fn shared(&self) -> PathBuf {
+        self.alloc.join("alloc")
+    }
+
     /// A path as a job writes it: in the task's directory, or from one of the roots that the environment names (`/local`,
-    /// `/secrets`, `/alloc`). It stays inside, also over symbolic links; what is not there yet is for the process to say.
-    fn path(&self, what: &str, written: &str) -> Result<PathBuf, Failure> {
+    /// `/secrets`, `/alloc`).
+    fn path(&self, what: &str, written: &str) -> Result<Place, Failure> {
         let outside = || {
             Failure::unrecoverable(format!(
                 "`{what}` is `{written}`, which leads out of the task's directory; name a file below local/, secrets/ or alloc/"
@@ -167,19 +195,25 @@ impl TaskDir<'_> {
         if written.is_empty() || !plain {
             return Err(outside());
         }
-        let (root, path) = match relative.strip_prefix("alloc") {
-            Ok(rest) => (self.alloc.join("alloc"), self.alloc.join("alloc").join(rest)),
-            Err(_) => (self.task.clone(), self.task.join(relative)),
-        };
-        match (path.canonicalize(), root.canonicalize()) {
-            (Ok(real), Ok(root)) if real.starts_with(&root) => Ok(real),
-            (Ok(_), Ok(_)) => Err(outside()),
-            _ => Ok(path),
+        let relative: PathBuf = relative.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+        Ok(match relative.strip_prefix("alloc") {
+            Ok(rest) => Place { root: self.shared(), path: rest.to_owned() },
+            Err(_) => Place { root: self.task.clone(), path: relative },
+        })
+    }
+
+    /// An output as the agent names it: below what others of the group may change, or wherever it keeps such things.
+    fn output(&self, named: &str) -> Place {
+        let (shared, named) = (self.shared(), Path::new(named));
+        if let Ok(rest) = named.strip_prefix(&shared) {
+            return Place { path: rest.to_owned(), root: shared };
         }
+        let root = named.parent().unwrap_or(Path::new("/")).to_owned();
+        Place { root, path: named.file_name().map(PathBuf::from).unwrap_or_default() }
     }
 
     /// A folder as a job grants it. One that is to be written is made where it is not there.
-    fn folder(&self, written: &str, writable: bool) -> Result<Folder, Failure> {
+    fn folder(&self, written: &str, writable: bool) -> Result<TaskFolder, Failure> {
         let bad = |why: String| Failure::unrecoverable(format!("folder \"{written}\": {why}"));
         let parts = Path::new(written).components().filter_map(|part| match part {
             Component::Normal(part) => part.to_str(),
@@ -189,48 +223,42 @@ impl TaskDir<'_> {
         if !parts.first().is_some_and(|first| FOLDERS.contains(first)) {
             return Err(bad(format!("it is in none of {}", FOLDERS.join(", "))));
         }
-        let mut path = self.path("folder", written)?;
-        if writable && !path.exists() {
-            // Made only where what is there already is inside.
-            let parent = path.ancestors().find(|parent| parent.exists()).unwrap_or(&path);
-            let real = parent.canonicalize().and_then(|real| Ok(real.starts_with(self.alloc.canonicalize()?)));
-            if !real.unwrap_or(false) {
-                return Err(bad("it leads out of the task's directory".to_owned()));
-            }
-            std::fs::create_dir_all(&path).map_err(|cause| bad(format!("it cannot be made: {cause}")))?;
-            path = self.path("folder", written)?;
-        }
-        path = path.canonicalize().map_err(|cause| bad(cause.to_string()))?;
-        if !path.is_dir() {
-            return Err(bad("it is no folder".to_owned()));
-        }
-        // What providers keep is not for components to read, and still less to change.
-        let kept = self.alloc.canonicalize().map(|alloc| alloc.join(KEPT)).map_err(|cause| bad(cause.to_string()))?;
-        if kept.starts_with(&path) || path.starts_with(&kept) {
+        let place = self.path("folder", written)?;
+        // What providers keep is not for components to read, and still less to change. No link is followed when it is opened.
+        let kept = Path::new(KEPT);
+        if place.root == self.shared() && (kept.starts_with(&place.path) || place.path.starts_with(kept)) {
             return Err(bad(format!(
-                "data of providers are in {KEPT}; grant a folder beside it, such as /alloc/data/app"
+                "data of providers are in alloc/{KEPT}; grant a folder beside it, such as /alloc/data/app"
             )));
         }
-        Ok(Folder { path, name: format!("/{}", parts.join("/")), writable })
+        Ok(TaskFolder { place, folder: Folder { name: format!("/{}", parts.join("/")), writable }, make: writable })
     }
 }
 
 /// The folders that the job grants: those of the task that its `config` names, and volumes where it mounts them.
-fn folders(task: &TaskConfig, options: &TaskOptions, dir: &TaskDir<'_>) -> Result<Vec<Folder>, Failure> {
+fn folders(task: &TaskConfig, options: &TaskOptions, dir: &TaskDir<'_>) -> Result<Vec<TaskFolder>, Failure> {
     let own = options.folder.iter().map(|(written, FolderOptions { writable })| dir.folder(written, *writable));
     let mounted = task.mounts.iter().map(|mount| {
-        let folder =
-            Folder { path: PathBuf::from(&mount.host_path), name: mount.task_path.clone(), writable: !mount.readonly };
-        match folder.path.is_dir() && folder.name.starts_with('/') {
-            true => Ok(folder),
+        let place = Place { root: PathBuf::from(&mount.host_path), path: PathBuf::new() };
+        match place.root.is_absolute() && mount.task_path.starts_with('/') {
+            true => {
+                let folder = Folder { name: mount.task_path.clone(), writable: !mount.readonly };
+                Ok(TaskFolder { place, folder, make: false })
+            }
             false => Err(Failure::unrecoverable(format!(
                 "the volume mounted at {} is no folder; a component can use folders alone",
                 mount.task_path
             ))),
         }
     });
-    let folders: Vec<Folder> = own.chain(mounted).collect::<Result<_, _>>()?;
-    let mut names: Vec<&str> = folders.iter().map(|folder| folder.name.as_str()).collect();
+    let folders: Vec<TaskFolder> = own.chain(mounted).collect::<Result<_, _>>()?;
+    if folders.len() > MAX_FOLDERS {
+        return Err(Failure::unrecoverable(format!(
+            "the task has {} folders, and {MAX_FOLDERS} are the most",
+            folders.len()
+        )));
+    }
+    let mut names: Vec<&str> = folders.iter().map(|folder| folder.folder.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| matches!(pair, [a, b] if a == b)) {
         Some(pair) => Err(Failure::unrecoverable(format!("two folders are called {}", pair.concat()))),
@@ -280,6 +308,67 @@ mod tests {
         }
     }
 
+    fn in_task(path: &str) -> Place {
+        Place { root: "/nonexistent/alloc/web".into(), path: path.into() }
+    }
+
+    #[test]
+    fn names_that_look_alike_keep_their_data_apart() {
+        let long = "x".repeat(200);
+        let names = [
+            "a.b",
+            "a_b",
+            "a-b",
+            "a b",
+            "a/b",
+            "a_2eb",
+            "A-b",
+            "a",
+            "a_",
+            "_",
+            "__",
+            "..",
+            ".",
+            "ä",
+            "a\u{308}",
+            &long,
+            &long[1..],
+            &format!("{long}."),
+        ];
+        let spelled: std::collections::BTreeSet<String> = names.iter().map(|name| spelled(name)).collect();
+        assert_eq!(spelled.len(), names.len(), "{spelled:?}");
+        assert!(spelled.iter().all(|name| name.len() <= SPELLED && !name.contains(['.', '/'])), "{spelled:?}");
+        let mut task = task(json!({"component": "a.wasm"}));
+        task.name = "a.b".into();
+        let told = spec(&task, &AgentConfig::default()).unwrap();
+        assert_eq!(told.data, Place { root: "/nonexistent/alloc/alloc".into(), path: "data/.sidereal/a_2eb".into() });
+    }
+
+    #[test]
+    fn outputs_are_opened_from_where_nobody_else_writes() {
+        let mut task = task(json!({"component": "a.wasm"}));
+        task.stdout_path = "/nonexistent/alloc/alloc/logs/.web.stdout.fifo".into();
+        task.stderr_path = "/dev/null".into();
+        let told = spec(&task, &AgentConfig::default()).unwrap();
+        let shared = PathBuf::from("/nonexistent/alloc/alloc");
+        assert_eq!(told.stdout, Place { root: shared, path: "logs/.web.stdout.fifo".into() });
+        assert_eq!(told.stderr, Place { root: "/dev".into(), path: "null".into() });
+    }
+
+    #[test]
+    fn too_many_folders_are_refused() {
+        let folders = |count: usize| -> serde_json::Value {
+            (0..count)
+                .map(|number| (format!("/local/{number}"), json!({"writable": false})))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        };
+        let told =
+            |count| spec(&task(json!({"component": "a.wasm", "folder": folders(count)})), &AgentConfig::default());
+        assert_eq!(told(MAX_FOLDERS).unwrap().folders.len(), MAX_FOLDERS);
+        assert!(told(MAX_FOLDERS + 1).unwrap_err().message.contains("64 are the most"));
+    }
+
     #[test]
     fn ports_are_those_of_the_network_the_task_is_in() {
         let config =
@@ -287,7 +376,7 @@ mod tests {
         let mut task = task(config);
         let told = spec(&task, &AgentConfig::default()).unwrap();
         assert_eq!(told.listen, Some("10.1.2.3:20000".parse().unwrap()));
-        assert_eq!(told.component, TaskComponent::Path("/nonexistent/alloc/web/local/a.wasm".into()));
+        assert_eq!(told.component, TaskComponent::Path(in_task("local/a.wasm")));
         assert_eq!(told.config.get("NOMAD_REGION").map(String::as_str), Some("global"));
         task.network_isolation_spec =
             Some(NetworkIsolationSpec { mode: Mode::Group.into(), path: "/run/netns/x".into(), ..Default::default() });
@@ -344,6 +433,6 @@ mod tests {
         assert_eq!(told.component, TaskComponent::Oci("r.example/a@sha256:00".into()));
         let [link] = &told.links[..] else { panic!("{:?}", told.links) };
         assert_eq!((link.label.as_str(), link.settings.len()), ("cache", 2));
-        assert_eq!(link.secret_files["password"], Path::new("/nonexistent/alloc/web/secrets/redis"));
+        assert_eq!(link.secret_files["password"], in_task("secrets/redis"));
     }
 }

@@ -1,19 +1,30 @@
 //! One task as the driver tracks it: its directory, its process, and how that ended.
 
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use api::task::{EXIT_FILE, SOCKET, SPEC_FILE, TaskClient, TaskExit, TaskPhase, TaskSpec};
+use api::task::{
+    EXIT_FILE, LOCK_FILE, PROCESS_FILE, SOCKET, SPEC_FILE, TaskClient, TaskExit, TaskPhase, TaskProcess, TaskSpec, boot,
+};
 use api::{Code, Problem};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::cgroup::Made;
-use super::process::{Identity, Process, boot, clear, last_words};
+use super::process::{Identity, Process, clear, last_words};
 use crate::plugin::driver::ExitResult;
 use crate::plugin::{Class, Failure};
 
+/// What a start is about to do, [`Intent`].
+const START_FILE: &str = "start.json";
+/// How long a process that was started may take to say who it is.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(5);
 /// Version of [`State`].
 pub const STATE_VERSION: u32 = 1;
 /// A task that was told to stop keeps this part of its time for its last calls; the rest is for the end of its processes.
@@ -60,14 +71,91 @@ pub struct Ended {
     pub at: SystemTime,
 }
 
-impl Task {
-    /// Starts the task of a fresh directory and waits until it runs.
+/// What a start is about to do, written down before it does anything: whatever becomes of the plugin in between, the next one
+/// finds what there is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Intent {
+    /// The agent's name of the task.
+    pub id: String,
+    /// The control groups that are made for it.
+    pub groups: Made,
+}
+
+/// What is known of the start of a task.
+#[derive(Debug)]
+pub enum Noted {
+    /// There was none.
+    Nothing,
+    /// It came to nothing; this may be left of it.
+    Intended(Intent),
+    /// There is a process, or was one.
+    Started(State),
+}
+
+impl Noted {
+    /// Looks into the directory of the task of this id. A process that is being started is waited for: it holds the lock of
+    /// the directory from its beginning, and says who it is before it does anything.
     ///
     /// # Errors
-    /// Why it does not run. Its directory is for the caller to remove.
-    pub async fn start(
+    /// Where the directory is another task's, or somebody holds it and does not say who that is.
+    pub async fn of(dir: &Path, id: &str) -> Result<Self, Failure> {
+        let Some(intent) = read::<Intent>(&dir.join(START_FILE)) else { return Ok(Self::Nothing) };
+        if intent.id != id {
+            let text = format!("{} is the directory of the task `{}`", dir.display(), intent.id);
+            return Err(Failure::unrecoverable(text));
+        }
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            // Looked at before the file: whoever has ended since then has written it.
+            let held = is_held(dir);
+            if let Some(TaskProcess { pid, started, boot }) = read(&dir.join(PROCESS_FILE)) {
+                let process = Identity { pid, started };
+                return Ok(Self::Started(State { dir: dir.to_owned(), process, boot, groups: intent.groups }));
+            }
+            if !held {
+                return Ok(Self::Intended(intent));
+            }
+            if tokio::time::Instant::now() > until {
+                let text = format!("whoever starts the task in {} does not say who it is", dir.display());
+                return Err(Failure::recoverable(text));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// Whether a process has the directory, as the starter of its task or as the task.
+fn is_held(dir: &Path) -> bool {
+    let Ok(file) = File::open(dir.join(LOCK_FILE)) else { return false };
+    matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+}
+
+impl Task {
+    /// Writes down what is about to be done in a fresh directory, and takes it.
+    ///
+    /// # Errors
+    /// When it cannot be written, or somebody has it.
+    pub fn intend(dir: &Path, intent: &Intent) -> Result<File, Failure> {
+        let lock = || {
+            let mut options = File::options();
+            let lock = OpenOptionsExt::mode(options.create(true).append(true), 0o600).open(dir.join(LOCK_FILE))?;
+            lock.try_lock()?;
+            let text = serde_json::to_vec(intent)?;
+            write_whole(&dir.join(START_FILE), &text)?;
+            Ok(lock)
+        };
+        lock().map_err(|cause: std::io::Error| {
+            Failure::recoverable(format!("the task cannot be written to {}: {cause}", dir.display()))
+        })
+    }
+
+    /// Starts the task of a fresh directory, with its lock. See [`Task::runs`].
+    ///
+    /// # Errors
+    /// Why it is not started. Its directory is for the caller to remove.
+    pub fn start(
         sidereal: &Path,
-        dir: &Path,
+        (dir, lock): (&Path, File),
         spec: &TaskSpec,
         groups: Made,
         name: &str,
@@ -77,54 +165,37 @@ impl Task {
         written.map_err(|cause| {
             Failure::recoverable(format!("the task cannot be written to {}: {cause}", dir.display()))
         })?;
-        let process = Process::start(sidereal, dir);
+        let process = Process::start(sidereal, dir, lock);
         let process = process
             .map_err(|cause| Failure::recoverable(format!("{} cannot be started: {cause}", sidereal.display())))?;
         let state = State { dir: dir.to_owned(), process: process.identity, boot: boot(), groups };
-        // For a plugin that is killed before the agent has heard of the task.
-        let noted = serde_json::to_vec(&state).map_err(std::io::Error::from);
-        let noted = noted.and_then(|text| write_whole(&dir.join("process.json"), &text));
-        let task = Self::track(state, name, Some(process));
-        if let Err(cause) = noted {
-            task.kill().await;
-            return Err(Failure::recoverable(format!("the task cannot be written to {}: {cause}", dir.display())));
-        }
-        task.runs().await.map(|()| task)
+        Ok(Self::track(state, name, Some(process)))
     }
 
     /// Tracks a task that another plugin process started; one that has ended is tracked as that.
     ///
     /// # Errors
     /// When nothing is left of it.
-    pub async fn recover(state: State, name: &str) -> Result<Arc<Self>, Failure> {
+    pub fn recover(state: State, name: &str) -> Result<Arc<Self>, Failure> {
         if !state.dir.join(SPEC_FILE).is_file() {
             let dir = state.dir.display();
             return Err(Failure::unrecoverable(format!("nothing is left of the task: {dir} is gone")));
         }
-        let process = Process::again(state.process);
-        let process = process.map_err(|cause| Failure::recoverable(format!("the task cannot be found: {cause}")))?;
+        Self::found(state, name)
+    }
+
+    /// Tracks a task whatever is left of it.
+    ///
+    /// # Errors
+    /// When the kernel gives no handle of its process.
+    pub fn found(state: State, name: &str) -> Result<Arc<Self>, Failure> {
+        let found = match state.boot == boot() {
+            true => Process::again(state.process),
+            // Numbers of another boot are somebody else's.
+            false => Ok(None),
+        };
+        let process = found.map_err(|cause| Failure::recoverable(format!("the task cannot be found: {cause}")))?;
         Ok(Self::track(state, name, process))
-    }
-
-    /// The task that a plugin process started and was killed before the agent heard of it.
-    pub async fn adopt(dir: &Path, name: &str) -> Option<Arc<Self>> {
-        let state: State = serde_json::from_slice(&std::fs::read(dir.join("process.json")).ok()?).ok()?;
-        let process = Process::again(state.process).ok()??;
-        let task = Self::track(state, name, Some(process));
-        match task.runs().await {
-            Ok(()) => Some(task),
-            Err(failure) => {
-                tracing::warn!(%failure, "a task that was being started is given up");
-                None
-            }
-        }
-    }
-
-    /// The task of this directory, whoever started it and whether it runs; `None` where none was noted.
-    pub fn noted(dir: &Path, name: &str) -> Option<Arc<Self>> {
-        let state: State = serde_json::from_slice(&std::fs::read(dir.join("process.json")).ok()?).ok()?;
-        let process = Process::again(state.process).ok()?;
-        Some(Self::track(state, name, process))
     }
 
     fn track(state: State, name: &str, process: Option<Process>) -> Arc<Self> {
@@ -142,7 +213,10 @@ impl Task {
     }
 
     /// Waits until it runs.
-    async fn runs(&self) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn runs(&self) -> Result<(), Failure> {
         let mut pause = Duration::from_millis(1);
         loop {
             let asked = tokio::select! {
@@ -235,8 +309,12 @@ fn failure(problem: &Problem) -> Failure {
     Failure { class, message: format!("{} [{}]{help}", problem.detail, problem.code.as_str()) }
 }
 
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
 fn read_exit(dir: &Path) -> Option<TaskExit> {
-    serde_json::from_slice(&std::fs::read(dir.join(EXIT_FILE)).ok()?).ok()
+    read(&dir.join(EXIT_FILE))
 }
 
 /// How a process that has ended ended: as it wrote down, or killed where it could not.

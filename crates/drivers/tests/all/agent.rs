@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -312,6 +313,11 @@ impl Agent {
         self.dir.path().join("state")
     }
 
+    /// The directory of a task, as the plugin names it.
+    pub fn task_state(&self, id: &str) -> PathBuf {
+        self.state_dir().join("tasks").join(model::Digest::of(id.as_bytes()).short())
+    }
+
     /// Directories that tasks left.
     pub fn left(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(self.state_dir().join("tasks")) else { return Vec::new() };
@@ -398,6 +404,8 @@ impl Alloc {
         let dir = base.join(format!("alloc-{name}"));
         for folder in ["alloc/data", "alloc/logs", "alloc/tmp", "web/local", "web/secrets", "web/tmp"] {
             std::fs::create_dir_all(dir.join(folder)).unwrap();
+            // As agents make them: for whatever user a task has.
+            std::fs::set_permissions(dir.join(folder), PermissionsExt::from_mode(0o777)).unwrap();
         }
         let fifo = |stream: &str| {
             let path = dir.join(format!("alloc/logs/.web.{stream}.fifo"));
@@ -442,6 +450,10 @@ impl Alloc {
 
     pub fn task_dir(&self) -> PathBuf {
         self.dir.join("web")
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub fn id(&self) -> &str {
@@ -512,6 +524,31 @@ pub async fn until(what: &str, mut so: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "{what} did not happen");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Control groups that tasks of this id have or had.
+pub fn groups(id: &str) -> Vec<PathBuf> {
+    let short = model::Digest::of(id.as_bytes()).short();
+    let roots = ["memory", "cpu", ""].map(|root| Path::new("/sys/fs/cgroup").join(root).join("sidereal-nomad"));
+    roots.into_iter().map(|ours| ours.join(&short)).filter(|group| group.exists()).collect()
+}
+
+/// The process that runs the task's component: the one that leads no other of its session.
+pub fn host_of(pid: i32) -> i32 {
+    let members: Vec<i32> = drivers::wasm::process::Seen::session(pid).iter().map(|seen| seen.identity.pid).collect();
+    let parent = |pid: i32| -> i32 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+    };
+    let parents: Vec<i32> = members.iter().map(|pid| parent(*pid)).collect();
+    members.into_iter().find(|member| !parents.contains(member)).expect("the task has a host")
+}
+
+/// A line of what the kernel says of a process.
+pub fn status(pid: i32, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The process of a started task.

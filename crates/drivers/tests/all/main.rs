@@ -9,12 +9,14 @@
 )]
 
 mod agent;
+mod apart;
 mod batch;
 mod block;
 mod handshake;
 mod jobs;
 mod kit;
 mod lifecycle;
+mod many;
 mod points;
 mod reach;
 mod real;

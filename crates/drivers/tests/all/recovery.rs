@@ -1,13 +1,15 @@
 //! Plugins and agents come and go; tasks stay, are found once, and their ends are known.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use drivers::contracts::hashicorp::nomad::plugins::drivers::proto::TaskRequest;
+use drivers::contracts::hashicorp::nomad::plugins::drivers::proto::{StartTaskRequest, TaskRequest};
 use drivers::plugin::error::is_recoverable;
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::Code;
 
-use crate::agent::{Agent, pid_of, until};
+use crate::agent::{Agent, groups, pid_of, until};
 
 fn kill(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
@@ -107,6 +109,114 @@ async fn a_start_that_is_asked_for_again_starts_no_second_copy() {
     assert_eq!(alloc.get("/").await.unwrap().0, 200);
     agent.destroy(alloc.id(), true).await.unwrap();
     assert!(agent.left().is_empty());
+}
+
+/// A program that waits before it becomes `sidereal`, so that there is time to kill the plugin in.
+fn slow(dir: &Path, seconds: u32) -> PathBuf {
+    let path = dir.join("slow");
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = task ] && sleep {seconds}\nexec {} \"$@\"\n",
+        crate::agent::sidereal().display()
+    );
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+/// Processes that run the task in this directory.
+fn processes(dir: &Path) -> Vec<i32> {
+    let numbers =
+        std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let runs = |pid: &i32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.contains("\0task\0--dir\0") && line.contains(dir.to_str().unwrap())
+    };
+    numbers.filter(runs).collect()
+}
+
+/// 11, 16, 17: the plugin dies after it has started a process and before anybody knows which. It is found by the lock it holds,
+/// and is the only one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_nobody_has_heard_of_is_the_only_one() {
+    let tools = tempfile::tempdir().unwrap();
+    let program = slow(tools.path(), 5);
+    let config = serde_json::json!({"allow_unsigned": true, "sidereal": program.display().to_string()});
+    for asked_again in [true, false] {
+        let agent = Agent::with(config.clone()).await;
+        let alloc = agent.alloc("unheard", "hello");
+        let dir = agent.task_state(alloc.id());
+        let (mut driver, task) = (agent.clients.driver.clone(), alloc.config.clone());
+        let starting =
+            tokio::spawn(async move { driver.start_task(StartTaskRequest { task: Some(task) }).await.is_err() });
+        until("a process", || !processes(&dir).is_empty()).await;
+        let mut agent = agent.relaunch().await;
+        assert!(starting.await.unwrap(), "its plugin is gone");
+        assert!(!dir.join("process.json").exists(), "nobody knows which process it is");
+        let first = processes(&dir);
+        if asked_again {
+            let handle = agent.start_task(&alloc.config).await.unwrap();
+            assert_eq!((processes(&dir), vec![pid_of(&handle)]), (first.clone(), first.clone()), "one copy");
+            assert_eq!(alloc.get("/").await.unwrap().0, 200);
+        }
+        agent.destroy(alloc.id(), true).await.unwrap();
+        assert!(processes(&dir).is_empty() && agent.left().is_empty(), "{:?}", processes(&dir));
+        assert!(groups(alloc.id()).is_empty());
+    }
+}
+
+/// 11, 17: a program that ran to its end while there was no plugin is not run once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_ended_unheard_of_is_not_run_again() {
+    let tools = tempfile::tempdir().unwrap();
+    let program = slow(tools.path(), 3);
+    let config = serde_json::json!({"allow_unsigned": true, "sidereal": program.display().to_string()});
+    let agent = Agent::with(config).await;
+    let mut alloc = agent.alloc("once", "batch");
+    let config = serde_json::json!({"component": "local/app.wasm", "args": ["print:ran", "exit:7"]});
+    alloc.config.msgpack_driver_config = crate::block::block(&agent.schema, &config).unwrap();
+    let dir = agent.task_state(alloc.id());
+    let (mut driver, task) = (agent.clients.driver.clone(), alloc.config.clone());
+    let starting = tokio::spawn(async move { driver.start_task(StartTaskRequest { task: Some(task) }).await.is_err() });
+    until("a process", || !processes(&dir).is_empty()).await;
+    let mut agent = agent.relaunch().await;
+    assert!(starting.await.unwrap());
+    until("the end of the program", || dir.join("exit.json").exists() && processes(&dir).is_empty()).await;
+    agent.start_task(&alloc.config).await.unwrap();
+    assert_eq!(agent.wait(alloc.id()).await.unwrap().exit_code, 7);
+    alloc.ended().await;
+    assert_eq!(*alloc.stdout.lock().unwrap(), "ran\n", "once");
+    agent.destroy(alloc.id(), true).await.unwrap();
+    assert!(agent.left().is_empty());
+}
+
+/// 15, 16: a task that cannot be recovered may run on; to destroy it leaves no process, no listener, no control group, no mount
+/// and no file of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_could_not_be_recovered_is_destroyed_without_a_trace() {
+    let mut agent = Agent::start().await;
+    let alloc = agent.alloc("lost", "hello");
+    let mut handle = agent.start_task(&alloc.config).await.unwrap();
+    let (pid, dir) = (pid_of(&handle), agent.task_state(alloc.id()));
+    let sockets = std::fs::read_dir(dir.join("run")).unwrap().count();
+    assert!(sockets > 0 && dir.join("task.sock").exists());
+    let bounded = drivers::wasm::cgroup::available();
+    assert_eq!(groups(alloc.id()).is_empty(), !bounded, "{:?}", groups(alloc.id()));
+    let mut agent = agent.relaunch().await;
+    handle.driver_state = br#"{"version":99,"state":{}}"#.to_vec();
+    assert!(agent.recover(&handle).await.is_err());
+    assert_eq!(alloc.get("/").await.unwrap().0, 200, "it runs, and nobody tracks it");
+    agent.destroy(alloc.id(), true).await.unwrap();
+    assert!(drivers::wasm::process::Seen::session(pid).is_empty());
+    assert!(crate::agent::get(alloc.address, "/").await.is_err(), "nobody listens");
+    assert!(groups(alloc.id()).is_empty() && agent.left().is_empty(), "{:?} {:?}", groups(alloc.id()), agent.left());
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(dir.to_str().unwrap()), "{mounts}");
+    let unix = std::fs::read_to_string("/proc/net/unix").unwrap();
+    assert!(!unix.contains(dir.to_str().unwrap()), "{unix}");
+    // Nor is there anything in the way of the next one.
+    agent.destroy(alloc.id(), true).await.unwrap();
+    agent.start_task(&alloc.config).await.unwrap();
+    agent.destroy(alloc.id(), true).await.unwrap();
 }
 
 /// 15, 17: a host that dies is started again by its task; the task goes on.

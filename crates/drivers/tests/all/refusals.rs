@@ -97,9 +97,11 @@ async fn an_agent_configuration_that_cannot_be_is_refused() {
         .into_inner()
         .spec
         .unwrap();
-    for (config, why) in
-        [(json!({"egress": ["10.0.0.1/8"]}), "egress"), (json!({"trust_anchors": ["SAANOTAKEY"]}), "trust_anchors")]
-    {
+    for (config, why) in [
+        (json!({"egress": ["10.0.0.1/8"]}), "egress"),
+        (json!({"trust_anchors": ["SAANOTAKEY"]}), "trust_anchors"),
+        (json!({"waive": ["seccomp", "everything"]}), "`waive`: `everything` is no layer of the sandbox"),
+    ] {
         let refused = base.set_config(crate::agent::set(&spec, &config, None)).await.unwrap_err();
         assert!(refused.message().contains(why) && !refused.message().contains("SAANOT"), "{refused}");
     }

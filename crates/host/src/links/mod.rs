@@ -385,8 +385,7 @@ pub(crate) fn bindings(
     if !peers.is_empty() {
         bindings = bindings.with(Arc::new(Peers(peers)));
     }
-    // Read when the host started.
-    if let Ok(Some(folders)) = crate::folders::granted() {
+    if let Some(folders) = crate::folders::granted() {
         bindings = bindings.with(folders);
     }
     Arc::new(links.bind(bindings))

@@ -88,6 +88,7 @@ impl Agent {
                 confinement: self.setup.confinement.clone(),
                 run_dir: self.setup.run_dir.clone(),
                 env: self.setup.env.clone(),
+                folders: self.setup.folders.clone(),
                 tenant: account.shared.clone(),
                 shards: account.shards.clone(),
                 services: self.setup.services.clone(),

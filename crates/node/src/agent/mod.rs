@@ -8,6 +8,7 @@ mod tenant;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,7 @@ pub(crate) struct Setup {
     pub(crate) confinement: Arc<Confinement>,
     pub(crate) run_dir: PathBuf,
     pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) folders: Arc<[OwnedFd]>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) services: Arc<Services>,

@@ -78,7 +78,18 @@ pub struct Confinement {
     /// Without these layers, and why.
     waived: BTreeMap<Layer, String>,
     uids: Option<Mutex<Uids>>,
+    /// Whom tenants' processes run as, in place of an id of their own.
+    user: Option<User>,
     groups: Groups,
+}
+
+/// A user of the machine and its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// Its number.
+    pub uid: u32,
+    /// Its group's.
+    pub gid: u32,
 }
 
 /// What a confinement is made from.
@@ -92,6 +103,8 @@ pub struct Wanted {
     pub waiver: Waiver,
     /// User ids it may give; its own choice where absent.
     pub uids: Option<UidRange>,
+    /// Whom the processes of tenants run as; each tenant has a user of its own where absent.
+    pub user: Option<User>,
     /// Control groups that somebody else made, for whatever it starts; it makes its own where there are none.
     pub join: Vec<PathBuf>,
     /// What the operator types to go on without some layers: `sidereal up --waive`.
@@ -102,7 +115,7 @@ impl Confinement {
     /// Nothing is confined: for programs that are not this one, which only tests have.
     pub fn bare() -> Arc<Self> {
         let waived = Layer::ALL.into_iter().map(|layer| (layer, "nothing is confined".to_owned())).collect();
-        Arc::new(Self { waived, uids: None, groups: Groups::none() })
+        Arc::new(Self { waived, uids: None, user: None, groups: Groups::none() })
     }
 
     /// Tries every layer that is not waived on a process that does nothing.
@@ -132,7 +145,7 @@ impl Confinement {
         } else {
             Groups::joined(wanted.join.clone())
         };
-        let this = Self { waived: BTreeMap::new(), uids, groups };
+        let this = Self { waived: BTreeMap::new(), uids, user: wanted.user, groups };
         let spec = |without: BTreeSet<Layer>| {
             this.spec_without(Who::Compiler, without).map_err(|cause| unusable("a process cannot be confined", &cause))
         };
@@ -153,18 +166,19 @@ impl Confinement {
     }
 
     fn spec_without(&self, who: Who<'_>, mut waived: BTreeSet<Layer>) -> io::Result<Spec> {
-        let uid = match &self.uids {
-            Some(uids) if !waived.contains(&Layer::Uid) => {
-                Some(uids.lock().unwrap_or_else(PoisonError::into_inner).of(&who.to_string())?)
-            }
-            _ => None,
+        let own = |uids: &Mutex<Uids>| uids.lock().unwrap_or_else(PoisonError::into_inner).of(&who.to_string());
+        let (uid, gid) = match (&self.uids, who, self.user) {
+            _ if waived.contains(&Layer::Uid) => (None, None),
+            (Some(_), Who::Tenant(_), Some(User { uid, gid })) => (Some(uid), Some(gid)),
+            (Some(uids), ..) => (Some(own(uids)?), None),
+            (None, ..) => (None, None),
         };
         let cgroups = if waived.contains(&Layer::Cgroup) { Vec::new() } else { self.groups.dirs(who)? };
         if cgroups.is_empty() {
             // Somebody else's groups are for their tenant: what the platform does for it is not charged to it.
             waived.insert(Layer::Cgroup);
         }
-        Ok(Spec { waived, uid, cgroups })
+        Ok(Spec { waived, uid, gid, cgroups })
     }
 
     /// The layers that are not on, and why.
@@ -258,7 +272,7 @@ pub async fn missing(exe: &Path, data_dir: &Path) -> Result<BTreeMap<String, (St
     }
     let uid = UidRange::of(data_dir).first;
     let waived = [(Layer::Cgroup, String::new())].into();
-    try_all(exe, &waived, &mut refused, |waived| Ok(Spec { waived, uid: Some(uid), cgroups: Vec::new() })).await?;
+    try_all(exe, &waived, &mut refused, |waived| Ok(Spec { waived, uid: Some(uid), ..Spec::default() })).await?;
     Ok(refused.into_iter().map(|(layer, why)| (layer.to_string(), (why, layer.help()))).collect())
 }
 

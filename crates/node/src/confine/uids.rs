@@ -41,6 +41,15 @@ impl std::str::FromStr for UidRange {
 }
 
 impl UidRange {
+    /// Two ids out of all that are free: for a node of one tenant, of which a machine has many.
+    pub fn two(name: &str) -> Self {
+        let slots = u64::from((i32::MAX.unsigned_abs() - FREE) / 2);
+        let digest = Digest::of(name.as_bytes());
+        let slot = digest.as_bytes().iter().take(8).fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte)) % slots;
+        let first = FREE + u32::try_from(slot).unwrap_or_default() * 2;
+        Self { first, last: first + 1 }
+    }
+
     /// Of a node in this directory: two nodes of a machine rarely have the same.
     pub(super) fn of(dir: &Path) -> Self {
         let slots = (i32::MAX.unsigned_abs() - FREE) / COUNT;
@@ -135,6 +144,9 @@ mod tests {
         for bad in ["", "5", "0-10", "5000-4000", "1000-4294967295"] {
             assert!(bad.parse::<UidRange>().is_err(), "{bad}");
         }
+        let pairs: BTreeSet<u32> = (0..500).map(|number| UidRange::two(&format!("a/web/{number}")).first).collect();
+        assert_eq!(pairs.len(), 500, "many tasks of a machine have users of their own");
+        assert!(pairs.iter().all(|first| *first >= FREE && *first < i32::MAX.unsigned_abs() && first % 2 == 0));
         let own = UidRange::of(Path::new("/var/lib/sidereal"));
         assert!(own.first >= FREE && own.last < 1 << 31 && own.last - own.first == COUNT - 1);
     }

@@ -51,6 +51,8 @@ pub struct HostPlan {
     pub run_dir: PathBuf,
     /// The whole environment of the process.
     pub env: Vec<(OsString, OsString)>,
+    /// The folders that it names to the process.
+    pub folders: Arc<[OwnedFd]>,
     /// Whose host.
     pub tenant: Arc<Tenant>,
     /// How many hosts the tenant has.
@@ -257,7 +259,8 @@ impl Supervisor {
         let spec = self.plan.confinement.spec(who);
         let process = spec.and_then(|spec| {
             let handed = opened.fds();
-            Process::start(&self.plan.exe, &spec, tenant.as_str(), self.shard, &self.plan.env, &handed)
+            let (plan, shard) = (&self.plan, self.shard);
+            Process::start(&plan.exe, &spec, tenant.as_str(), shard, &plan.env, &handed, &plan.folders)
         });
         let mut process = match process {
             Ok(process) => process,

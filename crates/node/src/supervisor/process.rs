@@ -1,7 +1,7 @@
 //! One host process: started with nothing inherited, its words turned into log events, ended for certain.
 
 use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -38,7 +38,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts it confined, with these descriptors.
+    /// Starts it confined, with these descriptors and the folders that `env` names to it.
     pub(super) fn start(
         exe: &Path,
         spec: &Spec,
@@ -46,9 +46,13 @@ impl Process {
         shard: u32,
         env: &[(OsString, OsString)],
         handed: &[BorrowedFd<'_>; HANDED],
+        folders: &[OwnedFd],
     ) -> std::io::Result<Self> {
         let (line, theirs) = UnixStream::pair()?;
         sandbox::handoff::send(&line, handed)?;
+        for folder in folders {
+            sandbox::handoff::send(&line, &[folder.as_fd()])?;
+        }
         let mut child = Command::new(exe)
             .arg("host")
             .args(["--tenant", tenant, "--shard", &shard.to_string(), "--sandbox", &spec.encode()])
