@@ -2,6 +2,7 @@
 //! back. Written for one purpose instead of a general client and server back to back: one read and one write per
 //! request, and its share of those of a [line](super::line); where the request or its answer is not whole, two of each.
 
+use std::future::Future as _;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use super::buffer::Buffer;
 use super::gateway::{Attempt, Lease, Way};
 use super::head::{Head, HeadScan};
 use super::line::{Told, Waiting, is_claim};
+use super::linger::{self, Habit};
 use super::pump::{self, BodyEnd, ResponseEnd};
 use super::response::{ResponseHead, find_end};
 use super::shard::{InFlight, Target};
@@ -73,6 +75,8 @@ pub(super) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, client: Cl
         served: 0,
         answered: None,
         traced: None,
+        requests: Habit::default(),
+        answers: Habit::default(),
     };
     loop {
         let end = match connection.next_head().await {
@@ -152,6 +156,9 @@ struct Connection<'a, 'b> {
     answered: Option<StatusCode>,
     /// The request's span, where it has one.
     traced: Option<Traced>,
+    /// The waits for the client's next request, and for a host's answers.
+    requests: Habit,
+    answers: Habit,
 }
 
 impl Connection<'_, '_> {
@@ -181,15 +188,20 @@ impl Connection<'_, '_> {
                     Err(bad) => return Err(self.refuse(Answer::bad(bad)).await),
                 }
             }
-            let event = std::future::poll_fn(|cx| {
-                if let Poll::Ready(read) = self.buffer.poll_fill(cx, self.reader) {
-                    return Poll::Ready(Some(read.unwrap_or(0)));
-                }
-                if idle && self.draining.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Some(0));
-                }
-                self.timer.poll_until(cx, deadline).map(|()| None)
-            });
+            let Self { worker, buffer, reader, draining, timer, requests, .. } = self;
+            let event = linger::wait(
+                requests,
+                || worker.meter.in_flight() == 0,
+                |cx| {
+                    if let Poll::Ready(read) = buffer.poll_fill(cx, reader) {
+                        return Poll::Ready(Some(read.unwrap_or(0)));
+                    }
+                    if idle && draining.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(Some(0));
+                    }
+                    timer.poll_until(cx, deadline).map(|()| None)
+                },
+            );
             match event.await {
                 Some(1..) => {}
                 None if !idle => return Err(self.refuse(Answer::client_timeout()).await),
@@ -327,12 +339,18 @@ impl Connection<'_, '_> {
     ) -> Result<bool, Failed> {
         let told = {
             let mut gone = pin!(pump::watch(self.reader, &mut self.buffer));
-            tokio::select! {
-                biased;
-                told = &mut waiting => told,
-                () = &mut gone => return Err(Failed::Aborted),
-                () = self.timer.until(until) => return Err(Failed::Answer(Answer::timed_out())),
-            }
+            let (timer, shard, meter) = (&mut self.timer, in_flight.shard(), &self.worker.meter);
+            let alone = || shard.in_flight() == 1 && meter.in_flight() == 1;
+            linger::wait(&mut self.answers, alone, |cx| {
+                if let Poll::Ready(told) = Pin::new(&mut waiting).poll(cx) {
+                    return Poll::Ready(Ok(told));
+                }
+                if gone.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Err(Failed::Aborted));
+                }
+                timer.poll_until(cx, until).map(|()| Err(Failed::Answer(Answer::timed_out())))
+            })
+            .await?
         };
         let answer = match told {
             Told::Answer(answer) => answer,

@@ -52,6 +52,11 @@ impl Meter {
         }
     }
 
+    /// Requests under way.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.in_flight.load(Relaxed)
+    }
+
     /// Adds what this worker counted.
     pub(crate) fn add_to(&self, all: &mut Requests) {
         all.in_flight += self.in_flight.load(Relaxed);

@@ -13,6 +13,7 @@
 //! | [`table`] | which route; pure |
 //! | `gate` | whether the tenant may have one more request |
 //! | [`shard`], `gateway`, `pool`, `line` | which shard, by which connection |
+//! | `linger` | when to wait awake |
 //! | `upstream_head`, `response` | what is written to hosts and to clients; pure |
 //! | `pump`, `wire`, `gathered` | moving bodies |
 //! | [`call`] | requests that are no bytes of HTTP/1 |
@@ -33,6 +34,7 @@ mod h1;
 mod h2;
 mod head;
 mod line;
+mod linger;
 mod meter;
 mod pool;
 mod pump;
