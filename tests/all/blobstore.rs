@@ -55,6 +55,8 @@ pub(crate) async fn way_to(dir: &Path, data: DataEngine, messaging: Arc<node::me
     let secrets = Secrets::open(store, &dir.join("keys")).await.unwrap();
     let externals = Externals::new(ExternalConfig {
         exe: "/bin/false".into(),
+        confinement: node::confine::Confinement::bare(),
+        hide: Vec::new(),
         programs: Default::default(),
         run_dir: dir.join("run"),
         data_dir: dir.join("externals"),
@@ -72,7 +74,7 @@ pub(crate) async fn way_to(dir: &Path, data: DataEngine, messaging: Arc<node::me
         artifacts: Arc::new(artifacts.unwrap()),
         dialer: Dialer::new(Arc::new(SystemResolver)),
         secrets,
-        externals: externals.unwrap(),
+        externals,
     };
     let (first, theirs) = tokio::net::UnixStream::pair().unwrap();
     let tenant = Tenant::new("acme".parse().unwrap());

@@ -19,7 +19,12 @@ fn example() -> PathBuf {
 
 /// Starts the platform with a program of this name and trusts the signer of the example's component.
 fn start(dir: &Path, name: &str, program: &Path) -> Platform {
-    let platform = Platform::start(dir, &["--external", &format!("{name}={}", program.display())]).unwrap();
+    start_with(dir, name, program, &[])
+}
+
+fn start_with(dir: &Path, name: &str, program: &Path, flags: &[&str]) -> Platform {
+    let named = format!("{name}={}", program.display());
+    let platform = Platform::start(dir, &[&["--external", &named], flags].concat()).unwrap();
     let key = fs::read_to_string(workspace().join("examples/counter/signer.pub")).unwrap();
     platform.ok(&["tenant-settings", "set", "--trust", key.trim()]).unwrap();
     platform
@@ -29,13 +34,16 @@ fn start(dir: &Path, name: &str, program: &Path) -> Platform {
 pub(crate) fn processes(of: u32, program: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap();
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| {
+    let parent = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok())
+    };
+    pids.filter(|pid| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command);
-        // Before it became the program it was one of ours, with the program's name in its arguments.
-        parent == Some(of) && command.contains(program) && !command.contains("--parent")
+        // The two of ours between have the program's name in their arguments.
+        let is = command.contains(program) && !command.contains("--program");
+        is && parent(*pid).and_then(parent).and_then(parent) == Some(of)
     })
     .collect()
 }
@@ -122,6 +130,11 @@ fn only_the_operators_programs_run_and_secrets_go_by_stdin_alone() {
         let out = platform::cli(dir.path(), &["up", "--external", wrong]).unwrap();
         assert!(!out.status.success(), "{wrong}");
     }
+    for wrong in ["sqlite=network", "sqlite=/nowhere"] {
+        let out =
+            platform::cli(dir.path(), &["up", "--external", "other=/bin/true", "--external-allow", wrong]).unwrap();
+        assert!(!out.status.success(), "{wrong}");
+    }
     let platform = start(dir.path(), "sqlite", &example().join("provider.py"));
     let app = tempfile::tempdir().unwrap();
     let links = |program: &str, contract: &str| {
@@ -164,16 +177,29 @@ fn only_the_operators_programs_run_and_secrets_go_by_stdin_alone() {
 #[test]
 fn a_program_that_ends_again_and_again_is_degraded_with_its_reason() {
     let (dir, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (program, broken) = (bin.path().join("flaky"), bin.path().join("broken"));
+    let (program, real) = (bin.path().join("flaky"), bin.path().join("provider.py"));
+    let broken = dir.path().join("externals/local/external-keyvalue/database/broken");
     let script = format!(
-        "#!/bin/sh\nif [ -e {} ]; then echo 'the licence has expired' >&2; exit 3; fi\nexec /usr/bin/python3 -I {}\n",
-        broken.display(),
-        example().join("provider.py").display()
+        "#!/bin/sh\nif [ -e broken ]; then echo 'the licence has expired' >&2; exit 3; fi\nexec /usr/bin/python3 -I {}\n",
+        real.display()
     );
     fs::write(&program, script).unwrap();
+    fs::copy(example().join("provider.py"), &real).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-    let platform = start(dir.path(), "sqlite", &program);
-    // At deploy: refused with the reason, and nothing serves.
+    // It runs as a user of its own, who sees nothing but it and what is allowed.
+    let named = format!("sqlite={}", program.display());
+    let out = platform::cli(dir.path(), &["up", "--external", &named]).unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    if said.contains("isolation-refused") {
+        sidereal_tests::not_run(&format!("that a program only its owner may run is refused: {said}"));
+    } else {
+        assert!(!out.status.success() && said.contains("chmod o+rx"), "{said}");
+    }
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let allowed = format!("sqlite={}", real.display());
+    let platform = start_with(dir.path(), "sqlite", &program, &["--external-allow", &allowed]);
+    // At deploy: refused with the reason, and nothing serves. What is in its folder already is its own then.
+    fs::create_dir_all(broken.parent().unwrap()).unwrap();
     fs::write(&broken, "").unwrap();
     let out = platform.cli(&["deploy", example().to_str().unwrap()]).unwrap();
     let said = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);

@@ -38,7 +38,7 @@ fn golden(name: &str, found: &str) {
 }
 
 /// What `/proc` says of a process, without what differs from run to run.
-fn look(pid: u32) -> String {
+fn look(pid: u32, mounts: impl Fn(u32) -> String) -> String {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
     let mut text = String::new();
     for space in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
@@ -61,19 +61,7 @@ fn look(pid: u32) -> String {
         text += &format!("{name}: {}\n", field(name).join(" "));
     }
     text += &format!("its own number: {}\n", field("NSpid").last().unwrap());
-    for line in read("mountinfo").lines() {
-        let (left, right) = line.split_once(" - ").unwrap();
-        let left: Vec<&str> = left.split(' ').collect();
-        let of: Vec<&str> =
-            left[3].split('/').map(|part| if part.parse::<u32>().is_ok() { "<pid>" } else { part }).collect();
-        text += &format!("mount {} of {} ({}): {}\n", left[4], of.join("/"), right.split(' ').next().unwrap(), left[5]);
-    }
-    let mut root: Vec<String> = fs::read_dir(format!("/proc/{pid}/root"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    root.sort();
-    text += &format!("in its root: {root:?}\n");
+    text += &mounts(pid);
     let mut open = BTreeMap::<String, usize>::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let target = fs::read_link(entry.unwrap().path()).unwrap().display().to_string();
@@ -99,6 +87,55 @@ fn look(pid: u32) -> String {
         text += &format!("limit {}\n", line.split_whitespace().collect::<Vec<_>>().join(" "));
     }
     text
+}
+
+/// Every mount of a process, and what is in its root.
+fn all_mounts(pid: u32) -> String {
+    let mut text = String::new();
+    for line in fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap().lines() {
+        let (left, right) = line.split_once(" - ").unwrap();
+        let left: Vec<&str> = left.split(' ').collect();
+        let of: Vec<&str> =
+            left[3].split('/').map(|part| if part.parse::<u32>().is_ok() { "<pid>" } else { part }).collect();
+        text += &format!("mount {} of {} ({}): {}\n", left[4], of.join("/"), right.split(' ').next().unwrap(), left[5]);
+    }
+    let mut root: Vec<String> = fs::read_dir(format!("/proc/{pid}/root"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    root.sort();
+    text += &format!("in its root: {root:?}\n");
+    text
+}
+
+/// What a program that is not ours has of the machine: that which systems have is read-only, whatever of it there is.
+fn mounts_of_a_program(pid: u32, named: &[(&Path, &str)]) -> String {
+    const SYSTEM: [&str; 11] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "nix", "gnu"];
+    let mut lines = Vec::new();
+    for line in fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap().lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let (at, flags): (&str, Vec<&str>) = (fields[4], fields[5].split(',').collect());
+        let is = |flag: &str| flags.contains(&flag);
+        if SYSTEM.iter().any(|name| at.trim_start_matches('/').split('/').next() == Some(name)) {
+            assert!(is("ro") && is("nosuid") && is("nodev"), "{line}");
+            continue;
+        }
+        let at = named.iter().fold(at.to_owned(), |at, (path, name)| at.replace(path.to_str().unwrap(), name));
+        let at = match at.split_once("/run/x.") {
+            Some((before, _)) => format!("{before}/run/<its socket>"),
+            None => at,
+        };
+        let kept = ["ro", "rw", "nosuid", "nodev"].into_iter().filter(|flag| is(flag));
+        lines.push(format!("mount {at}: {}\n", kept.collect::<Vec<_>>().join(",")));
+    }
+    lines.sort();
+    let root = fs::read_dir(format!("/proc/{pid}/root")).unwrap();
+    let mut root: Vec<String> = root.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    // Nor what leads to its own folders.
+    let leads = |name: &str| named.iter().any(|(path, _)| path.starts_with(format!("/{name}")));
+    root.retain(|name| !SYSTEM.contains(&name.as_str()) && (name == "tmp" || !leads(name)));
+    root.sort();
+    lines.concat() + &format!("in its root beside the system: {root:?}\n")
 }
 
 /// Control groups of this machine whose name begins so.
@@ -142,7 +179,7 @@ fn the_golden_isolation_audit() {
         };
         until(Duration::from_secs(30), caught).unwrap();
         let pid = seen.unwrap();
-        let text = look(pid);
+        let text = look(pid, all_mounts);
         Platform::signal(pid, Signal::CONT).unwrap();
         text
     });
@@ -152,7 +189,7 @@ fn the_golden_isolation_audit() {
     let hosts = platform.hosts();
     assert_eq!(hosts.len(), 2);
     for host in &hosts {
-        golden("host", &look(*host));
+        golden("host", &look(*host, all_mounts));
         let group = fs::read_to_string(format!("/proc/{host}/cgroup")).unwrap();
         assert!(group.contains(&format!("{}tenant.local", prefix(dir.path()))), "{group}");
     }
@@ -279,4 +316,140 @@ async fn the_escape_drill_in_the_place_of_a_host() {
     for dir in spec.cgroups {
         until(Duration::from_secs(5), || fs::remove_dir(&dir).is_ok() || !dir.exists()).unwrap();
     }
+}
+
+#[test]
+fn an_external_program_is_confined_and_finds_no_way_out() {
+    let (dir, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let program = bin.path().join("drill.py");
+    fs::copy(sidereal_tests::workspace().join("tests/isolation/drill.py"), &program).unwrap();
+    let flags = [
+        "--external".to_owned(),
+        format!("drill={}", program.display()),
+        "--external".to_owned(),
+        format!("open={}", program.display()),
+        "--external-allow".to_owned(),
+        "open=network".to_owned(),
+        "--external-allow".to_owned(),
+        format!("open={}", sidereal_tests::workspace().join("examples").display()),
+    ];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut platform = match Platform::start(dir.path(), &flags) {
+        Ok(platform) => platform,
+        Err(cause) if cause.to_string().contains("isolation-refused") => {
+            return not_run(&format!("the confinement of external programs: {cause}"));
+        }
+        Err(cause) => panic!("{cause:#}"),
+    };
+    if !cfg!(target_arch = "x86_64") {
+        return not_run("the escape drill of an external program: x86-64");
+    }
+    let calls = sidereal_tests::workspace().join("crates/sandbox/tests/all/program.calls");
+    let calls = fs::read_to_string(calls).unwrap();
+    let allowed: Vec<&str> = calls.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    let api = platform.info["api"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let _listener = UnixListener::bind_addr(&abstract_name()).unwrap();
+    let deploy = |program: &str| {
+        let app = tempfile::tempdir().unwrap();
+        let rest = format!(
+            "[components.main.links]\n\"wasi:keyvalue\" = \"mine\"\n\n[providers.mine]\ntype = \"external\"\n\
+             program = \"{program}\"\ncontract = \"wasi:keyvalue\"\n\
+             config = {{ allowed = \"{}\", api = \"{api}\", home = \"{}\" }}",
+            allowed.join(","),
+            dir.path().display(),
+        );
+        write_app(app.path(), program, "kv-counter", &rest).unwrap();
+        platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+        let pid = crate::external::processes(platform.pid(), "drill.py");
+        let of = |pid: &u32| {
+            let folder = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+            folder.ends_with(format!("{program}/mine"))
+        };
+        let pid = pid.into_iter().find(of).unwrap();
+        (pid, fs::read_to_string(dir.path().join(format!("externals/local/{program}/mine/drill"))).unwrap())
+    };
+    let (pid, said) = deploy("drill");
+    let escaped: Vec<&str> = said.lines().filter(|line| line.ends_with("DONE")).collect();
+    assert!(escaped.is_empty(), "the kernel let it: {escaped:?}");
+    golden("drill", &said);
+    let named = [(dir.path(), "<data>"), (bin.path(), "<folder of the program>")];
+    golden("program", &look(pid, |pid| mounts_of_a_program(pid, &named)));
+    let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(group.contains(&format!("{}external.local.", prefix(dir.path()))), "{group}");
+    let limit = groups(&format!("{}external.local.", prefix(dir.path()))).into_iter().find_map(|dir| {
+        fs::read_to_string(dir.join("memory.limit_in_bytes")).or(fs::read_to_string(dir.join("memory.max"))).ok()
+    });
+    assert_eq!(limit.unwrap().trim(), (2u64 << 30).to_string());
+    let uid = |pid: u32| std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/task")).unwrap());
+    assert!(platform.hosts().into_iter().all(|host| uid(host) != uid(pid)), "it is not the user of its tenant's hosts");
+
+    // What the operator lets one have is that one's alone.
+    let (open, said) = deploy("open");
+    let space = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_eq!(space(&open.to_string()), space("self"));
+    assert!(said.contains("connect to the API: DONE"), "{said}");
+    let shown = sidereal_tests::workspace().join("examples/external-keyvalue");
+    let seen = |pid: u32| Path::new(&format!("/proc/{pid}/root{}", shown.display())).exists();
+    assert!(seen(open) && !seen(pid));
+
+    assert_eq!(platform.stop(Duration::from_secs(20)).unwrap().code(), Some(0));
+    assert!(!alive(pid) && !alive(open));
+    assert_eq!(groups(&prefix(dir.path())), [""; 0].map(PathBuf::from), "no group stays behind");
+}
+
+/// Of a socket that has no file: whoever is in the machine's network could connect to it.
+fn abstract_name() -> std::os::unix::net::SocketAddr {
+    <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name("sidereal-drill")
+        .unwrap()
+}
+
+#[test]
+fn an_ordinary_user_is_told_what_is_missing_and_goes_on_without_it() {
+    const NOBODY: u32 = 65_534;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    fs::create_dir(&data).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(dir.path(), open).unwrap();
+    if std::os::unix::fs::chown(&data, Some(NOBODY), Some(NOBODY)).is_err()
+        || sidereal_tests::platform::as_user(NOBODY).arg("--version").output().map_or(true, |out| !out.status.success())
+    {
+        return not_run(
+            "a platform of an ordinary user: this one may not become another, or that one may not run the binary",
+        );
+    }
+    let refused = sidereal_tests::platform::as_user(NOBODY)
+        .args(["up", "--api-listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"])
+        .env("SIDEREAL_DATA_DIR", &data)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("isolation-refused"), "{said}");
+    assert!(said.contains("`uid` (") && said.contains("run the platform as root"), "{said}");
+    assert!(said.contains("to go on without: `sidereal up --waive"), "{said}");
+
+    let mut platform = Platform::start_as(NOBODY, &data, &["--waive", "missing"]).unwrap();
+    let nodes = platform.ok(&["status"]).unwrap();
+    let node = &nodes["nodes"][0];
+    let (on, off) = (node["layers"].as_array().unwrap(), node["waived"].as_object().unwrap());
+    assert_eq!(on.len() + off.len(), 11, "{node}");
+    assert!(off.contains_key("uid"), "{node}");
+    let app = tempfile::tempdir().unwrap();
+    write_app(app.path(), "hello", "hello", "").unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    assert_eq!(platform.get("hello.localhost", "/").unwrap().status, 200);
+    if off.contains_key("user") {
+        not_run("the layers that an ordinary user has: this machine lets nobody make a user namespace");
+    } else {
+        for layer in ["user", "pid", "root", "net", "ipc", "uts", "caps"] {
+            assert!(on.iter().any(|name| name == layer), "{layer}: {node}");
+        }
+        for host in platform.hosts() {
+            let link = |pid: &str, space: &str| fs::read_link(format!("/proc/{pid}/ns/{space}")).unwrap();
+            for space in ["user", "pid", "mnt", "net", "ipc", "uts"] {
+                assert_ne!(link(&host.to_string(), space), link("self", space), "{space}");
+            }
+        }
+    }
+    assert_eq!(platform.stop(Duration::from_secs(20)).unwrap().code(), Some(0));
 }

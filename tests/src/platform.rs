@@ -52,6 +52,14 @@ impl Platform {
         Self::launch(Command::new(crate::binary()), dir, flags, env, Stdio::inherit())
     }
 
+    /// As another user, who may run the binary and owns `dir`.
+    ///
+    /// # Errors
+    /// As [`Platform::start`].
+    pub fn start_as(user: u32, dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::launch(as_user(user), dir, flags, &[], Stdio::inherit())
+    }
+
     /// As [`Platform::start`], with its log somewhere else.
     ///
     /// # Errors
@@ -262,6 +270,15 @@ pub fn feed(dir: &Path, args: &[&str], input: &[u8]) -> anyhow::Result<Output> {
 pub fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+}
+
+/// The binary, run by another user without any right.
+pub fn as_user(user: u32) -> Command {
+    let id = user.to_string();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
+    command.arg(crate::binary());
+    command
 }
 
 /// The children of a process that run our binary's `subcommand`.

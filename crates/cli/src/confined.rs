@@ -1,8 +1,9 @@
-//! The processes that run what strangers wrote, each in two stages of this program: the first leaves the machine's namespaces
+//! The processes that run what strangers wrote, and what operators name, each in two stages of this program: the first leaves the machine's namespaces
 //! and waits, the second is confined and goes on. `sidereal confined` is one that does nothing: it finds out what a machine
 //! refuses.
 
 use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
@@ -42,6 +43,19 @@ pub fn compiler(world: &str, stage: &Stage) -> anyhow::Result<u8> {
     let Some(spec) = second(stage)? else { return first(stage) };
     compile::run(world, || inner::enter(&spec, Role::Compiler, None))?;
     Ok(0)
+}
+
+/// The program of an external provider.
+///
+/// # Errors
+/// When it is not confined, or cannot be run.
+pub fn program(path: &Path, dir: &Path, stage: &Stage) -> anyhow::Result<u8> {
+    let Some(spec) = second(stage)? else { return first(stage) };
+    let line = std::io::stdin();
+    let [input] = handoff::receive(line.as_fd())?;
+    inner::enter(&spec, Role::Program, None)?;
+    let ended = sandbox::program::run(path, dir, input, line.as_fd());
+    Ok(outer::end_like(ended.with_context(|| format!("cannot run {}", path.display()))?))
 }
 
 /// Nothing.

@@ -7,12 +7,12 @@ mod compile;
 mod confined;
 mod context;
 mod demo;
-mod external;
 mod follow;
 mod home;
 mod keys;
 mod oci;
 mod output;
+mod programs;
 mod project;
 mod secret_files;
 mod task;
@@ -127,7 +127,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             raise_file_limit();
             return task::run(&dir);
         }
-        Command::External { parent, program } => match external::run(parent, &program)? {},
+        Command::External { program, dir, stage } => return confined::program(&program, &dir, &stage),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sidereal", &mut script);

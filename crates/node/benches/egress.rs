@@ -57,6 +57,8 @@ async fn services(dir: &Path) -> Services {
     let data = DataEngine::open(dir.join("data.redb")).unwrap();
     let externals = Externals::new(ExternalConfig {
         exe: "/bin/false".into(),
+        confinement: node::confine::Confinement::bare(),
+        hide: Vec::new(),
         programs: Default::default(),
         run_dir: dir.join("run"),
         data_dir: dir.join("externals"),
@@ -74,7 +76,7 @@ async fn services(dir: &Path) -> Services {
         dialer: Dialer::new(Arc::new(SystemResolver)),
         secrets,
         lent: Default::default(),
-        externals: externals.unwrap(),
+        externals,
     }
 }
 

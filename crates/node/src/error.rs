@@ -37,9 +37,6 @@ pub enum NodeError {
     /// The MAC key is not 32 bytes.
     #[error("{path} is damaged: a key has 32 bytes. Remove it: compiled code is made anew on the next start", path = .0.display())]
     KeyDamaged(PathBuf),
-    /// The thread that starts external providers cannot be had.
-    #[error("cannot start the thread that starts external providers: {0}")]
-    Thread(std::io::Error),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] store::StoreError),

@@ -210,6 +210,8 @@ impl Node {
         let (events, external_events) = mpsc::unbounded_channel();
         let externals = Externals::new(ExternalConfig {
             exe: config.exe.clone(),
+            confinement: config.confinement.clone(),
+            hide: vec![config.data_dir.clone(), config.run_dir.clone()],
             programs: config.programs,
             run_dir: config.run_dir.clone(),
             data_dir: config.data_dir.join("externals"),
@@ -217,8 +219,7 @@ impl Node {
             logs: logs.clone(),
             events,
             pace: config.pace,
-        })
-        .map_err(NodeError::Thread)?;
+        });
         let services = Arc::new(Services {
             data,
             folder,

@@ -1,10 +1,11 @@
 //! The second stage: an empty root, no rights, and a kernel that refuses what is not needed.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, PathBeneath, Ruleset, RulesetAttr as _,
-    RulesetCreatedAttr as _, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset,
+    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, Scope,
 };
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, Signal, set_dumpable_behavior, set_parent_process_death_signal, setrlimit,
@@ -12,7 +13,13 @@ use rustix::process::{
 use rustix::thread::{CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities};
 
 use crate::syscalls::{Role, filters};
+use crate::view::{self, View};
 use crate::{Layer, OrRefused as _, SandboxError, Spec, root};
+
+/// Writable memory of one process of a program that is not ours, bytes; its control group bounds all of them.
+const PROGRAM_MEMORY: u64 = 2 << 30;
+/// Open files of one.
+const PROGRAM_FILES: u64 = 4096;
 
 /// Asks the kernel to end this process with the first stage. To be called first of all.
 ///
@@ -43,7 +50,13 @@ pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Resul
         rustix::system::sethostname(b"host").or_refused(Layer::Uts, "naming the machine")?;
     }
     if spec.has(Layer::Root) {
-        root::empty(role).or_refused(Layer::Root, "emptying the root")?;
+        match &spec.view {
+            None => root::empty(role).or_refused(Layer::Root, "emptying the root")?,
+            Some(_) if spec.has(Layer::Pid) => {
+                view::own_processes().or_refused(Layer::Root, "hiding the machine's processes")?;
+            }
+            Some(_) => {}
+        }
     }
     if spec.has(Layer::Caps) {
         bounding().or_refused(Layer::Caps, "emptying the bounding set")?;
@@ -62,7 +75,7 @@ pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Resul
     }
     set_dumpable_behavior(DumpableBehavior::NotDumpable).or_refused(Layer::Caps, "forbidding dumps")?;
     if spec.has(Layer::Landlock) {
-        landlock(readable).or_refused(Layer::Landlock, "forbidding files and sockets")?;
+        landlock(readable, spec.view.as_ref()).or_refused(Layer::Landlock, "forbidding files and sockets")?;
     }
     for filter in &filters {
         seccompiler::apply_filter(filter).or_refused(Layer::Seccomp, "installing the list of system calls")?;
@@ -74,8 +87,10 @@ pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Resul
 /// stays.
 fn limits(spec: &Spec) -> Result<(), SandboxError> {
     let mut all = vec![(Resource::Core, 0), (Resource::Msgqueue, 0), (Resource::Memlock, 0)];
-    // Without either there are files that it may write: the folders of a task.
-    if spec.has(Layer::Root) || spec.has(Layer::Landlock) {
+    if spec.view.is_some() {
+        all.extend([(Resource::Data, PROGRAM_MEMORY), (Resource::Nofile, PROGRAM_FILES)]);
+    } else if spec.has(Layer::Root) || spec.has(Layer::Landlock) {
+        // Without either there are files that it may write: the folders of a task.
         all.push((Resource::Fsize, 0));
     }
     if spec.has(Layer::Uid) {
@@ -104,30 +119,52 @@ fn bounding() -> Result<(), rustix::io::Errno> {
     Ok(())
 }
 
-/// Nothing is granted but reading below one folder. Files must be had; TCP, scopes and what newer kernels add, where they
-/// are: namespaces and the list of system calls refuse them as well.
-fn landlock(readable: Option<BorrowedFd<'_>>) -> Result<(), String> {
+/// Nothing is granted but reading below one folder, or what a view says. Files must be had; TCP, scopes and what newer
+/// kernels add, where they are: namespaces and the list of system calls refuse them as well.
+fn landlock(readable: Option<BorrowedFd<'_>>, view: Option<&View>) -> Result<(), String> {
     let failed = |cause: landlock::RulesetError| cause.to_string();
-    let ruleset = Ruleset::default()
+    let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::from_all(ABI::V1))
         .map_err(failed)?
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI::V6))
         .map_err(failed)?
-        .handle_access(AccessNet::from_all(ABI::V6))
-        .map_err(failed)?
         .scope(Scope::from_all(ABI::V6))
-        .map_err(failed)?
-        .create()
         .map_err(failed)?;
-    let ruleset = match readable {
-        Some(folder) => ruleset.add_rule(PathBeneath::new(folder, AccessFs::ReadFile)).map_err(failed)?,
-        None => ruleset,
-    };
+    if !view.is_some_and(|view| view.network) {
+        ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V6)).map_err(failed)?;
+    }
+    let mut ruleset = ruleset.create().map_err(failed)?;
+    if let Some(folder) = readable {
+        ruleset = ruleset.add_rule(PathBeneath::new(folder, AccessFs::ReadFile)).map_err(failed)?;
+    }
+    if let Some(view) = view {
+        ruleset = grant(ruleset, view)?;
+    }
     let status = ruleset.restrict_self().map_err(failed)?;
     match status.ruleset {
         landlock::RulesetStatus::NotEnforced => Err("this kernel has no Landlock, or it is off".to_owned()),
         _ => Ok(()),
     }
+}
+
+/// A program reads and runs what is in its root, and writes into its own folders.
+fn grant(mut ruleset: RulesetCreated, view: &View) -> Result<RulesetCreated, String> {
+    let all = AccessFs::from_all(ABI::V6);
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let mut rules: Vec<(&Path, BitFlags<AccessFs>)> = vec![(Path::new("/"), AccessFs::from_read(ABI::V6))];
+    rules.extend(view.write.iter().map(|path| (path.as_path(), all)));
+    rules.extend(view::SCRATCH.map(|path| (Path::new(path), all)));
+    let devices = view::DEVICES.map(|name| Path::new("/dev").join(name));
+    rules.extend(devices.iter().map(|path| (path.as_path(), device)));
+    for (path, access) in rules {
+        // Without the layer of the root there may be none of that name.
+        if !path.exists() && !view.write.iter().any(|given| given == path) {
+            continue;
+        }
+        let opened = PathFd::new(path).map_err(|cause| format!("{}: {cause}", path.display()))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(opened, access)).map_err(|cause| cause.to_string())?;
+    }
+    Ok(ruleset)
 }

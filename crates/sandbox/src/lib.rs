@@ -13,8 +13,10 @@ pub mod cgroup;
 pub mod handoff;
 pub mod inner;
 pub mod outer;
+pub mod program;
 mod root;
 pub mod syscalls;
+mod view;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,6 +24,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use view::View;
 
 /// One thing the kernel does for us. Any other may fail and this one still holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -131,6 +135,9 @@ pub struct Spec {
     /// The cgroups it joins, one for each hierarchy, where [`Layer::Cgroup`] is not waived.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// What it has beside the system, where it is a program that is not ours; a root with nothing in it where absent.
+    #[serde(default)]
+    pub view: Option<View>,
 }
 
 impl Spec {
@@ -208,7 +215,12 @@ mod tests {
 
     #[test]
     fn a_spec_survives_its_argument_and_a_refusal_its_words() {
-        let spec = Spec { waived: [Layer::Uid, Layer::Cgroup].into(), uid: Some(7), cgroups: vec!["/a".into()] };
+        let spec = Spec {
+            waived: [Layer::Uid, Layer::Cgroup].into(),
+            uid: Some(7),
+            cgroups: vec!["/a".into()],
+            view: Some(View::default()),
+        };
         assert_eq!(Spec::decode(&spec.encode()), Ok(spec));
         assert!(Spec::decode("{\"waived\":[\"everything\"]}").is_err());
         let refusal = SandboxError::Refused { layer: Layer::Net, what: "unshare", cause: "no: way".into() };

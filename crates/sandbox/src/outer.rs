@@ -11,10 +11,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{DumpableBehavior, PidfdFlags, Signal, getegid, geteuid, pidfd_open, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, Gid, Uid, UnshareFlags};
 
-use crate::{Layer, OrRefused as _, SandboxError, Spec};
+use crate::{Layer, OrRefused as _, SandboxError, Spec, view};
 
 /// What the second stage needs until it is confined, and gives up then.
 const FOR_INNER: [CapabilitySet; 2] = [CapabilitySet::SYS_ADMIN, CapabilitySet::SETPCAP];
+
+/// How long a second stage without a pid namespace has to end what it started, once whoever started it is gone.
+const LAST_ACT: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Confines and runs this program's second stage with `args`, and returns how it ended. It ends also when the other end of
 /// this process's stdin, a socket, is closed: whoever started it is gone.
@@ -31,6 +34,10 @@ pub fn run(spec: &Spec, args: &[String]) -> Result<ExitStatus, SandboxError> {
     let stdin = io::stdin();
     let ended = wait(&mut child, std::os::fd::AsFd::as_fd(&stdin));
     if ended.is_err() {
+        if !spec.has(Layer::Pid) {
+            // What it started does not end with it, unless it ends that.
+            std::thread::sleep(LAST_ACT);
+        }
         // It is the first of its pid namespace: everything in there ends with it.
         drop(child.kill());
         drop(child.wait());
@@ -59,6 +66,10 @@ pub(crate) fn leave(spec: &Spec) -> Result<(), SandboxError> {
         crate::cgroup::join(&spec.cgroups).or_refused(Layer::Cgroup, "joining the tenant's cgroup")?;
     }
     let root = geteuid().is_root();
+    if root {
+        // Folders that are given to a program may be where its user cannot look.
+        see(spec)?;
+    }
     if spec.has(Layer::Uid) {
         let uid = spec.uid.ok_or("none is known").or_refused(Layer::Uid, "taking the tenant's user id")?;
         // Without a user namespace the other namespaces need root, so the second stage takes the id.
@@ -71,6 +82,9 @@ pub(crate) fn leave(spec: &Spec) -> Result<(), SandboxError> {
     if spec.has(Layer::User) {
         user_namespace().or_refused(Layer::User, "making a user namespace")?;
     }
+    if !root {
+        see(spec)?;
+    }
     for (layer, flags, what) in [
         (Layer::Cgroup, UnshareFlags::NEWCGROUP, "making a cgroup namespace"),
         (Layer::Ipc, UnshareFlags::NEWIPC, "making an ipc namespace"),
@@ -79,9 +93,21 @@ pub(crate) fn leave(spec: &Spec) -> Result<(), SandboxError> {
         (Layer::Root, UnshareFlags::NEWNS, "making a mount namespace"),
         (Layer::Pid, UnshareFlags::NEWPID, "making a pid namespace"),
     ] {
-        if spec.has(layer) {
+        let kept = layer == Layer::Net && spec.view.as_ref().is_some_and(|view| view.network);
+        if spec.has(layer) && !kept {
             unshare(flags).or_refused(layer, what)?;
         }
+    }
+    Ok(())
+}
+
+/// Builds the root of a program that is not ours.
+fn see(spec: &Spec) -> Result<(), SandboxError> {
+    if let Some(view) = &spec.view
+        && spec.has(Layer::Root)
+    {
+        unshare(UnshareFlags::NEWNS).or_refused(Layer::Root, "making a mount namespace")?;
+        view::build(view).or_refused(Layer::Root, "building the root")?;
     }
     Ok(())
 }

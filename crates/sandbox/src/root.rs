@@ -13,10 +13,10 @@ use crate::syscalls::Role;
 const PLACES: [&str; 4] = ["/tmp", "/run", "/mnt", "/dev"];
 const FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 /// `MS_PRIVATE | MS_REC`, which the library has no name for.
-const PRIVATE: MountFlags = MountFlags::from_bits_retain(libc::MS_PRIVATE | libc::MS_REC);
+pub(crate) const PRIVATE: MountFlags = MountFlags::from_bits_retain(libc::MS_PRIVATE | libc::MS_REC);
 
 /// One call of `mount`; a mount of these ends with its namespace.
-fn mount(source: &str, target: &Path, kind: &str, flags: MountFlags, data: &str) -> io::Result<()> {
+pub(crate) fn mount(source: &str, target: &Path, kind: &str, flags: MountFlags, data: &str) -> io::Result<()> {
     let mut builder = Mount::builder().fstype(kind).flags(flags);
     if !data.is_empty() {
         builder = builder.data(data);

@@ -2,6 +2,8 @@
 //! make, connect, bind or listen on none, so a socket that was handed over goes where its node connected it and nowhere
 //! else. Nor may it send to an address (`sendto` with one, `sendmsg`), or start a process.
 
+mod programs;
+
 use std::collections::BTreeMap;
 
 use seccompiler::{
@@ -16,6 +18,8 @@ pub enum Role {
     Host,
     /// Compiles one component, from its stdin to its stdout.
     Compiler,
+    /// Starts and is a program that is not ours, in any language.
+    Program,
 }
 
 /// When a call is allowed.
@@ -26,11 +30,15 @@ enum When {
     Is(u8, &'static [u64]),
     /// The argument of this number has all these bits.
     Has(u8, u64),
+    /// The argument of this number has none of these bits.
+    Lacks(u8, u64),
+    /// The argument of this number is none of these (32 bits).
+    Not(u8, &'static [u64]),
     /// Level and name of a socket option.
     Option(&'static [(u64, u64)]),
 }
 
-use When::{Always, Has, Is};
+use When::{Always, Has, Is, Lacks, Not};
 
 /// `CLONE_VM | CLONE_SIGHAND | CLONE_THREAD`: a thread, and no process.
 const THREAD: u64 = 0x0001_0900;
@@ -118,8 +126,12 @@ const SOCKETS: &[Call] = &[
 ];
 
 fn calls(role: Role) -> impl Iterator<Item = &'static Call> {
-    let sockets: &[Call] = if role == Role::Host { SOCKETS } else { &[] };
-    COMMON.iter().chain(sockets)
+    let (first, second, third): (&[Call], &[Call], &[Call]) = match role {
+        Role::Host => (COMMON, SOCKETS, &[]),
+        Role::Compiler => (COMMON, &[], &[]),
+        Role::Program => (programs::LISTED, programs::ALWAYS, programs::OLD),
+    };
+    first.iter().chain(second).chain(third)
 }
 
 /// What a process of this role may call, one a line with the condition, in order: for people, and for the test that compares
@@ -130,6 +142,8 @@ pub fn listed(role: Role) -> Vec<String> {
             Always => format!("{name} {number}"),
             Is(arg, values) => format!("{name} {number} argument {arg} is one of {values:x?}"),
             Has(arg, bits) => format!("{name} {number} argument {arg} has {bits:#x}"),
+            Lacks(arg, bits) => format!("{name} {number} argument {arg} has none of {bits:#x}"),
+            Not(arg, values) => format!("{name} {number} argument {arg} is none of {values:x?}"),
             When::Option(options) => format!("{name} {number} option is one of {options:?}"),
         })
         .collect();
@@ -149,6 +163,15 @@ impl When {
             Has(arg, bits) => {
                 let all = SeccompCondition::new(arg, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(bits), bits)?;
                 Ok(vec![SeccompRule::new(vec![all])?])
+            }
+            Lacks(arg, bits) => {
+                let none = SeccompCondition::new(arg, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(bits), 0)?;
+                Ok(vec![SeccompRule::new(vec![none])?])
+            }
+            Not(arg, values) => {
+                let differs =
+                    |value: &u64| SeccompCondition::new(arg, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *value);
+                Ok(vec![SeccompRule::new(values.iter().map(differs).collect::<Result<_, _>>()?)?])
             }
             When::Option(options) => {
                 let both = |(level, name): &(u64, u64)| SeccompRule::new(vec![equal32(1, *level)?, equal32(2, *name)?]);
@@ -194,5 +217,47 @@ mod tests {
             }
         }
         assert!(!calls(Role::Compiler).any(|(name, ..)| *name == "recvmsg"));
+    }
+
+    #[test]
+    fn a_program_looks_into_no_other_process_and_changes_no_namespace() {
+        assert_eq!(filters(Role::Program).unwrap().len(), 2);
+        let names: Vec<&str> = calls(Role::Program).map(|(name, ..)| *name).collect();
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len(), "each once");
+        for forbidden in [
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "pidfd_getfd",
+            "kcmp",
+            "mount",
+            "umount2",
+            "pivot_root",
+            "chroot",
+            "move_mount",
+            "open_tree",
+            "fsopen",
+            "unshare",
+            "setns",
+            "clone3",
+            "bpf",
+            "perf_event_open",
+            "io_uring_setup",
+            "userfaultfd",
+            "keyctl",
+            "add_key",
+            "init_module",
+            "finit_module",
+            "kexec_load",
+            "reboot",
+            "open_by_handle_at",
+            "settimeofday",
+            "clock_settime",
+            "sethostname",
+            "swapon",
+            "seccomp",
+        ] {
+            assert!(!names.contains(&forbidden), "{forbidden}");
+        }
     }
 }

@@ -18,7 +18,7 @@ pub use apps::{AppDir, Call, Delete, Deploy, Rollback, Status};
 pub use signing::{Inspect, KeyKind, KeysCommand, Sign};
 pub use stored::{ConfigCommand, ScheduleCommand, SecretCommand};
 pub use tenants::{Login, QuotaFlags, Settings, SettingsCommand, TenantCommand, TokenCommand};
-pub use up::{Listen, Up};
+pub use up::{Allowed, Listen, Up};
 pub use watch::{Audit, AuditCommand, Flows, Logs, Top};
 pub use wiring::{ExtraKeys, LinkArg, LinkCommand, ProviderCommand, RouteCommand};
 
@@ -154,15 +154,18 @@ pub enum Command {
     /// Runs one tenant's components (started by the node).
     #[command(hide = true)]
     Host(HostArgs),
-    /// Limits itself and becomes the program of an external provider (started by the node).
+    /// Runs the program of an external provider, confined (started by the node).
     #[command(hide = true)]
     External {
-        /// Whose child it is.
-        #[arg(long)]
-        parent: i32,
         /// The program.
         #[arg(long)]
         program: PathBuf,
+        /// Where it keeps what it keeps.
+        #[arg(long)]
+        dir: PathBuf,
+        /// How it is confined.
+        #[command(flatten)]
+        stage: Stage,
     },
     /// Runs one task of a scheduler on a node of its own (started by a task driver).
     #[command(hide = true)]

@@ -49,9 +49,14 @@ pub struct Up {
     /// system resolves them, as this machine is set up.
     #[arg(long, value_name = "ADDR", value_parser = nameserver, env = "SIDEREAL_RESOLVER")]
     pub resolver: Option<SocketAddr>,
-    /// A program that apps may run as an external provider, by this name. It runs as this user, outside any sandbox.
+    /// A program that apps may run as an external provider, by this name. It runs confined: a user of its own, the system for
+    /// reading, a folder for writing, no network.
     #[arg(long, value_name = "NAME=/PATH", value_parser = program)]
     pub external: Vec<(ProviderName, PathBuf)>,
+    /// What the external program of this name may have beside that: `network`, the machine's, where nobody decides on its
+    /// connections; or the path of a file or folder that it may read.
+    #[arg(long, value_name = "NAME=network|/PATH", value_parser = grant)]
+    pub external_allow: Vec<(ProviderName, Allowed)>,
     /// Offer this variable of the platform's environment to apps that say `config-from = ["env"]`; no other is offered.
     #[arg(long, value_name = "NAME")]
     pub config_env: Vec<String>,
@@ -68,6 +73,27 @@ fn program(text: &str) -> Result<(ProviderName, PathBuf), String> {
     let (name, path) = text.split_once('=').ok_or("expected NAME=/path/to/program")?;
     let name = name.parse::<ProviderName>().map_err(|cause| cause.to_string())?;
     Ok((name, PathBuf::from(path)))
+}
+
+/// What an operator lets an external program have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allowed {
+    /// The machine's network.
+    Network,
+    /// A file or folder, for reading.
+    Read(PathBuf),
+}
+
+/// `NAME=network` or `NAME=/path`.
+fn grant(text: &str) -> Result<(ProviderName, Allowed), String> {
+    let expected = "expected NAME=network, or NAME=/path of what it may read";
+    let (name, what) = text.split_once('=').ok_or(expected)?;
+    let name = name.parse::<ProviderName>().map_err(|cause| cause.to_string())?;
+    match what {
+        "network" => Ok((name, Allowed::Network)),
+        path if path.starts_with('/') => Ok((name, Allowed::Read(PathBuf::from(path)))),
+        _ => Err(expected.to_owned()),
+    }
 }
 
 /// `ADDRESS` or `ADDRESS:PORT`.

@@ -18,7 +18,6 @@ use model::config::Values;
 use model::tenant::TenantSettings;
 use node::confine::{Confinement, Wanted};
 use node::dialer::{Nameserver, Resolve};
-use node::external::Programs;
 use node::otlp::{OtlpConfig, OtlpError};
 use node::{AdminConfig, Node, NodeConfig, Storage};
 use serde::Serialize;
@@ -34,7 +33,7 @@ use crate::commands::deploy::deploy_built_in;
 use crate::context::{Context, connect, refused};
 use crate::follow::Served;
 use crate::home::Running;
-use crate::{demo, keys, secret_files};
+use crate::{demo, keys, programs, secret_files};
 
 /// How long calls in flight may take to finish when the platform stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -66,7 +65,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
         Problem::new(Code::RequestInvalid, cause.to_string()).help("`docs/observability.md` has what is understood")
     };
     let otlp = OtlpConfig::from_env().map_err(refused)?;
-    let programs = programs(&args)?;
+    let programs = programs::named(&args)?;
     let env = environment(&args.config_env, &args.config_env_prefix, std::env::vars_os())?;
     context.home.create()?;
     let lock = lock(context)?;
@@ -87,6 +86,14 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let home = context.home.dir();
     let confinement = confine(context, &args, &exe).await?;
+    if confinement.gives_users() {
+        programs::open_to_others(&programs)?;
+    }
+    for (name, _) in programs.iter().filter(|(_, program)| program.network) {
+        context
+            .out
+            .warn(&format!("the external program `{name}` has the machine's network: no egress policy decides there"));
+    }
     let config = NodeConfig::new(name.clone(), home, exe, confinement, storage.clone(), args.listen);
     let admin = admin(context, &args);
     let run_dir = context.home.run_dir()?;
@@ -136,30 +143,6 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     node.shutdown(DRAIN).await;
     drop(lock);
     outcome
-}
-
-/// The programs that apps may run as external providers: each is there, and can be run.
-fn programs(args: &Up) -> anyhow::Result<Programs> {
-    let mut programs = Programs::new();
-    for (name, path) in &args.external {
-        let bad = |why: String| {
-            Problem::new(Code::RequestInvalid, format!("--external {name}={}: {why}", path.display()))
-                .help("write NAME=/path/to/program, with the whole path of a file that this user may run")
-        };
-        if !path.is_absolute() {
-            return Err(bad("the path does not begin with `/`".to_owned()).into());
-        }
-        let file = fs::metadata(path).map_err(|cause| bad(cause.to_string()))?;
-        if !file.is_file() {
-            return Err(bad("it is no file".to_owned()).into());
-        }
-        rustix::fs::access(path, rustix::fs::Access::EXEC_OK)
-            .map_err(|cause| bad(format!("it cannot be run: {cause}")))?;
-        if programs.insert(name.clone(), path.clone()).is_some() {
-            return Err(bad("another program has this name".to_owned()).into());
-        }
-    }
-    Ok(programs)
 }
 
 /// How what the node starts is confined. Only a demo goes on with less than everything unasked.

@@ -18,6 +18,11 @@ use sandbox::cgroup::{Cpu, Group, Hierarchy, Share};
 
 /// Processes and threads of a tenant together: a host has a handful.
 const PIDS: u64 = 2048;
+/// What names of processes of external providers begin with.
+pub(super) const EXTERNAL: &str = "external.";
+/// What such a process and those it starts may use together: bytes, and processes with threads.
+const EXTERNAL_MEMORY: u64 = 2 << 30;
+const EXTERNAL_PIDS: u64 = 512;
 /// How long processes that were ended may take to be gone.
 const GONE: Duration = Duration::from_secs(2);
 /// Of a tenant that has no quota of the processor.
@@ -69,7 +74,11 @@ pub(super) fn possible() -> Result<(), String> {
 impl State {
     /// What a group may use now.
     fn share(&self, who: &str) -> Share {
-        let mut share = self.wanted.get(who).copied().unwrap_or(Share { memory: None, pids: PIDS, cpu: None });
+        let usual = match who.starts_with(EXTERNAL) {
+            true => Share { memory: Some(EXTERNAL_MEMORY), pids: EXTERNAL_PIDS, cpu: None },
+            false => Share { memory: None, pids: PIDS, cpu: None },
+        };
+        let mut share = self.wanted.get(who).copied().unwrap_or(usual);
         if self.cpu {
             share.cpu.get_or_insert(Cpu { weight: WEIGHT, ceiling: None });
         }
@@ -96,7 +105,12 @@ impl Groups {
                 tracing::debug!(?left, %cause, "a control group of an earlier node stays behind");
             }
         }
-        Ok(Self(Kind::Own { hierarchy, prefix, state: Mutex::default() }))
+        // In the older hierarchy nothing but a group that is made shows whether one may be.
+        let mut state = State::default();
+        let who = Who::Compiler.to_string();
+        let first = hierarchy.group(&format!("{prefix}.{who}"), &state.share(&who));
+        state.made.insert(who, first.map_err(|cause| cause.to_string())?);
+        Ok(Self(Kind::Own { hierarchy, prefix, state: Mutex::new(state) }))
     }
 
     /// The folders that a process of `who` joins.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use api::{Code, Problem};
 use model::TenantName;
 use model::tenant::Quotas;
-use sandbox::{Layer, Spec};
+use sandbox::{Layer, Spec, View};
 
 use groups::Groups;
 pub(crate) use groups::Held;
@@ -61,6 +61,18 @@ pub enum Who<'a> {
     Tenant(&'a TenantName),
     /// A compilation.
     Compiler,
+    /// The process of an external provider of this tenant, by a name that no other process has.
+    External(&'a TenantName, &'a str),
+}
+
+impl Who<'_> {
+    /// What its user id is kept by: the programs of a tenant have one, which is not that of its hosts.
+    fn account(&self) -> String {
+        match self {
+            Self::External(tenant, _) => format!("external.{tenant}"),
+            Self::Tenant(_) | Self::Compiler => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Who<'_> {
@@ -68,6 +80,7 @@ impl fmt::Display for Who<'_> {
         match self {
             Self::Tenant(name) => write!(f, "tenant.{name}"),
             Self::Compiler => f.write_str("compiler"),
+            Self::External(tenant, process) => write!(f, "{}{tenant}.{process}", groups::EXTERNAL),
         }
     }
 }
@@ -152,10 +165,28 @@ impl Confinement {
         self.spec_without(who, self.waived.keys().copied().collect())
     }
 
+    /// As [`Confinement::spec`], for a program that is not this one.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn program(&self, who: Who<'_>, view: View) -> io::Result<Spec> {
+        let mut waived: BTreeSet<Layer> = self.waived.keys().copied().collect();
+        if waived.contains(&Layer::Root) {
+            // Its folders are below those of the platform, where another user cannot look: in a root of its own it need not.
+            waived.insert(Layer::Uid);
+        }
+        Ok(Spec { view: Some(view), ..self.spec_without(who, waived)? })
+    }
+
+    /// Whether programs run as a user that has nothing to do with that of the platform.
+    pub fn gives_users(&self) -> bool {
+        !self.waived.contains_key(&Layer::Uid) && !self.waived.contains_key(&Layer::Root)
+    }
+
     fn spec_without(&self, who: Who<'_>, mut waived: BTreeSet<Layer>) -> io::Result<Spec> {
         let uid = match &self.uids {
             Some(uids) if !waived.contains(&Layer::Uid) => {
-                Some(uids.lock().unwrap_or_else(PoisonError::into_inner).of(&who.to_string())?)
+                Some(uids.lock().unwrap_or_else(PoisonError::into_inner).of(&who.account())?)
             }
             _ => None,
         };
@@ -164,7 +195,7 @@ impl Confinement {
             // Somebody else's groups are for their tenant: what the platform does for it is not charged to it.
             waived.insert(Layer::Cgroup);
         }
-        Ok(Spec { waived, uid, cgroups })
+        Ok(Spec { waived, uid, cgroups, view: None })
     }
 
     /// The layers that are not on, and why.
@@ -258,7 +289,8 @@ pub async fn missing(exe: &Path, data_dir: &Path) -> Result<BTreeMap<String, (St
     }
     let uid = UidRange::of(data_dir).first;
     let waived = [(Layer::Cgroup, String::new())].into();
-    try_all(exe, &waived, &mut refused, |waived| Ok(Spec { waived, uid: Some(uid), cgroups: Vec::new() })).await?;
+    try_all(exe, &waived, &mut refused, |waived| Ok(Spec { waived, uid: Some(uid), cgroups: Vec::new(), view: None }))
+        .await?;
     Ok(refused.into_iter().map(|(layer, why)| (layer.to_string(), (why, layer.help()))).collect())
 }
 

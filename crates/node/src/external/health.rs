@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio_util::codec::FramedRead;
 use wrpc_transport::frame::{Decoder, encode_invocation};
+
+use super::reach;
 
 /// What nobody has: a bucket, a container, a message, a secret of this name.
 const NOBODYS: &str = "sidereal-health";
@@ -68,13 +69,13 @@ pub(super) fn question(contract: &str) -> Question {
 ///
 /// # Errors
 /// What is wrong, as the end of a sentence that begins with its name.
-pub(super) async fn ask(socket: &Path, question: Question, limit: Duration) -> Result<(), String> {
+pub(super) async fn ask(socket: &Path, owner: u32, question: Question, limit: Duration) -> Result<(), String> {
     let late = |_| Err(format!("did not answer within {limit:?}"));
-    tokio::time::timeout(limit, call(socket, question)).await.unwrap_or_else(late)
+    tokio::time::timeout(limit, call(socket, owner, question)).await.unwrap_or_else(late)
 }
 
-async fn call(socket: &Path, question: Question) -> Result<(), String> {
-    let stream = UnixStream::connect(socket).await.map_err(|cause| format!("does not take calls: {cause}"))?;
+async fn call(socket: &Path, owner: u32, question: Question) -> Result<(), String> {
+    let stream = reach::connect(socket, owner).await.map_err(|cause| format!("does not take calls: {cause}"))?;
     let (reader, mut writer) = stream.into_split();
     let mut params = BytesMut::new();
     for text in question.texts {
@@ -131,7 +132,7 @@ mod tests {
                 std::future::pending::<()>().await;
             }
         });
-        let verdict = ask(&socket, asked, Duration::from_millis(300)).await;
+        let verdict = ask(&socket, rustix::process::geteuid().as_raw(), asked, Duration::from_millis(300)).await;
         server.abort();
         verdict
     }
@@ -172,7 +173,8 @@ mod tests {
         }
         let said = verdict("wasi:keyvalue", &[], true).await.unwrap_err();
         assert!(said.contains("did not answer within"), "{said}");
-        let said = ask(Path::new("/nowhere/s"), question("wasi:keyvalue"), Duration::from_secs(1)).await.unwrap_err();
+        let said =
+            ask(Path::new("/nowhere/s"), 0, question("wasi:keyvalue"), Duration::from_secs(1)).await.unwrap_err();
         assert!(said.contains("does not take calls"), "{said}");
     }
 }

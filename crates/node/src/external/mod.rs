@@ -3,11 +3,13 @@
 
 mod health;
 mod process;
+mod reach;
 mod supervise;
 mod words;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -22,12 +24,30 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::confine::Confinement;
 use crate::logs::Logs;
-use process::Spawner;
 use supervise::Supervisor;
 
 /// Programs that external providers may run, by the operator's names for them.
-pub type Programs = std::collections::BTreeMap<ProviderName, PathBuf>;
+pub type Programs = std::collections::BTreeMap<ProviderName, Program>;
+
+/// A program, and what the operator lets it have beside its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// Its file.
+    pub path: PathBuf,
+    /// It has the machine's network, where nobody decides on its connections; none otherwise.
+    pub network: bool,
+    /// Files and folders it may read, beside what every system has.
+    pub read: Vec<PathBuf>,
+}
+
+impl Program {
+    /// With nothing beside its own.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), network: false, read: Vec::new() }
+    }
+}
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -53,8 +73,12 @@ impl Default for Pace {
 
 /// What external providers are run with.
 pub struct ExternalConfig {
-    /// This program, run as `exe external --parent PID --program PATH`: it limits itself and becomes the program.
+    /// This program, run as `exe external --program PATH --dir DIR --sandbox SPEC`: it is confined and runs the program.
     pub exe: PathBuf,
+    /// How that is confined.
+    pub confinement: Arc<Confinement>,
+    /// Folders that no program sees: the platform's own.
+    pub hide: Vec<PathBuf>,
     /// What may be run.
     pub programs: Programs,
     /// Sockets are made in here; only the node's user can open it.
@@ -99,7 +123,6 @@ pub struct Externals {
 
 struct Shared {
     config: ExternalConfig,
-    spawner: Spawner,
 }
 
 impl std::fmt::Debug for Shared {
@@ -119,6 +142,8 @@ struct Slot {
 struct Held {
     state: watch::Receiver<State>,
     socket: PathBuf,
+    /// The user whose it has to be.
+    owner: Arc<AtomicU32>,
     stop: CancellationToken,
 }
 
@@ -145,18 +170,14 @@ pub struct Lease(#[allow(dead_code, reason = "held for as long as the process is
 
 impl Externals {
     /// Nothing runs yet.
-    ///
-    /// # Errors
-    /// When the thread that starts processes cannot be had.
-    pub fn new(config: ExternalConfig) -> std::io::Result<Arc<Self>> {
-        let spawner = Spawner::start()?;
-        Ok(Arc::new(Self {
-            shared: Arc::new(Shared { config, spawner }),
+    pub fn new(config: ExternalConfig) -> Arc<Self> {
+        Arc::new(Self {
+            shared: Arc::new(Shared { config }),
             known: Mutex::default(),
             lent: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-        }))
+        })
     }
 
     /// The names of the programs there are.
@@ -184,6 +205,7 @@ impl Externals {
         let turn = known.get(&key).map(|slot| slot.turn.clone()).unwrap_or_default();
         let (tell, state) = watch::channel(State::Starting(None));
         let stop = self.stop.child_token();
+        let owner = Arc::new(AtomicU32::new(rustix::process::geteuid().as_raw()));
         let dir = self.shared.config.run_dir.join(socket_dir(&key));
         let socket = dir.join(SOCKET);
         let supervisor = Supervisor {
@@ -195,11 +217,12 @@ impl Externals {
             spec: spec.clone(),
             fingerprint: key.3,
             dir,
+            owner: owner.clone(),
             tell,
             stop: stop.clone(),
         };
         self.tasks.spawn(supervisor.run(turn.clone()));
-        let held = Arc::new(Held { state, socket, stop });
+        let held = Arc::new(Held { state, socket, owner, stop });
         known.insert(key, Slot { held: Arc::downgrade(&held), turn });
         Lease(held)
     }
@@ -271,7 +294,7 @@ impl Externals {
         };
         let state = held.state.borrow().clone();
         match state {
-            State::Ready => match UnixStream::connect(&held.socket).await {
+            State::Ready => match reach::connect(&held.socket, held.owner.load(Ordering::Relaxed)).await {
                 Ok(stream) => Ok(stream),
                 // Gone and not noticed yet, or it has more callers than it takes at once.
                 Err(cause) => not_ready(format!("provider `{}` takes no call now: {cause}", wanted.provider), true),
@@ -308,11 +331,11 @@ fn socket_dir(key: &Key) -> String {
 
 impl Shared {
     /// The operator's program of this name.
-    fn program(&self, provider: &ProviderName, spec: &ProviderSpec) -> Result<&Path, Reason> {
+    fn program(&self, provider: &ProviderName, spec: &ProviderSpec) -> Result<&Program, Reason> {
         let name = external::program(spec).unwrap_or_default();
         let programs = &self.config.programs;
         let found = programs.iter().find(|(known, _)| known.as_str() == name);
-        found.map(|(_, path)| path.as_path()).ok_or_else(|| {
+        found.map(|(_, program)| program).ok_or_else(|| {
             let known: Vec<&str> = programs.keys().map(ProviderName::as_str).collect();
             let violation = external::unknown_program(provider, name, &known);
             let problem = Problem::new(Code::ProviderUnavailable, violation.message);

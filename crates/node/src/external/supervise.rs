@@ -2,14 +2,17 @@
 //! hangs or answers garbage, until nobody wants it any more.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt as _, lchown};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use api::{Code, Problem};
 use model::observed::Reason;
 use model::rules::external::{self, PREFIX};
 use model::{AppName, ComponentName, Digest, ProviderName, ProviderSpec, Revision, SecretName, TenantName};
+use sandbox::{Spec, View};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +20,9 @@ use zeroize::Zeroizing;
 
 use super::process::Process;
 use super::words::{Rate, Words};
-use super::{ExternalEvent, SOCKET, Shared, State, health};
+use super::{ExternalEvent, Program, SOCKET, Shared, State, health};
 use crate::artifacts::make_dir;
+use crate::confine::Who;
 use crate::supervisor::Backoff;
 
 /// What a unix socket's path may have, bytes.
@@ -36,6 +40,7 @@ pub(super) struct Supervisor {
     pub(super) spec: ProviderSpec,
     pub(super) fingerprint: Digest,
     pub(super) dir: PathBuf,
+    pub(super) owner: Arc<AtomicU32>,
     pub(super) tell: watch::Sender<State>,
     pub(super) stop: CancellationToken,
 }
@@ -47,6 +52,24 @@ enum End {
     /// A secret it was handed has another value: it is started again at once, which counts as nothing.
     Renewed,
     Ended(String),
+}
+
+/// Makes a folder and all that is in it a user's, where it is somebody else's: an earlier one may have been kept by a process of
+/// the platform's user. While a process of that user runs it is that user's already, so nobody moves what is looked at.
+fn give(dir: &Path, owner: u32) -> std::io::Result<()> {
+    if std::fs::symlink_metadata(dir)?.uid() == owner {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            give(&entry.path(), owner)?;
+        } else {
+            lchown(entry.path(), Some(owner), Some(owner))?;
+        }
+    }
+    // Last, so that what was begun is gone on with.
+    lchown(dir, Some(owner), Some(owner))
 }
 
 /// The first line of the process's stdin.
@@ -75,7 +98,7 @@ impl Supervisor {
         // One that is still ending has the same directory.
         let _turn = turn.lock().await;
         let program = match self.shared.program(&self.provider, &self.spec) {
-            Ok(program) => program.to_owned(),
+            Ok(program) => program.clone(),
             Err(reason) => {
                 self.tell.send_replace(State::Degraded(reason.clone()));
                 self.event(Some(reason));
@@ -112,13 +135,14 @@ impl Supervisor {
             }
         }
         self.event(None);
+        self.shared.config.confinement.release(self.who()).await;
         if let Err(cause) = std::fs::remove_dir_all(&self.dir) {
             tracing::debug!(dir = %self.dir.display(), %cause, "an external provider's directory stays behind");
         }
     }
 
     /// One life of the process, from its start to its end.
-    async fn live(&self, program: &std::path::Path, ailing: &mut bool) -> End {
+    async fn live(&self, program: &Program, ailing: &mut bool) -> End {
         if self.stop.is_cancelled() {
             return End::Stopped;
         }
@@ -126,11 +150,15 @@ impl Supervisor {
         let changes = config.secrets.changed(&self.tenant, 0);
         // The number to wait from is taken before the values: a change in between starts it once more.
         let seen = tokio::time::timeout(std::time::Duration::ZERO, changes).await.unwrap_or_default();
+        let spec = match self.confined(program) {
+            Ok(spec) => spec,
+            Err(how) => return End::Ended(how),
+        };
         let (settings, versions) = match self.settings().await {
             Ok(settings) => settings,
             Err(how) => return End::Ended(how),
         };
-        let data = config.data_dir.join(self.tenant.as_str()).join(self.app.as_str()).join(self.provider.as_str());
+        let data = self.data();
         let words = Words {
             logs: config.logs.clone(),
             tenant: self.tenant.clone(),
@@ -140,12 +168,19 @@ impl Supervisor {
             rate: std::sync::Mutex::new(Rate::new(Instant::now())),
             last: Default::default(),
         };
-        let started = Process::start(&self.shared.spawner, &config.exe, program, &data, settings, words).await;
+        let before = config.confinement.held(self.who());
+        let started = Process::start(&config.exe, &spec, &program.path, &data, settings, words);
         let mut process = match started {
             Ok(process) => process,
             Err(cause) => return End::Ended(format!("cannot be started: {cause}")),
         };
-        let end = self.while_it_runs(&mut process, seen, &versions, ailing).await;
+        config.confinement.started(self.who());
+        let mut end = self.while_it_runs(&mut process, seen, &versions, ailing).await;
+        if let End::Ended(how) = &mut end
+            && config.confinement.held(self.who()).out_of_memory > before.out_of_memory
+        {
+            how.push_str(": it had used all the memory that a program may");
+        }
         match &end {
             // Whoever comes now waits for the next one.
             End::Ended(_) => {
@@ -207,7 +242,13 @@ impl Supervisor {
     /// Whether it answers as its contract says.
     async fn ask(&self) -> Result<(), String> {
         let question = health::question(self.contract());
-        health::ask(&self.dir.join(SOCKET), question, self.shared.config.pace.answer).await
+        health::ask(
+            &self.dir.join(SOCKET),
+            self.owner.load(Ordering::Relaxed),
+            question,
+            self.shared.config.pace.answer,
+        )
+        .await
     }
 
     fn contract(&self) -> &str {
@@ -242,13 +283,49 @@ impl Supervisor {
         }
     }
 
-    /// Makes its directories, and what is handed to it.
-    async fn settings(&self) -> Result<(Zeroizing<Vec<u8>>, Versions), String> {
+    /// What it keeps.
+    fn data(&self) -> PathBuf {
+        let of_tenant = self.shared.config.data_dir.join(self.tenant.as_str());
+        of_tenant.join(self.app.as_str()).join(self.provider.as_str())
+    }
+
+    fn who(&self) -> Who<'_> {
+        let name = self.dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        Who::External(&self.tenant, name.rsplit('.').next().unwrap_or(name))
+    }
+
+    /// How it is confined; makes its directories, and gives them to its user.
+    fn confined(&self, program: &Program) -> Result<Spec, String> {
         let config = &self.shared.config;
-        let data = config.data_dir.join(self.tenant.as_str()).join(self.app.as_str()).join(self.provider.as_str());
+        let data = self.data();
         for dir in [&self.dir, &data] {
             make_dir(dir).map_err(|cause| format!("cannot have {}: {cause}", dir.display()))?;
         }
+        // Its own file too, also where its name is a link.
+        let file = program.path.canonicalize().ok();
+        // Where names are resolved is often said outside of the system's own folders.
+        let names = program.network.then(|| Path::new("/etc/resolv.conf").canonicalize().ok()).flatten();
+        let read = program.read.iter().chain([&program.path]).chain(&file).chain(&names).cloned().collect();
+        let view = View {
+            read,
+            write: vec![data.clone(), self.dir.clone()],
+            hide: config.hide.clone(),
+            network: program.network,
+        };
+        let spec = config.confinement.program(self.who(), view);
+        let spec = spec.map_err(|cause| format!("cannot be confined: {cause}"))?;
+        let owner = spec.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+        for dir in [&self.dir, &data] {
+            give(dir, owner).map_err(|cause| format!("cannot be given {}: {cause}", dir.display()))?;
+        }
+        self.owner.store(owner, Ordering::Relaxed);
+        Ok(spec)
+    }
+
+    /// Makes what is handed to it.
+    async fn settings(&self) -> Result<(Zeroizing<Vec<u8>>, Versions), String> {
+        let config = &self.shared.config;
+        let data = self.data();
         let socket = self.dir.join(SOCKET);
         let long = socket.as_os_str().len() > MAX_SOCKET_PATH;
         let text = |path: &std::path::Path| path.to_str().map(str::to_owned);

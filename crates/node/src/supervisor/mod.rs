@@ -31,7 +31,7 @@ use crate::taking;
 use crate::tenant::{Prepared, Tenant};
 pub(crate) use backoff::Backoff;
 use process::Process;
-pub(crate) use process::{describe, lower_priority};
+pub(crate) use process::describe;
 
 /// A host that does not answer for so long after its start is ended.
 const READY: Duration = Duration::from_secs(30);

@@ -14,18 +14,6 @@ use tokio::process::{Child, Command};
 
 /// The longest line of a host's own output that is kept, bytes.
 const MAX_LINE: usize = 4096;
-/// External providers get the processor after the node and its ingress.
-const NICE: i32 = 5;
-
-/// Puts a child behind the node in the queue for the processor. Threads it starts later inherit that.
-pub(crate) fn lower_priority(pid: Option<u32>) {
-    let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid
-        && let Err(cause) = rustix::process::setpriority_process(Some(pid), NICE)
-    {
-        tracing::warn!(pid = pid.as_raw_nonzero().get(), %cause, "cannot lower the priority of a child process");
-    }
-}
 
 /// A running host.
 #[derive(Debug)]

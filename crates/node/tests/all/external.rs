@@ -10,7 +10,8 @@ use api::services::{External, FileFault};
 use futures::StreamExt;
 use model::secret::SecretValue;
 use model::{AppName, ProviderKind, ProviderName, ProviderSpec, Revision, SecretRef, TenantName};
-use node::external::{ExternalConfig, ExternalEvent, Externals, Lease, Pace};
+use node::confine::Confinement;
+use node::external::{ExternalConfig, ExternalEvent, Externals, Lease, Pace, Program};
 use node::logs::Logs;
 use store::Expect;
 use store::redb::RedbStore;
@@ -41,6 +42,27 @@ while True:
         call.sendall(b"nonsense" if told("garbage") else b"\0\2\0\0")
         call.close()
     except OSError: pass
+"#;
+
+/// What stands between node and program is the binary's; here, what is left of it without any confinement.
+const BETWEEN: &str = r#"#!/usr/bin/python3 -I
+import os, signal, socket, sys, threading
+line = socket.socket(fileno=0)
+_, (stdin,), _, _ = socket.recv_fds(line, 1, 1)
+program, dir = sys.argv[sys.argv.index("--program") + 1], sys.argv[sys.argv.index("--dir") + 1]
+child = os.fork()
+if child == 0:
+    os.dup2(stdin, 0)
+    os.chdir(dir)
+    os.execve(program, [program], {})
+os.close(stdin)
+def told():
+    while line.recv(1) == b"e": os.kill(child, signal.SIGTERM)
+    os.kill(child, signal.SIGKILL)
+threading.Thread(target=told, daemon=True).start()
+_, status = os.waitpid(child, 0)
+code = os.waitstatus_to_exitcode(status)
+os._exit(code if code >= 0 else 128 - code)
 "#;
 
 const PACE: Pace = Pace {
@@ -85,9 +107,8 @@ fn spec(program: &str) -> ProviderSpec {
 impl Rig {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // What stands between node and program is the binary's; here, what is left of it without limits.
         let exe = dir.path().join("exe");
-        executable(&exe, "#!/bin/sh\nexec /usr/bin/env -i \"$5\"\n");
+        executable(&exe, BETWEEN);
         let program = dir.path().join("program");
         executable(&program, PROGRAM);
         let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
@@ -96,7 +117,11 @@ impl Rig {
         let (tell, events) = mpsc::unbounded_channel();
         let config = ExternalConfig {
             exe,
-            programs: [("good".parse().unwrap(), program), ("nothing".parse().unwrap(), "/bin/true".into())].into(),
+            confinement: Confinement::bare(),
+            hide: Vec::new(),
+            programs: [("good", program), ("nothing", "/bin/true".into())]
+                .map(|(name, path)| (name.parse().unwrap(), Program::at(path)))
+                .into(),
             run_dir: dir.path().join("run"),
             data_dir: dir.path().join("data"),
             secrets: secrets.clone(),
@@ -104,7 +129,7 @@ impl Rig {
             events: tell,
             pace: PACE,
         };
-        Self { externals: Externals::new(config).unwrap(), dir, secrets, logs, events }
+        Self { externals: Externals::new(config), dir, secrets, logs, events }
     }
 
     async fn keep(&self, name: &str, value: &str) {

@@ -47,6 +47,8 @@ impl Rig {
         let secrets = Secrets::open(store, &dir.path().join("keys")).await.unwrap();
         let externals = Externals::new(ExternalConfig {
             exe: "/bin/false".into(),
+            confinement: node::confine::Confinement::bare(),
+            hide: Vec::new(),
             programs: Default::default(),
             run_dir: dir.path().join("run"),
             data_dir: dir.path().join("externals"),
@@ -64,7 +66,7 @@ impl Rig {
             dialer: Dialer::new(Arc::new(SystemResolver)),
             secrets,
             lent: Default::default(),
-            externals: externals.unwrap(),
+            externals,
         };
         Self { _dir: dir, blobs, services: Arc::new(services) }
     }

@@ -55,7 +55,7 @@ fn available() -> Spec {
         found.prepare("sandbox-test").map_err(|cause| cause.to_string())?;
         found.group(&format!("sandbox-test.{}", std::process::id()), &share).map_err(|cause| cause.to_string())
     });
-    let mut spec = Spec { waived: BTreeSet::new(), uid: Some(UID), cgroups: Vec::new() };
+    let mut spec = Spec { waived: BTreeSet::new(), uid: Some(UID), cgroups: Vec::new(), view: None };
     match group {
         Ok(group) => spec.cgroups = group.dirs,
         Err(cause) => {
@@ -97,6 +97,7 @@ fn golden(name: &str, found: &str) {
 fn calls(_: &Spec) {
     if cfg!(target_arch = "x86_64") {
         golden("host.calls", &(listed(Role::Host).join("\n") + "\n"));
+        golden("program.calls", &(listed(Role::Program).join("\n") + "\n"));
         golden("compiler.calls", &(listed(Role::Compiler).join("\n") + "\n"));
     }
 }
