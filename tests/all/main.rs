@@ -16,6 +16,7 @@ mod components;
 mod config;
 mod contracts;
 mod crash;
+mod crowd;
 mod demo;
 mod deploy;
 mod doctor;
