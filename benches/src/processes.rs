@@ -23,6 +23,16 @@ pub fn anonymous_bytes(pid: u32) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// Memory that only this process has, bytes.
+pub fn private_bytes(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let of = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    Some(of("Private_Clean:")? + of("Private_Dirty:")?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,7 +45,7 @@ mod tests {
         while cpu_us(pid).unwrap() < before + 20_000 {
             x = std::hint::black_box(x.wrapping_mul(3));
         }
-        assert!(anonymous_bytes(pid).unwrap() > 4096);
+        assert!(anonymous_bytes(pid).unwrap() > 4096 && private_bytes(pid).unwrap() > 4096);
         assert_eq!(cpu_us(u32::MAX), None);
     }
 }

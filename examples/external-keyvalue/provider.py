@@ -137,10 +137,11 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             value = self.get(bucket, key)
             value = b"0" if value is None else value
-            if not re.fullmatch(rb"-?[0-9]{1,19}", value):
+            # One spelling for each number, as every provider has it.
+            if not re.fullmatch(rb"0|-?[1-9][0-9]{0,18}", value) or not -LARGEST - 1 <= int(value) <= LARGEST:
                 raise Refused(f"the value of `{key}` is not an integer that can be incremented")
             total = int(value) + delta
-            if not 0 <= total <= LARGEST:
+            if delta > LARGEST or not 0 <= total <= LARGEST:
                 raise Refused(f"the value of `{key}` cannot be incremented by {delta}")
             db.execute("INSERT INTO pairs (bucket, key, value) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (bucket, key, str(total).encode()))
             return total

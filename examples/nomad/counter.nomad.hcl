@@ -1,6 +1,8 @@
 # The counter of examples/counter, from an OCI registry, its keys in a Redis beside it; the password comes from Vault or a
-# Nomad variable by a template, and reaches only the link that needs it.
+# Nomad variable by a template, and reaches only the link that needs it. The plugin's configuration has to let tasks connect to it: egress = ["10.1.0.0/16"].
 job "counter" {
+  datacenters = ["dc1"]
+
   group "web" {
     network {
       port "http" {
@@ -29,6 +31,11 @@ job "counter" {
 
         settings = {
           greeting = "hello"
+        }
+
+        # More than a call has otherwise.
+        limits = {
+          cpu = "1s"
         }
 
         env         = ["NOMAD_ALLOC_ID"]

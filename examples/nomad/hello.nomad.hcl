@@ -1,5 +1,7 @@
 # A component that answers HTTP, on a port that Nomad chooses.
 job "hello" {
+  datacenters = ["dc1"]
+
   group "web" {
     network {
       port "http" {}

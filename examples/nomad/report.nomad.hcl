@@ -1,6 +1,7 @@
 # A program (wasi:cli/run, or a core module of WASI 0.1) as a batch job: run once, with its exit code and its output.
 job "report" {
-  type = "batch"
+  datacenters = ["dc1"]
+  type        = "batch"
 
   group "report" {
     restart {

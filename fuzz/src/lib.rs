@@ -14,33 +14,15 @@
 #![forbid(unsafe_code)]
 
 pub mod components;
+mod corpus;
 pub mod malformed;
 pub mod mutate;
 mod targets;
 
-use std::path::{Path, PathBuf};
-
+pub use corpus::{committed, corpus, corpus_folder};
 pub use targets::{TARGETS, Target};
 
 /// The target of that name.
 pub fn target(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
-}
-
-/// Where the committed inputs of a target are.
-pub fn corpus_folder(target: &Target) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name)
-}
-
-/// The inputs a run begins with: those written into the target and those committed beside it, in a fixed order.
-///
-/// # Panics
-/// When the committed ones cannot be read.
-pub fn corpus(target: &Target) -> Vec<Vec<u8>> {
-    let mut inputs = (target.seeds)();
-    let Ok(folder) = std::fs::read_dir(corpus_folder(target)) else { return inputs };
-    let mut files: Vec<PathBuf> = folder.map(|entry| entry.expect("the corpus can be listed").path()).collect();
-    files.sort();
-    inputs.extend(files.iter().map(|file| std::fs::read(file).expect("the corpus can be read")));
-    inputs
 }

@@ -139,11 +139,7 @@ fn run(parts: &[&str], request: &IncomingRequest) -> Result<Option<String>, Stri
 }
 
 /// As most programs do: the destination first, then the bytes, then the end.
-fn write(
-    container: &str,
-    object: &str,
-    bytes: impl FnOnce(&OutputStream) -> Result<(), String>,
-) -> Result<(), String> {
+fn write(container: &str, object: &str, bytes: impl FnOnce(&OutputStream) -> Result<(), String>) -> Result<(), String> {
     let container = open(container)?;
     let value = OutgoingValue::new_outgoing_value();
     container.write_data(object, &value)?;

@@ -54,7 +54,8 @@ impl Guest for Messages {
     fn handle(request: IncomingRequest, out: ResponseOutparam) {
         let (path, query) = guests::target(&request);
         let text = |name: &str| guests::param(&query, name).unwrap_or_default();
-        let message = |body: String| BrokerMessage { subject: text("subject"), body: body.into_bytes(), reply_to: None };
+        let message =
+            |body: String| BrokerMessage { subject: text("subject"), body: body.into_bytes(), reply_to: None };
         let answer = match path.as_str() {
             "/publish" => consumer::publish(&message(text("body"))).map(|()| "sent".to_owned()),
             // So many messages, with numbers as bodies.

@@ -43,7 +43,9 @@ fn value(text: &str) -> Option<PgValue> {
         "i" => PgValue::Int8(rest.parse().ok()?),
         "t" => PgValue::Text(rest.to_owned()),
         "x" => PgValue::Bytea(
-            (0..rest.len() / 2).map(|at| u8::from_str_radix(rest.get(at * 2..at * 2 + 2)?, 16).ok()).collect::<Option<_>>()?,
+            (0..rest.len() / 2)
+                .map(|at| u8::from_str_radix(rest.get(at * 2..at * 2 + 2)?, 16).ok())
+                .collect::<Option<_>>()?,
         ),
         "l" => PgValue::Int4Array(rest.split(',').map(|one| one.parse().ok()).collect::<Option<_>>()?),
         "f" => {
@@ -52,7 +54,11 @@ fn value(text: &str) -> Option<PgValue> {
         }
         "d" => {
             let mut parts = rest.splitn(3, '-');
-            PgValue::Date(Date::Ymd((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?)))
+            PgValue::Date(Date::Ymd((
+                parts.next()?.parse().ok()?,
+                parts.next()?.parse().ok()?,
+                parts.next()?.parse().ok()?,
+            )))
         }
         _ => return None,
     })

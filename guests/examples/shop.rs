@@ -28,7 +28,11 @@ struct Shop;
 fn lines(text: &str) -> Vec<Line> {
     let parse = |part: &str| {
         let (item, count) = part.split_once(':').unwrap_or((part, "1"));
-        Line { item: item.to_owned(), count: count.parse().unwrap_or(0), note: (item == "plum").then(|| "ripe".to_owned()) }
+        Line {
+            item: item.to_owned(),
+            count: count.parse().unwrap_or(0),
+            note: (item == "plum").then(|| "ripe".to_owned()),
+        }
     };
     text.split(',').filter(|part| !part.is_empty()).map(parse).collect()
 }

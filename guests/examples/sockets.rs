@@ -99,7 +99,9 @@ fn tcp(host: &str, port: u16, send: &str) -> Result<String, ErrorCode> {
     }
     socket.shutdown(ShutdownType::Send)?;
     // Its own address is hidden, the other one is as it was asked for.
-    assert!(matches!(socket.local_address()?, IpSocketAddress::Ipv4(own) if own.address == (0, 0, 0, 0) && own.port > 0));
+    assert!(
+        matches!(socket.local_address()?, IpSocketAddress::Ipv4(own) if own.address == (0, 0, 0, 0) && own.port > 0)
+    );
     let mut received = Vec::new();
     loop {
         match input.blocking_read(1 << 16) {

@@ -42,7 +42,10 @@ wit_bindgen::generate!({
     generate_all,
 });
 
+mod query;
+
 pub use exports::wasi::http::incoming_handler::Guest;
+pub use query::{decode, number, param};
 pub use wasi::http::types::{Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
 
 /// Starts a response and gives back its body, still empty.
@@ -75,35 +78,4 @@ pub fn target(request: &IncomingRequest) -> (String, String) {
         Some((path, query)) => (path.to_owned(), query.to_owned()),
         None => (target, String::new()),
     }
-}
-
-/// The value of `name` in a query, percent-decoded.
-pub fn param(query: &str, name: &str) -> Option<String> {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
-    Some(decode(value))
-}
-
-/// The number in `name` of a query.
-pub fn number(query: &str, name: &str, default: u64) -> u64 {
-    param(query, name).and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-/// Percent-decodes, leaving what is not an escape as it is.
-pub fn decode(text: &str) -> String {
-    let hex = |b: Option<&u8>| b.and_then(|b| (*b as char).to_digit(16));
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while let Some(&byte) = bytes.get(at) {
-        match (byte, hex(bytes.get(at + 1)), hex(bytes.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            _ => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }

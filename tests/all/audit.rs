@@ -104,6 +104,38 @@ fn on_a_full_disk_changes_are_refused_and_nothing_is_half_done() {
     assert_eq!(report["problems"], serde_json::json!([]), "{report}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_are_refused_before_the_disk_is_full_and_the_operator_is_not() {
+    if mounts().is_none() {
+        return not_run("the audit log on a disk that is nearly full: this machine gives no private mounts");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("audit");
+    std::fs::create_dir(&log).unwrap();
+    let setup = format!("mount -t tmpfs -o size=4m none '{}'", log.display());
+    let platform = Platform::start_mounted(dir.path(), &["--shards", "1"], &setup).unwrap();
+    let log = Path::new("/proc").join(platform.pid().to_string()).join("root").join(log.strip_prefix("/").unwrap());
+    let made = platform.ok(&["tenant", "token", "create", "--role", "deployer"]).unwrap();
+    let address = platform.info["api"].as_str().unwrap().trim_start_matches("http://").parse().unwrap();
+    let deployer = ControlClient::new(address, made["token"].as_str().unwrap());
+    let set = |value: usize| {
+        let (deployer, name) = (deployer.clone(), "c".parse().unwrap());
+        async move { deployer.put_config(&tenant(), &name, &request(value), Require::Any).await }
+    };
+    set(1).await.unwrap();
+    // A twentieth is about 200 KiB: half of that stays free.
+    let ballast = log.join("ballast");
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    file.set_len(file.metadata().unwrap().len() - (100 << 10)).unwrap();
+    let problem = set(2).await.unwrap_err().problem();
+    assert!(problem.code == api::Code::StoreUnavailable && problem.detail.contains("nearly full"), "{problem:?}");
+    platform.ok(&["config", "set", "c", "n=3"]).unwrap();
+    drop(file);
+    std::fs::remove_file(&ballast).unwrap();
+    set(4).await.unwrap();
+}
+
 /// What each lane had acknowledged of each of its configs, and what it asked for last.
 #[derive(Default, Clone)]
 struct Known {

@@ -13,6 +13,7 @@ use api::services::{ServiceAnswer, ServiceRequest};
 use arc_swap::ArcSwapOption;
 use model::Revision;
 use node::artifacts::Artifacts;
+use node::databases::Databases;
 use node::dialer::{Dialer, SystemResolver};
 use node::external::{ExternalConfig, Externals};
 use node::services::{Client, Services, serve};
@@ -25,7 +26,6 @@ use store::data::DataEngine;
 use store::folder::Folder;
 use store::redb::RedbStore;
 use store::secrets::Secrets;
-use store::sql::Databases;
 
 /// The node's services behind a socket, as a host meets them.
 async fn node(dir: &Path) -> Arc<CallsClient> {
@@ -43,8 +43,20 @@ pub(crate) async fn node_with(
     Arc::new(CallsClient::new(way_to(dir, data, messaging).await, Duration::from_secs(30)))
 }
 
+/// A node's services for the tenant `acme`, and a client of them.
+pub(crate) async fn services(dir: &Path) -> (Arc<CallsClient>, Arc<Services>) {
+    let data = DataEngine::open(dir.join("data.redb")).unwrap();
+    let messaging = node::messaging::Messaging::new(data.clone());
+    let (way, services) = served(dir, data, messaging).await;
+    (Arc::new(CallsClient::new(way, Duration::from_secs(30))), services)
+}
+
 /// A node's services for the tenant `acme` with its app `shop`, as a host of it reaches them.
 pub(crate) async fn way_to(dir: &Path, data: DataEngine, messaging: Arc<node::messaging::Messaging>) -> NodeWay {
+    served(dir, data, messaging).await.0
+}
+
+async fn served(dir: &Path, data: DataEngine, messaging: Arc<node::messaging::Messaging>) -> (NodeWay, Arc<Services>) {
     let artifacts = Artifacts::open(
         dir.join("cache"),
         dir.join("keys"),
@@ -66,24 +78,25 @@ pub(crate) async fn way_to(dir: &Path, data: DataEngine, messaging: Arc<node::me
         events: tokio::sync::mpsc::unbounded_channel().0,
         pace: Default::default(),
     });
-    let services = Services {
+    let services = Arc::new(Services {
         messaging,
         lent: Arc::default(),
         data,
         folder: Folder::open(dir.join("objects")).unwrap(),
-        sql: Databases::new(dir.join("sql")),
+        sql: Databases::within(dir.join("sql")),
         artifacts: Arc::new(artifacts.unwrap()),
         dialer: Dialer::new(Arc::new(SystemResolver)),
         secrets,
         externals,
-    };
+        confinement: node::confine::Confinement::bare(),
+    });
     let (first, theirs) = tokio::net::UnixStream::pair().unwrap();
     let tenant = Tenant::new("acme".parse().unwrap());
     let app = serde_json::from_str(r#"{"name":"shop","components":{}}"#).unwrap();
     tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
     let client = Client { tenant, shard: 0, info: Arc::new(ArcSwapOption::empty()) };
-    tokio::spawn(serve(first, client, Arc::new(services)));
-    NodeWay::handed(theirs.into_std().unwrap()).unwrap()
+    tokio::spawn(serve(first, client, services.clone()));
+    (NodeWay::handed(theirs.into_std().unwrap()).unwrap(), services)
 }
 
 fn partials(data_dir: &Path) -> Vec<u64> {

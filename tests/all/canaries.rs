@@ -1,13 +1,19 @@
-//! A secret of every kind of provider, planted, used, rotated to a wrong one, and asked for when its server is gone: found in
-//! no answer, log, event, status, argument, environment or file afterwards. Secrets over links and of Vault have tests of
-//! their own (`secrets.rs`, `vault.rs`), external keepers of secrets too (`external_more.rs`).
+//! A secret of every kind of provider and of every way to log in, planted, used, rotated to a wrong one, and asked for when its
+//! server is gone: found in no answer, log, event, status, argument, environment or file afterwards, and nothing that crashes leaves
+//! a core file. Secrets over links and of Vault have tests of their own (`secrets.rs`, `vault.rs`), external keepers of secrets
+//! too (`external_more.rs`).
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
+use rustix::process::Signal;
+use sidereal_tests::consul::{self, Consul};
 use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, until, write_app};
 use sidereal_tests::postgres::{self, Postgres};
 use sidereal_tests::redis::Redis;
+use sidereal_tests::s3::S3;
+use sidereal_tests::vault::Vault;
 use sidereal_tests::workspace;
 
 use crate::external::processes;
@@ -16,7 +22,7 @@ use crate::secrets::{Watch, events};
 /// One app: its name, its guest, its manifest's rest, and what is asked of it, with what the answer begins with.
 type App = (&'static str, &'static str, &'static str, &'static [(&'static str, &'static str)]);
 
-const APPS: [App; 6] = [
+const APPS: [App; 9] = [
     (
         "watched",
         "watcher",
@@ -53,15 +59,38 @@ const APPS: [App; 6] = [
         &[("/", "")],
     ),
     ("counter", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"program\"", &[("/", "")]),
+    ("by-token", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"kvn-token\"", &[("/", "1")]),
+    ("by-key", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"kvn-key\"", &[("/", "1")]),
+    (
+        "pictures",
+        "blob-probe",
+        "[components.main.links]\n\"wasi:blobstore\" = \"s3\"",
+        &[("/create/photos", "photos"), ("/fill/photos/a/1000", "ok"), ("/sum/photos/a", "1000")],
+    ),
 ];
+
+/// A file named like one that a crash leaves.
+fn is_core(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    path.starts_with('/') && (name == "core" || name.starts_with("core."))
+}
 
 #[test]
 fn a_secret_of_every_provider_is_found_nowhere() {
     let mut watch = Watch::default();
     let (bus, cache, token) = (watch.canary(), watch.canary(), watch.canary());
-    let wrong = [watch.canary(), watch.canary(), watch.canary(), watch.canary()];
-    watch.known(postgres::PASSWORD);
+    let (bus_token, s3_id, s3_key) = (watch.canary(), watch.canary(), watch.canary());
+    let pair = nkeys::KeyPair::new_user();
+    let seed = pair.seed().unwrap();
+    for known in [postgres::PASSWORD, consul::TOKEN, &seed] {
+        watch.known(known);
+    }
     let nats = Nats::configured(&format!("authorization {{ user: shop, password: \"{bus}\" }}")).unwrap();
+    let by_token = Nats::configured(&format!("authorization {{ token: \"{bus_token}\" }}")).unwrap();
+    let by_key =
+        Nats::configured(&format!("authorization {{ users: [ {{ nkey: {} }} ] }}", pair.public_key())).unwrap();
+    let s3 = S3::start(&s3_id, &s3_key).unwrap();
+    let (vault, consul) = (Vault::start().unwrap(), Consul::start().unwrap());
     let redis = Redis::configured(&format!("requirepass {cache}\n")).unwrap();
     let database = Postgres::start();
     let (dir, apps) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -71,10 +100,30 @@ fn a_secret_of_every_provider_is_found_nowhere() {
     let mut platform =
         Platform::start_logging(dir.path(), &["--external", &named], log.reopen().unwrap().into()).unwrap();
     let home = dir.path();
-    for (name, value) in [("bus", &*bus), ("cache", &*cache), ("db", postgres::PASSWORD), ("token", &*token)] {
+    let mut secrets = vec![
+        ("bus", bus.clone()),
+        ("cache", cache),
+        ("db", postgres::PASSWORD.to_owned()),
+        ("token", token),
+        ("bus-token", bus_token),
+        ("bus-seed", seed),
+        ("s3-id", s3_id),
+        ("s3-key", s3_key),
+        ("consul", consul::TOKEN.to_owned()),
+    ];
+    if let Some(vault) = &vault {
+        let paths = ["secret/data/sidereal/local/vaulted/*", "secret/metadata/sidereal/local/vaulted/*"];
+        let (role, secret) = vault.approle(&paths).unwrap();
+        for known in [&role, &secret, &vault.root] {
+            watch.known(known);
+        }
+        secrets.extend([("role", role), ("role-secret", secret)]);
+    }
+    for (name, value) in &secrets {
         assert!(watch.run(home, &["secret", "set", name], Some(value)));
     }
     let (nats_url, redis_url, db_url) = (nats.url(), redis.url(), database.url());
+    let (token_url, key_url, s3_url) = (by_token.url(), by_key.url(), s3.url());
     let bus = ["--url", &nats_url, "--set", "username=shop", "--secret", "password=bus"];
     for (name, kind, more) in [
         ("kvn", "keyvalue-nats", &bus[..]),
@@ -96,6 +145,17 @@ fn a_secret_of_every_provider_is_found_nowhere() {
             "external",
             &["--set", "program=sqlite", "--set", "contract=wasi:keyvalue", "--secret", "config.token=token"],
         ),
+        ("kvn-token", "keyvalue-nats", &["--url", &token_url, "--secret", "token=bus-token"]),
+        ("kvn-key", "keyvalue-nats", &["--url", &key_url, "--secret", "nkey=bus-seed"]),
+        (
+            "s3",
+            "blobstore-s3",
+            &[
+                &["--url", &s3_url, "--set", "bucket=bucket", "--secret", "access-key-id=s3-id"][..],
+                &["--secret", "secret-access-key=s3-key"],
+            ]
+            .concat(),
+        ),
     ] {
         assert!(
             watch.run(home, &[&["provider", "add", name, "--type", kind], more].concat(), None),
@@ -103,13 +163,31 @@ fn a_secret_of_every_provider_is_found_nowhere() {
             watch.last()
         );
     }
+    let mut more: Vec<App> = Vec::new();
+    if let Some(vault) = &vault {
+        let add = ["provider", "add", "vault", "--type", "keyvalue-vault", "--secret", "role_id=role"];
+        let url = vault.url();
+        assert!(watch.run(home, &[&add[..], &["--secret", "secret_id=role-secret", "--url", &url]].concat(), None));
+        let asked = &[("/", "1"), ("/", "2")][..];
+        more.push(("vaulted", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"vault\"", asked));
+    }
+    if let Some(consul) = &consul {
+        let add = ["provider", "add", "consul", "--type", "keyvalue-consul", "--secret", "token=consul", "--url"];
+        assert!(watch.run(home, &[&add[..], &[&consul.url()]].concat(), None));
+        more.push((
+            "in-consul",
+            "kv-counter",
+            "[components.main.links]\n\"wasi:keyvalue\" = \"consul\"",
+            &[("/", "1")],
+        ));
+    }
     let sql = (
         "sql",
         "sql-probe",
         "[components.main.links]\n\"sidereal:sql\" = \"db\"",
         &[("/query/-?sql=SELECT%201", "")][..],
     );
-    let all: Vec<App> = APPS.into_iter().chain([sql]).collect();
+    let all: Vec<App> = APPS.into_iter().chain([sql]).chain(more).collect();
     for (name, guest, rest, _) in &all {
         let folder = apps.path().join(name);
         write_app(&folder, name, guest, rest).unwrap();
@@ -127,8 +205,13 @@ fn a_secret_of_every_provider_is_found_nowhere() {
     pids.into_iter().for_each(|pid| watch.process(pid));
 
     // Wrong for everybody, and then nobody is there at all.
-    for (name, value) in ["bus", "cache", "db", "token"].into_iter().zip(&wrong) {
-        assert!(watch.run(home, &["secret", "set", name], Some(value)));
+    for (name, _) in &secrets {
+        let wrong = match *name {
+            "bus-seed" => nkeys::KeyPair::new_user().seed().unwrap(),
+            _ => watch.canary(),
+        };
+        watch.known(&wrong);
+        assert!(watch.run(home, &["secret", "set", name], Some(&wrong)));
     }
     for (name, _, _, asked) in &all {
         let (path, _) = asked[0];
@@ -139,7 +222,21 @@ fn a_secret_of_every_provider_is_found_nowhere() {
         let folder = apps.path().join(name);
         watch.run(home, &["deploy", folder.to_str().unwrap()], None);
     }
-    drop((nats, redis, database));
+    // A `.creds` file, whose JWT and seed no server here takes.
+    let (jwt, seed) = (watch.canary(), nkeys::KeyPair::new_user().seed().unwrap());
+    watch.known(&seed);
+    let creds = format!(
+        "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    assert!(watch.run(home, &["secret", "set", "creds"], Some(&creds)));
+    let add = ["provider", "add", "by-creds", "--type", "keyvalue-nats", "--secret", "credentials=creds", "--url"];
+    assert!(watch.run(home, &[&add[..], &[&key_url]].concat(), None));
+    let folder = apps.path().join("by-creds");
+    write_app(&folder, "by-creds", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"by-creds\"").unwrap();
+    assert!(!watch.run(home, &["deploy", folder.to_str().unwrap()], None), "no server takes them");
+
+    drop((nats, redis, database, by_token, by_key, s3, vault, consul));
     let failed = |watch: &mut Watch, platform: &Platform| {
         let mut failed = 0;
         for (name, _, _, asked) in &all {
@@ -150,7 +247,7 @@ fn a_secret_of_every_provider_is_found_nowhere() {
         }
         failed
     };
-    until(Duration::from_secs(20), || failed(&mut watch, &platform) >= 3).unwrap();
+    until(Duration::from_secs(20), || failed(&mut watch, &platform) >= 6).unwrap();
     for (name, ..) in &all {
         for args in [
             &["status", name, "-o", "json"][..],
@@ -176,8 +273,16 @@ fn a_secret_of_every_provider_is_found_nowhere() {
     watch.hear("events", events(home, platform.info["api"].as_str().unwrap()));
     platform.hosts().into_iter().chain([platform.pid()]).for_each(|pid| watch.process(pid));
     watch.files(home);
-    platform.stop(Duration::from_secs(20)).unwrap();
+    // Whatever crashes leaves no core, for its files or for who collects them.
+    for host in platform.hosts() {
+        Platform::signal(host, Signal::ABORT).unwrap();
+    }
+    Platform::signal(platform.pid(), Signal::ABORT).unwrap();
+    let ended = platform.ended(Duration::from_secs(20)).unwrap();
+    assert_eq!((ended.signal(), ended.core_dumped()), (Some(Signal::ABORT.as_raw()), false), "{ended}");
     watch.files(home);
+    let cores: Vec<&str> = watch.said.iter().map(|(what, _)| what.as_str()).filter(|what| is_core(what)).collect();
+    assert!(cores.is_empty(), "{cores:?}");
     watch.hear("the platform's log", std::fs::read(log.path()).unwrap());
     let found = watch.found();
     assert!(found.is_empty(), "{found:#?}");

@@ -1,7 +1,7 @@
 //! `kill -9` at random points of deploys, link changes and deletes: after each restart the state is the one before or
 //! after, and serving.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
 use std::time::Duration;
 
 use rand::Rng as _;
@@ -29,6 +29,23 @@ impl Step {
             Self::Delete => vec!["delete", "shop", "--confirm", "shop"],
         }
     }
+}
+
+/// Where a kill met a change.
+#[derive(Debug, Default)]
+struct Outcomes {
+    /// After its answer.
+    acknowledged: usize,
+    /// It was made, and nobody was told.
+    applied: usize,
+    /// It was not made.
+    lost: usize,
+}
+
+/// Bytes of the audit log: it says that a change begins before the change does.
+fn audited(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir.join("audit")).into_iter().flatten();
+    files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).sum()
 }
 
 /// What the platform says it has: the content, not its number.
@@ -60,8 +77,8 @@ fn no_acknowledged_change_is_lost_by_kill_9() {
     let mut rng = rand::rng();
     let mut platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
     platform.ok(&["deploy", counter]).unwrap();
-    let mut done = 0;
-    while done < kills {
+    let mut outcomes = Outcomes::default();
+    for done in 0..kills {
         let before = state(&platform);
         let step = match before.as_str() {
             "deleted" => [Step::Hello, Step::Counter][rng.random_range(0..2)],
@@ -70,17 +87,21 @@ fn no_acknowledged_change_is_lost_by_kill_9() {
             }
             _ => [Step::Counter, Step::Delete][rng.random_range(0..2)],
         };
-        let acknowledged = AtomicBool::new(false);
-        let delay = Duration::from_micros(rng.random_range(0..60_000));
-        std::thread::scope(|scope| {
-            let change = scope.spawn(|| {
-                let out = cli(dir.path(), &step.args(hello, counter)).unwrap();
-                acknowledged.store(out.status.success(), Ordering::SeqCst);
-            });
+        // Now and then anywhere, also before the request; mostly once the platform says that the change begins.
+        let anywhere = rng.random_ratio(1, 5);
+        let delay =
+            Duration::from_micros(if rng.random() { rng.random_range(0..8_000) } else { rng.random_range(0..120_000) });
+        let said = audited(dir.path());
+        let acknowledged = std::thread::scope(|scope| {
+            let change = scope.spawn(|| cli(dir.path(), &step.args(hello, counter)).unwrap().status.success());
+            if !anywhere {
+                let begun = || audited(dir.path()) > said || change.is_finished();
+                until(Duration::from_secs(20), begun).unwrap();
+            }
             // Not luck: the point of the kill is meant to be anywhere.
             std::thread::sleep(delay);
             platform.kill().unwrap();
-            change.join().unwrap();
+            change.join().unwrap()
         });
         platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
         let after = state(&platform);
@@ -91,12 +112,19 @@ fn no_acknowledged_change_is_lost_by_kill_9() {
             Step::Hello => !after.contains("wasi:keyvalue") && after != "deleted",
             Step::Counter => after.contains("wasi:keyvalue"),
         };
-        let acknowledged = acknowledged.load(Ordering::SeqCst);
+        match (acknowledged, wanted) {
+            (true, _) => outcomes.acknowledged += 1,
+            (false, true) => outcomes.applied += 1,
+            (false, false) => outcomes.lost += 1,
+        }
         assert!(
             wanted || (!acknowledged && after == before),
             "kill {done}: {step:?} (acknowledged: {acknowledged}) left {after}, before it was {before}"
         );
         serves(&platform, &after);
-        done += 1;
     }
+    println!("{kills} kills: {outcomes:?}");
+    // Otherwise nothing was shown: kills before every request lose nothing, and prove nothing.
+    let enough = kills / 20;
+    assert!(outcomes.acknowledged >= enough && outcomes.applied >= enough, "{outcomes:?}");
 }

@@ -30,6 +30,32 @@ fn no_request_fails_during_deploys_and_rollbacks() {
 }
 
 #[test]
+fn a_component_that_is_not_well_does_not_serve() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = app.path().to_str().unwrap();
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    // It starts: without a health path that is all that is asked.
+    write_app(app.path(), "shop", "probe", "").unwrap();
+    platform.ok(&["deploy", folder]).unwrap();
+    assert_eq!(platform.get("shop.localhost", "/trap").unwrap().status, 500);
+    write_app(app.path(), "shop", "probe", "health = \"/\"").unwrap();
+    platform.ok(&["deploy", folder]).unwrap();
+    for (path, said) in [("/trap", "500 (component-trapped)"), ("/nothing", "404")] {
+        write_app(app.path(), "shop", "probe", &format!("health = \"{path}\"")).unwrap();
+        let out = platform.cli(&["deploy", folder, "-o", "json"]).unwrap();
+        let envelope: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(
+            (out.status.code(), envelope["error"]["code"].as_str()),
+            (Some(1), Some("probe-failed")),
+            "{envelope}"
+        );
+        let detail = envelope["error"]["detail"].as_str().unwrap();
+        assert!(detail.contains(&format!("`GET {path}` is answered with {said}")), "{detail}");
+        assert_eq!(platform.ok(&["status", "shop"]).unwrap()["nodes"]["local"]["serving"], 2, "revision 2 goes on");
+    }
+}
+
+#[test]
 fn create_delete_create_serves_again() {
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let folder = app.path().to_str().unwrap();

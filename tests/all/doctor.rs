@@ -6,12 +6,28 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use sidereal_tests::platform::{Platform, cli};
+use sidereal_tests::platform::{Platform, as_user, cli, mounts};
 
 fn codes(out: &std::process::Output) -> Vec<String> {
     let envelope: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     envelope["data"].as_array().unwrap().iter().map(|d| d["code"].as_str().unwrap().to_owned()).collect()
 }
+
+/// What a healthy directory cannot help: the machine, and the shell the tests run in.
+const OF_THE_MACHINE: [&str; 12] = [
+    "disk-scarce",
+    "port-taken",
+    "isolation-missing",
+    "few-files",
+    "few-maps",
+    "few-processes",
+    "kernel-old",
+    "kernel-slower",
+    "overcommit-strict",
+    "address-space-limited",
+    "backtrace-set",
+    "tmpdir-missing",
+];
 
 /// What lies in a folder: names, sizes, modes.
 fn listing(dir: &Path) -> Vec<(String, u64, u32)> {
@@ -32,11 +48,11 @@ fn listing(dir: &Path) -> Vec<(String, u64, u32)> {
 fn seeded_faults_are_found_and_nothing_is_changed() {
     let dir = tempfile::tempdir().unwrap();
     let home = dir.path();
+    // As `up` makes it where there is none.
+    fs::set_permissions(home, fs::Permissions::from_mode(0o700)).unwrap();
     Platform::start(home, &["--demo"]).unwrap();
-    assert!(
-        codes(&cli(home, &["doctor", "-o", "json"]).unwrap()).iter().all(|c| c != "key-damaged"),
-        "healthy at first"
-    );
+    let healthy = codes(&cli(home, &["doctor", "-o", "json"]).unwrap());
+    assert!(healthy.iter().all(|code| OF_THE_MACHINE.contains(&code.as_str())), "healthy at first: {healthy:?}");
 
     let mode = |name: &str, mode: u32| fs::set_permissions(home.join(name), fs::Permissions::from_mode(mode)).unwrap();
     mode(".", 0o755);
@@ -95,4 +111,54 @@ fn seeded_faults_are_found_and_nothing_is_changed() {
     let up = cli(home, &["up"]).unwrap();
     assert!(!up.status.success());
     assert_eq!(fs::metadata(home.join("store.redb")).unwrap().len(), 0);
+}
+
+#[test]
+fn faults_around_a_directory_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path();
+    drop(Platform::start(home, &[]).unwrap());
+    let doctor = || codes(&cli(home, &["doctor", "-o", "json"]).unwrap());
+    fs::rename(home.join("blobs"), home.join("elsewhere")).unwrap();
+    fs::write(home.join("token"), "short").unwrap();
+    let found = doctor();
+    for code in ["artifacts-missing", "token-damaged"] {
+        assert!(found.iter().any(|f| f == code), "{code} was not found in {found:?}");
+    }
+    fs::rename(home.join("elsewhere"), home.join("blobs")).unwrap();
+    // A process that is there, and no API.
+    let nobody = sidereal_tests::ports::free();
+    let pid = std::process::id();
+    let running = format!(r#"{{"api":"http://{nobody}","ingress":"{nobody}","pid":{pid},"since_ms":1}}"#);
+    fs::write(home.join("api.json"), running).unwrap();
+    assert!(doctor().iter().any(|f| f == "api-silent"), "{:?}", doctor());
+    fs::remove_file(home.join("api.json")).unwrap();
+    // A small file system, in mounts of the command's own: few bytes, then few files.
+    let Some(own) = mounts() else { return };
+    for (options, code) in [("size=8m", "disk-full"), ("size=512m,nr_inodes=600", "inodes-full")] {
+        let script =
+            format!("mount -t tmpfs -o mode=700,{options} none \"$SIDEREAL_DATA_DIR\" && exec \"$0\" doctor -o json");
+        let out = Command::new("unshare")
+            .args([own, "sh", "-c", &script])
+            .arg(sidereal_tests::binary())
+            .env("SIDEREAL_DATA_DIR", home)
+            .output()
+            .unwrap();
+        let found = codes(&out);
+        assert!(found.iter().any(|f| f == code), "{code} was not found in {found:?}");
+    }
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_found() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let out = as_user(54_321).args(["doctor", "-o", "json"]).env("SIDEREAL_DATA_DIR", dir.path()).output().unwrap();
+    let found = codes(&out);
+    for code in ["data-dir-owner", "data-dir-read-only"] {
+        assert!(found.iter().any(|f| f == code), "{code} was not found in {found:?}");
+    }
 }

@@ -15,11 +15,17 @@ const WITHIN: Duration = Duration::from_secs(30);
 fn sockets_go_where_allow_hosts_and_the_operator_let_them() {
     let (dir, echo) = (tempfile::tempdir().unwrap(), Echo::start());
     let platform = Platform::start(dir.path(), &["--allow-egress", "127.0.0.0/8"]).unwrap();
-    let port = echo.port();
+    // The same of each version of the contract.
+    for (app, guest) in [("out", "sockets"), ("out3", "sockets-p3")] {
+        sockets_go_where_they_may(&platform, echo.port(), app, guest);
+    }
+}
+
+fn sockets_go_where_they_may(platform: &Platform, port: u16, app: &str, guest: &str) {
     deploy(
-        &platform,
-        "out",
-        "sockets",
+        platform,
+        app,
+        guest,
         &[
             format!("tcp://127.0.0.1:{port}"),
             format!("tcp://localhost:{port}"),
@@ -27,7 +33,7 @@ fn sockets_go_where_allow_hosts_and_the_operator_let_them() {
             format!("tcp://10.0.0.1:{port}"),
         ],
     );
-    let at = |path: &str, host: &str| said(&platform, "out", &format!("{path}?host={host}&port={port}&send=hello"));
+    let at = |path: &str, host: &str| said(platform, app, &format!("{path}?host={host}&port={port}&send=hello"));
     // Each way works where it is granted: the refusals below are refusals.
     assert_eq!(at("/tcp", "127.0.0.1"), (200, "hello".to_owned()));
     assert_eq!(at("/udp", "127.0.0.1"), (200, "hello".to_owned()));
@@ -50,11 +56,11 @@ fn sockets_go_where_allow_hosts_and_the_operator_let_them() {
         ("/bind", "0.0.0.0"),
         ("/listen", ""),
     ] {
-        assert_eq!(at(path, host), denied, "{path} {host}");
+        assert_eq!(at(path, host), denied, "{app} {path} {host}");
     }
     // The log says what to write, and what the operator's policy refused.
     let log = || {
-        let output = platform.cli(&["logs", "out", "-n", "1000"]).unwrap();
+        let output = platform.cli(&["logs", app, "-n", "1000"]).unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
     let wanted = [
@@ -66,7 +72,7 @@ fn sockets_go_where_allow_hosts_and_the_operator_let_them() {
     ];
     until(WITHIN, || wanted.iter().all(|text| log().contains(text))).unwrap_or_else(|_| panic!("{}", log()));
     // And the node has recorded what it was asked.
-    let records = flows(&platform, "out");
+    let records = flows(platform, app);
     let found = |host: &str, transport: &str, verdict: &str| {
         records.iter().any(|r| {
             r["host"] == host && r["transport"] == transport && r["verdict"] == verdict && r["caller"] == "main"
@@ -78,11 +84,47 @@ fn sockets_go_where_allow_hosts_and_the_operator_let_them() {
 }
 
 #[test]
+fn sockets_of_wasi_0_3_stream_wait_and_are_counted() {
+    let (dir, echo) = (tempfile::tempdir().unwrap(), Echo::start());
+    let platform = Platform::start(dir.path(), &["--allow-egress", "127.0.0.1"]).unwrap();
+    let port = echo.port();
+    let allowed = ["tcp://127.0.0.1", "udp://127.0.0.1", "udp://127.0.0.2"].map(|host| format!("{host}:{port}"));
+    deploy(&platform, "out", "sockets-p3", &allowed);
+    let at = |path: &str, rest: &str| said(&platform, "out", &format!("{path}?host=127.0.0.1&port={port}{rest}"));
+    // In many pieces, both ways at once.
+    let (status, text) = at("/tcp", "&send=sidereal&times=250000");
+    assert!(status == 200 && text == "sidereal".repeat(250_000), "{status} {}", text.len());
+    // What the operator refuses is told where it is sent, and stands in nobody's way.
+    let two = r#"Err("access-denied") two Err("invalid-argument") four Err("invalid-argument")"#;
+    assert_eq!(at("/udptwo", ""), (200, two.to_owned()));
+    assert_eq!(at("/many", "&n=16"), (200, "16".to_owned()));
+    assert_eq!(at("/many", "&n=17"), (502, "new-socket-limit".to_owned()));
+    // All of them are gone with their calls.
+    until(WITHIN, || echo.open.load(Relaxed) == 0).unwrap();
+}
+
+#[test]
+fn no_socket_of_wasi_0_3_is_there_without_a_grant() {
+    let (dir, echo) = (tempfile::tempdir().unwrap(), Echo::start());
+    let platform = Platform::start(dir.path(), &["--allow-egress", "127.0.0.0/8"]).unwrap();
+    let port = echo.port();
+    deploy(&platform, "out", "sockets-p3", &[format!("http://127.0.0.1:{port}")]);
+    for path in ["/tcp", "/udp", "/udpto", "/many", "/bind", "/listen"] {
+        let told = said(&platform, "out", &format!("{path}?host=127.0.0.1&port={port}&send=x"));
+        assert_eq!(told, (502, "access-denied".to_owned()), "{path}");
+    }
+    assert_eq!(said(&platform, "out", "/lookup?host=localhost"), (502, "access-denied".to_owned()));
+    assert_eq!((echo.knocks.load(Relaxed), flows(&platform, "out").len()), (0, 0), "nobody was asked");
+}
+
+#[test]
 fn a_grant_taken_back_ends_open_sockets_and_pooled_connections() {
     let (dir, echo) = (tempfile::tempdir().unwrap(), Echo::start());
     let platform = Platform::start(dir.path(), &["--allow-egress", "127.0.0.0/8"]).unwrap();
     let port = echo.port();
     deploy(&platform, "out", "sockets", &[format!("tcp://127.0.0.1:{port}")]);
+    let both = ["tcp", "udp"].map(|transport| format!("{transport}://127.0.0.1:{port}"));
+    deploy(&platform, "out3", "sockets-p3", &both);
     deploy(&platform, "web", "probe", &[format!("http://127.0.0.1:{port}")]);
     let fetch = format!("/fetch?url=http://127.0.0.1:{port}/");
     assert_eq!(said(&platform, "web", &fetch).0, 200);
@@ -90,26 +132,60 @@ fn a_grant_taken_back_ends_open_sockets_and_pooled_connections() {
     assert_eq!(said(&platform, "web", &fetch).0, 200);
     assert_eq!(echo.knocks.load(Relaxed), pooled, "the connection is kept");
     std::thread::scope(|scope| {
-        let held = scope.spawn(|| said(&platform, "out", &format!("/hold?host=127.0.0.1&port={port}")));
-        until(WITHIN, || echo.open.load(Relaxed) == 2).unwrap();
+        let hold = |app: &'static str, path: &'static str| {
+            let (platform, path) = (&platform, format!("{path}?host=127.0.0.1&port={port}"));
+            scope.spawn(move || said(platform, app, &path))
+        };
+        let (held, held3, datagrams) = (hold("out", "/hold"), hold("out3", "/hold"), hold("out3", "/udphold"));
+        // Two connections, and one datagram that was heard.
+        until(WITHIN, || echo.open.load(Relaxed) == 3 && echo.knocks.load(Relaxed) == pooled + 3).unwrap();
         platform.ok(&["tenant-settings", "set", "--deny-egress", "127.0.0.0/8"]).unwrap();
-        // Both go, the pooled one and the one in use: the other side sees it, and so does the guest.
+        // All go, the pooled one and those in use: the other side sees it, and so do the guests.
         until(WITHIN, || echo.open.load(Relaxed) == 0).unwrap();
         assert_eq!(held.join().unwrap(), (200, "ended".to_owned()));
+        assert_eq!(held3.join().unwrap(), (200, "ended".to_owned()));
+        assert_eq!(datagrams.join().unwrap(), (502, "remote-unreachable".to_owned()));
     });
     let (status, text) = said(&platform, "web", &fetch);
     assert!(status == 502 && text.contains("Prohibited"), "{status} {text}");
-    assert_eq!(said(&platform, "out", &format!("/tcp?host=127.0.0.1&port={port}&send=x")).1, "access-denied");
+    for (app, path) in [("out", "/tcp"), ("out3", "/tcp"), ("out3", "/udp")] {
+        let told = said(&platform, app, &format!("{path}?host=127.0.0.1&port={port}&send=x"));
+        assert_eq!(told, (502, "access-denied".to_owned()), "{app} {path}");
+    }
     assert_eq!(echo.open.load(Relaxed), 0);
-    let verdicts: BTreeSet<String> = ["out", "web"]
-        .iter()
-        .flat_map(|app| flows(&platform, app))
-        .map(|r| r["verdict"].as_str().unwrap().to_owned())
-        .collect();
-    assert_eq!(verdicts, ["connected", "denied", "revoked"].map(str::to_owned).into());
+    for app in ["out", "out3", "web"] {
+        let verdicts: BTreeSet<String> =
+            flows(&platform, app).iter().map(|r| r["verdict"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(verdicts, ["connected", "denied", "revoked"].map(str::to_owned).into(), "{app}");
+    }
     // Granted again, they connect again.
     platform.ok(&["tenant-settings", "set", "--allow-egress", "127.0.0.0/8"]).unwrap();
     until(WITHIN, || said(&platform, "web", &fetch).0 == 200).unwrap();
+}
+
+#[test]
+fn a_suspended_tenant_loses_its_connections_its_calls_and_its_processes() {
+    let (dir, echo) = (tempfile::tempdir().unwrap(), Echo::start());
+    let platform = Platform::start(dir.path(), &["--allow-egress", "127.0.0.0/8"]).unwrap();
+    let port = echo.port();
+    deploy(&platform, "out", "sockets", &[format!("tcp://127.0.0.1:{port}")]);
+    let connect = format!("/tcp?host=127.0.0.1&port={port}&send=x");
+    assert_eq!(said(&platform, "out", &connect), (200, "x".to_owned()));
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| said(&platform, "out", &format!("/hold?host=127.0.0.1&port={port}")));
+        until(WITHIN, || echo.open.load(Relaxed) == 1).unwrap();
+        platform.ok(&["tenant", "suspend", "local", "--reason", "a test"]).unwrap();
+        until(WITHIN, || echo.open.load(Relaxed) == 0).unwrap();
+        // How its call ends is another matter.
+        drop(held.join());
+    });
+    until(WITHIN, || platform.hosts().is_empty()).expect("none of its processes is left");
+    let knocks = echo.knocks.load(Relaxed);
+    let answer = ask(&platform, "out", &connect, b"");
+    assert_eq!((answer.status, answer.header("sidereal-fault")), (503, Some("suspended")));
+    assert_eq!(echo.knocks.load(Relaxed), knocks);
+    platform.ok(&["tenant", "resume", "local"]).unwrap();
+    until(WITHIN, || said(&platform, "out", &connect) == (200, "x".to_owned())).unwrap();
 }
 
 #[test]
@@ -127,13 +203,14 @@ fn no_spelling_of_a_forbidden_address_passes_a_real_guest() {
     let entries = |host: &&str| ["http", "tcp", "udp"].map(|scheme| format!("{scheme}://{host}:{port}"));
     let allowed: Vec<String> = named.iter().flat_map(entries).collect();
     deploy(&platform, "out", "sockets", &allowed);
+    deploy(&platform, "out3", "sockets-p3", &allowed);
     deploy(&platform, "web", "probe", &allowed);
-    for some in hosts.chunks(8) {
-        let answer = ask(&platform, "out", &format!("/table?port={port}"), some.join("\n").as_bytes());
+    for (app, some) in ["out", "out3"].iter().flat_map(|app| hosts.chunks(8).map(move |some| (app, some))) {
+        let answer = ask(&platform, app, &format!("/table?port={port}"), some.join("\n").as_bytes());
         let text = answer.body;
-        assert_eq!((answer.status, text.lines().count()), (200, some.len()), "{some:?}: {text}");
+        assert_eq!((answer.status, text.lines().count()), (200, some.len()), "{app} {some:?}: {text}");
         for (host, told) in some.iter().zip(text.lines()) {
-            assert!(!told.contains("None"), "{host:?} came through: {told}");
+            assert!(!told.contains("None"), "{app}: {host:?} came through: {told}");
         }
     }
     for host in &hosts {
@@ -143,13 +220,15 @@ fn no_spelling_of_a_forbidden_address_passes_a_real_guest() {
         assert!(status != 200, "{host:?} came through: {text}");
     }
     assert_eq!(echo.knocks.load(Relaxed), 0, "nobody knocked");
-    let records = [flows(&platform, "out"), flows(&platform, "web")].concat();
-    assert!(records.iter().all(|record| record["verdict"] != "connected"), "{records:#?}");
-    for host in named {
-        let denied = |transport: &str| {
-            records.iter().any(|r| r["host"] == host && r["transport"] == transport && r["verdict"] == "denied")
-        };
-        assert!(denied("tcp") && denied("udp"), "{host} did not get as far as the node");
+    for app in ["out", "out3", "web"] {
+        let records = flows(&platform, app);
+        assert!(records.iter().all(|record| record["verdict"] != "connected"), "{records:#?}");
+        for host in named.iter().filter(|_| app != "web") {
+            let denied = |transport: &str| {
+                records.iter().any(|r| r["host"] == *host && r["transport"] == transport && r["verdict"] == "denied")
+            };
+            assert!(denied("tcp") && denied("udp"), "{app}: {host} did not get as far as the node");
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use sidereal_tests::load::Load;
+pub(crate) use sidereal_tests::platform::programs as processes;
 use sidereal_tests::platform::{self, Platform, alive, until, write_app};
 use sidereal_tests::workspace;
 
@@ -28,24 +29,6 @@ fn start_with(dir: &Path, name: &str, program: &Path, flags: &[&str]) -> Platfor
     let key = fs::read_to_string(workspace().join("examples/counter/signer.pub")).unwrap();
     platform.ok(&["tenant-settings", "set", "--trust", key.trim()]).unwrap();
     platform
-}
-
-/// The processes that run `program` for a platform.
-pub(crate) fn processes(of: u32, program: &str) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").unwrap();
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let parent = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok())
-    };
-    pids.filter(|pid| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command);
-        // The two of ours between have the program's name in their arguments.
-        let is = command.contains(program) && !command.contains("--program");
-        is && parent(*pid).and_then(parent).and_then(parent) == Some(of)
-    })
-    .collect()
 }
 
 fn count(platform: &Platform) -> u64 {
@@ -156,8 +139,8 @@ fn only_the_operators_programs_run_and_secrets_go_by_stdin_alone() {
     assert!(!done && said.contains("`postgres`") && said.contains("there are: `sqlite`"), "{said}");
     let (done, said) = deploy("/bin/sh", "wasi:keyvalue");
     assert!(!done && said.contains("is not the name of a program"), "{said}");
-    let (done, said) = deploy("sqlite", "sidereal:sql");
-    assert!(!done && said.contains("do not answer `sidereal:sql` in this version"), "{said}");
+    let (done, said) = deploy("sqlite", "wasmcloud:postgres");
+    assert!(!done && said.contains("do not answer `wasmcloud:postgres` in this version"), "{said}");
     let (done, said) = deploy("sqlite", "wasi:keyvalue");
     assert!(done, "{said}");
     assert_eq!(platform.get("counter.localhost", "/").unwrap().status, 200);

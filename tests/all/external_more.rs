@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use sidereal_tests::http::Connection;
 use sidereal_tests::load::Load;
 use sidereal_tests::platform::{Platform, until, write_app};
 use sidereal_tests::redis::Redis;
@@ -103,6 +104,34 @@ fn objects_are_kept_by_a_program_killed_and_moved_to_it_and_back() {
     let refused = platform.cli(&["link", "set", "blobs", "wasi:blobstore#default=folder", "--copy-data"]).unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("give the link a `container`"), "{said}");
+}
+
+#[test]
+fn tables_are_kept_by_a_program_that_is_killed() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = start(dir.path(), "database.py", "sidereal:sql");
+    write_app(app.path(), "books", "sql-probe", "[components.main.links]\n\"sidereal:sql\" = \"mine\"").unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let ask = |path: &str, body: &str| {
+        let answer = Connection::open(platform.ingress).unwrap().send("POST", "books.localhost", path, body.as_bytes());
+        let answer = answer.unwrap();
+        (answer.status, answer.body.trim_end().to_owned())
+    };
+    let ok = |text: &str| (200, text.to_owned());
+    assert_eq!(ask("/execute/-", "CREATE TABLE books (id BIGINT PRIMARY KEY, title TEXT, lent BOOLEAN)"), ok("0"));
+    let add =
+        "INSERT INTO books VALUES ($2, $1, $3)\tt:Dune\ti:1\tb:false\nINSERT INTO books VALUES (2, 'Emma', $1)\tn:";
+    assert_eq!(ask("/batch/-", add), ok("1 1"));
+    let read = "SELECT * FROM books ORDER BY id";
+    assert_eq!(ask("/query/-", read), ok("id\ttitle\tlent\ni:1\tt:Dune\tb:false\ni:2\tt:Emma\tn:"));
+    assert!(ask("/execute/-", "INSERT INTO books VALUES (1, 'Dune', NULL)").1.starts_with("constraint"));
+    assert!(ask("/execute/-", "ATTACH 'x' AS y").1.starts_with("denied: "), "what is refused is refused before it");
+    kill(&platform, "database.py");
+    until(Duration::from_secs(20), || ask("/query/-", read).0 == 200).unwrap();
+    assert!(ask("/query/-", read).1.contains("Emma"), "what was answered is on disk");
+    // The same component, on the database of the platform.
+    platform.ok(&["link", "set", "books", "sidereal:sql=sqlite"]).unwrap();
+    assert!(ask("/query/-", read).1.starts_with("invalid: "));
 }
 
 #[test]
@@ -221,9 +250,9 @@ fn what_a_program_does_not_answer_is_refused_at_deploy() {
              program = \"mine\"\ncontract = \"{contract}\""
         )
     };
-    let said = deploy(&own("sidereal:sql"));
+    let said = deploy(&own("wasmcloud:postgres"));
     assert!(
-        said.contains("provider-setting") && said.contains("do not answer `sidereal:sql` in this version"),
+        said.contains("provider-setting") && said.contains("do not answer `wasmcloud:postgres` in this version"),
         "{said}"
     );
     assert!(said.contains("`wasi:blobstore`") && said.contains("`wasmcloud:secrets`"), "it says which they do: {said}");

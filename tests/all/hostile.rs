@@ -8,9 +8,9 @@ use std::time::Duration;
 use fuzz::malformed;
 use sidereal_tests::hostile::arena::{self, Arena, NOISY};
 use sidereal_tests::hostile::cases;
-use sidereal_tests::hostile::soak::{Victim, soak};
+use sidereal_tests::hostile::soak::{Bounds, PROMISED, ROUGH, Report, Served, Victim, soak};
 use sidereal_tests::load::Load;
-use sidereal_tests::platform::{Platform, until, write_app};
+use sidereal_tests::platform::{Platform, set_aside, until, write_app};
 
 #[test]
 fn four_endless_loops_per_core_slow_nobody_else_and_do_not_keep_the_platform_from_stopping() {
@@ -34,13 +34,19 @@ fn four_endless_loops_per_core_slow_nobody_else_and_do_not_keep_the_platform_fro
     }
     let load = Load::start(platform.ingress, "good.localhost", "/", 4, Duration::from_millis(2));
     load.wait(500);
+    let hosts = platform.hosts();
+    let of = |tenant: &str| hosts.iter().find_map(|host| set_aside(*host, tenant));
     if may_raise_limits() {
         let gives_way = || platform.hosts().into_iter().any(|host| policy(host) == Some(SCHED_IDLE));
         until(Duration::from_secs(20), gives_way).expect("a host that computes gives way to all others");
-    } else {
+    } else if of("noisy").is_none() {
         sidereal_tests::not_run(
-            "that a host which computes gives way: a node without CAP_SYS_RESOURCE cannot let its hosts come back from there",
+            "that a host which computes gives way: a node without CAP_SYS_RESOURCE cannot let its hosts come back from there, \
+             and this one has no control groups that share the processor",
         );
+    } else {
+        until(Duration::from_secs(20), || of("noisy") == Some(true)).expect("one that computes is set aside");
+        assert_eq!(of("local"), Some(false), "one that serves does not");
     }
     let report = load.stop();
     assert!(report.failures.is_empty(), "{:?}", report.failures);
@@ -149,13 +155,52 @@ fn a_victim_is_served_while_the_corpus_runs_without_a_pause() {
     let long =
         minutes.as_ref().map_or(Duration::from_secs(5), |text| Duration::from_secs(60 * text.parse::<u64>().unwrap()));
     let arena = Arena::start().unwrap();
-    let report = soak(&arena, long).unwrap();
-    println!("{report}");
-    let failures: Vec<_> = report.victim.iter().flat_map(|served| &served.failures).collect();
-    assert!(failures.is_empty(), "{failures:?}");
-    assert!(report.hostile > 10 && !report.victim[1].latencies.is_empty(), "{report}");
-    if minutes.is_some() {
-        let [begin, end] = report.memory;
-        assert!(end <= begin + begin / 20, "resident memory grew: {report}");
+    // What is wrong by much is wrong every time; a moment in which the machine did something else is in one of a few.
+    let (bounds, tries) = if minutes.is_some() { (&PROMISED, 1) } else { (&ROUGH, 4) };
+    let mut wrong = Vec::new();
+    for _ in 0..tries {
+        let report = soak(&arena, long).unwrap();
+        println!("{report}");
+        assert!(report.hostile > 10, "{report}");
+        let failed = report.victim.iter().flat_map(|served| &served.failures).collect::<Vec<_>>();
+        assert!(failed.is_empty(), "{failed:?}\n{report}");
+        wrong = report.check(bounds);
+        if wrong.is_empty() {
+            return;
+        }
     }
+    panic!("{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_report_that_is_not_as_promised_is_named_for_each_reason() {
+    let served = |latency: u64, requests: usize| Served {
+        latencies: vec![Duration::from_millis(latency); requests],
+        failures: Vec::new(),
+        within: Duration::from_secs(10),
+    };
+    let report = |meanwhile: Served, over_run: u64, samples: usize, memory: [u64; 2]| Report {
+        hostile: 100,
+        turned_away: 0,
+        victim: [served(2, 1000), meanwhile],
+        over_run: vec![Duration::from_millis(over_run); samples],
+        memory,
+    };
+    let wrong = |report: Report, bounds: &Bounds| report.check(bounds).len();
+    let same = [1000, 1050];
+    assert_eq!(wrong(report(served(4, 900), 20, 100, same), &PROMISED), 0);
+    for (case, off) in [
+        ("p99 3x", report(served(6, 1000), 0, 100, same)),
+        ("nothing served", report(served(0, 0), 0, 100, same)),
+        ("rate 80 %", report(served(2, 800), 0, 100, same)),
+        ("over-run 50 ms", report(served(2, 1000), 50, 100, same)),
+        ("few samples", report(served(2, 1000), 0, 99, same)),
+        ("memory", report(served(2, 1000), 0, 100, [1000, 1051])),
+        ("a failure", report(Served { failures: vec!["503".into()], ..served(2, 1000) }, 0, 100, same)),
+    ] {
+        assert!(wrong(off, &PROMISED) > 0, "{case}");
+    }
+    assert_eq!(wrong(report(served(20, 500), 200, 1, [1000, 9000]), &ROUGH), 0);
+    assert_eq!(wrong(report(served(21, 499), 201, 1, [1000, 9000]), &ROUGH), 3);
+    assert_eq!(wrong(report(served(20, 500), 0, 0, [1000, 9000]), &ROUGH), 1);
 }

@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use node::confine::{Confinement, Waiver, Wanted, Who};
@@ -125,7 +126,11 @@ fn mounts_of_a_program(pid: u32, named: &[(&Path, &str)]) -> String {
             Some((before, _)) => format!("{before}/run/<its socket>"),
             None => at,
         };
-        let kept = ["ro", "rw", "nosuid", "nodev"].into_iter().filter(|flag| is(flag));
+        // Device files of the machine's, and its /proc, which is covered: with what it mounts them.
+        let machines = at.starts_with("/dev/") && !at.starts_with("/dev/shm") || at == "/proc" && is("rw");
+        let kept = ["ro", "rw", "nosuid", "nodev"]
+            .into_iter()
+            .filter(|flag| is(flag) && !(machines && flag.starts_with("no")));
         lines.push(format!("mount {at}: {}\n", kept.collect::<Vec<_>>().join(",")));
     }
     lines.sort();
@@ -138,14 +143,16 @@ fn mounts_of_a_program(pid: u32, named: &[(&Path, &str)]) -> String {
     lines.concat() + &format!("in its root beside the system: {root:?}\n")
 }
 
-/// Control groups of this machine whose name begins so.
+/// Control groups of this machine whose name begins so, but the one that the node itself moved into (version 2): whoever started it
+/// may have moved with it.
 fn groups(prefix: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut todo = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
     while let Some((dir, depth)) = todo.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) && depth < 4 {
-                if entry.file_name().to_string_lossy().starts_with(prefix) {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with(prefix) && !name.ends_with(".node") {
                     found.push(entry.path());
                 }
                 todo.push((entry.path(), depth + 1));
@@ -167,6 +174,8 @@ fn the_golden_isolation_audit() {
     write_app(app.path(), "hello", "hello", "").unwrap();
     // The compiler is caught while it works.
     let (up, folder) = (platform.pid(), app.path().to_str().unwrap().to_owned());
+    let stopped = Arc::new(AtomicBool::new(false));
+    let found = stopped.clone();
     let watching = std::thread::spawn(move || {
         let mut seen = None;
         let caught = || {
@@ -175,6 +184,7 @@ fn the_golden_isolation_audit() {
                 let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
                 status.contains("Seccomp:\t2") && Platform::signal(*pid, Signal::STOP).is_ok() && alive(*pid)
             });
+            found.store(seen.is_some(), SeqCst);
             seen.is_some()
         };
         until(Duration::from_secs(30), caught).unwrap();
@@ -184,12 +194,21 @@ fn the_golden_isolation_audit() {
         text
     });
     platform.ok(&["deploy", &folder]).unwrap();
+    // One that was done between two looks is followed by another one.
+    for guest in ["probe", "hello-p3"].into_iter().filter(|_| !stopped.load(SeqCst)) {
+        let other = tempfile::tempdir().unwrap();
+        write_app(other.path(), guest, guest, "").unwrap();
+        platform.ok(&["deploy", other.path().to_str().unwrap()]).unwrap();
+        platform.ok(&["delete", guest, "--confirm", guest]).unwrap();
+    }
     golden("compiler", &watching.join().unwrap());
     assert_eq!(platform.get("hello.localhost", "/").unwrap().status, 200);
     let hosts = platform.hosts();
     assert_eq!(hosts.len(), 2);
     for host in &hosts {
         golden("host", &look(*host, all_mounts));
+        let sooner = fs::read_to_string(format!("/proc/{host}/oom_score_adj")).unwrap();
+        assert_eq!(sooner.trim(), "300", "without memory the kernel ends it and not the node");
         let group = fs::read_to_string(format!("/proc/{host}/cgroup")).unwrap();
         assert!(group.contains(&format!("{}tenant.local", prefix(dir.path()))), "{group}");
     }
@@ -199,6 +218,12 @@ fn the_golden_isolation_audit() {
     let nodes: serde_json::Value = serde_json::from_slice(&nodes.stdout).unwrap();
     assert_eq!(nodes["data"]["nodes"][0]["layers"].as_array().unwrap().len(), 11, "{nodes}");
     assert_eq!(nodes["data"]["nodes"][0]["waived"], serde_json::json!({}));
+    let version = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "cgroup v2, " } else { "cgroup v1, " };
+    let said = nodes["data"]["nodes"][0]["groups"].as_str().unwrap();
+    assert!(said.starts_with(version), "{said}");
+    let text = platform.cli(&["status"]).unwrap();
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains(&format!("  control groups: {said}")), "{text}");
     assert!(!groups(&prefix(dir.path())).is_empty());
     assert_eq!(platform.stop(Duration::from_secs(20)).unwrap().code(), Some(0));
     assert!(hosts.iter().all(|pid| !alive(*pid)));
@@ -252,6 +277,25 @@ fn a_layer_that_is_waived_is_named_everywhere() {
     assert_eq!(wrong.status.code(), Some(2));
 }
 
+#[test]
+fn a_start_that_is_refused_leaves_no_group_behind() {
+    let (dir, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    if !rustix::process::geteuid().is_root() || sandbox::cgroup::Hierarchy::probe().is_err() {
+        return not_run("that a refused start leaves no control group behind: root, and a hierarchy of them");
+    }
+    // A program that the user of a tenant cannot run.
+    let program = bin.path().join("sidereal");
+    fs::copy(sidereal_tests::binary(), &program).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let mut up = Command::new(&program);
+    up.args(["up", "-o", "json", "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"]);
+    up.args(["--metrics-listen", "127.0.0.1:0"]).env("SIDEREAL_DATA_DIR", dir.path()).stdin(Stdio::null());
+    let out = up.output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && said.contains("isolation-refused"), "{said}");
+    assert_eq!(groups(&prefix(dir.path())), [""; 0].map(PathBuf::from), "no group stays behind");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_escape_drill_in_the_place_of_a_host() {
     if Command::new("cc").arg("--version").output().is_err() || !cfg!(target_arch = "x86_64") {
@@ -282,6 +326,7 @@ async fn the_escape_drill_in_the_place_of_a_host() {
         data_dir: data,
         waiver: Waiver::default(),
         uids: None,
+        user: None,
         join: Vec::new(),
         command: String::new(),
     };
@@ -375,11 +420,21 @@ fn an_external_program_is_confined_and_finds_no_way_out() {
     let named = [(dir.path(), "<data>"), (bin.path(), "<folder of the program>")];
     golden("program", &look(pid, |pid| mounts_of_a_program(pid, &named)));
     let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    assert!(group.contains(&format!("{}external.local.", prefix(dir.path()))), "{group}");
-    let limit = groups(&format!("{}external.local.", prefix(dir.path()))).into_iter().find_map(|dir| {
-        fs::read_to_string(dir.join("memory.limit_in_bytes")).or(fs::read_to_string(dir.join("memory.max"))).ok()
-    });
-    assert_eq!(limit.unwrap().trim(), (2u64 << 30).to_string());
+    let tenant = format!("{}tenant.local", prefix(dir.path()));
+    assert!(group.contains(&format!("{tenant}/external.")), "it counts in what its tenant may use: {group}");
+    let limit = |dirs: Vec<PathBuf>| {
+        let text = |file: &str| dirs.iter().find_map(|dir| fs::read_to_string(dir.join(file)).ok());
+        text("memory.limit_in_bytes").or_else(|| text("memory.max")).map(|text| text.trim().to_owned())
+    };
+    let below = |dir: PathBuf| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let is_external =
+        |dir: &PathBuf| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("external."));
+    let own: Vec<PathBuf> = groups(&tenant).into_iter().flat_map(below).filter(is_external).collect();
+    assert_eq!(limit(own), Some((2u64 << 30).to_string()));
+    platform.ok(&["tenant", "set", "local", "--memory", "512MiB"]).unwrap();
+    let held = || limit(groups(&tenant)) == Some((512u64 << 20).to_string());
+    until(Duration::from_secs(10), held).expect("it is held to the quota of its tenant, with everything else of that");
+    assert!(alive(pid));
     let uid = |pid: u32| std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/task")).unwrap());
     assert!(platform.hosts().into_iter().all(|host| uid(host) != uid(pid)), "it is not the user of its tenant's hosts");
 

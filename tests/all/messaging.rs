@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use sidereal_tests::nats::Nats;
 use sidereal_tests::platform::{Platform, until, write_app};
+use sidereal_tests::redis::Redis;
 
 /// An app that sends, and one that counts what it is given.
 const LINKS: &str = "\n[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"\n";
@@ -177,6 +178,46 @@ fn deploys_and_a_moved_link_lose_no_message() {
     for n in 0..6 {
         reaches(&platform, &format!("done:slow-20{n}"), 1);
     }
+}
+
+#[test]
+fn core_nats_loses_no_message_to_deploys_and_to_a_move_of_the_apps_data() {
+    let nats = Nats::start().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();
+    platform.ok(&["provider", "add", "bus", "--type", "messaging-nats", "--url", &nats.url()]).unwrap();
+    let redis = Redis::start().unwrap();
+    platform.ok(&["provider", "add", "cache", "--type", "keyvalue-redis", "--url", &redis.url()]).unwrap();
+    sender(dir.path(), "bus");
+    worker(dir.path(), "bus", "subscriptions = \"orders.new\"");
+    deploy(&platform, dir.path(), "worker");
+    deploy(&platform, dir.path(), "sender");
+    let going = std::sync::atomic::AtomicBool::new(true);
+    let sent = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let mut sent = 0_u64;
+            while going.load(std::sync::atomic::Ordering::SeqCst) {
+                let path = format!("/burst?subject=orders.new&from={sent}&to={}", sent + 2);
+                assert_eq!(text(&platform, "sender.localhost", &path), "sent");
+                sent += 2;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            sent
+        });
+        for tries in 6..9 {
+            worker(dir.path(), "bus", &format!("subscriptions = \"orders.new\", max-tries = \"{tries}\""));
+            deploy(&platform, dir.path(), "worker");
+        }
+        // `memory` is of one host: messages that wait in another one go there.
+        for provider in ["cache", "memory", "embedded"] {
+            let moved = platform.ok(&["link", "set", "worker", &format!("wasi:keyvalue={provider}"), "--copy-data"]);
+            assert_eq!(moved.unwrap()["phase"], "done");
+        }
+        going.store(false, std::sync::atomic::Ordering::SeqCst);
+        sending.join().unwrap()
+    });
+    reaches(&platform, "done", sent);
+    assert_eq!(number(&platform, "done"), sent, "each once");
 }
 
 #[test]

@@ -1,45 +1,176 @@
 //! Data that move with their link: under traffic, past an interruption, and never over somebody else's keys.
 
-use std::io::BufRead as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sidereal_tests::consul::{self, Consul};
+use api::client::ControlClient;
+use api::copy::CopyPhase;
 use sidereal_tests::load::Load;
 use sidereal_tests::nats::Nats;
+use sidereal_tests::offered::{Offer, Offered, at_less, bearable};
 use sidereal_tests::platform::{Platform, until, write_app};
 use sidereal_tests::redis::Redis;
-use sidereal_tests::vault::Vault;
+use sidereal_tests::workspace;
+
+use crate::servers::Servers;
 
 fn links(provider: &str) -> String {
     format!("[components.main.links]\n\"wasi:keyvalue\" = \"{provider}\"")
 }
 
-#[test]
-fn a_counter_moves_from_provider_to_provider_under_traffic_and_keeps_its_count() {
-    let (redis, nats, consul) = (Redis::start().unwrap(), Nats::start().unwrap(), Consul::start().unwrap());
+/// How many keys are counted in: no server is asked to take turns at one of them for all of them.
+const COUNTERS: usize = 50;
+/// Requests a second, whatever becomes of them. One of ten counts.
+const RATE: u32 = 1000;
+
+/// What is asked for in turn: each counter is counted in once for nine reads.
+fn asked() -> Vec<String> {
+    let count = |n: usize| format!("/increment/default/k{n}/1");
+    let reads = |n: usize| (1..10).map(move |more| format!("/get/default/k{}", (n + more) % COUNTERS));
+    (0..COUNTERS).flat_map(|n| std::iter::once(count(n)).chain(reads(n))).collect()
+}
+
+/// An app in `embedded` that counts.
+fn probe() -> (tempfile::TempDir, tempfile::TempDir, Platform) {
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let platform = Platform::start(dir.path(), &[]).unwrap();
-    write_app(app.path(), "counter", "kv-counter", &links("memory")).unwrap();
+    write_app(app.path(), "probe", "kv-probe", &links("embedded")).unwrap();
     platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    (dir, app, platform)
+}
+
+fn offer(platform: &Platform) -> Offer {
+    Offer { address: platform.ingress, host: "probe.localhost".to_owned(), paths: asked(), rate: RATE }
+}
+
+/// The rate that the provider bears that the app is linked to. Asks for other counters: those of the round are counted
+/// from nothing.
+fn borne(platform: &Platform) -> u32 {
+    let offer = offer(platform);
+    let quiet = offer.paths.iter().map(|path| path.replace("/k", "/quiet")).collect();
+    bearable(&Offer { paths: quiet, ..offer }).unwrap()
+}
+
+/// Moves the app with its data to each of `round` in turn, under `rate` requests a second: none fails, none is answered twice and no
+/// count is lost. The rate there was.
+fn moved_under(platform: &Platform, round: &[&str], rate: u32) -> f64 {
+    let offer = Offer { rate, ..offer(platform) };
+    let counts: Vec<bool> = offer.paths.iter().map(|path| path.starts_with("/increment/")).collect();
+    let some = u64::from(rate / 2).max(10);
+    let offered = Offered::start(offer);
+    offered.wait(some).unwrap();
+    let mut moves = Vec::new();
+    for provider in round {
+        let link = format!("wasi:keyvalue={provider}");
+        let asked = Instant::now();
+        // Back where it was, the provider has what it had then.
+        let moved = platform.ok(&["link", "set", "probe", &link, "--copy-data=remove"]).unwrap();
+        assert_eq!(moved["phase"], "done", "{moved}");
+        moves.push((asked, Instant::now()));
+        offered.wait(some).unwrap();
+    }
+    let report = offered.stop().unwrap();
+    assert!(
+        report.failures.is_empty(),
+        "{} of {}: {:?}",
+        report.failures.len(),
+        report.sent,
+        &report.failures[..3.min(report.failures.len())]
+    );
+    assert_eq!(report.answers.len() as u64, report.sent, "each was answered, once");
+    println!("{:.0}/s, the latest {:?} late", report.rate(), report.latest);
+    assert!(moves.iter().all(|(asked, done)| report.during(*asked, *done) > 0), "requests are under way in each move");
+    let counted = report.answers.iter().filter(|answer| counts[answer.path]).count() as u64;
+    let number = |n: usize| platform.get("probe.localhost", &format!("/get/default/k{n}")).unwrap().body;
+    let kept: u64 = (0..COUNTERS).map(|n| number(n).parse::<u64>().unwrap_or(0)).sum();
+    assert_eq!(kept, counted, "every answered call is counted once");
+    // No number was given twice: two providers that answered at once would count the same one.
+    let mut given: Vec<_> =
+        report.answers.iter().filter(|answer| counts[answer.path]).map(|a| (a.path, &a.body)).collect();
+    given.sort_unstable();
+    given.dedup();
+    assert_eq!(given.len() as u64, counted);
+    report.rate()
+}
+
+#[test]
+fn an_app_moves_through_memory_redis_and_nats_under_a_thousand_requests_a_second_and_keeps_its_counts() {
+    let servers = Servers::start();
+    let (_dir, _app, platform) = probe();
+    let there = servers.add(&platform, "probe");
+    let rate = borne(&platform);
+    assert!(there.starts_with(&["redis", "nats"]), "{there:?}");
+    let round = ["memory", "redis", "nats", "embedded", "nats", "redis", "memory", "embedded"];
+    let was = moved_under(&platform, &round, rate);
+    at_less("a move of data through memory, Redis and NATS", RATE, rate, was);
+}
+
+/// Their servers order writes by comparing: counts in one key that meet there fail, moved or not. So as often as each bears.
+#[test]
+fn an_app_moves_through_vault_and_consul_under_what_they_bear_and_keeps_its_counts() {
+    let servers = Servers::start();
+    let (_dir, _app, platform) = probe();
+    let there: Vec<_> =
+        servers.add(&platform, "probe").into_iter().filter(|name| ["vault", "consul"].contains(name)).collect();
+    let link = |provider: &str| platform.ok(&["link", "set", "probe", &format!("wasi:keyvalue={provider}")]).unwrap();
+    let mut rate = RATE;
+    for provider in &there {
+        link(provider);
+        rate = rate.min(borne(&platform));
+    }
+    link("embedded");
+    let round: Vec<_> = there.iter().copied().chain(["embedded"]).collect();
+    let was = moved_under(&platform, &round, rate);
+    at_less(&format!("a move of data through {}", round.join(", ")), RATE, rate, was);
+}
+
+#[test]
+fn components_that_share_a_bucket_move_together_and_lose_nothing_that_either_wrote() {
+    let redis = Redis::start().unwrap();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
     platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &redis.url()]).unwrap();
-    platform.ok(&["provider", "add", "nats", "--type", "keyvalue-nats", "--url", &nats.url()]).unwrap();
-    let mut round = vec!["embedded", "redis", "nats"];
-    let vault = Vault::start().unwrap();
-    if let Some(vault) = &vault {
-        // Not as its operator: a token of the app's own paths is all it takes.
-        let token = vault.token(&["secret/data/sidereal/local/counter/*", "secret/metadata/sidereal/local/counter/*"]);
-        platform.secret("vault-token", &token.unwrap()).unwrap();
-        let add = ["provider", "add", "vault", "--type", "keyvalue-vault", "--secret", "token=vault-token", "--url"];
-        platform.ok(&[&add[..], &[&vault.url()]].concat()).unwrap();
-        round.push("vault");
+    let second = "[components.index]\nsource = \"component.wasm\"\n[components.index.links]\n\
+                  \"wasi:keyvalue\" = \"embedded\"\n\n[[routes]]\nhost = \"index.localhost\"\npath = \"/\"\ncomponent = \"index\"\n";
+    write_app(app.path(), "probe", "kv-probe", &format!("{}\n\n{second}", links("embedded"))).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let get = |host: &str, path: &str| platform.get(host, path).unwrap().body;
+    assert_eq!(get("probe.localhost", "/set/default/k/old"), "ok");
+    for (component, provider) in [("main", "redis"), ("index", "embedded"), ("main", "redis")] {
+        let link = format!("wasi:keyvalue={provider}");
+        let set = ["link", "set", "probe", &link, "--component", component, "--copy-data=remove"];
+        assert_eq!(platform.ok(&set).unwrap()["phase"], "done");
+        let links = platform.ok(&["link", "list", "probe"]).unwrap();
+        let providers: Vec<_> = links.as_array().unwrap().iter().map(|one| one["link"]["provider"].clone()).collect();
+        assert_eq!(providers, [provider, provider], "both, whichever is named");
+        // Written by one of them, it is what the other one has.
+        assert_eq!(get("index.localhost", &format!("/set/default/k/{provider}")), "ok");
+        assert_eq!(get("probe.localhost", "/get/default/k"), provider);
     }
-    if let Some(consul) = &consul {
-        platform.secret("consul-token", consul::TOKEN).unwrap();
-        let add = ["provider", "add", "consul", "--type", "keyvalue-consul", "--secret", "token=consul-token", "--url"];
-        platform.ok(&[&add[..], &[&consul.url()]].concat()).unwrap();
-        round.push("consul");
-    }
-    round.extend(["memory", "redis", "embedded", "memory"]);
+    // One that is moved alone, without the data, leaves the other behind: it is not overwritten later.
+    platform.ok(&["link", "set", "probe", "wasi:keyvalue=embedded", "--component", "index"]).unwrap();
+    let moved = ["link", "set", "probe", "wasi:keyvalue=embedded", "--component", "main", "--copy-data=keep"];
+    let refused = platform.cli(&moved).unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("`index`"), "{why}");
+}
+
+/// The example itself, as it is signed, from memory through every provider of keys and back the same way. All callers count in
+/// its one key.
+#[test]
+fn a_counter_moves_from_provider_to_provider_under_traffic_and_keeps_its_count() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    let example = workspace().join("examples/counter");
+    let signer = std::fs::read_to_string(example.join("signer.pub")).unwrap();
+    platform.ok(&["tenant-settings", "set", "--trust", signer.trim()]).unwrap();
+    platform.ok(&["deploy", example.to_str().unwrap()]).unwrap();
+    platform.ok(&["link", "set", "counter", "wasi:keyvalue=memory"]).unwrap();
+    let mut round = vec!["embedded"];
+    round.extend(servers.add(&platform, "counter"));
+    let back: Vec<_> = round.iter().rev().skip(1).copied().collect();
+    round.extend(back);
+    round.push("memory");
 
     let load = Load::start(platform.ingress, "counter.localhost", "/", 8, Duration::from_millis(4));
     load.wait(50);
@@ -52,8 +183,39 @@ fn a_counter_moves_from_provider_to_provider_under_traffic_and_keeps_its_count()
     let report = load.stop();
     assert!(report.failures.is_empty(), "{:?}", report.failures);
     let answer = platform.get("counter.localhost", "/").unwrap();
-    let count: u64 = answer.body.trim().parse().unwrap();
+    let count: u64 = answer.body.trim().strip_prefix("counter: ").unwrap().parse().unwrap();
     assert_eq!(count, report.good + 1, "every answered call is counted once");
+}
+
+/// Servers that take one key at a time, or 64, and many keys.
+#[test]
+fn thousands_of_keys_move_to_vault_and_consul_and_back() {
+    const KEYS: usize = 5000;
+    let servers = Servers::start();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    write_app(app.path(), "probe", "kv-probe", &links("embedded")).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let round = servers.add(&platform, "probe").into_iter().filter(|name| ["vault", "consul"].contains(name));
+    let value = |key: usize| format!("value-{}", key * 7919);
+    let pairs: Vec<String> = (0..KEYS).map(|key| format!("k{key}={}", value(key))).collect();
+    for some in pairs.chunks(250) {
+        let set = platform.get("probe.localhost", &format!("/set-many/default/{}", some.join(","))).unwrap();
+        assert_eq!(set.body, "ok");
+    }
+    for provider in round.chain(["embedded"]) {
+        let link = format!("wasi:keyvalue={provider}");
+        let moved = platform.ok(&["link", "set", "probe", &link, "--copy-data=remove"]).unwrap();
+        assert_eq!((&moved["phase"], moved["read"].as_u64() >= Some(KEYS as u64)), (&"done".into(), true), "{moved}");
+        let keys: Vec<String> = (0..KEYS).map(|key| format!("k{key}")).collect();
+        for (n, some) in keys.chunks(250).enumerate() {
+            let got = platform.get("probe.localhost", &format!("/get-many/default/{}", some.join(","))).unwrap().body;
+            let wanted: Vec<String> = (250 * n..250 * n + some.len()).map(|k| format!("k{k}={}", value(k))).collect();
+            assert_eq!(got.lines().collect::<Vec<_>>(), wanted, "{provider}");
+        }
+        assert_eq!(platform.get("probe.localhost", "/set/default/after/1").unwrap().body, "ok");
+        assert_eq!(platform.get("probe.localhost", "/delete/default/after").unwrap().body, "ok");
+    }
 }
 
 #[test]
@@ -100,10 +262,17 @@ fn a_move_goes_on_after_kill_9() {
         .stdout(std::process::Stdio::null())
         .spawn();
     let mut asked = asked.unwrap();
-    let records = || std::fs::read(dir.path().join("store.redb")).unwrap_or_default();
-    until(Duration::from_secs(20), || records().windows(13).any(|w| w == b"copies/local/")).unwrap();
+    // In the middle of it: some keys are there, and the server takes no more until everything is dead.
+    let mut session = redis.session().unwrap();
+    let mut there = || session.ask(&["HLEN", "local/probe/default"]).unwrap().parse::<u64>().unwrap();
+    until(Duration::from_secs(20), || there() > 0).unwrap();
+    let mut operator = redis.session().unwrap();
+    operator.ask(&["CLIENT", "PAUSE", "600000", "WRITE"]).unwrap();
     platform.kill().unwrap();
     drop(asked.wait());
+    operator.ask(&["CLIENT", "UNPAUSE"]).unwrap();
+    let copied = there();
+    assert!((1..20_000).contains(&copied), "{copied} keys were copied");
 
     let platform = Platform::start(dir.path(), &[]).unwrap();
     let moved = || {
@@ -113,6 +282,7 @@ fn a_move_goes_on_after_kill_9() {
     until(Duration::from_secs(60), moved).unwrap();
     until(Duration::from_secs(20), || platform.get("probe.localhost", "/get/default/k39-499").unwrap().body == "v499")
         .unwrap();
+    assert_eq!(there(), 20_000);
     drop(redis);
     assert_ne!(platform.get("probe.localhost", "/get/default/k0-0").unwrap().status, 200, "it is redis that answers");
 }
@@ -146,14 +316,17 @@ fn while_data_move_nobody_else_sends_the_app_elsewhere() {
     let asked = std::process::Command::new(sidereal_tests::binary())
         .args(to_redis)
         .env("SIDEREAL_DATA_DIR", dir.path())
-        .stderr(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
         .spawn();
     let mut asked = asked.unwrap();
-    let mut line = String::new();
-    let mut said = std::io::BufReader::new(asked.stderr.take().unwrap());
-    said.read_line(&mut line).unwrap();
-    assert!(!line.is_empty(), "it says that it has begun");
+    let address = platform.info["api"].as_str().unwrap().trim_start_matches("http://").parse().unwrap();
+    let client = ControlClient::new(address, std::fs::read_to_string(dir.path().join("token")).unwrap().trim());
+    let (tenant, name) = ("local".parse().unwrap(), "probe".parse().unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let moves = |phase| matches!(phase, CopyPhase::Copying | CopyPhase::Following | CopyPhase::Switching);
+    let begun = || runtime.block_on(client.copied(&tenant, &name)).is_ok_and(|view| moves(view.phase));
+    until(Duration::from_secs(20), begun).expect("it has begun");
     let (again, why) = text(&[&to_redis[..4], &["--copy-data=keep"]].concat());
     assert!(!again && why.contains("are being moved"), "not what is under way: {why}");
     let (linked, why) = text(&["link", "set", "probe", "wasi:keyvalue=memory"]);
@@ -166,4 +339,60 @@ fn while_data_move_nobody_else_sends_the_app_elsewhere() {
     assert_eq!(platform.ok(&["link", "list", "probe"]).unwrap()[0]["link"]["provider"], "redis");
     assert_eq!(platform.get("probe.localhost", "/get/default/a").unwrap().body, "1");
     platform.ok(&["link", "set", "probe", "wasi:keyvalue=memory"]).expect("the move is over");
+}
+
+#[test]
+fn a_move_between_two_names_of_one_server_is_refused_and_takes_back_no_count() {
+    let redis = Redis::start().unwrap();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    for name in ["redis", "redis2"] {
+        platform.ok(&["provider", "add", name, "--type", "keyvalue-redis", "--url", &redis.url()]).unwrap();
+    }
+    write_app(app.path(), "counter", "kv-counter", &links("redis")).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let load = Load::start(platform.ingress, "counter.localhost", "/", 8, Duration::ZERO);
+    load.wait(200);
+    for _ in 0..3 {
+        let moved = platform.cli(&["link", "set", "counter", "wasi:keyvalue=redis2", "--copy-data"]).unwrap();
+        let why = String::from_utf8_lossy(&moved.stderr).into_owned();
+        assert!(!moved.status.success() && why.contains("reach the same data"), "{why}");
+        assert!(why.contains("without `--copy-data`"), "{why}");
+    }
+    platform.ok(&["link", "set", "counter", "wasi:keyvalue=redis2"]).expect("there is nothing to copy");
+    load.wait(200);
+    let report = load.stop();
+    assert!(report.failures.is_empty(), "{:?}", report.failures);
+    let count: u64 = platform.get("counter.localhost", "/").unwrap().body.trim().parse().unwrap();
+    assert_eq!(count, report.good + 1, "every answered call is counted once");
+    assert_eq!(redis.tell("", &["HLEN", "local/counter/default"]).unwrap(), "1", "nothing else is there");
+}
+
+#[test]
+fn messages_of_a_stream_wait_while_the_keys_of_their_app_move_and_none_is_put_away() {
+    let (redis, nats) = (Redis::start().unwrap(), Nats::start().unwrap());
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &redis.url()]).unwrap();
+    let add = ["provider", "add", "stream", "--type", "messaging-jetstream", "--url", &nats.url()];
+    platform.ok(&[&add[..], &["--set", "stream=ORDERS", "--set", "subjects=orders.>"]].concat()).unwrap();
+    let takes =
+        "\"wasmcloud:messaging\" = { provider = \"stream\", subscriptions = [\"orders.new\"], max-tries = \"1\" }";
+    write_app(app.path(), "mail", "messages", &format!("{}\n{takes}", links("embedded"))).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let get = |path: &str| platform.get("mail.localhost", path).unwrap().body;
+    let number = |key: &str| get(&format!("/number?key={key}")).parse::<u64>().unwrap_or(0);
+    let mut sent = 0;
+    for provider in ["redis", "embedded", "redis"] {
+        // The switch waits for this one; those behind it wait for the switch.
+        assert_eq!(get("/publish?subject=orders.new&body=slow-2500"), "sent");
+        until(Duration::from_secs(20), || number("tried:slow-2500") > number("done:slow-2500")).unwrap();
+        assert_eq!(get(&format!("/burst?subject=orders.new&from={sent}&to={}", sent + 100)), "sent");
+        sent += 100;
+        let link = format!("wasi:keyvalue={provider}");
+        let moved = platform.ok(&["link", "set", "mail", &link, "--copy-data"]).unwrap();
+        assert_eq!(moved["phase"], "done", "{moved}");
+    }
+    until(Duration::from_secs(60), || number("done") >= sent + 3).unwrap_or_else(|_| panic!("{}", number("done")));
+    assert_eq!(number("done"), sent + 3, "each is handled, once");
 }

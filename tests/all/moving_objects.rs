@@ -1,47 +1,22 @@
 //! Objects that move with their link, from the folder of the node to an S3 server and back: while they are written, past
 //! an interruption, and never over somebody else's.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use s3s::auth::SimpleAuth;
-use s3s::service::S3ServiceBuilder;
+use sidereal_tests::http::Connection;
 use sidereal_tests::load::Load;
 use sidereal_tests::platform::{Platform, until, write_app};
-
-/// An S3 server over a folder, on a thread of its own; it ends with the test's process.
-fn s3(root: &Path) -> SocketAddr {
-    std::fs::create_dir_all(root.join("bucket")).unwrap();
-    let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
-    builder.set_auth(SimpleAuth::from_single("AKID", "right"));
-    let service = builder.build();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    listener.set_nonblocking(true).unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let http = hyper::server::conn::http1::Builder::new();
-                tokio::spawn(http.serve_connection(TokioIo::new(stream), service.clone()));
-            }
-        });
-    });
-    address
-}
+use sidereal_tests::s3::S3;
 
 const LINKS: &str = "limits = { request-body = \"64MiB\", wall = \"60s\", cpu = \"20s\" }\n\
     [components.main.links]\n\
     \"wasi:blobstore\" = [{ provider = \"folder\" }, { label = \"mine\", provider = \"folder\" }]";
 
-fn begin(data: &Path, app: &Path, address: SocketAddr) -> Platform {
+fn begin(data: &Path, app: &Path, s3: &S3) -> Platform {
     let platform = Platform::start(data, &[]).unwrap();
     platform.secret("s3-key", "right").unwrap();
-    let url = format!("http://{address}");
+    let url = s3.url();
     let add = ["provider", "add", "s3", "--type", "blobstore-s3", "--url", &url, "--set", "bucket=bucket"];
     let keys = ["--set", "access-key-id=AKID", "--secret", "secret-access-key=s3-key"];
     platform.ok(&[&add[..], &keys[..]].concat()).unwrap();
@@ -61,13 +36,20 @@ fn ok(text: &str) -> (u16, String) {
 
 #[test]
 fn objects_move_to_s3_and_back_while_they_are_written() {
-    let (dir, app, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let platform = begin(dir.path(), app.path(), s3(root.path()));
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let s3 = S3::start("AKID", "right").unwrap();
+    let platform = begin(dir.path(), app.path(), &s3);
     for path in ["/create/photos", "/create/empty", "/create/mine"] {
         assert_eq!(ask(&platform, path).0, 200, "{path}");
     }
     for n in 0..20 {
         assert_eq!(ask(&platform, &format!("/fill/photos/dir%2F{n}/{}", n * 1000)), ok("ok"));
+    }
+    // Of one size, so that only what is in them tells them apart.
+    let mut connection = Connection::open(platform.ingress).unwrap();
+    for n in 0..10 {
+        let path = format!("/put/photos/named%2F{n}");
+        assert_eq!(connection.send("PUT", "blobs.localhost", &path, content(n).as_bytes()).unwrap().status, 200);
     }
     assert_eq!(ask(&platform, "/fill/photos/large/12000000"), ok("ok"));
     assert_eq!(ask(&platform, "/fill/mine/stays/10"), ok("ok"));
@@ -82,13 +64,16 @@ fn objects_move_to_s3_and_back_while_they_are_written() {
         assert_eq!(ask(platform, "/sum/photos/large"), ok("12000000"));
         assert_eq!(ask(platform, "/sum/photos/dir%2F19"), ok("19000"));
         assert_eq!(ask(platform, "/sum/photos/live"), ok("5000"));
+        for n in 0..10 {
+            assert_eq!(ask(platform, &format!("/get/photos/named%2F{n}")), ok(&content(n)), "{n}");
+        }
         assert_eq!(ask(platform, "/exists/empty"), ok("true"));
         assert_eq!(ask(platform, "/sum/mine/stays"), ok("10"));
     };
     check(&platform);
     // What is in the bucket is what the app finds.
-    assert!(root.path().join("bucket/local/blobs/s3/photos/objects/large").is_file());
-    assert!(!root.path().join("bucket/local/blobs/s3/mine").exists(), "another label's container stays");
+    assert!(s3.bucket().join("local/blobs/s3/photos/objects/large").is_file());
+    assert!(!s3.bucket().join("local/blobs/s3/mine").exists(), "another label's container stays");
 
     // Back: what was removed meanwhile is still in the folder, and nobody said that it may go.
     assert_eq!(ask(&platform, "/delete/photos/dir%2F3"), ok("ok"));
@@ -104,14 +89,25 @@ fn objects_move_to_s3_and_back_while_they_are_written() {
     assert_eq!(ask(&platform, "/has/photos/dir%2F3"), ok("false"));
 }
 
+/// An object whose every part says whose it is.
+fn content(n: usize) -> String {
+    format!("object {n:03};").repeat(2000)
+}
+
 #[test]
 fn a_move_of_objects_goes_on_after_kill_9() {
-    let (dir, app, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let platform = begin(dir.path(), app.path(), s3(root.path()));
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let s3 = S3::start("AKID", "right").unwrap();
+    let platform = begin(dir.path(), app.path(), &s3);
     assert_eq!(ask(&platform, "/create/c").0, 200);
+    let mut connection = Connection::open(platform.ingress).unwrap();
     for n in 0..300 {
-        assert_eq!(ask(&platform, &format!("/fill/c/o{n}/20000")), ok("ok"));
+        let put = connection.send("PUT", "blobs.localhost", &format!("/put/c/o{n}"), content(n).as_bytes()).unwrap();
+        assert_eq!((put.status, put.body.trim()), (200, "ok"));
     }
+    drop(connection);
+    // For less than what the copy of them asks: it is in the middle when everything is killed.
+    s3.answers(200);
     let asked = std::process::Command::new(sidereal_tests::binary())
         .args(["link", "set", "blobs", "wasi:blobstore#default=s3", "--copy-data"])
         .env("SIDEREAL_DATA_DIR", dir.path())
@@ -119,16 +115,19 @@ fn a_move_of_objects_goes_on_after_kill_9() {
         .stdout(std::process::Stdio::null())
         .spawn();
     let mut asked = asked.unwrap();
-    // In the middle of it: some objects are there, and not all.
-    let there = root.path().join("bucket/local/blobs/s3/c/objects");
+    let there = s3.bucket().join("local/blobs/s3/c/objects");
     let count = || std::fs::read_dir(&there).map_or(0, Iterator::count);
-    until(Duration::from_secs(30), || count() > 20).unwrap();
+    until(Duration::from_secs(30), || count() > 20 && s3.stands_still()).unwrap();
     platform.kill().unwrap();
     drop(asked.wait());
+    assert!(count() < 300, "all were copied before");
+    s3.answers(usize::MAX);
 
     let platform = Platform::start(dir.path(), &[]).unwrap();
     let moved = || platform.ok(&["link", "list", "blobs"]).unwrap()[0]["link"]["provider"] == "s3";
     until(Duration::from_secs(60), moved).unwrap();
-    until(Duration::from_secs(20), || ask(&platform, "/sum/c/o299") == ok("20000")).unwrap();
+    until(Duration::from_secs(20), || ask(&platform, "/get/c/o299").0 == 200).unwrap();
     assert_eq!(ask(&platform, "/list/c").1.lines().count(), 300);
+    let wrong: Vec<usize> = (0..300).filter(|n| ask(&platform, &format!("/get/c/o{n}")) != ok(&content(*n))).collect();
+    assert!(wrong.is_empty(), "not what was put there: {wrong:?}");
 }

@@ -64,7 +64,7 @@ fn a_noisy_tenant_gets_429_and_503_and_its_neighbour_neither() {
             assert!(matches!(answer.status, 200 | 429 | 503), "{answer:?}");
             let busy = answer.status == 503 && answer.header("sidereal-fault") == Some("busy");
             if busy {
-                assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+                assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
                 assert!(answer.header("retry-after").is_some(), "{answer:?}");
             }
             busy

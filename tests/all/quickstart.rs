@@ -19,6 +19,17 @@ fn blocks(page: &str) -> Vec<(String, String)> {
     blocks
 }
 
+/// What the demo answers before its number.
+const COUNTED: &str = "counter: ";
+
+fn number(line: &str) -> Option<u64> {
+    line.trim().strip_prefix(COUNTED)?.parse().ok()
+}
+
+fn count(platform: &Platform) -> u64 {
+    number(&platform.get("counter.localhost", "/").unwrap().body).unwrap()
+}
+
 #[test]
 fn every_block_does_what_the_page_says() {
     let page = std::fs::read_to_string(workspace().join("docs/quickstart.md")).unwrap();
@@ -35,6 +46,8 @@ fn every_block_does_what_the_page_says() {
             continue;
         }
         let platform = platform.as_ref().expect("the first block starts the platform");
+        let swaps = text.contains("wasi:keyvalue=memory");
+        let before = if swaps { count(platform) } else { 0 };
         let script = text
             .replace(":8080", &format!(":{}", platform.ingress.port()))
             .replace("127.0.0.1:6379", &redis.addr.to_string())
@@ -49,5 +62,11 @@ fn every_block_does_what_the_page_says() {
             .unwrap();
         let shown = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(out.status.success(), "this block failed ({}):\n{text}\n---\n{shown}", out.status);
+        if swaps {
+            // What the page says below it: one store counts from its own start, the other goes on where it was.
+            let answers: Vec<u64> = shown.lines().filter_map(number).collect();
+            assert_eq!(answers, [1, before + 1], "{shown}");
+            assert_eq!(count(platform), before + 2);
+        }
     }
 }

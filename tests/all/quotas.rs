@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use sidereal_tests::hostile::arena::NOISY;
 use sidereal_tests::load::Load;
 use sidereal_tests::not_run;
-use sidereal_tests::platform::{Platform, alive, until, write_app};
+use sidereal_tests::platform::{Platform, alive, set_aside, until, write_app};
+
+/// Where hosts are in the group of their tenant, with cgroups of version 2.
+const OWN: &str = "/own";
 
 /// A platform with control groups, and with whatever else this machine has.
 fn start(dir: &Path, what: &str) -> Option<Platform> {
@@ -38,7 +41,7 @@ fn tenant(platform: &Platform, name: &str, quotas: &[&str], limits: &str) {
 fn hosts(platform: &Platform, tenant: &str) -> Vec<u32> {
     let of_tenant = |pid: &u32| {
         let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        groups.lines().any(|line| line.ends_with(&format!("tenant.{tenant}")))
+        groups.lines().any(|line| line.trim_end_matches(OWN).ends_with(&format!("tenant.{tenant}")))
     };
     platform.hosts().into_iter().filter(of_tenant).collect()
 }
@@ -141,4 +144,120 @@ fn endless_loops_get_the_processor_time_that_their_tenants_may_have() {
         }
         platform.kill().unwrap();
     });
+}
+
+#[test]
+fn a_tenant_that_computes_is_set_aside_until_it_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let what = "that a tenant which computes is set aside";
+    let Some(platform) = start(dir.path(), what) else { return };
+    let limits = "cpu = \"2s\", wall = \"60s\"";
+    // A quota of one of them: from then on all share the processor by their groups, whoever may give way by themselves.
+    tenant(&platform, NOISY, &["--shards", "1", "--cpu-millis", "2000"], limits);
+    tenant(&platform, "quiet", &["--shards", "1"], limits);
+    // This one is looked at from outside, while it computes.
+    let long = "cpu = \"6s\", wall = \"60s\"";
+    tenant(&platform, "weighed", &["--shards", "1", "--cpu-weight", "200"], long);
+    let hosts = [NOISY, "quiet", "weighed"].map(|name| hosts(&platform, name)[0]);
+    let [noisy, quiet, weighed] =
+        [(0, NOISY), (1, "quiet"), (2, "weighed")].map(|(n, name)| move || set_aside(hosts[n], name));
+    if noisy().is_none() {
+        return not_run(&format!("{what}: its groups have no part of the processor"));
+    }
+    let ingress = platform.ingress;
+    let spin = move |host: &'static str| std::thread::spawn(move || sidereal_tests::http::get(ingress, host, "/spin"));
+    for _ in 0..2 {
+        let loops = spin("noisy.localhost");
+        until(Duration::from_secs(20), || noisy() == Some(true)).expect("it is set aside");
+        assert_eq!(quiet(), Some(false));
+        assert_eq!(loops.join().unwrap().unwrap().header("sidereal-fault"), Some("limit-reached"));
+        until(Duration::from_secs(20), || noisy() == Some(false)).expect("it stands with the others again");
+    }
+    // What an operator gave a tenant is what it has, also while it computes; once that is taken back, it is as all others.
+    let loops = spin("weighed.localhost");
+    until(Duration::from_secs(10), || used(&[hosts[2]]) > Duration::from_millis(500)).expect("it computes");
+    assert_eq!(weighed(), Some(false));
+    platform.ok(&["tenant", "set", "weighed", "--cpu-weight", "none"]).unwrap();
+    until(Duration::from_secs(10), || weighed() == Some(true)).expect("it gives way");
+    assert_eq!(loops.join().unwrap().unwrap().header("sidereal-fault"), Some("limit-reached"));
+    until(Duration::from_secs(20), || weighed() == Some(false)).expect("it stands with the others again");
+    // One whose host is gone.
+    drop(spin("quiet.localhost"));
+    until(Duration::from_secs(20), || quiet() == Some(true)).expect("it is set aside");
+    Platform::signal(hosts[1], rustix::process::Signal::KILL).unwrap();
+    let again = || self::hosts(&platform, "quiet").first().is_some_and(|host| set_aside(*host, "quiet") == Some(false));
+    until(Duration::from_secs(20), again).expect("the next one stands with the others");
+}
+
+/// The file that says how much memory the group of a host may have.
+fn memory_limit(host: u32) -> Option<std::path::PathBuf> {
+    let groups = std::fs::read_to_string(format!("/proc/{host}/cgroup")).ok()?;
+    let at = |line: &str| {
+        let (trees, path) = line.split_once(':')?.1.split_once(':')?;
+        let path = path.trim_start_matches('/').trim_end_matches(OWN);
+        let file = match trees.split(',').any(|tree| tree == "memory") {
+            true => Path::new("/sys/fs/cgroup/memory").join(path).join("memory.limit_in_bytes"),
+            false => Path::new("/sys/fs/cgroup").join(path).join("memory.max"),
+        };
+        file.exists().then_some(file)
+    };
+    groups.lines().find_map(at)
+}
+
+#[test]
+fn a_tenant_that_is_deleted_keeps_its_quotas_until_it_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let what = "the quotas of a tenant that is deleted";
+    let Some(platform) = start(dir.path(), what) else { return };
+    tenant(&platform, NOISY, &["--shards", "1", "--memory", "256MiB"], "cpu = \"60s\", wall = \"120s\"");
+    let host = hosts(&platform, NOISY)[0];
+    let Some(file) = memory_limit(host) else {
+        return not_run(&format!("{what}: its group is not where it is looked for"));
+    };
+    let limit = || std::fs::read_to_string(&file).ok();
+    let before = limit().unwrap();
+    let ingress = platform.ingress;
+    let call = std::thread::spawn(move || sidereal_tests::http::get(ingress, "noisy.localhost", "/spin"));
+    until(Duration::from_secs(20), || used(&[host]) > Duration::from_millis(300)).expect("it computes");
+    let mut seen = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| platform.ok(&["tenant", "delete", NOISY, "--confirm", NOISY]).unwrap());
+        let ended = || {
+            seen.extend(limit());
+            !alive(host) && !file.exists()
+        };
+        // It does not have the minute and a half that one which is only idle has.
+        until(Duration::from_secs(20), ended).expect("it is gone");
+    });
+    assert!(seen.iter().all(|limit| *limit == before), "{before:?}: {seen:?}");
+    drop(call.join());
+}
+
+#[test]
+fn a_tenant_that_is_resumed_while_its_host_ends_is_held_to_quotas_that_come_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let what = "the quotas of a tenant that is resumed at once";
+    let Some(platform) = start(dir.path(), what) else { return };
+    tenant(&platform, NOISY, &["--shards", "1", "--memory", "256MiB"], "cpu = \"60s\", wall = \"120s\"");
+    for mib in [192, 320] {
+        let before = hosts(&platform, NOISY)[0];
+        if memory_limit(before).is_none() {
+            return not_run(&format!("{what}: its group is not where it is looked for"));
+        }
+        let ingress = platform.ingress;
+        let call = std::thread::spawn(move || sidereal_tests::http::get(ingress, "noisy.localhost", "/spin"));
+        until(Duration::from_secs(20), || used(&[before]) > Duration::from_millis(300)).expect("it computes");
+        platform.ok(&["tenant", "suspend", NOISY, "--reason", "a test"]).unwrap();
+        platform.ok(&["tenant", "resume", NOISY]).unwrap();
+        let serves = || platform.get("noisy.localhost", "/").unwrap().status == 200;
+        until(Duration::from_secs(60), || !alive(before) && serves()).expect("it is back");
+        drop(call.join());
+        let now = hosts(&platform, NOISY);
+        assert!(now.len() == 1 && now[0] != before, "{now:?} after {before}");
+        platform.ok(&["tenant", "set", NOISY, "--memory", &format!("{mib}MiB")]).unwrap();
+        let wanted = (mib << 20).to_string();
+        let limit = || memory_limit(now[0]).and_then(|file| std::fs::read_to_string(file).ok());
+        until(Duration::from_secs(20), || limit().is_some_and(|limit| limit.trim() == wanted))
+            .expect("it is held to them");
+    }
 }

@@ -39,7 +39,7 @@ fn unsigned_tampered_and_foreign_components_are_refused() {
 }
 
 #[test]
-fn revoking_a_key_stops_what_runs_and_expiry_does_too() {
+fn revoking_a_key_stops_what_runs() {
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let folder = app.path().to_str().unwrap();
     let wasm = app.path().join("component.wasm");
@@ -56,6 +56,29 @@ fn revoking_a_key_stops_what_runs_and_expiry_does_too() {
     until(Duration::from_secs(10), || platform.get("shop.localhost", "/").is_ok_and(|a| a.status != 200)).unwrap();
     let status = platform.ok(&["status", "shop"]).unwrap();
     assert!(status.to_string().contains("artifact-revoked"), "{status}");
+}
+
+#[test]
+fn claims_that_expire_stop_what_runs() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    write_app(app.path(), "shop", "hello", "").unwrap();
+    let wasm = app.path().join("component.wasm");
+    platform.ok(&["sign", wasm.to_str().unwrap(), "--expires", "1s"]).unwrap();
+    // Clocks may differ by a minute: so long it is valid still.
+    platform.ok(&["deploy", app.path().to_str().unwrap(), "--no-sign"]).unwrap();
+    assert_eq!(platform.get("shop.localhost", "/").unwrap().status, 200);
+    let suspended = || {
+        let answer = platform.get("shop.localhost", "/").unwrap();
+        assert!(answer.status == 200 || answer.header("sidereal-fault") == Some("suspended"), "{answer:?}");
+        answer.status == 503
+    };
+    until(Duration::from_secs(90), suspended).unwrap();
+    // Nobody has suspended it.
+    let told = platform.get("shop.localhost", "/").unwrap().body;
+    assert!(told.contains("this app is suspended") && !told.contains("operator"), "{told}");
+    let status = || platform.ok(&["status", "shop"]).unwrap().to_string();
+    until(Duration::from_secs(10), || status().contains("artifact-expired")).unwrap_or_else(|_| panic!("{}", status()));
 }
 
 #[test]

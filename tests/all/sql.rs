@@ -183,6 +183,22 @@ fn a_component_of_wasmcloud_meets_its_postgres_and_no_sqlite() {
     // A script that stays in the middle of a transaction leaves nothing of it.
     assert_eq!(ask("/batch?sql=BEGIN;DELETE%20FROM%20t").0, 200);
     assert_eq!(ask(&format!("{read}&p=i:1")).1.lines().count(), 3);
+    // Nor is anything else of a session met by the next call, by whichever way it was left.
+    let encoded = |sql: &str| sql.replace(' ', "%20");
+    for leave in [
+        "/batch?sql=CREATE TEMPORARY TABLE t (x TEXT); SET search_path = nowhere; SELECT pg_advisory_lock(1); LISTEN news",
+        "/batch?sql=PREPARE theirs AS SELECT 1; SET default_transaction_read_only = on",
+        "/query?sql=SELECT set_config('search_path', 'nowhere', false)",
+        "/query?sql=SELECT count(pg_advisory_lock(2)::text)",
+        "/query?sql=SELECT count(set_config('default_transaction_read_only', 'on', false))",
+    ] {
+        assert_eq!(ask(&encoded(leave)).0, 200, "{leave}");
+        assert_eq!(ask(&format!("{read}&p=i:1")).1.lines().count(), 3, "{leave}");
+        assert_eq!(ask(&encoded("/query?sql=UPDATE t SET s = s WHERE n = 1")).0, 200, "{leave}");
+        let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+        let free = || server.psql(PASSWORD, "postgres", held).unwrap() == "0";
+        sidereal_tests::platform::until(std::time::Duration::from_secs(20), free).unwrap();
+    }
 }
 
 fn add_postgres(platform: &Platform, server: &Postgres) {

@@ -113,7 +113,31 @@ fn two_tenants_share_a_platform_and_nothing_else() {
     assert_eq!(acme.says(&["status"]).0, 5);
     assert_eq!(platform.cli(&["tenant", "create", "acme"]).unwrap().status.code(), Some(2));
     assert_eq!(platform.get("one.localhost", "/").unwrap().status, 404);
+    // Once its last host is gone, the node speaks of it no more.
+    let url = platform.info["metrics"].as_str().unwrap();
+    let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
+    let scrape = || sidereal_tests::http::get(address.parse().unwrap(), address, "/metrics").unwrap().body;
+    assert!(scrape().contains("\"beta\""));
+    sidereal_tests::platform::until(std::time::Duration::from_secs(30), || !scrape().contains("\"acme\"")).unwrap();
     assert_eq!(beta.says(&["status"]).0, 0);
+}
+
+#[test]
+fn a_tenant_without_bounds_is_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
+    let text =
+        |out: Output| format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let doctor = || text(platform.cli(&["doctor"]).unwrap());
+    assert!(!doctor().contains("tenant-unbounded"));
+    let said = text(platform.cli(&["tenant", "create", "open"]).unwrap());
+    assert!(said.contains("warning") && said.contains("memory") && said.contains("--store-bytes"), "{said}");
+    let bounds = ["--store-bytes", "1GiB", "--requests-per-second", "100", "--concurrent-requests", "10"];
+    let said = text(platform.cli(&[&["tenant", "create", "half"][..], &bounds].concat()).unwrap());
+    assert!(said.contains("nothing bounds memory of"), "{said}");
+    let said = doctor();
+    assert!(said.contains("tenant-unbounded") && said.contains("store_bytes of tenant open"), "{said}");
+    assert!(said.contains("nothing bounds memory of tenant half"), "{said}");
 }
 
 #[test]

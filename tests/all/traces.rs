@@ -10,32 +10,32 @@ use sidereal_tests::collector::{Collector, Span};
 use sidereal_tests::http::Connection;
 use sidereal_tests::platform::{Platform, until, write_app};
 
-const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-const CALLER: &str = "00f067aa0ba902b7";
+pub(crate) const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+pub(crate) const CALLER: &str = "00f067aa0ba902b7";
 
-fn traceparent(flags: &str) -> String {
+pub(crate) fn traceparent(flags: &str) -> String {
     format!("00-{TRACE}-{CALLER}-{flags}")
 }
 
-fn start(dir: &std::path::Path, collector: &Collector, more: &[(&str, &str)]) -> Platform {
+pub(crate) fn start(dir: &std::path::Path, collector: &Collector, more: &[(&str, &str)]) -> Platform {
     let endpoint = collector.endpoint();
     let env = [&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())], more].concat();
     Platform::start_with(dir, &["--allow-egress", "127.0.0.0/8"], &env).unwrap()
 }
 
-fn deploy(platform: &Platform, name: &str, guest: &str, rest: &str) {
+pub(crate) fn deploy(platform: &Platform, name: &str, guest: &str, rest: &str) {
     let app = tempfile::tempdir().unwrap();
     write_app(app.path(), name, guest, rest).unwrap();
     platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
 }
 
-fn ask(platform: &Platform, host: &str, path: &str, traceparent: Option<&str>) -> u16 {
+pub(crate) fn ask(platform: &Platform, host: &str, path: &str, traceparent: Option<&str>) -> u16 {
     let mut connection = Connection::open(platform.ingress).unwrap();
     let fields: Vec<(&str, &str)> = traceparent.map(|value| ("traceparent", value)).into_iter().collect();
     connection.ask("GET", host, path, &fields, &[]).unwrap().status
 }
 
-fn one(spans: &[Span], wanted: impl Fn(&Span) -> bool) -> &Span {
+pub(crate) fn one(spans: &[Span], wanted: impl Fn(&Span) -> bool) -> &Span {
     let found: Vec<_> = spans.iter().filter(|span| wanted(span)).collect();
     assert_eq!(found.len(), 1, "{spans:#?}");
     found[0]

@@ -224,7 +224,7 @@ fn a_rotated_token_of_consul_reaches_the_running_provider() {
         if from_vault {
             // Vault is asked again each second: by then the new one is known, whoever still uses the old one.
             let rotated = std::time::Instant::now();
-            until(LONG, || rotated.elapsed() > Duration::from_secs(3)).unwrap();
+            until(LONG, || rotated.elapsed() > Duration::from_secs(6)).unwrap();
         }
         consul.ask("DELETE", &format!("acl/token/{accessor}"), &Value::Null).unwrap();
         load.wait(50);

@@ -104,15 +104,21 @@ fn told(provider: &str, server: bool, add: &dyn Fn(&Platform)) {
     for n in 0..100 {
         reaches(&platform, &format!("set:n{n}:{n}"));
     }
-    // Only some keys: the next revision's, from the moment it serves.
+    // Only some keys: the next revision's. What both revisions watch is told by one or the other, whenever it is written.
     deploy(&platform, dir.path(), provider, "orders/*");
+    let mut n = 0;
+    let mut write = || {
+        n += 1;
+        text(&platform, &format!("/set?key=c{n}&value=1"));
+        text(&platform, &format!("/set?key=orders/{n}&value=1"));
+        reaches(&platform, &format!("set:orders/{n}:1"));
+        number(&platform, &format!("told:c{n}")) == 0
+    };
     if server {
-        begins("orders/begins");
+        // The earlier revision may lead a moment longer; who follows it leads for good.
+        until(Duration::from_secs(30), &mut write).unwrap();
     }
-    text(&platform, "/set?key=c&value=1");
-    text(&platform, "/set?key=orders/1&value=1");
-    reaches(&platform, "set:orders/1:1");
-    assert_eq!(number(&platform, "told:c"), 0);
+    assert!(write(), "a key that is watched no more is told");
 }
 
 #[test]
@@ -188,6 +194,63 @@ fn changes_survive_the_kill_of_hosts_and_of_everything() {
     .unwrap();
     for n in 0..600 {
         reaches(&platform, &format!("set:n{n}:{n}"));
+    }
+}
+
+#[test]
+fn what_was_written_is_told_though_its_call_met_its_deadline_or_its_host_was_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(&dir.path().join("data"), &["--shards", "1"]).unwrap();
+    let app = dir.path().join("watched");
+    std::fs::create_dir_all(&app).unwrap();
+    std::fs::copy(sidereal_tests::guest("watcher"), app.join("component.wasm")).unwrap();
+    std::fs::copy(sidereal_tests::guest("kv-probe"), app.join("probe.wasm")).unwrap();
+    let mut text = "schema = 1\nname = \"watched\"\n".to_owned();
+    for (name, source, more, limits) in [
+        ("main", "component", "", "limits = { wall = \"150ms\" }\n"),
+        ("index", "component", ", watch = \"*\"", ""),
+        ("probe", "probe", "", ""),
+    ] {
+        text += &format!(
+            "[components.{name}]\nsource = \"{source}.wasm\"\n{limits}[components.{name}.links]\n\"wasi:keyvalue\" = [\n\
+             {{ provider = \"embedded\"{more} }}, {{ provider = \"embedded\", label = \"log\" }}]\n"
+        );
+    }
+    for (host, component) in [("watched", "main"), ("probe", "probe")] {
+        text += &format!("[[routes]]\nhost = \"{host}.localhost\"\ncomponent = \"{component}\"\n");
+    }
+    std::fs::write(app.join("app.toml"), text).unwrap();
+    platform.ok(&["deploy", app.to_str().unwrap()]).unwrap();
+    let asked = |path: &str| platform.get("probe.localhost", path).map(|answer| (answer.status, answer.body));
+    let is_there = |n: u64| {
+        let mut found = None;
+        until(Duration::from_secs(20), || {
+            found = asked(&format!("/exists/default/n{n}")).ok().filter(|(status, _)| *status == 200);
+            found.is_some()
+        })
+        .unwrap();
+        found.unwrap().1 == "true"
+    };
+    let told = |n: u64| asked(&format!("/exists/log/set:n{n}:{n}")).is_ok_and(|(_, body)| body == "true");
+    for round in 1..=12_u64 {
+        let first = round * 1_000_000;
+        let burst = format!("/burst?from={first}&to={}", first + 1_000_000);
+        if round % 2 == 0 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| drop(platform.get("watched.localhost", &burst)));
+                std::thread::sleep(Duration::from_millis(60));
+                platform.hosts().into_iter().for_each(|host| Platform::signal(host, Signal::KILL).unwrap());
+            });
+        } else {
+            let cut = platform.get("watched.localhost", &burst).unwrap();
+            assert_ne!(cut.status, 200, "{}", cut.body);
+        }
+        // They were written one after the other: the last one is the one that nobody had answered yet.
+        let last = (first..).find(|n| !is_there(*n)).unwrap();
+        println!("round {round}: {} keys", last - first);
+        for n in first..last {
+            until(Duration::from_secs(30), || told(n)).unwrap_or_else(|_| panic!("round {round}: {n} of {last}"));
+        }
     }
 }
 

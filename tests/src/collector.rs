@@ -193,7 +193,8 @@ fn traces(body: &[u8], seen: &mut Seen) -> anyhow::Result<()> {
                 ensure!(span.end_time_unix_nano >= span.start_time_unix_nano, "{what}: ends before it begins");
                 ensure!(span.flags & 1 == 1, "{what}: recorded and not sampled");
                 let kind = span.kind().as_str_name().to_owned();
-                ensure!(kind == "SPAN_KIND_SERVER" || kind == "SPAN_KIND_CLIENT", "{what}: kind {kind}");
+                let kinds = ["SPAN_KIND_SERVER", "SPAN_KIND_CLIENT", "SPAN_KIND_CONSUMER"];
+                ensure!(kinds.contains(&kind.as_str()), "{what}: kind {kind}");
                 let (trace, id) = (hex(&span.trace_id, 16)?, hex(&span.span_id, 8)?);
                 let parent = if span.parent_span_id.is_empty() { String::new() } else { hex(&span.parent_span_id, 8)? };
                 ensure!(parent != id, "{what}: its own parent");

@@ -1,6 +1,6 @@
 //! A real Consul on free ports with its access rules on, stopped by pid.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Consul {
         let dir = tempfile::tempdir()?;
         let mut ports = [0_u16; 4];
         for port in &mut ports {
-            *port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            *port = crate::ports::free().port();
         }
         let [http, server, lan, wan] = ports;
         let config = format!(

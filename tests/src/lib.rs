@@ -12,14 +12,18 @@
 pub mod collector;
 pub mod consul;
 pub mod egress;
+pub mod envelope;
 pub mod hostile;
 pub mod http;
 pub mod load;
 pub mod nameserver;
 pub mod nats;
+pub mod offered;
 pub mod platform;
+pub mod ports;
 pub mod postgres;
 pub mod redis;
+pub mod s3;
 pub mod vault;
 
 use std::path::PathBuf;
@@ -49,6 +53,11 @@ pub fn guest(name: &str) -> PathBuf {
 /// The repository.
 pub fn workspace() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, PathBuf::from)
+}
+
+/// How much longer than usual things may take here: `SIDEREAL_PATIENCE`, for machines that are computed by another one.
+pub fn patience() -> u32 {
+    std::env::var("SIDEREAL_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// Says what was not tested, and what was missing: here, and at the end of `cargo xtask test`.

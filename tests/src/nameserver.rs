@@ -54,12 +54,23 @@ impl Nameserver {
     /// # Panics
     /// When there is no port.
     pub fn start(zone: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
-        let (tcp, udp) = loop {
+        let sockets = loop {
             let tcp = TcpListener::bind("127.0.0.1:0").expect("a port");
             if let Ok(udp) = UdpSocket::bind(tcp.local_addr().expect("an address")) {
                 break (tcp, udp);
             }
         };
+        Self::on(sockets, zone)
+    }
+
+    /// Starts one on these sockets, which have one address.
+    ///
+    /// # Panics
+    /// When they have none.
+    pub fn on(
+        (tcp, udp): (TcpListener, UdpSocket),
+        zone: impl Fn(&str, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let address = tcp.local_addr().expect("an address");
         let asked = Arc::new(Mutex::new(HashMap::new()));
         let zone: Arc<Zone> = Arc::new(zone);

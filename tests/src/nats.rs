@@ -1,6 +1,6 @@
 //! A real NATS with JetStream on a free port, stopped by pid.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl Nats {
     /// As [`Nats::start`].
     pub fn configured(lines: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let addr = crate::ports::free();
         let (config, log) = (dir.path().join("nats.conf"), dir.path().join("log"));
         let store = dir.path().join("js");
         std::fs::write(

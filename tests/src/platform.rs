@@ -7,7 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
 
 use crate::http::{self, Answer};
 
@@ -44,12 +45,48 @@ impl Platform {
         Self::launch(command, dir, flags, &[], Stdio::inherit())
     }
 
+    /// As [`Platform::start`], in a network namespace of its own that has nothing but loopback; `None` where this machine or
+    /// user has none to give. What it serves is reached by [`Platform::inside`].
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_alone(dir: &Path, flags: &[&str]) -> anyhow::Result<Option<Self>> {
+        let Some(own) = networks() else { return Ok(None) };
+        let mut command = Command::new("unshare");
+        let script = format!("set -e; {LOOPBACK}; exec \"$0\" \"$@\"");
+        command.args([own, "sh", "-c", &script]).arg(crate::binary());
+        Self::launch(command, dir, flags, &[], Stdio::inherit()).map(Some)
+    }
+
+    /// A command in the network of this platform, whoever started it.
+    pub fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.pid().to_string(), "-n"]);
+        if !rustix::process::geteuid().is_root() {
+            command.args(["-U", "--preserve-credentials"]);
+        }
+        command.arg(program);
+        command
+    }
+
     /// As [`Platform::start`], with further variables in its environment.
     ///
     /// # Errors
     /// When it does not get ready.
     pub fn start_with(dir: &Path, flags: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
         Self::launch(Command::new(crate::binary()), dir, flags, env, Stdio::inherit())
+    }
+
+    /// As [`Platform::start`], in a session of its own, as under a service manager: the kernel shares the cores between sessions
+    /// before it shares them between processes, so what a client takes is not taken from the platform.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_apart(dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        // Becomes the platform: same process, same number.
+        let mut command = Command::new("setsid");
+        command.arg(crate::binary());
+        Self::launch(command, dir, flags, &[], Stdio::inherit())
     }
 
     /// As another user, who may run the binary and owns `dir`.
@@ -60,12 +97,32 @@ impl Platform {
         Self::launch(as_user(user), dir, flags, &[], Stdio::inherit())
     }
 
+    /// As [`Platform::start_as`], begun in a control group.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_in(group: &Path, user: u32, dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(group);
+        let inside = as_user(user);
+        command.arg(inside.get_program()).args(inside.get_args());
+        Self::launch(command, dir, flags, &[], Stdio::inherit())
+    }
+
     /// As [`Platform::start`], with its log somewhere else.
     ///
     /// # Errors
     /// When it does not get ready.
     pub fn start_logging(dir: &Path, flags: &[&str], log: Stdio) -> anyhow::Result<Self> {
         Self::launch(Command::new(crate::binary()), dir, flags, &[], log)
+    }
+
+    /// As [`Platform::start_logging`], with further variables in its environment.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_telling(dir: &Path, flags: &[&str], env: &[(&str, &str)], log: Stdio) -> anyhow::Result<Self> {
+        Self::launch(Command::new(crate::binary()), dir, flags, env, log)
     }
 
     fn launch(
@@ -76,9 +133,10 @@ impl Platform {
         log: Stdio,
     ) -> anyhow::Result<Self> {
         let begun = Instant::now();
-        let listen: &[&str] = if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
+        let unless = |flag: &'static str| (!flags.contains(&flag)).then_some([flag, "127.0.0.1:0"]);
+        let listen = ["--listen", "--api-listen", "--metrics-listen"].into_iter().filter_map(unless).flatten();
         let mut child = command
-            .args(["up", "-o", "json", "--api-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
+            .args(["up", "-o", "json"])
             .args(listen)
             .args(flags)
             .envs(env.iter().copied())
@@ -142,6 +200,9 @@ impl Platform {
         let line = stdout.lines().last().unwrap_or_default();
         let envelope: serde_json::Value =
             serde_json::from_str(line).with_context(|| format!("no envelope: {stdout}"))?;
+        if let Some(fault) = crate::envelope::fault(&envelope) {
+            bail!("`sidereal {}` prints no envelope: {fault}", args.join(" "));
+        }
         Ok(envelope.get("data").cloned().unwrap_or_default())
     }
 
@@ -233,6 +294,18 @@ pub fn mounts() -> Option<&'static str> {
     ["-m", "-rm"].into_iter().find(works)
 }
 
+/// Brings up loopback, which is down in a new network: what `ip link set lo up` does, which not every machine has.
+const LOOPBACK: &str = "python3 -c 'import fcntl, socket, struct; \
+    fcntl.ioctl(socket.socket(), 0x8914, struct.pack(\"16sH22x\", b\"lo\", 0x41))'";
+
+/// The flag of `unshare` that gives a process a network of its own, where this machine does.
+fn networks() -> Option<&'static str> {
+    let works = |flag: &&str| {
+        Command::new("unshare").args([*flag, "sh", "-c", LOOPBACK]).output().is_ok_and(|o| o.status.success())
+    };
+    ["-n", "-rn"].into_iter().find(works)
+}
+
 /// Runs a command with `dir` as its data directory.
 ///
 /// # Errors
@@ -281,6 +354,22 @@ pub fn as_user(user: u32) -> Command {
     command
 }
 
+/// Whether the control group of a host of this tenant has less than the usual weight beside others; `None` where it is in no group
+/// that has one.
+pub fn set_aside(host: u32, tenant: &str) -> Option<bool> {
+    let groups = std::fs::read_to_string(format!("/proc/{host}/cgroup")).ok()?;
+    // With version 2 its processes are one further down.
+    let lines = groups.lines().map(|line| line.trim_end_matches("/own"));
+    let ours = lines.filter(|line| line.ends_with(&format!(".tenant.{tenant}")));
+    let mut weights = ours.filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let dir = Path::new("/sys/fs/cgroup").join(controllers).join(path.trim_start_matches('/'));
+        let of = |file: &str| std::fs::read_to_string(dir.join(file)).ok()?.trim().parse::<u64>().ok();
+        of("cpu.shares").map(|shares| shares < 1024).or_else(|| of("cpu.weight").map(|weight| weight < 100))
+    });
+    weights.next()
+}
+
 /// The children of a process that run our binary's `subcommand`.
 pub fn children(of: u32, subcommand: &str) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -295,11 +384,33 @@ pub fn children(of: u32, subcommand: &str) -> Vec<u32> {
         .collect()
 }
 
-/// Waits until something is so.
+/// The processes that run `program`, an external provider, for the platform whose process is `of`.
+pub fn programs(of: u32, program: &str) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let parent = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok())
+    };
+    pids.filter(|pid| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command);
+        // The two of ours between have the program's name in their arguments.
+        let is = command.contains(program) && !command.contains("--program");
+        is && parent(*pid).and_then(parent).and_then(parent) == Some(of)
+    })
+    .collect()
+}
+
+/// How many times as long as on a machine of its own something may take on one that is slow and does other things as well.
+const SLOW: u32 = 4;
+
+/// Waits until something is so that is so within this time on a machine of its own.
 ///
 /// # Errors
-/// When it is not within the time.
+/// When it is not within [`SLOW`] times that, or more where [`crate::patience`] says so.
 pub fn until(within: Duration, mut so: impl FnMut() -> bool) -> anyhow::Result<()> {
+    let within = within * SLOW * crate::patience();
     let end = Instant::now() + within;
     while !so() {
         if Instant::now() > end {

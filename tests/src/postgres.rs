@@ -2,7 +2,7 @@
 //! another user: it refuses to be root. Used by the providers' own tests, too.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -104,7 +104,7 @@ impl Postgres {
                 format!("ssl_key_file={}", path("server.key")),
             ];
         }
-        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let addr = crate::ports::free();
         let child = Self::spawn(dir.path(), addr, &more);
         let server = Self { child, addr, dir, more };
         server.wait();

@@ -1,6 +1,7 @@
 //! A real Redis on a free port, stopped by pid.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ impl Redis {
     /// As [`Redis::start`].
     pub fn configured(lines: &str) -> anyhow::Result<Self> {
         // The listener goes with this statement: the port is the server's from here on.
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let addr = crate::ports::free();
         Self::at(addr, lines)
     }
 
@@ -72,9 +73,36 @@ impl Redis {
         Ok(String::from_utf8_lossy(&cli.output().context("cannot run redis-cli")?.stdout).trim().to_owned())
     }
 
+    /// A connection for questions that are asked one after the other, without a process for each.
+    ///
+    /// # Errors
+    /// When the server does not take it.
+    pub fn session(&self) -> anyhow::Result<Session> {
+        Ok(Session(BufReader::new(TcpStream::connect(self.addr)?)))
+    }
+
     /// `redis://…`
     pub fn url(&self) -> String {
         format!("redis://{}", self.addr)
+    }
+}
+
+/// See [`Redis::session`].
+pub struct Session(BufReader<TcpStream>);
+
+impl Session {
+    /// The answer to a command that is answered with a number or a word.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn ask(&mut self, command: &[&str]) -> anyhow::Result<String> {
+        let words = command.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
+        let text = format!("*{}\r\n{}", command.len(), words.collect::<String>());
+        self.0.get_mut().write_all(text.as_bytes())?;
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        let said = line.strip_prefix([':', '+']).with_context(|| format!("{command:?}: `{}`", line.trim_end()))?;
+        Ok(said.trim_end().to_owned())
     }
 }
 

@@ -1,7 +1,7 @@
 //! A real OpenBao in memory on a free port, stopped by pid. Vault's API is OpenBao's.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -39,7 +39,7 @@ impl Vault {
             crate::not_run("what needs a real Vault. What was missing: the program `bao` of OpenBao (BAO_BIN)");
             return Ok(None);
         }
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let addr = crate::ports::free();
         let root = "root-of-this-test".to_owned();
         let child = Command::new(program)
             .args(["server", "-dev", "-dev-no-store-token", "-log-level=error"])
@@ -91,6 +91,28 @@ impl Vault {
     /// # Errors
     /// When it cannot be made.
     pub fn token(&self, paths: &[&str]) -> anyhow::Result<String> {
+        let made = serde_json::json!({ "policies": [self.policy(paths)?], "ttl": "10m" });
+        let made = self.ask("POST", "auth/token/create", &made)?;
+        made.pointer("/auth/client_token").and_then(Value::as_str).map(str::to_owned).context("no token was made")
+    }
+
+    /// A role and its proof for whoever may do so by `approle`, which is mounted with this: once.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn approle(&self, paths: &[&str]) -> anyhow::Result<(String, String)> {
+        self.ask("POST", "sys/auth/approle", &serde_json::json!({ "type": "approle" }))?;
+        let role = serde_json::json!({ "token_policies": [self.policy(paths)?], "token_ttl": "10m" });
+        self.ask("POST", "auth/approle/role/app", &role)?;
+        let text =
+            |answer: &Value, at: &str| answer.pointer(at).and_then(Value::as_str).map(str::to_owned).context("no role");
+        let id = self.ask("GET", "auth/approle/role/app/role-id", &Value::Null)?;
+        let secret = self.ask("POST", "auth/approle/role/app/secret-id", &serde_json::json!({}))?;
+        Ok((text(&id, "/data/role_id")?, text(&secret, "/data/secret_id")?))
+    }
+
+    /// A policy that lets read, write and list below these paths.
+    fn policy(&self, paths: &[&str]) -> anyhow::Result<String> {
         let all = serde_json::json!({ "capabilities": ["create", "update", "read", "delete", "list"] });
         let paths: serde_json::Map<String, Value> =
             paths.iter().map(|path| ((*path).to_owned(), all.clone())).collect();
@@ -98,9 +120,7 @@ impl Vault {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!("sidereal-{}-{}", std::process::id(), MADE.fetch_add(1, Relaxed));
         self.ask("PUT", &format!("sys/policies/acl/{name}"), &policy)?;
-        let made = serde_json::json!({ "policies": [name], "ttl": "10m" });
-        let made = self.ask("POST", "auth/token/create", &made)?;
-        made.pointer("/auth/client_token").and_then(Value::as_str).map(str::to_owned).context("no token was made")
+        Ok(name)
     }
 }
 

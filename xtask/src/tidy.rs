@@ -27,7 +27,11 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
     bail!("untidy:\n  {}", findings.join("\n  "));
 }
 
-fn tracked(root: &Path) -> anyhow::Result<Vec<String>> {
+/// Every file of the repository, as git has it.
+///
+/// # Errors
+/// When git cannot be asked.
+pub fn tracked(root: &Path) -> anyhow::Result<Vec<String>> {
     let out = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output().context("cannot run git")?;
     if !out.status.success() {
         bail!("git ls-files failed: {}", String::from_utf8_lossy(&out.stderr));
@@ -35,21 +39,57 @@ fn tracked(root: &Path) -> anyhow::Result<Vec<String>> {
     Ok(String::from_utf8(out.stdout)?.split('\0').filter(|f| !f.is_empty()).map(str::to_owned).collect())
 }
 
-/// The layer table of ARCHITECTURE.md against `cargo metadata`.
-fn layers(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("ARCHITECTURE.md")?;
-    let mut allowed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+/// Words of ARCHITECTURE.md: two pages.
+const MAP: usize = 1000;
+
+/// What the layer table says of a crate.
+#[derive(Debug, Clone)]
+struct Row {
+    /// The crates of ours that it may depend on.
+    uses: BTreeSet<String>,
+    /// What it is deliberately without, names of libraries among them.
+    without: BTreeSet<String>,
+}
+
+impl Row {
+    /// Whether it is without this library, itself or a part of it: `wasmtime-wasi` is of `wasmtime`.
+    fn refuses(&self, library: &str) -> bool {
+        let of = |name: &String| {
+            library.strip_prefix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        self.without.iter().any(of)
+    }
+}
+
+/// The layer table: a row of each crate.
+fn rows(text: &str) -> BTreeMap<String, Row> {
+    let list = |cell: &str| -> BTreeSet<String> {
+        cell.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    };
+    let mut rows = BTreeMap::new();
     for line in text.lines().filter(|line| line.starts_with("| ")) {
-        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let [layer, names, uses, ..] = cells.as_slice() else { continue };
+        let line = line.trim_start_matches('|').trim_end_matches('|');
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [layer, names, uses, without] = cells.as_slice() else { continue };
         if !layer.chars().all(|c| c.is_ascii_digit()) {
             continue;
         }
-        let uses: BTreeSet<String> = uses.split(',').map(|s| s.trim().to_owned()).collect();
-        for name in names.split(',') {
-            allowed.insert(name.trim().to_owned(), uses.clone());
-        }
+        let row = Row { uses: list(uses), without: list(without) };
+        rows.extend(list(names).into_iter().map(|name| (name, row.clone())));
     }
+    rows
+}
+
+/// The layer table of ARCHITECTURE.md against `cargo metadata`.
+fn layers(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("ARCHITECTURE.md")?;
+    let words = text.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).count();
+    if words > MAP {
+        findings.push(format!(
+            "ARCHITECTURE.md: has {words} words; {MAP} fit two pages: move what is of one part into docs/"
+        ));
+    }
+    let rows = rows(&text);
     let out = Command::new("cargo")
         .args(["metadata", "--format-version=1", "--no-deps", "--locked"])
         .current_dir(root)
@@ -63,19 +103,22 @@ fn layers(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
         .filter_map(|p| Some((p.get("name")?.as_str()?, p)))
         .collect();
     for (name, package) in &rooms {
-        let Some(allowed) = allowed.get(*name) else {
+        let Some(row) = rows.get(*name) else {
             findings.push(format!("ARCHITECTURE.md: the layer table has no row for crate `{name}`"));
             continue;
         };
         for dependency in package.get("dependencies").and_then(|d| d.as_array()).into_iter().flatten() {
             let to = dependency.get("name").and_then(|n| n.as_str()).unwrap_or_default();
             let normal = dependency.get("kind").is_none_or(serde_json::Value::is_null);
-            if normal && rooms.contains_key(to) && !allowed.contains(to) {
+            if normal && rooms.contains_key(to) && !row.uses.contains(to) {
                 findings.push(format!("crates/{name}: depends on `{to}`, which the layer table does not allow"));
+            }
+            if normal && row.refuses(to) {
+                findings.push(format!("crates/{name}: depends on `{to}`, which it is deliberately without"));
             }
         }
     }
-    for name in allowed.keys().filter(|name| !rooms.contains_key(name.as_str())) {
+    for name in rows.keys().filter(|name| !rooms.contains_key(name.as_str())) {
         findings.push(format!("ARCHITECTURE.md: the layer table names `{name}`, which is no crate"));
     }
     Ok(())
@@ -162,6 +205,17 @@ fn error_codes(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_crate_is_without_is_read_from_the_table() {
+        let text = "| Layer | Crate | May | Without |\n|---|---|---|---|\n| 0 | one, two | none | |\n\
+            | 1 | three | one, two | wasmtime, API types |\n";
+        let rows = rows(text);
+        assert_eq!(rows.keys().collect::<Vec<_>>(), ["one", "three", "two"]);
+        let three = &rows["three"];
+        assert!(three.uses.contains("two") && three.refuses("wasmtime") && three.refuses("wasmtime-wasi"));
+        assert!(!three.refuses("wasmtimes") && !three.refuses("one") && !rows["one"].refuses("tokio"));
+    }
 
     #[test]
     fn code_in_documentation_is_found_and_text_is_not() {

@@ -10,9 +10,10 @@ use anyhow::Context as _;
 use model::app::Reuse;
 use model::unit::Millis;
 use model::{Limits, World};
+use runtime::trace::CallTrace;
 use runtime::{
-    Bindings, Callee, Fault, Linked, Loading, LogSink, LogStreamKind, Peer, Peers, Runtime, RuntimeSettings, Sinks,
-    Workload,
+    Bindings, Callee, CalleeTrace, Fault, Linked, Loading, LogSink, LogStreamKind, Peer, Peers, Runtime,
+    RuntimeSettings, Sinks, Workload,
 };
 use serde::Serialize;
 
@@ -63,7 +64,10 @@ impl Callee for Beside {
         Box::pin(async { Ok(self.0.clone()) })
     }
     fn leave(&self) {}
-    fn ended(&self, _: Instant, _: Option<&Fault>) {}
+    fn begins(&self, _: Option<&CallTrace>, _: &str) -> Option<CalleeTrace> {
+        None
+    }
+    fn ended(&self, _: Instant, _: Option<&Fault>, _: Option<CalleeTrace>) {}
 }
 
 /// Microseconds of one call, the loop and its overhead included.

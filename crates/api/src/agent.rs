@@ -11,7 +11,7 @@
 //! | `GET /v1/status` | [`HostStatus`] |
 //! | `GET /v1/metrics` | [`crate::metrics::HostMetrics`]: counters over all revisions |
 //! | `GET /v1/logs` | newline-delimited [`LogLine`]s, from now on, until the caller hangs up |
-//! | `GET /v1/spans` | newline-delimited [`SpanBatch`]es; calls make spans only while somebody reads them |
+//! | `GET /v1/spans?roots=` | newline-delimited [`SpanBatch`]es; calls make spans only while somebody reads them; `roots` is the part of the traces that begin here which is recorded |
 //! | `POST /v1/drain` ([`DrainRequest`]) | refuse new calls, finish those in flight, exit 0 |
 //!
 //! Requests of an app arrive on `data.sock` beside it: plain HTTP/1.1 with the header [`ROUTE_HEADER`] set by the

@@ -109,6 +109,7 @@ fn logs() {}
 
 /// Spans that end from now on, newline-delimited JSON of `{spans, dropped}`, until the caller hangs up.
 #[utoipa::path(get, path = "/v1/spans",
+    params(("roots" = Option<f64>, Query, description = "the part of the traces that begin at the host which is recorded, 0 to 1; 1 where absent")),
     responses((status = 200, description = "lines of JSON", body = Object, content_type = "application/x-ndjson"), (status = "default", body = Problem)))]
 fn spans() {}
 

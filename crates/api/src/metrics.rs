@@ -180,11 +180,11 @@ pub trait Counts {
 
 impl Counts for ComponentCounts {
     fn add(&mut self, past: &Self) {
-        self.calls += past.calls;
-        self.failed += past.failed;
-        self.refused += past.refused;
-        self.cpu_us += past.cpu_us;
-        self.log_dropped += past.log_dropped;
+        add(&mut self.calls, past.calls);
+        add(&mut self.failed, past.failed);
+        add(&mut self.refused, past.refused);
+        add(&mut self.cpu_us, past.cpu_us);
+        add(&mut self.log_dropped, past.log_dropped);
     }
 
     fn calls(&self) -> u64 {
@@ -192,20 +192,25 @@ impl Counts for ComponentCounts {
     }
 }
 
+/// A host may say any number.
+fn add(sum: &mut u64, past: u64) {
+    *sum = sum.saturating_add(past);
+}
+
 impl Counts for LinkCounts {
     fn add(&mut self, past: &Self) {
-        self.calls += past.calls;
-        self.errors.refused += past.errors.refused;
-        self.errors.denied += past.errors.denied;
-        self.errors.unavailable += past.errors.unavailable;
-        self.errors.timed_out += past.errors.timed_out;
-        self.errors.cancelled += past.errors.cancelled;
-        self.took_us += past.took_us;
+        add(&mut self.calls, past.calls);
+        add(&mut self.errors.refused, past.errors.refused);
+        add(&mut self.errors.denied, past.errors.denied);
+        add(&mut self.errors.unavailable, past.errors.unavailable);
+        add(&mut self.errors.timed_out, past.errors.timed_out);
+        add(&mut self.errors.cancelled, past.errors.cancelled);
+        add(&mut self.took_us, past.took_us);
         if self.took.len() < past.took.len() {
-            self.took.resize(past.took.len(), 0);
+            self.took.resize(past.took.len().min(BUCKETS), 0);
         }
         for (sum, past) in self.took.iter_mut().zip(&past.took) {
-            *sum += past;
+            add(sum, *past);
         }
     }
 

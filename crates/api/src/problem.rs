@@ -27,7 +27,7 @@ macro_rules! codes {
             }
 
             /// The exit code of the command line: 1 failed, 2 usage, 3 not found, 4 conflict, 5 denied,
-            /// 6 remote unreachable, 7 timed out.
+            /// 6 remote unreachable, 7 timed out, 130 interrupted.
             pub fn exit(self) -> u8 {
                 match self { $(Code::$variant => $exit),+ }
             }
@@ -70,7 +70,7 @@ codes! {
     CompileFailed = "compile-failed", 422, 1;
     /// The host could not link or start the component.
     StartFailed = "start-failed", 422, 1;
-    /// The component did not answer its probe.
+    /// No instance of the component can be made, or what it answers to its `health` path is an error.
     ProbeFailed = "probe-failed", 422, 1;
     /// A provider cannot be reached or refused its settings.
     ProviderUnavailable = "provider-unavailable", 422, 1;
@@ -114,8 +114,20 @@ codes! {
     LimitReached = "limit-reached", 500, 1;
     /// The component trapped.
     ComponentTrapped = "component-trapped", 500, 1;
+    /// Ctrl-C ended the command; what the platform had begun goes on.
+    Interrupted = "interrupted", 499, 130;
     /// A defect of ours.
     Internal = "internal", 500, 1;
+}
+
+impl Code {
+    /// It is about something beside what was asked for, and that may come back: the node tries such a start again by itself.
+    pub fn may_pass(self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable | Self::TimedOut | Self::StoreUnavailable | Self::Busy | Self::ProviderUnavailable
+        )
+    }
 }
 
 /// RFC 9457: the body of every refusal (`application/problem+json`), and the `error` of the cli's envelope.
@@ -134,6 +146,9 @@ pub struct Problem {
     pub findings: Vec<String>,
 }
 
+/// Findings of a problem that are passed on.
+const MAX_FINDINGS: usize = 1000;
+
 impl Problem {
     /// A problem with a sentence.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
@@ -145,6 +160,19 @@ impl Problem {
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
+    }
+
+    /// As text that people may be shown, each part of at most so many bytes: for what was said by somebody who may not be one of
+    /// ours any more.
+    #[must_use]
+    pub fn shown(self, most: usize) -> Self {
+        let text = |text: &String| model::escape::text(text, most);
+        Self {
+            code: self.code,
+            detail: text(&self.detail),
+            help: self.help.as_ref().map(text),
+            findings: self.findings.iter().take(MAX_FINDINGS).map(text).collect(),
+        }
     }
 
     /// As the reason of an observed state.

@@ -4,20 +4,20 @@
 //! A frame is a byte that says what it is, the length of the rest in four bytes, big-endian, and the rest: `1` standard output,
 //! `2` standard error, `0` the JSON text of a [`RunEnd`].
 
-use std::path::PathBuf;
-
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use model::ComponentName;
 use serde::{Deserialize, Serialize};
 
-/// Environment variable of a host: the folders its components may use, a JSON list of [`Folder`].
+/// Environment variable of a host: the folders its components may use, a JSON list of [`Folder`]. It is handed the folders
+/// themselves, in this order, each in a message of its own after what every host is handed.
 pub const FOLDERS_ENV: &str = "SIDEREAL_HOST_FOLDERS";
+
+/// The most folders a host is handed: they wait in its socket until it takes them.
+pub const MAX_FOLDERS: usize = 64;
 
 /// A folder that components may use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Folder {
-    /// Where it is.
-    pub path: PathBuf,
     /// What components call it.
     pub name: String,
     /// They may change what is in it.

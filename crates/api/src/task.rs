@@ -4,6 +4,8 @@
 //! | In the directory | Meaning |
 //! |---|---|
 //! | [`SPEC_FILE`] | what to run, [`TaskSpec`]; written before the process is started |
+//! | [`LOCK_FILE`] | locked by the starter, and by what it has started: its standard input is the locked file |
+//! | [`PROCESS_FILE`] | which process it is, [`TaskProcess`]; written by itself, before anything else is done |
 //! | [`SOCKET`] | the task API while the process lives: HTTP/1.1 and JSON |
 //! | [`EXIT_FILE`] | how it ended, [`TaskExit`]; absent where the process was killed |
 //!
@@ -14,7 +16,7 @@
 //! | `POST /v1/task/stop` ([`DrainRequest`](crate::agent::DrainRequest)) | finish calls in flight, then end; answers at once |
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,13 +31,32 @@ use crate::agent_client::{HostClient, within};
 use crate::run::Folder;
 
 /// The version of these files; another one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 4;
 /// What to run.
 pub const SPEC_FILE: &str = "task.json";
+/// Whoever holds it starts the task, or is the task.
+pub const LOCK_FILE: &str = "lock";
+/// Which process it is.
+pub const PROCESS_FILE: &str = "process.json";
 /// The task API.
 pub const SOCKET: &str = "task.sock";
 /// How it ended.
 pub const EXIT_FILE: &str = "exit.json";
+
+/// Variables of the scheduler's by which registries are reached and known: proxies, certificates, and who asks.
+pub const REGISTRY_ENV: [&str; 11] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "DOCKER_CONFIG",
+];
 
 /// What a task runs, and with what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +68,8 @@ pub struct TaskSpec {
     pub id: String,
     /// The component.
     pub component: TaskComponent,
-    /// Where its HTTP is answered; absent for a program, which is run once.
+    /// Where its HTTP is answered; absent for a program, which is run once. In a network of its own `0.0.0.0` is every address,
+    /// of IPv6 too.
     #[serde(default)]
     pub listen: Option<SocketAddr>,
     /// Arguments of a program; what it is called comes before them.
@@ -56,12 +78,24 @@ pub struct TaskSpec {
     /// The environment of a program.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Folders its component may use.
+    /// Folders its component may use, at most [`MAX_FOLDERS`](crate::run::MAX_FOLDERS).
     #[serde(default)]
-    pub folders: Vec<Folder>,
+    pub folders: Vec<TaskFolder>,
+    /// The user its component runs as: a name, or numbers as `1000` and `1000:1000`. One of its own where absent.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Layers of isolation it is not to have, by name; `missing` for whatever the machine refuses as it starts.
+    #[serde(default)]
+    pub waive: Vec<String>,
+    /// Layers that it is not to have either, by name: its starter knows that the machine refuses them, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, String>,
     /// The network namespace it runs in; the machine's where absent.
     #[serde(default)]
     pub network: Option<PathBuf>,
+    /// Who is asked for the addresses of names; as the machine does where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<TaskDns>,
     /// Answers of `wasi:config`.
     #[serde(default)]
     pub config: BTreeMap<String, String>,
@@ -71,19 +105,99 @@ pub struct TaskSpec {
     /// Where outgoing HTTP may go.
     #[serde(default)]
     pub allow_hosts: Vec<String>,
+    /// Limits of its component as a manifest has them, by name; the defaults of those that are not named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, String>,
     /// Whom it trusts, what it may use and reach.
     pub settings: TenantSettings,
     /// Its lines of standard output go to this FIFO or file.
-    pub stdout: PathBuf,
+    pub stdout: Place,
     /// All its other lines go to this FIFO or file.
-    pub stderr: PathBuf,
-    /// Embedded data are kept in this folder.
+    pub stderr: Place,
+    /// Embedded data are kept in this folder, and whose user id is whose: all of it is trusted, so the folder is where nobody
+    /// but the starter's user can put anything. It is made where it is not there.
     pub data: PathBuf,
     /// Compiled code is kept in this folder, which tasks share.
     pub code: PathBuf,
     /// Control groups that bound its host.
     #[serde(default)]
     pub groups: Groups,
+    /// Environment of the process that asks a registry for the component, of [`REGISTRY_ENV`]; of nothing else.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub registry: BTreeMap<String, String>,
+}
+
+/// A file or a folder below one that is the scheduler's. What is between the two may be anybody's in the job, who may put a
+/// link there at any time: it is opened from `root` down, never by its whole name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The scheduler's.
+    pub root: PathBuf,
+    /// From there; empty for the root itself.
+    pub path: PathBuf,
+}
+
+impl Place {
+    /// Its name, for messages.
+    pub fn name(&self) -> PathBuf {
+        if self.path.as_os_str().is_empty() { self.root.clone() } else { self.root.join(&self.path) }
+    }
+}
+
+/// Who resolves a task's names, and how: what `resolv.conf(5)` calls by the same names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskDns {
+    /// Asked in this order, on port 53; those of the machine where there is none.
+    pub servers: Vec<IpAddr>,
+    /// Appended to names in turn, until there is one.
+    pub searches: Vec<String>,
+    /// A name with so many dots is tried as it is before anything is appended.
+    pub ndots: usize,
+    /// How long one question waits for its answer, seconds.
+    pub timeout: u64,
+    /// How often all servers are asked.
+    pub attempts: usize,
+    /// Each question begins with the next server.
+    pub rotate: bool,
+}
+
+/// A folder that the task's component may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskFolder {
+    /// Where it is.
+    pub place: Place,
+    /// How it is granted.
+    pub folder: Folder,
+    /// It is made where it is not there.
+    pub make: bool,
+}
+
+/// A process for ever: numbers come again, numbers with their start and boot do not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskProcess {
+    /// Its number.
+    pub pid: i32,
+    /// When it was started, in ticks since boot.
+    pub started: u64,
+    /// The boot of the machine; empty where the kernel does not say.
+    pub boot: String,
+}
+
+impl TaskProcess {
+    /// This process; `None` where the kernel does not tell.
+    pub fn own() -> Option<Self> {
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        // The name is in brackets and may hold anything; the fields after it are counted from the state, which is the third.
+        let started = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().nth(22 - 3)?.parse().ok()?;
+        let pid = i32::try_from(std::process::id()).ok()?;
+        Some(Self { pid, started, boot: boot() })
+    }
+}
+
+/// The boot the machine runs in; empty where the kernel does not say.
+pub fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// The control groups of a task. Its host is in them: what a component does is bounded, what the platform does for it, such
@@ -110,8 +224,8 @@ impl Groups {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskComponent {
-    /// A file of this machine.
-    Path(PathBuf),
+    /// A file of the task.
+    Path(Place),
     /// `registry/repository@sha256:…`
     Oci(String),
 }
@@ -128,7 +242,7 @@ pub struct TaskLink {
     /// Settings of the provider, and of the link.
     pub settings: BTreeMap<String, String>,
     /// Settings of the provider that are secrets, each in a file.
-    pub secret_files: BTreeMap<String, PathBuf>,
+    pub secret_files: BTreeMap<String, Place>,
 }
 
 /// Where a task stands.

@@ -38,7 +38,6 @@ pub fn run(world: &str, confine: impl FnOnce() -> Result<(), SandboxError>) -> a
     };
     limit(Resource::Cpu, CPU_SECONDS)?;
     limit(Resource::Data, MEMORY)?;
-    limit(Resource::Core, 0)?;
     limit(Resource::Fsize, 0)?;
     limit(Resource::Nofile, 16)?;
     confine()?;

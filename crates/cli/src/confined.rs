@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
+use sandbox::inner::Files;
 use sandbox::syscalls::Role;
 use sandbox::{SandboxError, Spec, handoff, inner, outer};
 
@@ -15,6 +16,8 @@ use crate::{compile, raise_file_limit};
 
 /// They get the processor after the node and its ingress.
 const NICE: i32 = 5;
+/// Where the machine has no memory left, the kernel ends one of these before the node, which starts it again.
+const OOM_SCORE: &str = "300";
 
 /// A host.
 ///
@@ -22,11 +25,19 @@ const NICE: i32 = 5;
 /// When it is not confined, or ends and not because it was asked to.
 pub fn host(tenant: model::TenantName, shard: u32, stage: &Stage) -> anyhow::Result<u8> {
     let Some(spec) = second(stage)? else { return first(stage) };
-    telemetry::init();
+    telemetry::init(false);
     raise_file_limit();
     let (handed, code) = host::Handed::take(handoff::receive(std::io::stdin().as_fd())?);
+    let named = host::folders::named()?;
+    let opened = named.iter().map(|_| {
+        let [folder] = handoff::receive(std::io::stdin().as_fd())?;
+        Ok(folder)
+    });
+    let opened: Vec<_> = opened.collect::<Result<_, SandboxError>>()?;
+    let folders = host::folders::grant(named, opened)?;
+    let role = if folders.is_empty() { Role::Host } else { Role::Folders };
     let confine = || {
-        inner::enter(&spec, Role::Host, Some(code.as_fd()))?;
+        inner::enter(&spec, role, Files { readable: Some(code.as_fd()), folders: &folders })?;
         // It named a folder, and what may be opened is settled.
         drop(code);
         Ok::<(), SandboxError>(())
@@ -41,7 +52,17 @@ pub fn host(tenant: model::TenantName, shard: u32, stage: &Stage) -> anyhow::Res
 /// When it is not confined, or the component does not compile within the limits.
 pub fn compiler(world: &str, stage: &Stage) -> anyhow::Result<u8> {
     let Some(spec) = second(stage)? else { return first(stage) };
-    compile::run(world, || inner::enter(&spec, Role::Compiler, None))?;
+    compile::run(world, || inner::enter(&spec, Role::Compiler, Files::default()))?;
+    Ok(0)
+}
+
+/// The databases of a tenant.
+///
+/// # Errors
+/// When it is not confined, or its node does not speak as it should.
+pub fn databases(dir: &Path, tenant: model::TenantName, stage: &Stage) -> anyhow::Result<u8> {
+    let Some(spec) = second(stage)? else { return first(stage) };
+    crate::databases::run(dir, tenant, || inner::enter(&spec, Role::Program, Files::default()))?;
     Ok(0)
 }
 
@@ -53,7 +74,7 @@ pub fn program(path: &Path, dir: &Path, stage: &Stage) -> anyhow::Result<u8> {
     let Some(spec) = second(stage)? else { return first(stage) };
     let line = std::io::stdin();
     let [input] = handoff::receive(line.as_fd())?;
-    inner::enter(&spec, Role::Program, None)?;
+    inner::enter(&spec, Role::Program, Files::default())?;
     let ended = sandbox::program::run(path, dir, input, line.as_fd());
     Ok(outer::end_like(ended.with_context(|| format!("cannot run {}", path.display()))?))
 }
@@ -64,7 +85,7 @@ pub fn program(path: &Path, dir: &Path, stage: &Stage) -> anyhow::Result<u8> {
 /// When it is not confined.
 pub fn nothing(stage: &Stage) -> anyhow::Result<u8> {
     let Some(spec) = second(stage)? else { return first(stage) };
-    inner::enter(&spec, Role::Host, None)?;
+    inner::enter(&spec, Role::Host, Files::default())?;
     Ok(0)
 }
 
@@ -84,6 +105,9 @@ fn spec(stage: &Stage) -> anyhow::Result<Spec> {
 fn first(stage: &Stage) -> anyhow::Result<u8> {
     if let Err(cause) = setpriority_process(None, NICE) {
         tracing::warn!(%cause, "cannot lower the priority of a process");
+    }
+    if let Err(cause) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
+        tracing::debug!(%cause, "the kernel may end the node before this process");
     }
     // It may go behind all others while it computes, and come back: its user may be one that could not. The kernel counts
     // from niceness 20 down, so this is niceness 0, which nobody is refused who never went behind.

@@ -1,5 +1,7 @@
 //! What every command that speaks to the running platform needs: where it answers, and as whom to speak.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use api::client::ControlClient;
 use api::{Code, Problem};
@@ -10,6 +12,9 @@ use url::Url;
 use crate::args::Global;
 use crate::home::{Home, Running};
 use crate::output::Output;
+
+/// How long a command waits and asks again where the tenant's tokens ask for too much at once.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The flags, opened.
 pub struct Context {
@@ -122,7 +127,8 @@ pub fn client_of(api: &str, token: &str) -> anyhow::Result<ControlClient> {
         return Err(invalid("it is not `http://`".to_owned()).into());
     }
     let addresses = url.socket_addrs(|| None).map_err(|cause| invalid(cause.to_string()))?;
-    Ok(ControlClient::new(*addresses.first().with_context(|| format!("`{url}` has no address"))?, token))
+    let address = *addresses.first().with_context(|| format!("`{url}` has no address"))?;
+    Ok(ControlClient::new(address, token).patient(PATIENCE))
 }
 
 /// The problem inside a client's error, as the commands report it.

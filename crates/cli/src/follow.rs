@@ -6,12 +6,16 @@ use api::client::{ControlClient, EventQuery, Events};
 use api::{Code, Problem};
 use futures::StreamExt as _;
 use model::app::Revision;
-use model::observed::{AppObserved, Phase};
+use model::observed::{AppObserved, Phase, Reason};
 use model::{AppName, TenantName};
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::context::refused;
 use crate::output::Output;
+
+/// How long nothing may be told before it is asked anew: that an app must not run any more is no transition of it.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// An app that serves.
 #[derive(Debug, Serialize)]
@@ -54,6 +58,7 @@ impl Follow {
     pub async fn serving(mut self, out: &Output, revision: Revision, within: Duration) -> anyhow::Result<Vec<String>> {
         let spinner = out.spinner(&format!("{} revision {revision}", self.app));
         let mut last = None;
+        let mut waits_for = None;
         let wait = async {
             loop {
                 let view = self.client.app(&self.tenant, &self.app).await.map_err(refused)?;
@@ -68,7 +73,7 @@ impl Follow {
                             });
                         }
                     }
-                    if verdict(observed, revision)? {
+                    if verdict(observed, &self.app, revision)? {
                         return Ok(view.urls);
                     }
                 }
@@ -79,7 +84,14 @@ impl Follow {
                     )
                     .into());
                 }
-                if self.events.next().await.transpose().map_err(refused)?.is_none() {
+                match view.reason {
+                    // A node that is lost, or not there yet, may come.
+                    Some(reason) if reason.code == Code::Unreachable.as_str() => waits_for = Some(reason.message),
+                    Some(reason) => return Err(told(&reason).into()),
+                    None => waits_for = None,
+                }
+                let Ok(event) = timeout(LOOK, self.events.next()).await else { continue };
+                if event.transpose().map_err(refused)?.is_none() {
                     return Err(Problem::new(
                         Code::Unreachable,
                         "the control plane stopped while the app was starting",
@@ -88,32 +100,46 @@ impl Follow {
                 }
             }
         };
-        let done = tokio::time::timeout(within, wait).await;
+        let done = timeout(within, wait).await;
         spinner.finish_and_clear();
         done.unwrap_or_else(|_| {
-            let at = last.map_or("it was not assigned to a node", word);
+            let at = waits_for.unwrap_or_else(|| last.map_or("it was not assigned to a node", word).to_owned());
             Err(Problem::new(
                 Code::TimedOut,
                 format!("{} revision {revision} does not serve after {} s: {at}", self.app, within.as_secs()),
             )
-            .help(format!("`sidereal status {}` says where it stands", self.app))
+            .help(format!("it goes on starting by itself; `sidereal status {}` says where it stands", self.app))
             .into())
         })
     }
 }
 
-fn verdict(observed: &AppObserved, revision: Revision) -> anyhow::Result<bool> {
+/// A reason of the platform's as the problem of a command.
+fn told(reason: &Reason) -> Problem {
+    let code = Code::ALL.iter().copied().find(|c| c.as_str() == reason.code).unwrap_or(Code::StartFailed);
+    let mut problem = Problem::new(code, reason.message.clone());
+    problem.help = reason.help.clone();
+    problem
+}
+
+fn verdict(observed: &AppObserved, app: &AppName, revision: Revision) -> anyhow::Result<bool> {
     if observed.revision != revision {
         return Ok(false);
     }
     match (observed.phase, &observed.reason) {
         (Phase::Serving, _) => Ok(true),
         (Phase::Failed, Some(reason)) => {
-            let code = Code::ALL.iter().copied().find(|c| c.as_str() == reason.code).unwrap_or(Code::StartFailed);
-            let mut problem = Problem::new(code, reason.message.clone());
-            problem.help = reason.help.clone();
+            let mut problem = told(reason);
             if let Some(old) = observed.serving {
                 problem.findings.push(format!("revision {old} goes on serving"));
+            }
+            // It may serve later although this command failed: whoever does not want that has to say so.
+            if problem.code.may_pass() {
+                let give_up = match observed.serving {
+                    Some(_) => format!("`sidereal rollback {app}`"),
+                    None => format!("`sidereal delete {app} --confirm {app}`"),
+                };
+                problem.findings.push(format!("it is tried again by itself; {give_up} gives it up"));
             }
             Err(problem.into())
         }
@@ -132,5 +158,34 @@ pub fn word(phase: Phase) -> &'static str {
         Phase::Serving => "serving",
         Phase::Draining => "draining",
         Phase::Failed => "failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(code: Code, serving: Option<u64>) -> Problem {
+        let observed = AppObserved {
+            revision: Revision(2),
+            phase: Phase::Failed,
+            serving: serving.map(Revision),
+            reason: Some(Problem::new(code, "x").help("y").reason()),
+        };
+        let error = verdict(&observed, &"shop".parse().unwrap(), Revision(2)).unwrap_err();
+        error.downcast::<Problem>().unwrap()
+    }
+
+    #[test]
+    fn what_is_tried_again_is_said_with_how_to_give_it_up() {
+        let problem = failed(Code::ProviderUnavailable, Some(1));
+        assert_eq!((problem.code, problem.help.as_deref()), (Code::ProviderUnavailable, Some("y")));
+        let [old, again] = problem.findings.as_slice() else { panic!("{problem:?}") };
+        assert_eq!(old, "revision 1 goes on serving");
+        assert!(again.contains("tried again") && again.contains("`sidereal rollback shop`"), "{again}");
+        // There is nothing to roll back to.
+        let first = failed(Code::ProviderUnavailable, None).findings;
+        assert!(first.len() == 1 && first[0].contains("`sidereal delete shop --confirm shop`"), "{first:?}");
+        assert!(failed(Code::ProbeFailed, None).findings.is_empty(), "the revision's own fault stays");
     }
 }

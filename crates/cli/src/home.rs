@@ -57,6 +57,11 @@ impl Home {
         Ok(Self { dir })
     }
 
+    /// Whether commands find it without being told where it is.
+    pub fn is_usual(&self) -> bool {
+        Self::new(None).is_ok_and(|usual| usual.dir == self.dir)
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir

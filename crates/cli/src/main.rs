@@ -6,6 +6,7 @@ mod commands;
 mod compile;
 mod confined;
 mod context;
+mod databases;
 mod demo;
 mod follow;
 mod home;
@@ -30,6 +31,11 @@ use output::{Output, problem_of};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Threads that serve: what one tenant keeps busy for a moment leaves others, also where there is one core.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2))
+}
+
 /// As many open files as the system lets this process have: every connection is one, and shells start with few.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -40,9 +46,6 @@ fn raise_file_limit() {
         tracing::warn!(%cause, "cannot raise the limit of open files");
     }
 }
-
-/// Exit code of an interrupted command.
-const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -70,28 +73,30 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let command: Vec<&str> = args.iter().map(String::as_str).take_while(|arg| !arg.starts_with('-')).collect();
+    let mut root = Cli::command();
+    root.build();
+    let command = words(&root, &args);
     let text = error.render().to_string();
     // clap's first paragraph says what is wrong; the usage below it is for `--help`.
-    let said: Vec<&str> = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim).collect();
-    let said = said.join(" ").trim().trim_start_matches("error: ").to_owned();
+    let more = ["Usage:", "For more information"];
+    let said = text.lines().take_while(|line| !more.iter().any(|word| line.starts_with(word))).map(str::trim);
+    let said: Vec<&str> = said.filter(|line| !line.is_empty()).collect();
+    let said = said.join(" ").trim_start_matches("error: ").to_owned();
     let problem = match error.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand if command.is_empty() => {
             api::Problem::new(api::Code::RequestInvalid, "no command was given")
                 .help("start with `sidereal up --demo`; `sidereal --help` lists the commands")
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            let name = command.first().copied().unwrap_or_default();
-            let mut root = Cli::command();
-            let known: Vec<String> = root
-                .find_subcommand_mut(name)
-                .map(|c| c.get_subcommands().map(|s| format!("`sidereal {name} {}`", s.get_name())).collect())
-                .unwrap_or_default();
+            let name = command.join(" ");
+            let asked = command.iter().try_fold(&root, |at, word| at.find_subcommand(word));
+            let known = asked.into_iter().flat_map(|at| at.get_subcommands()).filter(|sub| sub.get_name() != "help");
+            let known: Vec<String> = known.map(|sub| format!("`sidereal {name} {}`", sub.get_name())).collect();
             api::Problem::new(api::Code::RequestInvalid, format!("`sidereal {name}` needs to know what to do"))
                 .help(if known.is_empty() { "`sidereal --help`".to_owned() } else { known.join(", ") })
         }
         _ => {
-            let name = command.first().map_or_else(String::new, |name| format!(" {name}"));
+            let name: String = command.iter().flat_map(|word| [" ", *word]).collect();
             api::Problem::new(api::Code::RequestInvalid, said)
                 .help(format!("`sidereal{name} --help` shows what it takes"))
         }
@@ -105,9 +110,36 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
+/// The words of a command line that name the command, whatever flags stand before or between them.
+fn words<'a>(root: &clap::Command, args: &'a [String]) -> Vec<&'a str> {
+    let (mut at, mut words) = (root, Vec::new());
+    let mut args = args.iter().map(String::as_str);
+    while let Some(arg) = args.next() {
+        if let Some(flag) = arg.strip_prefix('-') {
+            let named = |known: &&clap::Arg| match flag.strip_prefix('-') {
+                Some(long) => known.get_long() == Some(long),
+                None => known.get_short().is_some_and(|short| flag.strip_prefix(short) == Some("")),
+            };
+            // Its value is the next word; one that is written together with it has no other name.
+            if at.get_arguments().find(named).is_some_and(|known| known.get_action().takes_values()) {
+                args.next();
+            }
+            continue;
+        }
+        match at.find_subcommand(arg) {
+            Some(found) => {
+                at = found;
+                words.push(arg);
+            }
+            None => break,
+        }
+    }
+    words
+}
+
 /// A core file would hold every secret that is in memory at that moment.
 fn no_core_files() {
-    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    let none = rustix::process::Rlimit { current: Some(sandbox::NO_CORE), maximum: Some(sandbox::NO_CORE) };
     if let Err(cause) = rustix::process::setrlimit(rustix::process::Resource::Core, none) {
         tracing::warn!(%cause, "a crash may leave a core file that holds secrets");
     }
@@ -121,17 +153,27 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             return confined::host(tenant, args.shard, &args.stage);
         }
         Command::Compile { world, stage } => return confined::compiler(&world, &stage),
+        Command::Databases { dir, stage } => {
+            let tenant = cli.global.tenant.unwrap_or_else(model::TenantName::local);
+            return confined::databases(&dir, tenant, &stage);
+        }
         Command::Confined(stage) => return confined::nothing(&stage),
         Command::Task { dir } => {
-            telemetry::init();
+            telemetry::init(output::colors());
             raise_file_limit();
             return task::run(&dir);
         }
+        Command::Pull { registry, repository, digest, outside } => {
+            let reference = model::manifest::OciReference { registry, repository, tag: None, digest };
+            return task::pull(&reference, outside);
+        }
         Command::External { program, dir, stage } => return confined::program(&program, &dir, &stage),
+        Command::Layers => return task::layers(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sidereal", &mut script);
-            output::stdout(String::from_utf8_lossy(&script).trim_end());
+            let script = String::from_utf8_lossy(&script).trim_end().to_owned();
+            Output::new(&cli.global).result(&script, || script.clone());
             return Ok(0);
         }
         _ => {}
@@ -143,9 +185,9 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     } else {
         tokio::runtime::Builder::new_current_thread()
     };
-    let runtime = builder.worker_threads(2).enable_all().build().context("cannot start the async runtime")?;
+    let runtime = builder.worker_threads(workers()).enable_all().build().context("cannot start the async runtime")?;
     if daemon {
-        telemetry::init();
+        telemetry::init(output::colors());
         raise_file_limit();
         let code = runtime.block_on(dispatch(&context, cli.command));
         // A blocking read of a dying disk must not keep the process from ending.
@@ -153,11 +195,17 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         return code;
     }
     // Somebody who has seen enough has interrupted nothing.
-    let interrupted = if matches!(cli.command, Command::Top(_)) { 0 } else { INTERRUPTED };
+    let interrupted = if matches!(cli.command, Command::Top(_)) { 0 } else { api::Code::Interrupted.exit() };
     runtime.block_on(async {
         tokio::select! {
             done = dispatch(&context, cli.command) => done,
-            _ = tokio::signal::ctrl_c() => Ok(interrupted),
+            _ = tokio::signal::ctrl_c() => {
+                if context.out.json() && interrupted != 0 {
+                    let what = api::Problem::new(api::Code::Interrupted, "the command was interrupted");
+                    context.out.failure(&what.help("what the platform had begun goes on: `sidereal status` shows it"));
+                }
+                Ok(interrupted)
+            }
         }
     })
 }
@@ -166,12 +214,12 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
     let ok = |(): ()| 0;
     let yes = |fine: bool| u8::from(!fine);
     match command {
-        Command::Up(args) => commands::up::up(context, args).await.map(ok),
+        Command::Up(args) => commands::up::up(context, *args).await.map(ok),
         Command::Deploy(args) => commands::deploy::deploy(context, args).await.map(ok),
         Command::Plan(args) => commands::deploy::plan(context, &args).await,
         Command::Rollback(args) => commands::apps::rollback(context, args).await.map(ok),
         Command::Delete(args) => commands::apps::delete(context, args).await.map(ok),
-        Command::Status(args) => commands::apps::status(context, args).await.map(ok),
+        Command::Status(args) => commands::status::status(context, args).await.map(ok),
         Command::Top(args) => commands::top::top(context, args).await.map(ok),
         Command::Logs(args) => commands::talk::logs(context, args).await.map(ok),
         Command::Flows(args) => commands::flows::flows(context, args).await.map(ok),
@@ -194,9 +242,37 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         // Handled before there was a runtime.
         Command::Host(_)
         | Command::Compile { .. }
+        | Command::Databases { .. }
         | Command::Confined(_)
         | Command::Task { .. }
+        | Command::Pull { .. }
+        | Command::Layers
         | Command::External { .. }
         | Command::Completions { .. } => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_found_behind_flags() {
+        let mut root = Cli::command();
+        root.build();
+        for (line, found) in [
+            ("link", "link"),
+            ("-o json link", "link"),
+            ("--output=json link set", "link set"),
+            ("-ojson --tenant status tenant token", "tenant token"),
+            ("--quiet rollback --to 3", "rollback"),
+            ("deploy --bogus examples/counter", "deploy"),
+            ("status BAD_NAME", "status"),
+            ("-o json", ""),
+            ("", ""),
+        ] {
+            let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            assert_eq!(words(&root, &args).join(" "), found, "{line}");
+        }
     }
 }

@@ -94,12 +94,16 @@ impl Output {
         }
     }
 
-    /// A step that was done, on stderr.
+    /// A step that was done, on stderr where that is a terminal: what goes on is for whoever watches.
     pub fn step(&self, text: &str) {
-        if !self.quiet && !self.json() {
+        if self.watched() {
             let green = Style::new().fg_color(Some(AnsiColor::Green.into()));
             anstream::eprintln!("  {green}✓{green:#} {text}");
         }
+    }
+
+    fn watched(&self) -> bool {
+        !self.quiet && !self.json() && std::io::stderr().is_terminal()
     }
 
     /// Something worth knowing, on stderr.
@@ -118,7 +122,7 @@ impl Output {
 
     /// A spinner on stderr while `what` goes on; nothing where stderr is no terminal.
     pub fn spinner(&self, what: &str) -> indicatif::ProgressBar {
-        if self.quiet || self.json() || !std::io::stderr().is_terminal() {
+        if !self.watched() {
             return indicatif::ProgressBar::hidden();
         }
         let bar = indicatif::ProgressBar::new_spinner().with_message(what.to_owned());
@@ -127,16 +131,38 @@ impl Output {
     }
 }
 
-/// The time of day of a line, from milliseconds since 1970.
+/// Whether text on stderr has colour: as `--color` says, else as the terminal and `NO_COLOR` do.
+pub fn colors() -> bool {
+    anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never
+}
+
+/// When a line was written, from milliseconds since 1970: on this machine's clocks, and how far they are from UTC.
 pub fn clock(time_ms: u64) -> String {
     let time = i64::try_from(time_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    time.map(|t| t.strftime("%H:%M:%S%.3f").to_string()).unwrap_or_default()
+    let local = time.map(|time| time.to_zoned(jiff::tz::TimeZone::system()));
+    local.map(|local| local.strftime("%Y-%m-%d %H:%M:%S%.3f%:z").to_string()).unwrap_or_default()
+}
+
+/// A date and time of day, from milliseconds since 1970.
+pub fn moment(time_ms: u64) -> String {
+    let time = i64::try_from(time_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map(|t| format!("{t:.0}")).unwrap_or_default()
 }
 
 /// A line on stdout. A reader that hung up (`sidereal logs | head`) is no failure; a result that cannot be written is.
 pub fn stdout(line: &str) {
     let mut out = anstream::stdout();
-    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+    written(writeln!(out, "{line}").and_then(|()| out.flush()));
+}
+
+/// Bytes on stdout, one part after the other, with nothing added or left out.
+pub fn raw(parts: &[&[u8]]) {
+    let mut out = std::io::stdout().lock();
+    written(parts.iter().try_for_each(|part| out.write_all(part)).and_then(|()| out.flush()));
+}
+
+fn written(done: std::io::Result<()>) {
+    match done {
         Ok(()) => {}
         Err(cause) if cause.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(cause) => {
@@ -164,5 +190,18 @@ pub fn problem_of(error: &anyhow::Error) -> Problem {
     match error.downcast_ref::<Problem>() {
         Some(problem) => problem.clone(),
         None => Problem::new(Code::Internal, format!("{error:#}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_of_a_line_is_one_moment_whatever_the_zone() {
+        let moment = 1_700_000_000_123;
+        let shown = clock(moment);
+        let read: jiff::Timestamp = shown.parse().unwrap_or_else(|cause| panic!("{shown}: {cause}"));
+        assert_eq!(u64::try_from(read.as_millisecond()).unwrap(), moment, "{shown}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{IsTerminal as _, Read as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -12,15 +12,16 @@ use bytes::Bytes;
 use model::claims::keys::{KeyKind, KeyPair};
 use model::claims::{self, Claims};
 use model::component::{MAX_COMPONENT, inspect};
+use model::egress::AllowedHost;
 use model::lock::{ArtifactFacts, ArtifactProblem, Artifacts, Locked, lock_draft};
-use model::manifest::{ComponentSource, Manifest, Report, draft};
+use model::manifest::{ComponentSource, Finding, Manifest, Report, Severity, draft};
 use model::rules::MAX_MANIFEST;
 use model::tenant::TenantSettings;
 use model::{AppName, ComponentName, Digest, LockedApp};
 
 use crate::args::AppDir;
 use crate::context::{Context, refused};
-use crate::{keys, oci};
+use crate::{keys, output, task};
 
 /// The manifest's file name.
 pub const MANIFEST: &str = "app.toml";
@@ -33,6 +34,8 @@ pub struct Project {
     pub app: LockedApp,
     /// Its artifacts.
     pub artifacts: BTreeMap<Digest, Bytes>,
+    /// What is doubtful in its manifest and stops nothing: for programs, as people saw it.
+    pub warnings: Vec<String>,
 }
 
 impl Project {
@@ -48,6 +51,7 @@ impl Project {
         let settings = tenant(context, client).await?;
         let mut found = Artifacts::new();
         let mut artifacts = BTreeMap::new();
+        let mut not_brought = Vec::new();
         if let Some(manifest) = draft.manifest.clone() {
             for (name, component) in &manifest.components {
                 let bytes = match &component.source.value {
@@ -57,10 +61,14 @@ impl Project {
                     },
                     ComponentSource::Oci(reference) => {
                         let spinner = context.out.spinner(&format!("bringing {name} from {}", reference.registry));
-                        let pulled = oci::pull(reference).await;
+                        let pulled = task::pull_for_command(reference).await;
                         spinner.finish_and_clear();
                         // The others are looked at all the same, so that one report has every problem.
-                        pulled.map(Bytes::from).map_err(|cause| ArtifactProblem::Unreadable(format!("{cause:#}")))
+                        pulled.map_err(|problem| {
+                            let why = ArtifactProblem::Unreadable(problem.to_string());
+                            not_brought.push(problem);
+                            why
+                        })
                     }
                 };
                 found.insert(name.clone(), facts(bytes, &mut artifacts));
@@ -71,9 +79,10 @@ impl Project {
                 if !warnings.findings.is_empty() && !context.out.json() {
                     eprint!("{}", shown_report(&warnings));
                 }
-                Ok(Self { app, artifacts })
+                let warnings = warnings.findings.iter().map(listed).collect();
+                Ok(Self { app, artifacts, warnings })
             }
-            Err(report) => Err(invalid(context, &report).into()),
+            Err(report) => Err(invalid(context, &report, not_brought).into()),
         }
     }
 
@@ -88,7 +97,7 @@ impl Project {
             draft.manifest.iter().flat_map(|manifest| manifest.components.keys().cloned()).collect();
         let found = names.into_iter().map(|name| (name, facts(Ok(Bytes::from_static(wasm)), &mut artifacts))).collect();
         let locked = lock_draft(draft, &found, settings).map_err(|report| anyhow::anyhow!("{}", report.render()))?;
-        Ok(Self { app: locked.app, artifacts })
+        Ok(Self { app: locked.app, artifacts, warnings: Vec::new() })
     }
 }
 
@@ -108,7 +117,7 @@ fn locate(path: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     let file = if path.is_dir() { path.join(MANIFEST) } else { path };
     if !file.is_file() {
         return Err(Problem::new(Code::NotFound, format!("there is no app here: {} does not exist", file.display()))
-            .help("go to a folder with an app.toml, or name one: `sidereal deploy examples/counter`")
+            .help("go to a folder with an app.toml, or name one: `sidereal deploy FOLDER` (`sidereal up --demo` runs an example)")
             .into());
     }
     let folder = file.parent().context("the manifest lies in no folder")?.to_owned();
@@ -203,7 +212,11 @@ fn signed(
         Err(cause) => return Ok(Err(ArtifactProblem::Unreadable(cause.to_string()))),
     };
     let issued_at = time.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let claims = Claims::new(name.as_str(), &module.public(), Digest::of(&bytes).short(), issued_at);
+    let mut claims = Claims::new(name.as_str(), &module.public(), Digest::of(&bytes).short(), issued_at);
+    // Whoever writes the manifest signs here: what it opens is granted. What cannot be inspected is refused below.
+    let hosts = manifest.components.get(name).into_iter().flat_map(|component| &component.allow_hosts);
+    let sockets = hosts.filter_map(|host| AllowedHost::parse(&host.value)).any(|host| host.is_for_sockets());
+    claims.component.granted = inspect(&bytes).ok().map(|info| claims::needed(&info.imports, sockets));
     match claims::sign(&bytes, claims, &account) {
         Ok(signed) => Ok(Ok(signed.into())),
         Err(claims::SignError::Artifact(cause)) => Ok(Err(cause.into())),
@@ -223,28 +236,73 @@ fn module_key(context: &Context, app: &AppName, component: &ComponentName) -> an
 }
 
 /// The report as a problem. People get the picture on stderr, programs every finding in the envelope.
-fn invalid(context: &Context, report: &Report) -> Problem {
-    let mut problem =
-        Problem::new(Code::ManifestInvalid, report.to_string()).help("mend what is listed, then try again");
+fn invalid(context: &Context, report: &Report, not_brought: Vec<Problem>) -> Problem {
+    let mut problem = verdict(report, not_brought);
     if context.out.json() {
-        problem.findings = report
-            .findings
-            .iter()
-            .map(|f| format!("{}:{}:{} [{}] {}", f.file, f.line, f.column, f.code, f.message))
-            .collect();
+        problem.findings = report.findings.iter().map(listed).collect();
     } else {
         eprint!("{}", shown_report(report));
     }
     problem
 }
 
+/// What the report comes to. A registry that is away, or answers with other bytes, is no mistake of the manifest: where
+/// nothing else is wrong it is told as what it is, and bytes that somebody changed always are.
+fn verdict(report: &Report, mut not_brought: Vec<Problem>) -> Problem {
+    let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    let tampered = not_brought.iter().position(|problem| problem.code == Code::ArtifactTampered);
+    match tampered.or((errors == not_brought.len()).then_some(0)) {
+        Some(which) if which < not_brought.len() => not_brought.swap_remove(which),
+        _ => Problem::new(Code::ManifestInvalid, report.to_string()).help("mend what is listed, then try again"),
+    }
+}
+
+/// One finding on one line.
+fn listed(finding: &Finding) -> String {
+    let Finding { file, line, column, code, message, .. } = finding;
+    let what = format!("{file}:{line}:{column} [{code}] {message}");
+    finding.help.as_ref().map_or(what.clone(), |help| format!("{what}: {help}"))
+}
+
 fn shown_report(report: &Report) -> String {
-    if !std::io::stderr().is_terminal() || std::env::var_os("NO_COLOR").is_some() {
+    if !output::colors() {
         return report.render();
     }
     let mut text = String::new();
-    match miette::GraphicalReportHandler::new().render_report(&mut text, report) {
+    let handler = miette::GraphicalReportHandler::new_themed(miette::GraphicalTheme::unicode());
+    match handler.render_report(&mut text, report) {
         Ok(()) => text,
         Err(_) => report.render(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A manifest with a component from a registry that did not give it, and what else is wrong.
+    fn report(rest: &str) -> Report {
+        let digest = Digest::of(b"x");
+        let text = format!(
+            "schema = 1\nname = \"shop\"\n\n[components.main]\nsource = {{ oci = \"127.0.0.1:1/shop@{digest}\" }}\n{rest}\n\n\
+             [[routes]]\nhost = \"shop.localhost\"\npath = \"/\"\ncomponent = \"main\"\n"
+        );
+        let found: Artifacts = [("main".parse().unwrap(), Err(ArtifactProblem::Unreadable("gone".to_owned())))].into();
+        lock_draft(draft(&text, "app.toml"), &found, &TenantSettings::default()).unwrap_err()
+    }
+
+    #[test]
+    fn a_registry_that_fails_is_no_mistake_of_the_manifest() {
+        let away = || Problem::new(Code::Unreachable, "away").help("try later");
+        let changed = || Problem::new(Code::ArtifactTampered, "changed").help("find out who");
+        assert_eq!(verdict(&report(""), vec![away()]), away());
+        let both = verdict(&report("limits = { cpu = \"2h\" }"), vec![away()]);
+        assert_eq!(
+            (both.code, both.help.is_some()),
+            (Code::ManifestInvalid, true),
+            "the mistake is to be mended first"
+        );
+        assert_eq!(verdict(&report("limits = { cpu = \"2h\" }"), vec![away(), changed()]), changed());
+        assert_eq!(verdict(&report("limits = { cpu = \"2h\" }"), Vec::new()).code, Code::ManifestInvalid);
     }
 }

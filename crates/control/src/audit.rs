@@ -51,14 +51,15 @@ struct Refused {
 }
 
 impl Refused {
-    /// Whether one more attempt is written down, and how many were not since the last one that was.
-    fn take(&mut self, rate: Rate, now: u64) -> Option<u64> {
+    /// Whether one more attempt is written down, and how many were not since the last one that was. Where there is no room
+    /// for any, it is only counted.
+    fn take(&mut self, rate: Rate, now: u64, room: bool) -> Option<u64> {
         match rate.take(self.paid, now, 1) {
-            Ok(paid) => {
+            Ok(paid) if room => {
                 self.paid = paid;
                 Some(std::mem::take(&mut self.left_out))
             }
-            Err(_) => {
+            Ok(_) | Err(_) => {
                 self.left_out = self.left_out.saturating_add(1);
                 None
             }
@@ -85,6 +86,23 @@ impl Audit {
         let (ask, asked) = mpsc::channel(ROOM);
         tokio::spawn(run(log, store, asked));
         Ok(Self { ask, dir, since: Instant::now(), refused: Mutex::default() })
+    }
+
+    /// Whether there is room for what a tenant's tokens change. The last of the disk is the operator's, who can do something
+    /// about it.
+    ///
+    /// # Errors
+    /// `store-unavailable`.
+    pub(crate) fn room(&self) -> Answer<()> {
+        match audit::Disk::under(&self.dir) {
+            Ok(disk) if disk.is_scarce() => Err(Refusal::new(
+                Code::StoreUnavailable,
+                "the disk of the platform is nearly full: tenants change nothing until it has room",
+            )
+            .help("ask your operator; `sidereal doctor` tells how much is left")),
+            // Where it cannot be looked at, writing the line says why.
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Writes a line; answers with its number once it is on the disk.
@@ -122,8 +140,14 @@ impl Audit {
         made
     }
 
-    /// Writes down that somebody was refused. That it cannot be written changes nothing for them.
-    pub(crate) async fn refused(&self, mut act: Act) {
+    /// Writes down that somebody was refused. That it cannot be written changes nothing for them. The last of the disk is
+    /// the operator's: what others were refused is counted then, and the next line about them tells how often.
+    pub(crate) async fn refused(&self, act: Act) {
+        let room = !audit::Disk::under(&self.dir).is_ok_and(|disk| disk.is_scarce());
+        self.refused_with(act, room).await;
+    }
+
+    async fn refused_with(&self, mut act: Act, room: bool) {
         // A token's own tenant is who pays, not the one it asked for.
         let whose = match act.who.as_str() {
             NOBODY => Some(None),
@@ -134,7 +158,7 @@ impl Audit {
             let now = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let (rate, burst) = if whose.is_some() { MEMBERS } else { STRANGERS };
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            match refused.entry(whose).or_default().take(Rate::new(rate, burst), now) {
+            match refused.entry(whose).or_default().take(Rate::new(rate, burst), now, room) {
                 Some(left_out) => act.left_out = left_out,
                 None => return,
             }
@@ -144,14 +168,20 @@ impl Audit {
         }
     }
 
-    /// The last lines that `fits`, newest first.
+    /// A tenant that is gone has no tokens that could be refused.
+    pub(crate) fn forget(&self, tenant: &TenantName) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&Some(tenant.clone()));
+    }
+
+    /// The last lines that `fits`, newest first, in so many of the newest files.
     pub(crate) async fn last(
         &self,
         most: usize,
+        files: usize,
         fits: impl Fn(&Record) -> bool + Send + 'static,
     ) -> Answer<Vec<Record>> {
         let dir = self.dir.clone();
-        let read = tokio::task::spawn_blocking(move || audit::last(&dir, most, fits)).await;
+        let read = tokio::task::spawn_blocking(move || audit::last(&dir, most, files, fits)).await;
         read.map_err(unreadable)?.map_err(unreadable)
     }
 
@@ -247,4 +277,33 @@ async fn append(log: &mut Option<Log>, acts: Vec<Act>, store: &dyn Store) -> Res
 /// A line about a request; what came of it is still open.
 pub(crate) fn act(who: String, tenant: Option<model::TenantName>, from: String, what: String) -> Act {
     Act { who, tenant, from, what, outcome: Outcome::Begun, status: None, code: None, begun: None, left_out: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use store::redb::RedbStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn on_a_scarce_disk_refused_attempts_are_counted_and_not_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
+        let audit = Audit::start(dir.path().join("audit"), store).await.unwrap();
+        let tenant: TenantName = "t".parse().unwrap();
+        let attempt = |who: &str| {
+            let of = (who != NOBODY).then(|| tenant.clone());
+            Act { outcome: Outcome::Refused, ..act(who.to_owned(), of, "::1".to_owned(), "GET /".to_owned()) }
+        };
+        for _ in 0..3 {
+            audit.refused_with(attempt(NOBODY), false).await;
+            audit.refused_with(attempt("ci"), false).await;
+        }
+        audit.refused_with(attempt(OPERATOR), false).await;
+        audit.refused_with(attempt(NOBODY), true).await;
+        audit.refused_with(attempt("ci"), true).await;
+        let lines = audit.last(100, 10, |_| true).await.unwrap();
+        let lines: Vec<_> = lines.iter().map(|line| (line.act.who.as_str(), line.act.left_out)).collect();
+        assert_eq!(lines, [("ci", 3), (NOBODY, 3), (OPERATOR, 0)], "newest first");
+    }
 }

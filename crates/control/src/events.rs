@@ -23,6 +23,8 @@ use tokio::time::Instant;
 const KEPT: usize = 4096;
 /// Events of one tenant that are kept for its own readers that come back.
 const KEPT_OF_TENANT: usize = 512;
+/// Tenants that are gone of which it is remembered that nobody reads.
+const GONE: usize = 256;
 /// Events that one write to a reader carries at most.
 const BATCH: usize = 64;
 /// An idle stream gets a comment this often, so that a dead connection is noticed.
@@ -116,6 +118,8 @@ struct Rings {
     all: Ring,
     /// `None` of a tenant that is gone: what its last apps leave behind has no readers.
     own: HashMap<TenantName, Option<Ring>>,
+    /// The last tenants that are gone.
+    gone: VecDeque<TenantName>,
     /// Where every ring begins: the first event of a tenant says nothing of when it was.
     start: u64,
 }
@@ -145,7 +149,7 @@ impl Events {
     /// Empty rings. `now_ms` is the time, milliseconds since 1970: ids grow from it, so that they grow over restarts.
     pub(crate) fn new(now_ms: u64) -> Self {
         let start = now_ms.saturating_mul(1 << 20);
-        let rings = Rings { all: Ring::new(start, KEPT), own: HashMap::new(), start };
+        let rings = Rings { all: Ring::new(start, KEPT), own: HashMap::new(), gone: VecDeque::new(), start };
         Self { rings: Arc::new(Mutex::new(rings)), changed: Arc::new(watch::Sender::new(())) }
     }
 
@@ -183,7 +187,17 @@ impl Events {
 
     /// A tenant that is gone has no readers any more, and its name comes never again.
     pub(crate) fn forget(&self, tenant: &TenantName) {
-        self.lock().own.insert(tenant.clone(), None);
+        let rings = &mut *self.lock();
+        if let Some(None) = rings.own.insert(tenant.clone(), None) {
+            return;
+        }
+        rings.gone.push_back(tenant.clone());
+        // What its last apps leave behind is over long before so many more are gone.
+        if rings.gone.len() > GONE
+            && let Some(oldest) = rings.gone.pop_front()
+        {
+            rings.own.remove(&oldest);
+        }
     }
 
     /// A frame with what a tenant's hosts counted, of `app` alone where that is given. It is not kept: its id is that
@@ -383,6 +397,21 @@ mod tests {
         }
         assert_eq!(seen[0], seen[1]);
         assert!(seen[0][2][1].contains("missed") && seen[0][0].len() > 4, "{:?}", seen[0]);
+    }
+
+    #[test]
+    fn tenants_that_are_gone_leave_nothing_behind() {
+        let events = Events::new(1);
+        for n in 0..1000 {
+            let name = format!("t{n}");
+            events.control("one", app(&name, "x"), &());
+            events.forget(&name.parse().unwrap());
+            events.control("two", app(&name, "x"), &());
+            events.forget(&name.parse().unwrap());
+        }
+        let rings = events.lock();
+        assert_eq!((rings.own.len(), rings.gone.len()), (GONE, GONE));
+        assert!(rings.own.values().all(Option::is_none));
     }
 
     #[tokio::test(start_paused = true)]

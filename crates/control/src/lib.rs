@@ -13,12 +13,14 @@ mod http;
 mod load;
 mod moved;
 mod mover;
+mod place;
 mod purge;
 mod reconcile;
 mod state;
 mod sweep;
 mod tokens;
 mod trust;
+mod turns;
 mod writer;
 
 use std::net::SocketAddr;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -116,10 +118,11 @@ impl Control {
             state,
             events,
             settled,
-            uploads: Semaphore::new(http::UPLOADS),
+            uploads: Shares::new(http::UPLOADS),
             counting: Mutex::default(),
             calls: Shares::new(http::CALLS),
-            looks: Semaphore::new(http::LOOKS),
+            bounds: http::Bounds::new(),
+            looks: turns::Turns::new(http::LOOKS.0, http::LOOKS.1),
             stop: stop.clone(),
             version,
             since_ms: clock::millis(),

@@ -65,8 +65,8 @@ pub(crate) async fn load(store: &Arc<dyn Store>) -> Result<Loaded, ControlError>
     }
     for entry in &assigned.entries {
         if let Some((node, id)) = node_and_app(&entry.key) {
-            let Assignment { revision, suspended } = decode(entry)?;
-            let assigned = Assigned { revision, suspended: suspended.map(Box::new) };
+            let Assignment { revision, suspended, expiry } = decode(entry)?;
+            let assigned = Assigned { revision, suspended: suspended.map(Box::new), expiry: expiry.map(Box::new) };
             loaded.state.node(&node).apps.insert(id, assigned);
         }
     }

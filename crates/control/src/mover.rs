@@ -15,6 +15,7 @@ use api::copy::{CopyEnd, CopyPhase, CopyRequest, CopyView};
 use api::node::NodeApi;
 use api::{Code, Problem};
 use model::plan::AppId;
+use model::{ComponentName, Label};
 use serde::{Deserialize, Serialize};
 use store::audit::Outcome;
 use store::{Expect, Store, StoreError, keys};
@@ -23,16 +24,32 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{self, Audit, PLATFORM};
 use crate::http::{Answer, Refusal};
 use crate::moved::Moved;
+use crate::place::Place;
 use crate::state::Shared;
-use crate::writer::{Planned, Writer, decode, encode};
+use crate::writer::{Planned, SEES, Writer, decode, encode};
 
 /// What is recorded of a move.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
+    /// As it was asked for: the same again is this move.
     request: MoveRequest,
+    /// The link that was meant then. Others of the contract may come while it moves, and the request may name no label.
+    #[serde(default)]
+    meant: Option<(ComponentName, Label)>,
     /// What only the target has was looked at, and dealt with as asked.
     checked: bool,
     view: CopyView,
+}
+
+impl Record {
+    /// The link that is moved, and where to.
+    fn link(&self) -> LinkRequest {
+        let asked = link(&self.request);
+        match self.meant.clone() {
+            Some((component, label)) => LinkRequest { component: Some(component), label: Some(label), ..asked },
+            None => asked,
+        }
+    }
 }
 
 struct Moving {
@@ -106,7 +123,7 @@ impl Mover {
             let request = record.request.clone();
             self.lock().insert(id.clone(), Moving { request, view, cancel: cancel.clone() });
             if !over {
-                if let Err(cause) = self.claim(&id, &record.request).await {
+                if let Err(cause) = self.claim(&id, &record.link()).await {
                     // The move itself says so when it comes to it.
                     tracing::info!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "a link is not to be moved as it is");
                 }
@@ -126,7 +143,7 @@ impl Mover {
         if let Some(view) = self.under_way(id, &request)? {
             return Ok(view);
         }
-        let planned = self.writer.planned(id, &link(&request)).await?;
+        let planned = self.writer.planned(id, &link(&request), None).await?;
         let copy = copy_request(&planned)?;
         let view = CopyView {
             from: copy.from.provider.clone(),
@@ -139,7 +156,8 @@ impl Mover {
             revision: None,
             problem: None,
         };
-        let record = Record { request, checked: false, view: view.clone() };
+        let meant = Some((planned.link.component.clone(), planned.link.label.clone()));
+        let record = Record { request, meant, checked: false, view: view.clone() };
         let cancel = self.stop.child_token();
         {
             let mut moving = self.lock();
@@ -218,11 +236,22 @@ impl Mover {
     }
 
     /// The link that is to be moved, which nobody else changes from now on.
-    async fn claim(&self, id: &AppId, request: &MoveRequest) -> Answer<Planned> {
-        let _turn = self.writer.turn().await;
-        let planned = self.writer.planned(id, &link(request)).await?;
-        self.state.lock().moves.insert(id.clone(), Moved::of(&planned));
-        Ok(planned)
+    async fn claim(&self, id: &AppId, request: &LinkRequest) -> Answer<Planned> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let seen = self.writer.see_current(id).await?;
+            let _turn = self.writer.turn().await;
+            match self.writer.planned(id, request, Some(&seen)).await {
+                // Another revision came in between.
+                Err(refusal) if refusal.problem.code == Code::Busy && tries < SEES => {}
+                planned => {
+                    let planned = planned?;
+                    self.state.lock().moves.insert(id.clone(), Moved::of(&planned));
+                    return Ok(planned);
+                }
+            }
+        }
     }
 
     /// The app's links are everybody's to change again.
@@ -270,17 +299,14 @@ fn link(request: &MoveRequest) -> LinkRequest {
 
 /// From the link as it is and as it will be to what is copied.
 fn copy_request(planned: &Planned) -> Answer<CopyRequest> {
-    let (link, contract) = (&planned.link, planned.link.contract.to_string());
+    let link = &planned.link;
     let unsupported = |what: String| Refusal::new(Code::CopyUnsupported, what);
-    let (setting, whole) = match contract.as_str() {
-        "wasi:keyvalue" => ("bucket", false),
-        "wasi:blobstore" => ("container", link.label == model::Label::default_label()),
-        _ => {
-            let what = format!(
-                "data of `{contract}` cannot be copied, only keys of wasi:keyvalue and objects of wasi:blobstore"
-            );
-            return Err(unsupported(what).help("set the link without `--copy-data`"));
-        }
+    let Some(place) = &planned.place else {
+        let what = format!(
+            "data of `{}` cannot be copied, only keys of wasi:keyvalue and objects of wasi:blobstore",
+            link.contract
+        );
+        return Err(unsupported(what).help("set the link without `--copy-data`"));
     };
     let ends = [&planned.from, &planned.to];
     if let Some((name, _)) = ends.into_iter().find(|(_, spec)| spec.kind == model::ProviderKind::Component) {
@@ -294,16 +320,40 @@ fn copy_request(planned: &Planned) -> Answer<CopyRequest> {
         let what = format!("the link goes to `{}` already", planned.to.0);
         return Err(Refusal::new(Code::RequestInvalid, what));
     }
-    let named = link.config.get(setting);
-    // A link without the name of one container answers for every one that no other label names.
-    let all_but = (whole && named.is_none()).then(|| planned.others.iter().map(ToString::to_string).collect());
-    let bucket = named.map_or(link.label.as_str(), String::as_str);
+    if let Some(other) = planned.shared.first() {
+        return Err(if other.provider == link.provider { stays(other) } else { shared(other) });
+    }
+    let (bucket, all_but) = match place {
+        Place::One(named) => (named.as_str(), None),
+        Place::AllBut(labels) => (link.label.as_str(), Some(labels.iter().cloned().collect())),
+    };
     let end = |(provider, spec): &(model::ProviderName, model::ProviderSpec)| CopyEnd {
         provider: provider.clone(),
         spec: spec.clone(),
         bucket: bucket.to_owned(),
     };
     Ok(CopyRequest { from: end(&planned.from), to: end(&planned.to), sources: planned.sources.clone(), all_but })
+}
+
+/// Another link goes on with some of what would be copied, or has it already where that would go.
+fn shared(other: &model::Link) -> Refusal {
+    let what = format!(
+        "component `{}` has the same data at `{}` by its link `{}`: what it writes there would be replaced by older values",
+        other.component, other.provider, other.label
+    );
+    let help = "set the link without `--copy-data`, or give it a bucket or container of its own";
+    Refusal::new(Code::RequestInvalid, what).help(help)
+}
+
+/// Another link would stay with some of what is moved, where it is now.
+fn stays(other: &model::Link) -> Refusal {
+    let what = format!(
+        "component `{}` has some of the same data at `{}` by its link `{}`, but not the same: it would go on there with what \
+         is moved",
+        other.component, other.provider, other.label
+    );
+    let help = "set the link without `--copy-data`, or let each of the two name the containers that are its own";
+    Refusal::new(Code::RequestInvalid, what).help(help)
 }
 
 fn cancelled() -> Problem {

@@ -216,7 +216,8 @@ impl Reconciler {
             None => self.store.delete(&key, Expect::Any).await,
             Some(assigned) => {
                 let suspended = assigned.suspended.as_deref().cloned();
-                match writer::encode(&Assignment { revision: assigned.revision, suspended }) {
+                let expiry = assigned.expiry.as_deref().cloned();
+                match writer::encode(&Assignment { revision: assigned.revision, suspended, expiry }) {
                     Ok(value) => self.store.put(&key, value, Expect::Any, None).await,
                     Err(refusal) => Err(StoreError::Unreachable(refusal.problem.detail)),
                 }

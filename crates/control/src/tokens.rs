@@ -31,6 +31,8 @@ const MAX_TOKENS: usize = 1000;
 const MAX_ENDED: usize = 500;
 /// The longest life of a token that has one, seconds: ten years.
 const MAX_LIFE: u64 = 10 * 365 * 24 * 3600;
+/// How long a stream may go on past the end of its token where the wall clock is put forward.
+const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
 /// Who a request comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +74,10 @@ pub(crate) struct Tokens {
     /// Hashed, so that comparing takes the same time for every length.
     operator: [u8; 32],
     /// When each was used last, and when that was written down, milliseconds since 1970.
-    used: Arc<Mutex<HashMap<TokenId, (u64, u64)>>>,
+    used: Arc<Mutex<Used>>,
 }
+
+type Used = HashMap<TenantName, HashMap<TokenId, (u64, u64)>>;
 
 fn hash(secret: &[u8]) -> [u8; 32] {
     Sha256::digest(secret).into()
@@ -135,10 +139,9 @@ impl Tokens {
                     return;
                 }
                 let mut changes = store.watch(&key, found.revision);
-                let left = record.expires_ms.map(|at| Duration::from_millis(at.saturating_sub(now)));
                 tokio::select! {
                     change = changes.next() => if !matches!(change, Some(Ok(_))) { return },
-                    () = tokio::time::sleep(left.unwrap_or(Duration::MAX)) => {}
+                    () = tokio::time::sleep(until_look(record.expires_ms, now)) => {}
                 }
             }
         }
@@ -146,7 +149,7 @@ impl Tokens {
 
     fn note_use(&self, token: &Token, now: u64) {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = used.entry(token.id.clone()).or_default();
+        let known = used.entry(token.tenant.clone()).or_default().entry(token.id.clone()).or_default();
         known.0 = now;
         if now.saturating_sub(known.1) < USE_EVERY {
             return;
@@ -160,6 +163,11 @@ impl Tokens {
                 tracing::debug!(key, %cause, "when a token was used last is not written down");
             }
         });
+    }
+
+    /// A tenant that is gone has no tokens.
+    pub(crate) fn forget(&self, tenant: &TenantName) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
     }
 
     /// Makes a token. The answer is the only place its secret is ever in. The caller holds the turn.
@@ -206,7 +214,9 @@ impl Tokens {
                     Err(cause) => return Err(cause.into()),
                 }
             }
-            self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&token.id);
+            if let Some(used) = self.used.lock().unwrap_or_else(PoisonError::into_inner).get_mut(tenant) {
+                used.remove(&token.id);
+            }
         }
         Ok(())
     }
@@ -222,7 +232,9 @@ impl Tokens {
         let mut views = Vec::new();
         for entry in self.store.list(&keys::tokens_of(tenant)).await?.entries {
             let Some(Ok(id)) = keys::parts(&entry.key).nth(1).map(str::parse::<TokenId>) else { continue };
-            let here = self.used.lock().unwrap_or_else(PoisonError::into_inner).get(&id).map(|(last, _)| *last);
+            let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            let here = used.get(tenant).and_then(|used| used.get(&id)).map(|(last, _)| *last);
+            drop(used);
             let last = here.max(uses.get(&id).copied());
             views.push(view(id, decode(&entry)?, last));
         }
@@ -245,6 +257,11 @@ impl Tokens {
     }
 }
 
+/// For how long nothing needs to be looked at: until the token expires, but the wall clock may jump meanwhile.
+fn until_look(expires_ms: Option<u64>, now: u64) -> Duration {
+    expires_ms.map_or(Duration::MAX, |at| Duration::from_millis(at.saturating_sub(now)).min(CLOCK_CHECK))
+}
+
 /// Whether the token of a record still opens anything.
 fn live(id: &TokenId, record: Option<&TokenRecord>, now: u64) -> Answer<()> {
     let how = match record {
@@ -260,4 +277,17 @@ fn live(id: &TokenId, record: Option<&TokenRecord>, now: u64) -> Answer<()> {
 fn view(id: TokenId, record: TokenRecord, last_used_ms: Option<u64>) -> TokenView {
     let TokenRecord { role, label, created_ms, created_by, expires_ms, revoked_ms, hash: _ } = record;
     TokenView { id, role, label, created_ms, created_by, expires_ms, revoked_ms, last_used_ms }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_looks_at_the_clock_however_far_the_end_of_its_token_is() {
+        assert_eq!(until_look(Some(1500), 1000), Duration::from_millis(500));
+        assert_eq!(until_look(Some(1000), 1500), Duration::ZERO);
+        assert_eq!(until_look(Some(86_400_000), 0), CLOCK_CHECK);
+        assert_eq!(until_look(None, 0), Duration::MAX);
+    }
 }

@@ -61,6 +61,14 @@ fn ok<T: Serialize>(value: &T) -> Result<Answer, Problem> {
     Ok(json(StatusCode::OK, "application/json", value))
 }
 
+/// Which part of the traces that begin here is recorded, says the follower of spans; all where it says nothing.
+fn roots(query: Option<&str>) -> Result<f64, Problem> {
+    let Some(query) = query else { return Ok(1.0) };
+    let part = query.strip_prefix("roots=").and_then(|part| part.parse().ok());
+    part.filter(|part| (0.0..=1.0).contains(part))
+        .ok_or_else(|| Problem::new(Code::RequestInvalid, "the query is `roots=` with a number from 0 to 1"))
+}
+
 impl Agent {
     async fn route(&self, request: Request<Incoming>) -> Result<Answer, Problem> {
         let path = request.uri().path().to_owned();
@@ -70,7 +78,7 @@ impl Agent {
             (&Method::GET, [Some("v1"), Some("info"), None, ..]) => ok(self.info()?),
             (&Method::GET, [Some("v1"), Some("status"), None, ..]) => ok(&self.apps.status()),
             (&Method::GET, [Some("v1"), Some("metrics"), None, ..]) => ok(&self.apps.metrics()),
-            (&Method::GET, [Some("v1"), Some("spans"), None, ..]) => Ok(self.spans()),
+            (&Method::GET, [Some("v1"), Some("spans"), None, ..]) => Ok(self.spans(roots(request.uri().query())?)),
             (&Method::GET, [Some("v1"), Some("logs"), None, ..]) => Ok(self.logs()),
             (&Method::POST, [Some("v1"), Some("drain"), None, ..]) => {
                 let drain: DrainRequest = read(request).await?;
@@ -196,9 +204,9 @@ impl Agent {
     }
 
     /// Ends when the reader hangs up or the host ends.
-    fn spans(&self) -> Answer {
+    fn spans(&self, roots: f64) -> Answer {
         let done = self.done.clone();
-        let batches = stream::unfold(self.apps.spans().follow(), move |mut follower| {
+        let batches = stream::unfold(self.apps.spans().follow(roots), move |mut follower| {
             let done = done.clone();
             async move {
                 let batch = tokio::select! {

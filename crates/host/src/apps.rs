@@ -13,12 +13,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use api::agent::{AppOnHost, Drained, HostStatus, StartRequest};
 use api::metrics::{ComponentCounts, ComponentMetrics, Counts as _, HostMetrics};
 use api::{Code, Problem};
+use futures::future::join_all;
 use model::trace::SpanOrigin;
 use model::{AppName, ComponentName, Digest, LockedApp, ProviderName, Revision, TenantName};
 use providers::http_out::{HttpOut, Tls};
 use runtime::{Outbound, Sockets, Workload};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::code::CodeStore;
 use crate::copies::Copies;
@@ -37,8 +39,12 @@ use crate::totals::{self, Totals};
 
 /// After a drain is asked for, calls that were sent before the sender knew of it are still taken.
 const LATE: Duration = Duration::from_millis(250);
+/// How long the messages of a revision may take to come to it.
+const BEGUN: Duration = Duration::from_secs(5);
 /// How long ended calls may take to be gone.
 const ENDED: Duration = Duration::from_secs(1);
+/// How long it may take then to say what becomes of their messages.
+const TOLD: Duration = Duration::from_millis(500);
 
 /// One revision of an app.
 struct Running {
@@ -71,6 +77,8 @@ pub(crate) struct Apps {
     clock: AtomicU64,
     in_flight: AtomicU32,
     closed: AtomicBool,
+    /// The host takes no calls any more.
+    ending: CancellationToken,
     /// Drains under way; only then is the end of a call worth telling.
     drains: AtomicUsize,
     holds: Holds,
@@ -107,7 +115,7 @@ pub(crate) enum NoPlace {
     Unknown,
     /// The component has all the calls it may have.
     Busy,
-    /// The revision is held.
+    /// The revision is held, or was until a moment ago: the call may wait for its turn ([`Apps::enter_later`]).
     Held,
     /// The host is ending.
     Closed,
@@ -142,6 +150,7 @@ impl Apps {
             clock: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             closed: AtomicBool::new(false),
+            ending: CancellationToken::new(),
             drains: AtomicUsize::new(0),
             holds: Holds::default(),
             copies: Copies::default(),
@@ -157,6 +166,11 @@ impl Apps {
         &self.logs
     }
 
+    /// Cancelled when the host takes no calls any more.
+    pub(crate) fn ending(&self) -> &CancellationToken {
+        &self.ending
+    }
+
     pub(crate) fn spans(&self) -> &Arc<Spans> {
         &self.spans
     }
@@ -166,18 +180,27 @@ impl Apps {
         if self.closed.load(Relaxed) {
             return Err(NoPlace::Closed);
         }
-        let entry = {
-            let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
-            routes.get(route).ok_or(NoPlace::Unknown)?.clone()
-        };
+        let entry = self.routed(route)?;
         if entry.is_held() {
             return Err(NoPlace::Held);
         }
-        if !entry.enter(self.clock.fetch_add(1, Relaxed)) {
-            return Err(NoPlace::Busy);
-        }
+        let now = self.clock.fetch_add(1, Relaxed);
+        let entered = match entry.line().is_open() {
+            false => entry.enter(now).then_some(()).ok_or(NoPlace::Busy),
+            true if entry.line().has_waiting() => Err(NoPlace::Held),
+            true => entry.enter_if_free(now).then_some(()).ok_or(NoPlace::Held),
+        };
+        entered.map(|()| self.entered(entry))
+    }
+
+    fn routed(&self, route: &str) -> Result<Arc<Entry>, NoPlace> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        routes.get(route).cloned().ok_or(NoPlace::Unknown)
+    }
+
+    fn entered(self: &Arc<Self>, entry: Arc<Entry>) -> Place {
         self.in_flight.fetch_add(1, Relaxed);
-        Ok(Place { apps: self.clone(), entry })
+        Place { apps: self.clone(), entry }
     }
 
     /// Copies between providers.
@@ -190,14 +213,12 @@ impl Apps {
         &self.providers
     }
 
-    /// As [`Apps::enter`], and waits for a place where there is none; `None` where none comes free within `patience`,
-    /// or none ever will.
-    pub(crate) async fn enter_when_free(self: &Arc<Self>, route: &str, patience: Duration) -> Option<Place> {
+    /// As [`Apps::enter`], and waits for a place where there is none; not where none comes free within `patience`, or
+    /// none ever will.
+    pub(crate) async fn enter_when_free(self: &Arc<Self>, route: &str, patience: Duration) -> Result<Place, NoPlace> {
         match self.enter(route) {
-            Ok(place) => return Some(place),
             Err(NoPlace::Busy) => {}
-            // A held revision is about to be replaced: the next one gets the message.
-            Err(NoPlace::Held | NoPlace::Unknown | NoPlace::Closed) => return None,
+            other => return other,
         }
         let _told = Told::new(&self.drains);
         let free = async {
@@ -205,13 +226,12 @@ impl Apps {
                 let mut left = std::pin::pin!(self.left.notified());
                 left.as_mut().enable();
                 match self.enter(route) {
-                    Ok(place) => return Some(place),
                     Err(NoPlace::Busy) => left.await,
-                    Err(NoPlace::Held | NoPlace::Unknown | NoPlace::Closed) => return None,
+                    other => return other,
                 }
             }
         };
-        tokio::time::timeout(patience, free).await.ok().flatten()
+        tokio::time::timeout(patience, free).await.unwrap_or(Err(NoPlace::Busy))
     }
 
     /// The component, ready to be called; its code is brought where it is not in memory.
@@ -224,7 +244,8 @@ impl Apps {
         Ok(workload)
     }
 
-    /// Makes a revision take messages, or take no more; the latter returns when no handler of it is under way.
+    /// Makes a revision take messages, or take no more. The former returns when they come to it, or cannot yet; the
+    /// latter when no handler of it is under way.
     pub(crate) async fn set_taking(
         self: &Arc<Self>,
         app: &AppName,
@@ -236,7 +257,8 @@ impl Apps {
             Problem::new(Code::NotFound, format!("this host does not have revision {revision} of `{app}`"))
         })?;
         if taking {
-            running.taking.begin(self);
+            // A broker that does not answer is not waited for: whoever asks has more to do.
+            drop(tokio::time::timeout(BEGUN, running.taking.begin(self)).await);
         } else {
             running.taking.end().await;
         }
@@ -313,6 +335,7 @@ impl Apps {
     fn build(&self, app: &LockedApp, revision: Revision, request: Digest) -> Result<Running, StartError> {
         let siblings = Siblings::new(self.me.clone());
         let opened = self.providers.open(app)?;
+        let line = self.holds.line(&app.name);
         let mut entries = Vec::with_capacity(app.components.len());
         for (name, component) in &app.components {
             let origin = Origin { app: app.name.clone(), revision, component: name.clone() };
@@ -345,6 +368,7 @@ impl Apps {
                 sockets: sockets.map(|sockets| Arc::new(sockets) as Arc<dyn Sockets>),
                 origin: Arc::new(SpanOrigin { app: app.name.clone(), revision, component: name.clone() }),
                 log: self.logs.component(origin, component.limits.log_rate),
+                line: line.clone(),
             })));
         }
         let taking = Taking::new(self.providers.taken(app, revision, &opened, &self.totals));
@@ -383,12 +407,13 @@ impl Apps {
     pub(crate) async fn drain_revision(&self, app: &AppName, revision: Revision, deadline: Duration) -> Drained {
         let Some(running) = self.running(app, revision) else { return Drained { ended: 0 } };
         running.draining.store(true, Relaxed);
-        // No more messages; those under way are calls like any other, and are waited for as such.
-        drop(running.taking.end());
+        // No more messages. Those that are here already still find their component.
+        let messages = running.taking.end();
         let ended = {
             let _told = Told::new(&self.drains);
             let until = Instant::now() + deadline;
             tokio::time::sleep(LATE.min(deadline)).await;
+            drop(tokio::time::timeout_at(until, messages).await);
             {
                 let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
                 for entry in &running.entries {
@@ -422,15 +447,28 @@ impl Apps {
     pub(crate) async fn drain(&self, deadline: Duration) -> Drained {
         let _told = Told::new(&self.drains);
         let until = Instant::now() + deadline;
-        for running in lock(&self.revisions).values() {
-            drop(running.taking.end());
-        }
+        let messages: Vec<_> = lock(&self.revisions).values().map(|running| running.taking.end()).collect();
         if self.in_flight.load(Relaxed) > 0 || !lock(&self.revisions).is_empty() {
             tokio::time::sleep(LATE.min(deadline)).await;
         }
         self.closed.store(true, Relaxed);
+        self.ending.cancel();
+        self.holds.close();
+        self.left.notify_waiters();
+        // Those that wait here go to others; that takes a word to their broker, or to the node.
+        let mut messages = std::pin::pin!(join_all(messages));
+        let told = tokio::time::timeout_at(until, messages.as_mut()).await.is_ok();
         let all: Vec<Arc<Entry>> = lock(&self.revisions).values().flat_map(|running| running.entries.clone()).collect();
-        Drained { ended: self.finish(&all, until).await }
+        let drained = Drained { ended: self.finish(&all, until).await };
+        if !told && tokio::time::timeout(TOLD, messages).await.is_err() {
+            for ((app, revision), running) in &*lock(&self.revisions) {
+                let messages = running.taking.under_way();
+                if messages > 0 {
+                    tracing::warn!(%app, %revision, messages, "the host ends and could not say of messages what becomes of them; those of a broker that keeps none are lost");
+                }
+            }
+        }
+        drained
     }
 
     /// Waits for the calls of `entries` until `until`, then ends them; how many.

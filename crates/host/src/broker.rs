@@ -1,5 +1,5 @@
-//! The node's message brokers as a backend: the node owns them, this asks. Messages are fetched, a few at a time, as
-//! there is room for them.
+//! The node's message brokers as a backend: the node owns them, this asks. Messages are fetched, a few at a time, and no more
+//! than can be handled at once: from when it is handed out, a message is to be settled within the time of one call.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,8 +11,10 @@ use api::services::{ServiceAnswer, ServiceFault, ServiceRequest};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::AppName;
-use model::messaging::Subscription;
+use model::messaging::{Group, Subscription};
+use model::trace::TraceContext;
 use providers::messaging::{Answer, Backend, BackendError, Deliveries, Delivery, Message, Outcome, Settle};
+use runtime::trace::CallTrace;
 use tokio::task::JoinHandle;
 
 /// Messages fetched at once: the rest is for other shards.
@@ -52,10 +54,32 @@ impl NodeBroker {
     /// # Errors
     /// Why the queue does not have them.
     pub(crate) async fn tell(&self, group: &str, keys: Vec<String>) -> Result<(), BackendError> {
-        let told = |key: String| WireMessage { subject: "watch".to_owned(), body: key.into_bytes(), reply_to: None };
+        let trace = trace();
+        let told =
+            |key: String| WireMessage { subject: "watch".to_owned(), body: key.into_bytes(), reply_to: None, trace };
         let messages = keys.into_iter().map(told).collect();
         match self.call(MessagingRequest::Tell { broker: self.kind, group: group.to_owned(), messages }).await? {
             MessagingAnswer::Done => Ok(()),
+            other => Err(wrong(&other)),
+        }
+    }
+}
+
+impl NodeBroker {
+    /// Leaves a message of a group with the node; `false` where nobody would take it there.
+    ///
+    /// # Errors
+    /// Why the node does not have it.
+    pub(crate) async fn leave(
+        &self,
+        group: &Group,
+        message: Message,
+        trace: Option<TraceContext>,
+    ) -> Result<bool, BackendError> {
+        let message = WireMessage { trace, ..wire(message) };
+        match self.call(MessagingRequest::Leave { group: group.name.clone(), message }).await? {
+            MessagingAnswer::Done => Ok(true),
+            MessagingAnswer::NotSubscribed => Ok(false),
             other => Err(wrong(&other)),
         }
     }
@@ -65,13 +89,18 @@ fn wrong(answer: &impl std::fmt::Debug) -> BackendError {
     BackendError::Unavailable(format!("the node answered another question: {answer:?}"))
 }
 
+/// Where the call that sends is, in a trace.
+fn trace() -> Option<TraceContext> {
+    CallTrace::current().map(|trace| trace.context())
+}
+
 fn wire(message: Message) -> WireMessage {
     let Message { subject, body, reply_to } = message;
-    WireMessage { subject, body, reply_to }
+    WireMessage { subject, body, reply_to, trace: trace() }
 }
 
 fn guests(message: WireMessage) -> Message {
-    let WireMessage { subject, body, reply_to } = message;
+    let WireMessage { subject, body, reply_to, trace: _ } = message;
     Message { subject, body, reply_to }
 }
 
@@ -89,7 +118,7 @@ impl Backend for NodeBroker {
 
     fn request(&self, subject: String, body: Vec<u8>, timeout: Duration) -> Answer<'_, Message> {
         async move {
-            let message = WireMessage { subject: subject.clone(), body, reply_to: None };
+            let message = WireMessage { subject: subject.clone(), body, reply_to: None, trace: trace() };
             let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
             let request = MessagingRequest::Ask { broker: self.kind, message, timeout_ms };
             match self.call(request).await? {
@@ -107,7 +136,7 @@ impl Backend for NodeBroker {
         let fetched = Fetched {
             broker: self.clone(),
             group: subscription.group.name.clone(),
-            most: subscription.in_flight.min(AT_ONCE),
+            most: 1,
             ready: VecDeque::new(),
             poll: None,
             stopped: false,
@@ -133,7 +162,7 @@ impl Fetched {
     fn delivery(&self, handed: Handed) -> Delivery {
         let Handed { delivery, id, tries, message } = handed;
         let settle = Settler { broker: self.broker.clone(), group: self.group.clone(), delivery };
-        Delivery { id, tries, message: guests(message), settle: Box::new(settle) }
+        Delivery { id, tries, trace: message.trace, message: guests(message), settle: Box::new(settle) }
     }
 }
 
@@ -165,6 +194,10 @@ impl Deliveries for Fetched {
             }
         }
         .boxed()
+    }
+
+    fn room(&mut self, free: usize) {
+        self.most = u32::try_from(free).unwrap_or(AT_ONCE).clamp(1, AT_ONCE);
     }
 
     fn stop(&mut self) {

@@ -1,6 +1,6 @@
 //! Copies under way: both providers held open, and the steps that whoever directs the copy asks for, one by one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::copy::{CopyRequest, Cursor, Keys, Step};
@@ -8,7 +8,7 @@ use api::{Code, Problem};
 use model::AppName;
 use providers::blobstore::{self, copy as objects};
 use providers::keyvalue::copy::{self, Copied, CopyError, End};
-use providers::keyvalue::journal::Journal;
+use providers::keyvalue::journal::{Journal, MAX_NOTED_BYTES, Overflow, size};
 
 use crate::links::{Opened, Providers};
 
@@ -20,8 +20,13 @@ pub(crate) struct Copy {
     request: CopyRequest,
     from: Arc<Opened>,
     to: Arc<Opened>,
+    /// Whose writes are noted: `from`, and where a revision that is still ending has it with other settings, that. Both may
+    /// reach the same data.
+    noted: Vec<Arc<Opened>>,
     /// Of a page of objects, what is still to be copied.
     rest: tokio::sync::Mutex<objects::Rest>,
+    /// Whether both are one store, once it was looked at.
+    one_store: tokio::sync::OnceCell<bool>,
 }
 
 /// Both sides, by what is in them.
@@ -49,7 +54,9 @@ impl Copies {
     ) -> Result<(), Problem> {
         let open =
             |end: &api::copy::CopyEnd| providers.shared(app, &end.provider, end.spec.clone(), request.sources.clone());
-        let copy = Copy { from: open(&request.from)?, to: open(&request.to)?, request, rest: Default::default() };
+        let (from, to) = (open(&request.from)?, open(&request.to)?);
+        let noted = providers.named(app, &request.from.provider);
+        let copy = Copy { from, to, noted, request, rest: Default::default(), one_store: Default::default() };
         if Arc::ptr_eq(&copy.from, &copy.to) && copy.request.from.bucket == copy.request.to.bucket {
             return Err(Problem::new(Code::RequestInvalid, "the copy would be from a bucket to itself"));
         }
@@ -60,8 +67,8 @@ impl Copies {
         // its providers open, and its place.
         copies.retain(|(of, known), left| {
             let stays = of != app || known == id;
-            if !stays && let Ok((journal, _)) = left.journal() {
-                journal.end();
+            if !stays {
+                left.journals().for_each(|(journal, _)| journal.end());
             }
             stays
         });
@@ -69,8 +76,7 @@ impl Copies {
         if copies.len() >= MAX_COPIES && !again {
             return Err(Problem::new(Code::Busy, format!("{MAX_COPIES} copies are under way in this host")));
         }
-        let (journal, of) = copy.journal()?;
-        journal.begin(of);
+        copy.journals().for_each(|(journal, of)| journal.begin(of));
         copies.insert((app.clone(), id.to_owned()), Arc::new(copy));
         Ok(())
     }
@@ -83,10 +89,8 @@ impl Copies {
 
     /// Ends it; one that is not there is ended already.
     pub(crate) fn end(&self, app: &AppName, id: &str) {
-        if let Some(copy) = self.lock().remove(&(app.clone(), id.to_owned()))
-            && let Ok((journal, _)) = copy.journal()
-        {
-            journal.end();
+        if let Some(copy) = self.lock().remove(&(app.clone(), id.to_owned())) {
+            copy.journals().for_each(|(journal, _)| journal.end());
         }
     }
 }
@@ -134,18 +138,39 @@ impl Copy {
         Ok(Ends::Objects(objects::End { backend: from.backend() }, objects::End { backend: to.backend() }, scope))
     }
 
-    /// The notes of what is copied from, and of which bucket.
-    fn journal(&self) -> Result<(&Journal, &str), Problem> {
-        if let Some(store) = self.from.keyvalue() {
-            return Ok((store.journal(), &self.request.from.bucket));
+    /// Both sides, once it is certain that they are two. Only the host that copies looks: two that look at once would see
+    /// each other.
+    async fn apart(&self) -> Result<Ends<'_>, Problem> {
+        let ends = self.ends()?;
+        let look = async {
+            match &ends {
+                Ends::Keys(from, to) => copy::same(*from, *to).await.map_err(|error| problem(&error)),
+                Ends::Objects(from, to, scope) => {
+                    objects::same(*from, *to, scope).await.map_err(|error| object_problem(&error))
+                }
+            }
+        };
+        if *self.one_store.get_or_try_init(|| look).await? {
+            let CopyRequest { from, to, .. } = &self.request;
+            let what =
+                format!("`{}` and `{}` reach the same data: there is nothing to copy", from.provider, to.provider);
+            return Err(Problem::new(Code::RequestInvalid, what).help("set the link without `--copy-data`"));
         }
-        let store = self.from.blobstore().ok_or_else(unsupported)?;
-        Ok((store.journal(), blobstore::journal::ALL))
+        Ok(ends)
+    }
+
+    /// The notes of what is copied from, and of which bucket.
+    fn journals(&self) -> impl Iterator<Item = (&Journal, &str)> {
+        self.noted.iter().filter_map(move |open| match (open.keyvalue(), open.blobstore()) {
+            (Some(store), _) => Some((store.journal(), self.request.from.bucket.as_str())),
+            (None, Some(store)) => Some((store.journal(), blobstore::journal::ALL)),
+            (None, None) => None,
+        })
     }
 
     pub(crate) async fn page(&self, cursor: &Cursor) -> Result<Step, Problem> {
         let at = cursor.cursor.as_deref();
-        match self.ends()? {
+        match self.apart().await? {
             Ends::Keys(from, to) => copy::page(from, to, at).await.map(step).map_err(|error| problem(&error)),
             Ends::Objects(from, to, scope) => {
                 let mut rest = self.rest.lock().await;
@@ -156,7 +181,7 @@ impl Copy {
     }
 
     pub(crate) async fn keys(&self, keys: Vec<String>) -> Result<Step, Problem> {
-        match self.ends()? {
+        match self.apart().await? {
             Ends::Keys(from, to) => copy::keys(from, to, keys).await.map(step).map_err(|error| problem(&error)),
             Ends::Objects(from, to, _) => {
                 let keys = keys.iter().map(|key| objects::Key::parse(key)).collect();
@@ -167,7 +192,7 @@ impl Copy {
 
     pub(crate) async fn extra(&self, cursor: &Cursor) -> Result<Keys, Problem> {
         let at = cursor.cursor.as_deref();
-        let (keys, cursor) = match self.ends()? {
+        let (keys, cursor) = match self.apart().await? {
             Ends::Keys(from, to) => copy::extra(from, to, at).await.map_err(|error| problem(&error))?,
             Ends::Objects(from, to, scope) => {
                 let extra = objects::extra(from, to, &scope, at).await;
@@ -180,12 +205,20 @@ impl Copy {
 
     /// What was written since the round before.
     pub(crate) fn noted(&self, round: u64) -> Result<Keys, Problem> {
-        let mut keys = self.journal()?.0.round(round).map_err(|cause| {
+        let too_many = |cause: Overflow| {
             Problem::new(Code::Busy, cause.to_string()).help("copy at a quieter time, or stop the writers first")
-        })?;
+        };
+        let mut keys = BTreeSet::new();
+        for (journal, _) in self.journals() {
+            keys.extend(journal.round(round).map_err(too_many)?);
+        }
+        // Each of them is bounded, and so is the answer.
+        if keys.iter().map(|key| size(key)).sum::<usize>() > MAX_NOTED_BYTES {
+            return Err(too_many(Overflow));
+        }
         if let Ends::Objects(_, _, scope) = self.ends()? {
             keys.retain(|key| scope.has(objects::Key::parse(key).container()));
         }
-        Ok(Keys { keys, cursor: None })
+        Ok(Keys { keys: keys.into_iter().collect(), cursor: None })
     }
 }

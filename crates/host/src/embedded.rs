@@ -3,22 +3,55 @@
 use std::sync::Arc;
 
 use api::services::client::{KvClient, KvError};
-use api::services::{KvAnswer, KvFault, KvOp, KvScope};
+use api::services::{KvAnswer, KvFault, KvOp, KvScope, KvWrite};
 use futures::FutureExt;
 use model::{AppName, ProviderName};
 use providers::keyvalue::{Answer, Backend, BackendError, PAGE, Page};
 
+use crate::watches::Queue;
+
 /// One app's keys under one provider.
+#[derive(Clone)]
 pub struct Embedded {
     client: Arc<KvClient>,
     app: AppName,
     provider: ProviderName,
+    /// Who is told of what is written to which bucket.
+    watched: Option<Arc<(String, Vec<Queue>)>>,
 }
 
 impl Embedded {
     /// The app's keys, by way of `client`.
     pub fn new(client: Arc<KvClient>, app: AppName, provider: ProviderName) -> Self {
-        Self { client, app, provider }
+        Self { client, app, provider, watched: None }
+    }
+
+    /// The same, and these are told of what is written to `bucket`: by the node, together with the write.
+    pub(crate) fn telling(&self, bucket: &str, watchers: Vec<Queue>) -> Self {
+        Self { watched: Some(Arc::new((bucket.to_owned(), watchers))), ..self.clone() }
+    }
+
+    fn watchers(&self, bucket: &str) -> &[Queue] {
+        match self.watched.as_deref() {
+            Some((watched, watchers)) if watched == bucket => watchers,
+            _ => &[],
+        }
+    }
+
+    async fn write(&self, bucket: &str, write: KvWrite) -> Result<KvAnswer, BackendError> {
+        let watchers = self.watchers(bucket);
+        let tell = match watchers {
+            [] => Vec::new(),
+            watchers => watchers.iter().filter_map(|queue| queue.tell(&write.keys())).collect(),
+        };
+        match self.call(bucket, KvOp::Write { write, tell }).await? {
+            KvAnswer::Untold { answer, lost } => {
+                let queue = |group: &str| watchers.iter().find(|queue| queue.group == group);
+                lost.iter().for_each(|(group, keys)| queue(group).into_iter().for_each(|queue| queue.lost(*keys)));
+                Ok(answer.into())
+            }
+            answer => Ok(answer),
+        }
     }
 
     async fn call(&self, bucket: &str, op: KvOp) -> Result<KvAnswer, BackendError> {
@@ -54,12 +87,13 @@ impl Backend for Embedded {
     }
 
     fn set<'a>(&'a self, bucket: &'a str, key: &'a str, value: Vec<u8>) -> Answer<'a, ()> {
-        async move { expect!(self.call(bucket, KvOp::Set { key: key.to_owned(), value }), KvAnswer::Done => ()) }
+        async move { expect!(self.write(bucket, KvWrite::Set { key: key.to_owned(), value }), KvAnswer::Done => ()) }
             .boxed()
     }
 
     fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, ()> {
-        async move { expect!(self.call(bucket, KvOp::Delete { key: key.to_owned() }), KvAnswer::Done => ()) }.boxed()
+        async move { expect!(self.write(bucket, KvWrite::Delete { key: key.to_owned() }), KvAnswer::Done => ()) }
+            .boxed()
     }
 
     fn exists<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, bool> {
@@ -75,10 +109,10 @@ impl Backend for Embedded {
         .boxed()
     }
 
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
         async move {
-            let op = KvOp::Increment { key: key.to_owned(), delta };
-            expect!(self.call(bucket, op), KvAnswer::Number(sum) => sum)
+            let write = KvWrite::Increment { key: key.to_owned(), delta };
+            expect!(self.write(bucket, write), KvAnswer::Number(sum) => sum)
         }
         .boxed()
     }
@@ -88,10 +122,10 @@ impl Backend for Embedded {
     }
 
     fn set_many<'a>(&'a self, bucket: &'a str, pairs: Vec<(String, Vec<u8>)>) -> Answer<'a, ()> {
-        async move { expect!(self.call(bucket, KvOp::SetMany { pairs }), KvAnswer::Done => ()) }.boxed()
+        async move { expect!(self.write(bucket, KvWrite::SetMany { pairs }), KvAnswer::Done => ()) }.boxed()
     }
 
     fn delete_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, ()> {
-        async move { expect!(self.call(bucket, KvOp::DeleteMany { keys }), KvAnswer::Done => ()) }.boxed()
+        async move { expect!(self.write(bucket, KvWrite::DeleteMany { keys }), KvAnswer::Done => ()) }.boxed()
     }
 }

@@ -8,11 +8,13 @@ use model::app::Reuse;
 use model::trace::SpanOrigin;
 use model::{ComponentName, Digest, InterfaceId, Limits, World};
 use runtime::{Bindings, Fault, MeterSnapshot, Outbound, Sinks, Sockets, Workload};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::code::{CodeStore, Loaded};
 use crate::error::StartError;
 use crate::fault;
+use crate::hold::Line;
 use crate::logs::ComponentLog;
 
 /// What does not change between calls.
@@ -30,6 +32,7 @@ pub(crate) struct Spec {
     pub(crate) sockets: Option<Arc<dyn Sockets>>,
     pub(crate) log: Arc<ComponentLog>,
     pub(crate) origin: Arc<SpanOrigin>,
+    pub(crate) line: Arc<Line>,
 }
 
 /// A component that can be called.
@@ -42,6 +45,8 @@ pub(crate) struct Entry {
     used: AtomicU64,
     ended: CancellationToken,
     held: AtomicBool,
+    /// Of those that wait for a place, whoever has it is next.
+    turn: Semaphore,
 }
 
 #[derive(Default)]
@@ -70,6 +75,7 @@ impl Entry {
             used: AtomicU64::new(0),
             ended: CancellationToken::new(),
             held: AtomicBool::new(false),
+            turn: Semaphore::new(1),
         }
     }
 
@@ -100,11 +106,27 @@ impl Entry {
         self.held.store(held, Relaxed);
     }
 
-    /// Takes a place among the calls at once; `false` where there is none.
+    /// The calls of its app that wait.
+    pub(crate) fn line(&self) -> &Line {
+        &self.spec.line
+    }
+
+    /// One permit, for whoever is next among those that wait.
+    pub(crate) fn turn(&self) -> &Semaphore {
+        &self.turn
+    }
+
+    /// Takes a place among the calls at once; `false`, and the call counts as refused, where there is none.
     pub(crate) fn enter(&self, now: u64) -> bool {
+        let entered = self.enter_if_free(now);
+        self.refused.fetch_add(u64::from(!entered), Relaxed);
+        entered
+    }
+
+    /// The same for a call that waits where there is none.
+    pub(crate) fn enter_if_free(&self, now: u64) -> bool {
         if self.in_flight.fetch_add(1, Relaxed) >= self.spec.limits.concurrency {
             self.in_flight.fetch_sub(1, Relaxed);
-            self.refused.fetch_add(1, Relaxed);
             return false;
         }
         self.used.store(now, Relaxed);

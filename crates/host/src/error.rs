@@ -13,7 +13,7 @@ pub enum HostError {
     #[error("{0} is not a whole number above 0")]
     Setting(&'static str),
     /// The folders it is to grant.
-    #[error("{name} is no list of folders", name = api::run::FOLDERS_ENV)]
+    #[error("{name} is no list of the folders that this host was handed", name = api::run::FOLDERS_ENV)]
     Folders,
     /// It is not confined as it should be, so it runs nothing.
     #[error("{0}")]

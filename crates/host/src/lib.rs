@@ -20,11 +20,10 @@ mod dialer;
 mod embedded;
 mod entry;
 mod error;
-mod escape;
 mod external;
 mod fault;
 mod folder;
-mod folders;
+pub mod folders;
 mod handed;
 mod hold;
 mod line;
@@ -41,6 +40,7 @@ mod spans;
 mod sql;
 mod taking;
 mod totals;
+mod untried;
 mod watches;
 
 pub use broker::NodeBroker;
@@ -50,6 +50,7 @@ pub use folder::Folder;
 pub use handed::Handed;
 use model::TenantName;
 pub use runtime::RuntimeSettings;
+pub use secrets::NodeSecrets;
 pub use serve::{run, run_with};
 pub use sql::NodeSql;
 
@@ -89,7 +90,6 @@ impl HostSettings {
             let number = text.to_str().and_then(|text| text.parse().ok()).filter(|number| *number > 0);
             settings.code_budget = number.ok_or(HostError::Setting(CODE_BUDGET_ENV))?;
         }
-        folders::granted()?;
         Ok(settings)
     }
 }

@@ -15,7 +15,7 @@ use model::{AppName, ComponentName, Revision};
 use runtime::{LogSink, LogStreamKind};
 use tokio::sync::Notify;
 
-use crate::escape;
+use model::escape;
 
 /// The most lines kept for readers.
 const MAX_LINES: usize = 8192;

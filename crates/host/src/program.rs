@@ -39,7 +39,13 @@ pub(crate) async fn run(
 ) -> Result<impl Stream<Item = Bytes> + Send + use<>, Problem> {
     let RunRequest { component, export, args, env } = request;
     let route = format!("{app}/{revision}/{component}");
-    let place = apps.enter(&route).map_err(|why| match why {
+    let brings =
+        args.iter().map(String::len).sum::<usize>() + env.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
+    let place = match apps.enter(&route) {
+        Err(NoPlace::Held) => apps.enter_later(&route, brings).await,
+        other => other,
+    };
+    let place = place.map_err(|why| match why {
         NoPlace::Busy | NoPlace::Held => {
             Problem::new(Code::Busy, format!("component `{component}` has all the calls it may have"))
         }

@@ -18,7 +18,7 @@ const REVEAL: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The node as a [`Resolver`].
-pub(crate) struct NodeSecrets {
+pub struct NodeSecrets {
     calls: Arc<CallsClient>,
     changes: Arc<watch::Sender<u64>>,
     /// Started when somebody first wants to know of changes.
@@ -26,7 +26,8 @@ pub(crate) struct NodeSecrets {
 }
 
 impl NodeSecrets {
-    pub(crate) fn new(calls: Arc<CallsClient>) -> Arc<Self> {
+    /// Secrets by way of `calls`, which must wait longer for an answer than the node may hold a question.
+    pub fn new(calls: Arc<CallsClient>) -> Arc<Self> {
         Arc::new(Self { calls, changes: Arc::new(watch::Sender::new(0)), watching: std::sync::Once::new() })
     }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::services::client::{CallsClient, FilesClient, KvClient, NodeWay};
+use api::services::Standing;
+use api::services::client::{CallsClient, FilesClient, KvClient, NodeWay, StandingWord};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -14,12 +15,12 @@ use providers::blobstore::Blobstore;
 use providers::bus::Bus;
 use providers::config::Config;
 use providers::http_out::{Tls, public_roots};
-use providers::keyvalue::KeyValue;
+use providers::keyvalue::{KeyValue, Room};
 use providers::logging::Logging;
 use providers::messaging::Messaging;
 use providers::secrets::Secrets;
 use providers::sql::{Sql, WasmcloudPostgres};
-use runtime::{Capability, Runtime};
+use runtime::{Capability, Place, Runtime};
 use telemetry::schedule::Seat;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -50,19 +51,30 @@ pub(crate) const MAX_HEADERS: usize = 128;
 /// Bytes a request's head may have.
 const MAX_HEAD: usize = 128 << 10;
 
-/// The thread that runs guests, in the queue for the cores.
-struct Guests(Seat);
+/// The thread that runs guests, in the queue for the cores. It is moved by itself where it may come back from there, and with
+/// its control group where the node has one for it.
+struct Guests {
+    seat: Option<Seat>,
+    word: StandingWord,
+}
 
 impl runtime::Queue for Guests {
     fn prompt(&self) {
         telemetry::schedule::prompt();
     }
 
-    fn stand(&self, place: runtime::Place) {
-        match place {
-            runtime::Place::Usual => self.0.usual(),
-            runtime::Place::Last => self.0.last(),
+    fn stand(&self, place: Place) -> bool {
+        let standing = match place {
+            Place::Usual => Standing::Usual,
+            Place::Last => Standing::Last,
+            Place::Owed => Standing::Owed,
+        };
+        match (&self.seat, place) {
+            (Some(seat), Place::Last) => seat.last(),
+            (Some(seat), Place::Usual | Place::Owed) => seat.usual(),
+            (None, _) => {}
         }
+        self.word.say(standing)
     }
 }
 
@@ -112,7 +124,8 @@ async fn serve(args: HostArgs, handed: Handed, settings: HostSettings) -> Result
     let way = NodeWay::handed(handed.node)?;
     let node = way.alive().await.map_err(HostError::Node)?;
     let (seat, _sitting) = Seat::take().unzip();
-    let apps = assemble(&args, way, &settings, seat)?;
+    let guests = Guests { seat, word: way.standing().await.map_err(HostError::Node)? };
+    let apps = assemble(&args, way, &settings, guests)?;
     let done = CancellationToken::new();
     let agent = Arc::new(Agent {
         apps: apps.clone(),
@@ -149,12 +162,7 @@ async fn serve(args: HostArgs, handed: Handed, settings: HostSettings) -> Result
     Ok(())
 }
 
-fn assemble(
-    args: &HostArgs,
-    node: NodeWay,
-    settings: &HostSettings,
-    seat: Option<Seat>,
-) -> Result<Arc<Apps>, HostError> {
+fn assemble(args: &HostArgs, node: NodeWay, settings: &HostSettings, guests: Guests) -> Result<Arc<Apps>, HostError> {
     let capabilities: Vec<Box<dyn Capability>> = vec![
         Box::new(KeyValue),
         Box::new(Blobstore),
@@ -167,9 +175,7 @@ fn assemble(
         Box::new(Bus),
     ];
     let runtime = Runtime::new(settings.runtime, capabilities)?;
-    if let Some(seat) = seat {
-        runtime.queue_in(Box::new(Guests(seat)));
-    }
+    runtime.queue_in(Box::new(guests));
     let files = Arc::new(FilesClient::new(node.clone()));
     let store = Arc::new(KvClient::new(node.clone(), KV_TIMEOUT));
     let calls = Arc::new(CallsClient::new(node.clone(), CALLS_TIMEOUT));
@@ -186,6 +192,7 @@ fn assemble(
         dialer: dialer.clone(),
         secrets,
         tls: tls.clone(),
+        memory: Room::new(crate::links::ALL_MEMORY),
     };
     let providers = Providers::new(means);
     let code = CodeStore::new(runtime, files);

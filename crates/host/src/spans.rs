@@ -2,12 +2,12 @@
 //! header and a call makes no span.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::agent::{HostSpan, SpanBatch};
 use http::{HeaderMap, HeaderValue};
-use model::trace::{Span, SpanId, SpanKind, SpanOrigin, TraceContext};
+use model::trace::{Attribute, Span, SpanId, SpanKind, SpanOrigin, TraceContext};
 use runtime::trace::{CallTrace, OpenSpan, SpanSink, TRACEPARENT};
 use tokio::sync::Notify;
 
@@ -20,6 +20,8 @@ const BATCH: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Spans {
     followers: AtomicUsize,
+    /// The part of the traces that begin here which is recorded, the bits of a float: as the last follower wants it.
+    roots: AtomicU64,
     waiting: Mutex<Waiting>,
     more: Notify,
 }
@@ -37,6 +39,13 @@ pub(crate) struct Traced {
 }
 
 impl Traced {
+    /// Says one more thing about the call.
+    pub(crate) fn attribute(&mut self, name: &str, value: impl Into<Attribute>) {
+        if let Some(span) = &mut self.span {
+            span.attribute(name, value);
+        }
+    }
+
     /// The call ended so; its span lasts until its answer was read.
     pub(crate) fn end(&mut self, status: Option<u16>, error: Option<String>) {
         if let Some(span) = &mut self.span {
@@ -56,21 +65,51 @@ impl Spans {
     /// Puts a call into the trace its head names, where somebody follows. The component is given its own span as the
     /// parent of what it does.
     pub(crate) fn begin(self: &Arc<Self>, headers: &mut HeaderMap, origin: &Arc<SpanOrigin>) -> Option<Traced> {
-        if self.followers.load(Relaxed) == 0 {
+        if !self.followed() {
             return None;
         }
         let caller = TraceContext::parse(headers.get(TRACEPARENT)?.as_bytes()).ok()?;
-        let context = if caller.sampled { caller.at(self.id()) } else { caller };
-        let trace = Arc::new(CallTrace::new(context, origin.clone(), self.clone()));
-        let span = trace.own(caller.span, format!("{}/{}", origin.app, origin.component), SpanKind::Server);
-        if let Ok(value) = HeaderValue::try_from(context.to_string()) {
+        let traced = self.join(Some(caller), origin, SpanKind::Server)?;
+        if let Ok(value) = HeaderValue::try_from(traced.trace.context().to_string()) {
             headers.insert(TRACEPARENT, value);
         }
+        Some(traced)
+    }
+
+    /// Puts a call into the trace of `caller`, or, where that is not known, into one that begins here.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        caller: Option<TraceContext>,
+        origin: &Arc<SpanOrigin>,
+        kind: SpanKind,
+    ) -> Option<Traced> {
+        if !self.followed() {
+            return None;
+        }
+        let context = match caller {
+            Some(caller) if caller.sampled => caller.at(self.id()),
+            Some(caller) => caller,
+            None => self.root(),
+        };
+        let trace = Arc::new(CallTrace::new(context, origin.clone(), self.clone()));
+        let span = trace.own(caller.map(|caller| caller.span), kind);
         Some(Traced { trace, span })
     }
 
-    /// A follower, from now on.
-    pub(crate) fn follow(self: &Arc<Self>) -> Follower {
+    fn followed(&self) -> bool {
+        self.followers.load(Relaxed) > 0
+    }
+
+    fn root(&self) -> TraceContext {
+        // One fixed bit: an id of zeros is invalid.
+        let trace = (rand::random::<u128>() | 1).to_be_bytes();
+        let sampled = TraceContext::is_recorded(&trace, f64::from_bits(self.roots.load(Relaxed)));
+        TraceContext { trace, span: self.id(), sampled }
+    }
+
+    /// A follower, from now on; of the traces that begin here it wants the part `roots`.
+    pub(crate) fn follow(self: &Arc<Self>, roots: f64) -> Follower {
+        self.roots.store(roots.to_bits(), Relaxed);
         self.followers.fetch_add(1, Relaxed);
         Follower(self.clone())
     }
@@ -144,7 +183,7 @@ mod tests {
     async fn calls_are_recorded_while_somebody_follows() {
         let spans = Arc::new(Spans::default());
         assert!(spans.begin(&mut headers(), &origin()).is_none());
-        let mut follower = spans.follow();
+        let mut follower = spans.follow(1.0);
         let mut given = headers();
         let mut traced = spans.begin(&mut given, &origin()).unwrap();
         traced.end(Some(200), None);
@@ -162,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn a_slow_follower_is_told_what_it_lost() {
         let spans = Arc::new(Spans::default());
-        let mut follower = spans.follow();
+        let mut follower = spans.follow(1.0);
         for _ in 0..KEPT + 5 {
             drop(spans.begin(&mut headers(), &origin()));
         }

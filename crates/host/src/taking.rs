@@ -3,27 +3,40 @@
 //!
 //! A message is acknowledged after its handler returned ok. One that fails comes again, later each time, and is put away
 //! when it was tried as often as its link allows; one that nobody tried is given back. Following stops first when a
-//! revision is to leave, and what is under way then is finished like any other call.
+//! revision is to leave, and what is under way then is finished like any other call. While an app is held its messages stay
+//! with their broker, and those that are here already wait as calls do: they go on with the revision that calls go on with.
+//! Where that is on another host, or no place is found, the broker gets them back; of one that keeps none, the node has them.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use model::messaging::Subscription;
+use model::trace::{SpanKind, TraceContext};
 use providers::keyvalue::watch::{WatchError, changed};
 use providers::messaging::outcome::after_failure;
-use providers::messaging::{Backend, BackendError, Deliveries, Delivery, HandleError, Message, Outcome, handle};
+use providers::messaging::{
+    Backend, BackendError, Deliveries, Delivers, Delivery, HandleError, Message, Outcome, Settle, handle,
+};
 use providers::meter::{ErrorKind, LinkMeter};
+use runtime::trace::within;
 use runtime::{Fault, Workload};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::apps::{Apps, Place};
+use crate::apps::{Apps, NoPlace, Place};
+use crate::spans::Traced;
+use crate::untried::Untried;
 
 /// How long a message waits for a place among the calls of its component before another shard gets it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one that was not tried stays here before it is given back.
+const NOT_TRIED: Duration = Duration::from_secs(1);
+/// A message that was handed out so many times more than it may be tried is tried no more: with each of them a host ended.
+const LOST_TRIES: u32 = 5;
 /// The longest pause between two attempts to subscribe.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
@@ -33,8 +46,11 @@ pub(crate) struct Taken {
     /// Of the component: see [`api::agent::ROUTE_HEADER`].
     pub(crate) route: Box<str>,
     pub(crate) backend: Arc<dyn Backend>,
-    /// Brokers of the node that may still hold messages of the link, from when it was linked to them.
+    /// Brokers of the node that may still hold messages of the link, from when it was linked to them, or to one that keeps
+    /// none.
     pub(crate) former: Vec<Arc<dyn Backend>>,
+    /// Where messages are left that this host cannot have handled, and taken that others left, where the broker keeps none.
+    pub(crate) untried: Option<Arc<Untried>>,
     pub(crate) meter: Arc<LinkMeter>,
     pub(crate) what: What,
 }
@@ -48,6 +64,32 @@ pub(crate) enum What {
     Changes(Box<str>),
 }
 
+impl What {
+    /// What becomes of what cannot be handled. A change that nobody could be told of is in the bucket still.
+    fn put_away(&self, to: Option<String>, why: String) -> Outcome {
+        match self {
+            Self::Messages => Outcome::PutAway { to, why },
+            Self::Changes(_) => Outcome::PutAway { to: None, why },
+        }
+    }
+
+    /// Says what is handled; which key changed is not said.
+    fn describe(&self, traced: &mut Traced, id: &str, subject: &str, tries: u32) {
+        match self {
+            Self::Messages => {
+                traced.attribute("messaging.operation.type", "process");
+                traced.attribute("messaging.destination.name", subject);
+                traced.attribute("messaging.message.id", id);
+            }
+            Self::Changes(label) => {
+                traced.attribute("sidereal.contract", "wasi:keyvalue");
+                traced.attribute("sidereal.label", &**label);
+            }
+        }
+        traced.attribute("sidereal.tries", tries);
+    }
+}
+
 /// The subscriptions of one revision, followed or not.
 #[derive(Default)]
 pub(crate) struct Taking {
@@ -58,6 +100,8 @@ pub(crate) struct Taking {
 struct Active {
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// One for each subscription: it is there, or could not be had.
+    begun: Vec<CancellationToken>,
 }
 
 impl Taking {
@@ -69,42 +113,70 @@ impl Taking {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows every subscription from now on. The same again changes nothing.
-    pub(crate) fn begin(&self, apps: &Arc<Apps>) {
+    /// Follows every subscription from now on; the future ends when each is there, or could not be had and is tried
+    /// again. The same again changes nothing.
+    pub(crate) fn begin(&self, apps: &Arc<Apps>) -> impl Future<Output = ()> + Send + use<> {
+        let begun = self.follow(apps);
+        async move {
+            for one in begun {
+                one.cancelled().await;
+            }
+        }
+    }
+
+    fn follow(&self, apps: &Arc<Apps>) -> Vec<CancellationToken> {
         let mut active = self.active();
-        if active.is_some() || self.all.is_empty() {
-            return;
+        if let Some(active) = active.as_ref().filter(|active| !active.stop.is_cancelled()) {
+            return active.begun.clone();
+        }
+        if self.all.is_empty() {
+            return Vec::new();
         }
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        for taken in &self.all {
-            let follower = |backend: &Arc<dyn Backend>, former| Follower {
+        let begun: Vec<_> = self.all.iter().map(|_| CancellationToken::new()).collect();
+        for (taken, begun) in self.all.iter().zip(&begun) {
+            let turns = Arc::new(Semaphore::new(taken.subscription.in_flight as usize));
+            let follower = |backend: &Arc<dyn Backend>, from| Follower {
+                begun: begun.clone(),
                 apps: apps.clone(),
                 taken: taken.clone(),
                 backend: backend.clone(),
-                former,
+                from,
                 stop: stop.clone(),
                 tasks: tasks.clone(),
                 room: Arc::new(Semaphore::new(taken.subscription.in_flight as usize)),
+                turns: turns.clone(),
                 jitter: RandomState::new(),
             };
-            tasks.spawn(follower(&taken.backend, false).run());
+            tasks.spawn(follower(&taken.backend, Source::Own).run());
             for backend in &taken.former {
-                tasks.spawn(follower(backend, true).run());
+                tasks.spawn(follower(backend, Source::Former).run());
+            }
+            if let Some(untried) = &taken.untried {
+                let backend: Arc<dyn Backend> = untried.clone();
+                tasks.spawn(follower(&backend, Source::Untried).run());
             }
         }
-        *active = Some(Active { stop, tasks });
+        let waits = begun.clone();
+        *active = Some(Active { stop, tasks, begun });
+        waits
     }
 
-    /// Takes no more messages; the future ends when no handler is under way.
+    /// How many messages, and sources of them, are not done with yet.
+    pub(crate) fn under_way(&self) -> usize {
+        self.active().as_ref().map_or(0, |active| active.tasks.len())
+    }
+
+    /// Takes no more messages; the future ends when no handler is under way. Asked again, it waits for the same ones.
     pub(crate) fn end(&self) -> impl Future<Output = ()> + Send + use<> {
-        let active = self.active().take();
-        if let Some(active) = &active {
+        let tasks = self.active().as_ref().map(|active| {
             active.stop.cancel();
             active.tasks.close();
-        }
+            active.tasks.clone()
+        });
         async move {
-            if let Some(active) = active {
-                active.tasks.wait().await;
+            if let Some(tasks) = tasks {
+                tasks.wait().await;
             }
         }
     }
@@ -116,15 +188,29 @@ impl Drop for Taking {
     }
 }
 
+/// Where messages come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The link's own broker.
+    Own,
+    /// One of the node, of which only what is left there is wanted.
+    Former,
+    /// The node, which keeps what hosts could not have handled.
+    Untried,
+}
+
 struct Follower {
+    begun: CancellationToken,
     apps: Arc<Apps>,
     taken: Arc<Taken>,
     backend: Arc<dyn Backend>,
-    /// Only what is left there is wanted.
-    former: bool,
+    from: Source,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// For what it takes from where it takes it.
     room: Arc<Semaphore>,
+    /// For what is handled at once, wherever it comes from.
+    turns: Arc<Semaphore>,
     jitter: RandomState,
 }
 
@@ -142,7 +228,7 @@ impl Follower {
         loop {
             let began = Instant::now();
             let why = match self.follow().await {
-                End::Over => return,
+                End::Over => return self.stands(Ok(())),
                 End::Lost(why) => why,
             };
             if began.elapsed() > MAX_PAUSE {
@@ -166,11 +252,15 @@ impl Follower {
             () = self.stop.cancelled() => return End::Over,
             subscribed = self.backend.subscribe(self.taken.subscription.clone()) => subscribed,
         };
+        if self.from == Source::Own {
+            self.begun.cancel();
+        }
         let mut deliveries = match subscribed {
             Ok(deliveries) => deliveries,
             Err(cause) => return self.lost(&cause),
         };
-        self.taken.meter.found(Ok::<(), &BackendError>(()));
+        self.stands(Ok(()));
+        let mut troubles = deliveries.troubles();
         loop {
             let next = tokio::select! {
                 biased;
@@ -179,31 +269,47 @@ impl Follower {
                     self.rest(deliveries).await;
                     return End::Over;
                 }
+                Some(trouble) = troubles.next() => {
+                    self.stands(trouble.as_ref().map_or(Ok(()), Err));
+                    continue;
+                }
                 next = self.next(&mut *deliveries) => next,
             };
             match next {
                 Some(Ok(())) => {}
                 Some(Err(cause)) => return self.lost(&cause),
-                None if self.former => return End::Over,
+                None if self.from == Source::Former => return End::Over,
                 None => return End::Lost("the broker has no such subscription".to_owned()),
             }
         }
     }
 
+    /// Says on the status whether messages come from where they are to come from.
+    fn stands(&self, found: Result<(), &BackendError>) {
+        if self.from == Source::Own {
+            self.taken.meter.stands(found);
+        }
+    }
+
     /// Said on the status too, until following works again.
     fn lost(&self, cause: &BackendError) -> End {
-        self.taken.meter.found(Err(cause));
+        self.stands(Err(cause));
         End::Lost(cause.to_string())
     }
 
     /// Waits for room and for a message, and has the message handled.
     async fn next(&self, deliveries: &mut dyn Deliveries) -> Option<Result<(), BackendError>> {
         let permit = self.room.clone().acquire_owned().await.ok()?;
+        self.apps.released(&self.taken.route).await;
+        deliveries.room(self.room.available_permits() + 1);
         match deliveries.next().await? {
             Ok(delivery) => {
                 let (apps, taken, stop) = (self.apps.clone(), self.taken.clone(), self.stop.clone());
+                let delivers = self.backend.delivers();
+                let untried = self.untried();
+                let turns = self.turns.clone();
                 self.tasks.spawn(async move {
-                    treat(&apps, &taken, delivery, &stop).await;
+                    treat(&apps, &taken, &turns, delivers, untried.as_deref(), delivery, &stop).await;
                     drop(permit);
                 });
                 Some(Ok(()))
@@ -212,41 +318,112 @@ impl Follower {
         }
     }
 
-    /// Messages that were taken before the end are handled after it.
+    /// Where messages from here are left that cannot be handled. What came from the node it has still.
+    fn untried(&self) -> Option<Arc<Untried>> {
+        self.taken.untried.clone().filter(|_| self.from == Source::Own)
+    }
+
+    /// Messages that were taken before the end are handled after it. Of a broker that keeps none, a host that ends leaves them
+    /// with the node at once: those that have the room may be handled for longer than the host is there.
     async fn rest(&self, mut deliveries: Box<dyn Deliveries>) {
-        while let Some(Ok(())) = self.next(&mut *deliveries).await {}
+        let untried = self.untried();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.apps.ending().cancelled(), if untried.is_some() => break,
+                next = self.next(&mut *deliveries) => match next {
+                    Some(Ok(())) => {}
+                    Some(Err(_)) | None => return,
+                },
+            }
+        }
+        let Some(untried) = untried else { return };
+        while let Some(Ok(Delivery { id, message, trace, settle, .. })) = deliveries.next().await {
+            let (taken, untried) = (self.taken.clone(), untried.clone());
+            self.tasks.spawn(async move {
+                leave(&taken, &untried, &id, message, trace, ("the host ends", Instant::now())).await;
+                tell(&taken, &id, settle, Outcome::GivenBack).await;
+            });
+        }
     }
 }
 
-/// Has one message handled and tells its broker what became of it.
-async fn treat(apps: &Arc<Apps>, taken: &Taken, delivery: Delivery, stop: &CancellationToken) {
-    let Delivery { id, tries, message, settle } = delivery;
+/// Has one message handled and tells its broker what became of it. What a broker keeps no more that could not be handled is
+/// left in `untried`.
+async fn treat(
+    apps: &Arc<Apps>,
+    taken: &Taken,
+    turns: &Semaphore,
+    delivers: Delivers,
+    untried: Option<&Untried>,
+    delivery: Delivery,
+    stop: &CancellationToken,
+) {
+    let Delivery { id, tries, message, trace, settle } = delivery;
     let subject = message.subject.clone();
-    let place = apps.enter_when_free(&taken.route, PATIENCE).await;
+    if tries > taken.subscription.tries.saturating_add(LOST_TRIES) {
+        let why = format!("it was handed out {} times, and each time the host ended before its handler did", tries - 1);
+        tracing::warn!(id, subject, why, "a message is put away without being tried");
+        let to = taken.subscription.dead_letter(&subject);
+        return tell(taken, &id, settle, taken.what.put_away(to, why)).await;
+    }
+    let came = Instant::now();
+    let left = untried.map(|untried| (untried, message.clone()));
+    let place = enter(apps, taken, turns, subject.len() + message.body.len()).await;
+    let mut not_tried = place.as_ref().err().map(|why| format!("{why:?}"));
     let outcome = match &place {
-        None => Outcome::GivenBack,
-        Some(place) => {
+        Err(_) => Outcome::GivenBack,
+        Ok((_, place)) => {
             let began = Instant::now();
-            match call(apps, place, &taken.what, message).await {
+            let mut traced = apps.spans().join(trace, place.entry().origin(), SpanKind::Consumer);
+            if let Some(traced) = &mut traced {
+                taken.what.describe(traced, &id, &subject, tries);
+            }
+            taken.meter.begins();
+            let trace = traced.as_ref().map(|traced| traced.trace.clone());
+            match within(trace, call(apps, place, &taken.what, message)).await {
                 Called::Handled => {
-                    taken.meter.ended(began, None);
+                    taken.meter.ends(Some((began, None)));
+                    if let Some(traced) = &mut traced {
+                        traced.end(None, None);
+                    }
                     Outcome::Done
                 }
-                Called::NotTried => Outcome::GivenBack,
+                Called::NotTried(why) => {
+                    not_tried = Some(why);
+                    taken.meter.ends(None);
+                    Outcome::GivenBack
+                }
+                Called::Ended(why) => {
+                    taken.meter.ends(None);
+                    match delivers {
+                        Delivers::AtLeastOnce => Outcome::GivenBack,
+                        // It may have done what it was to do.
+                        Delivers::AtMostOnce => {
+                            let group = &taken.subscription.group;
+                            tracing::warn!(app = %group.app, group = group.name, id, subject, why, "a message comes once, and its handler was ended: it is lost");
+                            taken.meter.ended(came, Some(ErrorKind::Unavailable));
+                            Outcome::Done
+                        }
+                    }
+                }
                 Called::Failed { kind, why } => {
-                    taken.meter.ended(began, Some(kind));
+                    taken.meter.ends(Some((began, Some(kind))));
+                    if let Some(traced) = &mut traced {
+                        // What a handler says may quote what it was given: the kind is enough here.
+                        traced.end(None, Some(kind.as_str().to_owned()));
+                    }
                     let outcome = after_failure(
                         &taken.subscription,
-                        taken.backend.delivers(),
+                        delivers,
                         &subject,
                         tries,
                         &why,
                         RandomState::new().hash_one(&id),
                     );
-                    let outcome = match (&taken.what, outcome) {
-                        // What nobody could be told of is in the bucket still.
-                        (What::Changes(_), Outcome::PutAway { why, .. }) => Outcome::PutAway { to: None, why },
-                        (_, outcome) => outcome,
+                    let outcome = match outcome {
+                        Outcome::PutAway { to, why } => taken.what.put_away(to, why),
+                        other => other,
                     };
                     place.entry().remark(&sentence(&id, &subject, tries, &why, &outcome));
                     outcome
@@ -254,16 +431,65 @@ async fn treat(apps: &Arc<Apps>, taken: &Taken, delivery: Delivery, stop: &Cance
             }
         }
     };
-    let back = outcome == Outcome::GivenBack;
+    match (&outcome, left) {
+        (Outcome::GivenBack, Some((untried, message))) => {
+            leave(taken, untried, &id, message, trace, (&not_tried.unwrap_or_default(), came)).await;
+        }
+        // At once, it would only move round.
+        (Outcome::GivenBack, None) => tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(NOT_TRIED) => {}
+        },
+        _ => {}
+    }
+    tell(taken, &id, settle, outcome).await;
+    // Held until here: a host that ends waits until the broker knows.
+    drop(place);
+}
+
+/// A turn among the messages of the link, and a place among the calls of its component.
+async fn enter<'a>(
+    apps: &Arc<Apps>,
+    taken: &Taken,
+    turns: &'a Semaphore,
+    bytes: usize,
+) -> Result<(SemaphorePermit<'a>, Place), NoPlace> {
+    let until = Instant::now() + PATIENCE;
+    let turn = tokio::select! {
+        biased;
+        turn = turns.acquire() => turn.map_err(|_| NoPlace::Closed)?,
+        () = apps.ending().cancelled() => return Err(NoPlace::Closed),
+        () = tokio::time::sleep(PATIENCE) => return Err(NoPlace::Busy),
+    };
+    let left = until.saturating_duration_since(Instant::now());
+    let place = match apps.enter_when_free(&taken.route, left).await {
+        Err(NoPlace::Held) => apps.enter_later(&taken.route, bytes).await,
+        other => other,
+    };
+    place.map(|place| (turn, place))
+}
+
+/// Leaves a message with the node that its broker does not keep, for this reason; it came then.
+async fn leave(
+    taken: &Taken,
+    untried: &Untried,
+    id: &str,
+    message: Message,
+    trace: Option<TraceContext>,
+    (why, came): (&str, Instant),
+) {
+    let subject = message.subject.clone();
+    if let Err(cause) = untried.leave(&taken.subscription, message, trace).await {
+        let group = &taken.subscription.group;
+        tracing::warn!(app = %group.app, group = group.name, id, subject, why, %cause, "nobody had room for a message, its broker keeps none, and the node does not take it: it is lost");
+        taken.meter.ended(came, Some(ErrorKind::Unavailable));
+    }
+}
+
+async fn tell(taken: &Taken, id: &str, settle: Box<dyn Settle>, outcome: Outcome) {
     if let Err(cause) = settle.settle(outcome).await {
         let group = &taken.subscription.group;
         tracing::warn!(app = %group.app, group = group.name, id, %cause, "what became of a message cannot be told; it may come again");
-    }
-    // Held until here: a host that ends waits until the broker knows.
-    drop(place);
-    if back && !stop.is_cancelled() {
-        // Nobody had room: asking again at once would only move the message round.
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -279,8 +505,14 @@ fn sentence(id: &str, subject: &str, tries: u32, why: &str, outcome: &Outcome) -
 
 enum Called {
     Handled,
-    NotTried,
-    Failed { kind: ErrorKind, why: String },
+    /// The component did not begin.
+    NotTried(String),
+    /// It began, and was ended with its revision.
+    Ended(String),
+    Failed {
+        kind: ErrorKind,
+        why: String,
+    },
 }
 
 /// Has a component handle what it is given.
@@ -312,17 +544,18 @@ async fn call(apps: &Arc<Apps>, place: &Place, what: &What, message: Message) ->
         Ok(workload) => workload,
         Err(error) => {
             tracing::warn!(%error, "a component could not be loaded for a message");
-            return Called::NotTried;
+            return Called::NotTried(error.to_string());
         }
     };
     let result = tokio::select! {
         biased;
         result = hand(&workload, what, message) => result,
-        () = entry.ended().cancelled() => return Called::NotTried,
+        () = entry.ended().cancelled() => return Called::Ended("its revision ended".to_owned()),
     };
     match result {
         Ok(()) => Called::Handled,
-        Err(Failed::Fault(Fault::NoCapacity { .. } | Fault::Cancelled)) => Called::NotTried,
+        Err(Failed::Fault(fault @ Fault::NoCapacity { .. })) => Called::NotTried(fault.to_string()),
+        Err(Failed::Fault(fault @ Fault::Cancelled)) => Called::Ended(fault.to_string()),
         Err(Failed::Fault(fault)) => {
             entry.failed(&fault);
             let kind =

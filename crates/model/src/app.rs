@@ -98,6 +98,9 @@ pub struct LockedComponent {
     /// Where outgoing HTTP may go: `https://api.example.com`, `http://*.internal.example:8080`.
     #[serde(default)]
     pub allow_hosts: Vec<String>,
+    /// Asked with `GET` before a revision serves, which it does not where the answer is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
 }
 
 /// How long one instance serves more than one call.
@@ -148,9 +151,14 @@ impl ProviderSpec {
 
     /// Whether it answers `contract`.
     pub fn answers(&self, contract: &ContractId) -> bool {
-        let contract = contract.to_string();
-        self.contracts().iter().any(|own| *own == "*" || *own == contract)
+        answers(self.contracts(), contract)
     }
+}
+
+/// Whether a contract is among those of a provider: by name, or as one of those that a component can answer.
+fn answers(own: &[&str], contract: &ContractId) -> bool {
+    let name = contract.to_string();
+    own.iter().any(|own| *own == name || (*own == "*" && crate::rules::callee::answers(contract)))
 }
 
 /// The provider implementations of this version.
@@ -271,8 +279,7 @@ impl ProviderKind {
 
     /// Whether one of this kind can answer `contract`.
     pub fn answers(self, contract: &ContractId) -> bool {
-        let contract = contract.to_string();
-        self.contracts().iter().any(|own| *own == "*" || *own == contract)
+        answers(self.contracts(), contract)
     }
 
     /// The providers that exist without being declared: name and kind.

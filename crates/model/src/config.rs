@@ -141,6 +141,7 @@ mod tests {
             limits: crate::Limits::default(),
             reuse: None,
             allow_hosts: vec![],
+            health: None,
         };
         assert_eq!(component.answers(), values(&[("a", "manifest"), ("b", "two"), ("c", "one")]));
     }

@@ -116,6 +116,10 @@ fn component(
     if was == is && old.allow_hosts != new.allow_hosts {
         lines.push(format!("~ order of allowed hosts {name}"));
     }
+    if old.health != new.health {
+        let path = |health: &Option<String>| health.clone().unwrap_or_else(|| "none".to_owned());
+        lines.push(format!("~ health {name}: {} -> {}", path(&old.health), path(&new.health)));
+    }
 }
 
 fn config(lines: &mut Vec<String>, what: &str, old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) {
@@ -275,6 +279,7 @@ mod tests {
             limits: Limits::default(),
             reuse: None,
             allow_hosts: vec!["https://a.example".into(), "https://b.example".into()],
+            health: None,
         };
         let embedded = ProviderSpec::new(ProviderKind::KeyvalueEmbedded);
         let link = |label: &str| Link {
@@ -351,6 +356,7 @@ mod tests {
             ),
             (|a| drop(counter(a).allow_hosts.pop()), "- allowed host counter: https://b.example"),
             (|a| counter(a).allow_hosts.reverse(), "~ order of allowed hosts counter"),
+            (|a| counter(a).health = Some("/ready".into()), "~ health counter: none -> /ready"),
             (
                 |a| a.providers.values_mut().next().unwrap().operator = true,
                 "~ provider embedded declared by: app -> operator",

@@ -296,10 +296,12 @@ fn locked(component: &Component, facts: Option<&ArtifactFacts>, ceilings: &Limit
         limits: limits(component, ceilings),
         reuse: component.reuse.as_ref().map(|r| r.value),
         allow_hosts: component.allow_hosts.iter().map(|h| h.value.clone()).collect(),
+        health: component.health.as_ref().map(|path| path.value.clone()),
     }
 }
 
-/// The component's limits; a default above the tenant's ceiling becomes the ceiling, since nobody asked for it.
+/// The component's limits; a default above the tenant's ceiling becomes the ceiling, since nobody asked for it. A ceiling
+/// below what any call needs is found by the rules, which name it and not the component.
 fn limits(component: &Component, ceilings: &Limits) -> Limits {
     let mut limits = component.limits;
     for field in LIMIT_FIELDS.iter().filter(|field| !component.limit_spans.contains_key(field.name)) {
@@ -346,6 +348,7 @@ fn span_of(manifest: &Manifest, subject: &Subject) -> Range<usize> {
         Subject::AllowHost(name, index) => {
             component(name).map(|c| c.allow_hosts.get(*index).map_or(&c.span, |h| &h.span).clone())
         }
+        Subject::Health(name) => component(name).map(|c| c.health.as_ref().map_or(&c.span, |h| &h.span).clone()),
         Subject::Link(index) => links().nth(*index).map(|l| l.span.clone()),
         Subject::LinkProvider(index) => links().nth(*index).map(|l| l.provider.span.clone()),
         Subject::LinkKey(index, key) => links().nth(*index).map(|l| key_of(&l.config, key).unwrap_or(&l.span).clone()),

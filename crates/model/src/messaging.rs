@@ -173,6 +173,9 @@ impl fmt::Display for Pattern {
     }
 }
 
+/// The end of the name of [`Group::untried`].
+const UNTRIED: &str = "/untried";
+
 /// Who shares messages: each message goes to one member of each group. A group is one app's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Group {
@@ -180,6 +183,21 @@ pub struct Group {
     pub app: AppName,
     /// `<component>.<label>`, or the `queue-group` of the links: the first has a dot, the second never has.
     pub name: String,
+}
+
+impl Group {
+    /// Where the node keeps messages of the group that a host of it held and could not have handled, when their broker keeps
+    /// none. No link can have a group of that name.
+    #[must_use]
+    pub fn untried(&self) -> Self {
+        Self { app: self.app.clone(), name: format!("{}{UNTRIED}", self.name) }
+    }
+
+    /// Whether it is what [`Group::untried`] gives.
+    #[must_use]
+    pub fn is_untried(&self) -> bool {
+        self.name.ends_with(UNTRIED)
+    }
 }
 
 /// What one link takes.

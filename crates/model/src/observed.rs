@@ -19,7 +19,8 @@ pub enum Phase {
     Compiling,
     /// A host loads and links it.
     Starting,
-    /// The host answers for it; routes have not moved yet.
+    /// The components that name a `health` path are asked for it; routes have not moved yet. Left out where none does: that
+    /// one instance could be made is part of *starting*.
     Probing,
     /// Routes point here.
     Serving,

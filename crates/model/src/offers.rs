@@ -64,8 +64,8 @@ const fn free(contract: &'static str, version: Offered, interfaces: &'static [&'
     Offer { contract, version, interfaces, by_link: false }
 }
 
-/// Everything that is offered. Filesystem and sockets are there because language runtimes import them; they hold no
-/// directories and grant no addresses.
+/// Everything that is offered. Filesystem and sockets are there because language runtimes import them; the one holds no
+/// directories, the other reaches what `allow-hosts` name and nothing else.
 pub const OFFERS: &[Offer] = &[
     free(
         "wasi:cli",
@@ -160,6 +160,17 @@ pub const OFFERS: &[Offer] = &[
     },
 ];
 
+/// Every interface that is offered, as people write it.
+pub fn interfaces() -> impl Iterator<Item = String> {
+    OFFERS.iter().flat_map(|offer| {
+        let version = match offer.version {
+            Offered::Unversioned => String::new(),
+            version => format!("@{version}"),
+        };
+        offer.interfaces.iter().map(move |name| format!("{}/{name}{version}", offer.contract))
+    })
+}
+
 /// What the platform has for an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lookup {
@@ -238,13 +249,50 @@ pub fn is_by_link(contract: &ContractId) -> bool {
     contracts_by_link().any(|c| c == text)
 }
 
-/// The offered interface, `namespace:package/interface@version`, that an import was probably meant to be.
+/// The offered interface, `namespace:package/interface@version`, that an import was probably meant to be: one with nearly
+/// the same name, otherwise the one of the same package that is nearest to it.
 pub fn nearest_interface(import: &InterfaceId) -> Option<String> {
-    let written = format!("{}/{}", import.contract, import.interface);
+    let contract = import.contract.to_string();
+    let written = format!("{contract}/{}", import.interface);
     let known: Vec<(String, Offered)> = OFFERS
         .iter()
         .flat_map(|o| o.interfaces.iter().map(move |i| (format!("{}/{i}", o.contract), o.version)))
         .collect();
-    let near = nearest(&written, known.iter().map(|(name, _)| name.as_str()))?;
-    known.iter().find(|(name, _)| name == near).map(|(name, version)| format!("{name}@{version}"))
+    let names = || known.iter().map(|(name, _)| name.as_str());
+    let near = nearest(&written, names()).or_else(|| {
+        let distance = |name: &&str| strsim::damerau_levenshtein(&written, name);
+        names()
+            .filter(|name| name.rsplit_once('/').is_some_and(|(package, _)| package == contract))
+            .min_by_key(distance)
+    })?;
+    let mut versions = known.iter().filter(|(name, _)| name == near).map(|(_, version)| version);
+    let version = versions.clone().find(|v| v.near(import.version.as_ref())).or_else(|| versions.next())?;
+    Some(match version {
+        Offered::Unversioned => near.to_owned(),
+        version => format!("{near}@{version}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_is_of_a_like_name_or_of_the_same_package() {
+        for (import, near) in [
+            ("wasi:keyvalue/atomic@0.2.0-draft", Some("wasi:keyvalue/atomics@0.2.0-draft")),
+            ("wasi:key-value/store@0.2.0-draft", Some("wasi:keyvalue/store@0.2.0-draft")),
+            // Of the version that the component is built against.
+            ("wasi:http/clients@0.3.0", Some("wasi:http/client@0.3.0")),
+            ("wasi:cli/std-in@0.2.1", Some("wasi:cli/stdin@0.2.12")),
+            ("wasi:cli/std-in@0.3.0", Some("wasi:cli/stdin@0.3.0")),
+            // Interfaces of earlier drafts.
+            ("wasi:keyvalue/eventual@0.1.0", Some("wasi:keyvalue/store@0.2.0-draft")),
+            ("wasi:logging/log", Some("wasi:logging/logging@0.1.0-draft")),
+            ("acme:unknown/thing@1.0.0", None),
+            ("wasi:nn/graph@0.2.0", None),
+        ] {
+            assert_eq!(nearest_interface(&import.parse().unwrap()).as_deref(), near, "{import}");
+        }
+    }
 }

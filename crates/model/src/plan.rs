@@ -9,6 +9,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::app::Revision;
 use crate::name::{AppName, ComponentName, NodeName, TenantName};
 use crate::observed::Reason;
@@ -22,13 +24,24 @@ pub struct AppId {
     pub app: AppName,
 }
 
-/// When the claims of an app stop to be valid.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// When the claims of an app stop to be valid. A node is told, so that it stops serving then whoever else is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expiry {
     /// Seconds since 1970: valid before, not from then on.
     pub at: u64,
     /// The component whose claims end first.
     pub component: ComponentName,
+}
+
+impl Expiry {
+    /// Why the app must not run at `now` (seconds since 1970), if so.
+    pub fn barred(&self, now: u64) -> Option<Reason> {
+        (self.at <= now).then(|| Reason {
+            code: "artifact-expired".to_owned(),
+            message: format!("the claims of component `{}` expired at {}", self.component, rfc3339(self.at)),
+            help: Some("sign the component again and deploy it".to_owned()),
+        })
+    }
 }
 
 /// What is wanted of one app.
@@ -48,16 +61,12 @@ impl Wanted {
         if let Some(reason) = &self.denied {
             return Some((**reason).clone());
         }
-        let expiry = self.expiry.as_ref().filter(|e| e.at <= now)?;
-        Some(Reason {
-            code: "artifact-expired".to_owned(),
-            message: format!("the claims of component `{}` expired at {}", expiry.component, rfc3339(expiry.at)),
-            help: Some("sign the component again and deploy it".to_owned()),
-        })
+        self.expiry.as_ref()?.barred(now)
     }
 }
 
-fn rfc3339(seconds: u64) -> String {
+/// A moment that people read, in UTC.
+pub(crate) fn rfc3339(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok().and_then(|s| jiff::Timestamp::from_second(s).ok());
     time.map_or_else(|| format!("second {seconds}"), |t| t.to_string())
 }
@@ -83,6 +92,8 @@ pub struct Assigned {
     pub revision: Revision,
     /// Not to be served, and why.
     pub suspended: Option<Box<Reason>>,
+    /// Not to be served from then on.
+    pub expiry: Option<Box<Expiry>>,
 }
 
 /// A node as it is known.
@@ -105,13 +116,13 @@ pub struct Observed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// The node is to run this revision.
-    Assign { node: NodeName, app: AppId, revision: Revision },
+    Assign { node: NodeName, app: AppId, revision: Revision, expiry: Option<Box<Expiry>> },
     /// The node is to forget the app.
     Unassign { node: NodeName, app: AppId },
     /// The node is to stop serving the app.
-    Suspend { node: NodeName, app: AppId, revision: Revision, reason: Reason },
+    Suspend { node: NodeName, app: AppId, revision: Revision, expiry: Option<Box<Expiry>>, reason: Reason },
     /// The node is to serve the app again, in this revision.
-    Resume { node: NodeName, app: AppId, revision: Revision },
+    Resume { node: NodeName, app: AppId, revision: Revision, expiry: Option<Box<Expiry>> },
 }
 
 impl Action {
@@ -127,15 +138,12 @@ impl Action {
 
     /// What the node is told once the action is done; `None`: nothing any more.
     pub fn assigned(&self) -> Option<Assigned> {
-        match self {
-            Self::Unassign { .. } => None,
-            Self::Assign { revision, .. } | Self::Resume { revision, .. } => {
-                Some(Assigned { revision: *revision, suspended: None })
-            }
-            Self::Suspend { revision, reason, .. } => {
-                Some(Assigned { revision: *revision, suspended: Some(Box::new(reason.clone())) })
-            }
-        }
+        let (revision, expiry, suspended) = match self {
+            Self::Unassign { .. } => return None,
+            Self::Assign { revision, expiry, .. } | Self::Resume { revision, expiry, .. } => (revision, expiry, None),
+            Self::Suspend { revision, expiry, reason, .. } => (revision, expiry, Some(Box::new(reason.clone()))),
+        };
+        Some(Assigned { revision: *revision, suspended, expiry: expiry.clone() })
     }
 }
 
@@ -166,14 +174,15 @@ pub fn plan_some<'a>(
         let mut placed = false;
         for (node, assigned) in homes {
             placed = true;
-            actions.extend(follow(node, app, wanted.revision, barred.as_ref(), assigned));
+            actions.extend(follow(node, app, wanted, barred.as_ref(), assigned));
         }
         if placed || barred.is_some() {
             continue;
         }
         if let Some((node, apps)) = room.iter_mut().min_by_key(|(_, apps)| **apps) {
             *apps += 1;
-            actions.push(Action::Assign { node: (*node).clone(), app: app.clone(), revision: wanted.revision });
+            let (revision, expiry) = (wanted.revision, wanted.expiry.clone());
+            actions.push(Action::Assign { node: (*node).clone(), app: app.clone(), revision, expiry });
         }
     }
     actions
@@ -183,17 +192,19 @@ pub fn plan_some<'a>(
 fn follow(
     node: &NodeName,
     app: &AppId,
-    revision: Revision,
+    wanted: &Wanted,
     barred: Option<&Reason>,
     assigned: &Assigned,
 ) -> Option<Action> {
     let (node, app) = (node.clone(), app.clone());
+    let (revision, expiry) = (wanted.revision, wanted.expiry.clone());
+    let other = assigned.revision != revision || assigned.expiry != expiry;
     match (barred, assigned.suspended.as_deref()) {
-        (Some(reason), told) if told != Some(reason) || assigned.revision != revision => {
-            Some(Action::Suspend { node, app, revision, reason: reason.clone() })
+        (Some(reason), told) if told != Some(reason) || other => {
+            Some(Action::Suspend { node, app, revision, expiry, reason: reason.clone() })
         }
-        (None, Some(_)) => Some(Action::Resume { node, app, revision }),
-        (None, None) if assigned.revision != revision => Some(Action::Assign { node, app, revision }),
+        (None, Some(_)) => Some(Action::Resume { node, app, revision, expiry }),
+        (None, None) if other => Some(Action::Assign { node, app, revision, expiry }),
         _ => None,
     }
 }
@@ -227,30 +238,32 @@ mod tests {
         (id(name), Wanted { revision: Revision(number.parse().unwrap()), denied, expiry })
     }
 
-    /// `n1: a@3 b@2!x` a live node, `n1? …` a lost one; `!x` suspended for x.
+    /// `n1: a@3 b@2!x` a live node, `n1? …` a lost one; `!x` suspended for x, `<+5` told when it ends.
     fn node(text: &str) -> (NodeName, NodeState) {
         let alive = !text.contains('?');
         let (name, rest) = text.split_once([':', '?']).unwrap();
         let apps = rest.split_whitespace().map(|item| {
             let (app, rest) = item.split_once('@').unwrap();
-            let (number, told) = rest.split_once('!').map_or((rest, None), |(n, r)| (n, Some(r)));
+            let (rest, told) = rest.split_once('!').map_or((rest, None), |(n, r)| (n, Some(r)));
+            let (number, _) = rest.split_once('<').unwrap_or((rest, ""));
+            let expiry = wanted(&format!("{app}@{rest}")).1.expiry;
             let suspended = told.map(|code| {
                 let expired = wanted("x@1<-5").1.barred(NOW).unwrap();
                 Box::new(if code == "expired" { expired } else { reason(code) })
             });
-            (id(app), Assigned { revision: Revision(number.parse().unwrap()), suspended })
+            (id(app), Assigned { revision: Revision(number.parse().unwrap()), suspended, expiry })
         });
         (name.parse().unwrap(), NodeState { alive, apps: apps.collect() })
     }
 
     fn show(action: &Action) -> String {
         match action {
-            Action::Assign { node, app, revision } => format!("assign {node} {}@{revision}", app.app),
+            Action::Assign { node, app, revision, .. } => format!("assign {node} {}@{revision}", app.app),
             Action::Unassign { node, app } => format!("unassign {node} {}", app.app),
-            Action::Suspend { node, app, revision, reason } => {
+            Action::Suspend { node, app, revision, reason, .. } => {
                 format!("suspend {node} {}@{revision} {}", app.app, reason.code)
             }
-            Action::Resume { node, app, revision } => format!("resume {node} {}@{revision}", app.app),
+            Action::Resume { node, app, revision, .. } => format!("resume {node} {}@{revision}", app.app),
         }
     }
 
@@ -292,7 +305,11 @@ mod tests {
             ("pardoned", &["a@1"], &["n1: a@1!revoked"], &["resume n1 a@1"]),
             ("replaced by a good revision", &["a@2"], &["n1: a@1!revoked"], &["resume n1 a@2"]),
             ("deleted while suspended", &[], &["n1: a@1!revoked"], &["unassign n1 a"]),
-            ("still valid", &["a@1<+1"], &["n1: a@1"], &[]),
+            ("still valid", &["a@1<+1"], &["n1: a@1<+1"], &[]),
+            ("a node that does not know when it ends", &["a@1<+1"], &["n1: a@1"], &["assign n1 a@1"]),
+            ("ends at another time", &["a@1<+9"], &["n1: a@1<+1"], &["assign n1 a@1"]),
+            ("ends no more", &["a@1"], &["n1: a@1<+1"], &["assign n1 a@1"]),
+            ("expired already", &["a@1<-5"], &["n1: a@1<-5!expired"], &[]),
             ("expires this second", &["a@1<+0"], &["n1: a@1"], &["suspend n1 a@1 artifact-expired"]),
             ("expired", &["a@1<-5"], &["n1: a@1"], &["suspend n1 a@1 artifact-expired"]),
             ("expired and nowhere", &["a@1<-5"], &["n1:"], &[]),

@@ -46,7 +46,7 @@ impl ProviderKind {
             ),
             Self::BlobstoreFolder => (
                 "a killed process and a power cut",
-                "each object appears whole or not at all; clearing a container is not",
+                "each object appears whole or not at all; a container is cleared at once",
                 "one app, on this node",
             ),
             Self::BlobstoreS3 => (
@@ -56,7 +56,7 @@ impl ProviderKind {
             ),
             Self::BlobstoreNats => (
                 "what the stream's replicas survive",
-                "each object appears whole or not at all; clearing a container is not",
+                "each object appears whole or not at all; a container is cleared at once",
                 "whoever may use the bucket",
             ),
             Self::MessagingJetstream => (

@@ -1,7 +1,7 @@
 //! What the SQL contracts share wherever they are answered: values, statements, errors, and the limits and refusals that
 //! are the same for every database, so that an app that works on one works on the other.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The contract by which databases are interchangeable.
 pub const CONTRACT: &str = "sidereal:sql";
@@ -14,6 +14,8 @@ pub const MAX_SQL: usize = 256 << 10;
 pub const MAX_PARAMS: usize = 1000;
 /// The most statements in one batch.
 pub const MAX_BATCH: usize = 1000;
+/// The most parameters all statements of a call have together.
+pub const MAX_VALUES: usize = 32 << 10;
 /// The most bytes one call sends, statements and parameters together.
 pub const MAX_CALL: usize = 8 << 20;
 /// The most rows one answer has.
@@ -58,6 +60,7 @@ pub struct Statement {
     /// One statement.
     pub sql: String,
     /// Its parameters.
+    #[serde(deserialize_with = "crate::listed::at_most::<_, _, MAX_PARAMS>")]
     pub params: Vec<Value>,
 }
 
@@ -78,7 +81,12 @@ pub enum Call {
     /// Gives back how many rows it changed.
     Execute(Statement),
     /// One transaction, all or none.
-    Batch(Vec<Statement>),
+    Batch(#[serde(deserialize_with = "batch")] Vec<Statement>),
+}
+
+/// A value is a byte on the wire and dozens in memory: no more of them are read than a call may have.
+fn batch<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Statement>, D::Error> {
+    crate::listed::at_most_together::<_, _, MAX_BATCH>(from, MAX_VALUES, |statement: &Statement| statement.params.len())
 }
 
 impl Call {
@@ -223,6 +231,12 @@ pub fn check(statements: &[Statement]) -> Result<(), SqlError> {
     if statements.len() > MAX_BATCH {
         return Err(SqlError::TooLarge(format!("a batch has at most {MAX_BATCH} statements")));
     }
+    let values: usize = statements.iter().map(|statement| statement.params.len()).sum();
+    if values > MAX_VALUES {
+        return Err(SqlError::TooLarge(format!(
+            "the statements of a call have at most {MAX_VALUES} parameters together"
+        )));
+    }
     let mut bytes = 0_usize;
     for statement in statements {
         if statement.sql.len() > MAX_SQL {
@@ -352,5 +366,18 @@ mod tests {
         assert!(matches!(one(&"x".repeat(MAX_SQL + 1), vec![]), Err(SqlError::TooLarge(_))));
         assert!(matches!(one("select $1", vec![Value::Float64(f64::NAN)]), Err(SqlError::Value(_))));
         assert!(matches!(one("select $1", vec![Value::Text("a\0".into())]), Err(SqlError::Value(_))));
+    }
+
+    #[test]
+    fn a_batch_of_more_values_than_a_call_may_have_is_refused_while_it_is_read() {
+        let statement = |params| Statement { sql: String::new(), params: vec![Value::Null; params] };
+        let read = |call: &Call| serde_json::from_str::<Call>(&serde_json::to_string(call).unwrap());
+        let mut statements = vec![statement(MAX_PARAMS); MAX_VALUES / MAX_PARAMS];
+        statements.push(statement(MAX_VALUES % MAX_PARAMS));
+        let most = Call::Batch(statements.clone());
+        assert_eq!(read(&most).unwrap(), most);
+        statements.push(statement(1));
+        let refused = read(&Call::Batch(statements)).unwrap_err().to_string();
+        assert!(refused.contains(&format!("more than {MAX_VALUES} together")), "{refused}");
     }
 }

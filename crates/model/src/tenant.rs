@@ -35,6 +35,11 @@ pub struct TenantSettings {
     pub suspended: Option<String>,
 }
 
+impl TenantSettings {
+    /// What `shards` may be.
+    pub const SHARDS: std::ops::RangeInclusive<u32> = 1..=64;
+}
+
 impl Default for TenantSettings {
     fn default() -> Self {
         Self {
@@ -105,6 +110,18 @@ impl Quotas {
     /// Whether only a control group can hold the tenant to them.
     pub fn need_a_group(&self) -> bool {
         self.memory.is_some() || self.cpu_weight.is_some() || self.cpu_millis.is_some()
+    }
+
+    /// What a tenant with them may take of a machine without end, by the names of the quotas that are absent. Of processor
+    /// time each has its share beside the others, so that is not among them.
+    pub fn unbounded(&self) -> Vec<&'static str> {
+        let all = [
+            ("memory", self.memory.is_none()),
+            ("requests_per_second", self.requests_per_second.is_none()),
+            ("concurrent_requests", self.concurrent_requests.is_none()),
+            ("store_bytes", self.store_bytes.is_none()),
+        ];
+        all.into_iter().filter(|(_, absent)| *absent).map(|(name, _)| name).collect()
     }
 
     /// Why they cannot be enforced as they are, one sentence each.
@@ -213,6 +230,15 @@ mod tests {
         assert!(rate.take(paid, 2_000_000_000, 1).is_err());
         assert!(rate.take(paid, 7_000_000_000, 1).is_ok());
         assert!(Rate::new(u64::MAX, u64::MAX).take(0, 0, u64::MAX).is_ok());
+    }
+
+    #[test]
+    fn what_has_no_end_is_named() {
+        assert_eq!(Quotas::default().unbounded().len(), 4);
+        let some = Quotas { memory: Some(ByteSize::mib(64)), requests_per_second: Some(1), ..Quotas::default() };
+        assert_eq!(some.unbounded(), ["concurrent_requests", "store_bytes"]);
+        let all = Quotas { concurrent_requests: Some(1), store_bytes: Some(ByteSize::mib(1)), ..some };
+        assert_eq!(all.unbounded(), [""; 0]);
     }
 
     #[test]

@@ -55,6 +55,15 @@ impl TraceContext {
         })
     }
 
+    /// Whether a trace with this id, which begins here, is recorded where `part` of all are, 0 to 1. The same answer for
+    /// the same id everywhere.
+    pub fn is_recorded(trace: &[u8; 16], part: f64) -> bool {
+        let [.., a, b, c, d, e, f, g, h] = *trace;
+        // 53 bits, as many as a double has.
+        let place = u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 11;
+        (place as f64) < part * (1u64 << 53) as f64
+    }
+
     /// The same trace, at another span.
     #[must_use]
     pub fn at(self, span: SpanId) -> Self {
@@ -114,6 +123,8 @@ pub enum SpanKind {
     Server,
     /// Makes a call.
     Client,
+    /// Handles what somebody sent before, and who does not wait for it.
+    Consumer,
 }
 
 /// Something that took time, finished.
@@ -159,6 +170,12 @@ impl From<String> for Attribute {
     }
 }
 
+impl From<u32> for Attribute {
+    fn from(number: u32) -> Self {
+        Self::Int(i64::from(number))
+    }
+}
+
 impl From<u16> for Attribute {
     fn from(number: u16) -> Self {
         Self::Int(i64::from(number))
@@ -180,6 +197,20 @@ mod tests {
         assert!(!unsampled.sampled, "only the lowest bit says so");
         let json = serde_json::to_string(&context).unwrap();
         assert_eq!(serde_json::from_str::<TraceContext>(&json).unwrap(), context);
+    }
+
+    #[test]
+    fn a_part_of_all_is_about_that_many() {
+        let recorded = |part| {
+            let mut trace = [0u8; 16];
+            let taken = (0..10_000u64).filter(|n| {
+                trace[8..].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+                TraceContext::is_recorded(&trace, part)
+            });
+            taken.count()
+        };
+        assert_eq!((recorded(0.0), recorded(1.0)), (0, 10_000));
+        assert!((2300..2700).contains(&recorded(0.25)), "{}", recorded(0.25));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Brings one revision up: read it, make sure its code is there, start it on the hosts that run it, and have one of
-//! them load and instantiate it. Nothing is served from it before all of that is done, and a failure takes back
+//! Brings one revision up: read it, make sure its code is there, start it on the hosts that run it, have one of them
+//! load and instantiate it, and ask those of its components that say how whether they are well. Nothing is served from it before all of that is done, and a failure takes back
 //! whatever was begun.
 
 use std::sync::Arc;
@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
 use crate::converge;
 use crate::external::Externals;
+use crate::front::Front;
+use crate::probe;
 use crate::supervisor::{HostRef, HostState};
 use crate::tenant::{Prepared, Tenant};
 
@@ -31,6 +33,7 @@ pub(crate) struct Job {
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) externals: Arc<Externals>,
     pub(crate) hosts: Vec<HostRef>,
+    pub(crate) front: Arc<Front>,
     pub(crate) shards: u32,
     /// The shard its requests will go to first.
     pub(crate) preferred: Option<u32>,
@@ -66,6 +69,8 @@ pub(crate) enum Progress {
     Forgotten,
     /// The app's one shard is another one now, and that one has it.
     Moved,
+    /// The hosts have a revision again that was suspended.
+    Resumed,
 }
 
 struct Failure {
@@ -75,12 +80,7 @@ struct Failure {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        // All of these are about something beside the revision, and that may come back.
-        let again = matches!(
-            problem.code,
-            Code::Unreachable | Code::TimedOut | Code::StoreUnavailable | Code::Busy | Code::ProviderUnavailable
-        );
-        Self { reason: problem.reason(), again }
+        Self { reason: problem.reason(), again: problem.code.may_pass() }
     }
 }
 
@@ -125,7 +125,13 @@ impl Job {
             if wait_ready(host).await.is_ok() { self.start(host, &prepared, false).await } else { Ok(()) }
         });
         futures::future::try_join_all(others).await?;
-        self.tell(Progress::Phase(Phase::Probing));
+        if !prepared.health.is_empty() {
+            self.tell(Progress::Phase(Phase::Probing));
+            let shards = self.front.only(loader.shard);
+            // What it is asked may depend on something beside it, and that may come back.
+            let unwell = |reason| Failure { reason, again: true };
+            probe::well(&self.tenant, &prepared, &shards).await.map_err(unwell)?;
+        }
         Ok(prepared)
     }
 
@@ -221,13 +227,19 @@ async fn first_ready<'a>(hosts: &[&'a HostRef]) -> Result<&'a HostRef, Failure> 
 /// Waits until a host is ready; a host that is degraded or stopped is not waited for.
 async fn wait_ready(host: &HostRef) -> Result<(), Failure> {
     let mut state = host.state.clone();
-    let settled = |state: &HostState| !matches!(state, HostState::Starting);
+    let settled = |state: &HostState| !matches!(state, HostState::Starting(_));
     let seen = tokio::time::timeout(HOST_WAIT, state.wait_for(settled)).await;
-    let late = || Problem::new(Code::TimedOut, format!("host {} is not ready after {HOST_WAIT:?}", host.shard));
+    let late = || {
+        let why = match &*host.state.borrow() {
+            HostState::Starting(Some(reason)) => format!(": {}", reason.message),
+            _ => String::new(),
+        };
+        Problem::new(Code::TimedOut, format!("host {} is not ready after {HOST_WAIT:?}{why}", host.shard))
+    };
     match seen.map_err(|_| late())?.as_deref() {
         Ok(HostState::Ready) => Ok(()),
         Ok(HostState::Degraded(reason)) => Err(Failure { reason: reason.clone(), again: true }),
-        Ok(HostState::Starting | HostState::Stopped) | Err(_) => {
+        Ok(HostState::Starting(_) | HostState::Stopped) | Err(_) => {
             Err(Problem::new(Code::Unreachable, format!("host {} was stopped", host.shard)).into())
         }
     }
@@ -247,7 +259,7 @@ async fn wait_restart(host: &HostRef) -> Result<(), Failure> {
 fn refusal(cause: &ArtifactError) -> Failure {
     let (code, again) = match cause {
         ArtifactError::Blob { .. } => (Code::ArtifactMissing, false),
-        ArtifactError::Compile { cause: CompileError::Spawn(_), .. } => (Code::CompileFailed, true),
+        ArtifactError::Compile { cause: CompileError::Spawn(_), .. } => (Code::Busy, true),
         ArtifactError::Compile { .. } => (Code::CompileFailed, false),
         ArtifactError::Cache { .. } => (Code::StoreUnavailable, true),
         ArtifactError::Fingerprint(_) => (Code::Internal, false),

@@ -5,13 +5,15 @@
 //! A host that is done with a TCP socket shuts it down, which is seen here; one that does not uses up the number its
 //! tenant may have, and nobody else's.
 
+mod relay;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use api::services::datagram::{self, DatagramEnd, Packet};
+use api::services::datagram::{self, DatagramEnd};
 use api::services::{Caller, Dial};
 use model::egress::Destination;
 use rustix::net::Shutdown;
@@ -20,6 +22,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
+
+use relay::Relayed;
 
 /// What was asked for, what was decided on, and how to end it.
 #[derive(Debug)]
@@ -93,6 +97,7 @@ impl Drop for Dialled {
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     open: Mutex<Table>,
+    relayed: Relayed,
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +139,7 @@ impl Connections {
         };
         let entered = self.enter(open.clone());
         tokio::spawn(async move {
-            life.until(&entered.open.end).await;
+            life.until(&entered.open.end, &entered.all.relayed).await;
             drop((entered, room));
         });
         Ok((Dialled { fd, address, end, handed: false }, open))
@@ -195,7 +200,7 @@ enum Life {
 
 impl Life {
     /// Ends when the host is done with it, or when it is to end.
-    async fn until(self, end: &CancellationToken) {
+    async fn until(self, end: &CancellationToken, relayed: &Relayed) {
         match self {
             Self::Tcp(socket) => tokio::select! {
                 () = hung_up(&socket) => {}
@@ -206,8 +211,8 @@ impl Life {
                 }
             },
             Self::Udp(socket, host) => tokio::select! {
-                () = outward(&socket, &host) => {}
-                () = inward(&socket, &host) => {}
+                () = relay::outward(&socket, &host, relayed) => {}
+                () = relay::inward(&socket, &host, relayed) => {}
                 () = end.cancelled() => {}
             },
         }
@@ -222,48 +227,4 @@ async fn hung_up(socket: &AsyncFd<OwnedFd>) {
         }
         guard.clear_ready();
     }
-}
-
-/// From the host to the address. Ends with the host's end.
-async fn outward(socket: &UdpSocket, host: &DatagramEnd) {
-    let mut buffer = Vec::new();
-    while host.readable().await.is_ok() {
-        loop {
-            match host.try_recv(&mut buffer) {
-                Ok(Some(Packet::Data(datagram))) => {
-                    if let Err(cause) = socket.send(datagram).await {
-                        failed(host, &cause);
-                    }
-                }
-                // Hosts have nothing else to say: one that does is not to be listened to.
-                Ok(Some(Packet::Refused) | None) => return,
-                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return,
-            }
-            // A host that always has one more must not keep the thread from everybody else.
-            tokio::task::coop::consume_budget().await;
-        }
-    }
-}
-
-/// From the address to the host. What a host does not read in time is lost, as datagrams are.
-async fn inward(socket: &UdpSocket, host: &DatagramEnd) {
-    let mut buffer = vec![0; datagram::MAX_DATAGRAM];
-    loop {
-        match socket.recv(&mut buffer).await {
-            Ok(size) => match host.try_send(buffer.get(..size).unwrap_or_default()) {
-                Err(cause) if cause.kind() != io::ErrorKind::WouldBlock => return,
-                _ => {}
-            },
-            Err(cause) => failed(host, &cause),
-        }
-    }
-}
-
-fn failed(host: &DatagramEnd, cause: &io::Error) {
-    let told = match cause.kind() {
-        io::ErrorKind::ConnectionRefused => host.try_refused(),
-        _ => Ok(()),
-    };
-    tracing::trace!(%cause, ?told, "a datagram was not sent or not received");
 }

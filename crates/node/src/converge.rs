@@ -2,6 +2,7 @@
 //! steps out and comes back with what changed; nothing here waits, reads a clock or remembers.
 
 use model::observed::{AppObserved, Phase, Reason};
+use model::plan::Expiry;
 use model::{AppName, Revision};
 
 /// What the control plane wants of one app.
@@ -11,6 +12,15 @@ pub struct Wanted {
     pub revision: Revision,
     /// It must not be served, and why.
     pub suspended: Option<Reason>,
+    /// It must not be served from then on.
+    pub expiry: Option<Expiry>,
+}
+
+impl Wanted {
+    /// Why it must not be served at `now` (seconds since 1970), if so. That the claims end needs nobody to say it again.
+    fn barred(&self, now: u64) -> Option<Reason> {
+        self.suspended.clone().or_else(|| self.expiry.as_ref()?.barred(now))
+    }
 }
 
 /// Where one app stands.
@@ -41,8 +51,8 @@ pub enum Step {
     Remove(Option<Revision>),
 }
 
-/// The next step for one app; `None` where it is as it should be, or on its way there.
-pub fn step(wanted: Option<&Wanted>, actual: &Actual) -> Option<Step> {
+/// The next step for one app at `now`; `None` where it is as it should be, or on its way there.
+pub fn step(wanted: Option<&Wanted>, actual: &Actual, now: u64) -> Option<Step> {
     let Some(wanted) = wanted else {
         return match actual {
             Actual { bringing: Some(revision), .. } => Some(Step::Cancel(*revision)),
@@ -50,18 +60,19 @@ pub fn step(wanted: Option<&Wanted>, actual: &Actual) -> Option<Step> {
             Actual { serving, .. } => Some(Step::Remove(*serving)),
         };
     };
-    match (&wanted.suspended, &actual.suspended) {
+    let barred = wanted.barred(now);
+    match (&barred, &actual.suspended) {
         (Some(reason), current) if current.as_ref() != Some(reason) => return Some(Step::Suspend(reason.clone())),
         (None, Some(_)) => return Some(Step::Resume),
         _ => {}
     }
     if let Some(bringing) = actual.bringing {
         // What must not be served need not be brought up either; a newer revision replaces one on its way.
-        let moot = bringing != wanted.revision || wanted.suspended.is_some();
+        let moot = bringing != wanted.revision || barred.is_some();
         return moot.then_some(Step::Cancel(bringing));
     }
     let there = actual.serving == Some(wanted.revision) || actual.failed == Some(wanted.revision);
-    (!there && wanted.suspended.is_none()).then_some(Step::Bring(wanted.revision))
+    (!there && barred.is_none()).then_some(Step::Bring(wanted.revision))
 }
 
 /// How the hosts of an app's tenant stand.
@@ -143,7 +154,7 @@ mod tests {
     }
 
     fn wanted(revision: u64) -> Wanted {
-        Wanted { revision: Revision(revision), suspended: None }
+        Wanted { revision: Revision(revision), suspended: None, expiry: None }
     }
 
     #[test]
@@ -193,8 +204,23 @@ mod tests {
             (Some(wanted(2)), Actual { suspended: Some(reason("x")), ..serving(2) }, Some(Step::Resume)),
         ];
         for (wanted, actual, expected) in table {
-            assert_eq!(step(wanted.as_ref(), &actual), expected, "{wanted:?} {actual:?}");
+            assert_eq!(step(wanted.as_ref(), &actual, 0), expected, "{wanted:?} {actual:?}");
         }
+    }
+
+    #[test]
+    fn claims_that_end_need_nobody_who_says_so() {
+        let expiry = Expiry { at: 100, component: "web".parse().unwrap() };
+        let wanted = Wanted { expiry: Some(expiry.clone()), ..wanted(1) };
+        let serving = Actual { serving: Some(Revision(1)), ..Actual::default() };
+        assert_eq!(step(Some(&wanted), &serving, 99), None);
+        let reason = expiry.barred(100).unwrap();
+        assert_eq!(step(Some(&wanted), &serving, 100), Some(Step::Suspend(reason.clone())));
+        let suspended = Actual { suspended: Some(reason.clone()), ..serving };
+        assert_eq!(step(Some(&wanted), &suspended, 101), None);
+        // What is then said is the same.
+        let told = Wanted { suspended: Some(reason), ..wanted };
+        assert_eq!(step(Some(&told), &suspended, 102), None);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Moving an app's data: which of the tenant's hosts does what. The app's home host copies, because a store in memory
 //! is there; every host notes what it writes, holds its calls and lets them go.
+//!
+//! A host that is stopped takes its notes with it, and one that is started has none: where the number of hosts has changed
+//! since a copy began, it begins anew, and it does not begin while a host still ends its calls.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::copy::{Keys, Round};
@@ -14,6 +17,7 @@ use model::{AppName, ProviderKind, Revision};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::agent::STOP;
 use crate::converge;
 use crate::external::Externals;
 use crate::services::Lent;
@@ -28,12 +32,34 @@ const STEP: Duration = Duration::from_secs(1800);
 /// calls of the others wait meanwhile.
 const LATE: Duration = Duration::from_secs(2);
 
+/// How long a copy waits until hosts that are stopped have ended.
+const ENDED: Duration = Duration::from_secs(90);
+const _: () = assert!(ENDED.as_secs() > STOP.as_secs());
+
+/// Waits until no host of the tenant ends its last calls; how often the number of its hosts has changed. Those who are asked
+/// to take part are looked up after it.
+///
+/// # Errors
+/// [`Code::Unreachable`], where they do not end.
+pub(crate) async fn settled(tenant: &Tenant) -> Result<u64, Problem> {
+    let mut size = tenant.size.subscribe();
+    match tokio::time::timeout(ENDED, size.wait_for(|size| size.stopping == 0)).await {
+        Ok(Ok(size)) => Ok(size.changes),
+        _ => {
+            let what = "hosts of the tenant that were stopped still end their calls";
+            Err(Problem::new(Code::Unreachable, what).help("nothing was moved; try again when they have ended"))
+        }
+    }
+}
+
 /// One copy, as the hosts see it.
 pub(crate) struct Copying {
     pub(crate) hosts: Vec<HostRef>,
     pub(crate) tenant: Arc<Tenant>,
     pub(crate) app: AppName,
     pub(crate) id: String,
+    /// From [`settled`], where it begins.
+    pub(crate) since: u64,
     pub(crate) lent: Arc<Lent>,
     /// Absent where there are no hosts either.
     pub(crate) externals: Option<Arc<Externals>>,
@@ -72,21 +98,41 @@ impl Copying {
                     let wanted = wanted.filter(|(_, spec)| spec.kind == ProviderKind::External);
                     externals.lend(&self.tenant.name, &self.app, wanted);
                 }
-                self.all(Method::PUT, "", &*request).await.map(|()| CopyOutcome::Done)
+                self.all(Method::PUT, "", &*request).await?;
+                self.noted().insert(self.app.clone(), (self.id.clone(), self.since));
+                Ok(CopyOutcome::Done)
             }
             CopyStep::Page(cursor) => self.home("/page", &cursor).await.map(CopyOutcome::Step),
             CopyStep::Extra(cursor) => self.home("/extra", &cursor).await.map(CopyOutcome::Keys),
             CopyStep::Keys(keys) => self.home("/keys", &Keys { keys, cursor: None }).await.map(CopyOutcome::Step),
             CopyStep::Noted(round) => {
+                self.by_all()?;
                 let asked =
                     self.hosts.iter().map(|host| self.ask::<_, Keys>(host, Method::POST, "/noted", Round { round }));
                 let keys: BTreeSet<String> =
                     try_join_all(asked).await?.into_iter().flat_map(|keys| keys.keys).collect();
                 Ok(CopyOutcome::Keys(Keys { keys: keys.into_iter().collect(), cursor: None }))
             }
-            CopyStep::Hold(revision, ms) => self.hold(revision, ms).await.map(|()| CopyOutcome::Done),
+            CopyStep::Hold(revision, ms) => {
+                self.by_all()?;
+                self.hold(revision, ms).await.map(|()| CopyOutcome::Done)
+            }
             CopyStep::Release(_) | CopyStep::End => Ok(CopyOutcome::Done),
         }
+    }
+
+    fn noted(&self) -> MutexGuard<'_, BTreeMap<AppName, (String, u64)>> {
+        self.tenant.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every host that has had calls since the copy began has noted what they wrote.
+    fn by_all(&self) -> Result<(), Problem> {
+        let size = *self.tenant.size.borrow();
+        if self.noted().get(&self.app).is_some_and(|noted| *noted == (self.id.clone(), size.changes)) {
+            return Ok(());
+        }
+        let what = "the tenant has other hosts than when the copy began, and what some have written was not noted";
+        Err(Problem::new(Code::NotFound, what).help("the copy begins anew"))
     }
 
     async fn hold(&self, revision: Revision, ms: u64) -> Result<(), Problem> {
@@ -121,6 +167,7 @@ impl Copying {
 
     /// A host that does not hear it has ended, and its part of the copy with it.
     async fn end(&self) {
+        self.noted().remove(&self.app);
         self.lent.take_back(&self.tenant.name, &self.app);
         self.tenant.take_back(&self.app);
         if let Some(externals) = &self.externals {
@@ -186,9 +233,11 @@ mod tests {
             tenant: Tenant::new("t".parse().unwrap()),
             app: app.clone(),
             id: "1".into(),
+            since: 0,
             lent: Arc::default(),
             externals: None,
         };
+        copy.noted().insert(app.clone(), ("1".into(), 0));
         let began = Instant::now();
         let refused = copy.step(CopyStep::Hold(Revision(1), 100)).await.unwrap_err();
         assert_eq!(refused.code, Code::Unreachable);
@@ -205,10 +254,46 @@ mod tests {
             tenant: Tenant::new("t".parse().unwrap()),
             app: "a".parse().unwrap(),
             id: "1".into(),
+            since: 0,
             lent: Arc::default(),
             externals: None,
         };
         let refused = copy.step(CopyStep::Page(Cursor::default())).await.unwrap_err();
         assert_eq!(refused.code, Code::Unreachable);
+    }
+
+    #[tokio::test]
+    async fn hosts_that_come_or_go_are_no_part_of_a_copy_that_has_begun() {
+        let copy = |since| Copying {
+            hosts: Vec::new(),
+            tenant: Tenant::new("t".parse().unwrap()),
+            app: "a".parse().unwrap(),
+            id: "1".into(),
+            since,
+            lent: Arc::default(),
+            externals: None,
+        };
+        let begun = copy(0);
+        let refused = async |copy: &Copying, step| copy.step(step).await.map(drop).map_err(|problem| problem.code);
+        assert_eq!(refused(&begun, CopyStep::Noted(1)).await, Err(Code::NotFound), "nothing has begun");
+        begun.noted().insert(begun.app.clone(), ("1".into(), 0));
+        assert_eq!(refused(&begun, CopyStep::Noted(1)).await, Ok(()));
+        assert_eq!(refused(&begun, CopyStep::Hold(Revision(1), 100)).await, Ok(()));
+        begun.tenant.size.send_modify(|size| size.changes += 1);
+        assert_eq!(refused(&begun, CopyStep::Noted(2)).await, Err(Code::NotFound));
+        assert_eq!(refused(&begun, CopyStep::Hold(Revision(1), 100)).await, Err(Code::NotFound));
+        let other = Copying { id: "2".into(), tenant: begun.tenant.clone(), ..copy(1) };
+        assert_eq!(refused(&other, CopyStep::Noted(1)).await, Err(Code::NotFound), "that of another move");
+    }
+
+    #[tokio::test]
+    async fn a_copy_begins_when_hosts_that_are_stopped_have_ended() {
+        let tenant = Tenant::new("t".parse().unwrap());
+        assert_eq!(settled(&tenant).await, Ok(0));
+        tenant.size.send_modify(|size| (size.changes, size.stopping) = (1, 1));
+        let mut waits = Box::pin(settled(&tenant));
+        assert!(futures::poll!(&mut waits).is_pending());
+        tenant.size.send_modify(|size| size.stopping = 0);
+        assert_eq!(waits.await, Ok(1));
     }
 }

@@ -21,7 +21,7 @@ use crate::connections::{Open, Socket};
 use crate::lookups::Lookups;
 use crate::tenant::Tenant;
 use journal::{Journal, Outcome};
-pub use nameserver::Nameserver;
+pub use nameserver::{Nameserver, Nameservers};
 
 /// Resolution and connection together take no longer.
 const TIMEOUT: Duration = Duration::from_secs(5);

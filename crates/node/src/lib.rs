@@ -17,7 +17,9 @@
 //! | [`schedules`] | which schedules are due, and that no due time is run twice |
 //! | `taking` | which revision takes messages |
 //! | [`external`] | processes of external providers: start, health, restart, hand over connections |
+//! | [`databases`] | the process that runs a tenant's SQL |
 //! | `logs` | the last lines of every app |
+//! | `pace` | how fast what others write is taken |
 //! | [`otlp`] | spans and lines to a collector |
 //! | `admin` | the listener for monitoring |
 //! | `metrics` | what hosts counted, over shards and restarts |
@@ -33,6 +35,7 @@ pub mod confine;
 mod connections;
 mod converge;
 mod copying;
+pub mod databases;
 pub mod dialer;
 mod error;
 pub mod external;
@@ -43,8 +46,11 @@ pub mod logs;
 mod lookups;
 pub mod messaging;
 mod metrics;
+mod named;
 mod node;
 pub mod otlp;
+mod pace;
+mod probe;
 mod publisher;
 pub mod schedules;
 pub mod services;

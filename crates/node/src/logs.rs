@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::agent::{LogLine, LogStream};
 use api::node::LogQuery;
@@ -47,6 +47,9 @@ struct Quota {
     rate: Rate,
     /// See [`Rate`].
     paid: u64,
+    /// How fast what its hosts write is read at all: what is above the quota is read to be left out, and that costs too.
+    reading: Rate,
+    read: u64,
     /// Lines left out since the last one that was taken.
     left_out: u64,
     /// Lines left out since the start.
@@ -55,11 +58,23 @@ struct Quota {
 
 impl Default for Quota {
     fn default() -> Self {
-        Self { rate: rate_of(&Quotas::default()), paid: 0, left_out: 0, dropped: 0 }
+        let quotas = Quotas::default();
+        Self { rate: rate_of(&quotas, 1), paid: 0, reading: rate_of(&quotas, 2), read: 0, left_out: 0, dropped: 0 }
     }
 }
 
 impl Quota {
+    /// How long to wait before so many bytes are read; where that is not long, they are read.
+    fn pause(&mut self, now: Instant, bytes: usize) -> Option<Duration> {
+        match self.reading.take(self.read, nanos(now), bytes as u64) {
+            Ok(read) => {
+                self.read = read;
+                None
+            }
+            Err(wait) => Some(Duration::from_nanos(wait)),
+        }
+    }
+
     /// Whether a line of so many bytes is taken; then, how many before it were not.
     fn take(&mut self, now: Instant, bytes: usize) -> Option<u64> {
         match self.rate.take(self.paid, nanos(now), bytes as u64) {
@@ -76,8 +91,10 @@ impl Quota {
     }
 }
 
-fn rate_of(quotas: &Quotas) -> Rate {
-    Rate::new(quotas.log_rate.0, quotas.log_rate.0.saturating_mul(10))
+/// The quota, so many times over.
+fn rate_of(quotas: &Quotas, times: u64) -> Rate {
+    let rate = quotas.log_rate.0.saturating_mul(times);
+    Rate::new(rate, rate.saturating_mul(10))
 }
 
 #[derive(Debug, Default)]
@@ -117,13 +134,26 @@ impl Logs {
     /// What the tenant may write from now on.
     pub fn limit(&self, tenant: &TenantName, quotas: &Quotas) {
         let rings = &mut *self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        rings.quotas.entry(tenant.clone()).or_default().rate = rate_of(quotas);
+        let quota = rings.quotas.entry(tenant.clone()).or_default();
+        (quota.rate, quota.reading) = (rate_of(quotas, 1), rate_of(quotas, 2));
+        let now = nanos(Instant::now());
+        (quota.paid, quota.read) = (quota.rate.taken_over(quota.paid, now), quota.reading.taken_over(quota.read, now));
     }
 
     /// Lines of the tenant that were left out because it wrote more than its quota.
     pub fn dropped(&self, tenant: &TenantName) -> u64 {
         let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         rings.quotas.get(tenant).map_or(0, |quota| quota.dropped)
+    }
+
+    /// For whoever reads so many bytes of what a host of the tenant says: `None` where that may be now, or how long to wait
+    /// before it asks again. What is read to be left out costs too.
+    pub(crate) fn read(&self, tenant: &TenantName, bytes: usize) -> Option<Duration> {
+        let rings = &mut *self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        match rings.quotas.get_mut(tenant) {
+            Some(quota) => quota.pause(Instant::now(), bytes),
+            None => rings.quotas.entry(tenant.clone()).or_default().pause(Instant::now(), bytes),
+        }
     }
 
     /// Adds a line of an app of `tenant`, unless the tenant writes more than it may. Where lines were left out, a line
@@ -178,7 +208,12 @@ impl Logs {
         }
     }
 
-    /// Past lines, then coming ones if asked. A follower that is too slow misses lines, never delays anybody.
+    /// Forgets a tenant that is gone, and what it might write.
+    pub(crate) fn forget_tenant(&self, tenant: &TenantName) {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner).quotas.remove(tenant);
+    }
+
+    /// Past lines, then coming ones if asked. A follower that is too slow misses lines and is told how many, never delays anybody.
     pub fn query(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
         let rings = &mut *self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (tenant.clone(), app.clone());
@@ -209,17 +244,40 @@ impl Logs {
         }
         let ring = rings.by_app.entry(key).or_default();
         let receiver = ring.follow.get_or_insert_with(|| broadcast::channel(BEHIND).0).subscribe();
-        let coming = futures::stream::unfold(receiver, |mut receiver| async move {
-            loop {
-                match receiver.recv().await {
-                    Ok(line) => return Some((line, receiver)),
-                    Err(RecvError::Lagged(lines)) => tracing::debug!(lines, "a follower of a log was too slow"),
-                    Err(RecvError::Closed) => return None,
+        let coming = Coming { receiver, lost: 0, next: None };
+        past.chain(futures::stream::unfold(coming, move |coming| coming.next(fits.clone()))).boxed()
+    }
+}
+
+/// Lines as they come, for one follower.
+struct Coming {
+    receiver: broadcast::Receiver<Arc<LogLine>>,
+    /// Lines it missed since the last one.
+    lost: u64,
+    /// The line after those that it missed, while it is told of them.
+    next: Option<Arc<LogLine>>,
+}
+
+impl Coming {
+    /// The next line that fits; where some were missed before it, one that says so.
+    async fn next(mut self, fits: impl Fn(&Arc<LogLine>) -> bool) -> Option<(LogLine, Self)> {
+        if let Some(line) = self.next.take() {
+            return Some((line.as_ref().clone(), self));
+        }
+        loop {
+            match self.receiver.recv().await {
+                Ok(line) if !fits(&line) => {}
+                Ok(line) if self.lost == 0 => return Some((line.as_ref().clone(), self)),
+                Ok(line) => {
+                    let text = format!("{} lines were lost here: they came faster than they were read", self.lost);
+                    let told = LogLine { stream: LogStream::Platform, text, ..line.as_ref().clone() };
+                    (self.lost, self.next) = (0, Some(line));
+                    return Some((told, self));
                 }
+                Err(RecvError::Lagged(lines)) => self.lost = self.lost.saturating_add(lines),
+                Err(RecvError::Closed) => return None,
             }
-        });
-        let coming = coming.filter(move |line| std::future::ready(fits(line))).map(|line| line.as_ref().clone());
-        past.chain(coming).boxed()
+        }
     }
 }
 
@@ -229,6 +287,7 @@ mod tests {
     use api::agent::LogLevel;
     use api::node::Since;
     use model::Revision;
+    use model::unit::ByteSize;
 
     fn line(app: &str, component: &str, text: String) -> LogLine {
         LogLine {
@@ -267,6 +326,17 @@ mod tests {
         assert!(texts(&logs, "u", "a", last(3, None)).is_empty());
         logs.forget(&tenant, &"a".parse().unwrap());
         assert!(texts(&logs, "t", "a", last(3, None)).is_empty());
+    }
+
+    #[test]
+    fn a_quota_that_is_raised_is_felt_at_once() {
+        let (logs, tenant) = (Logs::default(), "t".parse().unwrap());
+        let limit = |log_rate| logs.limit(&tenant, &Quotas { log_rate, ..Quotas::default() });
+        limit(ByteSize::kib(1));
+        assert_eq!(logs.read(&tenant, 400 << 10), None);
+        assert!(logs.read(&tenant, 1).is_some_and(|wait| wait > Duration::from_secs(100)));
+        limit(ByteSize::mib(1));
+        assert!(logs.read(&tenant, 1).is_none_or(|wait| wait < Duration::from_secs(1)));
     }
 
     #[test]
@@ -354,5 +424,38 @@ mod tests {
         assert_eq!(stream.next().await.unwrap().text, "coming");
         logs.forget(&tenant, &"a".parse().unwrap());
         assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_is_too_slow_is_told_how_many_lines_it_missed() {
+        let logs = Logs::default();
+        let tenant: TenantName = "t".parse().unwrap();
+        let query = LogQuery { follow: true, component: Some("c".parse().unwrap()), ..LogQuery::default() };
+        let stream = logs.query(&tenant, &"a".parse().unwrap(), query);
+        for n in 0..BEHIND + 5 {
+            logs.push(&tenant, line("a", "c", n.to_string()));
+        }
+        // One of another component counts among those that were lost, and takes no part beside that.
+        logs.push(&tenant, line("a", "other", "of another component".into()));
+        logs.forget(&tenant, &"a".parse().unwrap());
+        let seen: Vec<LogLine> = stream.collect().await;
+        assert_eq!(seen[0].stream, LogStream::Platform);
+        assert_eq!(seen[0].text, "6 lines were lost here: they came faster than they were read");
+        let texts: Vec<&str> = seen.iter().skip(1).map(|line| line.text.as_str()).collect();
+        assert_eq!((texts[0], texts.len(), texts.last().copied()), ("6", BEHIND - 1, Some("1028")));
+    }
+
+    #[test]
+    fn a_host_is_read_twice_as_fast_as_its_tenant_may_write_and_no_faster() {
+        let (logs, tenant): (_, TenantName) = (Logs::default(), "t".parse().unwrap());
+        let quotas = Quotas { log_rate: model::unit::ByteSize(10_000), ..Quotas::default() };
+        logs.limit(&tenant, &quotas);
+        let paused: Vec<_> = (0..300).filter_map(|_| logs.read(&tenant, 1000)).collect();
+        // 200,000 bytes are read at once, and then 20,000 in a second.
+        assert!((80..=110).contains(&paused.len()), "{}", paused.len());
+        let longest = paused.iter().max().unwrap();
+        assert!((Duration::from_millis(20)..Duration::from_millis(60)).contains(longest), "{longest:?}");
+        let other: TenantName = "other".parse().unwrap();
+        assert_eq!(logs.read(&other, 1000), None);
     }
 }

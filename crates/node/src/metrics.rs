@@ -14,12 +14,13 @@ use api::metrics::{
 use model::{AppName, ComponentName, TenantName};
 
 use crate::supervisor::{HostRef, HostState};
+use crate::tenant::Tenant;
 
 /// A reading so old still answers: many watchers cost the hosts no more than one.
 const FRESH: Duration = Duration::from_millis(200);
 /// How long a host may take to say what it counted.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Links of one app of which counts are kept that no host has any more.
+/// Links, and components, of one app of which counts are kept that no host has any more.
 const KEPT: usize = 256;
 
 /// The counters of every tenant on this node.
@@ -41,21 +42,24 @@ impl Metrics {
         tenants.entry(tenant.clone()).or_default().clone()
     }
 
-    /// Asks `hosts`, those of `tenant`, and adds up. One that does not answer in time counts as it did last.
-    pub(crate) async fn read(&self, tenant: &TenantName, hosts: &[HostRef]) -> Arc<TenantMetrics> {
+    /// Asks `hosts`, those of `of`, and adds up. One that does not answer in time counts as it did last.
+    pub(crate) async fn read(&self, of: &Tenant, hosts: &[HostRef]) -> Arc<TenantMetrics> {
+        let (tenant, most) = (&of.name, of.named.most());
         let account = self.account(tenant);
         let mut reading = account.reading.lock().await;
         if let Some((_, seen)) = reading.as_ref().filter(|(when, _)| when.elapsed() < FRESH) {
             return seen.clone();
         }
         let ready = hosts.iter().filter(|host| *host.state.borrow() == HostState::Ready);
-        let asked = ready.map(|host| async { (host.shard, tokio::time::timeout(ANSWER, host.client.metrics()).await) });
+        let asked =
+            ready.map(|host| async { (host.shard, tokio::time::timeout(ANSWER, host.client.metrics(most)).await) });
         let answers = futures::future::join_all(asked).await;
         let mut loads = Vec::new();
         let mut books = account.books();
         for (shard, answer) in answers {
             match answer {
                 Ok(Ok(host)) => {
+                    let host = of.named.counted(host);
                     loads.push(HostLoad { shard, in_flight: host.in_flight, rss: host.rss });
                     books.enter(shard, host);
                 }
@@ -67,6 +71,16 @@ impl Metrics {
         let seen = Arc::new(books.sum(tenant, loads));
         *reading = Some((Instant::now(), seen.clone()));
         seen
+    }
+
+    /// What was counted of a tenant that has no host.
+    pub(crate) fn past(&self, tenant: &TenantName) -> TenantMetrics {
+        self.account(tenant).books().sum(tenant, Vec::new())
+    }
+
+    /// Forgets a tenant that is gone.
+    pub(crate) fn forget_tenant(&self, tenant: &TenantName) {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
     }
 
     /// Forgets an app that is gone.
@@ -139,10 +153,16 @@ impl Books {
         }
     }
 
-    /// An app can be moved to ever new providers: of those it has left, only so many are kept.
+    /// An app can be moved to ever new providers, and its components renamed: of those it has left, only so many are kept.
     fn shrink(&mut self) {
-        let mut kept: BTreeMap<AppName, usize> = BTreeMap::new();
         let shards = &self.shards;
+        let mut kept: BTreeMap<AppName, usize> = BTreeMap::new();
+        self.past_components.retain(|key, _| {
+            let count = kept.entry(key.0.clone()).or_default();
+            *count += 1;
+            *count <= KEPT || shards.values().any(|page| page.components.contains_key(key))
+        });
+        kept.clear();
         self.past_links.retain(|link, _| {
             let count = kept.entry(link.app.clone()).or_default();
             *count += 1;
@@ -156,12 +176,12 @@ impl Books {
             for (key, counts) in &page.components {
                 let sum = components.entry(key.clone()).or_default();
                 sum.add(counts);
-                sum.in_flight += counts.in_flight;
+                sum.in_flight = sum.in_flight.saturating_add(counts.in_flight);
             }
             for (key, counts) in &page.links {
                 let sum = links.entry(key.clone()).or_default();
                 sum.add(counts);
-                sum.in_flight += counts.in_flight;
+                sum.in_flight = sum.in_flight.saturating_add(counts.in_flight);
             }
         }
         let components = components.into_iter();

@@ -1,149 +1,54 @@
 //! The node as others hold it: started with its parts, asked for logs and calls, ended in time.
 
-use std::collections::BTreeSet;
+mod asked;
+mod config;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use api::agent::{HostStatus, LogLine};
-use api::flows::{FlowQuery, FlowRecord};
-use api::metrics::{Kept, TenantMetrics};
-use api::node::{CopyOutcome, CopyStep, LogQuery, NodeApi};
+use api::Problem;
 use api::run::{RunFrame, RunRequest};
-use api::{Code, Problem};
-use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt as _};
-use model::schedule::Ended;
-use model::{AppName, ComponentName, Digest, NodeName, ScheduleName, TenantName};
-use store::Store;
-use store::blobs::Blobs;
-use store::data::DataEngine;
+use model::observed::Reason;
+use model::{AppName, TenantName};
 use store::folder::Folder;
 use store::keys::NodeRecord;
-use store::secrets::Secrets;
-use store::sql::Databases;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::NodeError;
-use crate::admin::{Admin, AdminConfig, Source};
+use crate::admin::{Admin, Source};
 use crate::agent::{self, HostIndex, Setup};
 use crate::artifacts::{Artifacts, make_dir};
 use crate::confine::Confinement;
-use crate::copying::Copying;
-use crate::dialer::{Dialer, Resolve, SystemResolver};
-use crate::external::{ExternalConfig, Externals, Pace, Programs};
-use crate::ingress::{Ingress, IngressConfig, IngressError, Refused, Room, Routes, forward};
+use crate::databases::{Databases, Starting};
+use crate::dialer::{Dialer, SystemResolver};
+use crate::external::{ExternalConfig, Externals};
+use crate::ingress::{Ingress, IngressConfig, IngressError, Routes};
 use crate::logs::Logs;
 use crate::messaging::Messaging;
 use crate::metrics::Metrics;
-use crate::otlp::{Exporter, OtlpConfig};
+use crate::otlp::Exporter;
 use crate::publisher::{Said, publish};
-use crate::schedules::{self, Clock, Schedules, SystemClock};
+use crate::schedules::{self, Schedules};
 use crate::services::{Lent, Services};
 use crate::serving::ServingIndex;
-use crate::supervisor::{Host, HostRef, HostState};
+use crate::supervisor::Host;
+use crate::tenant::Ends;
+
+pub use config::{NodeConfig, Storage};
 
 /// Variables of the node's environment that its hosts get too; they get no other, but for settings of their own.
 const PASSED_ON: [&str; 1] = ["SIDEREAL_LOG"];
+/// What keeps a host small: with huge pages its allocator has 9 MiB more that nothing is in.
+const SMALL: [(&str, &str); 1] = [("MIMALLOC_ALLOW_THP", "0")];
 /// How long the collector may take for the last spans.
 const FLUSH: Duration = Duration::from_secs(2);
-/// How long a host may take to say how it is.
-const STATUS: Duration = Duration::from_secs(2);
-/// The longest a call from inside may take, and its largest answer, bytes.
-const CALL: Duration = Duration::from_secs(15 * 60);
-const MAX_ANSWER: usize = api::control::MAX_CALL_BODY;
-/// Bytes of answers to calls from inside that are held in memory, all calls together.
-const ANSWERS: usize = 8 * MAX_ANSWER;
-
-/// Everything that is kept on this machine, open.
-#[derive(Clone)]
-pub struct Storage {
-    /// Where the control plane is met.
-    pub store: Arc<dyn Store>,
-    /// The artifacts.
-    pub blobs: Blobs,
-    /// The tenants' embedded data.
-    pub data: DataEngine,
-    /// The tenants' secrets.
-    pub secrets: Arc<Secrets>,
-}
-
-/// What a node is started with.
-pub struct NodeConfig {
-    /// Its name in the store.
-    pub name: NodeName,
-    /// Compiled code and keys are kept in here.
-    pub data_dir: PathBuf,
-    /// Compiled code and the key of its MACs are kept in here in place of `data_dir`; several nodes may share it.
-    pub code_dir: Option<PathBuf>,
-    /// Hosts' sockets are made in here; about 40 bytes of path leave room for the longest names.
-    pub run_dir: PathBuf,
-    /// The program that is run as `host` and `compile`.
-    pub exe: PathBuf,
-    /// How what it starts is confined.
-    pub confinement: Arc<Confinement>,
-    /// What is kept.
-    pub storage: Storage,
-    /// Bytes of compiled code that each host keeps in memory; `None`: the host's own default.
-    pub code_budget: Option<u64>,
-    /// Folders that the components of its hosts may use; those of a task.
-    pub host_folders: Vec<api::run::Folder>,
-    /// How requests from outside are taken.
-    pub ingress: IngressConfig,
-    /// Where the ingress port is taken, listen on a free one.
-    pub ingress_fallback: bool,
-    /// Nothing comes from outside: there is no ingress.
-    pub closed: bool,
-    /// Where monitoring listens; `None`: nowhere.
-    pub admin: Option<AdminConfig>,
-    /// Where spans and lines are exported to; `None`: nowhere.
-    pub otlp: Option<OtlpConfig>,
-    /// How names are resolved; `None` for the system's way.
-    pub resolver: Option<Arc<dyn Resolve>>,
-    /// Programs that external providers may run.
-    pub programs: Programs,
-    /// How long external providers may take.
-    pub pace: Pace,
-    /// What time it is for schedules.
-    pub clock: Arc<dyn Clock>,
-}
-
-impl NodeConfig {
-    /// A node with the defaults of everything that has one.
-    pub fn new(
-        name: NodeName,
-        data_dir: &Path,
-        exe: PathBuf,
-        confinement: Arc<Confinement>,
-        storage: Storage,
-        ingress_listen: SocketAddr,
-    ) -> Self {
-        Self {
-            confinement,
-            name,
-            data_dir: data_dir.to_owned(),
-            code_dir: None,
-            run_dir: data_dir.join("run"),
-            exe,
-            storage,
-            code_budget: None,
-            host_folders: Vec::new(),
-            ingress: IngressConfig::new(ingress_listen),
-            ingress_fallback: true,
-            closed: false,
-            admin: None,
-            otlp: None,
-            resolver: None,
-            programs: Programs::new(),
-            pace: Pace::default(),
-            clock: Arc::new(SystemClock),
-        }
-    }
-}
+/// Requests that are under way when a node ends have this part of its time.
+const REQUESTS: f64 = 0.6;
 
 /// A running node.
 #[derive(Debug)]
@@ -161,7 +66,7 @@ pub struct Node {
     schedules: Arc<Schedules>,
     confinement: Arc<Confinement>,
     settled: watch::Receiver<bool>,
-    /// One permit for each byte of [`ANSWERS`].
+    /// One permit for each byte of [`asked::ANSWERS`].
     answers: Arc<Semaphore>,
     running: Mutex<Option<Running>>,
 }
@@ -188,9 +93,15 @@ impl Node {
             cause,
         })?;
         sweep(&config.run_dir);
-        let code_dir = config.code_dir.as_ref().unwrap_or(&config.data_dir);
-        let (cache, keys) = (code_dir.join("cache"), code_dir.join("keys"));
-        let artifacts = Arc::new(Artifacts::open(cache, keys, config.exe.clone(), config.confinement.clone(), blobs)?);
+        let (exe, confinement) = (config.exe.clone(), config.confinement.clone());
+        let artifacts = match &config.code_dir {
+            Some(shared) => Artifacts::open_shared(shared, exe, confinement, blobs),
+            None => {
+                let (cache, keys) = (config.data_dir.join("cache"), config.data_dir.join("keys"));
+                Artifacts::open(cache, keys, exe, confinement, blobs)
+            }
+        };
+        let artifacts = Arc::new(artifacts?);
         let routes = Arc::new(Routes::default());
         let exporter = config.otlp.map(|otlp| Exporter::start(otlp, &config.name));
         let mut config_ingress = config.ingress;
@@ -220,16 +131,24 @@ impl Node {
             events,
             pace: config.pace,
         });
+        // It keeps the user that its files belong to, which may be root: nor has it what only that one may read.
+        let hide = [Path::new("/etc"), Path::new("/opt"), config.data_dir.as_path(), config.run_dir.as_path()];
+        let databases = Starting {
+            exe: config.exe.clone(),
+            confinement: config.confinement.clone(),
+            hide: hide.into_iter().map(Path::to_owned).collect(),
+        };
         let services = Arc::new(Services {
             data,
             folder,
-            sql: Databases::new(config.data_dir.join("sql")),
+            sql: Databases::new(config.data_dir.join("sql"), databases),
             artifacts: artifacts.clone(),
             dialer,
             secrets,
             messaging,
             lent: lent.clone(),
             externals: externals.clone(),
+            confinement: config.confinement.clone(),
         });
         let index = Arc::new(ServingIndex::default());
         let hosts = Arc::new(HostIndex::default());
@@ -259,10 +178,11 @@ impl Node {
             ingress: if config.closed { Vec::new() } else { vec![address.to_string()] },
             pid: std::process::id(),
             since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
-            interfaces: Vec::new(),
+            interfaces: model::offers::interfaces().collect(),
             programs: externals.programs(),
             layers: config.confinement.layers(),
             waived: config.confinement.waived(),
+            groups: config.confinement.groups(),
         };
         let source = schedules::Hosts { index: index.clone(), hosts: hosts.clone() };
         let schedules = Schedules::start(schedules::Setup {
@@ -271,12 +191,14 @@ impl Node {
             source: Arc::new(source),
             clock: config.clock,
         });
+        let (named, folders): (Vec<_>, Vec<_>) = config.host_folders.into_iter().unzip();
         let setup = Setup {
             name: config.name,
             exe: config.exe,
             confinement: config.confinement.clone(),
             run_dir: config.run_dir,
-            env: environment(config.code_budget, &config.host_folders),
+            env: environment(config.code_budget, &named),
+            folders: folders.into(),
             store,
             artifacts: artifacts.clone(),
             services: services.clone(),
@@ -308,7 +230,7 @@ impl Node {
             schedules,
             confinement: config.confinement,
             settled,
-            answers: Arc::new(Semaphore::new(ANSWERS)),
+            answers: Arc::new(Semaphore::new(asked::ANSWERS)),
             running,
         };
         Ok(Arc::new(node))
@@ -323,7 +245,7 @@ impl Node {
     /// that stops without an end is a run whose end nobody saw.
     ///
     /// # Errors
-    /// [`Code::Unreachable`] where no host is ready, otherwise what the host says.
+    /// [`api::Code::Unreachable`] where no host is ready, otherwise what the host says.
     pub async fn run(
         &self,
         tenant: &TenantName,
@@ -331,6 +253,25 @@ impl Node {
         request: &RunRequest,
     ) -> Result<BoxStream<'static, Result<RunFrame, Problem>>, Problem> {
         schedules::Hosts { index: self.index.clone(), hosts: self.hosts.clone() }.run(tenant, app, request).await
+    }
+
+    /// How many hosts of a tenant that were ready have ended by themselves, and why the last of them did, each time that one has;
+    /// from now on.
+    pub fn ends(&self, tenant: &TenantName) -> BoxStream<'static, (u64, Reason)> {
+        let Some((tenant, _)) = self.hosts.hosted(tenant) else { return futures::stream::pending().boxed() };
+        let told = tenant.ends.subscribe();
+        let known = told.borrow().count;
+        let ends = futures::stream::unfold((known, told), |(known, mut told)| async move {
+            told.changed().await.ok()?;
+            let Ends { count, last } = told.borrow_and_update().clone();
+            Some(((count - known, last?), (count, told)))
+        });
+        ends.chain(futures::stream::pending()).boxed()
+    }
+
+    /// Keeps that the code which hosts were handed is used now, [`Artifacts::still_used`]. Blocks on the disk.
+    pub fn still_uses_code(&self) {
+        self.artifacts.still_used();
     }
 
     /// Where monitoring listens.
@@ -348,8 +289,14 @@ impl Node {
     /// Stops accepting, lets calls in flight finish, ends the hosts. What is not done by `deadline` is ended, however
     /// busy it is. A second call has nothing to do.
     pub async fn shutdown(&self, deadline: Duration) {
+        // What requests leave of the time is the hosts', of which there may be many.
+        self.end(deadline.mul_f64(REQUESTS), deadline).await;
+    }
+
+    /// As [`Node::shutdown`], with so much of the time for requests that came from outside: how many of those were cut.
+    pub async fn end(&self, requests: Duration, deadline: Duration) -> u64 {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Running { ingress, stop, agent, publisher, exporter }) = running else { return };
+        let Some(Running { ingress, stop, agent, publisher, exporter }) = running else { return 0 };
         let begun = Instant::now();
         self.schedules.cease();
         // From here on no host is started again and no route moves.
@@ -360,12 +307,13 @@ impl Node {
             tracing::error!(%cause, "the agent failed");
             Vec::new()
         });
-        // Requests first: while they finish, hosts and their services go on. What they leave of the time is the hosts'.
-        ingress.drain(deadline.mul_f64(0.6)).await;
+        // Requests first: while they finish, hosts and their services go on.
+        let cut = ingress.drain(requests).await;
         let left = deadline.saturating_sub(begun.elapsed());
         futures::future::join_all(hosts.into_iter().map(|host| host.stop(left))).await;
         // Nobody calls them any more.
         self.externals.shutdown().await;
+        self.services.sql.shutdown().await;
         self.confinement.close().await;
         self.schedules.ended(FLUSH).await;
         if let Some(exporter) = exporter {
@@ -375,6 +323,7 @@ impl Node {
         if tokio::time::timeout(Duration::from_secs(2), publisher).await.is_err() {
             tracing::warn!("the store does not take the node's leave");
         }
+        cut
     }
 }
 
@@ -396,32 +345,13 @@ impl From<IngressError> for NodeError {
     }
 }
 
-/// Whether every host that is ready says that it has no revision of the app.
-async fn all_left(hosts: &[HostRef], app: &AppName) -> bool {
-    let ready = hosts.iter().filter(|host| *host.state.borrow() == HostState::Ready);
-    let asked = ready.map(|host| tokio::time::timeout(STATUS, host.client.status()));
-    let answers = futures::future::join_all(asked).await;
-    answers.into_iter().all(|answer| matches!(answer, Ok(Ok(status)) if status.apps.iter().all(|a| a.app != *app)))
-}
-
-/// What a call is refused with where its tenant has as many requests as it may have.
-fn over_quota(refused: Refused) -> Problem {
-    match refused {
-        Refused::Concurrent => {
-            let text = "as many requests are under way as this account may have at once";
-            Problem::new(Code::Busy, text).help("try again in a moment")
-        }
-        Refused::Rate(_) => Problem::new(Code::RateLimited, "more requests a second than this account may have")
-            .help("try again in a moment"),
-    }
-}
-
 fn environment(code_budget: Option<u64>, folders: &[api::run::Folder]) -> Vec<(OsString, OsString)> {
     let passed = PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
     let budget = code_budget.map(|bytes| (api::agent::CODE_BUDGET_ENV.into(), bytes.to_string().into()));
     let folders = serde_json::to_string(folders).ok().filter(|_| !folders.is_empty());
     let folders = folders.map(|folders| (api::run::FOLDERS_ENV.into(), folders.into()));
-    passed.chain(budget).chain(folders).collect()
+    let allocator = SMALL.map(|(name, value)| (name.into(), value.into()));
+    passed.chain(budget).chain(folders).chain(allocator).collect()
 }
 
 /// Removes what hosts of an earlier node left. A host that is still ending has its sockets open and needs no names.
@@ -435,142 +365,5 @@ fn sweep(run_dir: &Path) {
         {
             tracing::warn!(path = %entry.path().display(), %cause, "a directory of an earlier host stays behind");
         }
-    }
-}
-
-impl NodeApi for Node {
-    fn purge(&self, tenant: &TenantName, app: &AppName) -> BoxFuture<'static, Result<(), Problem>> {
-        let known = self.hosts.all().iter().any(|(known, _)| known.name == *tenant && known.knows(app));
-        let (hosts, services) = (self.hosts.of(tenant), self.services.clone());
-        let (tenant, app) = (tenant.clone(), app.clone());
-        Box::pin(async move {
-            // A call that is still running would write its data anew behind the removal.
-            if known || !all_left(&hosts, &app).await {
-                let text = format!("calls of `{app}` are still ending on this node");
-                return Err(Problem::new(Code::Busy, text).help("its data goes once they have ended"));
-            }
-            services.purge(&tenant, &app).await
-        })
-    }
-
-    fn tidy(&self, unnamed: Vec<Digest>) -> BoxFuture<'static, Vec<Digest>> {
-        let (all, artifacts) = (self.hosts.all(), self.artifacts.clone());
-        let runs = |digest: &Digest| all.iter().any(|(tenant, _)| tenant.runs(digest));
-        let (running, unnamed): (Vec<_>, Vec<_>) = unnamed.into_iter().partition(runs);
-        let infos = all.iter().flat_map(|(_, hosts)| hosts).filter_map(|host| host.info.load_full());
-        let engines: BTreeSet<String> =
-            infos.flat_map(|info| info.fingerprints.values().cloned().collect::<Vec<_>>()).collect();
-        Box::pin(async move {
-            let work = move || artifacts.tidy(&unnamed, &engines);
-            if let Err(cause) = tokio::task::spawn_blocking(work).await {
-                tracing::error!(%cause, "compiled code was not tidied");
-            }
-            running
-        })
-    }
-
-    fn logs(&self, tenant: &TenantName, app: &AppName, query: LogQuery) -> BoxStream<'static, LogLine> {
-        self.logs.query(tenant, app, query)
-    }
-
-    fn flows(&self, tenant: &TenantName, query: FlowQuery) -> BoxStream<'static, FlowRecord> {
-        // A tenant without hosts has connected nowhere yet.
-        let known = self.hosts.all().into_iter().find(|(known, _)| known.name == *tenant);
-        known.map_or_else(|| futures::stream::empty().boxed(), |(known, _)| known.flows.query(query))
-    }
-
-    fn call(
-        &self,
-        tenant: &TenantName,
-        app: &AppName,
-        component: Option<&ComponentName>,
-        request: http::Request<Bytes>,
-    ) -> BoxFuture<'static, Result<http::Response<Bytes>, Problem>> {
-        let target = self.index.get(tenant, app).ok_or_else(|| {
-            Problem::new(Code::NotFound, format!("{tenant}/{app} does not serve on this node"))
-                .help("`sidereal status` says where it stands")
-        });
-        let target = target.and_then(|serving| {
-            if serving.suspended {
-                return Err(Problem::new(Code::Suspended, format!("{tenant}/{app} is suspended")));
-            }
-            serving.target(component).ok_or_else(|| match component {
-                Some(name) => Problem::new(Code::NotFound, format!("{tenant}/{app} has no component `{name}`")),
-                None => Problem::new(
-                    Code::NotFound,
-                    format!("{tenant}/{app} has not exactly one component that answers HTTP"),
-                )
-                .help("name the component"),
-            })
-        });
-        let answers = self.answers.clone();
-        Box::pin(async move {
-            let target = target?;
-            // As any request of the tenant; it counts until its answer was read.
-            let _entered = target.gate.enter().map_err(over_quota)?;
-            let room = Room { most: MAX_ANSWER, all: answers };
-            let answer = forward(target.as_ref(), request, CALL, room).await;
-            let fault = answer.headers().get(api::agent::FAULT_HEADER).map(http::HeaderValue::as_bytes);
-            if answer.status() == http::StatusCode::BAD_GATEWAY && fault == Some(Code::TooLarge.as_str().as_bytes()) {
-                let text = format!("the component answered more than {MAX_ANSWER} bytes");
-                return Err(Problem::new(Code::TooLarge, text).help("call it through its route"));
-            }
-            Ok(answer)
-        })
-    }
-
-    fn metrics(&self, tenant: &TenantName) -> BoxFuture<'static, Arc<TenantMetrics>> {
-        let (metrics, hosts, tenant) = (self.metrics.clone(), self.hosts.of(tenant), tenant.clone());
-        let (hosted, services) = (self.hosts.hosted(&tenant), self.services.clone());
-        Box::pin(async move {
-            let counted = metrics.read(&tenant, &hosts).await;
-            let Some((tenant, _)) = hosted else { return counted };
-            let room = &tenant.kept.room;
-            let Some(most) = room.most() else { return counted };
-            if let Err(cause) = services.counted(&tenant).await {
-                tracing::warn!(tenant = %tenant.name, cause, "what a tenant keeps is not in its metrics");
-                return counted;
-            }
-            let kept = Kept { bytes: room.used(), most, refused: room.refused() };
-            Arc::new(TenantMetrics { kept: Some(kept), ..TenantMetrics::clone(&counted) })
-        })
-    }
-
-    fn status(&self, tenant: &TenantName) -> BoxFuture<'static, Vec<HostStatus>> {
-        let hosts = self.hosts.of(tenant);
-        Box::pin(async move {
-            let ready = hosts.iter().filter(|host| *host.state.borrow() == HostState::Ready);
-            let asked = ready.map(|host| tokio::time::timeout(STATUS, host.client.status()));
-            let answers = futures::future::join_all(asked).await;
-            answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
-        })
-    }
-
-    fn run_schedule(
-        &self,
-        tenant: &TenantName,
-        app: &AppName,
-        schedule: &ScheduleName,
-    ) -> BoxFuture<'static, Result<Ended, Problem>> {
-        let (tenant, app, schedule) = (tenant.clone(), app.clone(), schedule.clone());
-        let schedules = self.schedules.clone();
-        Box::pin(async move { schedules.run_now(tenant, app, schedule).await })
-    }
-
-    fn copy(
-        &self,
-        tenant: &TenantName,
-        app: &AppName,
-        id: &str,
-        step: CopyStep,
-    ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
-        let hosted = self.hosts.hosted(tenant);
-        let (app, id, lent) = (app.clone(), id.to_owned(), self.lent.clone());
-        let externals = Some(self.externals.clone());
-        Box::pin(async move {
-            let missing = || Problem::new(Code::Unreachable, "nothing of the tenant runs on this node");
-            let (tenant, hosts) = hosted.ok_or_else(missing)?;
-            Copying { hosts, tenant, app, id, lent, externals }.step(step).await
-        })
     }
 }

@@ -34,16 +34,11 @@ impl Serving {
             (false, Some(home)) => front.only(home),
             (false, None) => front.all(),
         };
-        let preference = converge::preference(&prepared.app);
-        let target = |(component, request_body): &(ComponentName, u64)| {
-            let header = format!("{}/{}/{component}", prepared.app, prepared.revision);
-            let header = HeaderValue::try_from(header).ok()?;
-            let (shards, gate) = (set.clone(), tenant.gate.clone());
-            let target = Target { header, shards, preference, request_body: *request_body, gate };
-            Some((component.clone(), Arc::new(target)))
-        };
-        // Names have no character that a header cannot have, so none is left out.
-        let targets: BTreeMap<_, _> = prepared.components.iter().filter_map(target).collect();
+        let targets: BTreeMap<_, _> = prepared
+            .components
+            .iter()
+            .filter_map(|(name, _)| Some((name.clone(), Arc::new(target(tenant, &prepared, name, set.clone())?))))
+            .collect();
         let entry = |route: &model::Route| {
             Some(RouteEntry {
                 tenant: tenant.name.clone(),
@@ -83,6 +78,20 @@ impl Serving {
             tracing::debug!(?patience, "requests to a revision that was replaced are still under way");
         }
     }
+}
+
+/// Where requests to a component of a revision go. Names have no character that a header cannot have, so every component
+/// of the revision has one.
+pub(crate) fn target(
+    tenant: &Tenant,
+    prepared: &Prepared,
+    component: &ComponentName,
+    shards: Arc<ShardSet>,
+) -> Option<Target> {
+    let (_, request_body) = prepared.components.iter().find(|(name, _)| name == component)?;
+    let header = HeaderValue::try_from(format!("{}/{}/{component}", prepared.app, prepared.revision)).ok()?;
+    let preference = converge::preference(&prepared.app);
+    Some(Target { header, shards, preference, request_body: *request_body, gate: tenant.gate.clone() })
 }
 
 /// What serves now, for calls that do not come through the ingress.

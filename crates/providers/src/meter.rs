@@ -8,7 +8,9 @@ use std::time::{Instant, SystemTime};
 
 use model::trace::SpanKind;
 use model::{ContractId, Label, ProviderName};
-use runtime::trace::{CallTrace, OpenSpan};
+use runtime::trace::{CallTrace, OpenSpan, within};
+
+use crate::per_link::LinkId;
 
 /// The kinds of error that a call over any link can end with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,11 +66,30 @@ pub struct Trouble {
     pub since: SystemTime,
 }
 
+impl Trouble {
+    /// The trouble that an error tells of, and since when, where `before` was one already.
+    fn of(cause: &impl Kind, before: Option<&Self>) -> Option<Self> {
+        let kind = cause.kind();
+        if matches!(kind, ErrorKind::Refused | ErrorKind::Cancelled) {
+            return None;
+        }
+        let printable = |c: char| if c.is_control() { ' ' } else { c };
+        let reason = cause.to_string().chars().take(MAX_REASON).map(printable).collect();
+        Some(Self { kind, reason, since: before.map_or_else(SystemTime::now, |trouble| trouble.since) })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Counters of one link of one component.
 #[derive(Debug, Default)]
 pub struct LinkMeter {
     /// For spans; a meter without it makes none.
     link: Option<LinkName>,
+    /// What its provider tells it from others by.
+    id: LinkId,
     in_flight: AtomicU32,
     calls: AtomicU64,
     errors: [AtomicU64; ErrorKind::ALL.len()],
@@ -77,6 +98,8 @@ pub struct LinkMeter {
     /// Whether there is a `trouble`: calls that succeed look at nothing else.
     troubled: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
+    /// What a provider found by itself, whatever calls find.
+    standing: Mutex<Option<Trouble>>,
 }
 
 /// How a link is named in spans.
@@ -93,8 +116,8 @@ pub struct LinkName {
 }
 
 impl LinkName {
-    fn span(&self, operation: &'static str) -> Option<OpenSpan> {
-        let mut span = CallTrace::current()?.child(format!("{} {operation}", self.contract), SpanKind::Client)?;
+    fn span(&self, caller: &CallTrace, operation: &str) -> Option<OpenSpan> {
+        let mut span = caller.child(format!("{} {operation}", self.contract), SpanKind::Client)?;
         span.attribute("sidereal.contract", self.contract.to_string());
         span.attribute("sidereal.operation", operation);
         span.attribute("sidereal.label", self.label.as_str());
@@ -143,21 +166,43 @@ impl LinkMeter {
         call: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let mut waiting = Waiting::new(self);
-        let mut span = self.link.as_ref().and_then(|link| link.span(operation));
-        let result = call.await;
+        let caller = CallTrace::current();
+        let mut span = caller.as_ref().and_then(|caller| self.span(caller, operation));
+        let below = caller.filter(|_| span.is_some()).map(|caller| caller.below(span.as_ref()));
+        // What answers may be a component, or take the trace along.
+        let result = within(below, self.id.clone().calls(call)).await;
         waiting.outcome = result.as_ref().err().map(Kind::kind);
         match &result {
             Ok(_) => self.works(),
             Err(cause) => self.failed(cause),
         }
         if let Some(span) = &mut span {
-            if let Some(kind) = waiting.outcome {
-                span.attribute("error.type", kind.as_str());
-            }
-            // Errors of providers may quote keys and values: the kind is enough here.
-            span.end(waiting.outcome.map(|kind| kind.as_str().to_owned()));
+            end(span, waiting.outcome);
         }
         result
+    }
+
+    /// The link, for what its provider does in a task of its own.
+    pub fn id(&self) -> LinkId {
+        self.id.clone()
+    }
+
+    /// The span of a call of `operation` over the link, below that of `caller`; `None` where the trace is not recorded.
+    pub fn span(&self, caller: &CallTrace, operation: &str) -> Option<OpenSpan> {
+        self.link.as_ref()?.span(caller, operation)
+    }
+
+    /// A call begins that [`LinkMeter::ends`] will count: for calls that are no future of the link's own.
+    pub fn begins(&self) {
+        self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// Counts the end of a call that began with [`LinkMeter::begins`]; `None` where it was not made after all.
+    pub fn ends(&self, outcome: Option<(Instant, Option<ErrorKind>)>) {
+        self.in_flight.fetch_sub(1, Relaxed);
+        if let Some((began, error)) = outcome {
+            self.ended(began, error);
+        }
     }
 
     /// Counts one call that ended now.
@@ -181,34 +226,34 @@ impl LinkMeter {
         }
     }
 
-    /// Why the link does not work; `None` where its last call was answered, or there was none.
-    pub fn trouble(&self) -> Option<Trouble> {
-        self.lock().clone()
+    /// What the provider found by itself of its server, while calls may be answered without it or nobody calls: a reason
+    /// that stays until the provider says that it is over.
+    pub fn stands(&self, found: Result<(), &impl Kind>) {
+        let mut standing = lock(&self.standing);
+        *standing = found.err().and_then(|cause| Trouble::of(cause, standing.as_ref()));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Trouble>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Why the link does not work; `None` where its last call was answered, or there was none, and its provider knows of
+    /// nothing either.
+    pub fn trouble(&self) -> Option<Trouble> {
+        lock(&self.trouble).clone().or_else(|| lock(&self.standing).clone())
     }
 
     fn works(&self) {
         if self.troubled.load(Relaxed) {
-            *self.lock() = None;
+            *lock(&self.trouble) = None;
             self.troubled.store(false, Relaxed);
         }
     }
 
     fn failed(&self, cause: &impl Kind) {
-        let kind = cause.kind();
-        match kind {
+        match cause.kind() {
             // The provider is there, and did not like what it was asked.
             ErrorKind::Refused => self.works(),
             ErrorKind::Cancelled => {}
             ErrorKind::Denied | ErrorKind::Unavailable | ErrorKind::TimedOut => {
-                let printable = |c: char| if c.is_control() { ' ' } else { c };
-                let reason = cause.to_string().chars().take(MAX_REASON).map(printable).collect();
-                let mut trouble = self.lock();
-                let since = trouble.as_ref().map_or_else(SystemTime::now, |trouble| trouble.since);
-                *trouble = Some(Trouble { kind, reason, since });
+                let mut trouble = lock(&self.trouble);
+                *trouble = Trouble::of(cause, trouble.as_ref());
                 self.troubled.store(true, Relaxed);
             }
         }
@@ -224,6 +269,15 @@ impl LinkMeter {
             took_us: self.took_us.load(Relaxed),
         }
     }
+}
+
+/// Ends the span of a link.
+pub fn end(span: &mut OpenSpan, outcome: Option<ErrorKind>) {
+    if let Some(kind) = outcome {
+        span.attribute("error.type", kind.as_str());
+    }
+    // Errors of providers may quote keys and values: the kind is enough here.
+    span.end(outcome.map(|kind| kind.as_str().to_owned()));
 }
 
 /// A call that waits for its answer. Counted when it goes away, however that comes about.
@@ -310,6 +364,15 @@ mod tests {
         let next = meter.trouble().unwrap();
         assert_eq!((next.kind, next.since), (ErrorKind::Unavailable, first.since), "it has not worked since");
         assert!(meter.observe(async { Ok::<_, No>(()) }).await.is_ok());
+        assert_eq!(meter.trouble(), None);
+        meter.stands(Err(&No(ErrorKind::Unavailable)));
+        assert!(meter.observe(async { Ok::<_, No>(()) }).await.is_ok());
+        assert_eq!(
+            meter.trouble().map(|trouble| trouble.kind),
+            Some(ErrorKind::Unavailable),
+            "a call says nothing of it"
+        );
+        meter.stands(Ok::<(), &No>(()));
         assert_eq!(meter.trouble(), None);
         assert!(fails(ErrorKind::Denied).await.is_err() && meter.trouble().is_some());
         assert!(fails(ErrorKind::Refused).await.is_err() && meter.trouble().is_none(), "it is there");

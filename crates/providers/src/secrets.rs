@@ -3,7 +3,10 @@
 //! a reason to make one.
 
 mod adapter;
+mod component;
+pub mod conformance;
 pub mod external;
+mod made;
 mod sources;
 pub mod vault;
 
@@ -15,6 +18,8 @@ use model::{AppName, SecretRef, SecretValue};
 use tokio::sync::watch;
 
 pub use adapter::{LinkedSecret, SecretLinks, Secrets};
+pub use component::ComponentSecrets;
+pub(crate) use made::Made;
 pub use sources::Sources;
 
 use crate::meter::{ErrorKind, Kind};
@@ -48,6 +53,14 @@ pub enum SecretError {
     /// There is none at an external provider.
     #[error("the secret `{secret}` is not kept by the external provider `{by}`")]
     NotKept {
+        /// Which.
+        secret: String,
+        /// Who was asked.
+        by: String,
+    },
+    /// A component that stands behind the link has none.
+    #[error("the secret `{secret}` is not given by the component `{by}` behind the link")]
+    NotGiven {
         /// Which.
         secret: String,
         /// Who was asked.
@@ -98,7 +111,11 @@ pub enum SecretError {
 impl Kind for SecretError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Missing(_) | Self::Absent { .. } | Self::NotKept { .. } | Self::Unusable { .. } => ErrorKind::Refused,
+            Self::Missing(_)
+            | Self::Absent { .. }
+            | Self::NotKept { .. }
+            | Self::NotGiven { .. }
+            | Self::Unusable { .. } => ErrorKind::Refused,
             Self::Vault { cause, .. } => cause.kind(),
             Self::Denied { .. } => ErrorKind::Denied,
             Self::Unavailable { .. } => ErrorKind::Unavailable,

@@ -89,7 +89,7 @@ impl Call {
         if depth > MAX_CALL_DEPTH {
             return Err(Fault::Depth { limit: MAX_CALL_DEPTH });
         }
-        Ok(Self { outer: Some(outer.clone()), depth, trace: outer.trace.clone(), ..Self::new(limits, meter) })
+        Ok(Self { outer: Some(outer.clone()), depth, ..Self::new(limits, meter) })
     }
 
     /// The same call, in a trace.

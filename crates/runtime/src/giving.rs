@@ -43,6 +43,8 @@ pub enum Place {
     Usual,
     /// Behind everybody: it runs when nobody else wants to.
     Last,
+    /// Where it was put when it started, until it has run: it stood behind everybody and got nothing.
+    Owed,
 }
 
 /// What is to be done until the next tick.
@@ -79,7 +81,8 @@ impl Giving {
     /// Where the thread is to stand now.
     pub(crate) fn place(&self) -> Place {
         match self.0 {
-            State::Usual { .. } | State::Owed => Place::Usual,
+            State::Usual { .. } => Place::Usual,
+            State::Owed => Place::Owed,
             State::GivesWay { .. } => Place::Last,
         }
     }
@@ -153,10 +156,10 @@ mod tests {
             giving.place() == Place::Last
         };
         let starved = (0..1000).take_while(|_| starves(&mut giving)).count();
-        assert_eq!((starved, giving.place()), (PATIENCE as usize, Place::Usual));
+        assert_eq!((starved, giving.place()), (PATIENCE as usize, Place::Owed));
         // The turn lasts until it ran, and one tick then.
         giving.tick(STARVES);
-        assert_eq!(giving.place(), Place::Usual);
+        assert_eq!(giving.place(), Place::Owed);
         giving.tick(SPINS);
         assert_eq!(giving.place(), Place::Last);
     }

@@ -51,7 +51,7 @@ pub use log::{LogSink, LogStreamKind, MAX_CONTEXT, affordable};
 pub use meter::{Meter, MeterSnapshot};
 pub use model::app::Reuse;
 pub use outbound::{HttpBody, HttpBodyError, Outbound, OutboundError, OutboundOptions, OutboundResponse};
-pub use peer::{Callee, Loading, MAX_CALL_DEPTH, Peer, Peers, call_component};
+pub use peer::{Callee, CalleeTrace, Loading, MAX_CALL_DEPTH, Peer, Peers, call_component};
 pub use pipe::Output;
 pub use program::{Folders, Granted, Program, Written};
 pub use sockets::{Connection, Datagrams, Opening, Received, SocketFault, Sockets};

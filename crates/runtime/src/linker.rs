@@ -1,5 +1,5 @@
 //! What every component may import without a grant: WASI 0.2 and 0.3 with nothing behind the files, sockets as far as
-//! they are granted (in 0.2; none in 0.3), and `wasi:http`. Filled once per engine and shared by all components.
+//! they are granted, and `wasi:http`. Filled once per engine and shared by all components.
 
 use model::World;
 use wasmtime::component::{HasData, Linker, ResourceTable};
@@ -8,6 +8,7 @@ use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, io, random};
+use wasmtime_wasi::p3;
 use wasmtime_wasi::random::WasiRandom;
 
 use crate::ctx::Ctx;
@@ -24,7 +25,7 @@ pub(crate) fn add_wasi(linker: &mut Linker<Ctx>, world: World) -> wasmtime::Resu
     add_p2(linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
     if world == World::P3 {
-        wasmtime_wasi::p3::add_to_linker(linker)?;
+        add_p3(linker)?;
         wasmtime_wasi_http::p3::add_to_linker(linker)?;
     }
     Ok(())
@@ -53,6 +54,14 @@ fn add_p2(l: &mut Linker<Ctx>) -> wasmtime::Result<()> {
     // only where the component's `allow-hosts` name them.
     filesystem::types::add_to_linker::<Ctx, WasiFilesystem>(l, Ctx::filesystem)?;
     filesystem::preopens::add_to_linker::<Ctx, WasiFilesystem>(l, Ctx::filesystem)?;
-    crate::sockets::add_to_linker(l)?;
+    crate::sockets::p2::add_to_linker(l)?;
     Ok(())
+}
+
+fn add_p3(l: &mut Linker<Ctx>) -> wasmtime::Result<()> {
+    p3::cli::add_to_linker(l)?;
+    p3::clocks::add_to_linker(l)?;
+    p3::filesystem::add_to_linker(l)?;
+    p3::random::add_to_linker(l)?;
+    crate::sockets::p3::add_to_linker(l)
 }

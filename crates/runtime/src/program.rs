@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,10 +21,10 @@ use crate::pipe::{Output, Pipe};
 use crate::workload::Workload;
 
 /// A folder that a component may use.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Granted {
-    /// Where this process finds it.
-    pub path: PathBuf,
+    /// The folder, open.
+    pub dir: OwnedFd,
     /// What the component calls it.
     pub name: String,
     /// The component may change what is in it.
@@ -56,13 +56,15 @@ impl Told {
 }
 
 /// Folders that every instance of a component may use: a binding. There are none but these.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Folders(pub Vec<Granted>);
 
 impl Folders {
     /// Hands them to the guest's WASI, which keeps it inside them.
     pub(crate) fn give(&self, wasi: &mut WasiCtxBuilder) -> wasmtime::Result<()> {
-        for Granted { path, name, writable } in &self.0 {
+        for Granted { dir, name, writable } in &self.0 {
+            // The one name that an open folder has; what it is called on the machine is not known here.
+            let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
             let perms = if *writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
             wasi.preopened_dir(path, name, perms).with_context(|| format!("the folder {name} cannot be opened"))?;
         }

@@ -2,6 +2,8 @@
 //! its outgoing requests. A call without one pays nothing for it.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,7 +21,8 @@ pub trait SpanSink: Send + Sync {
     fn record(&self, origin: &Arc<SpanOrigin>, span: Span);
 }
 
-/// The trace of one call: given to [`Workload::handle`](crate::Workload::handle) in the request's extensions.
+/// The trace of one call: given to [`Workload::handle`](crate::Workload::handle) in the request's extensions, and to other
+/// calls by [`within`].
 #[derive(Clone)]
 pub struct CallTrace {
     context: TraceContext,
@@ -52,15 +55,32 @@ impl CallTrace {
         self.context
     }
 
+    /// The same call at a span within its own, where there is one.
+    #[must_use]
+    pub fn below(&self, span: Option<&OpenSpan>) -> Arc<Self> {
+        let context = span.map_or(self.context, |open| open.span.context);
+        Arc::new(Self { context, ..self.clone() })
+    }
+
+    /// A call that this one makes of another component, and its span; `None` where the trace is not recorded.
+    pub fn callee(&self, origin: &Arc<SpanOrigin>) -> (Arc<Self>, Option<OpenSpan>) {
+        let context = if self.context.sampled { self.context.at(self.sink.id()) } else { self.context };
+        let trace = Arc::new(Self { context, origin: origin.clone(), sink: self.sink.clone() });
+        let span = trace.own(Some(self.context.span), SpanKind::Server);
+        (trace, span)
+    }
+
     /// A span within the call's, begun now; `None` where the trace is not recorded.
     pub fn child(&self, name: impl Into<String>, kind: SpanKind) -> Option<OpenSpan> {
         let context = self.context.at(self.sink.id());
         self.context.sampled.then(|| OpenSpan::new(self, context, Some(self.context.span), name.into(), kind))
     }
 
-    /// The span of the call itself, whose context is [`CallTrace::context`]; `None` where the trace is not recorded.
-    pub fn own(&self, parent: SpanId, name: impl Into<String>, kind: SpanKind) -> Option<OpenSpan> {
-        self.context.sampled.then(|| OpenSpan::new(self, self.context, Some(parent), name.into(), kind))
+    /// The span of the call itself, whose context is [`CallTrace::context`]: named by its component; `None` where the trace
+    /// is not recorded. One without `parent` begins the trace.
+    pub fn own(&self, parent: Option<SpanId>, kind: SpanKind) -> Option<OpenSpan> {
+        let name = || format!("{}/{}", self.origin.app, self.origin.component);
+        self.context.sampled.then(|| OpenSpan::new(self, self.context, parent, name(), kind))
     }
 
     /// Puts an outgoing request of the guest into the trace: what the guest itself passed on says where, where it did.
@@ -98,6 +118,16 @@ fn passed_on(headers: &HeaderMap) -> Option<TraceContext> {
     let mut all = headers.get_all(TRACEPARENT).iter();
     let first = TraceContext::parse(all.next()?.as_bytes()).ok()?;
     all.next().is_none().then_some(first)
+}
+
+/// Runs a future with `trace` as the current one, where there is one: calls that it makes of components belong to it.
+pub async fn within<F: Future>(trace: Option<Arc<CallTrace>>, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let _entered = trace.as_ref().map(Entered::new);
+        future.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// Makes a trace the current one of this thread until it is dropped.

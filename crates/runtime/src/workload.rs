@@ -138,7 +138,8 @@ impl Workload {
     /// Calls any export of the component, within the limits of a call and counted as one: `body` runs on an instance of
     /// its own or a reused one, which is kept for further calls only if it returns `Ok`. Generated bindings find their
     /// functions with the indices they made from [`Workload::instance_pre`]; asynchronous exports run in
-    /// `Store::run_concurrent`. Must run inside a tokio runtime with timers; dropping the future ends the guest.
+    /// `Store::run_concurrent`. Must run inside a tokio runtime with timers; dropping the future ends the guest. The call
+    /// belongs to the trace that is the current one when it begins.
     ///
     /// # Errors
     /// Why the call failed: a limit, a trap, or what `body` returned.
@@ -146,7 +147,7 @@ impl Workload {
     where
         F: for<'a> FnOnce(&'a mut Store<Ctx>, wasmtime::component::Instance) -> Invoked<'a, T>,
     {
-        let call = Arc::new(Call::new(&self.limits, self.meter.clone()));
+        let call = Arc::new(Call::new(&self.limits, self.meter.clone()).traced(CallTrace::current()));
         let guest = async {
             let mut instance = self.instance(&call).await?;
             let value = instance.invoke(&call, body).await?;

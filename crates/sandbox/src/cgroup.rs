@@ -4,6 +4,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+#[cfg(test)]
+mod fake;
+mod find;
+mod group;
+
+use find::{below, home, mounted};
+pub use group::Group;
+
 /// What a tenant's processes may use together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
@@ -24,6 +32,13 @@ pub struct Cpu {
     pub ceiling: Option<u64>,
 }
 
+/// Weight of the node beside all groups together: everybody waits for it.
+const NODE: u64 = 1000;
+/// How often a group is looked at again for processes that must move out of it.
+const ROUNDS: usize = 100;
+/// Where the processes of a group are that has others below it, in one tree.
+const SEAT: &str = "own";
+
 /// Where groups can be made on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hierarchy {
@@ -38,13 +53,6 @@ pub enum Hierarchy {
         /// Of `cpu`.
         cpu: PathBuf,
     },
-}
-
-/// A group, one folder a hierarchy. Removed by [`Group::remove`] once its processes have ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// The folders a process joins.
-    pub dirs: Vec<PathBuf>,
 }
 
 impl Hierarchy {
@@ -72,7 +80,7 @@ impl Hierarchy {
         }
         let mount = mounted(mounts, "cgroup2", |_| true).ok_or("no cgroup hierarchy is mounted")?;
         let path = own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("this process is in no cgroup")?;
-        let own = below(&mount, path);
+        let own = home(below(&mount, path));
         let controllers = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
         let missing: Vec<&str> = ["memory", "pids", "cpu"]
             .into_iter()
@@ -92,10 +100,17 @@ impl Hierarchy {
         let Self::Unified(own) = self else { return Ok(()) };
         // A group with processes cannot hand controllers on, unless it is the root: so they move one down.
         if own.join("cgroup.type").exists() {
-            let leaf = own.join(format!("{name}.node"));
+            let leaf = own.join(find::leaf(name));
             make(&leaf)?;
-            for pid in fs::read_to_string(own.join("cgroup.procs"))?.lines() {
-                fs::write(leaf.join("cgroup.procs"), pid)?;
+            // What one of them starts meanwhile begins where they were.
+            for _ in 0..ROUNDS {
+                let there = fs::read_to_string(own.join("cgroup.procs"))?;
+                if there.is_empty() {
+                    break;
+                }
+                for pid in there.lines() {
+                    put(&leaf, pid)?;
+                }
             }
         }
         fs::write(own.join("cgroup.subtree_control"), "+memory +pids")
@@ -106,6 +121,63 @@ impl Hierarchy {
     /// # Errors
     /// Where the kernel or the rights of the user refuse.
     pub fn group(&self, name: &str, share: &Share) -> io::Result<Group> {
+        let dirs = self.make(name, share)?;
+        let group = Group { seats: dirs.clone(), dirs };
+        group.limit(share)?;
+        Ok(group)
+    }
+
+    /// As [`Hierarchy::group`], one that can have others below it ([`Hierarchy::group_below`]): what it may use, it and those may use
+    /// together.
+    ///
+    /// # Errors
+    /// Where the kernel or the rights of the user refuse.
+    pub fn group_of_groups(&self, name: &str, share: &Share) -> io::Result<Group> {
+        let dirs = self.make(name, share)?;
+        let seats = match (self, dirs.as_slice()) {
+            (Self::Unified(_), [own]) => {
+                // Those below share the processor as if they were in it.
+                fs::write(own.join("cgroup.subtree_control"), "+memory +pids")?;
+                let seat = own.join(SEAT);
+                make(&seat)?;
+                vec![seat]
+            }
+            (_, [memory, ..]) => {
+                // With an older kernel a group is counted in the one above only where that says so before it has any.
+                let counts = memory.join("memory.use_hierarchy");
+                if fs::read_to_string(&counts).is_ok_and(|text| text.trim() == "0") {
+                    fs::write(counts, "1")?;
+                }
+                dirs.clone()
+            }
+            (_, []) => return Err(io::Error::other("none is known")),
+        };
+        let group = Group { dirs, seats };
+        group.limit(share)?;
+        Ok(group)
+    }
+
+    /// Makes a group below another one, or finds it, and limits it: its processes may use what both let them. The processor they
+    /// share with those of the group above, in the part that this has.
+    ///
+    /// # Errors
+    /// Where the kernel or the rights of the user refuse.
+    pub fn group_below(&self, above: &Group, name: &str, memory: Option<u64>, pids: u64) -> io::Result<Group> {
+        let (count, shared) = match self {
+            Self::Unified(_) => (1, None),
+            Self::Split { .. } => (2, above.dirs.get(2)),
+        };
+        let dirs: Vec<PathBuf> = above.dirs.iter().take(count).map(|dir| dir.join(name)).collect();
+        for dir in &dirs {
+            make(dir)?;
+        }
+        let group = Group { seats: dirs.iter().chain(shared).cloned().collect(), dirs };
+        group.limit(&Share { memory, pids, cpu: None })?;
+        Ok(group)
+    }
+
+    /// The folders of a group of that name.
+    fn make(&self, name: &str, share: &Share) -> io::Result<Vec<PathBuf>> {
         let dirs = match self {
             Self::Unified(own) => vec![own.join(name)],
             Self::Split { memory, pids, cpu } => {
@@ -118,20 +190,19 @@ impl Hierarchy {
         for dir in &dirs {
             make(dir)?;
         }
-        let group = Group { dirs };
-        group.limit(share)?;
-        Ok(group)
+        Ok(dirs)
     }
 
-    /// From now on groups have a part of the processor.
+    /// From now on groups have a part of the processor, and this process, prepared by that name, has [`NODE`].
     ///
     /// # Errors
     /// Where the kernel or the rights of the user refuse.
-    pub fn share_cpu(&self) -> io::Result<()> {
-        match self {
-            Self::Unified(own) => fs::write(own.join("cgroup.subtree_control"), "+cpu"),
-            Self::Split { .. } => Ok(()),
-        }
+    pub fn share_cpu(&self, name: &str) -> io::Result<()> {
+        // In the older hierarchy its threads stand beside the groups, each as one of them.
+        let Self::Unified(own) = self else { return Ok(()) };
+        fs::write(own.join("cgroup.subtree_control"), "+cpu")?;
+        let leaf = own.join(find::leaf(name));
+        if leaf.exists() { fs::write(leaf.join("cpu.weight"), NODE.to_string()) } else { Ok(()) }
     }
 
     /// The groups that are there and whose names begin so.
@@ -140,7 +211,7 @@ impl Hierarchy {
             let entries = fs::read_dir(root).into_iter().flatten().flatten();
             let wanted =
                 entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)));
-            wanted.map(|entry| Group { dirs: vec![entry.path()] }).collect::<Vec<_>>()
+            wanted.map(|entry| Group { dirs: vec![entry.path()], seats: vec![entry.path()] }).collect::<Vec<_>>()
         };
         self.roots().into_iter().flat_map(named).collect()
     }
@@ -162,89 +233,11 @@ impl Hierarchy {
     }
 }
 
-impl Group {
-    /// Changes what its processes may use, also while they run.
-    ///
-    /// # Errors
-    /// Where the kernel refuses: in the older hierarchy, memory that is in use and cannot be had back.
-    pub fn limit(&self, share: &Share) -> io::Result<()> {
-        const PERIOD_US: u64 = 100_000;
-        // The two kinds of hierarchy have other names and units for the same.
-        let (memory, pids, most) = match self.dirs.as_slice() {
-            [one] => (one.join("memory.max"), one.join("pids.max"), "max"),
-            [memory, pids, ..] => (memory.join("memory.limit_in_bytes"), pids.join("pids.max"), "-1"),
-            [] => return Err(io::Error::other("none is known")),
-        };
-        let number = |value: Option<u64>| value.map_or_else(|| most.to_owned(), |value| value.to_string());
-        let mut files = vec![(pids, share.pids.to_string()), (memory, number(share.memory))];
-        if let Some(cpu) = &share.cpu {
-            let quota = cpu.ceiling.map(|milli| (milli.saturating_mul(PERIOD_US) / 1000).max(1000));
-            match self.dirs.as_slice() {
-                [one] => {
-                    files.push((one.join("cpu.weight"), cpu.weight.clamp(1, 10_000).to_string()));
-                    files.push((one.join("cpu.max"), format!("{} {PERIOD_US}", number(quota))));
-                }
-                [_, _, dir] => {
-                    let shares = (cpu.weight.saturating_mul(1024) / 100).clamp(2, 262_144);
-                    files.push((dir.join("cpu.shares"), shares.to_string()));
-                    files.push((dir.join("cpu.cfs_period_us"), PERIOD_US.to_string()));
-                    files.push((dir.join("cpu.cfs_quota_us"), number(quota)));
-                }
-                _ => {}
-            }
-        }
-        for (file, value) in files {
-            fs::write(&file, value)
-                .map_err(|cause| io::Error::new(cause.kind(), format!("{}: {cause}", file.display())))?;
-        }
-        Ok(())
-    }
-
-    /// The processes in it, as this process knows them.
-    pub fn processes(&self) -> Vec<i32> {
-        let text = self.dirs.first().and_then(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok());
-        text.iter().flat_map(|text| text.lines()).filter_map(|line| line.parse().ok()).collect()
-    }
-
-    /// Brings its processes into every tree it is in: one of them may be younger than they are.
-    ///
-    /// # Errors
-    /// Where the kernel or the rights of the user refuse.
-    pub fn gather(&self) -> io::Result<()> {
-        for dir in self.dirs.iter().skip(1) {
-            for pid in self.processes() {
-                match fs::write(dir.join("cgroup.procs"), pid.to_string()) {
-                    // It has ended in the meantime.
-                    Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => {}
-                    moved => moved?,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// How many of its processes were ended because it had no memory left.
-    pub fn out_of_memory(&self) -> u64 {
-        let texts = self.dirs.iter().flat_map(|dir| ["memory.events", "memory.oom_control"].map(|file| dir.join(file)));
-        let counts = texts.filter_map(|file| {
-            let text = fs::read_to_string(file).ok()?;
-            text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse::<u64>().ok()
-        });
-        counts.sum()
-    }
-
-    /// Removes it. A group with processes stays.
-    ///
-    /// # Errors
-    /// Where one is still in it.
-    pub fn remove(&self) -> io::Result<()> {
-        for dir in &self.dirs {
-            match fs::remove_dir(dir) {
-                Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-                _ => {}
-            }
-        }
-        Ok(())
+/// Moves a process into a group, unless it has ended in the meantime.
+fn put(dir: &Path, pid: &str) -> io::Result<()> {
+    match fs::write(dir.join("cgroup.procs"), pid) {
+        Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        moved => moved,
     }
 }
 
@@ -268,28 +261,6 @@ fn make(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// A mounted hierarchy: what of it is mounted, and where.
-struct Mounted<'a> {
-    of: &'a str,
-    at: &'a str,
-}
-
-fn mounted<'a>(mounts: &'a str, kind: &str, has: impl Fn(&str) -> bool) -> Option<Mounted<'a>> {
-    mounts.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut right = right.split(' ');
-        let found = right.next()? == kind && has(right.nth(1)?);
-        let mut left = left.split(' ').skip(3);
-        found.then_some(Mounted { of: left.next()?, at: left.next()? })
-    })
-}
-
-/// Where a group is in the file system: in a container a part of the tree is mounted, and paths are from its own root.
-fn below(mount: &Mounted<'_>, path: &str) -> PathBuf {
-    let rest = path.strip_prefix(mount.of.trim_end_matches('/')).unwrap_or(path);
-    Path::new(mount.at).join(rest.trim_start_matches('/'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,30 +280,5 @@ mod tests {
         let none = Hierarchy::find("1 2 0:3 / /nowhere rw - cgroup2 cgroup2 rw\n", "0::/x\n");
         assert_eq!(none, Err("/nowhere/x has no controller memory, pids, cpu".to_owned()));
         assert!(Hierarchy::find("", "").is_err());
-    }
-
-    #[test]
-    fn a_unified_tree_gets_its_own_names_and_units() {
-        let dir = std::env::temp_dir().join(format!("sandbox-cgroup-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("cgroup.controllers"), "cpuset cpu io memory pids").unwrap();
-        let mounts = format!("1 2 0:3 / {} rw - cgroup2 cgroup2 rw\n", dir.display());
-        let found = Hierarchy::find(&mounts, "0::/\n").unwrap();
-        found.prepare("sidereal").unwrap();
-        let group = found
-            .group(
-                "acme",
-                &Share { memory: Some(1 << 30), pids: 9, cpu: Some(Cpu { weight: 50, ceiling: Some(1500) }) },
-            )
-            .unwrap();
-        let read = |file: &str| fs::read_to_string(dir.join("acme").join(file)).unwrap();
-        assert_eq!((read("memory.max"), read("pids.max")), ((1u64 << 30).to_string(), "9".to_owned()));
-        assert_eq!((read("cpu.weight"), read("cpu.max")), ("50".to_owned(), "150000 100000".to_owned()));
-        group.limit(&Share { memory: None, pids: 9, cpu: None }).unwrap();
-        assert_eq!(read("memory.max"), "max");
-        assert_eq!((found.below("ac").len(), found.below("b").len()), (1, 0));
-        fs::write(dir.join("acme/memory.events"), "low 0\noom 4\noom_kill 3\n").unwrap();
-        assert_eq!((group.dirs.len(), group.out_of_memory()), (1, 3));
-        fs::remove_dir_all(&dir).unwrap();
     }
 }

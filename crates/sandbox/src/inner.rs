@@ -29,17 +29,26 @@ pub fn tie() -> std::io::Result<()> {
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
-/// Puts the remaining layers of `spec` on, for ever. `readable` is the one folder below which files may be opened for
-/// reading: by a descriptor that was handed over, for none has a name in the empty root.
+/// What of the machine's files a process may reach: beneath descriptors that it was handed, for nothing has a name in the
+/// empty root.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Files<'a> {
+    /// The folder below which files may be opened for reading.
+    pub readable: Option<BorrowedFd<'a>>,
+    /// Folders below which files may be read, and changed where it says so.
+    pub folders: &'a [(BorrowedFd<'a>, bool)],
+}
+
+/// Puts the remaining layers of `spec` on, for ever.
 ///
 /// # Errors
 /// [`SandboxError::Refused`] names the layer that cannot be had; [`SandboxError::Threads`] where it is too late.
-pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Result<(), SandboxError> {
+pub fn enter(spec: &Spec, role: Role, files: Files<'_>) -> Result<(), SandboxError> {
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads != 1 {
         return Err(SandboxError::Threads(threads));
     }
-    limits(spec)?;
+    limits(spec, files.folders.iter().any(|(_, writable)| *writable))?;
     // Compiled before there is nothing left to compile with.
     let filters = if spec.has(Layer::Seccomp) {
         filters(role).or_refused(Layer::Seccomp, "compiling the list of system calls")?
@@ -62,7 +71,7 @@ pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Resul
         bounding().or_refused(Layer::Caps, "emptying the bounding set")?;
     }
     if let (Some(uid), true, false) = (spec.uid, spec.has(Layer::Uid), spec.has(Layer::User)) {
-        crate::outer::take_uid(uid).or_refused(Layer::Uid, "taking the tenant's user id")?;
+        crate::outer::take_user(uid, spec.gid.unwrap_or(uid)).or_refused(Layer::Uid, "taking the tenant's user id")?;
     }
     // A change of user takes it away.
     tie().or_refused(Layer::Pid, "being ended with the first stage")?;
@@ -75,7 +84,7 @@ pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Resul
     }
     set_dumpable_behavior(DumpableBehavior::NotDumpable).or_refused(Layer::Caps, "forbidding dumps")?;
     if spec.has(Layer::Landlock) {
-        landlock(readable, spec.view.as_ref()).or_refused(Layer::Landlock, "forbidding files and sockets")?;
+        landlock(files, spec.view.as_ref()).or_refused(Layer::Landlock, "forbidding files and sockets")?;
     }
     for filter in &filters {
         seccompiler::apply_filter(filter).or_refused(Layer::Seccomp, "installing the list of system calls")?;
@@ -83,14 +92,15 @@ pub fn enter(spec: &Spec, role: Role, readable: Option<BorrowedFd<'_>>) -> Resul
     Ok(())
 }
 
-/// Limits that need no right and are never waived, but for that of files, where files are granted. One that is lower already
-/// stays.
-fn limits(spec: &Spec) -> Result<(), SandboxError> {
-    let mut all = vec![(Resource::Core, 0), (Resource::Msgqueue, 0), (Resource::Memlock, 0)];
+/// Limits that need no right and are never waived, but for that of the size of files, where there are files that it may
+/// write. One that is lower already stays.
+fn limits(spec: &Spec, writes: bool) -> Result<(), SandboxError> {
+    let mut all = vec![(Resource::Core, crate::NO_CORE), (Resource::Msgqueue, 0), (Resource::Memlock, 0)];
+    // Whoever runs before all that is not real-time, for as long as it likes, takes a core from the node.
+    all.push((Resource::Rtprio, 0));
     if spec.view.is_some() {
         all.extend([(Resource::Data, PROGRAM_MEMORY), (Resource::Nofile, PROGRAM_FILES)]);
-    } else if spec.has(Layer::Root) || spec.has(Layer::Landlock) {
-        // Without either there are files that it may write: the folders of a task.
+    } else if !writes {
         all.push((Resource::Fsize, 0));
     }
     if spec.has(Layer::Uid) {
@@ -119,9 +129,21 @@ fn bounding() -> Result<(), rustix::io::Errno> {
     Ok(())
 }
 
-/// Nothing is granted but reading below one folder, or what a view says. Files must be had; TCP, scopes and what newer
-/// kernels add, where they are: namespaces and the list of system calls refuse them as well.
-fn landlock(readable: Option<BorrowedFd<'_>>, view: Option<&View>) -> Result<(), String> {
+/// What a component may do in a folder that it may change. Devices, pipes and sockets are not made, and nothing is executed.
+const WRITABLE: [AccessFs; 8] = [
+    AccessFs::WriteFile,
+    AccessFs::RemoveDir,
+    AccessFs::RemoveFile,
+    AccessFs::MakeDir,
+    AccessFs::MakeReg,
+    AccessFs::MakeSym,
+    AccessFs::Refer,
+    AccessFs::Truncate,
+];
+
+/// Nothing is granted but reading below one folder, what the folders of a task are for, and what a view says. Files must be had;
+/// TCP, scopes and what newer kernels add, where they are: namespaces and the list of system calls refuse them as well.
+fn landlock(files: Files<'_>, view: Option<&View>) -> Result<(), String> {
     let failed = |cause: landlock::RulesetError| cause.to_string();
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -136,8 +158,15 @@ fn landlock(readable: Option<BorrowedFd<'_>>, view: Option<&View>) -> Result<(),
         ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V6)).map_err(failed)?;
     }
     let mut ruleset = ruleset.create().map_err(failed)?;
-    if let Some(folder) = readable {
+    if let Some(folder) = files.readable {
         ruleset = ruleset.add_rule(PathBeneath::new(folder, AccessFs::ReadFile)).map_err(failed)?;
+    }
+    for (folder, writable) in files.folders {
+        let mut access = AccessFs::ReadFile | AccessFs::ReadDir;
+        if *writable {
+            access = WRITABLE.into_iter().fold(access, |all, one| all | one);
+        }
+        ruleset = ruleset.add_rule(PathBeneath::new(folder, access)).map_err(failed)?;
     }
     if let Some(view) = view {
         ruleset = grant(ruleset, view)?;

@@ -12,6 +12,7 @@
 pub mod cgroup;
 pub mod handoff;
 pub mod inner;
+pub mod memory;
 pub mod outer;
 pub mod program;
 mod root;
@@ -26,6 +27,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use view::View;
+
+/// The limit of a core file that forbids one, bytes. None is so small; and where the kernel hands cores to a program that collects
+/// them, it asks no limit but this one, which it takes for a refusal (`core(5)`, `do_coredump`): with 0 it would hand it over.
+pub const NO_CORE: u64 = 1;
 
 /// One thing the kernel does for us. Any other may fail and this one still holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -129,9 +134,12 @@ pub struct Spec {
     /// Layers the operator does without.
     #[serde(default)]
     pub waived: BTreeSet<Layer>,
-    /// User and group id of the process, where [`Layer::Uid`] is not waived.
+    /// User id of the process, where [`Layer::Uid`] is not waived.
     #[serde(default)]
     pub uid: Option<u32>,
+    /// Its group id; the number of `uid` where absent.
+    #[serde(default)]
+    pub gid: Option<u32>,
     /// The cgroups it joins, one for each hierarchy, where [`Layer::Cgroup`] is not waived.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -218,6 +226,7 @@ mod tests {
         let spec = Spec {
             waived: [Layer::Uid, Layer::Cgroup].into(),
             uid: Some(7),
+            gid: Some(8),
             cgroups: vec!["/a".into()],
             view: Some(View::default()),
         };

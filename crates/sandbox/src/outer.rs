@@ -74,7 +74,7 @@ pub(crate) fn leave(spec: &Spec) -> Result<(), SandboxError> {
         let uid = spec.uid.ok_or("none is known").or_refused(Layer::Uid, "taking the tenant's user id")?;
         // Without a user namespace the other namespaces need root, so the second stage takes the id.
         if spec.has(Layer::User) {
-            take_uid(uid).or_refused(Layer::Uid, "taking the tenant's user id")?;
+            take_user(uid, spec.gid.unwrap_or(uid)).or_refused(Layer::Uid, "taking the tenant's user id")?;
         } else if !root {
             Err("only root can").or_refused(Layer::Uid, "taking the tenant's user id")?;
         }
@@ -113,9 +113,9 @@ fn see(spec: &Spec) -> Result<(), SandboxError> {
 }
 
 /// Changes user and group for ever, and drops every further group.
-pub(crate) fn take_uid(id: u32) -> io::Result<()> {
+pub(crate) fn take_user(uid: u32, gid: u32) -> io::Result<()> {
     rustix::thread::set_thread_groups(&[])?;
-    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
     // The kernel takes it away with the change of user, and with it the files in /proc that the next step writes.
@@ -142,7 +142,7 @@ fn user_namespace() -> io::Result<()> {
 }
 
 #[expect(deprecated, reason = "the other form is unsafe for the sake of FILES, which is never asked for here")]
-fn unshare(flags: UnshareFlags) -> io::Result<()> {
+pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     Ok(rustix::thread::unshare(flags)?)
 }
 

@@ -16,6 +16,8 @@ use seccompiler::{
 pub enum Role {
     /// Runs a tenant's components.
     Host,
+    /// The same, with folders that the components use.
+    Folders,
     /// Compiles one component, from its stdin to its stdout.
     Compiler,
     /// Starts and is a program that is not ours, in any language.
@@ -125,9 +127,34 @@ const SOCKETS: &[Call] = &[
     ("epoll_wait", libc::SYS_epoll_wait, Always),
 ];
 
+/// Files and folders below those that were handed over. Which ones is not for this list to say: the root is empty and
+/// Landlock knows the folders. No owner, no permission, no attribute is changed, and nothing is made but files, folders and
+/// links.
+const FILES: &[Call] = &[
+    ("fadvise64", libc::SYS_fadvise64, Always),
+    ("fdatasync", libc::SYS_fdatasync, Always),
+    ("fsync", libc::SYS_fsync, Always),
+    ("ftruncate", libc::SYS_ftruncate, Always),
+    ("getdents64", libc::SYS_getdents64, Always),
+    ("linkat", libc::SYS_linkat, Always),
+    ("mkdirat", libc::SYS_mkdirat, Always),
+    ("openat2", libc::SYS_openat2, Always),
+    ("preadv", libc::SYS_preadv, Always),
+    ("pwrite64", libc::SYS_pwrite64, Always),
+    ("pwritev", libc::SYS_pwritev, Always),
+    ("pwritev2", libc::SYS_pwritev2, Always),
+    ("readlinkat", libc::SYS_readlinkat, Always),
+    ("renameat", libc::SYS_renameat, Always),
+    ("renameat2", libc::SYS_renameat2, Always),
+    ("symlinkat", libc::SYS_symlinkat, Always),
+    ("unlinkat", libc::SYS_unlinkat, Always),
+    ("utimensat", libc::SYS_utimensat, Always),
+];
+
 fn calls(role: Role) -> impl Iterator<Item = &'static Call> {
     let (first, second, third): (&[Call], &[Call], &[Call]) = match role {
         Role::Host => (COMMON, SOCKETS, &[]),
+        Role::Folders => (COMMON, SOCKETS, FILES),
         Role::Compiler => (COMMON, &[], &[]),
         Role::Program => (programs::LISTED, programs::ALWAYS, programs::OLD),
     };
@@ -208,11 +235,13 @@ mod tests {
 
     #[test]
     fn no_role_makes_a_socket_or_a_process() {
-        for role in [Role::Host, Role::Compiler] {
+        for role in [Role::Host, Role::Folders, Role::Compiler] {
             assert_eq!(filters(role).unwrap().len(), 2);
             let names: Vec<&str> = calls(role).map(|(name, ..)| *name).collect();
-            for forbidden in ["socket", "connect", "bind", "listen", "sendmsg", "sendmmsg", "execve", "fork", "ptrace"]
-            {
+            for forbidden in [
+                "socket", "connect", "bind", "listen", "sendmsg", "sendmmsg", "execve", "fork", "ptrace", "fchmodat",
+                "fchownat", "mknodat", "mount",
+            ] {
                 assert!(!names.contains(&forbidden), "{forbidden}");
             }
         }

@@ -200,8 +200,12 @@ impl Blobs {
         for entry in fs::read_dir(&*self.dir).map_err(|e| cannot_read(&self.dir, &e))? {
             let entry = entry.map_err(|e| cannot_read(&self.dir, &e))?;
             let Ok(digest) = format!("sha256:{}", entry.file_name().to_string_lossy()).parse() else { continue };
-            let size = entry.metadata().map_err(|e| cannot_read(&entry.path(), &e))?.len();
-            found.push((digest, size));
+            match entry.metadata() {
+                Ok(metadata) => found.push((digest, metadata.len())),
+                // Removed since the folder was read.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(cannot_read(&entry.path(), &e)),
+            }
         }
         found.sort_unstable();
         Ok(found)
@@ -233,6 +237,8 @@ fn cannot_read(path: &Path, error: &io::Error) -> BlobError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     #[test]
@@ -297,6 +303,25 @@ mod tests {
         assert!(blobs.remove_unwanted(&old, before).unwrap());
         assert!(!blobs.remove_unwanted(&wanted, before).unwrap());
         assert_eq!(blobs.list().unwrap(), [(wanted, 6)]);
+    }
+
+    #[test]
+    fn what_goes_while_it_is_listed_is_no_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        let paths: Vec<_> = (0..64_u8).map(|n| blobs.path(&Digest::of(&[n]))).collect();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    paths.iter().for_each(|path| fs::write(path, b"x").unwrap());
+                    paths.iter().for_each(|path| fs::remove_file(path).unwrap());
+                }
+            });
+            let failed = (0..300).find_map(|_| blobs.list().err());
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(failed.map(|cause| cause.to_string()), None);
+        });
     }
 
     #[test]

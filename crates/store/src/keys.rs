@@ -29,6 +29,7 @@ use model::app::{LockedApp, Revision};
 use model::claims::Claims;
 use model::config::Values;
 use model::observed::Reason;
+use model::plan::Expiry;
 use model::{AppName, ComponentName, ConfigName, Digest, NodeName, ScheduleName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,10 @@ pub struct Keyed {
 pub struct RevisionRecord {
     /// Its number.
     pub revision: Revision,
+    /// The one that was wanted before it; absent of the first of an app. Only what is reached so from the head was ever
+    /// wanted: a record that a crash left, and one of a deleted app of that name, is named by none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Revision>,
     /// Milliseconds since 1970.
     pub created_ms: u64,
     /// Why it was made.
@@ -83,6 +88,9 @@ pub struct Assignment {
     /// Present: the app must not be served (claims expired or revoked); says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended: Option<Reason>,
+    /// Present: it must not be served from then on, whether anybody says so again or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiry: Option<Expiry>,
 }
 
 /// The revision a node last moved the routes of an app to: what it serves again after a restart, before it tries
@@ -114,6 +122,9 @@ pub struct NodeRecord {
     /// Layers that do not, and why.
     #[serde(default)]
     pub waived: BTreeMap<String, String>,
+    /// Which control groups it makes, and where; absent where it makes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<String>,
 }
 
 /// A config that apps share.

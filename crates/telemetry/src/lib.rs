@@ -12,10 +12,13 @@ use tracing_subscriber::EnvFilter;
 /// Environment variable with the log filter, in `tracing-subscriber` syntax; default `warn`.
 pub const LOG_ENV: &str = "SIDEREAL_LOG";
 
-/// Sends the process's own log to stderr: JSON lines where stderr is no terminal, text where it is. Call once.
-pub fn init() {
+/// Sends the process's own log to stderr: JSON lines where stderr is no terminal, text where it is, in colour if `colors`.
+/// Call once.
+pub fn init(colors: bool) {
     let filter = EnvFilter::try_from_env(LOG_ENV).unwrap_or_else(|_| EnvFilter::new("warn"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written, on a full disk, is lost: to say so on the same standard error would end the process.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colors);
+    let builder = builder.log_internal_errors(false);
     let done = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
     if let Err(cause) = done {
         eprintln!("logging is set up already: {cause}");

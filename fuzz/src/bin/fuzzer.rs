@@ -13,11 +13,12 @@ static TARGET: OnceLock<&'static Target> = OnceLock::new();
 fn chosen() -> &'static Target {
     let name = std::env::var("SIDEREAL_FUZZ_TARGET").unwrap_or_default();
     let target = fuzz::target(&name).unwrap_or_else(|| panic!("SIDEREAL_FUZZ_TARGET is `{name}`, which is no target"));
-    // What the target begins with, as files that the fuzzer reads.
+    // What the target begins with, as files that the fuzzer reads; and how long an input is worth trying.
     if let Some(folder) = std::env::var_os("SIDEREAL_FUZZ_SEEDS").map(PathBuf::from) {
-        for (at, seed) in (target.seeds)().iter().enumerate() {
+        for (at, seed) in fuzz::corpus(target).iter().enumerate() {
             std::fs::write(folder.join(format!("seed-{at:02}")), seed).unwrap_or_else(|cause| panic!("{cause}"));
         }
+        println!("{}", target.longest);
     }
     target
 }

@@ -76,7 +76,8 @@ fn body(bytes: &[u8]) {
     }
 }
 
-fn by_lines(mut bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
+/// The data of a chunked body and the bytes it took, where it is whole.
+pub(super) fn by_lines(mut bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let whole = bytes.len();
     let line = |bytes: &mut &[u8]| {
         let end = bytes.windows(2).position(|pair| pair == b"\r\n")?;

@@ -5,8 +5,18 @@ use guests::{IncomingRequest, ResponseOutparam, reply};
 
 const CONTAINERS: [&str; 10] =
     ["default", "victim", "..", "../victim", "/", "", "victim\0", "%2e%2e", ".", "../../../../../../etc"];
-const OBJECTS: [&str; 10] =
-    ["secret", "../victim/secret", "../../secret", "/etc/passwd", "..", "", "\0", "a/../secret", "%2e%2e/secret", "../../../../../../etc/passwd"];
+const OBJECTS: [&str; 10] = [
+    "secret",
+    "../victim/secret",
+    "../../secret",
+    "/etc/passwd",
+    "..",
+    "",
+    "\0",
+    "a/../secret",
+    "%2e%2e/secret",
+    "../../../../../../etc/passwd",
+];
 
 pub fn run(_: IncomingRequest, out: ResponseOutparam) {
     let mut seen = Vec::new();

@@ -3,12 +3,38 @@ use guests::wasi::keyvalue::{atomics, store};
 use guests::{IncomingRequest, ResponseOutparam, reply};
 
 const BUCKETS: [&str; 16] = [
-    "default", "victim", "secret", "..", "../victim", "../../default/victim", "/", "", "*", ">", "default/victim", "victim\0", "%2e%2e",
-    "noisy/../default", "default:victim", "Victim",
+    "default",
+    "victim",
+    "secret",
+    "..",
+    "../victim",
+    "../../default/victim",
+    "/",
+    "",
+    "*",
+    ">",
+    "default/victim",
+    "victim\0",
+    "%2e%2e",
+    "noisy/../default",
+    "default:victim",
+    "Victim",
 ];
 const KEYS: [&str; 14] = [
-    "secret", "../victim/secret", "victim/secret", "../../secret", "*", ">", "", "\0", "secret\0", "%2e%2e/secret", "/secret", "default\0secret",
-    "secre", "\u{ff0f}secret",
+    "secret",
+    "../victim/secret",
+    "victim/secret",
+    "../../secret",
+    "*",
+    ">",
+    "",
+    "\0",
+    "secret\0",
+    "%2e%2e/secret",
+    "/secret",
+    "default\0secret",
+    "secre",
+    "\u{ff0f}secret",
 ];
 
 pub fn run(_: IncomingRequest, out: ResponseOutparam) {

@@ -6,6 +6,10 @@ pub fn run(_: IncomingRequest, out: ResponseOutparam) {
     let bucket = store::open("default").expect("its own bucket");
     let long = "k".repeat(1 << 20);
     let huge = vec![b'x'; 12 << 20];
-    let said = [bucket.set(&long, b"v").is_err(), bucket.set("huge", &huge).is_err(), bucket.get("huge").is_ok_and(|v| v.is_none())];
+    let said = [
+        bucket.set(&long, b"v").is_err(),
+        bucket.set("huge", &huge).is_err(),
+        bucket.get("huge").is_ok_and(|v| v.is_none()),
+    ];
     reply(out, 200, &format!("{said:?}"));
 }

@@ -16,7 +16,7 @@ pub const NOISY: &str = "noisy";
 /// What the victim keeps where the hostile tenant looks for it.
 pub const SECRET: &str = "nobody-elses";
 /// The limits of hostile components: as usual, but for time.
-const LIMITS: &str = "limits = { cpu = \"300ms\", wall = \"4s\", memory = \"128MiB\", response-body = \"8MiB\" }";
+const LIMITS: &str = "limits = { cpu = \"300ms\", wall = \"12s\", memory = \"128MiB\", response-body = \"8MiB\" }";
 
 /// The node.
 pub struct Arena {
@@ -27,7 +27,7 @@ pub struct Arena {
 }
 
 /// Where a request of a case goes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// The app, and its host name before `.localhost`.
     pub app: &'static str,

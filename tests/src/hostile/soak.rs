@@ -19,6 +19,8 @@ use crate::http::Connection;
 const NOISY: usize = 4;
 /// The victim's connections, and the pause of each between two requests.
 const VICTIM: (usize, Duration) = (2, Duration::from_millis(5));
+/// Whose CPU time is measured.
+const MEASURED: Place = Place { app: "components", component: "loop_realloc" };
 /// CPU time a call of the corpus may use.
 const BUDGET: Duration = Duration::from_millis(300);
 
@@ -35,6 +37,67 @@ pub struct Report {
     pub over_run: Vec<Duration>,
     /// Resident memory of the node's processes, bytes: after the first tenth of the time, and at its end.
     pub memory: [u64; 2],
+}
+
+/// What a report must keep to.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// The victim's p99 meanwhile, as many times that of an idle node.
+    pub latency: f64,
+    /// Its requests a second meanwhile, as a part of those on an idle node.
+    pub rate: f64,
+    /// CPU time over the budget, p99, and of how many calls at least.
+    pub over_run: (Duration, usize),
+    /// By which part resident memory may grow, where that is looked at.
+    pub growth: Option<f64>,
+}
+
+/// What is promised: held by a run long enough to measure it.
+pub const PROMISED: Bounds =
+    Bounds { latency: 2.0, rate: 0.9, over_run: (Duration::from_millis(20), 100), growth: Some(0.05) };
+
+/// A run of seconds, beside whatever else a machine of CI does, has few measurements, and one that is late is its p99. It finds
+/// what is wrong by much.
+pub const ROUGH: Bounds = Bounds { latency: 10.0, rate: 0.5, over_run: (Duration::from_millis(200), 1), growth: None };
+
+impl Report {
+    /// What is not as it must be, one sentence each.
+    pub fn check(&self, bounds: &Bounds) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let [idle, meanwhile] = &self.victim;
+        for served in &self.victim {
+            wrong.extend(served.failures.iter().map(|why| format!("a request of the victim failed: {why}")));
+        }
+        let p99 = |served: &Served| percentile(&served.latencies, 99).as_secs_f64();
+        let (before, after) = (p99(idle), p99(meanwhile));
+        if meanwhile.latencies.is_empty() || idle.latencies.is_empty() || after > before * bounds.latency {
+            let most = bounds.latency;
+            wrong.push(format!(
+                "the victim's p99 is {:.2} ms, idle {:.2} ms: more than {most}x",
+                after * 1e3,
+                before * 1e3
+            ));
+        }
+        let (before, after) = (idle.rate(), meanwhile.rate());
+        if after < before * bounds.rate {
+            wrong.push(format!(
+                "the victim has {after:.1} requests a second, idle {before:.1}: less than {}x",
+                bounds.rate
+            ));
+        }
+        let ((most, least), over) = (bounds.over_run, percentile(&self.over_run, 99));
+        if self.over_run.len() < least {
+            wrong.push(format!("the over-run was measured {} times, less than {least}", self.over_run.len()));
+        }
+        if over > most {
+            wrong.push(format!("calls run {over:?} over their CPU time at p99, more than {most:?}"));
+        }
+        let [begin, end] = self.memory;
+        if bounds.growth.is_some_and(|part| end as f64 > begin as f64 * (1.0 + part)) {
+            wrong.push(format!("resident memory grew from {begin} to {end} bytes"));
+        }
+        wrong
+    }
 }
 
 /// What one tenant was served.
@@ -126,7 +189,8 @@ fn noise(to: SocketAddr, lane: usize, stop: &Arc<AtomicBool>, counts: &Arc<[Atom
     let (stop, counts) = (stop.clone(), counts.clone());
     std::thread::spawn(move || {
         // Each lane begins somewhere else, so that all of the corpus is under way at once.
-        let cases: Vec<(&Case, Place)> = all().collect();
+        // But for the one that is measured meanwhile: its CPU time is to be one call's.
+        let cases: Vec<(&Case, Place)> = all().filter(|(_, place)| *place != MEASURED).collect();
         for (case, place) in cases.iter().cycle().skip(lane * cases.len() / NOISY) {
             if stop.load(Relaxed) {
                 return;
@@ -140,13 +204,13 @@ fn noise(to: SocketAddr, lane: usize, stop: &Arc<AtomicBool>, counts: &Arc<[Atom
 
 /// CPU time over the budget of one call that loops; nothing where the noise kept it from running.
 fn over(arena: &Arena) -> anyhow::Result<Option<Duration>> {
-    let place = Place { app: "components", component: "loop_realloc" };
+    let place = MEASURED;
     let used = || anyhow::Ok(arena.component(place)?["cpu_us"].as_u64().context("no CPU time")?);
     let calls = || anyhow::Ok(arena.component(place)?["calls"].as_u64().context("no calls")?);
     let (before, called) = (used()?, calls()?);
     let case = Case { name: "loop_realloc", send: Send::Get, end: End::Says("") };
     arena.ask(&case, place)?;
-    // The noise calls it too: only where it was alone the difference is one call's.
+    // Only where it ran, and was alone, the difference is one call's.
     let (after, alone) = (used()?, calls()? == called + 1);
     let used = Duration::from_micros(after.saturating_sub(before));
     Ok(alone.then(|| used.saturating_sub(BUDGET)))

@@ -1,5 +1,6 @@
 //! Many distinct apps: what an idle one costs, how fast a cold one answers, how fast all are back after a restart.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -69,6 +70,10 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
     let idle = before as f64 / 1024.0 / args.apps as f64;
     table.note("anonymous memory of the whole host before any was loaded, per app", format!("{idle:.1} KiB"));
 
+    let unloaded = unloaded(args, &data, platform)?;
+    table.at_most("anonymous memory per idle distinct app, loaded once and unloaded", unloaded, 4.0, "KiB", "");
+    let platform = Platform::start(&data, &["--allow-unsigned", "--shards", "1"])?;
+
     let few = args.apps.min(1000);
     let mut spec = LoadSpec::new(platform.ingress, "x", 1);
     spec.targets = (0..few).map(|n| (format!("app{n}.localhost"), "/".to_owned())).collect();
@@ -89,6 +94,25 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
     let detail = format!("{host:.1} µs, M {m:.1} µs");
     table.at_most(&format!("{few} apps in turn, p50, in-host path against M"), host / m, 1.3, "x M", &detail);
     Ok(())
+}
+
+/// KiB that an app goes on costing its host after its code is gone: every app is called once, with room for the code of a few.
+/// What the host costs with one app is not theirs.
+fn unloaded(args: &Args, data: &Path, mut platform: Platform) -> anyhow::Result<f64> {
+    platform.stop(Duration::from_secs(30))?;
+    let platform = Platform::start(data, &["--allow-unsigned", "--shards", "1", "--code-budget", "16MiB"])?;
+    let alone = Us::start(&["--allow-unsigned", "--shards", "1", "--code-budget", "16MiB"])?;
+    alone.deploy("app0", "hello", "")?;
+    let memory = |of: &Platform, apps: usize| -> anyhow::Result<u64> {
+        let mut connection = Connection::open(of.ingress)?;
+        for n in 0..apps {
+            let answer = connection.send("GET", &format!("app{n}.localhost"), "/", &[])?;
+            anyhow::ensure!(answer.status == 200, "app{n} answered {}", answer.status);
+        }
+        anonymous_bytes(*of.hosts().first().context("no host")?).context("no memory figure")
+    };
+    let (all, one) = (memory(&platform, args.apps)?, memory(&alone.platform, 1)?);
+    Ok(all.saturating_sub(one) as f64 / 1024.0 / args.apps as f64)
 }
 
 /// Microseconds of a call at the median, where so many components are called in turn.

@@ -3,13 +3,18 @@
 
 mod apps;
 mod callees;
+mod contracts;
+mod egress;
+mod isolation;
 mod languages;
 mod metering;
 mod neighbours;
 mod providers;
+mod recovery;
 mod start;
 mod swap;
 mod table;
+mod task;
 mod throughput;
 mod us;
 mod watchers;
@@ -48,11 +53,23 @@ fn main() -> anyhow::Result<()> {
     if wanted("start") {
         start::run(&args, &mut table).context("start")?;
     }
+    if wanted("task") {
+        task::run(&args, &mut table).context("task")?;
+    }
     if wanted("throughput") {
         throughput::run(&args, &mut table).context("throughput")?;
     }
+    if wanted("isolation") {
+        isolation::run(&args, &mut table).context("isolation")?;
+    }
+    if wanted("egress") {
+        egress::run(&mut table).context("egress")?;
+    }
     if wanted("neighbours") {
         neighbours::run(&args, &mut table).context("neighbours")?;
+    }
+    if wanted("recovery") {
+        recovery::run(&mut table).context("recovery")?;
     }
     if wanted("callees") {
         callees::run(&mut table).context("callees")?;

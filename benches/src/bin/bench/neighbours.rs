@@ -51,7 +51,7 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
     table.at_most(
         "p99 of tenant B meanwhile",
         noisy.p99_us / quiet.p99_us,
-        3.0,
+        2.0,
         "x quiet",
         &format!("{:.0} µs, quiet {:.0} µs", noisy.p99_us, quiet.p99_us),
     );

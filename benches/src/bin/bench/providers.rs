@@ -1,23 +1,23 @@
-//! Every provider of key-value and of SQL through a component, over the whole path, and Redis and NATS against their bare
-//! clients.
+//! Every provider of key-value through a component, over the whole path, and Redis and NATS against their bare clients. Those
+//! of other contracts are in `contracts.rs`.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rustix::process::Signal;
 use serde_json::Value;
 use sidereal_benches::load::{self, LoadReport, LoadSpec};
 use sidereal_tests::consul::{self, Consul};
-use sidereal_tests::http::Connection;
 use sidereal_tests::nats::Nats;
-use sidereal_tests::postgres::{self, Postgres};
+use sidereal_tests::platform::{Platform, programs, until};
 use sidereal_tests::redis::Redis;
+use sidereal_tests::vault::Vault;
 
-use crate::Args;
 use crate::table::Table;
 use crate::us::{Us, beside};
+use crate::{Args, contracts};
 
 /// What is asked of each: its name, and the path of the guest.
 const OPERATIONS: [(&str, &str); 3] =
@@ -28,8 +28,9 @@ const OPERATIONS: [(&str, &str); 3] =
 /// # Errors
 /// When something cannot be started or gives no answer.
 pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
-    let us = Us::start(&[])?;
-    let (redis, nats, consul) = (Redis::start()?, Nats::start()?, Consul::start()?);
+    let program = sidereal_tests::workspace().join("examples/external-keyvalue/provider.py");
+    let us = Us::start(&["--external", &format!("sqlite={}", program.display())])?;
+    let (redis, nats, consul, vault) = (Redis::start()?, Nats::start()?, Consul::start()?, Vault::start()?);
     us.platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &redis.url()])?;
     us.platform.ok(&["provider", "add", "nats", "--type", "keyvalue-nats", "--url", &nats.url()])?;
     let mut providers = vec!["memory", "embedded", "redis", "nats"];
@@ -43,6 +44,20 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
         }
         None => table.note("key-value on consul", "not run: the program `consul` was missing".to_owned()),
     }
+    match &vault {
+        Some(vault) => {
+            let paths = ["secret/data/sidereal/local/vault/*", "secret/metadata/sidereal/local/vault/*"];
+            us.platform.secret("vault-token", &vault.token(&paths)?)?;
+            let add =
+                ["provider", "add", "vault", "--type", "keyvalue-vault", "--secret", "token=vault-token", "--url"];
+            us.platform.ok(&[&add[..], &[&vault.url()]].concat())?;
+            providers.push("vault");
+        }
+        None => table.note("key-value on vault", "not run: the program `bao` was missing".to_owned()),
+    }
+    let settings = ["--set", "program=sqlite", "--set", "contract=wasi:keyvalue"];
+    us.platform.ok(&[&["provider", "add", "external", "--type", "external"][..], &settings].concat())?;
+    providers.push("external");
     us.deploy("hello", "hello", "")?;
     let hello = load(args, &us, "hello", "/", 32)?;
     table.note("hello, for comparison", format!("{:.0} req/s", hello.per_second));
@@ -67,60 +82,29 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
             table.at_least(&measure, many.per_second / hello.per_second, goal, "x hello", &detail);
         }
     }
-    sql(args, table, &us)?;
+    restarts(table, &us)?;
+    contracts::run(args, table, &us)?;
     drop(us);
     against_bare(args, table, "redis", redis.addr)?;
     against_bare(args, table, "nats", nats.addr)
 }
 
-/// What is asked of each database, in a table of a thousand rows: its name, and the statement.
-const STATEMENTS: [(&str, &str, &str); 2] = [
-    ("get by key", "query", "SELECT v FROM t WHERE k = $1\ti:500"),
-    ("insert", "execute", "INSERT INTO log VALUES ($1)\tt:value"),
-];
-
-/// A row read and a row written, in SQLite and in Postgres.
-fn sql(args: &Args, table: &mut Table, us: &Us) -> anyhow::Result<()> {
-    us.deploy("sqlite", "sql-probe", "[components.main.links]\n\"sidereal:sql\" = \"sqlite\"")?;
-    rows(args, table, us, "sqlite")?;
-    if !Path::new("/usr/lib/postgresql").is_dir() {
-        table.note("SQL on postgres", "not run: Debian's package `postgresql` was missing".to_owned());
-        return Ok(());
+/// An external provider that is killed, to its next answer; within the budget of prompt restarts.
+fn restarts(table: &mut Table, us: &Us) -> anyhow::Result<()> {
+    let process = || programs(us.platform.pid(), "provider.py").first().copied();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..3 {
+        let victim = process().context("no external provider runs")?;
+        Platform::signal(victim, Signal::KILL)?;
+        let killed = Instant::now();
+        until(Duration::from_secs(20), || process().is_some_and(|pid| pid != victim))?;
+        let answers =
+            || us.platform.get("external.localhost", "/get/default/k").is_ok_and(|answer| answer.status == 200);
+        until(Duration::from_secs(20), answers)?;
+        slowest = slowest.max(killed.elapsed());
     }
-    let server = Postgres::start();
-    us.platform.secret("db-password", postgres::PASSWORD)?;
-    let add = ["provider", "add", "db", "--type", "sql-postgres", "--set", "username=postgres", "--set", "tls=off"];
-    let url = server.url();
-    let secret = ["--secret", "password=db-password", "--url", &url];
-    us.platform.ok(&[&add[..], &secret[..]].concat())?;
-    us.deploy("postgres", "sql-probe", "[components.main.links]\n\"sidereal:sql\" = \"db\"")?;
-    rows(args, table, us, "postgres")
-}
-
-fn rows(args: &Args, table: &mut Table, us: &Us, app: &str) -> anyhow::Result<()> {
-    let host = format!("{app}.localhost");
-    let mut set_up =
-        vec!["CREATE TABLE log (v TEXT)".to_owned(), "CREATE TABLE t (k BIGINT PRIMARY KEY, v TEXT)".to_owned()];
-    set_up.extend((0..1000).map(|k| format!("INSERT INTO t VALUES ({k}, 'value')")));
-    let mut connection = Connection::open(us.platform.ingress)?;
-    for batch in set_up.chunks(500) {
-        let answer = connection.send("POST", &host, "/batch/-", batch.join("\n").as_bytes())?;
-        anyhow::ensure!(answer.status == 200, "{app}: {} {}", answer.status, answer.body);
-    }
-    for (what, operation, statement) in STATEMENTS {
-        let path = format!("/{operation}/-?sql={}", encoded(statement));
-        let many = load(args, us, app, &path, 32)?;
-        let one = load(args, us, app, &path, 1)?;
-        let detail = format!("{:.0} req/s, alone p50 {:.0} µs, p99 {:.0} µs", many.per_second, one.p50_us, one.p99_us);
-        table.note(&format!("{what} on {app}, 32 connections"), detail);
-    }
+    table.at_most("an external provider that is killed, to its next answer", slowest.as_secs_f64(), 1.0, "s", "of 3");
     Ok(())
-}
-
-/// For a query string.
-fn encoded(text: &str) -> String {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric();
-    text.as_bytes().iter().map(|b| if plain(b) { char::from(*b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 fn against_bare(args: &Args, table: &mut Table, server: &str, address: SocketAddr) -> anyhow::Result<()> {
@@ -149,10 +133,18 @@ fn against_bare(args: &Args, table: &mut Table, server: &str, address: SocketAdd
 }
 
 fn load(args: &Args, us: &Us, app: &str, path: &str, connections: usize) -> anyhow::Result<LoadReport> {
+    loads(args, us, app, &[path.to_owned()], connections)
+}
+
+/// A load of several paths in turn that must be answered with 200 throughout.
+///
+/// # Errors
+/// When it is not.
+pub fn loads(args: &Args, us: &Us, app: &str, paths: &[String], connections: usize) -> anyhow::Result<LoadReport> {
     let mut spec = LoadSpec::new(us.platform.ingress, "x", connections);
-    spec.targets = vec![(format!("{app}.localhost"), path.to_owned())];
+    spec.targets = paths.iter().map(|path| (format!("{app}.localhost"), path.clone())).collect();
     spec.duration = Duration::from_secs(args.seconds);
-    let report = load::run(&spec).with_context(|| format!("{app}{path}"))?;
-    anyhow::ensure!(report.not_ok + report.broken == 0, "{app}{path}: {} answers were not 200", report.not_ok);
+    let report = load::run(&spec).with_context(|| format!("{app} {paths:?}"))?;
+    anyhow::ensure!(report.not_ok + report.broken == 0, "{app} {paths:?}: {} answers were not 200", report.not_ok);
     Ok(report)
 }

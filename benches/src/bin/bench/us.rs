@@ -27,6 +27,16 @@ impl Us {
         Ok(Self { platform, dir })
     }
 
+    /// Starts it in a session of its own.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_apart(flags: &[&str]) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let platform = Platform::start_apart(&dir.path().join("data"), flags)?;
+        Ok(Self { platform, dir })
+    }
+
     /// The platform and the directory that must outlive it.
     pub fn into_parts(self) -> (Platform, tempfile::TempDir) {
         (self.platform, self.dir)

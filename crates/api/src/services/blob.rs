@@ -53,7 +53,11 @@ pub enum BlobOp {
     /// Names after `cursor`, at most [`MAX_NAMES`].
     List { container: String, cursor: Option<String> },
     /// Removes objects, at most [`MAX_NAMES`].
-    Remove { container: String, objects: Vec<String> },
+    Remove {
+        container: String,
+        #[serde(deserialize_with = "model::listed::at_most::<_, _, MAX_NAMES>")]
+        objects: Vec<String>,
+    },
     /// The names of all containers.
     Containers,
 }

@@ -15,7 +15,7 @@ pub use super::line::{CallError, CallsClient, KvClient, KvError};
 
 use super::codec::{self, WireError};
 use super::descriptor;
-use super::{FileFault, FileReply, FileRequest, Hello, MoreRequest};
+use super::{FileFault, FileReply, FileRequest, Hello, MoreRequest, Standing};
 
 /// Dials of one host under way at once.
 const MAX_DIALS: usize = 32;
@@ -82,6 +82,14 @@ impl NodeWay {
         Ok(stream)
     }
 
+    /// Opens a connection to say on where this host stands in the queue for the cores.
+    ///
+    /// # Errors
+    /// Where the node is not there.
+    pub async fn standing(&self) -> Result<StandingWord, WireError> {
+        Ok(StandingWord(self.open(Hello::Standing).await?.into_std()?))
+    }
+
     /// Opens a connection and holds it; the future ends when the node's end closes.
     ///
     /// # Errors
@@ -92,6 +100,17 @@ impl NodeWay {
             let mut byte = [0; 64];
             while matches!(stream.read(&mut byte).await, Ok(n) if n > 0) {}
         })
+    }
+}
+
+/// The host's word of where it stands, from any thread.
+#[derive(Debug)]
+pub struct StandingWord(StdStream);
+
+impl StandingWord {
+    /// Says it; false where the node takes nothing now. It never waits: whoever says it has others to keep time for.
+    pub fn say(&self, standing: Standing) -> bool {
+        matches!(std::io::Write::write(&mut &self.0, &[standing.byte()]), Ok(1))
     }
 }
 

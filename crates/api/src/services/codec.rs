@@ -91,6 +91,8 @@ pub struct FrameReader<R> {
     source: R,
     buffer: BytesMut,
     most: usize,
+    /// The buffer was made larger than [`KEEP`]. What it says of its capacity later is without what was read already.
+    grown: bool,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
@@ -101,7 +103,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Reads `buffer` first, then `source`.
     pub fn with_buffer(source: R, buffer: BytesMut) -> Self {
-        Self { source, buffer, most: MAX_FRAME }
+        Self { source, buffer, most: MAX_FRAME, grown: false }
     }
 
     /// From now on a frame of more than `most` bytes is refused, before its bytes are read.
@@ -132,7 +134,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
         loop {
             size_within(&self.buffer, self.most)?;
-            if let Some(value) = decode(&mut self.buffer)? {
+            if let Some(value) = self.ready()? {
                 return Ok(Some(value));
             }
             if !self.fill().await? {
@@ -143,10 +145,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Reads what there is; false where the other side closed between frames.
     async fn fill(&mut self) -> Result<bool, WireError> {
-        if self.buffer.is_empty() && self.buffer.capacity() > KEEP {
-            self.buffer = BytesMut::new();
-        }
         self.buffer.reserve(READ_CHUNK);
+        self.grown |= self.buffer.capacity() > KEEP;
         match (self.source.read_buf(&mut self.buffer).await?, self.buffer.is_empty()) {
             (0, true) => Ok(false),
             (0, false) => Err(WireError::Closed),
@@ -168,7 +168,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// # Errors
     /// As [`FrameReader::next`].
     pub fn ready<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
-        decode(&mut self.buffer)
+        let value = decode(&mut self.buffer)?;
+        // What follows is the beginning of another frame, or small ones.
+        if value.is_some() && self.grown && self.buffer.len() <= READ_CHUNK {
+            self.buffer = BytesMut::from(&*self.buffer);
+            self.grown = false;
+        }
+        Ok(value)
     }
 
     /// The source.
@@ -187,12 +193,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 pub struct FrameWriter<W> {
     sink: W,
     buffer: BytesMut,
+    /// As that of a [`FrameReader`].
+    grown: bool,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Writes to `sink`.
     pub fn new(sink: W) -> Self {
-        Self { sink, buffer: BytesMut::new() }
+        Self { sink, buffer: BytesMut::new(), grown: false }
     }
 
     /// Adds a frame to those that the next [`FrameWriter::flush`] writes.
@@ -222,9 +230,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// # Errors
     /// [`WireError::Io`].
     pub async fn flush(&mut self) -> Result<(), WireError> {
+        self.grown |= self.buffer.capacity() > KEEP;
         self.sink.write_all_buf(&mut self.buffer).await?;
-        if self.buffer.capacity() > KEEP {
+        if self.grown {
             self.buffer = BytesMut::new();
+            self.grown = false;
         }
         Ok(self.sink.flush().await?)
     }
@@ -284,6 +294,39 @@ mod tests {
         assert!(matches!(narrow.size().await, Err(WireError::TooLarge(_))));
         assert!(matches!(narrow.ready_size(), Err(WireError::TooLarge(_))));
         assert!(matches!(narrow.next::<KvReply>().await, Err(WireError::TooLarge(_))));
+    }
+
+    /// Whether the allocation of a buffer that holds nothing has room for so many bytes.
+    fn keeps(buffer: &mut BytesMut, bytes: usize) -> bool {
+        assert!(buffer.is_empty());
+        buffer.try_reclaim(bytes)
+    }
+
+    #[tokio::test]
+    async fn what_large_frames_took_is_given_back_and_what_small_ones_take_is_kept() {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (mut writer, mut reader) = (FrameWriter::new(near), FrameReader::new(far));
+        for sizes in [vec![8 << 20; 5], vec![3 << 20, 10, 8 << 20, 10], vec![10; 5000]] {
+            let writes = async {
+                for size in &sizes {
+                    writer.push(&reply(*size)).unwrap();
+                    // Some of them together.
+                    if writer.waiting() > 4 << 20 {
+                        writer.flush().await.unwrap();
+                    }
+                }
+                writer.flush().await.unwrap();
+            };
+            let reads = async {
+                for size in &sizes {
+                    assert_eq!(reader.next().await.unwrap(), Some(reply(*size)));
+                }
+            };
+            tokio::join!(writes, reads);
+            let large = 2 * KEEP + READ_CHUNK;
+            assert!(!keeps(&mut writer.buffer, large) && !keeps(&mut reader.buffer, large), "{} frames", sizes.len());
+        }
+        assert!(keeps(&mut reader.buffer, READ_CHUNK), "it is used again");
     }
 
     #[test]

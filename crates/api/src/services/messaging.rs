@@ -1,12 +1,15 @@
 //! Messages between a host and the broker that its node keeps for the tenant: sent, asked for, taken and settled. The
 //! node says who takes what from the revisions it runs; a host only names the group it takes for.
 
+use model::trace::TraceContext;
 use serde::{Deserialize, Serialize};
 
 /// The longest a host waits for messages of a link in one call; the node answers earlier, with none.
 pub const POLL: std::time::Duration = std::time::Duration::from_secs(20);
 /// The most deliveries one call asks for.
 pub const MAX_TAKE: u32 = 64;
+/// Messages one call puts into a queue at most: as many as that holds.
+pub const MAX_TOLD: usize = 10_000;
 
 /// Which of the node's brokers: they share nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,6 +29,8 @@ pub struct WireMessage {
     pub body: Vec<u8>,
     /// Where an answer goes.
     pub reply_to: Option<String>,
+    /// Where it was sent from, in a trace. Stays the last field: messages that were kept before it was there end before it.
+    pub trace: Option<TraceContext>,
 }
 
 /// What became of a delivery.
@@ -51,9 +56,17 @@ pub enum MessagingRequest {
     /// Waits for messages of a queue group of the app, at most [`POLL`], and takes at most `max` of them.
     Take { broker: BrokerKind, group: String, max: u32 },
     /// Puts messages into a queue group of the app by its name, whatever its subjects.
-    Tell { broker: BrokerKind, group: String, messages: Vec<WireMessage> },
+    Tell {
+        broker: BrokerKind,
+        group: String,
+        #[serde(deserialize_with = "model::listed::at_most::<_, _, MAX_TOLD>")]
+        messages: Vec<WireMessage>,
+    },
     /// What became of a delivery of the app.
     Settle { broker: BrokerKind, group: String, delivery: u64, outcome: Settled },
+    /// Leaves a message of a broker that keeps none with the node, in memory: this host could not have it handled, and
+    /// another one may. It is taken from the group's [`model::messaging::Group::untried`].
+    Leave { group: String, message: WireMessage },
 }
 
 /// One message given to a host, which settles it.
@@ -72,7 +85,7 @@ pub struct Handed {
 /// What a broker answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MessagingAnswer {
-    /// Publish, Tell, Settle.
+    /// Publish, Tell, Settle, Leave.
     Done,
     /// Ask: the answer.
     Answered(WireMessage),
@@ -82,6 +95,6 @@ pub enum MessagingAnswer {
     NotAnswered,
     /// Take; none where none came in time.
     Taken(Vec<Handed>),
-    /// Take: the group takes nothing here, and nothing is left for it.
+    /// Take: the group takes nothing here, and nothing is left for it. Leave: nobody would take it.
     NotSubscribed,
 }

@@ -11,6 +11,7 @@
 //!   [`FileReply::Ready`], the descriptor travels with the reply's bytes by `SCM_RIGHTS`.
 //! * [`Hello::More`]: then one [`MoreRequest`] at a time, answered like a [`FileRequest`] with one end of a new connection.
 //! * [`Hello::Alive`]: nothing more; whoever sees it close knows the other process is gone.
+//! * [`Hello::Standing`]: then one byte whenever the host stands elsewhere in the queue for the cores, a [`Standing`]; not answered.
 
 pub mod blob;
 pub mod client;
@@ -28,11 +29,19 @@ mod tests;
 pub use codec::WireError;
 
 use model::egress::Transport;
+use model::listed::at_most;
+use model::trace::TraceContext;
 use model::{AppName, ComponentName, Digest, ProviderName, World};
 use serde::{Deserialize, Serialize};
 
 /// The largest frame either side accepts, bytes.
 pub const MAX_FRAME: usize = 20 << 20;
+/// The most keys one call names.
+pub const MAX_KEYS: usize = 1024;
+/// The most queues a write is told to: each is a link of the app.
+pub const MAX_TELL: usize = model::rules::MAX_LINKS;
+/// The most keys that a write tells of, all its queues together. The node refuses more.
+pub const MAX_TOLD: usize = 16 * MAX_KEYS;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +56,35 @@ pub enum Hello {
     Alive,
     /// Further connections.
     More,
+    /// Where the thread that runs guests stands.
+    Standing,
+}
+
+/// Where a host stands in the queue for the cores: where its control group is its own, the node puts that there as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// With everybody else.
+    Usual,
+    /// Behind everybody: its guest computes.
+    Last,
+    /// It computes and got nothing for a while: with everybody else until it has run.
+    Owed,
+}
+
+impl Standing {
+    /// On the wire.
+    pub fn byte(self) -> u8 {
+        match self {
+            Self::Usual => b'u',
+            Self::Last => b'l',
+            Self::Owed => b'o',
+        }
+    }
+
+    /// From the wire.
+    pub fn of(byte: u8) -> Option<Self> {
+        [Self::Usual, Self::Last, Self::Owed].into_iter().find(|one| one.byte() == byte)
+    }
 }
 
 /// What is asked on a [`Hello::More`] connection.
@@ -78,29 +116,111 @@ pub struct KvCall {
     pub op: KvOp,
 }
 
-/// The operations of `wasi:keyvalue` 0.2.0-draft that a backend must offer.
+/// The operations of `wasi:keyvalue` 0.2.0-draft that a backend must offer. None holds another one: what a host sends is
+/// read by a thread that serves everybody, and a frame could say so often enough to have it end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvOp {
     /// The value of a key.
     Get { key: String },
-    /// Sets a key.
-    Set { key: String, value: Vec<u8> },
-    /// Removes a key; no error when it is not there.
-    Delete { key: String },
     /// Whether a key is there.
     Exists { key: String },
     /// Keys in order after `cursor`, at most `limit`.
     ListKeys { cursor: Option<String>, limit: u32 },
+    /// Several values.
+    GetMany {
+        /// At most [`MAX_KEYS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_KEYS>")]
+        keys: Vec<String>,
+    },
+    /// A write, and which queues of the app are told of it: once it was asked for, neither the end of the host nor that of
+    /// the node leaves it done and untold.
+    Write {
+        /// What is changed.
+        write: KvWrite,
+        /// At most [`MAX_TELL`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_TELL>")]
+        tell: Vec<KvTell>,
+    },
+}
+
+/// The operations that change something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvWrite {
+    /// Sets a key.
+    Set { key: String, value: Vec<u8> },
+    /// Removes a key; no error when it is not there.
+    Delete { key: String },
     /// Adds to an integer stored as decimal text; a missing key counts as 0.
-    Increment { key: String, delta: i64 },
+    Increment { key: String, delta: u64 },
     /// Sets a key if its value is still `expected` (absent: not there).
     CompareAndSet { key: String, expected: Option<Vec<u8>>, value: Vec<u8> },
-    /// Several values.
-    GetMany { keys: Vec<String> },
     /// Sets several keys, all or none.
-    SetMany { pairs: Vec<(String, Vec<u8>)> },
+    SetMany {
+        /// At most [`MAX_KEYS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_KEYS>")]
+        pairs: Vec<(String, Vec<u8>)>,
+    },
     /// Removes several keys, all or none.
-    DeleteMany { keys: Vec<String> },
+    DeleteMany {
+        /// At most [`MAX_KEYS`].
+        #[serde(deserialize_with = "at_most::<_, _, MAX_KEYS>")]
+        keys: Vec<String>,
+    },
+}
+
+impl From<KvWrite> for KvOp {
+    /// Nobody is told.
+    fn from(write: KvWrite) -> Self {
+        Self::Write { write, tell: Vec::new() }
+    }
+}
+
+impl KvOp {
+    /// Bytes of memory its lists take beside what is in them: on the wire an entry may be one byte.
+    pub fn spread(&self) -> usize {
+        match self {
+            Self::GetMany { keys } => keys.len() * size_of::<String>(),
+            Self::Write { write, tell } => {
+                let keys = tell.iter().map(|told| told.keys.len() * size_of::<u16>() + size_of::<KvTell>());
+                write.spread() + keys.sum::<usize>()
+            }
+            Self::Get { .. } | Self::Exists { .. } | Self::ListKeys { .. } => 0,
+        }
+    }
+}
+
+impl KvWrite {
+    /// The keys that it writes.
+    pub fn keys(&self) -> Vec<&str> {
+        match self {
+            Self::Set { key, .. }
+            | Self::Delete { key }
+            | Self::Increment { key, .. }
+            | Self::CompareAndSet { key, .. } => vec![key],
+            Self::SetMany { pairs } => pairs.iter().map(|(key, _)| key.as_str()).collect(),
+            Self::DeleteMany { keys } => keys.iter().map(String::as_str).collect(),
+        }
+    }
+
+    fn spread(&self) -> usize {
+        match self {
+            Self::DeleteMany { keys } => keys.len() * size_of::<String>(),
+            Self::SetMany { pairs } => pairs.len() * size_of::<(String, Vec<u8>)>(),
+            Self::Set { .. } | Self::Delete { .. } | Self::Increment { .. } | Self::CompareAndSet { .. } => 0,
+        }
+    }
+}
+
+/// Which of the keys that are written a queue of the app is told of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvTell {
+    /// The queue.
+    pub group: String,
+    /// The places of the keys among those that are written; at most [`MAX_KEYS`].
+    #[serde(deserialize_with = "at_most::<_, _, MAX_KEYS>")]
+    pub keys: Vec<u16>,
+    /// Where they are written from, in a trace.
+    pub trace: Option<TraceContext>,
 }
 
 /// The answer to the call of the same `id`. A write is answered after it is on disk.
@@ -140,6 +260,26 @@ pub enum ServiceRequest {
     Sql(sql::SqlRequest),
 }
 
+impl ServiceRequest {
+    /// As [`KvOp::spread`].
+    pub fn spread(&self) -> usize {
+        use model::sql::{Statement, Value};
+        match self {
+            Self::Blob(blob::BlobRequest { op: blob::BlobOp::Remove { objects, .. }, .. }) => {
+                objects.len() * size_of::<String>()
+            }
+            Self::Messaging(messaging::MessagingRequest::Tell { messages, .. }) => {
+                messages.len() * size_of::<messaging::WireMessage>()
+            }
+            Self::Sql(request) => {
+                let of = |one: &Statement| size_of::<Statement>() + one.params.len() * size_of::<Value>();
+                request.call.statements().iter().map(of).sum()
+            }
+            Self::Secret(_) | Self::Blob(_) | Self::Messaging(_) => 0,
+        }
+    }
+}
+
 /// What is answered, variant by variant as [`ServiceRequest`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ServiceAnswer {
@@ -177,11 +317,34 @@ pub enum KvAnswer {
     /// Exists; CompareAndSet: whether it was set.
     Bool(bool),
     /// Increment: the new value.
-    Number(i64),
+    Number(u64),
     /// ListKeys: the keys and where to go on.
     Keys { keys: Vec<String>, cursor: Option<String> },
     /// GetMany, in the order asked.
     Values(Vec<(String, Option<Vec<u8>>)>),
+    /// A write has this answer, and these queues were not told of so many keys.
+    Untold { answer: KvWritten, lost: Vec<(String, u32)> },
+}
+
+/// What a write returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvWritten {
+    /// Set, Delete, SetMany, DeleteMany.
+    Done,
+    /// CompareAndSet: whether it was set.
+    Bool(bool),
+    /// Increment: the new value.
+    Number(u64),
+}
+
+impl From<KvWritten> for KvAnswer {
+    fn from(written: KvWritten) -> Self {
+        match written {
+            KvWritten::Done => Self::Done,
+            KvWritten::Bool(set) => Self::Bool(set),
+            KvWritten::Number(value) => Self::Number(value),
+        }
+    }
 }
 
 /// Why a call failed.

@@ -27,7 +27,7 @@ pub enum SecretRequest {
 pub enum SecretAnswer {
     /// The value, and a number that no other value of this secret ever has.
     Value {
-        /// Grows with every change.
+        /// Another one after every change; it says nothing else.
         version: u64,
         /// What it holds.
         value: WireSecret,

@@ -26,6 +26,8 @@ pub enum Accepted {
     Alive(UnixStream),
     /// Answer [`MoreRequest`]s one by one.
     More(MoreConnection),
+    /// Read [`super::Standing`]s, of which the last one counts.
+    Standing(UnixStream),
 }
 
 /// Reads the first frame of a connection. The caller bounds the time.
@@ -47,6 +49,7 @@ pub async fn accept(stream: UnixStream) -> Result<Accepted, WireError> {
         }
         Hello::Files => Accepted::Files(FilesConnection { reader: small(stream, rest) }),
         Hello::Alive => Accepted::Alive(stream),
+        Hello::Standing => Accepted::Standing(stream),
         Hello::More => Accepted::More(MoreConnection { reader: small(stream, rest) }),
     })
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
 
 use super::client::{FileError, FilesClient, KvClient, KvError, NodeWay};
@@ -103,6 +104,7 @@ async fn a_lost_connection_fails_its_calls_and_the_next_call_has_a_new_one() {
     let scope = scope();
     let late = client.call(&scope, &get("hang")).await.unwrap_err();
     assert!(matches!(late, KvError::TimedOut(_)), "{late:?}");
+    let client = KvClient::new(dir.socket(), Duration::from_secs(60));
     let (one, other) = (get("hang"), get("hang-up"));
     let (hanging, hung_up) = tokio::join!(client.call(&scope, &one), client.call(&scope, &other));
     assert!(matches!(hanging, Err(KvError::Lost(_))), "{hanging:?}");
@@ -200,7 +202,7 @@ async fn each_side_sees_the_other_end() {
     let mut gone = Box::pin(gone.unwrap());
     assert!(tokio::time::timeout(Duration::from_millis(30), &mut gone).await.is_err());
     drop(held);
-    tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), gone).await.unwrap();
 }
 
 #[tokio::test]
@@ -232,4 +234,62 @@ async fn who_can_connect_nowhere_is_handed_its_connections() {
     assert!(files.request(&compiled("x")).await.is_err(), "the server closed it");
     drop((files, node));
     assert_eq!(server.await.unwrap(), ["alive", "files"]);
+}
+
+#[tokio::test]
+async fn a_word_of_where_a_host_stands_never_waits() {
+    let (first, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    first.set_nonblocking(true).unwrap();
+    let first = tokio::net::UnixStream::from_std(first).unwrap();
+    let server = tokio::spawn(async move {
+        let Accepted::More(mut more) = accept(first).await.unwrap() else { panic!("not asked for") };
+        more.next().await.unwrap();
+        match accept(more.connection().await.unwrap()).await.unwrap() {
+            Accepted::Standing(stream) => stream,
+            other => panic!("{other:?}"),
+        }
+    });
+    let word = NodeWay::handed(theirs).unwrap().standing().await.unwrap();
+    let mut node = server.await.unwrap();
+    // Nobody reads.
+    let said = (0..1_000_000).take_while(|_| word.say(Standing::Last)).count();
+    assert!((100..1_000_000).contains(&said), "{said}");
+    let mut words = vec![0; said];
+    node.read_exact(&mut words).await.unwrap();
+    assert!(words.iter().all(|byte| Standing::of(*byte) == Some(Standing::Last)));
+    assert!(word.say(Standing::Owed));
+    assert_eq!(Standing::of(node.read_u8().await.unwrap()), Some(Standing::Owed));
+    assert_eq!(Standing::of(0), None);
+}
+
+/// A frame of `head` and 1 MiB of the same byte.
+fn of_one_byte(head: &[u8], byte: u8) -> bytes::BytesMut {
+    let mut wire = bytes::BytesMut::new();
+    wire.extend_from_slice(&u32::try_from(head.len() + (1 << 20)).unwrap().to_le_bytes());
+    wire.extend_from_slice(head);
+    wire.resize(wire.len() + (1 << 20), byte);
+    wire
+}
+
+#[test]
+fn nothing_on_this_wire_holds_itself() {
+    let encoded = |value: &dyn Fn(&mut bytes::BytesMut)| {
+        let mut wire = bytes::BytesMut::new();
+        value(&mut wire);
+        wire.split_off(4).to_vec()
+    };
+    let mut call = encoded(&|wire| codec::encode(&KvCall { id: 1, scope: scope(), op: get("") }, wire).unwrap());
+    // Without the number of the operation, and what is in it.
+    call.truncate(call.len() - 2);
+    let mut reply = encoded(&|wire| codec::encode(&KvReply { id: 1, result: Ok(KvAnswer::Done) }, wire).unwrap());
+    reply.truncate(reply.len() - 1);
+    let decoding = move || {
+        for byte in 0..16 {
+            let mut wire = of_one_byte(&call, byte);
+            assert!(matches!(codec::decode::<KvCall>(&mut wire), Err(WireError::Malformed(_))), "call of {byte}");
+            let mut wire = of_one_byte(&reply, byte);
+            assert!(matches!(codec::decode::<KvReply>(&mut wire), Err(WireError::Malformed(_))), "reply of {byte}");
+        }
+    };
+    std::thread::Builder::new().stack_size(256 << 10).spawn(decoding).unwrap().join().unwrap();
 }

@@ -1,6 +1,7 @@
 //! What one does with an app: deploy it, go back, delete it, ask how it is, call it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use model::{AppName, Revision};
@@ -27,9 +28,23 @@ pub struct Deploy {
     /// Do not sign local builds.
     #[arg(long)]
     pub no_sign: bool,
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
+/// How long a command waits for what it changed.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Patience {
     /// Give up waiting for *serving* after this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    pub timeout: u64,
+    timeout: u64,
+}
+
+impl Patience {
+    /// From now on.
+    pub fn within(self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
 }
 
 fn revision(text: &str) -> Result<Revision, String> {
@@ -44,6 +59,8 @@ pub struct Rollback {
     /// The revision to go back to; the one before the current where absent.
     #[arg(value_parser = revision)]
     pub to: Option<Revision>,
+    #[command(flatten)]
+    pub patience: Patience,
 }
 
 /// `sidereal delete`
@@ -74,9 +91,9 @@ pub struct Call {
     /// Path and query.
     #[arg(default_value = "/")]
     pub path: String,
-    /// The method.
-    #[arg(short = 'X', long, default_value = "GET")]
-    pub method: String,
+    /// The method; `GET` where absent, `POST` with a body.
+    #[arg(short = 'X', long)]
+    pub method: Option<String>,
     /// A header field, `name: value`.
     #[arg(short = 'H', long = "header")]
     pub headers: Vec<String>,

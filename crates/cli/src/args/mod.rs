@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::TenantName;
 
-pub use apps::{AppDir, Call, Delete, Deploy, Rollback, Status};
+pub use apps::{AppDir, Call, Delete, Deploy, Patience, Rollback, Status};
 pub use signing::{Inspect, KeyKind, KeysCommand, Sign};
 pub use stored::{ConfigCommand, ScheduleCommand, SecretCommand};
 pub use tenants::{Login, QuotaFlags, Settings, SettingsCommand, TenantCommand, TokenCommand};
@@ -88,7 +88,7 @@ pub enum Color {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start the platform on this machine; stop it with Ctrl-C.
-    Up(Up),
+    Up(Box<Up>),
     /// Make the app in this folder serve.
     Deploy(Deploy),
     /// Show what a deploy would change; exit 0: nothing, 1: something, 255: it would be refused.
@@ -174,12 +174,41 @@ pub enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Brings a component from a registry to stdout (started by a task).
+    #[command(hide = true)]
+    Pull {
+        /// Host name, with a port where it has one.
+        #[arg(long)]
+        registry: String,
+        /// The path below it.
+        #[arg(long)]
+        repository: String,
+        /// The digest of the manifest.
+        #[arg(long)]
+        digest: model::Digest,
+        /// Standard input is the network namespace to ask in.
+        #[arg(long)]
+        outside: bool,
+    },
+    /// Prints which layers of isolation this machine refuses, and why, as JSON (asked by a task driver).
+    #[command(hide = true)]
+    Layers,
     /// Compiles a component from stdin to stdout (started by the node).
     #[command(hide = true)]
     Compile {
         /// `p2` or `p3`.
         #[arg(long)]
         world: String,
+        /// How it is confined.
+        #[command(flatten)]
+        stage: Stage,
+    },
+    /// Runs the SQL databases of one tenant (started by the node).
+    #[command(hide = true)]
+    Databases {
+        /// The folder of all tenants' databases.
+        #[arg(long)]
+        dir: PathBuf,
         /// How it is confined.
         #[command(flatten)]
         stage: Stage,

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use model::TenantName;
 use model::access::{Role, TokenId};
-use model::unit::ByteSize;
+use model::rules::{LIMIT_FIELDS, LimitField, LimitUnit};
+use model::unit::{ByteSize, Millis};
 
 /// `sidereal tenant-settings`
 #[derive(Debug, Subcommand)]
@@ -14,7 +15,7 @@ pub enum SettingsCommand {
     Show,
     /// Every tenant.
     List,
-    /// Change settings; creates the tenant where it does not exist.
+    /// Change settings of a tenant that is there.
     Set(Box<Settings>),
 }
 
@@ -39,6 +40,9 @@ pub struct Settings {
     /// Take a granted range back, for new connections.
     #[arg(long, value_name = "CIDR")]
     pub deny_egress: Vec<String>,
+    /// The most an app of the tenant may ask for, for example `memory=256MiB` or `cpu=1s` (`docs/limits.md` has the names).
+    #[arg(long = "ceiling", value_name = "NAME=VALUE")]
+    pub ceilings: Vec<Ceiling>,
     /// Host processes that share the tenant's load.
     #[arg(long, value_name = "N")]
     pub shards: Option<u32>,
@@ -85,6 +89,34 @@ pub struct QuotaFlags {
     /// Bytes of artifacts that the tenant has sent, for example `1GiB`.
     #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
     pub artifact_bytes: Option<ByteSize>,
+}
+
+/// `NAME=VALUE` of a limit.
+#[derive(Debug, Clone, Copy)]
+pub struct Ceiling {
+    /// Which limit.
+    pub limit: &'static LimitField,
+    /// In milliseconds, bytes or pieces.
+    pub value: u64,
+}
+
+impl std::str::FromStr for Ceiling {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE, for example memory=256MiB")?;
+        let limit = LIMIT_FIELDS.iter().find(|limit| limit.name == name).ok_or_else(|| {
+            let names: Vec<&str> = LIMIT_FIELDS.iter().map(|limit| limit.name).collect();
+            format!("there is no limit `{name}`; there are {}", names.join(", "))
+        })?;
+        let value = match limit.unit {
+            LimitUnit::Duration => value.parse::<Millis>().map(|value| value.0).map_err(|cause| cause.to_string()),
+            LimitUnit::Size => value.parse::<ByteSize>().map(|value| value.0).map_err(|cause| cause.to_string()),
+            LimitUnit::Count => {
+                value.parse::<u32>().map(u64::from).map_err(|_| format!("`{value}` is no whole number"))
+            }
+        }?;
+        Ok(Self { limit, value })
+    }
 }
 
 /// A size, or `none`.
@@ -178,7 +210,7 @@ pub enum TokenCommand {
         label: String,
         /// When it ends, for example `720h`; never where absent.
         #[arg(long, value_name = "DURATION")]
-        expires: Option<model::unit::Millis>,
+        expires: Option<Millis>,
         /// Write it to this file, which only you can read, instead of showing it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
@@ -195,3 +227,25 @@ pub enum TokenCommand {
 /// `sidereal login`
 #[derive(Debug, Args)]
 pub struct Login {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ceiling_is_written_as_the_manifest_writes_the_limit() {
+        let read = |text: &str| text.parse::<Ceiling>().map(|ceiling| (ceiling.limit.name, ceiling.value));
+        assert_eq!(read("memory=256MiB"), Ok(("memory", 256 << 20)));
+        assert_eq!(read("cpu=1s"), Ok(("cpu", 1000)));
+        assert_eq!(read("concurrency=8"), Ok(("concurrency", 8)));
+        for (bad, says) in [
+            ("memory", "NAME=VALUE"),
+            ("stack=1MiB", "no limit `stack`"),
+            ("memory=8", "8"),
+            ("handles=4294967296", "whole number"),
+        ] {
+            let said = read(bad).unwrap_err();
+            assert!(said.contains(says), "{bad}: {said}");
+        }
+    }
+}

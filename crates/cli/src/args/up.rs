@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use model::ProviderName;
-use model::unit::ByteSize;
+use model::tenant::TenantSettings;
+use model::unit::{ByteSize, Millis};
 use node::confine::{UidRange, Waiver};
 
 use crate::secret_files::SecretFile;
@@ -13,22 +14,31 @@ use crate::secret_files::SecretFile;
 /// `sidereal up`
 #[derive(Debug, Args)]
 pub struct Up {
-    /// Deploy the counter example and print where it answers.
+    /// Deploy the counter example where there is no app `counter` yet, and print where it answers.
     #[arg(long)]
     pub demo: bool,
     /// Where the ingress listens; another port is chosen, and said, where this one is taken.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", env = "SIDEREAL_LISTEN")]
     pub listen: SocketAddr,
-    /// Where the API listens.
+    /// Where the API listens; another port is chosen, and said, where this one is taken. It has no TLS: elsewhere than on
+    /// this machine, something that has it belongs before it.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8088", env = "SIDEREAL_API_LISTEN")]
     pub api_listen: SocketAddr,
+    /// A name or address that others call the API by; it answers to no other beside the one it listens on, and
+    /// `localhost`.
+    #[arg(long = "api-name", value_name = "NAME", value_parser = host_name)]
+    pub api_names: Vec<String>,
     /// Where Prometheus can read metrics, without a token; `off`: nowhere. Another port is chosen, and said, where this
     /// one is taken.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8089", env = "SIDEREAL_METRICS_LISTEN")]
     pub metrics_listen: Listen,
-    /// Host processes of each new tenant.
-    #[arg(long, value_name = "N", env = "SIDEREAL_SHARDS")]
+    /// Host processes of the tenant, 1 to 64.
+    #[arg(long, value_name = "N", value_parser = shards, env = "SIDEREAL_SHARDS")]
     pub shards: Option<u32>,
+    /// How long calls in flight may take to finish when the platform stops; what is left then is cut, and counted. A second
+    /// Ctrl-C waits for nothing.
+    #[arg(long, value_name = "DURATION", default_value = "30s", env = "SIDEREAL_DRAIN")]
+    pub drain: Millis,
     /// Compiled code that each host process keeps in memory; beyond it, what was idle longest is unloaded.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = budget, env = "SIDEREAL_CODE_BUDGET")]
     pub code_budget: ByteSize,
@@ -102,6 +112,21 @@ fn nameserver(text: &str) -> Result<SocketAddr, String> {
     text.parse().or_else(|_| usual()).map_err(|_| "expected an address such as 10.0.0.2 or 10.0.0.2:5353".to_owned())
 }
 
+/// What the tenant's settings take, said before anything is started.
+fn shards(text: &str) -> Result<u32, String> {
+    let may = TenantSettings::SHARDS;
+    let count = text.parse().ok().filter(|count| may.contains(count));
+    count.ok_or_else(|| format!("expected {} to {}", may.start(), may.end()))
+}
+
+/// `NAME` or `NAME:PORT`, as a request's `Host` has it.
+fn host_name(text: &str) -> Result<String, String> {
+    match text.parse::<http::uri::Authority>() {
+        Ok(authority) if !authority.host().is_empty() && !text.contains(['@', '*']) => Ok(text.to_owned()),
+        _ => Err("expected a name or an address, such as api.example or 10.0.0.5:8088".to_owned()),
+    }
+}
+
 fn budget(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|cause| format!("{cause}"))?;
     if size.0 == 0 { Err("expected more than nothing, for example 512MiB".to_owned()) } else { Ok(size) }
@@ -122,6 +147,29 @@ impl std::str::FromStr for Listen {
         match text {
             "off" => Ok(Self::Off),
             _ => text.parse().map(Self::At).map_err(|_| "expected an address such as 127.0.0.1:8089, or `off`".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_has_as_many_hosts_as_its_settings_may_say() {
+        assert_eq!((shards("1"), shards("64")), (Ok(1), Ok(64)));
+        for bad in ["0", "65", "100", "-1", "two", ""] {
+            assert_eq!(shards(bad).unwrap_err(), "expected 1 to 64", "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_the_api_is_what_a_host_field_has() {
+        for good in ["api.example", "api.example:8088", "10.0.0.5", "[fd00::5]:8088"] {
+            assert_eq!(host_name(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "http://api.example", "a b", "user@api.example", "api.example/v1", "*.example"] {
+            assert!(host_name(bad).is_err(), "{bad}");
         }
     }
 }

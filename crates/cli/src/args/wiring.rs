@@ -4,7 +4,7 @@
 use clap::Subcommand;
 use model::{AppName, ComponentName, ContractId, Label, ProviderName, SecretRef};
 
-use super::pair;
+use super::{Patience, pair};
 
 /// `sidereal link`
 #[derive(Debug, Subcommand)]
@@ -21,7 +21,10 @@ pub enum LinkCommand {
         /// First copy the app's keys or objects to the new provider, and lose no write on the way. Those that only the new
         /// provider has: `refuse` (the default), `remove` or `keep`.
         #[arg(long, value_name = "EXTRA", num_args = 0..=1, require_equals = true, default_missing_value = "refuse")]
+        #[arg(conflicts_with = "timeout")]
         copy_data: Option<ExtraKeys>,
+        #[command(flatten)]
+        patience: Patience,
     },
     /// The links of an app, or of all apps.
     List {

@@ -4,12 +4,22 @@ use std::time::{Duration, Instant};
 
 use api::client::{ControlClient, Require};
 use api::control::{Accepted, DeployRequest};
+use serde::Serialize;
 
 use crate::args::{AppDir, Deploy};
 use crate::context::{Context, refused};
 use crate::follow::{Follow, Served};
 use crate::output::problem_of;
 use crate::project::{self, Project};
+
+/// A result, and what is doubtful in the manifest. People saw that before.
+#[derive(Serialize)]
+struct WithWarnings<'r, T: Serialize> {
+    #[serde(flatten)]
+    what: &'r T,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'r [String],
+}
 
 /// `sidereal deploy`
 ///
@@ -27,8 +37,9 @@ pub async fn deploy(context: &Context, args: Deploy) -> anyhow::Result<()> {
     let key = format!("{:032x}", rand::random::<u128>());
     let accepted =
         client.deploy(&context.tenant, &project.app.name, &request, require, Some(&key)).await.map_err(refused)?;
-    let served = served(context, follow, &project, accepted, Duration::from_secs(args.timeout), begun).await?;
-    context.out.result(&served, || {
+    let served = served(context, follow, &project, accepted, args.patience.within(), begun).await?;
+    let done = WithWarnings { what: &served, warnings: &project.warnings };
+    context.out.result(&done, || {
         let what = if served.unchanged { "nothing changed; serves" } else { "serves" };
         let mut text = format!("{} {what} as revision {} ({} ms)", served.app, served.revision, served.ms);
         served.urls.iter().for_each(|url| text.push_str(&format!("\n  {url}")));
@@ -96,7 +107,7 @@ async fn compare(context: &Context, args: &AppDir) -> anyhow::Result<u8> {
         (true, true) => 0,
         (true, false) => 1,
     };
-    context.out.result(&plan, || {
+    context.out.result(&WithWarnings { what: &plan, warnings: &project.warnings }, || {
         let mut text = match plan.current {
             Some(revision) => format!("{} against revision {revision}", project.app.name),
             None => format!("{} is new", project.app.name),

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use api::client::ClientError;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use store::StoreError;
@@ -113,6 +114,16 @@ fn directory(home: &Home, found: &mut Vec<Diagnosis>) {
                 "free some space; deploys and writes are refused meanwhile",
             ));
         }
+        if store::audit::Disk::under(dir).is_ok_and(|disk| disk.is_scarce()) {
+            found.push(risk(
+                "disk-scarce",
+                format!(
+                    "{shown} has {} MiB left: changes of tenants are refused, the operator's are not yet",
+                    free >> 20
+                ),
+                "free some space",
+            ));
+        }
         if disk.f_files > 0 && disk.f_favail < 1000 {
             found.push(fault(
                 "inodes-full",
@@ -188,13 +199,27 @@ async fn platform(home: &Home, found: &mut Vec<Diagnosis>) -> bool {
     }
     let answer = match home.token(false).and_then(|token| connect(&running, &token)) {
         Ok(client) => match client.version().await {
-            Ok(_) => client.nodes().await.map_err(|e| e.problem().detail),
+            Ok(_) => both(client.nodes().await, client.tenants().await),
             Err(error) => Err(error.problem().detail),
         },
         Err(cause) => Err(format!("{cause:#}")),
     };
     match answer {
-        Ok(nodes) => {
+        Ok((nodes, tenants)) => {
+            // Whoever runs the platform is its first tenant, and bounds itself where it likes to.
+            for tenant in tenants.iter().filter(|tenant| tenant.name.as_str() != FIRST) {
+                let unbounded = tenant.settings.quotas.unbounded();
+                if !unbounded.is_empty() {
+                    found.push(risk(
+                        "tenant-unbounded",
+                        format!("nothing bounds {} of tenant {}", unbounded.join(", "), tenant.name),
+                        format!(
+                            "`sidereal tenant set {} --help` has the flags; docs/limits.md says what each bounds",
+                            tenant.name
+                        ),
+                    ));
+                }
+            }
             for node in nodes.iter().filter(|node| !node.alive) {
                 found.push(fault(
                     "node-lost",
@@ -219,6 +244,14 @@ async fn platform(home: &Home, found: &mut Vec<Diagnosis>) -> bool {
         }
     }
     true
+}
+
+/// The tenant that every platform has.
+const FIRST: &str = "local";
+
+fn both<A, B>(one: Result<A, ClientError>, other: Result<B, ClientError>) -> Result<(A, B), String> {
+    let detail = |error: ClientError| error.problem().detail;
+    Ok((one.map_err(detail)?, other.map_err(detail)?))
 }
 
 /// The databases of a platform that does not run, by the check they get before they are opened; nothing is written.

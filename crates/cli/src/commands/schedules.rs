@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::args::ScheduleCommand;
 use crate::context::{Context, refused};
-use crate::output::table;
+use crate::output::{moment, table};
 
 /// A schedule and whose it is.
 #[derive(Serialize)]
@@ -85,9 +85,4 @@ fn row(Row { app, view }: &Row) -> Vec<String> {
         view.failed.to_string(),
         view.passed.to_string(),
     ]
-}
-
-fn moment(ms: u64) -> String {
-    let at = i64::try_from(ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    at.map_or_else(String::new, |at| format!("{at:.0}"))
 }

@@ -10,7 +10,7 @@ use model::{SecretName, SecretValue};
 
 use crate::args::SecretCommand;
 use crate::context::{Context, refused};
-use crate::output::table;
+use crate::output::{moment, table};
 
 /// `sidereal secret`
 ///
@@ -32,9 +32,7 @@ pub async fn secret(context: &Context, command: SecretCommand) -> anyhow::Result
         SecretCommand::List => {
             let secrets = client.secrets(&context.tenant).await.map_err(refused)?;
             let rows = secrets.iter().map(|secret| {
-                let set =
-                    i64::try_from(secret.updated_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-                let set = set.map_or_else(String::new, |set| format!("{set:.0}"));
+                let set = moment(secret.updated_ms);
                 vec![secret.name.to_string(), secret.version.to_string(), set, secret.used_by.join("; ")]
             });
             let rows: Vec<_> = rows.collect();

@@ -58,7 +58,7 @@ struct Signed {
 /// # Errors
 /// When the file is no component or the key is no account's.
 pub fn sign(context: &Context, args: &Sign) -> anyhow::Result<()> {
-    let bytes = component(&args.file)?;
+    let bytes = component(&args.file, "sign")?;
     let account = keys::load(&context.home, &args.key)?;
     let stem = args.file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let name = args.name.clone().unwrap_or(stem);
@@ -134,7 +134,7 @@ struct Inspected {
 /// # Errors
 /// When the file is no component.
 pub fn inspect(context: &Context, args: &Inspect) -> anyhow::Result<()> {
-    let bytes = component(&args.file)?;
+    let bytes = component(&args.file, "inspect")?;
     let info = read(&bytes).map_err(|cause| invalid(&args.file, &cause))?;
     let claims = claims::peek(&bytes);
     let found = Inspected {
@@ -187,15 +187,16 @@ fn text(found: &Inspected) -> String {
     text.trim_end().to_owned()
 }
 
-fn component(file: &Path) -> anyhow::Result<Vec<u8>> {
+/// The bytes of a component that `sidereal <command>` was named.
+fn component(file: &Path, command: &str) -> anyhow::Result<Vec<u8>> {
+    let named = || format!("name a component: `sidereal {command} counter.wasm`");
     let meta = fs::metadata(file).map_err(|cause| {
-        Problem::new(Code::NotFound, format!("cannot read {}: {cause}", file.display()))
-            .help("name a component: `sidereal inspect counter.wasm`")
+        Problem::new(Code::NotFound, format!("cannot read {}: {cause}", file.display())).help(named())
     })?;
     // A pipe or a device may never end.
     if !meta.is_file() {
         return Err(Problem::new(Code::RequestInvalid, format!("{} is no regular file", file.display()))
-            .help("name a component: `sidereal inspect counter.wasm`")
+            .help(named())
             .into());
     }
     let too_large = |size: u64| {

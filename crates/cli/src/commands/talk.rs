@@ -13,7 +13,7 @@ use model::{AppName, ComponentName};
 
 use crate::args::{Call, Logs};
 use crate::context::{Context, refused};
-use crate::output::{clock, stdout};
+use crate::output::{clock, raw, stdout};
 
 /// `sidereal logs`
 ///
@@ -76,25 +76,31 @@ pub async fn call(context: &Context, args: Call) -> anyhow::Result<bool> {
     });
     let request = CallRequest {
         component,
-        method: args.method,
+        method: args.method.unwrap_or_else(|| method(args.data.is_some()).to_owned()),
         path: args.path,
         headers: headers.collect::<Result<_, Problem>>()?,
         body: BASE64.encode(&body(args.data.as_deref())?),
     };
     let answer = context.client()?.call(&context.tenant, &app, &request).await.map_err(refused)?;
     let bytes = BASE64.decode(answer.body.as_bytes()).context("the answer's body is not base64")?;
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    context.out.result(&answer, || {
-        let mut shown = String::new();
-        if args.include {
-            shown.push_str(&format!("{}\n", answer.status));
-            answer.headers.iter().for_each(|(name, value)| shown.push_str(&format!("{name}: {value}\n")));
-            shown.push('\n');
-        }
-        shown.push_str(text.trim_end_matches('\n'));
-        shown
-    });
+    if context.out.json() {
+        context.out.result(&answer, String::new);
+        return Ok(answer.status < 400);
+    }
+    let mut head = String::new();
+    if args.include {
+        head.push_str(&format!("{}\n", answer.status));
+        answer.headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\n")));
+        head.push('\n');
+    }
+    // Byte for byte: it may be an image.
+    raw(&[head.as_bytes(), &bytes]);
     Ok(answer.status < 400)
+}
+
+/// What is meant where no method is named.
+fn method(body: bool) -> &'static str {
+    if body { "POST" } else { "GET" }
 }
 
 /// `APP` or `APP/COMPONENT`.

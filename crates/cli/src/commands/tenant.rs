@@ -13,7 +13,7 @@ use super::wiring::change;
 use crate::args::{QuotaFlags, Settings, SettingsCommand, TenantCommand, TokenCommand};
 use crate::context::{Context, refused};
 use crate::home::write_private;
-use crate::output::table;
+use crate::output::{moment, table};
 
 /// `sidereal tenant-settings`
 ///
@@ -52,6 +52,15 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result
                 let next = format!("sidereal --tenant {name} tenant token create --role owner");
                 format!("tenant {name} is there\nnext: `{next}`")
             });
+            let unbounded = view.settings.quotas.unbounded();
+            if !unbounded.is_empty() {
+                let flags: Vec<String> = unbounded.iter().map(|name| format!("--{}", name.replace('_', "-"))).collect();
+                context.out.warn(&format!(
+                    "nothing bounds {} of tenant {name}: it may take what all others need; `sidereal tenant set {name}` has {}",
+                    unbounded.join(", "),
+                    flags.join(", ")
+                ));
+            }
             Ok(())
         }
         TenantCommand::List => list(context, &client).await,
@@ -130,6 +139,7 @@ fn nothing(changes: &Settings) -> bool {
         artifact_bytes,
     } = &changes.quotas;
     changes.shards.is_none()
+        && changes.ceilings.is_empty()
         && changes.allow_unsigned.is_none()
         && [apps, components, connections_per_second].iter().all(|value| value.is_none())
         && requests_per_second.is_none()
@@ -144,8 +154,18 @@ fn nothing(changes: &Settings) -> bool {
 
 /// Makes the settings what the flags ask.
 fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Problem> {
-    let Settings { trust, distrust, revoke, unrevoke, allow_egress, deny_egress, shards, allow_unsigned, quotas } =
-        changes;
+    let Settings {
+        trust,
+        distrust,
+        revoke,
+        unrevoke,
+        allow_egress,
+        deny_egress,
+        ceilings,
+        shards,
+        allow_unsigned,
+        quotas,
+    } = changes;
     all_there("trusted key", distrust, &settings.trust_anchors)?;
     all_there("revoked key, token or digest", unrevoke, &settings.revoked)?;
     all_there("granted range", deny_egress, &settings.egress)?;
@@ -155,6 +175,9 @@ fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Proble
     settings.revoked.extend(revoke.iter().cloned());
     settings.egress.retain(|cidr| !allow_egress.contains(cidr) && !deny_egress.contains(cidr));
     settings.egress.extend(allow_egress.iter().cloned());
+    for ceiling in ceilings {
+        (ceiling.limit.set)(&mut settings.ceilings, ceiling.value);
+    }
     settings.shards = shards.unwrap_or(settings.shards);
     settings.allow_unsigned = allow_unsigned.unwrap_or(settings.allow_unsigned);
     let now = settings.quotas.clone();
@@ -262,10 +285,7 @@ async fn token(context: &Context, client: &ControlClient, command: TokenCommand)
 }
 
 fn row(token: &TokenView) -> Vec<String> {
-    let moment = |ms: Option<u64>, none: &str| {
-        let moment = ms.and_then(|ms| i64::try_from(ms).ok()).and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-        moment.map_or_else(|| none.to_owned(), |moment| format!("{moment:.0}"))
-    };
+    let moment = |ms: Option<u64>, none: &str| ms.map_or_else(|| none.to_owned(), moment);
     let ends = match token.revoked_ms {
         Some(_) => "revoked".to_owned(),
         None => moment(token.expires_ms, "never"),

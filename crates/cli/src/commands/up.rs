@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,6 @@ use node::confine::{Confinement, Wanted};
 use node::dialer::{Nameserver, Resolve};
 use node::otlp::{OtlpConfig, OtlpError};
 use node::{AdminConfig, Node, NodeConfig, Storage};
-use serde::Serialize;
 use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
@@ -28,30 +27,16 @@ use store::secrets::{Secrets, SecretsError};
 
 use crate::args::{Listen, Up};
 use crate::commands::config::environment;
-use crate::commands::deploy::deploy_built_in;
+use crate::commands::ready::{Ready, greeting, the_demo};
 use crate::context::{Context, connect, refused};
-use crate::follow::Served;
 use crate::home::Running;
 use crate::{demo, keys, programs, secret_files};
 
-/// How long calls in flight may take to finish when the platform stops.
-const DRAIN: Duration = Duration::from_secs(10);
+/// What hosts and the node's own tasks have beyond the calls' time when the platform stops.
+const LAST: Duration = Duration::from_secs(4);
 
 /// How long an artifact stays that no revision names: `plan` sends them too, and a deploy may follow.
 const KEEP_UNNAMED: Duration = Duration::from_secs(3600);
-
-/// What the ready line says.
-#[derive(Debug, Serialize)]
-struct Ready {
-    api: String,
-    ingress: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    metrics: Option<String>,
-    pid: u32,
-    ms: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    app: Option<Served>,
-}
 
 /// `sidereal up`
 ///
@@ -110,13 +95,13 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
         secrets: storage.secrets.clone(),
         nodes: node.clone(),
         env: env.clone(),
-        allowed_hosts: Vec::new(),
+        allowed_hosts: args.api_names.clone(),
         keep_unnamed: KEEP_UNNAMED,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
     .await?;
     let running = Running {
-        api: format!("http://{}", control.addr()),
+        api: format!("http://{}", called(control.addr())),
         ingress: node.ingress().to_string(),
         metrics: node.admin().map(|address| format!("http://{address}/metrics")),
         pid: std::process::id(),
@@ -126,6 +111,12 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
         say_moved(context, "metrics listener", wished, got);
     }
     say_moved(context, "ingress", args.listen, node.ingress());
+    if !control.addr().ip().is_loopback() {
+        context.out.warn(&format!(
+            "the API listens on {} without TLS: whoever reads that network reads the tokens that are sent to it",
+            control.addr()
+        ));
+    }
     context.home.announce(&running)?;
     write_lock(&lock, &running)?;
 
@@ -144,9 +135,9 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
         }
         Some(Ok(ready)) => {
             // A ready line nobody can read ends nothing: `sidereal up >/dev/full` goes on and stops as it should.
-            context.out.announce(&ready, || greeting(&ready));
+            context.out.announce(&ready, || greeting(context, &ready, args.demo));
             signal.cancelled().await;
-            context.out.note("stopping: finishing the calls in flight");
+            context.out.note("stopping: finishing the calls in flight (Ctrl-C again waits for none)");
             Ok(())
         }
         Some(Err(error)) => Err(error),
@@ -154,7 +145,11 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     context.home.retract();
     // The control plane first: that its only node leaves now is no news.
     control.shutdown().await;
-    node.shutdown(DRAIN).await;
+    let cut = node.end(args.drain.duration(), args.drain.duration() + LAST).await;
+    if cut > 0 {
+        let calls = if cut == 1 { "1 call was".to_owned() } else { format!("{cut} calls were") };
+        context.out.warn(&format!("{calls} in flight still after {}, and cut; `--drain` gives longer", args.drain));
+    }
     drop(lock);
     outcome
 }
@@ -168,6 +163,7 @@ async fn confine(context: &Context, args: &Up, exe: &Path) -> anyhow::Result<Arc
         data_dir: context.home.dir().to_owned(),
         waiver,
         uids: args.uid_range,
+        user: None,
         join: Vec::new(),
         command: "sidereal up --waive".to_owned(),
     })
@@ -199,10 +195,7 @@ async fn get_ready(
 ) -> anyhow::Result<Ready> {
     let client = connect(running, token)?;
     apply_flags(context, args, &client).await?;
-    let app = match args.demo {
-        true => Some(deploy_built_in(context, &client, demo::project(context, &client).await?).await?),
-        false => None,
-    };
+    let app = if args.demo { the_demo(context, &client).await? } else { None };
     Ok(Ready {
         api: running.api.clone(),
         ingress: running.ingress.clone(),
@@ -211,34 +204,6 @@ async fn get_ready(
         ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         app,
     })
-}
-
-fn greeting(ready: &Ready) -> String {
-    let mut text = format!("  ready in {:.2} s\n", Duration::from_millis(ready.ms).as_secs_f64());
-    if let Some(app) = &ready.app {
-        for url in &app.urls {
-            text.push_str(&format!("  app      {url}\n"));
-        }
-    }
-    text.push_str(&format!("  ingress  http://{}\n  api      {}\n  stop     Ctrl-C\n", ready.ingress, ready.api));
-    let next = match &ready.app {
-        Some(_) => "link set counter wasi:keyvalue=memory   (in another terminal: swaps its store, nothing restarts)",
-        None => "deploy examples/counter   (in another terminal)",
-    };
-    text.push_str(&format!("  next     {} {next}", program()));
-    text
-}
-
-/// How the user can start this program again: by name where it is on the `PATH`, else by its file.
-fn program() -> String {
-    let Ok(own) = std::env::current_exe() else { return "sidereal".to_owned() };
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let named = std::env::split_paths(&path).map(|dir| dir.join("sidereal")).find(|file| file.is_file());
-    if named.and_then(|file| file.canonicalize().ok()) == Some(own.clone()) {
-        return "sidereal".to_owned();
-    }
-    let here = std::env::current_dir().unwrap_or_default();
-    own.strip_prefix(&here).unwrap_or(&own).display().to_string()
 }
 
 /// One platform per data directory: whoever holds the lock runs.
@@ -253,7 +218,11 @@ fn lock(context: &Context) -> anyhow::Result<File> {
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            // What it says is of a run that is over.
+            file.set_len(0).with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(file)
+        }
         Err(fs::TryLockError::WouldBlock) => {
             let mut text = String::new();
             drop(file.read_to_string(&mut text));
@@ -309,6 +278,11 @@ async fn seed_tenant(
     }
     let mut settings = TenantSettings { trust_anchors: vec![account.to_owned()], ..TenantSettings::default() };
     if let Some(shards) = args.shards {
+        let may = TenantSettings::SHARDS;
+        if !may.contains(&shards) {
+            let text = format!("--shards is {shards}; it is {} to {}", may.start(), may.end());
+            return Err(Problem::new(Code::RequestInvalid, text).help("choose another number").into());
+        }
         settings.shards = shards;
     }
     let value = serde_json::to_vec(&settings)?;
@@ -362,6 +336,16 @@ async fn start_control(
     Ok(control)
 }
 
+/// The address that this machine calls a listener by: one that listens everywhere has no name of its own.
+fn called(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
 fn say_moved(context: &Context, what: &str, wished: SocketAddr, got: SocketAddr) {
     if wished.port() != 0 && wished != got {
         context.out.warn(&format!("port {} is taken: the {what} listens on {got}", wished.port()));
@@ -392,4 +376,24 @@ fn storage_text(text: String) -> anyhow::Error {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_starts_is_not_taken_for_the_run_before() {
+        use clap::Parser as _;
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_string_lossy().into_owned();
+        let cli = crate::args::Cli::try_parse_from(["sidereal", "--data-dir", &home, "up"]).unwrap();
+        let context = Context::new(&cli.global, true).unwrap();
+        let before = r#"{"api":"http://127.0.0.1:1","ingress":"127.0.0.1:2","pid":3,"since_ms":4}"#;
+        fs::write(context.home.lock_file(), before).unwrap();
+        let held = lock(&context).unwrap();
+        let said = lock(&context).unwrap_err().to_string();
+        assert!(said.contains("is starting"), "{said}");
+        drop(held);
+    }
 }

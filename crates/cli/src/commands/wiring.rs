@@ -1,7 +1,7 @@
 //! `link`, `provider`, `route`: what is connected to what.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use api::client::{ControlClient, Require};
 use api::control::{ContractView, LinkRequest, ProviderType, TenantView};
@@ -22,17 +22,17 @@ use crate::output::table;
 pub async fn link(context: &Context, command: LinkCommand) -> anyhow::Result<()> {
     let client = context.client()?;
     match command {
-        LinkCommand::Set { app, link, component, copy_data: Some(extra) } => {
+        LinkCommand::Set { app, link, component, copy_data: Some(extra), .. } => {
             moving::copy_and_link(context, &client, app, link, component, extra).await?;
         }
-        LinkCommand::Set { app, link, component, copy_data: None } => {
+        LinkCommand::Set { app, link, component, copy_data: None, patience } => {
             let begun = Instant::now();
             let follow = Follow::open(&client, &context.tenant, &app).await?;
             let provider = link.provider.clone();
             let request =
                 LinkRequest { component, contract: link.contract, label: link.label, provider: link.provider };
             let accepted = client.link(&context.tenant, &app, &request, Require::Exists).await.map_err(refused)?;
-            let urls = follow.serving(&context.out, accepted.revision, Duration::from_secs(60)).await?;
+            let urls = follow.serving(&context.out, accepted.revision, patience.within()).await?;
             let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             context
                 .out

@@ -1,6 +1,7 @@
 //! Programs of WASI 0.1: a core module becomes a component, by the adapter that belongs to the engine.
 
 use api::{Code, Problem};
+use bytes::Bytes;
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME as NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER as ADAPTER,
 };
@@ -11,11 +12,23 @@ pub fn is_module(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\0asm\x01\0\0\0")
 }
 
-/// The component that a module becomes.
+/// The component that a module becomes. Whoever wrote the module may have found what the encoder does not stand: that is an answer
+/// about the module, and ends nothing else.
 ///
 /// # Errors
 /// Where it is no program of WASI 0.1.
-pub fn component(module: &[u8]) -> Result<Vec<u8>, Problem> {
+pub async fn component(module: Bytes) -> Result<Bytes, Problem> {
+    let encoded = tokio::task::spawn_blocking(move || encode(&module)).await;
+    encoded.unwrap_or_else(|_| Err(refused("the encoder failed"))).map(Bytes::from)
+}
+
+fn refused(why: &str) -> Problem {
+    let what = format!("the core module cannot become a component: {}", why.chars().take(500).collect::<String>());
+    Problem::new(Code::ArtifactInvalid, what)
+        .help("a core module must be a program of WASI 0.1, with `_start`; or build for wasm32-wasip2")
+}
+
+fn encode(module: &[u8]) -> Result<Vec<u8>, Problem> {
     let adapted = ComponentEncoder::default()
         .validate(true)
         .module(module)
@@ -23,9 +36,7 @@ pub fn component(module: &[u8]) -> Result<Vec<u8>, Problem> {
         .and_then(|mut encoder| encoder.encode());
     adapted.map_err(|cause| {
         let why = cause.chain().map(|cause| cause.to_string().replace('\n', " ")).collect::<Vec<_>>().join(": ");
-        let what = format!("the core module cannot become a component: {}", why.chars().take(500).collect::<String>());
-        Problem::new(Code::ArtifactInvalid, what)
-            .help("a core module must be a program of WASI 0.1, with `_start`; or build for wasm32-wasip2")
+        refused(&why)
     })
 }
 
@@ -43,7 +54,7 @@ mod tests {
         )
         .unwrap();
         assert!(is_module(&module));
-        let adapted = component(&module).unwrap();
+        let adapted = encode(&module).unwrap();
         assert!(!is_module(&adapted));
         let info = inspect(&adapted).unwrap();
         assert!(info.exports.iter().any(|export| export.to_string().starts_with("wasi:cli/run@0.2.")), "{info:?}");
@@ -56,7 +67,7 @@ mod tests {
                 "nonsense",
             ),
         ] {
-            let refused = component(&wat::parse_str(text).unwrap()).unwrap_err();
+            let refused = encode(&wat::parse_str(text).unwrap()).unwrap_err();
             assert!(refused.detail.contains(why), "{text}: {refused}");
         }
     }

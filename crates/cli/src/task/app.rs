@@ -1,26 +1,32 @@
 //! From a task to an app: the manifest a person would have written for it, read, checked and locked as every other is.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::run::RunRequest;
-use api::task::{TaskComponent, TaskLink, TaskSpec};
+use api::task::{Place, TaskComponent, TaskLink, TaskSpec};
 use api::{Code, Problem};
 use bytes::Bytes;
 use model::claims::{self, TrustPolicy};
 use model::component::{MAX_COMPONENT, inspect};
 use model::lock::{ArtifactFacts, ArtifactProblem, Artifacts, lock_draft};
 use model::manifest::{ComponentSource, Report, draft};
+use model::rules::{LIMIT_FIELDS, LimitUnit};
 use model::unit::{ByteSize, Millis};
 use model::{ContractId, Digest, InterfaceId, Limits, LockedApp, ProviderKind, Route};
+use node::artifacts::Pulled;
 use toml::{Table, Value};
 
-use super::adapt;
-use crate::oci;
+use super::{adapt, place, pull};
 
 /// The name of the app, and of its component.
 pub const NAME: &str = "task";
+
+/// How long a registry may take.
+const PULL: Duration = Duration::from_secs(300);
 
 /// A task that may run.
 pub struct Ready {
@@ -30,34 +36,35 @@ pub struct Ready {
     pub wasm: Bytes,
     /// How it is run, where it is a program.
     pub program: Option<RunRequest>,
+    /// What a registry sent, as it is kept.
+    pub pulled: Option<Pulled>,
     /// Secrets its providers use, by the name under which the app knows them; each in a file.
-    pub secrets: BTreeMap<String, std::path::PathBuf>,
+    pub secrets: BTreeMap<String, Place>,
 }
 
-/// Reads the component and checks it, its links and its claims.
+/// Reads the component, from a registry by the program `exe` and by way of the network `outside`, and checks it, its links and its claims.
 ///
 /// # Errors
 /// Everything that is wrong with them.
-pub async fn prepare(spec: &TaskSpec) -> Result<Ready, Problem> {
+pub async fn prepare(spec: &TaskSpec, exe: &Path, outside: Option<File>) -> Result<Ready, Problem> {
     let (manifest, secrets) = manifest(spec)?;
     let text = toml::to_string(&manifest).map_err(|cause| Problem::new(Code::Internal, cause.to_string()))?;
     let draft = draft(&text, "the task");
     let source = draft.manifest.as_ref().and_then(|manifest| manifest.components.values().next());
+    let mut pulled = None;
     let wasm = match (&spec.component, source.map(|component| &component.source.value)) {
         (TaskComponent::Oci(_), Some(ComponentSource::Oci(reference))) => {
-            let pulled = oci::pull(reference).await.map(Bytes::from);
-            Some(pulled.map_err(|cause| crate::output::problem_of(&cause))?)
+            pulled = Some(Pulled::of(&spec.code, &reference.digest));
+            Some(pull::component(reference, (spec, exe), PULL, outside).await?)
         }
-        (TaskComponent::Path(path), Some(_)) => Some(file(path).await?),
+        (TaskComponent::Path(place), Some(_)) => Some(file(place.clone()).await?),
         // What is wrong with the reference is in the report.
         _ => None,
     };
     // What is signed are the bytes that were published.
     let published = wasm.clone();
     let wasm = match wasm {
-        Some(module) if spec.listen.is_none() && adapt::is_module(&module) => {
-            Some(Bytes::from(adapt::component(&module)?))
-        }
+        Some(module) if spec.listen.is_none() && adapt::is_module(&module) => Some(adapt::component(module).await?),
         other => other,
     };
     let facts = wasm.as_ref().ok_or(ArtifactProblem::Missing).and_then(|bytes| {
@@ -89,14 +96,14 @@ pub async fn prepare(spec: &TaskSpec) -> Result<Ready, Problem> {
             None
         }
         None => {
-            own.limits = unbounded(own.limits);
+            own.limits = unbounded(own.limits, &spec.limits);
             let export = own.exports.iter().find(|export| is_run(export)).map(ToString::to_string).unwrap_or_default();
             let args = std::iter::once(called(&spec.component)).chain(spec.args.iter().cloned()).collect();
             let env = spec.env.clone().into_iter().collect();
             Some(RunRequest { component, export, args, env })
         }
     };
-    Ok(Ready { app, wasm, program, secrets })
+    Ok(Ready { app, wasm, program, pulled, secrets })
 }
 
 /// Whether an export makes a component a program.
@@ -133,10 +140,10 @@ fn unfit(spec: &TaskSpec, exports: &[InterfaceId]) -> Option<Problem> {
     Some(Problem::new(Code::ArtifactInvalid, what).help(help))
 }
 
-/// A program computes as long as its task may run: what bounds it is its scheduler, by control groups and by ending it.
-/// What bounds the platform's own memory stays.
-fn unbounded(limits: Limits) -> Limits {
-    Limits {
+/// A program computes as long as its task may run: what bounds it is its scheduler, by control groups and by ending it, and what
+/// its job names. What bounds the platform's own memory stays.
+fn unbounded(limits: Limits, named: &BTreeMap<String, String>) -> Limits {
+    let mut free = Limits {
         cpu: Millis(u64::MAX),
         wall: Millis(u64::MAX),
         memory: Limits::ceiling().memory,
@@ -144,13 +151,27 @@ fn unbounded(limits: Limits) -> Limits {
         subrequests: u32::MAX,
         log_per_call: ByteSize(u64::MAX),
         ..limits
+    };
+    for field in LIMIT_FIELDS.iter().filter(|field| named.contains_key(field.name)) {
+        (field.set)(&mut free, (field.get)(&limits));
     }
+    free
+}
+
+/// Limits as a manifest has them: counts are numbers.
+fn limits(spec: &TaskSpec) -> Table {
+    let is_count = |name: &str| LIMIT_FIELDS.iter().any(|field| field.name == name && field.unit == LimitUnit::Count);
+    let value = |name: &str, text: &str| match text.parse() {
+        Ok(number) if is_count(name) => Value::Integer(number),
+        _ => Value::String(text.to_owned()),
+    };
+    spec.limits.iter().map(|(name, text)| (name.clone(), value(name, text))).collect()
 }
 
 /// What a program is called: the first of its arguments.
 fn called(component: &TaskComponent) -> String {
     let name = match component {
-        TaskComponent::Path(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
+        TaskComponent::Path(place) => place.path.file_name().map(|name| name.to_string_lossy().into_owned()),
         TaskComponent::Oci(reference) => {
             reference.split('@').next().and_then(|name| name.rsplit('/').next()).map(str::to_owned)
         }
@@ -158,22 +179,36 @@ fn called(component: &TaskComponent) -> String {
     name.unwrap_or_else(|| NAME.to_owned())
 }
 
-async fn file(path: &Path) -> Result<Bytes, Problem> {
-    let shown = path.display();
-    let failed = |cause: std::io::Error| match cause.kind() {
+/// Whether a path of the task looks like the name of something in a registry: with a tag, or behind the name of a machine.
+fn is_reference(path: &Path) -> bool {
+    let part = |part: Option<&OsStr>| part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
+    let (first, last) = (part(path.iter().next()), part(path.file_name()));
+    last.contains(':') || (first.contains(['.', ':']) && path.iter().count() > 1)
+}
+
+async fn file(at: Place) -> Result<Bytes, Problem> {
+    let (name, written) = (at.name(), at.path.clone());
+    let shown = name.display();
+    let read = tokio::task::spawn_blocking(move || place::read(&at, MAX_COMPONENT));
+    let read = read.await.map_err(|cause| Problem::new(Code::Internal, cause.to_string()))?;
+    read.map(Bytes::from).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => {
-            Problem::new(Code::ArtifactMissing, format!("there is no component at {shown}")).help(
-                "`component` is a path in the task's directory, for example `local/app.wasm` of an `artifact` block",
-            )
+            let help = match is_reference(&written) {
+                true => {
+                    "a component of a registry is named by its digest, `registry/repository@sha256:…`, and by no tag"
+                }
+                false => {
+                    "`component` is a path in the task's directory, for example `local/app.wasm` of an `artifact` block"
+                }
+            };
+            Problem::new(Code::ArtifactMissing, format!("there is no component at {shown}")).help(help)
         }
-        _ => Problem::new(Code::ArtifactMissing, format!("the component {shown} cannot be read: {cause}")),
-    };
-    let meta = tokio::fs::metadata(path).await.map_err(failed)?;
-    if !meta.is_file() || meta.len() > MAX_COMPONENT as u64 {
-        let why = if meta.is_file() { "is too large for a component" } else { "is no file" };
-        return Err(Problem::new(Code::ArtifactInvalid, format!("{shown} {why}")));
-    }
-    tokio::fs::read(path).await.map(Bytes::from).map_err(failed)
+        std::io::ErrorKind::InvalidInput | std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::FileTooLarge => {
+            Problem::new(Code::ArtifactInvalid, format!("the component {shown} is not read: {cause}"))
+        }
+        // It may be there the next time: the disk or this machine's descriptors are at fault.
+        _ => Problem::new(Code::StoreUnavailable, format!("the component {shown} cannot be read: {cause}")),
+    })
 }
 
 fn refused(report: &Report) -> Problem {
@@ -185,7 +220,7 @@ fn refused(report: &Report) -> Problem {
     Problem::new(Code::ManifestInvalid, findings.join("; "))
 }
 
-type Secrets = BTreeMap<String, std::path::PathBuf>;
+type Secrets = BTreeMap<String, Place>;
 
 fn manifest(spec: &TaskSpec) -> Result<(Table, Secrets), Problem> {
     let text = |text: &str| Value::String(text.to_owned());
@@ -240,6 +275,7 @@ fn manifest(spec: &TaskSpec) -> Result<(Table, Secrets), Problem> {
     component.insert("source".into(), source);
     component.insert("config".into(), texts(&spec.config));
     component.insert("allow-hosts".into(), Value::Array(spec.allow_hosts.iter().map(|host| text(host)).collect()));
+    component.insert("limits".into(), Value::Table(limits(spec)));
     component.insert("links".into(), Value::Table(links));
     let mut manifest = Table::new();
     manifest.insert("schema".into(), Value::Integer(1));

@@ -22,7 +22,7 @@ use super::body::IDLE;
 use super::extract::{Asked, At, Condition, json, only_json, strict};
 use super::refusal::{Answer, Refusal};
 use super::shares::{Held, Shares};
-use super::system::{Taken, receive};
+use super::system::receive;
 use super::{Api, MAX_CALL};
 use crate::clock;
 use crate::writer::no_app;
@@ -139,7 +139,7 @@ pub(super) async fn call(
     request: Request,
 ) -> Answer<Response> {
     only_json(request.headers())?;
-    let mut sent = Taken::Call(api.calls.hold(&tenant));
+    let mut sent = api.calls.hold(&tenant);
     let text = receive(&mut sent, request.into_body(), MAX_CALL, "a call").await?;
     let id = AppId { tenant, app };
     if api.state.lock().revision(&id).is_none() {

@@ -1,14 +1,19 @@
 //! How requests are read: strictly. A name that is no name, a query or body field we do not know, a body of another type
 //! or above its size is refused, never ignored.
 
+use std::error::Error;
+
 use api::client::Require;
 use api::control::IDEMPOTENCY_KEY;
 use api::problem::Code;
-use axum::body::Bytes;
+use axum::RequestExt as _;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
 
 use super::body::{Stalled, patient};
@@ -44,17 +49,31 @@ pub(crate) struct Whole(pub(crate) Bytes);
 impl<S: Send + Sync> FromRequest<S> for Whole {
     type Rejection = Refusal;
 
-    async fn from_request(request: Request, state: &S) -> Answer<Self> {
-        Bytes::from_request(request.map(patient), state).await.map(Self).map_err(|cause| {
-            if let Some(stalled) = Stalled::behind(&cause) {
-                Refusal::from(stalled)
-            } else if cause.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                Refusal::new(Code::TooLarge, "the body is larger than this request may have")
-            } else {
-                Refusal::new(Code::RequestInvalid, format!("the body cannot be read: {}", cause.body_text()))
-            }
-        })
+    async fn from_request(request: Request, _: &S) -> Answer<Self> {
+        // The layer that bounds the body of each route says where it ends.
+        let mut pieces = patient(request.into_limited_body()).into_data_stream();
+        // One piece of memory, however small the pieces are that it comes in.
+        let mut whole = BytesMut::new();
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|cause| {
+                if let Some(stalled) = Stalled::behind(&cause) {
+                    Refusal::from(stalled)
+                } else if over(&cause) {
+                    Refusal::new(Code::TooLarge, "the body is larger than this request may have")
+                } else {
+                    Refusal::new(Code::RequestInvalid, format!("the body cannot be read: {cause}"))
+                }
+            })?;
+            whole.extend_from_slice(&piece);
+        }
+        Ok(Self(whole.freeze()))
     }
+}
+
+/// Whether a body that its route allows no more of is behind an error.
+fn over(error: &(dyn Error + 'static)) -> bool {
+    let mut chain = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
+    chain.any(|error| error.is::<LengthLimitError>())
 }
 
 /// A JSON body without fields we do not know, at any depth.

@@ -16,8 +16,10 @@ use store::audit::{Act, Outcome};
 
 use super::Api;
 use super::access::{self, Effect, Need};
+use super::bounds;
 use super::refusal::{Answer, Refusal, Why};
 use super::serve::Peer;
+use super::shares::Held;
 use crate::audit;
 use crate::tokens::Caller;
 
@@ -57,7 +59,15 @@ impl Guard {
             host.to_str().ok().and_then(|h| h.parse().ok()).ok_or_else(|| forbidden("cannot be read"))?;
         let asked = request.uri.authority();
         if !self.ours(&host) || asked.is_some_and(|asked| *asked != host) {
-            return Err(forbidden("is not a name of this server").help(format!("call it by `{}`", self.listen)));
+            // Whoever listens everywhere has no name until somebody gives it one.
+            let help = match self.listen.ip().is_unspecified() {
+                true => format!(
+                    "call it by `localhost:{}`, or by a name it was given: sidereal up --api-name NAME",
+                    self.listen.port()
+                ),
+                false => format!("call it by `{}`", self.listen),
+            };
+            return Err(forbidden("is not a name of this server").help(help));
         }
         Ok(host)
     }
@@ -103,6 +113,8 @@ struct Admitted {
     request: Request,
     effect: Effect,
     act: Act,
+    /// Of its body, until it is answered.
+    room: Option<Held>,
 }
 
 /// Lets a request through to its handler, which then finds a [`Caller`] in it; else also says who was refused.
@@ -128,7 +140,7 @@ async fn admit(api: &Api, request: Request) -> Result<Admitted, Box<(Refusal, Ac
         act.what = format!("{}?{}", act.what, flags.join("&"));
     }
     if need == Need::Nobody {
-        return Ok(Admitted { request: Request::from_parts(parts, body), effect, act });
+        return Ok(Admitted { request: Request::from_parts(parts, body), effect, act, room: None });
     }
     let caller = match api.tokens.caller(bearer(&parts.headers)).await {
         Ok(caller) => caller,
@@ -145,13 +157,32 @@ async fn admit(api: &Api, request: Request) -> Result<Admitted, Box<(Refusal, Ac
     if let Err(refusal) = access::admit(&caller, need, tenant) {
         return refused(refusal, &act);
     }
-    if let (Caller::Member { tenant, .. }, Effect::Changes) = (&caller, effect)
-        && let Err(refusal) = api.writer.active(tenant).await
-    {
-        return refused(refusal, &act);
+    let mut room = None;
+    if let Caller::Member { tenant, id, .. } = &caller {
+        if effect == Effect::Changes
+            && let Err(refusal) =
+                api.writer.active(tenant).await.and_then(|()| api.bounds.change(tenant)).and_then(|()| api.audit.room())
+        {
+            return refused(refusal, &act);
+        }
+        if effect == Effect::Reads {
+            let read = match api.bounds.read(tenant, id).await {
+                // Its token may have ended meanwhile.
+                Ok(true) => api.tokens.still(&caller).await,
+                read => read.map(drop),
+            };
+            if let Err(refusal) = read {
+                return refused(refusal, &act);
+            }
+        }
+        let size = bounds::size(route.as_ref().map_or("", MatchedPath::as_str), &body);
+        room = match api.bounds.body(tenant, size).await {
+            Ok(room) => room,
+            Err(refusal) => return refused(refusal, &act),
+        };
     }
     parts.extensions.insert(caller);
-    Ok(Admitted { request: Request::from_parts(parts, body), effect, act })
+    Ok(Admitted { request: Request::from_parts(parts, body), effect, act, room })
 }
 
 /// The same line, saying what came of it.
@@ -166,7 +197,7 @@ fn ended(act: Act, begun: Option<u64>, response: &Response) -> Act {
 }
 
 async fn answer(api: Arc<Api>, request: Request, next: Next) -> Response {
-    let Admitted { request, effect, act } = match admit(&api, request).await {
+    let Admitted { request, effect, act, room } = match admit(&api, request).await {
         Ok(admitted) => admitted,
         Err(refused) => {
             let (refusal, act) = *refused;
@@ -189,6 +220,7 @@ async fn answer(api: Arc<Api>, request: Request, next: Next) -> Response {
     // A task of its own: what was begun ends, and is written down, also where the caller hangs up.
     let changing = tokio::spawn(async move {
         let response = next.run(request).await;
+        drop(room);
         if let Err(cause) = api.audit.write(ended(act, Some(begun), &response)).await {
             tracing::error!(begun, cause = %cause.problem, "what came of a change is not in the audit log");
         }
@@ -251,6 +283,23 @@ mod tests {
         }
         assert_eq!(check(&[]), Err(Code::Forbidden));
         assert_eq!(check(&[("host", "localhost:4000"), ("host", "localhost:4000")]), Err(Code::Forbidden));
+    }
+
+    #[test]
+    fn whoever_listens_everywhere_is_called_by_loopback_or_by_a_name_it_was_given() {
+        for listen in ["0.0.0.0:4000", "[::]:4000"] {
+            let guard = Guard::new(listen.parse().unwrap(), vec!["api.example:4000".into(), "10.0.0.5".into()]);
+            let ask = |host: &str| {
+                let request = axum::http::Request::builder().uri("/v1/version").header("host", host).body(()).unwrap();
+                guard.check(&request.into_parts().0).map_err(|refusal| refusal.problem.help.unwrap_or_default())
+            };
+            for good in ["127.0.0.1:4000", "[::1]:4000", "localhost:4000", "api.example:4000", "10.0.0.5:4000"] {
+                assert_eq!(ask(good), Ok(()), "{listen} {good}");
+            }
+            for bad in [listen, "10.0.0.6:4000", "api.example:4001", "evil.example:4000"] {
+                assert!(ask(bad).unwrap_err().contains("--api-name"), "{listen} {bad}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod access;
 mod apps;
 mod audit;
 mod body;
+mod bounds;
 mod configs;
 mod copies;
 mod extract;
@@ -31,7 +32,7 @@ use axum::middleware;
 use model::NodeName;
 use store::Store;
 use store::blobs::Blobs;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
@@ -43,20 +44,23 @@ use crate::events::Events;
 use crate::mover::Mover;
 use crate::state::Shared;
 use crate::tokens::Tokens;
+use crate::turns::Turns;
 use crate::writer::Writer;
+pub(crate) use bounds::Bounds;
 pub(crate) use guard::Guard;
 pub(crate) use refusal::{Answer, Refusal};
 pub(crate) use serve::serve;
 pub(crate) use shares::Shares;
 
-/// Bytes of artifacts that are held in memory while they are received, all uploads together. Only what has arrived
-/// counts: one that does not send takes nothing from the others.
+/// Bytes of artifacts that are held in memory while they are received, all uploads together and shared between tenants. Only
+/// what has arrived counts: one that does not send takes nothing from the others.
 pub(crate) const UPLOADS: usize = 4 * api::control::MAX_BLOB;
 
 /// Bytes of calls that are held in memory, all calls together: what was sent, and after it what was answered.
 pub(crate) const CALLS: usize = 16 * MAX_CALL;
-/// Requests that read from the disk at once, artifacts as well as the audit log; the others wait for them.
-pub(crate) const LOOKS: usize = 2;
+/// Requests that read much from the disk at once, artifacts as well as the audit log, and those of one tenant among them; the
+/// others wait for them.
+pub(crate) const LOOKS: (usize, usize) = (2, 1);
 
 /// What handlers work with.
 pub(crate) struct Api {
@@ -73,11 +77,12 @@ pub(crate) struct Api {
     pub(crate) state: Arc<Shared>,
     pub(crate) events: Events,
     pub(crate) settled: watch::Receiver<u64>,
-    pub(crate) uploads: Semaphore,
+    pub(crate) uploads: Arc<Shares>,
     /// Held while it is counted what a tenant has sent.
     pub(crate) counting: Mutex<()>,
     pub(crate) calls: Arc<Shares>,
-    pub(crate) looks: Semaphore,
+    pub(crate) bounds: Arc<Bounds>,
+    pub(crate) looks: Arc<Turns>,
     pub(crate) stop: CancellationToken,
     pub(crate) version: String,
     pub(crate) since_ms: u64,

@@ -17,7 +17,7 @@ use super::Api;
 use super::apps::view;
 use super::extract::{At, Condition, Json, Key, json};
 use super::refusal::Answer;
-use crate::writer::Cause;
+use crate::writer::{Cause, whole};
 
 type Names = At<(TenantName, AppName)>;
 
@@ -46,24 +46,23 @@ pub(super) async fn plan(
     };
     let foreign = api.writer.foreign(&id, &request.app).await?;
     if !foreign.is_empty() {
-        return json_plan(current, &request, foreign);
+        return json_plan(current, &request, &foreign);
     }
     let missing = api.writer.fill(&id.tenant, &mut request.app).await?.unwrap_or_default();
-    let mut problems = api.writer.judge(&id, &request.app, &tenant).await.err().unwrap_or_default();
+    let mut problems = api.writer.judge(&id, &request.app, &tenant, None).await.err().unwrap_or_default();
     problems.extend(missing);
-    json_plan(current, &request, problems)
+    json_plan(current, &request, &problems)
 }
 
 fn json_plan(
     current: Option<store::keys::RevisionRecord>,
     request: &DeployRequest,
-    problems: Vec<Problem>,
+    problems: &[Problem],
 ) -> Answer<Response> {
-    let sentence = |p: Problem| p.help.map_or(p.detail.clone(), |help| format!("{}: {help}", p.detail));
     Ok(json(&Plan {
         current: current.as_ref().map(|record| record.revision),
         changes: diff(current.as_ref().map(|record| &record.app), &request.app),
-        problems: problems.into_iter().map(sentence).collect(),
+        problems: problems.iter().map(whole).collect(),
     }))
 }
 
@@ -108,13 +107,7 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     At((tenant, app, revision)): At<(TenantName, AppName, Revision)>,
 ) -> Answer<Response> {
-    let id = AppId { tenant, app };
-    let head = api.writer.current(&id).await?.head;
-    let record = api.writer.record(&id, revision).await?;
-    if record.revision > head.revision {
-        let text = format!("app `{}` has no revision {revision}", id.app);
-        return Err(super::Refusal::new(Code::NotFound, text));
-    }
+    let record = api.writer.past(&AppId { tenant, app }, revision).await?;
     Ok(json(&view(record)?))
 }
 

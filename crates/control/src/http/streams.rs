@@ -54,7 +54,8 @@ fn endless(
     caller: &Caller,
     kind: &'static str,
     chunks: impl Stream<Item = Bytes> + Send + 'static,
-) -> Response {
+) -> Answer<Response> {
+    let place = api.bounds.stream(caller)?;
     let (stop, ended) = (api.stop.clone().cancelled_owned(), api.tokens.ended(caller));
     let over = async move {
         tokio::select! {
@@ -62,8 +63,11 @@ fn endless(
             () = ended => {}
         }
     };
-    let chunks = chunks.take_until(Box::pin(over)).map(Ok::<_, Infallible>);
-    ([(header::CONTENT_TYPE, kind)], Body::from_stream(chunks)).into_response()
+    let chunks = chunks.take_until(Box::pin(over)).map(move |chunk| {
+        let _until_it_ends = &place;
+        Ok::<_, Infallible>(chunk)
+    });
+    Ok(([(header::CONTENT_TYPE, kind)], Body::from_stream(chunks)).into_response())
 }
 
 /// Server-sent events, each a CloudEvent; the last ones are kept for those who come back: 4096 of everything for the operator, 512 of
@@ -103,13 +107,13 @@ pub(super) async fn events(
     let after = headers.get("last-event-id").map(|v| v.to_str().ok().and_then(after_event).ok_or_else(bad));
     let filter = Filter { reads: reads.clone(), app: query.app.clone() };
     let events = api.events.stream(filter, after.transpose()?);
-    Ok(match every {
+    match every {
         None => endless(&api, &caller, "text/event-stream", events),
         Some((tenant, every)) => {
             let readings = readings(api.clone(), reads, tenant, query.app, every);
             endless(&api, &caller, "text/event-stream", futures::stream::select(events, readings))
         }
-    })
+    }
 }
 
 /// The event to go on after; of a reading, the one before it.
@@ -187,7 +191,7 @@ pub(super) async fn logs(
         last: query.last.min(MAX_LAST),
         follow: query.follow,
     };
-    Ok(ndjson(&api, &caller, api.nodes.logs(&id.tenant, &id.app, query)))
+    ndjson(&api, &caller, api.nodes.logs(&id.tenant, &id.app, query))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -226,7 +230,7 @@ pub(super) async fn flows(
         last: query.last.min(MAX_LAST),
         follow: query.follow,
     };
-    Ok(ndjson(&api, &caller, api.nodes.flows(&tenant, query)))
+    ndjson(&api, &caller, api.nodes.flows(&tenant, query))
 }
 
 fn since(text: Option<&str>) -> Answer<Option<Since>> {
@@ -235,7 +239,7 @@ fn since(text: Option<&str>) -> Answer<Option<Since>> {
 }
 
 /// One line of JSON for each item.
-fn ndjson<T: Serialize + Send + 'static>(api: &Api, caller: &Caller, items: BoxStream<'static, T>) -> Response {
+fn ndjson<T: Serialize + Send + 'static>(api: &Api, caller: &Caller, items: BoxStream<'static, T>) -> Answer<Response> {
     let lines = items.map(|item| {
         let mut text = serde_json::to_vec(&item).unwrap_or_default();
         text.push(b'\n');

@@ -14,7 +14,6 @@ use futures::StreamExt as _;
 use model::{Digest, TenantName};
 use store::blobs::BlobError;
 use store::{Expect, keys};
-use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::body::{IDLE, Stalled, patient};
@@ -71,6 +70,7 @@ pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Response {
                 apps: place.apps.len() as u64,
                 layers: record.map(|r| r.layers.clone()).unwrap_or_default(),
                 waived: record.map(|r| r.waived.clone()).unwrap_or_default(),
+                groups: record.and_then(|r| r.groups.clone()),
             }
         })
         .collect();
@@ -93,7 +93,7 @@ pub(super) async fn has_blob(
     let key = keys::artifact(&tenant, &digest);
     let sent = api.store.get(&key).await?;
     let sent = sent.ok_or_else(|| Refusal::new(Code::NotFound, BlobError::Missing(digest).to_string()))?;
-    let _look = api.looks.acquire().await.map_err(stopped)?;
+    let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
     let blobs = api.blobs.clone();
     let looked = move || match blobs.check(&digest) {
         // Whoever asks will not send it: it has to be there when they deploy.
@@ -133,7 +133,7 @@ pub(super) async fn put_blob(
     if http_body::Body::size_hint(request.body()).lower() > MAX_BLOB as u64 {
         return Err(too_large());
     }
-    let mut room = Taken::Upload(&api.uploads, None);
+    let mut room = api.uploads.hold(&tenant);
     let bytes = receive(&mut room, request.into_body(), MAX_BLOB, "an artifact").await?;
     // Counted before it is kept: however many are sent at once, together they are no more than the tenant may have.
     let new = count(&api, &tenant, &digest, bytes.len() as u64).await?;
@@ -176,34 +176,9 @@ async fn count(api: &Api, tenant: &TenantName, digest: &Digest, size: u64) -> An
     Ok((!known).then_some(at))
 }
 
-/// Room in memory for a body, and what of it was taken.
-pub(super) enum Taken<'r> {
-    /// Of uploads: first come, first served.
-    Upload(&'r Semaphore, Option<SemaphorePermit<'r>>),
-    /// Of calls: shared between tenants.
-    Call(Held),
-}
-
-impl Taken<'_> {
-    async fn more(&mut self, bytes: u32) -> Answer<()> {
-        let busy = |_| Refusal::new(Code::Busy, "too much is being sent at once").help("try again in a moment");
-        match self {
-            Self::Upload(room, held) => {
-                let taken = timeout(IDLE, room.acquire_many(bytes)).await.map_err(busy)?.map_err(stopped)?;
-                match held {
-                    Some(held) => held.merge(taken),
-                    None => *held = Some(taken),
-                }
-                Ok(())
-            }
-            Self::Call(held) => timeout(IDLE, held.more(bytes as usize)).await.map_err(busy),
-        }
-    }
-}
-
 /// The whole of a body. Room is taken for what has arrived, never for what is only announced, and not waited for longer than
 /// for the next piece: two halves cannot wait for each other for ever.
-pub(super) async fn receive(room: &mut Taken<'_>, body: Body, most: usize, what: &str) -> Answer<BytesMut> {
+pub(super) async fn receive(room: &mut Held, body: Body, most: usize, what: &str) -> Answer<BytesMut> {
     let mut pieces = patient(body).into_data_stream();
     let mut bytes = BytesMut::new();
     while let Some(piece) = pieces.next().await {
@@ -213,14 +188,17 @@ pub(super) async fn receive(room: &mut Taken<'_>, body: Body, most: usize, what:
         })?;
         let size = bytes.len().saturating_add(piece.len());
         let large = || Refusal::new(Code::TooLarge, format!("{what} has at most {most} bytes"));
-        let more = u32::try_from(piece.len()).ok().filter(|_| size <= most).ok_or_else(large)?;
-        room.more(more).await?;
+        if size > most {
+            return Err(large());
+        }
+        let busy = |_| Refusal::new(Code::Busy, "too much is being sent at once").help("try again in a moment");
+        timeout(IDLE, room.more(piece.len())).await.map_err(busy)?;
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
 }
 
-pub(super) fn stopped(_: AcquireError) -> Refusal {
+pub(super) fn stopped() -> Refusal {
     Refusal::new(Code::Unreachable, "the control plane is stopping")
 }
 

@@ -23,6 +23,7 @@ use super::Api;
 use super::extract::{At, Condition, Json, json};
 use super::guard::Said;
 use super::refusal::Answer;
+use super::system::stopped;
 use crate::tokens::Caller;
 use crate::writer;
 
@@ -96,6 +97,9 @@ pub(super) async fn delete(
 ) -> Answer<StatusCode> {
     api.writer.delete_tenant(&name, api.etags.require(require)).await?;
     api.mover.forget(|moved| moved.tenant == name).await;
+    api.bounds.forget(&name);
+    api.audit.forget(&name);
+    api.tokens.forget(&name);
     let purged = async {
         while !api.store.list(&keys::purges_of(&name)).await?.entries.is_empty() {
             tokio::time::sleep(LOOK).await;
@@ -113,6 +117,8 @@ pub(super) async fn delete(
     responses((status = 200, body = Vec<ProviderView>), (status = "default", body = Problem)))]
 pub(super) async fn providers(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
     let tenant = api.writer.tenant(&name).await?;
+    // All its apps are read.
+    let _look = api.looks.take(Some(&name)).await.ok_or_else(stopped)?;
     let ids: Vec<AppId> = api.state.lock().apps_of(&name).map(|(id, _, _)| id.clone()).collect();
     let read = |id: AppId| {
         let api = api.clone();

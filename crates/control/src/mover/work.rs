@@ -12,7 +12,7 @@ use model::observed::Phase;
 use model::plan::AppId;
 use tokio_util::sync::CancellationToken;
 
-use super::{Mover, Record, cancelled, copy_request, link};
+use super::{Mover, Record, cancelled, copy_request};
 use crate::writer::Planned;
 
 /// Keys per step.
@@ -100,7 +100,7 @@ impl<'a> Work<'a> {
     }
 
     async fn once(&mut self, cancel: &CancellationToken) -> Result<(), Problem> {
-        let request = link(&self.record.request);
+        let request = self.record.link();
         let recorded = self.record.view.phase == CopyPhase::Switching;
         let planned = self.claim().await?;
         if planned.link.provider == request.provider && recorded {
@@ -118,11 +118,15 @@ impl<'a> Work<'a> {
         self.answers(planned.revision).await?;
         self.record.view = CopyView { read: 0, written: 0, bytes: 0, ..self.record.view.clone() };
         self.round = 0;
-        self.step(CopyStep::Begin(Box::new(copy.clone()))).await?;
+        let approach = async {
+            // Waits for hosts that are ending.
+            self.step(CopyStep::Begin(Box::new(copy.clone()))).await?;
+            self.approach().await
+        };
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(cancelled()),
-            result = self.approach() => result?,
+            result = approach => result?,
         }
         // Revisions that came meanwhile write to the same provider: nothing else is let through. It is the newest one
         // that has to be held.
@@ -150,7 +154,7 @@ impl<'a> Work<'a> {
     }
 
     async fn claim(&self) -> Result<Planned, Problem> {
-        self.mover.claim(self.id, &self.record.request).await.map_err(|refusal| refusal.problem)
+        self.mover.claim(self.id, &self.record.link()).await.map_err(|refusal| refusal.problem)
     }
 
     /// The link was moved before an interruption: nothing can be lost any more, and nothing is held.
@@ -290,7 +294,7 @@ impl<'a> Work<'a> {
         // What comes between is a conflict, and is held like every revision that comes now.
         self.mover.lift(self.id);
         let writer = &self.mover.writer;
-        match writer.link(self.id, request, require).await {
+        match writer.moved(self.id, request, require).await {
             Ok(accepted) => Ok(accepted.revision),
             Err(refusal) => match writer.current(self.id).await {
                 // A store that failed may have written all the same: what counts is what it has.
@@ -349,11 +353,14 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Whether the link that was planned to move has moved.
+/// Whether the links that were planned to move have moved.
 fn goes(app: &LockedApp, planned: &Planned, request: &LinkRequest) -> bool {
-    let (of, label) = ((&planned.link.component, &planned.link.contract), &planned.link.label);
-    app.links.iter().any(|link| {
-        (&link.component, &link.contract) == of && link.label == *label && link.provider == request.provider
+    planned.with.iter().chain([&planned.link]).all(|was| {
+        app.links.iter().any(|link| {
+            (&link.component, &link.contract) == (&was.component, &was.contract)
+                && link.label == was.label
+                && link.provider == request.provider
+        })
     })
 }
 

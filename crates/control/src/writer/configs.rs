@@ -208,6 +208,7 @@ impl Writer {
         drop(turn);
         let mut followed = Vec::new();
         for (id, _) in users_of(name, users) {
+            let seen = self.see_current(id).await.unwrap_or_default();
             let _turn = self.turn.lock().await;
             if self.read(key).await?.is_none_or(|kept| kept.etag != etag) {
                 return Ok((followed, None));
@@ -227,15 +228,17 @@ impl Writer {
                 let origin = Origin::Config { name: name.clone(), version: record.version };
                 let cause = Cause { origin, message: None, require: Require::Any, key: None };
                 let head = self.head(id).await?;
-                match self.append(id, head, app, cause).await {
+                match self.append(id, head, app, cause, &seen).await {
                     Ok(accepted) => (Some(accepted.revision), None),
                     Err(refusal) => (None, Some(refusal.problem)),
                 }
             };
             followed.push(ConfigFollowed { app: id.app.clone(), revision, problem });
         }
-        // Where the store failed an app, the next start tries it again; another refusal would be one again.
-        let again = |one: &ConfigFollowed| one.problem.as_ref().is_some_and(|p| p.code == Code::StoreUnavailable);
+        // Where the store failed an app, or another revision of it came in between, the next start tries it again; another
+        // refusal would be one again.
+        let passes = |problem: &Problem| matches!(problem.code, Code::StoreUnavailable | Code::Busy);
+        let again = |one: &ConfigFollowed| one.problem.as_ref().is_some_and(passes);
         if followed.iter().any(again) {
             return Ok((followed, Some(etag)));
         }

@@ -11,16 +11,35 @@ use store::keys;
 use super::{Tenant, Writer};
 use crate::clock;
 use crate::http::{Answer, Refusal};
-use crate::trust::Vetted;
+use crate::trust::{Seen, Vetted};
 
 impl Writer {
-    /// Everything that keeps an app from being deployed now.
-    pub(crate) async fn judge(&self, id: &AppId, app: &LockedApp, tenant: &Tenant) -> Result<Vetted, Vec<Problem>> {
+    /// Reads the artifacts of an app that is about to be wanted, so that its turn does not wait for that.
+    pub(super) async fn see(&self, id: &AppId, app: &LockedApp) -> Seen {
+        match self.tenant(&id.tenant).await {
+            Ok(tenant) => self.vetter.see(app, (&id.tenant, &tenant.settings), clock::seconds()).await,
+            Err(_) => Seen::default(),
+        }
+    }
+
+    /// The same of an app as it is wanted.
+    pub(crate) async fn see_current(&self, id: &AppId) -> Answer<Seen> {
+        Ok(self.see(id, &self.current(id).await?.record.app).await)
+    }
+
+    /// Everything that keeps an app from being deployed now. Whoever holds the turn has `seen` its artifacts before.
+    pub(crate) async fn judge(
+        &self,
+        id: &AppId,
+        app: &LockedApp,
+        tenant: &Tenant,
+        seen: Option<&Seen>,
+    ) -> Result<Vetted, Vec<Problem>> {
         if app.name != id.app {
             let text = format!("the request is for app `{}` and contains app `{}`", id.app, app.name);
             return Err(vec![Problem::new(Code::RequestInvalid, text)]);
         }
-        let vetted = self.vetter.vet(app, &tenant.settings, clock::seconds()).await?;
+        let vetted = self.vetter.vet(app, (&id.tenant, &tenant.settings), seen, clock::seconds()).await?;
         let routes = self.state.lock().routes_near(id, app);
         let mut violations = admission::check(app, &vetted.infos, &id.tenant, &tenant.settings, &routes);
         violations.extend(self.unknown_programs(app));
@@ -99,18 +118,26 @@ impl Writer {
     }
 }
 
-/// One refusal for all findings: the first one's code, and every sentence.
+/// One refusal for all findings: the first one's code, and every sentence with what to do about it.
 pub(crate) fn refuse(mut findings: Vec<Problem>) -> Refusal {
     if findings.is_empty() {
         return Refusal::new(Code::Internal, "refused without a reason");
     }
-    let mut first = findings.swap_remove(0);
+    let mut first = findings.remove(0);
     if !findings.is_empty() {
-        let rest = findings.iter().map(|f| f.detail.clone());
-        first.findings = std::iter::once(first.detail.clone()).chain(rest).collect();
+        first.findings = std::iter::once(&first).chain(&findings).map(whole).collect();
         first.detail = format!("the app cannot be deployed, for {} reasons", first.findings.len());
+        first.help = Some("mend what is listed, then try again".to_owned());
     }
     first.into()
+}
+
+/// A finding among others: what is wrong and what to do, on one line.
+pub(crate) fn whole(finding: &Problem) -> String {
+    match &finding.help {
+        Some(help) => format!("{}: {help}", finding.detail),
+        None => finding.detail.clone(),
+    }
 }
 
 /// The API's code of a broken rule.

@@ -1,5 +1,5 @@
 //! Moving a link to another provider: which link is meant, what the app is with it there, and, before data are copied,
-//! whether that would be accepted.
+//! whether that would be accepted. With their data all links of one bucket move, in one revision.
 
 use std::collections::BTreeMap;
 
@@ -15,90 +15,130 @@ use model::tenant::TenantSettings;
 use super::offers::{offered, refreshed};
 use super::{Cause, Writer, refuse};
 use crate::http::{Answer, Refusal};
+use crate::place::{Place, goes_to, spec};
+use crate::trust::Seen;
 
-/// A link that is to be moved.
+/// A link that is to be moved with its data.
 pub(crate) struct Planned {
     /// The revision it is in.
     pub(crate) revision: Revision,
     /// As it is.
     pub(crate) link: model::Link,
+    /// What it reaches; `None` where nothing of its contract is copied.
+    pub(crate) place: Option<Place>,
+    /// Other links that reach the same and move with it.
+    pub(crate) with: Vec<model::Link>,
+    /// Those that stay and reach some of it, where it is or where it goes.
+    pub(crate) shared: Vec<model::Link>,
     /// Where it goes now.
     pub(crate) from: (ProviderName, ProviderSpec),
     /// Where it will go.
     pub(crate) to: (ProviderName, ProviderSpec),
     /// The providers that secrets of either come from.
     pub(crate) sources: BTreeMap<ProviderName, ProviderSpec>,
-    /// The labels of the component's other links of this contract.
-    pub(crate) others: Vec<model::Label>,
+}
+
+/// Whether a link moves alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moves {
+    /// It does.
+    Alone,
+    /// With its data, and with every link that reaches the same.
+    WithData,
 }
 
 impl Writer {
     /// `link set`: a new revision that differs in one link's provider.
     pub(crate) async fn link(&self, id: &AppId, request: &LinkRequest, require: Require) -> Answer<Accepted> {
+        self.set(id, request, require, Moves::Alone).await
+    }
+
+    /// What [`Writer::planned`] said, now that the data are there.
+    pub(crate) async fn moved(&self, id: &AppId, request: &LinkRequest, require: Require) -> Answer<Accepted> {
+        self.set(id, request, require, Moves::WithData).await
+    }
+
+    async fn set(&self, id: &AppId, request: &LinkRequest, require: Require, moves: Moves) -> Answer<Accepted> {
+        let seen = self.see_current(id).await?;
         let _turn = self.turn.lock().await;
         let (current, head) = self.there(id, require).await?;
         let tenant = self.tenant(&id.tenant).await?;
-        let app = relinked(current.record.app, request, &tenant.settings)?;
-        self.append(id, head, app, Cause { origin: Origin::Link, message: None, require, key: None }).await
+        let app = relinked(current.record.app, request, &tenant.settings, moves)?;
+        self.append(id, head, app, Cause { origin: Origin::Link, message: None, require, key: None }, &seen).await
     }
 
-    /// What [`Writer::link`] would do: the link as it is, and both providers. Refuses what it would refuse.
-    pub(crate) async fn planned(&self, id: &AppId, request: &LinkRequest) -> Answer<Planned> {
+    /// What [`Writer::moved`] would do: the links as they are, and both providers. Refuses what it would refuse. Whoever
+    /// holds the turn has `seen` the artifacts before.
+    pub(crate) async fn planned(&self, id: &AppId, request: &LinkRequest, seen: Option<&Seen>) -> Answer<Planned> {
         let current = self.current(id).await?;
         let tenant = self.tenant(&id.tenant).await?;
         let revision = current.record.revision;
-        let (index, link) = meant(&current.record.app, request)?;
-        let spec =
-            |app: &LockedApp, name: &ProviderName| app.providers.get(name).cloned().or_else(|| built_in(name.as_str()));
+        let mut meant = meant(&current.record.app, request, Moves::WithData)?.into_iter();
+        let Some((index, link)) = meant.next() else { return Err(none(&current.record.app, request)) };
+        let with: Vec<model::Link> = meant.map(|(_, link)| link).collect();
+        let place = Place::of(&current.record.app, &link);
         let from = spec(&current.record.app, &link.provider);
         let mut sources =
             from.as_ref().map(|from| model::secret::sources(&current.record.app, from)).unwrap_or_default();
-        let others = current.record.app.links.iter().filter(|other| {
-            (&other.component, &other.contract) == (&link.component, &link.contract) && other.label != link.label
-        });
-        let others = others.map(|other| other.label.clone()).collect();
-        let app = relinked(current.record.app, request, &tenant.settings)?;
-        self.judge(id, &app, &tenant).await.map_err(refuse)?;
+        let app = relinked(current.record.app.clone(), request, &tenant.settings, Moves::WithData)?;
+        self.judge(id, &app, &tenant, seen).await.map_err(refuse)?;
         let to = spec(&app, &request.provider);
         match (from, to) {
             (Some(from), Some(to)) => {
                 sources.extend(model::secret::sources(&app, &to));
                 let (from, to) = ((link.provider.clone(), from), (request.provider.clone(), to));
-                Ok(Planned { revision, from, to, sources, link, others })
+                let now = &current.record.app;
+                let shared = now.links.iter().filter(|other| {
+                    let there = || [&from, &to].iter().any(|(name, spec)| goes_to(now, other, (name, spec)));
+                    let meets = || Some(place.as_ref()?.meets(&Place::of(now, other)?));
+                    let stays = **other != link && !with.contains(other) && other.contract == link.contract;
+                    stays && there() && meets() == Some(true)
+                });
+                let shared = shared.cloned().collect();
+                Ok(Planned { revision, from, to, sources, link, place, with, shared })
             }
             _ => Err(Refusal::new(Code::Internal, format!("link {index} names a provider that is not there"))),
         }
     }
 }
 
-/// The one link that a request means, and its place.
-fn meant(app: &LockedApp, request: &LinkRequest) -> Answer<(usize, model::Link)> {
+/// The links that a request means, and where they are in the app: one, and with its data every other one that reaches the
+/// same.
+fn meant(app: &LockedApp, request: &LinkRequest, moves: Moves) -> Answer<Vec<(usize, model::Link)>> {
     let fits = |link: &model::Link| {
         link.contract == request.contract
             && request.component.as_ref().is_none_or(|c| *c == link.component)
             && request.label.as_ref().is_none_or(|l| *l == link.label)
     };
-    let what = &request.contract;
-    let mut found = (0..).zip(&app.links).filter(|(_, link)| fits(link));
-    match (found.next(), found.next()) {
-        (Some((index, link)), None) => Ok((index, link.clone())),
-        (None, _) => {
-            let there = app.links.iter().map(|l| format!("{} {} {}", l.component, l.contract, l.label));
-            let there = there.collect::<Vec<_>>().join(", ");
-            let help = if there.is_empty() { "it has no links".to_owned() } else { format!("its links: {there}") };
-            Err(Refusal::new(Code::NotFound, format!("app `{}` has no such link of `{what}`", app.name)).help(help))
-        }
-        (Some(_), Some(_)) => Err(Refusal::new(Code::RequestInvalid, format!("several links of `{what}` are meant"))
-            .help("name the component and the label")),
+    let first = app.links.iter().find(|link| fits(link)).ok_or_else(|| none(app, request))?;
+    let place = Place::of(app, first).filter(|_| moves == Moves::WithData);
+    let moves = |link: &model::Link| {
+        let same =
+            || link.contract == first.contract && link.provider == first.provider && Place::of(app, link) == place;
+        link == first || place.is_some() && same()
+    };
+    if app.links.iter().any(|link| fits(link) && !moves(link)) {
+        let what = format!("several links of `{}` are meant", request.contract);
+        return Err(Refusal::new(Code::RequestInvalid, what).help("name the component and the label"));
     }
+    Ok((0..).zip(&app.links).filter(|(_, link)| moves(link)).map(|(index, link)| (index, link.clone())).collect())
 }
 
-/// The app with one link moved. Providers that the lock added for a link only go when no link names them.
-fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings) -> Answer<LockedApp> {
+fn none(app: &LockedApp, request: &LinkRequest) -> Refusal {
+    let there = app.links.iter().map(|l| format!("{} {} {}", l.component, l.contract, l.label));
+    let there = there.collect::<Vec<_>>().join(", ");
+    let help = if there.is_empty() { "it has no links".to_owned() } else { format!("its links: {there}") };
+    let what = format!("app `{}` has no such link of `{}`", app.name, request.contract);
+    Refusal::new(Code::NotFound, what).help(help)
+}
+
+/// The app with what is meant moved. Providers that the lock added for a link only go when no link names them.
+fn relinked(mut app: LockedApp, request: &LinkRequest, tenant: &TenantSettings, moves: Moves) -> Answer<LockedApp> {
     app = refreshed(app, tenant);
-    let (index, _) = meant(&app, request)?;
-    if let Some(link) = app.links.get_mut(index) {
-        link.provider = request.provider.clone();
+    for (index, _) in meant(&app, request, moves)? {
+        if let Some(link) = app.links.get_mut(index) {
+            link.provider = request.provider.clone();
+        }
     }
     if !app.providers.contains_key(&request.provider) {
         let spec = offered(&request.provider, tenant).ok_or_else(|| {

@@ -28,7 +28,7 @@ use store::secrets::Secrets;
 use store::{Entry, Store};
 use tokio::sync::Mutex;
 
-pub(crate) use self::judge::refuse;
+pub(crate) use self::judge::{refuse, whole};
 pub(crate) use self::links::Planned;
 use crate::http::{Answer, Refusal};
 use crate::state::Shared;
@@ -36,6 +36,9 @@ use crate::trust::{self, Vetter};
 
 /// Whoever holds it is the only one who changes what is wanted.
 pub(crate) type Turn = Arc<Mutex<()>>;
+
+/// How often what no client would ask for again is seen anew, where another revision came before its turn.
+pub(crate) const SEES: u32 = 3;
 
 /// Makes all changes.
 pub(crate) struct Writer {
@@ -118,11 +121,17 @@ impl Writer {
         entry.map(|entry| Ok((decode(&entry)?, entry.revision))).transpose()
     }
 
-    /// One recorded revision.
-    pub(crate) async fn record(&self, id: &AppId, revision: Revision) -> Answer<RevisionRecord> {
+    /// One recorded revision, whether it was ever wanted or not.
+    async fn record(&self, id: &AppId, revision: Revision) -> Answer<RevisionRecord> {
         let entry = self.store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
         let missing = || Refusal::new(Code::NotFound, format!("app `{}` has no revision {revision}", id.app));
         decode(&entry.ok_or_else(missing)?)
+    }
+
+    /// One revision of the app's history.
+    pub(crate) async fn past(&self, id: &AppId, revision: Revision) -> Answer<RevisionRecord> {
+        let found = self.history(id).await?.into_iter().find(|record| record.revision == revision);
+        found.ok_or_else(|| Refusal::new(Code::NotFound, format!("app `{}` has no revision {revision}", id.app)))
     }
 
     /// The app's history, oldest first, without records that never became wanted.
@@ -130,7 +139,16 @@ impl Writer {
         let head = self.current(id).await?.head;
         let listed = self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await?;
         let records = listed.entries.iter().map(decode::<RevisionRecord>).collect::<Answer<Vec<_>>>()?;
-        Ok(records.into_iter().filter(|r| r.revision <= head.revision).collect())
+        let mut next = Some(head.revision);
+        let mut history = Vec::new();
+        for record in records.into_iter().rev().filter(|record| record.revision <= head.revision) {
+            if next == Some(record.revision) {
+                next = record.previous;
+                history.push(record);
+            }
+        }
+        history.reverse();
+        Ok(history)
     }
 }
 

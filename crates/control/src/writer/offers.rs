@@ -12,10 +12,11 @@ use model::plan::AppId;
 use model::rules::provider::built_in;
 use model::tenant::TenantSettings;
 use model::{ProviderName, TenantName};
-use store::keys;
+use store::keys::{self, RevisionRecord};
 
-use super::{Cause, Current, Writer, decode};
+use super::{Cause, Current, SEES, Writer, decode};
 use crate::http::{Answer, Refusal};
+use crate::trust::Seen;
 
 impl Writer {
     /// What a crash kept [`Writer::put_tenant`] from doing.
@@ -34,39 +35,55 @@ impl Writer {
     pub(super) async fn follow(&self, tenant: &TenantName) -> Answer<()> {
         let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
         for id in ids {
-            let _turn = self.turn.lock().await;
-            match self.follow_one(&id).await {
-                // Deleted meanwhile, or its tenant.
-                Err(refusal) if refusal.problem.code == Code::NotFound => {}
-                done => done?,
+            let mut tries = 0;
+            loop {
+                tries += 1;
+                let seen = match self.outdated(&id).await {
+                    Ok(Some((_, app))) => self.see(&id, &app).await,
+                    Ok(None) | Err(_) => Seen::default(),
+                };
+                let _turn = self.turn.lock().await;
+                match self.follow_one(&id, &seen, tries >= SEES).await {
+                    // Another revision came in between.
+                    Err(refusal) if refusal.problem.code == Code::Busy => continue,
+                    // Deleted meanwhile, or its tenant.
+                    Err(refusal) if refusal.problem.code == Code::NotFound => {}
+                    done => done?,
+                }
+                break;
             }
         }
         Ok(())
     }
 
-    /// One app, by the settings as they are now. The caller holds the turn.
-    async fn follow_one(&self, id: &AppId) -> Answer<()> {
-        let settings = self.tenant(&id.tenant).await?.settings;
-        if settings.providers.is_empty() {
-            return Ok(());
-        }
-        let Current { record, .. } = self.current(id).await?;
-        let app = refreshed(record.app.clone(), &settings);
-        if app == record.app {
-            return Ok(());
-        }
+    /// One app, by the settings as they are now. The caller holds the turn. But for the last time, [`Code::Busy`] says that
+    /// there is more to see.
+    async fn follow_one(&self, id: &AppId, seen: &Seen, last: bool) -> Answer<()> {
+        let Some((record, app)) = self.outdated(id).await? else { return Ok(()) };
         let cause = Cause { origin: Origin::Provider, message: record.message, require: Require::Any, key: None };
         let head = self.head(id).await?;
-        match self.append(id, head, app, cause).await {
+        match self.append(id, head, app, cause, seen).await {
             Ok(accepted) => {
                 let revision = accepted.revision;
                 tracing::info!(tenant = %id.tenant, app = %id.app, %revision, "takes the operator's provider as it is now");
             }
+            Err(refusal) if refusal.problem.code == Code::Busy && !last => return Err(refusal),
             Err(cause) => {
                 tracing::warn!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "keeps an operator's provider as it was: the app cannot be deployed as it is");
             }
         }
         Ok(())
+    }
+
+    /// An app that links to a provider of the operator which is another now: as it is, and as it would be.
+    async fn outdated(&self, id: &AppId) -> Answer<Option<(RevisionRecord, LockedApp)>> {
+        let settings = self.tenant(&id.tenant).await?.settings;
+        if settings.providers.is_empty() {
+            return Ok(None);
+        }
+        let Current { record, .. } = self.current(id).await?;
+        let app = refreshed(record.app.clone(), &settings);
+        Ok((app != record.app).then_some((record, app)))
     }
 
     /// An operator's provider keeps its type while links go there: their data would be in another place of another

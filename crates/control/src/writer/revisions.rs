@@ -1,7 +1,8 @@
 //! How a revision of an app comes to be wanted, and how an app ends.
 //!
 //! A deploy writes the revision's record first and then moves the head to it, with compare-and-set: the head is the commit
-//! point. A crash in between leaves a record that nothing points to; its number is skipped by the next deploy.
+//! point. A crash in between leaves a record that nothing points to: its number is skipped by the next deploy, and it is
+//! part of no history.
 
 use api::client::Require;
 use api::control::{Accepted, Origin};
@@ -13,10 +14,10 @@ use store::keys::{self, Head, Keyed, RevisionRecord};
 use store::{Expect, StoreError};
 
 use super::offers::refreshed;
-use super::{Cause, Writer, check, configs, decode, defect, encode, no_app, refuse};
+use super::{Cause, Current, Writer, check, configs, decode, defect, encode, no_app, refuse};
 use crate::clock;
 use crate::http::{Answer, Refusal};
-use crate::trust;
+use crate::trust::{self, Seen};
 
 /// Idempotency keys that a head remembers.
 const KEYS: usize = 16;
@@ -31,8 +32,10 @@ impl Writer {
         if !foreign.is_empty() {
             return Err(refuse(foreign));
         }
-        // Reading artifacts takes time; done here first, the same check below finds them read.
-        self.vetter.vet(&app, &self.tenant(&id.tenant).await?.settings, clock::seconds()).await.map_err(refuse)?;
+        // Reading artifacts takes time; done here first, the same check below has them read.
+        let settings = self.tenant(&id.tenant).await?.settings;
+        let vetted = self.vetter.vet(&app, (&id.tenant, &settings), None, clock::seconds()).await;
+        let seen = vetted.map_err(refuse)?.seen;
         let _turn = self.turn.lock().await;
         let head = self.head(id).await?;
         if let Some(key) = &cause.key
@@ -49,7 +52,7 @@ impl Writer {
                 .help("deploy again in a moment; calls that were under way may take as long as their `wall` limit"));
         }
         self.fill(&id.tenant, &mut app).await?.map_or(Ok(()), |missing| Err(refuse(missing)))?;
-        self.append(id, head, app, cause).await
+        self.append(id, head, app, cause, &seen).await
     }
 
     async fn repeated(&self, id: &AppId, app: &LockedApp, done: &Keyed) -> Answer<Accepted> {
@@ -68,37 +71,41 @@ impl Writer {
 
     /// `rollback`: a new revision with the content of an earlier one.
     pub(crate) async fn rollback(&self, id: &AppId, to: Option<Revision>, require: Require) -> Answer<Accepted> {
+        let (current, _) = self.there(id, require).await?;
+        let seen = self.see(id, &self.earlier(id, &current, to).await?.app).await;
         let _turn = self.turn.lock().await;
         let (current, head) = self.there(id, require).await?;
-        let current = current.head.revision;
-        let to = match to {
-            Some(to) if to <= current => self.record(id, to).await?,
-            Some(to) => return Err(Refusal::new(Code::NotFound, format!("app `{}` has no revision {to}", id.app))),
-            None => {
-                let earlier = self.history(id).await?.into_iter().rfind(|r| r.revision < current);
-                earlier.ok_or_else(|| {
-                    Refusal::new(Code::NotFound, format!("app `{}` has no revision before {current}", id.app))
-                })?
-            }
-        };
+        let to = self.earlier(id, &current, to).await?;
         let origin = Origin::Rollback { to: to.revision };
         // The content of then, at the operator's providers of now. Shared configs come back as they were then; what the
         // operator offers of the environment is for now to say.
         let mut app = refreshed(to.app, &self.tenant(&id.tenant).await?.settings);
         self.fill_env(&mut app).await?;
-        self.append(id, head, app, Cause { origin, message: to.message, require, key: None }).await
+        self.append(id, head, app, Cause { origin, message: to.message, require, key: None }, &seen).await
     }
 
-    /// Judges, records and commits. The caller holds the turn.
+    /// The revision of an app that is meant, or the last one before the wanted one.
+    async fn earlier(&self, id: &AppId, current: &Current, to: Option<Revision>) -> Answer<RevisionRecord> {
+        if let Some(to) = to {
+            return self.past(id, to).await;
+        }
+        let current = current.head.revision;
+        let earlier = self.history(id).await?.into_iter().rfind(|r| r.revision < current);
+        earlier
+            .ok_or_else(|| Refusal::new(Code::NotFound, format!("app `{}` has no revision before {current}", id.app)))
+    }
+
+    /// Judges, records and commits. The caller holds the turn, and has `seen` the artifacts before it.
     pub(super) async fn append(
         &self,
         id: &AppId,
         head: Option<(Head, u64)>,
         app: LockedApp,
         cause: Cause,
+        seen: &Seen,
     ) -> Answer<Accepted> {
         let tenant = self.tenant(&id.tenant).await?;
-        let vetted = self.judge(id, &app, &tenant).await.map_err(refuse)?;
+        let vetted = self.judge(id, &app, &tenant, Some(seen)).await.map_err(refuse)?;
         // Where the same content failed on its node, asking for it again means trying it again: as a new revision.
         if let Some((head, _)) = head.as_ref().filter(|(head, _)| !head.deleted)
             && self.record(id, head.revision).await?.app == app
@@ -115,6 +122,7 @@ impl Writer {
         };
         let mut record = RevisionRecord {
             revision: old.revision,
+            previous: (old.revision > Revision(0) && !old.deleted).then_some(old.revision),
             created_ms: clock::millis(),
             origin: serde_json::to_value(&cause.origin).map_err(defect)?,
             message: cause.message,

@@ -176,36 +176,49 @@ async fn a_config_of_many_apps_keeps_nobody_else_waiting() {
         rig.put(&app).await.unwrap();
     }
     rig.client.put_tenant(&name("other"), &rig.settings(), Require::Absent).await.unwrap();
-    let ended = std::sync::atomic::AtomicBool::new(false);
-    let rolling = async {
-        let done = set(&rig, "shared", &[("a", "2")], Require::Any).await.unwrap();
-        ended.store(true, std::sync::atomic::Ordering::SeqCst);
-        done
-    };
-    let others = async {
-        // It has begun; then changes of others come in between.
-        let key = keys::config(&rig.tenant, &name::<ConfigName>("shared"));
-        loop {
-            let entry = rig.store.get(&key).await.unwrap().unwrap();
-            if serde_json::from_slice::<ConfigRecord>(&entry.value).unwrap().version == 2 {
-                break;
+    // One that waits for all of them is late every time; one that does not may be late once, where it was slow itself.
+    let in_between = async |version: u64| {
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        let new = version.to_string();
+        let rolling = async {
+            let done = set(&rig, "shared", &[("a", &new)], Require::Any).await.unwrap();
+            ended.store(true, std::sync::atomic::Ordering::SeqCst);
+            done
+        };
+        let others = async {
+            // It has begun; then changes of others come in between.
+            let key = keys::config(&rig.tenant, &name::<ConfigName>("shared"));
+            loop {
+                let entry = rig.store.get(&key).await.unwrap().unwrap();
+                if serde_json::from_slice::<ConfigRecord>(&entry.value).unwrap().version == version {
+                    break;
+                }
+                tokio::task::yield_now().await;
             }
-            tokio::task::yield_now().await;
-        }
-        let other: TenantName = name("other");
-        let value = model::SecretValue::new(b"x".to_vec());
-        rig.client.put_secret(&other, &name("s"), value, Require::Any).await.unwrap();
-        assert!(!ended.load(std::sync::atomic::Ordering::SeqCst), "it waited for all of the other tenant's apps");
-        // One that is deployed in between has the new values, and is not made again.
-        let last = format!("a{}", apps - 1);
-        let mut app = app.clone();
-        (app.name, app.routes[0].host) = (name(&last), format!("{last}.localhost"));
-        rig.put(&app).await.unwrap();
-        assert_eq!(answers(&rig, &last).await.1, values(&[("a", "2")]));
+            let other: TenantName = name("other");
+            let value = model::SecretValue::new(b"x".to_vec());
+            rig.client.put_secret(&other, &name("s"), value, Require::Any).await.unwrap();
+            let meanwhile = !ended.load(std::sync::atomic::Ordering::SeqCst);
+            // One that is deployed in between has the new values, and is not made again.
+            let last = format!("a{}", apps - 1);
+            let mut app = app.clone();
+            (app.name, app.routes[0].host) = (name(&last), format!("{last}.localhost"));
+            rig.put(&app).await.unwrap();
+            assert_eq!(answers(&rig, &last).await.1, values(&[("a", &new)]));
+            meanwhile
+        };
+        let (done, meanwhile) = tokio::join!(rolling, others);
+        assert_eq!(done.apps.len(), apps);
+        (done, meanwhile)
     };
-    let (done, ()) = tokio::join!(rolling, others);
-    assert_eq!(done.apps.len(), apps);
+    let (done, mut meanwhile) = in_between(2).await;
     assert!(done.apps.iter().all(|one| one.revision == Some(Revision(2))), "{:?}", done.apps);
+    for version in 3..12 {
+        if !meanwhile {
+            meanwhile = in_between(version).await.1;
+        }
+    }
+    assert!(meanwhile, "it waits for all of the other tenant's apps");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

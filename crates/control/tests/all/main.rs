@@ -15,6 +15,7 @@ mod events;
 mod failures;
 mod guard;
 mod many;
+mod moves;
 mod openapi;
 mod purge;
 mod restart;

@@ -258,6 +258,7 @@ async fn what_a_crash_left_above_the_head_is_skipped_and_never_shown() {
     for n in [2, 3] {
         let orphan = RevisionRecord {
             revision: Revision(n),
+            previous: Some(Revision(1)),
             created_ms: 1,
             origin: serde_json::json!({"kind": "deploy"}),
             message: None,
@@ -272,6 +273,39 @@ async fn what_a_crash_left_above_the_head_is_skipped_and_never_shown() {
     let to_orphan = RollbackRequest { to: Some(Revision(2)) };
     assert_eq!(refused(rig.client.rollback(&rig.tenant, &app, &to_orphan, Require::Any).await).code, Code::NotFound);
     assert_eq!(rig.deploy("counter", 4).await.revision, Revision(4));
+    // Also not once a later number is taken: nobody was ever told that it is wanted.
+    let numbers = async || {
+        let history = rig.client.revisions(&rig.tenant, &app).await.unwrap();
+        history.into_iter().map(|r| r.revision.0).collect::<Vec<_>>()
+    };
+    assert_eq!(numbers().await, [4, 1]);
+    assert_eq!(refused(rig.client.revision(&rig.tenant, &app, Revision(2)).await).code, Code::NotFound);
+    for orphan in [2, 3] {
+        let to = RollbackRequest { to: Some(Revision(orphan)) };
+        assert_eq!(refused(rig.client.rollback(&rig.tenant, &app, &to, Require::Any).await).code, Code::NotFound);
+    }
+    rig.client.rollback(&rig.tenant, &app, &RollbackRequest { to: None }, Require::Any).await.unwrap();
+    let desired = rig.client.app(&rig.tenant, &app).await.unwrap().desired;
+    assert_eq!(desired.origin, Origin::Rollback { to: Revision(1) });
+    assert_eq!(numbers().await, [5, 4, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_history_of_a_deleted_app_is_never_the_next_ones() {
+    let rig = Rig::new().await;
+    let app = name("counter");
+    rig.deploy("counter", 1).await;
+    let old = keys::revision(&rig.tenant, &app, Revision(1));
+    let record = rig.store.get(&old).await.unwrap().unwrap().value;
+    rig.client.delete_app(&rig.tenant, &app, Require::Any).await.unwrap();
+    assert_eq!(rig.deploy("counter", 2).await.revision, Revision(2));
+    // As where the store could not remove it.
+    rig.store.put(&old, record, Expect::Any, None).await.unwrap();
+    assert_eq!(rig.client.revisions(&rig.tenant, &app).await.unwrap().len(), 1);
+    for to in [None, Some(Revision(1))] {
+        let back = rig.client.rollback(&rig.tenant, &app, &RollbackRequest { to }, Require::Any).await;
+        assert_eq!(refused(back).code, Code::NotFound);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -313,4 +347,8 @@ async fn a_plan_says_what_would_change_and_changes_nothing() {
     // The same app is refused when it is meant, with the same sentences.
     let refused = refused(rig.put(&app).await);
     assert_eq!(refused.findings.len(), 2);
+    // Each with what to do about it.
+    assert!(refused.findings.iter().any(|f| f.contains("above the tenant's ceiling of 1GiB: set it to at most 1GiB")));
+    let same = |findings: &[String]| findings.iter().cloned().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(same(&refused.findings), same(&bad.problems));
 }

@@ -3,8 +3,8 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ use tokio::task::JoinHandle;
 
 pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// Longer than anything here takes; only a failure waits that long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().unwrap()
@@ -55,6 +55,28 @@ pub(crate) struct Nodes {
     pub(crate) busy: AtomicUsize,
     /// Apps whose data it removed.
     pub(crate) purged: Arc<Mutex<Vec<String>>>,
+    /// The steps of moves of data, which it says to have done; absent, it has no data.
+    pub(crate) copied: Option<Arc<Mutex<Vec<CopyStep>>>>,
+    /// Pages of moves wait here, where there is something to wait for.
+    pub(crate) page: Option<Arc<Inside>>,
+    /// Calls of `/wait` that wait, until they may go on.
+    pub(crate) inside: Arc<Inside>,
+}
+
+/// Calls, or steps, that are with the node.
+#[derive(Default)]
+pub(crate) struct Inside {
+    pub(crate) calls: AtomicUsize,
+    pub(crate) go_on: AtomicBool,
+}
+
+impl Inside {
+    async fn wait(&self) {
+        self.calls.fetch_add(1, SeqCst);
+        while !self.go_on.load(SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
 impl NodeApi for Nodes {
@@ -105,7 +127,11 @@ impl NodeApi for Nodes {
         let known = component.is_none_or(|c| c.as_str() == "counter");
         let head = format!("{tenant} {app} {} {} ", request.method(), request.uri());
         let kept = request.headers().get("x-test").cloned();
+        let inside = self.inside.clone();
         Box::pin(async move {
+            if request.uri().path() == "/wait" {
+                inside.wait().await;
+            }
             if !known {
                 return Err(Problem::new(Code::NotFound, "no such component"));
             }
@@ -132,9 +158,24 @@ impl NodeApi for Nodes {
         _: &TenantName,
         _: &AppName,
         _: &str,
-        _: CopyStep,
+        step: CopyStep,
     ) -> BoxFuture<'static, Result<CopyOutcome, Problem>> {
-        Box::pin(async { Err(Problem::new(Code::ProviderUnavailable, "no data here")) })
+        let Some(copied) = &self.copied else {
+            return Box::pin(async { Err(Problem::new(Code::ProviderUnavailable, "no data here")) });
+        };
+        let outcome = match &step {
+            CopyStep::Page(_) | CopyStep::Keys(_) => CopyOutcome::Step(Default::default()),
+            CopyStep::Extra(_) | CopyStep::Noted(_) => CopyOutcome::Keys(Default::default()),
+            _ => CopyOutcome::Done,
+        };
+        let gate = self.page.clone().filter(|_| matches!(step, CopyStep::Page(_)));
+        copied.lock().unwrap().push(step);
+        Box::pin(async move {
+            if let Some(gate) = gate {
+                gate.wait().await;
+            }
+            Ok(outcome)
+        })
     }
 
     fn purge(&self, tenant: &TenantName, app: &AppName) -> BoxFuture<'static, Result<(), Problem>> {
@@ -445,6 +486,7 @@ pub(crate) fn locked(app: &str, bytes: &[u8]) -> LockedApp {
         limits: Limits::default(),
         reuse: None,
         allow_hosts: vec![],
+        health: None,
     };
     let embedded = ProviderSpec::new(ProviderKind::KeyvalueEmbedded);
     LockedApp {

@@ -45,6 +45,8 @@ async fn settings_that_cannot_be_meant_are_refused_all_at_once() {
         "revoked": ["", "sha256:12"],
         "egress": ["10.0.0.0/33", "10.0.0.1/8"],
         "shards": 0,
+        // Above what a host has room for, below what a call needs, and what is the same for all.
+        "ceilings": {"memory": 2_147_483_648_u64, "cpu": 1, "stack": 4096},
         "providers": {
             "memory": {"type": "keyvalue-memory"},
             "cache": {"type": "keyvalue-redis"},
@@ -54,10 +56,32 @@ async fn settings_that_cannot_be_meant_are_refused_all_at_once() {
     .unwrap();
     let problem = refused(rig.client.put_tenant(&rig.tenant, &bad, Require::Exists).await);
     assert_eq!(problem.code, Code::RequestInvalid);
-    assert_eq!(problem.findings.len(), 11, "{:#?}", problem.findings);
+    assert_eq!(problem.findings.len(), 14, "{:#?}", problem.findings);
     assert_eq!(rig.client.tenant(&rig.tenant).await.unwrap().settings, rig.settings());
     let many = TenantSettings { shards: 65, ..rig.settings() };
     assert_eq!(refused(rig.client.put_tenant(&rig.tenant, &many, Require::Exists).await).findings.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_ceiling_is_what_its_apps_may_ask_for() {
+    let rig = Rig::without_node().await;
+    let app = locked("counter", &rig.artifact(1).await);
+    let set = |ceilings| {
+        let settings = TenantSettings { ceilings, ..rig.settings() };
+        let client = rig.client.clone();
+        let tenant = rig.tenant.clone();
+        async move { client.put_tenant(&tenant, &settings, Require::Exists).await }
+    };
+    let most = model::Limits::ceiling();
+    let above = model::Limits { wall: model::unit::Millis(most.wall.0 + 1), ..most };
+    let problem = refused(set(above).await);
+    assert!(problem.findings.iter().any(|finding| finding.contains("the ceiling of wall")), "{problem:?}");
+    let asked = app.components.values().next().unwrap().limits;
+    set(model::Limits { handles: asked.handles - 1, ..most }).await.unwrap();
+    let problem = refused(rig.put(&app).await);
+    assert_eq!(problem.code, Code::LimitAboveCeiling, "{problem:?}");
+    set(model::Limits { handles: asked.handles, ..most }).await.unwrap();
+    rig.put(&app).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,6 +92,39 @@ async fn untrusted_artifacts_are_refused_by_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_an_app_opens_are_granted_by_the_signer() {
+    let rig = Rig::without_node().await;
+    let component = wat::parse_str(
+        r#"(component
+            (import "wasi:sockets/tcp@0.2.12" (instance))
+            (instance $handler)
+            (export "wasi:http/incoming-handler@0.2.12" (instance $handler)))"#,
+    )
+    .unwrap();
+    let signed = async |granted: &[&str]| {
+        let module = KeyPair::from_entropy(KeyKind::Module, [9; 32]);
+        let mut claims = model::claims::Claims::new("x", &module.public(), granted.join(" "), now());
+        claims.component.granted = Some(granted.iter().map(|&entry| entry.to_owned()).collect());
+        rig.upload(model::claims::sign(&component, claims, &rig.account).unwrap().into()).await
+    };
+    let app = |bytes: &[u8], host: &str| {
+        let mut app = locked("counter", bytes);
+        (app.links, app.providers) = (vec![], [].into());
+        app.components.values_mut().for_each(|c| c.allow_hosts = vec![host.into()]);
+        app
+    };
+    let (none, granted) = (signed(&[]).await, signed(&["wasi:sockets"]).await);
+    for host in ["tcp://db.example.com:5432", "udp://10.0.0.2:53"] {
+        let problem = refused(rig.put(&app(&none, host)).await);
+        assert_eq!(problem.code, Code::InterfaceNotGranted, "{host}");
+        assert!(problem.detail.contains("wasi:sockets/tcp") && problem.help.is_some(), "{problem:?}");
+        rig.put(&app(&granted, host)).await.unwrap();
+    }
+    // An import alone reaches nothing, and outgoing HTTP is another interface.
+    rig.put(&app(&none, "https://api.example.com")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn claims_that_expire_while_running_suspend_the_app() {
     let rig = Rig::new().await;
     // Valid for four or five seconds more.

@@ -4,5 +4,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    drivers::plugin::run(drivers::wasm::WasmDriver::new)
+    plugin::run(drivers::wasm::WasmDriver::new)
 }

@@ -13,6 +13,9 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// Ours, below every root.
 const OURS: &str = "sidereal-nomad";
 
+/// What bounds memory that was moved to a disk.
+const SWAP: [&str; 2] = ["memory.memsw.limit_in_bytes", "memory.swap.max"];
+
 /// How long processes may take to leave a group.
 const LEAVING: Duration = Duration::from_secs(5);
 
@@ -65,7 +68,11 @@ fn plan(version: Version, root: &Path, name: &str, bounds: &Bounds) -> Vec<Plan>
             let memory = bounds.memory.map(|bytes| Plan {
                 dir: group("memory"),
                 ours: true,
-                settings: vec![("memory.limit_in_bytes", bytes.to_string())],
+                settings: vec![
+                    ("memory.limit_in_bytes", bytes.to_string()),
+                    // Not above the other one, and so after it.
+                    ("memory.memsw.limit_in_bytes", bytes.to_string()),
+                ],
                 oom: Some("memory.oom_control"),
             });
             let cpu = bounds.cpu_shares.map(|shares| Plan {
@@ -74,7 +81,10 @@ fn plan(version: Version, root: &Path, name: &str, bounds: &Bounds) -> Vec<Plan>
                 settings: vec![("cpu.shares", shares.max(2).to_string())],
                 oom: None,
             });
-            memory.into_iter().chain(cpu).collect()
+            // Which cores are the task's, or everybody's, the agent has settled.
+            let given = bounds.given.clone().filter(|dir| dir.starts_with(root.join("cpuset")) && dir.is_dir());
+            let cores = given.map(|dir| Plan { dir, ours: false, settings: Vec::new(), oom: None });
+            memory.into_iter().chain(cpu).chain(cores).collect()
         }
         Version::Two => {
             let given = bounds.given.clone().filter(|dir| dir.starts_with(root));
@@ -109,6 +119,14 @@ impl Made {
         Self::below(Path::new(ROOT), name, bounds)
     }
 
+    /// What [`Made::new`] would make: written down before it does, it can be removed by whoever comes later.
+    pub fn intended(name: &str, bounds: &Bounds) -> Self {
+        let root = Path::new(ROOT);
+        let plans = version(root).map(|version| plan(version, root, name, bounds)).unwrap_or_default();
+        let made = plans.into_iter().filter(|plan| plan.ours).map(|plan| plan.dir).collect();
+        Self { groups: Groups::default(), made }
+    }
+
     fn below(root: &Path, name: &str, bounds: &Bounds) -> io::Result<Self> {
         let mut made = Self::default();
         if bounds.memory.is_none() && bounds.cpu_shares.is_none() {
@@ -140,7 +158,7 @@ impl Made {
             for (name, value) in settings {
                 let file = dir.join(name);
                 // A kernel without swap accounting has nothing to bound there.
-                if name == "memory.swap.max" && !file.exists() {
+                if SWAP.contains(&name) && !file.exists() {
                     continue;
                 }
                 std::fs::write(&file, value).map_err(|cause| at(&file, cause))?;
@@ -191,7 +209,9 @@ mod tests {
         let root = Path::new("/r");
         let [memory, cpu] = &plan(Version::One, root, "t", &BOUNDS)[..] else { panic!("two groups") };
         assert_eq!(memory.dir, Path::new("/r/memory/sidereal-nomad/t"));
-        assert_eq!(memory.settings, [("memory.limit_in_bytes", "67108864".to_owned())]);
+        let bytes = "67108864".to_owned();
+        let both = [("memory.limit_in_bytes", bytes.clone()), ("memory.memsw.limit_in_bytes", bytes)];
+        assert_eq!(memory.settings, both);
         assert_eq!(cpu.settings, [("cpu.shares", "200".to_owned())]);
         let given = Bounds { given: Some("/r/nomad.slice/share.slice/a.web.scope".into()), ..BOUNDS };
         let [one] = &plan(Version::Two, root, "t", &given)[..] else { panic!("one group") };
@@ -199,6 +219,56 @@ mod tests {
         let [one] = &plan(Version::Two, root, "t", &BOUNDS)[..] else { panic!("one group") };
         assert!(one.ours && one.dir == Path::new("/r/sidereal-nomad/t"));
         assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
+    }
+
+    #[test]
+    fn the_cores_that_the_agent_gives_are_joined_and_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let cores = dir.path().join("cpuset/nomad/shared");
+        let bounds = Bounds { given: Some(cores.clone()), ..BOUNDS };
+        let joined = |bounds: &Bounds| plan(Version::One, dir.path(), "t", bounds).len();
+        assert_eq!(joined(&bounds), 2, "there is none");
+        std::fs::create_dir_all(&cores).unwrap();
+        let [.., last] = &plan(Version::One, dir.path(), "t", &bounds)[..] else { panic!("three groups") };
+        assert!(!last.ours && last.dir == cores && last.settings.is_empty());
+        assert_eq!(joined(&Bounds { given: Some(dir.path().join("memory")), ..bounds }), 2, "it is no set of cores");
+    }
+
+    /// What is written where, as the kernel's documents have it: in the group that the agent made, else in one of our own, to whose
+    /// parents the controllers are handed on.
+    #[test]
+    fn both_kinds_of_groups_of_version_2_get_their_bounds() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        std::fs::write(root.join("cgroup.controllers"), "cpu memory").unwrap();
+        let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+        let made = Made::below(root, "t", &BOUNDS).unwrap();
+        let own = root.join("sidereal-nomad/t");
+        assert_eq!((made.groups.join.as_slice(), made.made.as_slice()), (&[own.clone()][..], &[own.clone()][..]));
+        assert_eq!(made.groups.oom, Some(own.join("memory.events")));
+        for parent in ["", "sidereal-nomad/"] {
+            assert_eq!(read(&format!("{parent}cgroup.subtree_control")), "+memory +cpu");
+        }
+        assert_eq!(read("sidereal-nomad/t/memory.max"), "67108864");
+        assert_eq!(read("sidereal-nomad/t/cpu.weight"), weight(200).to_string());
+        assert!(!own.join("memory.swap.max").exists(), "a kernel without swap has nothing to bound there");
+        // Of all that is counted there, processes that were killed.
+        std::fs::write(own.join("memory.events"), "low 0\nmax 9\noom 3\noom_kill 2\noom_group_kill 1\n").unwrap();
+        assert_eq!(made.groups.killed(), 2);
+
+        let given = root.join("nomad.slice/share.slice/a.web.scope");
+        std::fs::create_dir_all(&given).unwrap();
+        std::fs::write(given.join("memory.swap.max"), "max").unwrap();
+        let made = Made::below(root, "u", &Bounds { given: Some(given.clone()), ..BOUNDS }).unwrap();
+        assert_eq!(
+            (made.groups.join.as_slice(), made.made.len()),
+            (&[given.clone()][..], 0),
+            "it is the agent's to remove"
+        );
+        let has = |file: &str| std::fs::read_to_string(given.join(file)).unwrap();
+        assert_eq!((has("memory.max"), has("memory.swap.max")), ("67108864".to_owned(), "0".to_owned()));
+        // What would be left of either is known before it is made.
+        assert_eq!(plan(Version::Two, root, "t", &BOUNDS)[0].dir, own);
     }
 
     #[test]

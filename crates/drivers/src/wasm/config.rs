@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use model::Limits;
+use model::rules::{LIMIT_FIELDS, LimitUnit};
+use model::unit::{ByteSize, Millis};
+use sandbox::Layer;
 use serde::Deserialize;
 
-use crate::plugin::config::{or_default, text_map};
-use crate::plugin::driver::Spec;
-use crate::plugin::hcl::Fields;
+use plugin::config::{or_default, text_map};
+use plugin::driver::Spec;
+use plugin::hcl::Fields;
 
 /// Where state is kept when the agent's configuration does not say.
 const STATE_DIR: &str = "/var/lib/sidereal-nomad";
@@ -31,7 +35,12 @@ pub struct AgentConfig {
     /// A task whose `resources` block cannot be enforced does not start.
     #[serde(default = "yes")]
     pub enforce_resources: bool,
+    #[serde(default)]
+    waive: Option<Vec<String>>,
 }
+
+/// Stands for whatever layers the machine refuses.
+pub const MISSING: &str = "missing";
 
 fn yes() -> bool {
     true
@@ -46,6 +55,7 @@ impl Default for AgentConfig {
             allow_unsigned: false,
             egress: Vec::new(),
             enforce_resources: yes(),
+            waive: None,
         }
     }
 }
@@ -60,6 +70,7 @@ impl AgentConfig {
             .flag("allow_unsigned", false)
             .texts("egress")
             .flag("enforce_resources", true)
+            .texts("waive")
             .spec()
     }
 
@@ -73,6 +84,35 @@ impl AgentConfig {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let on_path = std::env::split_paths(&path).map(|dir| dir.join("sidereal"));
         beside.into_iter().chain(on_path).find(|file| file.is_file())
+    }
+
+    /// Layers of isolation that tasks do without: those that are written, else whatever the machine refuses.
+    pub fn waive(&self) -> Vec<String> {
+        self.waive.clone().unwrap_or_else(|| vec![MISSING.to_owned()])
+    }
+
+    /// What of [`AgentConfig::waive`] is no layer, in words.
+    ///
+    /// # Errors
+    /// The first such name, with those that there are.
+    pub fn check_waive(&self) -> Result<(), String> {
+        let mut named = self.waive.iter().flatten().filter(|name| *name != MISSING);
+        named
+            .try_for_each(|name| name.parse::<Layer>().map(drop))
+            .map_err(|why| format!("{why}; `{MISSING}` stands for whatever this machine refuses"))
+    }
+
+    /// Fails where no task could have its socket: names of sockets are short, unix(7).
+    pub fn check_state_dir(&self) -> Result<(), String> {
+        const LONGEST: usize = 107 - "/tasks/0123456789ab/".len() - api::task::SOCKET.len();
+        let dir = self.state_dir();
+        if !dir.is_absolute() {
+            return Err(format!("{} is no absolute path", dir.display()));
+        }
+        if dir.as_os_str().len() > LONGEST {
+            return Err(format!("{} is longer than {LONGEST} characters, and tasks have sockets in it", dir.display()));
+        }
+        Ok(())
     }
 
     /// Where the tasks' state and compiled code are kept.
@@ -108,6 +148,9 @@ pub struct TaskOptions {
     /// Where outgoing HTTP may go.
     #[serde(default, deserialize_with = "or_default")]
     pub allow_hosts: Vec<String>,
+    /// What one call and one instance may use, where that is not the default: `cpu`, `wall`, `memory`, …
+    #[serde(default, deserialize_with = "text_map")]
+    pub limits: BTreeMap<String, String>,
 }
 
 /// `folder "/local" { writable = true }`
@@ -154,6 +197,31 @@ impl TaskOptions {
             .text_map("settings")
             .texts("env")
             .texts("allow_hosts")
+            .text_map("limits")
             .spec()
+    }
+
+    /// What of [`TaskOptions::limits`] is none, in words.
+    ///
+    /// # Errors
+    /// The first such key, and how it is written.
+    pub fn check_limits(&self) -> Result<(), String> {
+        for (name, value) in &self.limits {
+            let Some(field) = LIMIT_FIELDS.iter().find(|field| field.name == name) else {
+                let known: Vec<&str> = LIMIT_FIELDS.iter().map(|field| field.name).collect();
+                return Err(format!("`limits` names {name}, which is none; there are {}", known.join(", ")));
+            };
+            let read = match field.unit {
+                LimitUnit::Duration => value.parse::<Millis>().map(|value| value.0).ok(),
+                LimitUnit::Size => value.parse::<ByteSize>().map(|value| value.0).ok(),
+                LimitUnit::Count => value.parse::<u32>().map(u64::from).ok(),
+            };
+            let (least, most) = (field.floor, (field.get)(&Limits::ceiling()));
+            if !read.is_some_and(|value| (least..=most).contains(&value)) {
+                let (least, most) = (field.show(least), field.show(most));
+                return Err(format!("`limits` has {name} = \"{value}\"; write {least} to {most}"));
+            }
+        }
+        Ok(())
     }
 }

@@ -1,38 +1,125 @@
 //! Whether this machine can run tasks, and what a job can ask for in a constraint.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use model::ProviderKind;
+use sandbox::Layer;
+use tokio::sync::mpsc;
 
 use super::cgroup;
-use super::config::AgentConfig;
-use crate::plugin::driver::{Fact, Fingerprint, Health};
+use super::config::{AgentConfig, MISSING as MISSING_LAYERS};
+use plugin::Failure;
+use plugin::driver::{Fact, Fingerprint, Health};
 
 /// How often it is looked again.
 const PERIOD: Duration = Duration::from_secs(30);
+/// Layers are tried once in so many looks.
+const LAYERS_EVERY: u32 = 40;
+/// A program that has not tried all layers after so long does not work.
+const TRYING: Duration = Duration::from_secs(60);
 /// A program that does not say its version for this long does not work.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// After this long something is said, whatever is known.
+const FIRST: Duration = Duration::from_millis(700);
+/// What is said then.
+const WAITS: &str = "the program `sidereal` is being tried and has not answered yet";
 
 /// What is wrong where there is no `sidereal`.
 pub const MISSING: &str = "the program `sidereal` is not on this machine: put it beside the plugin or on the PATH, or name \
                            it by `sidereal` in the plugin's configuration";
 
-/// A fingerprint at once, and again whenever it has changed or some time has passed.
-pub fn stream(agent: AgentConfig) -> BoxStream<'static, Fingerprint> {
-    futures::stream::unfold((agent, false), |(agent, again)| async move {
-        if again {
-            tokio::time::sleep(PERIOD).await;
-        }
-        Some((look(&agent).await, (agent, true)))
-    })
-    .boxed()
+/// Layers that the machine refuses, and why.
+pub type Refused = BTreeMap<Layer, String>;
+
+/// What the last look at the machine found; nothing before the first has ended.
+#[derive(Debug, Clone, Default)]
+pub struct Known(Arc<RwLock<Option<Refused>>>);
+
+impl Known {
+    fn set(&self, refused: Option<Refused>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = refused;
+    }
+
+    /// Forgets it: it is of another program.
+    pub fn forget(&self) {
+        self.set(None);
+    }
+
+    /// Which layers a task does without because the machine refuses them, and why. What it refuses for a moment, as the task
+    /// starts, is not among them: the task would do without for as long as it lives.
+    ///
+    /// # Errors
+    /// Recoverable, where the program does not say; unrecoverable, where tasks must have a layer that is refused.
+    pub async fn refused(&self, sidereal: &Path, waive: &[String]) -> Result<Refused, Failure> {
+        let of_programs = |mut refused: Refused| {
+            // Control groups are the plugin's own to make, or to do without.
+            refused.retain(|layer, _| *layer != Layer::Cgroup);
+            refused
+        };
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).clone().map(of_programs);
+        let mut refused = match &known {
+            Some(known) if known.is_empty() => Refused::new(),
+            _ => {
+                let asked = refused_now(sidereal).await.map(of_programs);
+                asked.map_err(|why| Failure::recoverable(format!("{}: {why}", unsaid(sidereal))))?
+            }
+        };
+        // That look may have come at a bad moment too.
+        refused.retain(|layer, _| known.as_ref().is_none_or(|known| known.contains_key(layer)));
+        layers(&refused, waive).map_err(|why| Failure::unrecoverable(format!("{why} [isolation-refused]")))?;
+        refused.retain(|layer, _| !waive.iter().any(|name| name == layer.as_str()));
+        Ok(refused)
+    }
 }
 
-async fn look(agent: &AgentConfig) -> Fingerprint {
+fn unsaid(sidereal: &Path) -> String {
+    format!("{} does not say how it isolates", sidereal.display())
+}
+
+/// A fingerprint at once, and again whenever it has changed or some time has passed. What it finds of the layers is in `found`.
+pub fn stream(agent: AgentConfig, found: Known) -> BoxStream<'static, Fingerprint> {
+    let (tell, told) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut known = None;
+        for looks in 0_u32.. {
+            // To try the layers takes processes; what a machine refuses seldom changes.
+            if looks.is_multiple_of(LAYERS_EVERY) {
+                known = None;
+            }
+            let mut look = Box::pin(look(&agent, &mut known, &found));
+            // The agent is not ready before it has heard something.
+            let first = if looks == 0 { FIRST } else { TRYING * 2 };
+            let seen = match tokio::time::timeout(first, &mut look).await {
+                Ok(seen) => seen,
+                Err(_) => {
+                    let waits =
+                        Fingerprint { health: Health::Unhealthy, description: WAITS.into(), attributes: Vec::new() };
+                    if tell.send(waits).await.is_err() {
+                        return;
+                    }
+                    look.await
+                }
+            };
+            if tell.send(seen).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PERIOD) => {}
+                () = tell.closed() => return,
+            }
+        }
+    });
+    futures::stream::unfold(told, |mut told| async move { Some((told.recv().await?, told)) }).boxed()
+}
+
+async fn look(agent: &AgentConfig, known: &mut Option<Isolation>, found: &Known) -> Fingerprint {
     let without = |health, description: String| Fingerprint { health, description, attributes: Vec::new() };
     let Some(sidereal) = agent.sidereal() else { return without(Health::Undetected, MISSING.to_owned()) };
     let version = match version(&sidereal).await {
@@ -40,49 +127,135 @@ async fn look(agent: &AgentConfig) -> Fingerprint {
         Err(why) => return without(Health::Unhealthy, format!("{} does not work: {why}", sidereal.display())),
     };
     if let Err(cause) = writable(&agent.state_dir()) {
-        return without(Health::Unhealthy, format!("{} cannot be written: {cause}", agent.state_dir().display()));
+        return without(Health::Unhealthy, format!("{} cannot be used: {cause}", agent.state_dir().display()));
     }
+    if known.as_ref().is_none_or(|known| known.version != version) {
+        match refused_now(&sidereal).await {
+            Ok(refused) => {
+                found.set(Some(refused.clone()));
+                *known = Some(Isolation { version: version.clone(), refused });
+            }
+            Err(why) => {
+                *known = None;
+                return without(Health::Unhealthy, format!("{}: {why}", unsaid(&sidereal)));
+            }
+        }
+    }
+    let refused = known.as_ref().map(|known| known.refused.clone()).unwrap_or_default();
+    let waive = agent.waive();
+    let layers = match layers(&refused, &waive) {
+        Ok(layers) => layers,
+        Err(why) => return without(Health::Unhealthy, why),
+    };
     let text = |name: &str, value: String| (format!("driver.wasm.{name}"), Fact::Text(value));
     let flag = |name: &str, value| (format!("driver.wasm.{name}"), Fact::Flag(value));
-    let mut providers: Vec<&str> = ProviderKind::ALL
-        .into_iter()
-        .filter(|kind| !matches!(kind, ProviderKind::Component | ProviderKind::External))
-        .map(ProviderKind::as_str)
-        .collect();
-    providers.sort_unstable();
-    let attributes = vec![
+    let offered =
+        ProviderKind::ALL.into_iter().filter(|kind| !matches!(kind, ProviderKind::Component | ProviderKind::External));
+    let providers: BTreeSet<&str> = offered.clone().map(ProviderKind::as_str).collect();
+    let contracts: BTreeSet<&str> = offered.flat_map(ProviderKind::contracts).copied().collect();
+    let list = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(",");
+    let mut attributes = vec![
         ("driver.wasm".to_owned(), Fact::Flag(true)),
         text("version", env!("CARGO_PKG_VERSION").to_owned()),
         text("sidereal", version),
-        text("providers", providers.join(",")),
+        text("contracts", list(contracts)),
+        text("providers", list(providers)),
         text("worlds", "wasi:http@0.2,wasi:http@0.3,wasi:cli@0.2,wasi:cli@0.3,wasi_snapshot_preview1".to_owned()),
         flag("unsigned", agent.allow_unsigned),
-        // What is not there is said: see docs/nomad.md.
         flag("isolation.cgroup", agent.enforce_resources && cgroup::available()),
-        flag("isolation.seccomp", false),
         flag("exec", false),
         flag("commands", true),
     ];
+    attributes.extend(layers.into_iter().map(|(layer, on)| flag(&format!("isolation.{layer}"), on)));
     Fingerprint { health: Health::Healthy, description: "Healthy".to_owned(), attributes }
 }
 
+/// What a machine refuses of the layers, as one version of the program finds it.
+struct Isolation {
+    version: String,
+    refused: Refused,
+}
+
+/// Each layer but that of the control groups, which tasks have from the plugin, and whether tasks have it.
+fn layers(refused: &Refused, waive: &[String]) -> Result<Vec<(Layer, bool)>, String> {
+    let waived = |layer: &Layer| waive.iter().any(|name| name == layer.as_str());
+    let missing = waive.iter().any(|name| name == MISSING_LAYERS);
+    let of_programs = Layer::ALL.into_iter().filter(|layer| *layer != Layer::Cgroup);
+    let short: Vec<String> = of_programs
+        .clone()
+        .filter(|layer| !missing && !waived(layer))
+        .filter_map(|layer| Some(format!("`{layer}` ({}): {}", refused.get(&layer)?, layer.help())))
+        .collect();
+    if !short.is_empty() {
+        return Err(format!(
+            "this machine does not let components be isolated by {}; to go on without, name the layers in `waive` of the \
+             plugin's configuration",
+            short.join("; ")
+        ));
+    }
+    Ok(of_programs.map(|layer| (layer, !waived(&layer) && !refused.contains_key(&layer))).collect())
+}
+
+/// Asks the program what this machine refuses.
+async fn refused_now(sidereal: &Path) -> Result<Refused, String> {
+    let said = run(sidereal, "layers", TRYING).await?;
+    serde_json::from_str(&said).map_err(|cause| cause.to_string())
+}
+
 async fn version(sidereal: &Path) -> Result<String, String> {
+    let said = run(sidereal, "--version", PATIENCE).await?;
+    said.trim().strip_prefix("sidereal ").map(str::to_owned).ok_or_else(|| "it does not say its version".to_owned())
+}
+
+/// What the program answers.
+async fn run(sidereal: &Path, ask: &str, patience: Duration) -> Result<String, String> {
     let output = tokio::process::Command::new(sidereal)
-        .arg("--version")
+        .arg(ask)
         .env_clear()
+        .current_dir("/")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(PATIENCE, output).await;
+    let output = tokio::time::timeout(patience, output).await;
     let output = output.map_err(|_| "it does not answer".to_owned())?.map_err(|cause| cause.to_string())?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let version = said.trim().strip_prefix("sidereal ").filter(|_| output.status.success());
-    version.map(str::to_owned).ok_or_else(|| "it does not say its version".to_owned())
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(format!("it ended with {}", output.status)),
+    }
 }
 
 fn writable(dir: &PathBuf) -> std::io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).recursive(true).create(dir)?;
     rustix::fs::access(dir, rustix::fs::Access::WRITE_OK)?;
+    let found = std::fs::metadata(dir)?;
+    // Tasks are found and ended by what is in there.
+    if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(std::io::Error::other("others may write to it: it must be this user's, with mode 0700"));
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_on_that_are_neither_refused_nor_waived() {
+        let refused: BTreeMap<Layer, String> = [(Layer::Uid, "only root can".to_owned())].into();
+        let texts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let on = |refused: &BTreeMap<Layer, String>, waive: &[&str]| -> Result<Vec<String>, String> {
+            let on = layers(refused, &texts(waive))?.into_iter().filter(|(_, on)| *on);
+            Ok(on.map(|(layer, _)| layer.to_string()).collect())
+        };
+        let all = on(&BTreeMap::new(), &[]).unwrap();
+        assert_eq!((all.len(), all.contains(&"cgroup".to_owned())), (10, false));
+        for waive in [&["missing"][..], &["uid"]] {
+            let on = on(&refused, waive).unwrap();
+            assert!(on.len() == 9 && !on.contains(&"uid".to_owned()), "{on:?}");
+        }
+        assert!(!on(&BTreeMap::new(), &["seccomp"]).unwrap().contains(&"seccomp".to_owned()));
+        let why = on(&refused, &["net"]).unwrap_err();
+        assert!(why.contains("`uid` (only root can): run the platform as root") && why.contains("`waive`"), "{why}");
+    }
 }

@@ -8,53 +8,91 @@
 //! | [`config`] | what the agent's and the task's `config` blocks may say |
 //! | [`spec`] | what the process of a task is told |
 //! | [`task`] | a task's life: start, recover, wait, stop |
+//! | `turns` | who may begin a task of an id |
+//! | [`end`] | how it ended |
 //! | [`process`] | its process, and what is in its session |
 //! | [`cgroup`] | what bounds it |
 //! | [`usage`] | what it uses |
+//! | [`kept`] | what is kept of an allocation beside it |
+//! | [`noted`] | what is written down of a start |
+//! | [`others`] | what is left of starts that nobody asks about any more |
 //! | [`fingerprint`] | whether this machine can run tasks |
 
 pub mod cgroup;
 pub mod config;
+mod dns;
+pub mod end;
 pub mod fingerprint;
+pub mod kept;
+pub mod noted;
+pub mod others;
 pub mod process;
 pub mod spec;
 pub mod task;
+mod turns;
 pub mod usage;
 
+use std::collections::HashSet;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::sync::broadcast;
 
-use crate::plugin::driver::{
-    Capabilities, Driver, Event, ExitResult, Files, Fingerprint, Info, Spec, Started, TaskConfig, TaskHandle,
-    TaskState, TaskStatus,
+use cgroup::{Bounds, Made};
+use config::{AgentConfig, MISSING as MISSING_LAYERS, TaskOptions};
+use noted::{Intent, Noted};
+use plugin::driver::{
+    Capabilities, Driver, Event, ExitResult, Fingerprint, Info, Inspection, Mode, Spec, Started, TaskConfig,
+    TaskHandle, TaskState, TaskStatus,
 };
-use crate::plugin::tasks::{Tasks, decode, encode};
-use crate::plugin::{Failure, config as block};
-use cgroup::Made;
-use config::{AgentConfig, TaskOptions};
-use task::{STATE_VERSION, State, Task};
+use plugin::tasks::{Tasks, decode, encode};
+use plugin::{Failure, config as block};
+use task::{State, Task};
+use turns::Turns;
 
 /// Events that wait for an agent that is slow to take them.
 const EVENTS: usize = 256;
+/// An agent that hung up in the middle of a start, and lives, asks again by then. It begins a start that it did not hear of anew
+/// in any case.
+const UNHEARD: Duration = Duration::from_secs(30);
+/// How long a task may take to run: its component is brought, compiled, and answers, each of which has its own shorter bound.
+const STARTED: Duration = Duration::from_secs(20 * 60);
 
 /// The driver.
 #[derive(Debug)]
 pub struct WasmDriver {
     agent: RwLock<AgentConfig>,
     tasks: Tasks<Task>,
+    /// Starts whose answer the agent did not hear, until it asks about them.
+    unheard: Mutex<HashSet<String>>,
+    turns: Turns,
     events: broadcast::Sender<Event>,
+    sampler: Arc<usage::Sampler>,
+    layers: fingerprint::Known,
 }
 
 impl WasmDriver {
     /// With the defaults of every setting, and no tasks.
     pub fn new() -> Self {
-        Self { agent: RwLock::default(), tasks: Tasks::default(), events: broadcast::channel(EVENTS).0 }
+        let events = broadcast::channel(EVENTS).0;
+        Self {
+            agent: RwLock::default(),
+            tasks: Tasks::default(),
+            unheard: Mutex::default(),
+            turns: Turns::default(),
+            events,
+            sampler: Arc::default(),
+            layers: fingerprint::Known::default(),
+        }
+    }
+
+    /// The agent knows of this start.
+    fn heard(&self, id: &str) -> bool {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner).remove(id)
     }
 
     fn agent(&self) -> AgentConfig {
@@ -62,15 +100,50 @@ impl WasmDriver {
     }
 
     fn say(&self, task: &TaskConfig, message: impl Into<String>) {
-        let event = Event {
-            task: task.id.clone(),
-            alloc: task.alloc_id.clone(),
-            name: task.name.clone(),
-            message: message.into(),
-        };
-        if self.events.send(event).is_err() {
+        if self.events.send(Event::of(task, message)).is_err() {
             tracing::debug!(task = %task.id, "nobody listens to what happens to tasks");
         }
+    }
+
+    /// Starts a task of which nothing was started before.
+    async fn begin(&self, config: &TaskConfig, agent: &AgentConfig, dir: &Path) -> Result<Arc<Task>, Failure> {
+        let mut spec = spec::spec(config, agent)?;
+        let sidereal = agent.sidereal().ok_or_else(|| Failure::recoverable(fingerprint::MISSING))?;
+        let refused = self.layers.refused(&sidereal, &spec.waive).await?;
+        spec.waive.retain(|name| name != MISSING_LAYERS);
+        spec.refused = refused.into_iter().map(|(layer, why)| (layer.to_string(), why)).collect();
+        remove(dir)?;
+        make(dir)?;
+        let bounds = if agent.enforce_resources { spec::bounds(config) } else { Bounds::default() };
+        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let (id, alloc) = (config.id.clone(), PathBuf::from(&config.alloc_dir));
+        let intent = Intent { id, alloc, groups: Made::intended(name, &bounds) };
+        let lock = Task::intend(dir, &intent).inspect_err(|_| forget(dir))?;
+        // After it is written down that this one starts: a start that comes later finds this one.
+        self.end_others(config, agent).await.inspect_err(|_| forget(dir))?;
+        kept::begin(&agent.state_dir(), &intent.alloc)
+            .map_err(|cause| unwritable(&spec.data, &cause))
+            .inspect_err(|_| forget(dir))?;
+        let groups = bound(name, &bounds).inspect_err(|_| forget(dir))?;
+        spec.groups = groups.groups.clone();
+        let known = api::task::REGISTRY_ENV.iter();
+        spec.registry = known.filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
+        self.say(config, "Bringing the component up");
+        let started = Task::start(&sidereal, (dir, lock), &spec, groups.clone(), &config.name).await;
+        if started.is_err() {
+            groups.clear().await;
+            forget(dir);
+        }
+        started
+    }
+
+    /// Ends other starts of this task that the agent does not know of: never a second copy.
+    async fn end_others(&self, config: &TaskConfig, agent: &AgentConfig) -> Result<(), Failure> {
+        for other in others::end_all(&agent.state_dir(), &config.id).await? {
+            self.tasks.remove(&other);
+            self.say(config, "An earlier start of this task, which the agent had not heard of, was ended");
+        }
+        Ok(())
     }
 
     /// Tells the agent's people when a task ends otherwise than they asked.
@@ -79,8 +152,7 @@ impl WasmDriver {
         tokio::spawn(async move {
             let ended = task.wait().await;
             if let Some(problem) = ended.problem {
-                let TaskConfig { id, alloc_id, name, .. } = config;
-                drop(events.send(Event { task: id, alloc: alloc_id, name, message: problem }));
+                drop(events.send(Event::of(&config, problem)));
             }
         });
     }
@@ -94,17 +166,23 @@ impl Default for WasmDriver {
 
 /// The directory of a task: short, for its sockets, and the same for the same id.
 fn dir_of(agent: &AgentConfig, id: &str) -> PathBuf {
-    agent.state_dir().join("tasks").join(model::Digest::of(id.as_bytes()).short())
+    others::folder(&agent.state_dir()).join(model::Digest::of(id.as_bytes()).short())
 }
 
 fn make(dir: &Path) -> Result<(), Failure> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|cause| {
-        Failure::recoverable(format!(
-            "{} cannot be made: {cause}; `state_dir` of the plugin's configuration says where state is kept",
-            dir.display()
-        ))
-    })
+    make_private(dir).map_err(|cause| unwritable(dir, &cause))
+}
+
+/// Makes a folder that is this user's alone.
+fn make_private(dir: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+fn unwritable(dir: &Path, cause: &std::io::Error) -> Failure {
+    Failure::recoverable(format!(
+        "{} cannot be made: {cause}; `state_dir` of the plugin's configuration says where state is kept",
+        dir.display()
+    ))
 }
 
 fn remove(dir: &Path) -> Result<(), Failure> {
@@ -116,6 +194,15 @@ fn remove(dir: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Removes what is left of allocations that are gone.
+async fn sweep(state: PathBuf) {
+    others::sweep(&state, kept::GONE_FOR).await;
+    let swept = tokio::task::spawn_blocking(move || kept::sweep(&state, kept::GONE_FOR)).await;
+    if let Err(cause) = swept {
+        tracing::warn!(%cause, "what is left of allocations that are gone stays");
+    }
+}
+
 /// Removes what a start that failed left; that it failed is what is told.
 fn forget(dir: &Path) {
     if let Err(failure) = remove(dir) {
@@ -124,16 +211,17 @@ fn forget(dir: &Path) {
 }
 
 /// The control groups of a task, made.
-fn bound(config: &TaskConfig, agent: &AgentConfig, dir: &Path) -> Result<Made, Failure> {
-    if !agent.enforce_resources {
-        return Ok(Made::default());
-    }
-    let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    Made::new(name, &spec::bounds(config)).map_err(|cause| {
-        Failure::unrecoverable(format!(
+fn bound(name: &str, bounds: &Bounds) -> Result<Made, Failure> {
+    use std::io::ErrorKind::{OutOfMemory, ResourceBusy, StorageFull};
+    Made::new(name, bounds).map_err(|cause| match cause.kind() {
+        // The kernel is short of something, or a group of before is not gone yet.
+        OutOfMemory | ResourceBusy | StorageFull => {
+            Failure::recoverable(format!("the `resources` block cannot be enforced now: {cause}"))
+        }
+        _ => Failure::unrecoverable(format!(
             "the `resources` block cannot be enforced on this machine: {cause}; run the agent as root with control groups, or set \
              `enforce_resources = false` in the plugin's configuration"
-        ))
+        )),
     })
 }
 
@@ -153,6 +241,8 @@ impl Driver for WasmDriver {
                 .parse::<model::egress::Cidr>()
                 .map_err(|cause| Failure::unrecoverable(format!("`egress`: {cause}")))?;
         }
+        config.check_state_dir().map_err(|why| Failure::unrecoverable(format!("`state_dir`: {why}")))?;
+        config.check_waive().map_err(|why| Failure::unrecoverable(format!("`waive`: {why}")))?;
         for anchor in &config.trust_anchors {
             let key = model::claims::PublicKey::parse(anchor);
             // A mistyped anchor may be a seed: never repeat it.
@@ -164,6 +254,7 @@ impl Driver for WasmDriver {
             }
         }
         *self.agent.write().unwrap_or_else(PoisonError::into_inner) = config;
+        self.layers.forget();
         Ok(())
     }
 
@@ -172,56 +263,87 @@ impl Driver for WasmDriver {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { signals: false, files: Files::Own, group_network: true, mounts: true }
+        Capabilities { networks: &[Mode::Host, Mode::Group, Mode::None], mounts: true, ..Capabilities::default() }
     }
 
     fn fingerprint(&self) -> BoxStream<'static, Fingerprint> {
-        fingerprint::stream(self.agent())
+        let state = self.agent().state_dir();
+        let swept = move |told| {
+            let state = state.clone();
+            // Nobody waits for it.
+            tokio::spawn(async move { sweep(state).await });
+            told
+        };
+        fingerprint::stream(self.agent(), self.layers.clone()).map(swept).boxed()
     }
 
     async fn start(&self, config: TaskConfig) -> Result<Started, Failure> {
+        self.heard(&config.id);
         if self.tasks.get(&config.id).is_ok() {
             return Err(Failure::unrecoverable(format!("the task `{}` was started already", config.id)));
         }
         let agent = self.agent();
         let dir = dir_of(&agent, &config.id);
-        let adopted = Task::adopt(&dir, &config.name).await;
-        let task = match adopted {
-            Some(task) => task,
-            None => {
-                let mut spec = spec::spec(&config, &agent)?;
-                let sidereal = agent.sidereal().ok_or_else(|| Failure::recoverable(fingerprint::MISSING))?;
-                remove(&dir)?;
-                make(&dir)?;
-                let groups = bound(&config, &agent, &dir).inspect_err(|_| forget(&dir))?;
-                spec.groups = groups.groups.clone();
-                self.say(&config, "Bringing the component up");
-                match Task::start(&sidereal, &dir, &spec, groups.clone(), &config.name).await {
-                    Ok(task) => task,
-                    Err(failure) => {
-                        groups.clear().await;
-                        forget(&dir);
-                        return Err(failure);
-                    }
-                }
+        // Whoever asks at the same time finds what this one begins.
+        let turn = self.turns.take(&config.id).await;
+        let task = match Noted::of(&dir, &config.id).await? {
+            // A plugin that was killed before the agent heard of it has started it: whatever became of it, that was its start.
+            Noted::Started(state) => Task::recover(state, &config.name)?,
+            Noted::Nothing | Noted::Intended(_) => self.begin(&config, &agent, &dir).await?,
+        };
+        drop(turn);
+        if let Err(failure) = task.runs(STARTED).await {
+            task.kill().await;
+            task.state.groups.clear().await;
+            forget(&dir);
+            return Err(failure);
+        }
+        let own = encode(&task.state)?;
+        let state = match self.tasks.add(&config.id, task.clone()) {
+            Ok(()) => {
+                self.watch(config, task);
+                own
+            }
+            // Asked for twice while it started, and it is one: either answer may be the one that is heard.
+            Err(known) if known.state.is_of(&task.state) => encode(&known.state)?,
+            Err(_) => {
+                // Nobody else would ever end it.
+                task.kill().await;
+                return Err(Failure::unrecoverable(format!("the task `{}` was started already", config.id)));
             }
         };
-        let state = encode(STATE_VERSION, &task.state)?;
-        if self.tasks.add(&config.id, task.clone()).is_err() {
-            return Err(Failure::unrecoverable(format!("the task `{}` was started already", config.id)));
-        }
-        self.watch(config, task);
         Ok(Started { state, network: None })
+    }
+
+    async fn unheard(&self, id: &str) {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
+        tokio::time::sleep(UNHEARD).await;
+        if !self.heard(id) {
+            return;
+        }
+        match others::end(&dir_of(&self.agent(), id), id).await {
+            Ok(()) => tracing::warn!(task = %id, "a start whose agent is gone was ended"),
+            Err(failure) => tracing::warn!(task = %id, %failure, "a start whose agent is gone stays"),
+        }
+        self.tasks.remove(id);
     }
 
     async fn recover(&self, handle: TaskHandle) -> Result<(), Failure> {
         let TaskHandle { config, driver_state, .. } = handle;
         let config = config.ok_or_else(|| Failure::unrecoverable("the agent's handle names no task"))?;
+        self.heard(&config.id);
         if self.tasks.get(&config.id).is_ok() {
             return Ok(());
         }
-        let state: State = decode(STATE_VERSION, &driver_state)?;
-        let task = Task::recover(state, &config.name).await?;
+        let state: State = decode(&driver_state)?;
+        let task = Task::recover(state, &config.name)?;
+        let alloc = Path::new(&config.alloc_dir);
+        // Where that was removed, nobody would know any more when what is kept of the allocation ends.
+        if alloc.is_absolute()
+            && let Err(cause) = kept::begin(&self.agent().state_dir(), alloc)
+        {
+            tracing::warn!(task = %config.id, %cause, "whose data they are is not written down");
+        }
         if self.tasks.add(&config.id, task.clone()).is_ok() {
             self.watch(config, task);
         }
@@ -233,8 +355,15 @@ impl Driver for WasmDriver {
     }
 
     async fn stop(&self, id: &str, timeout: Duration, signal: Option<&str>) -> Result<(), Failure> {
-        // One that is unknown has ended: an error would be tried again and again.
-        let Ok(task) = self.tasks.get(id) else { return Ok(()) };
+        let task = match self.tasks.get(id) {
+            Ok(task) => task,
+            Err(_) => match Noted::of(&dir_of(&self.agent(), id), id).await? {
+                // It is being started, which then fails.
+                Noted::Started(state) => Task::found(state, id)?,
+                // One that is unknown has ended: an error would be tried again and again.
+                Noted::Nothing | Noted::Intended(_) => return Ok(()),
+            },
+        };
         match signal {
             Some("SIGKILL") => task.kill().await,
             _ => task.stop(timeout).await,
@@ -245,11 +374,7 @@ impl Driver for WasmDriver {
     async fn destroy(&self, id: &str, force: bool) -> Result<(), Failure> {
         let Ok(task) = self.tasks.get(id) else {
             // One that could not be recovered may run on, and keep its port from the next.
-            let dir = dir_of(&self.agent(), id);
-            let Some(task) = Task::noted(&dir, id) else { return Ok(()) };
-            task.kill().await;
-            task.state.groups.clear().await;
-            return remove(&dir);
+            return others::end(&dir_of(&self.agent(), id), id).await;
         };
         if task.ended().is_none() && !force {
             return Err(Failure::unrecoverable(format!("the task `{id}` still runs")));
@@ -261,7 +386,7 @@ impl Driver for WasmDriver {
         Ok(())
     }
 
-    async fn inspect(&self, id: &str) -> Result<(TaskStatus, Vec<(String, String)>), Failure> {
+    async fn inspect(&self, id: &str) -> Result<Inspection, Failure> {
         let task = self.tasks.get(id)?;
         let ended = task.ended();
         let state = if ended.is_some() { TaskState::Exited } else { TaskState::Running };
@@ -273,13 +398,14 @@ impl Driver for WasmDriver {
             completed_at: ended.as_ref().map(|ended| ended.at.into()),
             result: ended.map(|ended| ended.result),
         };
-        Ok((status, vec![("pid".to_owned(), task.state.process.pid.to_string())]))
+        let facts = [("pid".to_owned(), task.state.process.pid.to_string())].into();
+        Ok(Inspection { status, facts, network: None })
     }
 
-    fn stats(&self, id: &str, interval: Duration) -> Result<BoxStream<'static, crate::plugin::driver::Usage>, Failure> {
+    fn stats(&self, id: &str, interval: Duration) -> Result<BoxStream<'static, plugin::driver::Usage>, Failure> {
         let task = self.tasks.get(id)?;
         let ended = task.clone();
-        let samples = usage::samples(task.state.process, interval);
+        let samples = usage::samples(self.sampler.clone(), task.state.process, interval);
         Ok(samples.take_until(async move { drop(ended.wait().await) }).boxed())
     }
 

@@ -6,20 +6,23 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, SystemTime};
 
+use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
+use tokio::process::Child;
+use tokio::sync::watch;
 
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
-
-/// The boot the machine runs in; empty where the kernel does not say.
-pub fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
+/// The first pause between two looks for them.
+const LOOK: Duration = Duration::from_millis(5);
+/// A process of a task is never started so long after its end, as far as clocks can be trusted.
+const LATE: Duration = Duration::from_secs(5);
 
 /// A process for ever: numbers come again, numbers with their start do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +65,14 @@ impl Seen {
         })
     }
 
+    /// When it was started, by the clock of now.
+    pub fn began(&self) -> Option<SystemTime> {
+        let since_boot = Duration::try_from(clock_gettime(ClockId::Boottime)).ok()?;
+        let ticks = clock_ticks_per_second().max(1);
+        let started = Duration::from_millis(self.identity.started.saturating_mul(1000) / ticks);
+        SystemTime::now().checked_sub(since_boot.saturating_sub(started))
+    }
+
     /// The memory that is its own, bytes: what it shares with others through files is not. 0 where it has just ended.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.identity.pid)).unwrap_or_default();
@@ -71,11 +82,16 @@ impl Seen {
         line.map_or(0, |kib: u64| kib * 1024)
     }
 
+    /// Every process of the machine that has not ended.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten();
+        let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        numbers.filter_map(Self::of).filter(|seen| !seen.dead)
+    }
+
     /// Every process that runs in the session this one leads or led.
     pub fn session(leader: i32) -> Vec<Self> {
-        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        numbers.filter_map(Self::of).filter(|seen| seen.session == leader && !seen.dead).collect()
+        Self::all().filter(|seen| seen.session == leader).collect()
     }
 }
 
@@ -85,17 +101,20 @@ pub struct Process {
     /// Which.
     pub identity: Identity,
     handle: AsyncFd<OwnedFd>,
+    /// How it ended, where it is a child of this one.
+    status: Option<watch::Receiver<Option<ExitStatus>>>,
 }
 
 impl Process {
-    /// Starts `sidereal task` for this directory.
+    /// Starts `sidereal task` for this directory, whose lock goes over to it: from the moment it is there it holds it.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub fn start(sidereal: &Path, dir: &Path) -> io::Result<Self> {
+    /// When it cannot be started; nothing of it runs then.
+    pub async fn start(sidereal: &Path, dir: &Path, lock: File) -> io::Result<Self> {
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join("log"))?;
         let passed = std::env::var_os(telemetry::LOG_ENV).map(|filter| (telemetry::LOG_ENV, filter));
-        let mut child = tokio::process::Command::new(sidereal)
+        // It raises the limit of open files for itself, so what the plugin took of them is not given back.
+        let child = tokio::process::Command::new(sidereal)
             .arg("task")
             .arg("--dir")
             .arg(dir)
@@ -104,15 +123,36 @@ impl Process {
             // Of a huge page a small process uses little, and holds all of it: two thirds of an idle task's memory.
             .env("MIMALLOC_ALLOW_THP", "0")
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(Stdio::from(lock))
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
-        let found = Self::find(pid)?;
-        // It is ours to bury as long as we live.
-        tokio::spawn(async move { drop(child.wait().await) });
-        found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it ended at once"))
+        Self::keep(child, pid, Self::find(pid)).await
+    }
+
+    /// A child as the kernel's handle of it was found. One that there is none of would be nobody's: it is ended.
+    async fn keep(mut child: Child, pid: i32, found: io::Result<Option<Self>>) -> io::Result<Self> {
+        let why = match found {
+            Ok(Some(found)) => {
+                // It is ours to bury as long as we live.
+                let (tell, status) = watch::channel(None);
+                tokio::spawn(async move { tell.send_replace(child.wait().await.ok()) });
+                return Ok(Self { status: Some(status), ..found });
+            }
+            Ok(None) => io::Error::new(io::ErrorKind::NotFound, "it ended at once"),
+            Err(cause) => cause,
+        };
+        // Until it is buried its number, and that of its session, is nobody else's.
+        let leader = Seen::of(pid).map(|seen| seen.identity);
+        if let Err(cause) = child.start_kill() {
+            tracing::debug!(%cause, "a task's process has ended already");
+        }
+        if let Some(leader) = leader {
+            clear(leader, None).await;
+        }
+        drop(child.wait().await);
+        Err(why)
     }
 
     /// The process of this number; `None` where there is none.
@@ -130,7 +170,7 @@ impl Process {
         let Some(seen) = Seen::of(pid) else { return Ok(None) };
         #[allow(deprecated, reason = "what replaces it is unsafe; this handle is owned here and never exchanged")]
         let handle = AsyncFd::with_interest(handle, tokio::io::Interest::READABLE)?;
-        Ok(Some(Self { identity: seen.identity, handle }))
+        Ok(Some(Self { identity: seen.identity, handle, status: None }))
     }
 
     /// The very process that was started as this one; `None` where it has ended.
@@ -141,26 +181,43 @@ impl Process {
         Ok(Self::find(identity.pid)?.filter(|found| found.identity == identity))
     }
 
-    /// Waits until it has ended.
-    pub async fn ended(&self) {
+    /// Waits until it has ended; how it did, where it is a child of this process.
+    pub async fn ended(&self) -> Option<ExitStatus> {
         if let Err(cause) = self.handle.readable().await {
             tracing::error!(%cause, "a task's process cannot be waited for");
         }
+        let mut status = self.status.clone()?;
+        // Whoever waits for the child ends with this alone.
+        let seen = status.wait_for(Option::is_some).await.ok()?;
+        *seen
     }
 
     /// Ends it at once.
     pub fn kill(&self) {
-        if let Err(cause) = pidfd_send_signal(self.handle.get_ref(), Signal::KILL) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Err(cause) = pidfd_send_signal(self.handle.get_ref(), signal) {
             tracing::debug!(%cause, "a task's process has ended already");
         }
     }
 }
 
-/// Ends everything in the session of a task and waits until it is gone. Returns what is still there in the end.
-pub async fn clear(leader: Identity) -> usize {
+/// Ends everything in the session of a task and waits until it is gone. Returns what is still there in the end. Where it is
+/// known when the task ended, what began later is somebody's whose session has the number now and who left it.
+pub async fn clear(leader: Identity, ended: Option<SystemTime>) -> usize {
+    let theirs = |seen: &Seen| ended.is_some_and(|ended| seen.began().is_some_and(|began| began > ended + LATE));
     let until = tokio::time::Instant::now() + GONE;
+    let mut pause = LOOK;
     loop {
-        let left = Seen::session(leader.pid);
+        let mut left = Seen::session(leader.pid);
+        left.retain(|seen| !theirs(seen));
         // The number leads another session by now.
         let reused = left.iter().any(|seen| seen.identity.pid == leader.pid && seen.identity != leader);
         if left.is_empty() || reused {
@@ -177,7 +234,9 @@ pub async fn clear(leader: Identity) -> usize {
         if tokio::time::Instant::now() > until {
             return left.len();
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        // Each look is at every process of the machine.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK * 20);
     }
 }
 
@@ -199,6 +258,31 @@ pub fn last_words(dir: &Path) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// A process whose session is led by nobody any more, and its leader's number.
+    fn orphan() -> (i32, i32) {
+        let script = "sleep 60 & echo $$ $!";
+        let mut shell = std::process::Command::new("setsid");
+        shell.args(["--wait", "sh", "-c", script]).stdout(Stdio::piped());
+        let mut out = shell.spawn().unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(out.stdout.take().unwrap()), &mut line).unwrap();
+        out.wait().unwrap();
+        let mut numbers = line.split_whitespace().map(|word| word.parse().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    }
+
+    #[tokio::test]
+    async fn strangers_with_the_number_of_a_task_that_ended_before_they_began_are_left_alone() {
+        let (leader, stranger) = orphan();
+        let identity = Identity { pid: leader, started: 1 };
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        assert_eq!(clear(identity, Some(hour_ago)).await, 0);
+        assert!(Seen::of(stranger).is_some_and(|seen| !seen.dead && seen.session == leader));
+        // What was there when the task ended is its own.
+        assert_eq!(clear(identity, Some(SystemTime::now())).await, 0);
+        assert!(Seen::of(stranger).is_none_or(|seen| seen.dead));
+    }
+
     #[test]
     fn a_process_is_read_whatever_its_name() {
         let stat = "7 (a ) b) S 1 7 9 0 -1 4194560 1 0 0 0 11 12 1 2 20 0 1 0 555 1000 42 18446744073709551615";
@@ -208,5 +292,21 @@ mod tests {
         assert_eq!(Seen::parse(7, "7 (a) S"), None);
         let own = i32::try_from(std::process::id()).unwrap();
         assert_eq!(Seen::of(own).unwrap().identity.pid, own);
+    }
+
+    /// Nobody else would ever find it: it would keep its port from whoever comes next.
+    #[tokio::test]
+    async fn a_process_that_the_kernel_gives_no_handle_of_is_ended_with_all_it_started() {
+        for found in [Err(io::Error::from_raw_os_error(24)), Ok(None)] {
+            let child =
+                tokio::process::Command::new("setsid").args(["sh", "-c", "sleep 600 & sleep 600"]).spawn().unwrap();
+            let pid = i32::try_from(child.id().unwrap()).unwrap();
+            while Seen::session(pid).len() < 2 {
+                tokio::time::sleep(LOOK).await;
+            }
+            let wanted = found.as_ref().err().map_or(io::ErrorKind::NotFound, io::Error::kind);
+            assert_eq!(Process::keep(child, pid, found).await.unwrap_err().kind(), wanted);
+            assert_eq!((Seen::session(pid), Seen::of(pid)), (Vec::new(), None));
+        }
     }
 }

@@ -1,21 +1,21 @@
-//! From what the agent sends to what a task process is told. Pure but for looking where paths lead.
+//! From what the agent sends to what a task process is told. Pure: where a path of a job leads, the task finds out when it
+//! opens it, for whoever looked before would have seen something else.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
-use api::run::Folder;
-use api::task::{Groups, TaskComponent, TaskLink, TaskSpec, VERSION};
+use api::run::{Folder, MAX_FOLDERS};
+use api::task::{Groups, Place, TaskComponent, TaskFolder, TaskLink, TaskSpec, VERSION};
 use model::tenant::TenantSettings;
 
 use super::cgroup::Bounds;
 use super::config::{AgentConfig, FolderOptions, LinkOptions, TaskOptions};
-use crate::contracts::hashicorp::nomad::plugins::drivers::proto::network_isolation_spec::Mode;
-use crate::plugin::Failure;
-use crate::plugin::config::decode;
-use crate::plugin::driver::TaskConfig;
-
-/// Where embedded data are kept, in the allocation's directory.
-const KEPT: &str = "alloc/data/.sidereal";
+use super::dns::dns;
+use super::kept;
+use plugin::Failure;
+use plugin::config::decode;
+use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::network_isolation_spec::Mode;
+use plugin::driver::TaskConfig;
 
 /// What of the task's directory can be granted.
 const FOLDERS: [&str; 4] = ["local", "secrets", "alloc", "tmp"];
@@ -29,16 +29,8 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
     if !task.devices.is_empty() {
         return Err(Failure::unrecoverable("the task has devices, and a component has no way to reach one"));
     }
-    if task
-        .dns
-        .as_ref()
-        .is_some_and(|dns| !dns.servers.is_empty() || !dns.searches.is_empty() || !dns.options.is_empty())
-    {
-        return Err(Failure::unrecoverable(
-            "the group's network has a `dns` block, which this driver does not support yet: names are resolved as the \
-             machine does; remove the block",
-        ));
-    }
+    options.check_limits().map_err(Failure::unrecoverable)?;
+    let dns = dns(task.dns.as_ref())?;
     let network = network(task)?;
     let listen = options.http.as_ref().map(|http| listen(task, &http.port, network.is_some())).transpose()?;
     let dir = TaskDir { alloc: Path::new(&task.alloc_dir), task: Path::new(&task.alloc_dir).join(&task.name) };
@@ -69,7 +61,6 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
         shards: 1,
         ..TenantSettings::default()
     };
-    let name: String = task.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     Ok(TaskSpec {
         version: VERSION,
         id: task.id.clone(),
@@ -79,16 +70,22 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
         env: if listen.is_none() { env } else { Default::default() },
         folders,
         network,
+        dns,
         config,
         links,
         allow_hosts: options.allow_hosts,
+        limits: options.limits,
         settings,
-        stdout: PathBuf::from(&task.stdout_path),
-        stderr: PathBuf::from(&task.stderr_path),
-        // Stays over restarts of the task, and moves with `ephemeral_disk { migrate = true }`.
-        data: dir.alloc.join(KEPT).join(name),
+        user: Some(task.user.clone()).filter(|user| !user.is_empty()),
+        waive: agent.waive(),
+        // What the machine refuses is for whoever starts it.
+        refused: Default::default(),
+        stdout: dir.output(&task.stdout_path),
+        stderr: dir.output(&task.stderr_path),
+        data: kept::folder(&agent.state_dir(), Path::new(&task.alloc_dir), &task.name),
         code: agent.state_dir().join("code"),
         groups: Groups::default(),
+        registry: Default::default(),
     })
 }
 
@@ -154,9 +151,14 @@ struct TaskDir<'a> {
 }
 
 impl TaskDir<'_> {
+    /// What the tasks of the group share.
+    fn shared(&self) -> PathBuf {
+        self.alloc.join("alloc")
+    }
+
     /// A path as a job writes it: in the task's directory, or from one of the roots that the environment names (`/local`,
-    /// `/secrets`, `/alloc`). It stays inside, also over symbolic links; what is not there yet is for the process to say.
-    fn path(&self, what: &str, written: &str) -> Result<PathBuf, Failure> {
+    /// `/secrets`, `/alloc`).
+    fn path(&self, what: &str, written: &str) -> Result<Place, Failure> {
         let outside = || {
             Failure::unrecoverable(format!(
                 "`{what}` is `{written}`, which leads out of the task's directory; name a file below local/, secrets/ or alloc/"
@@ -167,19 +169,29 @@ impl TaskDir<'_> {
         if written.is_empty() || !plain {
             return Err(outside());
         }
-        let (root, path) = match relative.strip_prefix("alloc") {
-            Ok(rest) => (self.alloc.join("alloc"), self.alloc.join("alloc").join(rest)),
-            Err(_) => (self.task.clone(), self.task.join(relative)),
-        };
-        match (path.canonicalize(), root.canonicalize()) {
-            (Ok(real), Ok(root)) if real.starts_with(&root) => Ok(real),
-            (Ok(_), Ok(_)) => Err(outside()),
-            _ => Ok(path),
+        let relative: PathBuf = relative.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+        // The agent's own tokens are there, which no task is to see.
+        if relative.starts_with("private") {
+            return Err(outside());
         }
+        Ok(match relative.strip_prefix("alloc") {
+            Ok(rest) => Place { root: self.shared(), path: rest.to_owned() },
+            Err(_) => Place { root: self.task.clone(), path: relative },
+        })
+    }
+
+    /// An output as the agent names it: below what others of the group may change, or wherever it keeps such things.
+    fn output(&self, named: &str) -> Place {
+        let (shared, named) = (self.shared(), Path::new(named));
+        if let Ok(rest) = named.strip_prefix(&shared) {
+            return Place { path: rest.to_owned(), root: shared };
+        }
+        let root = named.parent().unwrap_or(Path::new("/")).to_owned();
+        Place { root, path: named.file_name().map(PathBuf::from).unwrap_or_default() }
     }
 
     /// A folder as a job grants it. One that is to be written is made where it is not there.
-    fn folder(&self, written: &str, writable: bool) -> Result<Folder, Failure> {
+    fn folder(&self, written: &str, writable: bool) -> Result<TaskFolder, Failure> {
         let bad = |why: String| Failure::unrecoverable(format!("folder \"{written}\": {why}"));
         let parts = Path::new(written).components().filter_map(|part| match part {
             Component::Normal(part) => part.to_str(),
@@ -189,48 +201,35 @@ impl TaskDir<'_> {
         if !parts.first().is_some_and(|first| FOLDERS.contains(first)) {
             return Err(bad(format!("it is in none of {}", FOLDERS.join(", "))));
         }
-        let mut path = self.path("folder", written)?;
-        if writable && !path.exists() {
-            // Made only where what is there already is inside.
-            let parent = path.ancestors().find(|parent| parent.exists()).unwrap_or(&path);
-            let real = parent.canonicalize().and_then(|real| Ok(real.starts_with(self.alloc.canonicalize()?)));
-            if !real.unwrap_or(false) {
-                return Err(bad("it leads out of the task's directory".to_owned()));
-            }
-            std::fs::create_dir_all(&path).map_err(|cause| bad(format!("it cannot be made: {cause}")))?;
-            path = self.path("folder", written)?;
-        }
-        path = path.canonicalize().map_err(|cause| bad(cause.to_string()))?;
-        if !path.is_dir() {
-            return Err(bad("it is no folder".to_owned()));
-        }
-        // What providers keep is not for components to read, and still less to change.
-        let kept = self.alloc.canonicalize().map(|alloc| alloc.join(KEPT)).map_err(|cause| bad(cause.to_string()))?;
-        if kept.starts_with(&path) || path.starts_with(&kept) {
-            return Err(bad(format!(
-                "data of providers are in {KEPT}; grant a folder beside it, such as /alloc/data/app"
-            )));
-        }
-        Ok(Folder { path, name: format!("/{}", parts.join("/")), writable })
+        let place = self.path("folder", written)?;
+        Ok(TaskFolder { place, folder: Folder { name: format!("/{}", parts.join("/")), writable }, make: writable })
     }
 }
 
 /// The folders that the job grants: those of the task that its `config` names, and volumes where it mounts them.
-fn folders(task: &TaskConfig, options: &TaskOptions, dir: &TaskDir<'_>) -> Result<Vec<Folder>, Failure> {
+fn folders(task: &TaskConfig, options: &TaskOptions, dir: &TaskDir<'_>) -> Result<Vec<TaskFolder>, Failure> {
     let own = options.folder.iter().map(|(written, FolderOptions { writable })| dir.folder(written, *writable));
     let mounted = task.mounts.iter().map(|mount| {
-        let folder =
-            Folder { path: PathBuf::from(&mount.host_path), name: mount.task_path.clone(), writable: !mount.readonly };
-        match folder.path.is_dir() && folder.name.starts_with('/') {
-            true => Ok(folder),
+        let place = Place { root: PathBuf::from(&mount.host_path), path: PathBuf::new() };
+        match place.root.is_absolute() && mount.task_path.starts_with('/') {
+            true => {
+                let folder = Folder { name: mount.task_path.clone(), writable: !mount.readonly };
+                Ok(TaskFolder { place, folder, make: false })
+            }
             false => Err(Failure::unrecoverable(format!(
                 "the volume mounted at {} is no folder; a component can use folders alone",
                 mount.task_path
             ))),
         }
     });
-    let folders: Vec<Folder> = own.chain(mounted).collect::<Result<_, _>>()?;
-    let mut names: Vec<&str> = folders.iter().map(|folder| folder.name.as_str()).collect();
+    let folders: Vec<TaskFolder> = own.chain(mounted).collect::<Result<_, _>>()?;
+    if folders.len() > MAX_FOLDERS {
+        return Err(Failure::unrecoverable(format!(
+            "the task has {} folders, and {MAX_FOLDERS} are the most",
+            folders.len()
+        )));
+    }
+    let mut names: Vec<&str> = folders.iter().map(|folder| folder.folder.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| matches!(pair, [a, b] if a == b)) {
         Some(pair) => Err(Failure::unrecoverable(format!("two folders are called {}", pair.concat()))),
@@ -262,7 +261,7 @@ fn link(written: &str, link: &LinkOptions, dir: &TaskDir<'_>) -> Result<TaskLink
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contracts::hashicorp::nomad::plugins::drivers::proto::{
+    use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::{
         AllocatedTaskResources, NetworkIsolationSpec, NetworkPort, NetworkResource, PortMapping, Resources,
     };
     use serde_json::json;
@@ -280,6 +279,35 @@ mod tests {
         }
     }
 
+    fn in_task(path: &str) -> Place {
+        Place { root: "/nonexistent/alloc/web".into(), path: path.into() }
+    }
+
+    #[test]
+    fn outputs_are_opened_from_where_nobody_else_writes() {
+        let mut task = task(json!({"component": "a.wasm"}));
+        task.stdout_path = "/nonexistent/alloc/alloc/logs/.web.stdout.fifo".into();
+        task.stderr_path = "/dev/null".into();
+        let told = spec(&task, &AgentConfig::default()).unwrap();
+        let shared = PathBuf::from("/nonexistent/alloc/alloc");
+        assert_eq!(told.stdout, Place { root: shared, path: "logs/.web.stdout.fifo".into() });
+        assert_eq!(told.stderr, Place { root: "/dev".into(), path: "null".into() });
+    }
+
+    #[test]
+    fn too_many_folders_are_refused() {
+        let folders = |count: usize| -> serde_json::Value {
+            (0..count)
+                .map(|number| (format!("/local/{number}"), json!({"writable": false})))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        };
+        let told =
+            |count| spec(&task(json!({"component": "a.wasm", "folder": folders(count)})), &AgentConfig::default());
+        assert_eq!(told(MAX_FOLDERS).unwrap().folders.len(), MAX_FOLDERS);
+        assert!(told(MAX_FOLDERS + 1).unwrap_err().message.contains("64 are the most"));
+    }
+
     #[test]
     fn ports_are_those_of_the_network_the_task_is_in() {
         let config =
@@ -287,7 +315,7 @@ mod tests {
         let mut task = task(config);
         let told = spec(&task, &AgentConfig::default()).unwrap();
         assert_eq!(told.listen, Some("10.1.2.3:20000".parse().unwrap()));
-        assert_eq!(told.component, TaskComponent::Path("/nonexistent/alloc/web/local/a.wasm".into()));
+        assert_eq!(told.component, TaskComponent::Path(in_task("local/a.wasm")));
         assert_eq!(told.config.get("NOMAD_REGION").map(String::as_str), Some("global"));
         task.network_isolation_spec =
             Some(NetworkIsolationSpec { mode: Mode::Group.into(), path: "/run/netns/x".into(), ..Default::default() });
@@ -320,11 +348,19 @@ mod tests {
         for (config, why) in [
             (json!({"component": "../a.wasm"}), "leads out"),
             (json!({"component": ""}), "leads out"),
+            (json!({"component": "./private/token"}), "name a file below local/"),
             (json!({"component": "a", "http": {"port": "admin"}}), "it has http"),
             (json!({"component": "a", "http": {"port": "http"}, "args": ["x"]}), "`args` are for programs"),
             (json!({"component": "a", "env": ["HOME"]}), "no such variable"),
             (json!({"component": "a", "link": {"keyvalue": {"provider": "redis"}}}), "write a contract"),
             (json!({"component": null}), "does not fit"),
+            (
+                json!({"component": "a", "limits": [{"processor": "1s"}]}),
+                "names processor, which is none; there are cpu",
+            ),
+            (json!({"component": "a", "limits": [{"cpu": "fast"}]}), "has cpu = \"fast\"; write 10ms to 1m"),
+            (json!({"component": "a", "limits": [{"memory": "2GiB"}]}), "has memory = \"2GiB\"; write 64KiB to 1GiB"),
+            (json!({"component": "a", "limits": [{"handles": 1}]}), "has handles = \"1\"; write 16 to 65536"),
         ] {
             let said = spec(&task(config.clone()), &AgentConfig::default()).unwrap_err().message;
             assert!(said.contains(why), "{config}: {said}");
@@ -344,6 +380,6 @@ mod tests {
         assert_eq!(told.component, TaskComponent::Oci("r.example/a@sha256:00".into()));
         let [link] = &told.links[..] else { panic!("{:?}", told.links) };
         assert_eq!((link.label.as_str(), link.settings.len()), ("cache", 2));
-        assert_eq!(link.secret_files["password"], Path::new("/nonexistent/alloc/web/secrets/redis"));
+        assert_eq!(link.secret_files["password"], in_task("secrets/redis"));
     }
 }

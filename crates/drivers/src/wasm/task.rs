@@ -1,25 +1,24 @@
 //! One task as the driver tracks it: its directory, its process, and how that ended.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use api::task::{EXIT_FILE, SOCKET, SPEC_FILE, TaskClient, TaskExit, TaskPhase, TaskSpec};
+use api::task::{EXIT_FILE, LOCK_FILE, SOCKET, SPEC_FILE, TaskClient, TaskPhase, TaskSpec, boot};
 use api::{Code, Problem};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::cgroup::Made;
-use super::process::{Identity, Process, boot, clear, last_words};
-use crate::plugin::driver::ExitResult;
-use crate::plugin::{Class, Failure};
+use super::end::{self, Ended};
+use super::noted::{Intent, START_FILE};
+use super::process::{Identity, Process, Seen, clear, last_words};
+use plugin::{Class, Failure};
 
-/// Version of [`State`].
-pub const STATE_VERSION: u32 = 1;
 /// A task that was told to stop keeps this part of its time for its last calls; the rest is for the end of its processes.
 const DRAIN_SHARE: f64 = 0.8;
-/// The signal of a process that was killed.
-const KILLED: i32 = 9;
 
 /// What finds a task again; kept by the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,10 +28,20 @@ pub struct State {
     /// Its process.
     pub process: Identity,
     /// The boot of the machine it was started in: in another one its number and its session are somebody else's.
-    #[serde(default)]
     pub boot: String,
     /// What bounds it.
     pub groups: Made,
+}
+
+impl State {
+    /// Whether both are of one process.
+    pub fn is_of(&self, other: &Self) -> bool {
+        (self.process, &self.boot) == (other.process, &other.boot)
+    }
+}
+
+impl plugin::tasks::State for State {
+    const VERSION: u32 = 1;
 }
 
 /// A task.
@@ -42,32 +51,39 @@ pub struct Task {
     pub state: State,
     /// What the job calls it.
     pub name: String,
-    /// When it was started, or found again.
+    /// When it was started.
     pub since: SystemTime,
     client: TaskClient,
     process: Option<Arc<Process>>,
     ended: watch::Receiver<Option<Ended>>,
 }
 
-/// How a task ended.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ended {
-    /// As the agent is told.
-    pub result: ExitResult,
-    /// In words, where something went wrong.
-    pub problem: Option<String>,
-    /// When.
-    pub at: SystemTime,
-}
-
 impl Task {
-    /// Starts the task of a fresh directory and waits until it runs.
+    /// Writes down what is about to be done in a fresh directory, and takes it.
     ///
     /// # Errors
-    /// Why it does not run. Its directory is for the caller to remove.
+    /// When it cannot be written, or somebody has it.
+    pub fn intend(dir: &Path, intent: &Intent) -> Result<File, Failure> {
+        let lock = || {
+            let mut options = File::options();
+            let lock = OpenOptionsExt::mode(options.create(true).append(true), 0o600).open(dir.join(LOCK_FILE))?;
+            lock.try_lock()?;
+            let text = serde_json::to_vec(intent)?;
+            write_whole(&dir.join(START_FILE), &text)?;
+            Ok(lock)
+        };
+        lock().map_err(|cause: std::io::Error| {
+            Failure::recoverable(format!("the task cannot be written to {}: {cause}", dir.display()))
+        })
+    }
+
+    /// Starts the task of a fresh directory, with its lock. See [`Task::runs`].
+    ///
+    /// # Errors
+    /// Why it is not started. Its directory is for the caller to remove.
     pub async fn start(
         sidereal: &Path,
-        dir: &Path,
+        (dir, lock): (&Path, File),
         spec: &TaskSpec,
         groups: Made,
         name: &str,
@@ -77,72 +93,74 @@ impl Task {
         written.map_err(|cause| {
             Failure::recoverable(format!("the task cannot be written to {}: {cause}", dir.display()))
         })?;
-        let process = Process::start(sidereal, dir);
+        let process = Process::start(sidereal, dir, lock).await;
         let process = process
             .map_err(|cause| Failure::recoverable(format!("{} cannot be started: {cause}", sidereal.display())))?;
         let state = State { dir: dir.to_owned(), process: process.identity, boot: boot(), groups };
-        // For a plugin that is killed before the agent has heard of the task.
-        let noted = serde_json::to_vec(&state).map_err(std::io::Error::from);
-        let noted = noted.and_then(|text| write_whole(&dir.join("process.json"), &text));
-        let task = Self::track(state, name, Some(process));
-        if let Err(cause) = noted {
-            task.kill().await;
-            return Err(Failure::recoverable(format!("the task cannot be written to {}: {cause}", dir.display())));
-        }
-        task.runs().await.map(|()| task)
+        Ok(Self::track(state, name, Some(process)))
     }
 
     /// Tracks a task that another plugin process started; one that has ended is tracked as that.
     ///
     /// # Errors
     /// When nothing is left of it.
-    pub async fn recover(state: State, name: &str) -> Result<Arc<Self>, Failure> {
-        if !state.dir.join(SPEC_FILE).is_file() {
-            let dir = state.dir.display();
+    pub fn recover(state: State, name: &str) -> Result<Arc<Self>, Failure> {
+        // What says how it ended says enough: nobody runs it again for a file that was removed as too old.
+        let is_there = |name: &&str| !matches!(state.dir.join(name).try_exists(), Ok(false));
+        let there = [SPEC_FILE, EXIT_FILE].iter().any(is_there);
+        let task = Self::found(state, name)?;
+        // One that runs without its directory would keep its port from the next start: it is tracked, to be ended.
+        if !there && task.process.is_none() {
+            let dir = task.state.dir.display();
             return Err(Failure::unrecoverable(format!("nothing is left of the task: {dir} is gone")));
         }
-        let process = Process::again(state.process);
-        let process = process.map_err(|cause| Failure::recoverable(format!("the task cannot be found: {cause}")))?;
+        Ok(task)
+    }
+
+    /// Tracks a task whatever is left of it.
+    ///
+    /// # Errors
+    /// When the kernel gives no handle of its process.
+    pub fn found(state: State, name: &str) -> Result<Arc<Self>, Failure> {
+        let found = match state.boot == boot() {
+            true => Process::again(state.process),
+            // Numbers of another boot are somebody else's.
+            false => Ok(None),
+        };
+        let process = found.map_err(|cause| Failure::recoverable(format!("the task cannot be found: {cause}")))?;
         Ok(Self::track(state, name, process))
-    }
-
-    /// The task that a plugin process started and was killed before the agent heard of it.
-    pub async fn adopt(dir: &Path, name: &str) -> Option<Arc<Self>> {
-        let state: State = serde_json::from_slice(&std::fs::read(dir.join("process.json")).ok()?).ok()?;
-        let process = Process::again(state.process).ok()??;
-        let task = Self::track(state, name, Some(process));
-        match task.runs().await {
-            Ok(()) => Some(task),
-            Err(failure) => {
-                tracing::warn!(%failure, "a task that was being started is given up");
-                None
-            }
-        }
-    }
-
-    /// The task of this directory, whoever started it and whether it runs; `None` where none was noted.
-    pub fn noted(dir: &Path, name: &str) -> Option<Arc<Self>> {
-        let state: State = serde_json::from_slice(&std::fs::read(dir.join("process.json")).ok()?).ok()?;
-        let process = Process::again(state.process).ok()?;
-        Some(Self::track(state, name, process))
     }
 
     fn track(state: State, name: &str, process: Option<Process>) -> Arc<Self> {
         let (tell, ended) = watch::channel(None);
         let process = process.map(Arc::new);
-        let (watched, dir) = (process.clone(), state.dir.clone());
+        let (watched, of) = (process.clone(), state.clone());
         tokio::spawn(async move {
-            if let Some(process) = watched {
-                process.ended().await;
-            }
-            tell.send_replace(Some(how(&dir)));
+            let status = match watched {
+                Some(process) => process.ended().await,
+                None => None,
+            };
+            end::readable(&of.dir).await;
+            tell.send_replace(Some(Ended::of(&of.dir, of.boot != boot(), status)));
         });
         let client = TaskClient::new(state.dir.join(SOCKET));
-        Arc::new(Self { state, name: name.to_owned(), since: SystemTime::now(), client, process, ended })
+        // Written once, just before its process was started.
+        let since = std::fs::metadata(state.dir.join(SPEC_FILE)).and_then(|found| found.modified());
+        let since = since.ok().or_else(|| Seen::of(process.as_ref()?.identity.pid)?.began());
+        let since = since.unwrap_or_else(SystemTime::now);
+        Arc::new(Self { state, name: name.to_owned(), since, client, process, ended })
     }
 
-    /// Waits until it runs.
-    async fn runs(&self) -> Result<(), Failure> {
+    /// Waits until it runs, not longer than `patience`.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn runs(&self, patience: Duration) -> Result<(), Failure> {
+        let late = || Failure::recoverable(format!("the task does not run after {} minutes", patience.as_secs() / 60));
+        tokio::time::timeout(patience, self.run_or_end()).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn run_or_end(&self) -> Result<(), Failure> {
         let mut pause = Duration::from_millis(1);
         loop {
             let asked = tokio::select! {
@@ -164,7 +182,7 @@ impl Task {
 
     /// A program may have ended before anybody asked: that is no failure to start.
     fn had_started(&self, ended: Ended) -> Result<(), Failure> {
-        let exit = read_exit(&self.state.dir);
+        let exit = end::written(&self.state.dir);
         if exit.as_ref().is_some_and(|exit| exit.ran) {
             return Ok(());
         }
@@ -182,7 +200,7 @@ impl Task {
     pub async fn wait(&self) -> Ended {
         let mut ended = self.ended.clone();
         let seen = ended.wait_for(Option::is_some).await.ok().and_then(|seen| seen.clone());
-        seen.unwrap_or_else(|| how(&self.state.dir))
+        seen.unwrap_or_else(|| Ended::of(&self.state.dir, self.state.boot != boot(), None))
     }
 
     /// How it ended, where it has.
@@ -198,6 +216,10 @@ impl Task {
         let asked = async {
             if let Err(cause) = self.client.stop(timeout.mul_f64(DRAIN_SHARE)).await {
                 tracing::debug!(%cause, "a task does not answer and is killed when its time is up");
+                // Somebody has removed its socket: it hears signals, and its calls have a moment.
+                if let (Ok(false), Some(process)) = (self.state.dir.join(SOCKET).try_exists(), &self.process) {
+                    process.terminate();
+                }
             }
             self.wait().await
         };
@@ -216,10 +238,17 @@ impl Task {
         if self.state.boot != boot() {
             return;
         }
-        let left = clear(self.state.process).await;
+        let left = clear(self.state.process, self.over()).await;
         if left > 0 {
             tracing::error!(task = %self.name, left, "processes of a task do not end");
         }
+    }
+
+    /// When it ended, as it wrote down, or as it was seen; `None` where neither is so. What began later is not its own.
+    fn over(&self) -> Option<SystemTime> {
+        let written = end::written(&self.state.dir);
+        let written = written.map(|exit| SystemTime::UNIX_EPOCH + Duration::from_millis(exit.ended_ms));
+        written.or_else(|| self.process.as_ref().and_then(|_| Some(self.ended()?.at)))
     }
 }
 
@@ -229,37 +258,43 @@ fn failure(problem: &Problem) -> Failure {
         Code::Unreachable | Code::TimedOut | Code::StoreUnavailable | Code::Busy | Code::ProviderUnavailable => {
             Class::Recoverable
         }
+        // Nothing that the job says: a process that did not come up, something this machine lacks at the moment.
+        Code::Internal | Code::StartFailed => Class::Recoverable,
         _ => Class::Unrecoverable,
     };
     let help = problem.help.as_ref().map_or_else(String::new, |help| format!(" ({help})"));
     Failure { class, message: format!("{} [{}]{help}", problem.detail, problem.code.as_str()) }
 }
 
-fn read_exit(dir: &Path) -> Option<TaskExit> {
-    serde_json::from_slice(&std::fs::read(dir.join(EXIT_FILE)).ok()?).ok()
-}
-
-/// How a process that has ended ended: as it wrote down, or killed where it could not.
-fn how(dir: &Path) -> Ended {
-    match read_exit(dir) {
-        Some(exit) => Ended {
-            result: ExitResult {
-                exit_code: exit.code,
-                signal: if exit.oom { KILLED } else { 0 },
-                oom_killed: exit.oom,
-            },
-            problem: exit.problem.map(|problem| problem.detail),
-            at: SystemTime::UNIX_EPOCH + Duration::from_millis(exit.ended_ms),
-        },
-        None => Ended {
-            result: ExitResult { exit_code: 128 + KILLED, signal: KILLED, oom_killed: false },
-            problem: Some("the task's process was killed".to_owned()),
-            at: SystemTime::now(),
-        },
-    }
-}
-
-fn write_whole(path: &Path, text: &[u8]) -> std::io::Result<()> {
+/// Writes a file that is there whole or not at all.
+pub fn write_whole(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let partial = path.with_extension("partial");
     std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(dir: &Path, pid: i32) -> State {
+        let process = Seen::of(pid).map_or(Identity { pid, started: 1 }, |seen| seen.identity);
+        State { dir: dir.to_owned(), process, boot: boot(), groups: Made::default() }
+    }
+
+    /// What began after a task ended has its session's number and is somebody else's, whether the end was written down or seen.
+    #[tokio::test]
+    async fn an_end_that_was_seen_is_known_without_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = tokio::process::Command::new("setsid").args(["sleep", "600"]).spawn().unwrap();
+        let state = state(dir.path(), i32::try_from(child.id().unwrap()).unwrap());
+        let task = Task::found(state.clone(), "web").unwrap();
+        assert_eq!(task.over(), None, "it runs");
+        child.start_kill().unwrap();
+        child.wait().await.unwrap();
+        let at = task.wait().await.at;
+        assert_eq!(task.over(), Some(at));
+        let later = Task::found(state, "web").unwrap();
+        later.wait().await;
+        assert_eq!(later.over(), None, "nobody saw when");
+    }
 }

@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use drivers::contracts::hashicorp::nomad::plugins::drivers::proto::{PortMapping, Resources, TaskConfig};
-use drivers::plugin::Driver as _;
 use drivers::wasm::WasmDriver;
 use drivers::wasm::config::AgentConfig;
 use hcl::{Block, Body, Structure};
+use plugin::Driver as _;
+use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::{PortMapping, Resources, TaskConfig};
 use serde_json::{Map, Value};
 
 use crate::block::block;
@@ -125,7 +125,7 @@ fn the_snippets_of_the_page_are_understood() {
     // The page names every key that there is.
     let driver = WasmDriver::new();
     for spec in [driver.agent_schema(), driver.task_schema()] {
-        use drivers::contracts::hashicorp::nomad::plugins::shared::hclspec::spec::Block;
+        use plugin::contracts::hashicorp::nomad::plugins::shared::hclspec::spec::Block;
         let Some(Block::Object(object)) = spec.block else { panic!("no object") };
         for name in object.attributes.keys() {
             assert!(page.contains(&format!("`{name}")), "docs/nomad.md does not name `{name}`");

@@ -9,18 +9,34 @@
 )]
 
 mod agent;
+mod apart;
 mod batch;
+#[path = "../../../plugin/tests/all/block.rs"]
 mod block;
-mod handshake;
+mod exchanged;
+mod given;
+#[path = "../../../plugin/tests/all/host.rs"]
+mod host;
 mod jobs;
-mod kit;
+mod leftovers;
 mod lifecycle;
+mod logmon;
+mod lost;
+mod many;
+#[path = "../../../../tests/src/nameserver.rs"]
+#[allow(dead_code, reason = "other tests use more of it")]
+mod nameserver;
 mod points;
+#[path = "../../../../tests/src/ports.rs"]
+mod ports;
 mod reach;
 mod real;
 mod recovery;
 mod refusals;
+mod registry;
 mod servers;
+mod shares;
+mod soon;
 mod wire;
 
 /// Says what is not run and why: here, and at the end of `cargo xtask test`.

@@ -1,19 +1,23 @@
 //! What a task reaches: registries, links, the network of its group; and what it is told where it does not.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use drivers::contracts::hashicorp::nomad::plugins::drivers::proto::NetworkIsolationSpec;
-use drivers::contracts::hashicorp::nomad::plugins::drivers::proto::network_isolation_spec::Mode;
-use drivers::plugin::error::is_recoverable;
 use model::Digest;
 use model::claims::keys::{KeyKind, KeyPair};
 use model::claims::{Claims, sign};
+use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::network_isolation_spec::Mode;
+use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::{DnsConfig, NetworkIsolationSpec};
+use plugin::error::is_recoverable;
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Alloc, guest};
+use crate::nameserver::{Nameserver, Reply};
+use crate::registry::Shop;
 use crate::servers::Server;
 
 fn configure(agent: &Agent, alloc: &mut Alloc, config: &Value) {
@@ -46,17 +50,84 @@ async fn a_component_comes_from_a_registry_by_its_digest() {
     // A program of a registry is called by its repository's name.
     let program = registry.push(&std::fs::read(guest("batch")).unwrap());
     configure(&agent, &mut alloc, &json!({"component": program, "args": ["args", "exit:4"]}));
+    // Agents collect the logs of each run anew.
+    alloc.read();
     agent.start_task(&alloc.config).await.unwrap();
     assert_eq!(agent.wait(alloc.id()).await.unwrap().exit_code, 4);
     alloc.ended().await;
     assert_eq!(*alloc.stdout.lock().unwrap(), "[\"shop\", \"args\", \"exit:4\"]\n");
     agent.destroy(alloc.id(), true).await.unwrap();
-    // A registry that is away may come back.
+    // What it sent once needs it no more: a task that ends while it is away starts again.
     registry.end();
     alloc.next_id();
+    configure(&agent, &mut alloc, &json!({"component": pinned, "http": http}));
+    agent.start_task(&alloc.config).await.unwrap();
+    assert_eq!(alloc.get("/").await.unwrap().0, 200);
+    agent.destroy(alloc.id(), true).await.unwrap();
+    // A registry that is away may come back.
+    alloc.next_id();
+    configure(&agent, &mut alloc, &json!({"component": other, "http": http}));
     let refused = agent.start_task(&alloc.config).await.unwrap_err();
     assert!(is_recoverable(&refused) && refused.message().contains("cannot bring"), "{refused}");
     assert!(agent.left().is_empty());
+}
+
+/// 30: registries are reached by the proxy of the agent's environment, known by its certificates, and told its user's name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_is_reached_as_the_agent_s_environment_says() {
+    let made = rcgen::generate_simple_self_signed(["registry.example".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let shop = Shop::of(&std::fs::read(guest("hello")).unwrap());
+    shop.closed.store(true, SeqCst);
+    let proxy = format!("http://{}", shop.behind_proxy(Arc::new(tls)));
+    let dir = tempfile::tempdir().unwrap();
+    let (authority, docker) = (dir.path().join("ca.pem"), dir.path().join("config.json"));
+    let base64 = data_encoding::BASE64.encode(made.cert.der());
+    std::fs::write(&authority, format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n")).unwrap();
+    let credentials = data_encoding::BASE64.encode(b"shopper:secret");
+    // Another one is on this machine, where no proxy leads, and wants a name too.
+    let near = Shop::of(&std::fs::read(guest("probe")).unwrap());
+    near.closed.store(true, SeqCst);
+    let at = near.open().to_string();
+    let auth = json!({"auth": credentials});
+    std::fs::write(docker, json!({"auths": {"registry.example": auth, at.as_str(): auth}}).to_string()).unwrap();
+    let env = [
+        ("HTTPS_PROXY", proxy.as_str()),
+        ("SSL_CERT_FILE", authority.to_str().unwrap()),
+        ("DOCKER_CONFIG", dir.path().to_str().unwrap()),
+        ("NO_PROXY", "other.example"),
+    ];
+    let mut agent = Agent::within(&env, json!({"allow_unsigned": true})).await;
+    let mut alloc = agent.alloc("proxied", "hello");
+    let http = json!({"port": "http"});
+    configure(&agent, &mut alloc, &json!({"component": shop.pinned("registry.example"), "http": http}));
+    agent.start_task(&alloc.config).await.unwrap();
+    assert_eq!(alloc.get("/").await.unwrap().0, 200);
+    agent.destroy(alloc.id(), true).await.unwrap();
+    let asked = std::mem::take(&mut *shop.connected.lock().unwrap());
+    assert!(
+        !asked.is_empty() && asked.iter().all(|head| head.starts_with("CONNECT registry.example:443 ")),
+        "{asked:?}"
+    );
+    assert_eq!(*shop.credentials.lock().unwrap(), format!("Basic {credentials}"));
+    alloc.next_id();
+    let other = format!("other.example/shop@{}", Digest::of(b"another one"));
+    configure(&agent, &mut alloc, &json!({"component": other, "http": http}));
+    let refused = agent.start_task(&alloc.config).await.unwrap_err();
+    assert!(is_recoverable(&refused) && refused.message().contains("cannot bring"), "{refused}");
+    assert_eq!(shop.connected.lock().unwrap().len(), 0, "it is asked directly");
+    alloc.next_id();
+    configure(&agent, &mut alloc, &json!({"component": near.pinned(at), "http": http}));
+    agent.start_task(&alloc.config).await.unwrap();
+    assert_eq!(alloc.get("/").await.unwrap().0, 200);
+    assert_eq!(*near.credentials.lock().unwrap(), format!("Basic {credentials}"));
+    agent.destroy(alloc.id(), true).await.unwrap();
 }
 
 /// 11: whoever vouches for the component must be one the operator trusts, and for these bytes.
@@ -144,6 +215,28 @@ async fn a_call_that_fails_is_one_call() {
     agent.destroy(alloc.id(), true).await.unwrap();
 }
 
+/// What a call and an instance may use is the job's to say, where the `resources` block grants it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_has_the_limits_of_its_job() {
+    let mut agent = Agent::start().await;
+    let mut alloc = agent.alloc("limits", "probe");
+    for (limits, said) in [
+        (json!({"cpu": "100ms"}), "its 100ms of CPU time"),
+        (json!({"wall": "20s", "cpu": "400ms", "concurrency": "8"}), "its 400ms of CPU time"),
+    ] {
+        let config = json!({"component": "local/app.wasm", "http": {"port": "http"}, "limits": limits});
+        configure(&agent, &mut alloc, &config);
+        alloc.stderr.lock().unwrap().clear();
+        agent.start_task(&alloc.config).await.unwrap();
+        assert!(alloc.get("/spin").await.unwrap().0 >= 500);
+        let err = alloc.stderr.clone();
+        crate::agent::until("a line of the platform's", || err.lock().unwrap().contains(said)).await;
+        agent.destroy(alloc.id(), true).await.unwrap();
+        alloc.next_id();
+        alloc.read();
+    }
+}
+
 /// A network namespace as an agent makes one for a group, with its loopback up.
 struct Namespace(String);
 
@@ -204,13 +297,23 @@ async fn a_task_lives_in_the_network_of_its_group() {
             drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\ninside"));
         }
     });
+    let sockets = namespace.inside(|| {
+        let address = ("127.0.0.53", 53);
+        (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap())
+    });
+    // Takes questions, and answers none.
+    let _silent = namespace.inside(|| UdpSocket::bind(("127.0.0.52", 53)).unwrap());
+    let nameserver = Nameserver::on(sockets, |name, _| match name {
+        "inner.eu.corp.example" => Reply::has(&["127.0.0.1"]),
+        _ => Reply::NoSuchName,
+    });
     let mut agent = Agent::with(json!({"allow_unsigned": true, "egress": ["127.0.0.0/8"]})).await;
     let mut alloc = agent.alloc("netns", "probe");
-    let there = format!("http://{at}");
+    let (there, named) = (format!("http://{at}"), format!("http://inner.eu:{}", at.port()));
     configure(
         &agent,
         &mut alloc,
-        &json!({"component": "local/app.wasm", "http": {"port": "http"}, "allow_hosts": [there]}),
+        &json!({"component": "local/app.wasm", "http": {"port": "http"}, "allow_hosts": [there, named]}),
     );
     alloc.config.resources.as_mut().unwrap().ports[0].to = 8080;
     alloc.config.network_isolation_spec = Some(NetworkIsolationSpec {
@@ -218,13 +321,40 @@ async fn a_task_lives_in_the_network_of_its_group() {
         path: namespace.path(),
         ..NetworkIsolationSpec::default()
     });
+    // The first server is silent, and the name is completed.
+    alloc.config.dns = Some(DnsConfig {
+        servers: vec!["127.0.0.52".into(), "127.0.0.53".into()],
+        searches: vec!["corp.example".into()],
+        options: vec!["ndots:2".into()],
+    });
     agent.start_task(&alloc.config).await.unwrap();
     let task: SocketAddr = "127.0.0.1:8080".parse().unwrap();
-    let url = format!("/fetch?url={there}/");
+    let (url, by_name) = (format!("/fetch?url={there}/"), format!("/fetch?url={named}/"));
+    let named = namespace.inside(move || ask(task, &by_name));
+    assert!(named.as_ref().is_some_and(|answer| answer.contains("inside")), "it asks inside: {named:?}");
+    assert_eq!((nameserver.asked("inner.eu.corp.example"), nameserver.asked("inner.eu")), (1, 0));
     let answer = namespace.inside(move || (ask(task, "/"), ask(task, &url)));
     assert!(answer.0.as_ref().is_some_and(|answer| answer.starts_with("HTTP/1.1 200")), "{answer:?}");
     assert!(answer.1.as_ref().is_some_and(|answer| answer.contains("inside")), "it dials inside: {answer:?}");
+    // A group's network may be one of IPv6 alone.
+    let six: SocketAddr = "[::1]:8080".parse().unwrap();
+    match namespace.inside(|| UdpSocket::bind("[::1]:0").is_ok()) {
+        true => {
+            let answer = namespace.inside(move || ask(six, "/"));
+            assert!(answer.as_ref().is_some_and(|answer| answer.starts_with("HTTP/1.1 200")), "{answer:?}");
+        }
+        false => crate::not_run("tasks in a network of IPv6: this machine has none"),
+    }
     assert!(alloc.get("/").await.is_err(), "nothing listens on the machine's own network");
+    agent.destroy(alloc.id(), true).await.unwrap();
+    // A registry is asked from the machine's own network, where this one is.
+    alloc.next_id();
+    let registry = Server::registry();
+    let pinned = registry.push(&std::fs::read(guest("probe")).unwrap());
+    configure(&agent, &mut alloc, &json!({"component": pinned, "http": {"port": "http"}}));
+    agent.start_task(&alloc.config).await.unwrap();
+    let answer = namespace.inside(move || ask(task, "/"));
+    assert!(answer.as_ref().is_some_and(|answer| answer.starts_with("HTTP/1.1 200")), "{answer:?}");
     agent.destroy(alloc.id(), true).await.unwrap();
     // A namespace that is gone: the agent makes another one.
     alloc.next_id();

@@ -1,14 +1,20 @@
 //! What cannot run: the right sentence, the right retry class, and nothing left behind.
 
-use drivers::contracts::hashicorp::nomad::plugins::drivers::proto::{
-    DnsConfig, ExecTaskRequest, Mount, NetworkRequest, Nothing, SignalTaskRequest,
+use drivers::wasm::WasmDriver;
+use plugin::Driver as _;
+use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::exec_task_streaming_request::Setup;
+use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::{
+    CreateNetworkRequest, DnsConfig, ExecTaskRequest, ExecTaskStreamingRequest, Mount, Nothing, SignalTaskRequest,
 };
-use drivers::plugin::error::is_recoverable;
+use plugin::error::is_recoverable;
 use serde_json::json;
 use tonic::Code;
 
-use crate::agent::Agent;
+use std::sync::atomic::Ordering::SeqCst;
+
+use crate::agent::{Agent, PROGRAM, live};
 use crate::block::block;
+use crate::registry::Shop;
 
 /// 8, 11: jobs that cannot be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,6 +41,12 @@ async fn a_job_that_cannot_run_is_told_why_and_not_tried_again() {
         ),
         (json!({"component": "local/kv.wasm", "http": http, "link": {"wasi:keyvalue": {"provider": "redis"}}}), "url"),
         (json!({"component": "registry.example/a/b@sha256:12", "http": http}), "digest"),
+        (
+            json!({"component": "registry.example/a/b:1.2", "http": http}),
+            "named by its digest, `registry/repository@sha256:…`",
+        ),
+        (json!({"component": "localhost:5000/a", "http": http}), "named by its digest, `registry/repository@sha256:…`"),
+        (json!({"component": "local/app.wasm", "http": http, "limits": {"cpu": "5s.5"}}), "`limits` has cpu"),
     ] {
         let mut task = alloc.config.clone();
         task.msgpack_driver_config = block(&agent.schema, &config).unwrap();
@@ -52,8 +64,8 @@ async fn a_job_that_cannot_run_is_told_why_and_not_tried_again() {
     task.mounts = vec![Mount { task_path: "/data".into(), host_path: "/etc/hostname".into(), ..Mount::default() }];
     assert!(agent.start_task(&task).await.unwrap_err().message().contains("is no folder"));
     let mut task = alloc.config.clone();
-    task.dns = Some(DnsConfig { servers: vec!["10.0.0.1".into()], ..DnsConfig::default() });
-    assert!(agent.start_task(&task).await.unwrap_err().message().contains("dns"));
+    task.dns = Some(DnsConfig { servers: vec!["dns.example".into()], ..DnsConfig::default() });
+    assert!(agent.start_task(&task).await.unwrap_err().message().contains("which is no IP address"));
     let mut task = alloc.config.clone();
     task.id.clear();
     assert!(agent.start_task(&task).await.is_err());
@@ -75,6 +87,30 @@ async fn what_may_pass_is_tried_again() {
     agent.destroy(alloc.id(), true).await.unwrap();
 }
 
+/// 11: nor is a component that came half one that cannot be; one of the same length that is another is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_that_breaks_off_is_tried_again() {
+    let mut agent = Agent::start().await;
+    let mut alloc = agent.alloc("broken", "hello");
+    let wasm = std::fs::read(crate::agent::guest("hello")).unwrap();
+    let shop = Shop::of(&wasm);
+    shop.breaks.store(true, SeqCst);
+    let config = json!({"component": shop.pinned(shop.open()), "http": {"port": "http"}});
+    alloc.config.msgpack_driver_config = block(&agent.schema, &config).unwrap();
+    let refused = agent.start_task(&alloc.config).await.unwrap_err();
+    let half = format!("broke off after {} of {} bytes", wasm.len() / 2, wasm.len());
+    assert!(refused.message().contains(&half) && is_recoverable(&refused), "{refused}");
+    assert!(agent.left().is_empty());
+    shop.breaks.store(false, SeqCst);
+    shop.lies.store(true, SeqCst);
+    let refused = agent.start_task(&alloc.config).await.unwrap_err();
+    assert!(refused.message().contains("[artifact-tampered]") && !is_recoverable(&refused), "{refused}");
+    shop.lies.store(false, SeqCst);
+    agent.start_task(&alloc.config).await.unwrap();
+    assert_eq!(alloc.get("/").await.unwrap().0, 200);
+    agent.destroy(alloc.id(), true).await.unwrap();
+}
+
 /// Signatures: whom the operator trusts decides, not the job.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsigned_code_runs_only_where_the_operator_says_so() {
@@ -91,15 +127,19 @@ async fn an_agent_configuration_that_cannot_be_is_refused() {
     let agent = Agent::start().await;
     let mut base = agent.clients.base.clone();
     let spec = base
-        .config_schema(drivers::contracts::hashicorp::nomad::plugins::base::proto::ConfigSchemaRequest {})
+        .config_schema(plugin::contracts::hashicorp::nomad::plugins::base::proto::ConfigSchemaRequest {})
         .await
         .unwrap()
         .into_inner()
         .spec
         .unwrap();
-    for (config, why) in
-        [(json!({"egress": ["10.0.0.1/8"]}), "egress"), (json!({"trust_anchors": ["SAANOTAKEY"]}), "trust_anchors")]
-    {
+    for (config, why) in [
+        (json!({"egress": ["10.0.0.1/8"]}), "egress"),
+        (json!({"trust_anchors": ["SAANOTAKEY"]}), "trust_anchors"),
+        (json!({"state_dir": "var/wasm"}), "`state_dir`: var/wasm is no absolute path"),
+        (json!({"state_dir": format!("/{}", "d".repeat(100))}), "is longer than 78 characters"),
+        (json!({"waive": ["seccomp", "everything"]}), "`waive`: `everything` is no layer of the sandbox"),
+    ] {
         let refused = base.set_config(crate::agent::set(&spec, &config, None)).await.unwrap_err();
         assert!(refused.message().contains(why) && !refused.message().contains("SAANOT"), "{refused}");
     }
@@ -118,6 +158,30 @@ async fn a_missing_program_is_said_in_the_fingerprint() {
     assert_eq!(agent.first.health, 1, "{:?}", agent.first);
 }
 
+/// 10: an agent hears something before any look at the machine has ended; and then what it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_is_not_kept_waiting_for_the_first_fingerprint() {
+    let dir = tempfile::tempdir().unwrap();
+    let (waits, goes) = (dir.path().join("waits"), dir.path().join("goes"));
+    // It answers when it is let.
+    let text = format!(
+        "#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.02; done\nexec {} \"$@\"\n",
+        goes.display(),
+        crate::agent::sidereal().display()
+    );
+    std::fs::write(&waits, text).unwrap();
+    std::fs::set_permissions(&waits, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let config =
+        json!({"sidereal": waits.display().to_string(), "state_dir": dir.path().join("state").display().to_string()});
+    let (_process, mut clients) = live(PROGRAM, &WasmDriver::new().agent_schema(), &config).await;
+    let mut fingerprints = clients.driver.fingerprint(Nothing {}).await.unwrap().into_inner();
+    let first = fingerprints.message().await.unwrap().unwrap();
+    assert!(first.health == 1 && first.health_description.contains("has not answered yet"), "{first:?}");
+    std::fs::write(&goes, "").unwrap();
+    let second = fingerprints.message().await.unwrap().unwrap();
+    assert_eq!((second.health, second.health_description.as_str()), (2, "Healthy"), "{second:?}");
+}
+
 /// 20, 21: what the driver does not do it does not say it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_supported_is_said() {
@@ -129,6 +193,11 @@ async fn what_is_not_supported_is_said() {
     assert_eq!(capabilities.network_isolation_modes, [0, 1, 3]);
     let signal = SignalTaskRequest { task_id: "x".into(), signal: "SIGHUP".into() };
     assert_eq!(driver.signal_task(signal).await.unwrap_err().code(), Code::Unimplemented);
-    assert_eq!(driver.exec_task(ExecTaskRequest::default()).await.unwrap_err().code(), Code::Unimplemented);
-    assert_eq!(driver.create_network(NetworkRequest::default()).await.unwrap_err().code(), Code::Unimplemented);
+    let command = ExecTaskRequest { task_id: "x".into(), command: vec!["true".into()], timeout: None };
+    assert_eq!(driver.exec_task(command).await.unwrap_err().code(), Code::Unimplemented);
+    let setup = Setup { task_id: "x".into(), command: vec!["true".into()], tty: false };
+    let first = ExecTaskStreamingRequest { setup: Some(setup), ..ExecTaskStreamingRequest::default() };
+    let refused = driver.exec_task_streaming(futures::stream::iter([first])).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unimplemented);
+    assert_eq!(driver.create_network(CreateNetworkRequest::default()).await.unwrap_err().code(), Code::Unimplemented);
 }

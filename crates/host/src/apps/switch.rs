@@ -1,22 +1,28 @@
 //! Holding an app of this host: its calls wait while its data are moved, and go on with the revision that is named then.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use model::{AppName, Revision};
-use tokio::time::Instant;
 
 use super::{Apps, NoPlace, Place, Told, lock};
 use crate::entry::Entry;
-use crate::hold;
+use crate::hold::{InVain, TURN};
 
-/// How long a call that was held may wait for its turn among those that were.
-const TURN: Duration = Duration::from_secs(10);
+impl From<InVain> for NoPlace {
+    fn from(why: InVain) -> Self {
+        match why {
+            InVain::Late => Self::Busy,
+            InVain::Closed => Self::Closed,
+        }
+    }
+}
 
 impl Apps {
-    /// A place for a call of a revision that is held: once it is released, on the revision that is named then. A call
-    /// that had to wait is not refused for those that waited with it. `brings` is what is in memory of its head and body,
-    /// bytes.
+    /// A place for a call of a revision that is held, or was: once it is released, on the revision that is named then, and
+    /// in the order in which the calls came. A call that had to wait is not refused for those that waited with it. `brings`
+    /// is what is in memory of its head and body, bytes.
     pub(crate) async fn enter_later(self: &Arc<Self>, route: &str, brings: usize) -> Result<Place, NoPlace> {
         let mut parts = route.splitn(3, '/');
         let (Some(app), Some(revision), Some(component)) = (parts.next(), parts.next(), parts.next()) else {
@@ -25,18 +31,48 @@ impl Apps {
         let app: AppName = app.parse().map_err(|_| NoPlace::Unknown)?;
         let mut revision = Revision(revision.parse().map_err(|_| NoPlace::Unknown)?);
         let _told = Told::new(&self.drains);
-        let until = Instant::now() + TURN;
+        let _waiting = self.holds.queue(&app, brings)?;
         loop {
-            revision = self.holds.wait(&app, revision, brings).await.map_err(|hold::InVain| NoPlace::Busy)?;
-            let mut left = std::pin::pin!(self.left.notified());
-            left.as_mut().enable();
-            match self.enter(&format!("{app}/{revision}/{component}")) {
-                Err(NoPlace::Held) => {}
-                Err(NoPlace::Busy) => {
-                    tokio::time::timeout_at(until, left).await.map_err(|_| NoPlace::Busy)?;
-                }
+            revision = self.holds.wait(&app, revision).await?;
+            let route = format!("{app}/{revision}/{component}");
+            match tokio::time::timeout(TURN, self.in_turn(&route)).await.unwrap_or(Err(NoPlace::Busy)) {
+                // Held once more, or replaced.
+                Err(NoPlace::Held) => tokio::task::yield_now().await,
                 other => return other,
             }
+        }
+    }
+
+    /// Waits until calls of the app go on, where they are held.
+    pub(crate) async fn released(&self, route: &str) {
+        if !self.routed(route).is_ok_and(|entry| entry.is_held()) {
+            return;
+        }
+        let mut parts = route.splitn(3, '/');
+        if let (Some(Ok(app)), Some(Ok(revision))) = (parts.next().map(str::parse), parts.next().map(str::parse)) {
+            // Also where it waited in vain: whoever asks finds out for each message.
+            let _ = self.holds.wait(&app, Revision(revision)).await;
+        }
+    }
+
+    /// Waits for its turn, and then for a place.
+    async fn in_turn(self: &Arc<Self>, route: &str) -> Result<Place, NoPlace> {
+        let entry = self.routed(route)?;
+        let _turn = entry.turn().acquire().await.map_err(|_| NoPlace::Closed)?;
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if self.closed.load(Relaxed) {
+                return Err(NoPlace::Closed);
+            }
+            // Gone, or replaced by the same revision, meanwhile.
+            if entry.is_held() || !Arc::ptr_eq(&self.routed(route)?, &entry) {
+                return Err(NoPlace::Held);
+            }
+            if entry.enter_if_free(self.clock.fetch_add(1, Relaxed)) {
+                return Ok(self.entered(entry.clone()));
+            }
+            left.await;
         }
     }
 

@@ -10,6 +10,7 @@ use providers::blobstore::{Backend, BackendError, BlobLinks, S3};
 use providers::http_json::SettingsError;
 use providers::keyvalue::journal::Journal;
 use providers::meter::LinkMeter;
+use providers::share::Sharing;
 
 use super::{Means, Wanted, nats};
 use crate::error::StartError;
@@ -57,9 +58,9 @@ impl Store {
     }
 
     /// Adds what `link` gives: the container of its setting, or the one named like its label.
-    pub(super) fn link(&self, links: BlobLinks, link: &Link, meter: Arc<LinkMeter>) -> BlobLinks {
+    pub(super) fn link(&self, links: BlobLinks, link: &Link, meter: Arc<LinkMeter>, sharing: Sharing) -> BlobLinks {
         let container = link.config.get("container").map(String::as_str);
-        links.with(&link.label, self.backend.clone(), container, meter)
+        links.with(&link.label, self.backend.clone(), container, meter, sharing)
     }
 }
 

@@ -17,9 +17,12 @@ use providers::vault::FromSecrets;
 use super::{Means, Wanted};
 use crate::embedded::Embedded;
 use crate::error::StartError;
+use crate::watches::Queue;
 
 /// What one provider of kind `keyvalue-memory` may hold, bytes.
 const MEMORY: usize = 64 << 20;
+/// What all of them together may hold in one host, bytes: apps that no provider of theirs would stop fill no machine.
+pub(crate) const ALL_MEMORY: usize = 256 << 20;
 
 /// One key-value provider of an app.
 pub(crate) struct Store {
@@ -27,6 +30,8 @@ pub(crate) struct Store {
     journal: Arc<Journal>,
     /// The same where it has a server that can be asked whether it is there.
     server: Option<Server>,
+    /// The same where the node has the keys, and tells of what is written.
+    embedded: Option<Embedded>,
 }
 
 /// The providers that have one.
@@ -41,7 +46,7 @@ enum Server {
 impl Store {
     fn new(backend: Arc<dyn Backend>, server: Option<Server>) -> Self {
         let journal = Arc::new(Journal::default());
-        Self { backend: Arc::new(Journaled::new(backend, journal.clone())), journal, server }
+        Self { backend: Arc::new(Journaled::new(backend, journal.clone())), journal, server, embedded: None }
     }
 
     /// What components use.
@@ -85,12 +90,19 @@ impl Store {
         links: KeyValueLinks,
         link: &Link,
         meter: Arc<LinkMeter>,
-        watchers: Vec<Watcher>,
+        watchers: Vec<Queue>,
     ) -> KeyValueLinks {
-        let backend = self.backend.clone();
-        let backend = match watchers.is_empty() {
-            true => backend,
-            false => Arc::new(Told::new(backend, bucket(link), watchers)),
+        let backend: Arc<dyn Backend> = match &self.embedded {
+            _ if watchers.is_empty() => self.backend.clone(),
+            Some(embedded) => {
+                let telling = Arc::new(embedded.telling(bucket(link), watchers));
+                Arc::new(Journaled::new(telling, self.journal.clone()))
+            }
+            None => {
+                let watcher = |queue: Queue| Watcher { keys: queue.keys.clone(), listener: Arc::new(queue) };
+                let watchers = watchers.into_iter().map(watcher).collect();
+                Arc::new(Told::new(self.backend.clone(), bucket(link), watchers))
+            }
         };
         links.with(&link.label, backend, bucket(link), meter)
     }
@@ -102,9 +114,10 @@ pub(super) fn open(means: &Means, wanted: &Wanted<'_>) -> Result<Store, StartErr
     let bad = |cause: &dyn std::fmt::Display| StartError::Settings { provider: name.clone(), cause: cause.to_string() };
     let local = |backend: Arc<dyn Backend>| Store::new(backend, None);
     Ok(match wanted.spec.kind {
-        ProviderKind::KeyvalueMemory => local(Arc::new(Memory::new(MEMORY))),
+        ProviderKind::KeyvalueMemory => local(Arc::new(Memory::within(MEMORY, means.memory.clone()))),
         ProviderKind::KeyvalueEmbedded => {
-            local(Arc::new(Embedded::new(means.store.clone(), app.clone(), name.clone())))
+            let embedded = Embedded::new(means.store.clone(), app.clone(), name.clone());
+            Store { embedded: Some(embedded.clone()), ..local(Arc::new(embedded)) }
         }
         ProviderKind::KeyvalueRedis => {
             let settings = |cause: SettingsError| bad(&cause);

@@ -2,6 +2,7 @@
 //! the app's components and revisions for as long as one of them holds it; no two apps share one.
 
 mod blobstore;
+mod component;
 mod keyvalue;
 mod messaging;
 mod nats;
@@ -16,26 +17,29 @@ use api::services::client::{CallsClient, FilesClient, KvClient};
 use api::services::messaging::BrokerKind;
 use model::messaging::Subscription;
 use model::{AppName, ComponentName, Link, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, TenantName};
-use providers::blobstore::BlobLinks;
+use providers::blobstore::{BlobLinks, ComponentBlobs};
 use providers::bus::LinkLabels;
 use providers::config::ConfigValues;
 use providers::dial::Dialer;
 use providers::http_out::Tls;
-use providers::keyvalue::watch::Watcher;
-use providers::keyvalue::{ComponentStore, KeyValueLinks};
+use providers::keyvalue::{KeyValueLinks, Room};
 use providers::messaging::MessagingLinks;
 use providers::meter::LinkMeter;
 use providers::secrets::{Credentials, Resolver, SecretLinks, Sources};
+use providers::share::Sharing;
 use providers::sql::{PostgresLink, SqlLinks};
 use runtime::{Bindings, Peers};
-use siblings::{Sibling, Siblings};
+use siblings::Siblings;
+
+pub(crate) use keyvalue::ALL_MEMORY;
 
 use crate::broker::NodeBroker;
 use crate::error::StartError;
 use crate::external::NodeConnect;
 use crate::taking::{Taken, What};
 use crate::totals::Totals;
-use crate::watches;
+use crate::untried::Untried;
+use crate::watches::{self, Queue};
 
 /// A provider of an app.
 pub(crate) struct Opened {
@@ -126,6 +130,8 @@ pub(crate) struct Means {
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) secrets: Arc<dyn Resolver>,
     pub(crate) tls: Tls,
+    /// What the stores in memory of all apps share.
+    pub(crate) memory: Arc<Room>,
 }
 
 impl Means {
@@ -163,7 +169,8 @@ pub(crate) struct Wanted<'a> {
 /// What a provider is opened from: its own settings, and those of the providers its secrets come from.
 type Recipe = (ProviderSpec, BTreeMap<ProviderName, ProviderSpec>);
 
-type Known = HashMap<(AppName, ProviderName), (Recipe, Weak<Opened>)>;
+/// One name has several where a revision that ends has it with other settings than the next one.
+type Known = HashMap<(AppName, ProviderName), Vec<(Recipe, Weak<Opened>)>>;
 
 /// Every provider that is open in this host.
 pub(crate) struct Providers {
@@ -226,8 +233,9 @@ impl Providers {
         let opened_sources = sources.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let recipe = (spec, sources);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (app.clone(), name.clone());
-        let same = known.get(&key).filter(|(as_was, _)| *as_was == recipe);
+        let known = known.entry((app.clone(), name.clone())).or_default();
+        known.retain(|(_, open)| open.strong_count() > 0);
+        let same = known.iter().find(|(as_was, _)| *as_was == recipe);
         if let Some(open) = same.and_then(|(_, open)| open.upgrade()) {
             return Ok(open);
         }
@@ -257,8 +265,15 @@ impl Providers {
         };
         let (name, kind) = (name.clone(), spec.kind);
         let fresh = Arc::new(Opened { name, kind, backing, _sources: opened_sources });
-        known.insert(key, (recipe, Arc::downgrade(&fresh)));
+        known.push((recipe, Arc::downgrade(&fresh)));
         Ok(fresh)
+    }
+
+    /// Every provider of this name that is open, with whichever settings.
+    pub(crate) fn named(&self, app: &AppName, name: &ProviderName) -> Vec<Arc<Opened>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = known.get(&(app.clone(), name.clone()));
+        named.into_iter().flatten().filter_map(|(_, open)| open.upgrade()).collect()
     }
 
     /// The messages that the components of `app` take, and the changes they are told.
@@ -274,11 +289,16 @@ impl Providers {
             let Backing::Messaging(broker) = &open.backing else { return None };
             let kinds =
                 [BrokerKind::Local, BrokerKind::Durable].into_iter().filter(|kind| broker.of_node != Some(*kind));
+            let node = || NodeBroker::new(self.means.calls.clone(), app.name.clone(), BrokerKind::Local);
+            let untried = Untried::of(&broker.backend, node);
+            let left = untried.is_none().then(|| Untried::left(&broker.backend, node()));
+            let former = kinds.map(|kind| messaging::of_node(&self.means, &app.name, kind));
             Some(Taken {
                 subscription: Arc::new(subscription),
                 route: format!("{}/{revision}/{}", app.name, link.component).into(),
+                untried,
                 backend: broker.backend.clone(),
-                former: kinds.map(|kind| messaging::of_node(&self.means, &app.name, kind)).collect(),
+                former: former.chain(left).collect(),
                 meter: totals.meter(&app.name, link, open.kind),
                 what: What::Messages,
             })
@@ -287,14 +307,14 @@ impl Providers {
     }
 
     /// Who is told of what `link` writes.
-    fn watchers(&self, app: &LockedApp, link: &Link, totals: &Totals) -> Vec<Watcher> {
+    fn watchers(&self, app: &LockedApp, link: &Link, totals: &Totals) -> Vec<Queue> {
         let hearing = model::watch::watches(app).filter(|watch| watch.hears(link));
         let watcher = hearing.filter_map(|watch| {
             let kind = watches::broker(watch.kept)?;
             let broker = NodeBroker::new(self.means.calls.clone(), app.name.clone(), kind);
             let group = watch.subscription(&app.name).group.name;
             let meter = totals.meter(&app.name, watch.link, watch.kind);
-            Some(Watcher { keys: watch.keys, listener: Arc::new(watches::Queue { broker, group, meter }) })
+            Some(Queue { keys: watch.keys, broker, group, meter })
         });
         watcher.collect()
     }
@@ -320,6 +340,7 @@ impl Providers {
                 route: format!("{}/{revision}/{}", app.name, watch.link.component).into(),
                 backend,
                 former: former.map(|kind| messaging::of_node(&self.means, &app.name, kind)).collect(),
+                untried: None,
                 meter: totals.meter(&app.name, watch.link, watch.kind),
                 what: What::Changes(watch.link.label.as_str().into()),
             })
@@ -330,7 +351,10 @@ impl Providers {
     /// Forgets what nobody holds any more.
     pub(crate) fn prune(&self) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, (_, open)| open.strong_count() > 0);
+        known.retain(|_, all| {
+            all.retain(|(_, open)| open.strong_count() > 0);
+            !all.is_empty()
+        });
     }
 }
 
@@ -345,6 +369,7 @@ fn external(means: &Means, wanted: &Wanted<'_>) -> Result<Backing, StartError> {
         ["wasi:keyvalue"] => Ok(Backing::KeyValue(keyvalue::open(means, wanted)?)),
         ["wasi:blobstore"] => Ok(Backing::Blobstore(blobstore::open(means, wanted)?)),
         [model::messaging::CONTRACT] => Ok(Backing::Messaging(messaging::open(means, wanted)?)),
+        [model::sql::CONTRACT] => Ok(Backing::Sql(sql::open(means, wanted)?)),
         [model::secret::CONTRACT] => Ok(Backing::Secrets(secrets::open(means, wanted)?)),
         _ => Err(another_contract(wanted.name, wanted.spec.kind)),
     }
@@ -377,7 +402,8 @@ pub(crate) fn bindings(
     for link in app.links.iter().filter(|link| link.component == *component) {
         if let Some(open) = opened.get(&link.provider) {
             let watchers = providers.watchers(app, link, totals);
-            links.add(link, open, totals.meter(&app.name, link, open.kind), siblings, watchers);
+            let sharing = Sharing::among(app.links.iter().filter(|other| other.provider == link.provider).count());
+            links.add(&app.name, link, open, totals.meter(&app.name, link, open.kind), siblings, (watchers, sharing));
         }
     }
     let peers =
@@ -385,8 +411,7 @@ pub(crate) fn bindings(
     if !peers.is_empty() {
         bindings = bindings.with(Arc::new(Peers(peers)));
     }
-    // Read when the host started.
-    if let Ok(Some(folders)) = crate::folders::granted() {
+    if let Some(folders) = crate::folders::granted() {
         bindings = bindings.with(folders);
     }
     Arc::new(links.bind(bindings))
@@ -397,6 +422,8 @@ pub(crate) fn bindings(
 struct Given {
     keyvalue: Option<KeyValueLinks>,
     blobstore: Option<BlobLinks>,
+    /// The components behind links of `blobstore`.
+    objects: BTreeMap<ComponentName, Arc<ComponentBlobs>>,
     messaging: Option<MessagingLinks>,
     secrets: Option<SecretLinks>,
     sql: Option<SqlLinks>,
@@ -406,11 +433,12 @@ struct Given {
 impl Given {
     fn add(
         &mut self,
+        app: &AppName,
         link: &Link,
         open: &Opened,
         meter: Arc<LinkMeter>,
         siblings: &Arc<Siblings>,
-        watchers: Vec<Watcher>,
+        (watchers, sharing): (Vec<Queue>, Sharing),
     ) {
         match &open.backing {
             Backing::KeyValue(store) => {
@@ -419,7 +447,7 @@ impl Given {
             }
             Backing::Blobstore(store) => {
                 let links = self.blobstore.take().unwrap_or_default();
-                self.blobstore = Some(store.link(links, link, meter));
+                self.blobstore = Some(store.link(links, link, meter, sharing));
             }
             // The contract has no name for a broker: a component sends by the link with the label `default`, or by
             // the one it chose.
@@ -427,23 +455,17 @@ impl Given {
                 let links = self.messaging.take().unwrap_or_default();
                 self.messaging = Some(links.with(link.label.clone(), broker.link(meter)));
             }
-            Backing::Component(name) if link.contract.to_string() == "wasi:keyvalue" => {
-                let links = self.keyvalue.take().unwrap_or_default();
-                let store = Arc::new(ComponentStore::new(Sibling::new(siblings, name, None)));
-                self.keyvalue = Some(links.with(&link.label, store, model::watch::bucket(link), meter));
-            }
             // The contract has no name for a database: a component asks the one with the label `default`.
             Backing::Sql(store) if link.contract.to_string() == model::sql::POSTGRES => {
                 if link.label == model::Label::default_label() {
-                    self.postgres = store.postgres(meter);
+                    self.postgres = store.postgres(meter, sharing);
                 }
             }
             Backing::Sql(store) => {
                 let links = self.sql.take().unwrap_or_default();
-                self.sql = Some(store.link(links, link, meter));
+                self.sql = Some(store.link(links, link, meter, sharing));
             }
-            // Forwarded as it is: among the peers.
-            Backing::Component(_) => {}
+            Backing::Component(name) => self.component(app, link, name, meter, siblings, sharing),
             Backing::Secrets(source) => {
                 let links = self.secrets.take().unwrap_or_default();
                 self.secrets = Some(source.link(links, link, meter));

@@ -52,6 +52,9 @@ impl Source {
     pub(super) fn link(&self, links: SecretLinks, link: &Link, meter: Arc<LinkMeter>) -> SecretLinks {
         // The control plane has checked the name; a link that names none gives none.
         let Some((key, secret)) = model::secret::of_link(link) else { return links };
+        if let Server::Vault(vault) = &self.server {
+            vault.tell(&meter);
+        }
         let linked = LinkedSecret { app: self.app.clone(), secret, source: self.resolver.clone(), meter };
         links.with(key, linked)
     }

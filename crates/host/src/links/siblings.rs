@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use model::rules::callee;
 use model::{ComponentName, InterfaceId, LockedApp, ProviderName, offers};
-use providers::meter::{ErrorKind, LinkMeter};
-use runtime::{Callee, Fault, FaultKind, Loading, Peer, Workload};
+use providers::meter::{self, ErrorKind, LinkMeter};
+use runtime::trace::CallTrace;
+use runtime::{Callee, CalleeTrace, Fault, FaultKind, Loading, Peer, Workload};
 
 use crate::apps::Apps;
 use crate::entry::Entry;
 use crate::error::StartError;
+use crate::fault::describe;
 
 /// The components of one revision. Known to one another before they are all made, and not kept alive by one another.
 pub(crate) struct Siblings {
@@ -81,9 +83,27 @@ impl Callee for Sibling {
         }
     }
 
-    fn ended(&self, began: Instant, fault: Option<&Fault>) {
+    fn begins(&self, caller: Option<&CallTrace>, function: &str) -> Option<CalleeTrace> {
         if let Some(meter) = &self.meter {
-            meter.ended(began, fault.map(kind));
+            meter.begins();
+        }
+        let (caller, entry) = (caller?, self.all.find(&self.name)?);
+        let link = self.meter.as_ref().and_then(|meter| meter.span(caller, function));
+        let (trace, own) = caller.below(link.as_ref()).callee(entry.origin());
+        Some(CalleeTrace { link, own, trace })
+    }
+
+    fn ended(&self, began: Instant, fault: Option<&Fault>, trace: Option<CalleeTrace>) {
+        if let Some(meter) = &self.meter {
+            meter.ends(Some((began, fault.map(kind))));
+        }
+        if let Some(CalleeTrace { link, own, trace: _ }) = trace {
+            if let Some(mut own) = own {
+                own.end(fault.map(|fault| describe(fault).0.as_str().to_owned()));
+            }
+            if let Some(mut link) = link {
+                meter::end(&mut link, fault.map(kind));
+            }
         }
         if let (Some(fault), Some(entry)) = (fault, self.all.find(&self.name)) {
             entry.failed(fault);

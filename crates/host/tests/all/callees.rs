@@ -62,11 +62,11 @@ async fn a_component_calls_another_of_its_app() {
     let trapped = get("/act?what=trap").await;
     assert_eq!(trapped.fault.as_deref(), Some("component-trapped"));
     // It is counted where it happened, in the component and on the link.
-    let status = rig.agent.status().await.unwrap();
+    let status = rig.agent.status(1 << 20).await.unwrap();
     let pricing = &status.apps[0].components[&name::<ComponentName>("pricing")];
     assert_eq!((pricing.failed, pricing.in_flight, status.in_flight), (2, 0, 0));
     assert!(pricing.last_fault.as_deref().unwrap().contains("trapped"));
-    let metrics = rig.agent.metrics().await.unwrap();
+    let metrics = rig.agent.metrics(1 << 20).await.unwrap();
     let carried = metrics.links.iter().find(|link| link.link.contract.to_string() == "acme:pricing").unwrap();
     assert_eq!((carried.counts.errors.refused, carried.counts.errors.unavailable), (1, 1), "{carried:?}");
 }
@@ -95,7 +95,7 @@ async fn concurrency_and_drain_hold_for_a_callee_too() {
     let slow = async { rig.get("shop/1/main", "/act?what=wait%201500").await };
     let other = async {
         until("the callee is busy", || async {
-            let status = rig.agent.status().await.unwrap();
+            let status = rig.agent.status(1 << 20).await.unwrap();
             status.apps[0].components[&name::<ComponentName>("pricing")].in_flight == 1
         })
         .await;

@@ -111,7 +111,7 @@ async fn a_hold_that_a_call_outlasts_is_none() {
     let rig = Rig::new().await;
     let probe = rig.app("slow", "probe");
     rig.run(&probe).await;
-    let slow = rig.get("slow/1/main", "/slow?ms=1500");
+    let slow = rig.get("slow/1/main", "/slow?ms=4000");
     let held = async {
         crate::rig::until("the call runs", || async { rig.status("slow").await.in_flight == 1 }).await;
         let held = rig.agent.hold(&probe.name, Revision(1), Duration::from_millis(50)).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_hold_waits_for_calls_of_earlier_revisions_too() {
     let rig = Rig::new().await;
     let probe = rig.app("slow", "probe");
     rig.start(&probe, 1, true).await.unwrap();
-    let slow = rig.get("slow/1/main", "/slow?ms=1500");
+    let slow = rig.get("slow/1/main", "/slow?ms=4000");
     let held = async {
         crate::rig::until("the call runs", || async { rig.status("slow").await.in_flight == 1 }).await;
         rig.start(&probe, 2, true).await.unwrap();
@@ -209,4 +209,81 @@ async fn a_move_that_begins_ends_what_is_left_of_earlier_ones() {
     rig.get("counter/1/main", "/").await;
     let noted = rig.agent.copy::<_, Keys>(Method::POST, &app, "m39", "/noted", &round).await.unwrap();
     assert_eq!(noted.keys.len(), 1, "the newest one notes");
+}
+
+#[tokio::test]
+async fn what_an_earlier_revision_writes_with_other_settings_of_the_provider_is_noted_too() {
+    let rig = Rig::new().await;
+    let with = |setting: &str| {
+        let mut spec = rule(ProviderKind::KeyvalueEmbedded);
+        spec.config.insert("note".to_owned(), setting.to_owned());
+        let mut app = linked(&rig, "store");
+        app.providers.insert("store".parse().unwrap(), spec.clone());
+        (app, spec)
+    };
+    let (before, _) = with("before");
+    let (now, spec) = with("now");
+    rig.start(&before, 1, true).await.unwrap();
+    rig.start(&now, 2, true).await.unwrap();
+    let copy = Copying(&rig);
+    let from = CopyEnd { provider: "store".parse().unwrap(), spec, bucket: "default".to_owned() };
+    let to = end("memory", ProviderKind::KeyvalueMemory);
+    copy.begin(&CopyRequest { from, to, ..request() }).await.unwrap();
+    assert_eq!(rig.get("counter/2/main", "/").await, Answer::ok("1"));
+    assert_eq!(copy.noted(1).await.len(), 1);
+    assert_eq!(rig.get("counter/1/main", "/").await, Answer::ok("2"), "the same keys");
+    assert_eq!(copy.noted(2).await.len(), 1);
+    assert_eq!(copy.noted(3).await, Vec::<String>::new());
+    copy.ask::<_, serde_json::Value>(Method::DELETE, "", &()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_from_a_provider_to_another_name_of_its_data_is_refused() {
+    let rig = Rig::new().await;
+    rig.run(&linked(&rig, "memory")).await;
+    rig.get("counter/1/main", "/").await;
+    let copy = Copying(&rig);
+    // The test's node keeps them by the names of app and provider: here both are one.
+    let from = end("embedded", ProviderKind::KeyvalueEmbedded);
+    let to = CopyEnd {
+        spec: ProviderSpec { config: [("a".to_owned(), "b".to_owned())].into(), ..from.spec.clone() },
+        ..from.clone()
+    };
+    copy.begin(&CopyRequest { from, to, ..request() }).await.unwrap();
+    for step in ["/page", "/extra"] {
+        let refused = copy.ask::<_, serde_json::Value>(Method::POST, step, &Cursor::default()).await.unwrap_err();
+        assert_eq!(refused.code, Code::RequestInvalid, "{refused}");
+        assert!(refused.detail.contains("reach the same data"), "{refused}");
+    }
+    copy.ask::<_, serde_json::Value>(Method::DELETE, "", &()).await.unwrap();
+}
+
+#[tokio::test]
+async fn calls_that_come_after_a_hold_queue_behind_those_that_waited() {
+    let rig = Rig::new().await;
+    let mut probe = rig.app("slow", "probe");
+    probe.components.values_mut().next().unwrap().limits.concurrency = 2;
+    rig.run(&probe).await;
+    let app = &probe.name;
+    assert_eq!(rig.agent.hold(app, Revision(1), Duration::from_secs(5)).await.unwrap().in_flight, 0);
+    let ended = std::sync::Mutex::new(Vec::new());
+    let call = async |who: String| {
+        let answer = rig.get("slow/1/main", "/slow?ms=50").await;
+        ended.lock().unwrap().push(who);
+        answer.status
+    };
+    let held = join_all((0..12).map(|n| call(format!("held {n}"))));
+    let fresh = async {
+        tokio::time::timeout(Duration::from_millis(100), std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(rig.status("slow").await.in_flight, 0, "all wait");
+        rig.agent.release(app, None).await.unwrap();
+        crate::rig::until("they go on", || async { rig.status("slow").await.in_flight == 2 }).await;
+        join_all((0..6).map(|n| call(format!("fresh {n}")))).await
+    };
+    let (held, fresh) = futures::join!(held, fresh);
+    assert!(held.iter().chain(&fresh).all(|status| *status == 200), "{held:?} {fresh:?}");
+    let ended = ended.into_inner().unwrap();
+    let first = ended.iter().position(|who| who.starts_with("fresh")).unwrap();
+    assert!(first >= 10, "a fresh one overtook those that waited: {ended:?}");
+    assert_eq!(rig.status("slow").await.refused, 0);
 }

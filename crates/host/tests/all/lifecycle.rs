@@ -24,7 +24,7 @@ async fn a_host_says_who_it_is() {
     for interface in ["wasi:keyvalue/store@0.2.0-draft", "wasi:config/store@0.2.0-rc.1", "wasi:logging/logging"] {
         assert!(info.interfaces.iter().any(|offered| offered == interface), "{interface}");
     }
-    assert!(rig.agent.status().await.unwrap().rss > 1 << 20);
+    assert!(rig.agent.status(1 << 20).await.unwrap().rss > 1 << 20);
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn what_cannot_start_says_why_and_leaves_nothing() {
     let mut hosts = rig.app("d", "hello");
     hosts.components.values_mut().next().unwrap().allow_hosts = vec!["everywhere".into()];
     assert_eq!(code(rig.start(&hosts, 1, true).await), Code::StartFailed);
-    assert!(rig.agent.status().await.unwrap().apps.is_empty());
+    assert!(rig.agent.status(1 << 20).await.unwrap().apps.is_empty());
 
     // Without loading first, the same is found by the first call.
     rig.start(&missing, 1, false).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_drained_revision_finishes_its_calls_and_is_gone() {
         until("the call is in flight", || async { rig.status("probe").await.in_flight == 1 }).await;
         // A call sent before its sender knew of the drain is still answered.
         let late = async {
-            until("it drains", || async { rig.agent.status().await.unwrap().apps[0].draining }).await;
+            until("it drains", || async { rig.agent.status(1 << 20).await.unwrap().apps[0].draining }).await;
             rig.get("probe/1/main", "/").await
         };
         tokio::join!(rig.drain("probe", 1, LONG), late)
@@ -123,7 +123,7 @@ async fn a_drained_revision_finishes_its_calls_and_is_gone() {
     assert_eq!((slow, ended, late), (Answer::ok("slow"), 0, Answer::ok("probe")));
     assert_eq!(rig.get("probe/1/main", "/").await.fault(), (503, "not-found"));
     assert_eq!(rig.get("probe/2/main", "/").await, Answer::ok("probe"), "the other revision is untouched");
-    assert_eq!(rig.agent.status().await.unwrap().apps.len(), 1);
+    assert_eq!(rig.agent.status(1 << 20).await.unwrap().apps.len(), 1);
     assert_eq!(rig.drain("probe", 1, LONG).await, 0, "what is gone is drained");
     rig.run(&app).await;
     assert_eq!(rig.get("probe/1/main", "/").await, Answer::ok("probe"), "and may come back");
@@ -150,15 +150,15 @@ async fn calls_beyond_the_deadline_are_ended() {
     assert_eq!(ended, 3);
     assert_eq!((park.fault(), spin.fault()), ((504, "timed-out"), (504, "timed-out")));
     assert!(stream.into_body().collect().await.is_err());
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    assert_eq!(rig.agent.status().await.unwrap().in_flight, 0);
+    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
+    assert_eq!(rig.agent.status(1 << 20).await.unwrap().in_flight, 0);
 }
 
 #[tokio::test]
 async fn a_drained_host_ends_well() {
     let mut rig = Rig::new().await;
     rig.run(&rig.app("probe", "probe")).await;
-    let slow = rig.get("probe/1/main", "/slow?ms=600");
+    let slow = rig.get("probe/1/main", "/slow?ms=3000");
     let drain = async {
         until("the call is in flight", || async { rig.status("probe").await.in_flight == 1 }).await;
         rig.agent.drain(LONG).await.unwrap().ended

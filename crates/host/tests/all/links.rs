@@ -152,7 +152,7 @@ async fn a_caller_that_leaves_ends_the_call() {
     rig.run(&rig.app("probe", "probe")).await;
     let gone = rig.send(crate::rig::request("probe/1/main", "/park"));
     assert!(tokio::time::timeout(Duration::from_millis(200), gone).await.is_err());
-    until("the call is gone", || async { rig.agent.status().await.unwrap().in_flight == 0 }).await;
+    until("the call is gone", || async { rig.agent.status(1 << 20).await.unwrap().in_flight == 0 }).await;
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn calls_over_links_are_counted_over_revisions() {
     }
     rig.start(&after, 2, true).await.unwrap();
     rig.get("counter/2/main", "/").await;
-    let seen = rig.agent.metrics().await.unwrap();
+    let seen = rig.agent.metrics(1 << 20).await.unwrap();
     let calls = |of: &api::metrics::HostMetrics| {
         let links = of.links.iter().map(|l| (l.link.provider.to_string(), l.counts.calls, l.counts.errors.sum()));
         links.collect::<Vec<_>>()
@@ -179,10 +179,10 @@ async fn calls_over_links_are_counted_over_revisions() {
     assert_eq!(seen.components[0].counts.calls, 4);
     // The revision leaves, what it counted does not.
     rig.drain("counter", 1, Duration::from_secs(5)).await;
-    let later = rig.agent.metrics().await.unwrap();
+    let later = rig.agent.metrics(1 << 20).await.unwrap();
     assert_eq!((calls(&later), later.components[0].counts.calls), (each, 4));
     // With its last revision the app is gone.
     rig.drain("counter", 2, Duration::from_secs(5)).await;
-    let last = rig.agent.metrics().await.unwrap();
+    let last = rig.agent.metrics(1 << 20).await.unwrap();
     assert!(last.links.is_empty() && last.components.is_empty() && last.since_us == seen.since_us);
 }

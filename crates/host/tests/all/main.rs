@@ -14,7 +14,10 @@ mod lifecycle;
 mod lines;
 mod links;
 mod logs;
+mod messages;
 mod node;
+#[path = "../../../../tests/src/ports.rs"]
+mod ports;
 mod programs;
 mod rig;
 mod scheduled;

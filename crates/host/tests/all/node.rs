@@ -1,16 +1,18 @@
 //! The node's end of a host's connections: compiles guests, keeps their data in memory, dials one address.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use api::services::codec::{FrameReader, FrameWriter};
+use api::services::messaging::{BrokerKind, Handed, MessagingAnswer, MessagingRequest, Settled};
 use api::services::server::{Accepted, FilesConnection, accept};
 use api::services::{
-    Dial, FileFault, FileReply, FileRequest, KvAnswer, KvCall, KvFault, KvOp, KvReply, KvScope, MoreRequest,
+    Dial, FileFault, FileReply, FileRequest, KvAnswer, KvCall, KvFault, KvOp, KvReply, KvScope, KvWrite, MoreRequest,
+    Reply, ServiceAnswer, ServiceCall, ServiceFault, ServiceRequest,
 };
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -22,6 +24,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 type Compiled = HashMap<(String, World), Arc<Vec<u8>>>;
 type Artifacts = HashMap<(Digest, World), Arc<Vec<u8>>>;
 
+/// Deliveries of what hosts left have numbers from here on.
+const UNTRIED: u64 = 1 << 32;
+
 /// What the node knows and what it was asked.
 #[derive(Default)]
 pub(crate) struct Node {
@@ -30,6 +35,15 @@ pub(crate) struct Node {
     pub(crate) dials: Mutex<Vec<Dial>>,
     /// Where every dial ends up; refused where absent.
     pub(crate) dial_to: Mutex<Option<SocketAddr>>,
+    /// The queue of every group, and what became of what was taken from it.
+    pub(crate) queue: Mutex<VecDeque<Handed>>,
+    pub(crate) settled: Mutex<Vec<(u64, Settled)>>,
+    /// What hosts left, and what they took of it.
+    pub(crate) untried: Mutex<VecDeque<Handed>>,
+    untried_out: Mutex<HashMap<u64, Handed>>,
+    left: AtomicU64,
+    /// How many were taken, and how many of them were out at once.
+    pub(crate) taken: Mutex<(usize, usize)>,
     stores: Mutex<HashMap<String, Arc<Memory>>>,
     alive: Mutex<Vec<UnixStream>>,
 }
@@ -46,10 +60,10 @@ impl Node {
     fn serve(self: Arc<Self>, stream: UnixStream) -> BoxFuture<'static, ()> {
         async move {
             match accept(stream).await {
-                Ok(Accepted::Alive(held)) => self.alive.lock().unwrap().push(held),
+                Ok(Accepted::Alive(held) | Accepted::Standing(held)) => self.alive.lock().unwrap().push(held),
                 Ok(Accepted::Files(files)) => self.serve_files(files).await,
                 Ok(Accepted::KeyValue(reader, writer)) => self.serve_keyvalue(reader, writer).await,
-                Ok(Accepted::Calls(..)) => unreachable!("no test asks for another service"),
+                Ok(Accepted::Calls(reader, writer)) => self.serve_calls(reader, writer).await,
                 Ok(Accepted::More(mut more)) => {
                     while let Ok(Some(MoreRequest::Connection)) = more.next().await {
                         tokio::spawn(self.clone().serve(more.connection().await.unwrap()));
@@ -139,6 +153,52 @@ impl Node {
         }
     }
 
+    async fn serve_calls(&self, mut reader: FrameReader<OwnedReadHalf>, mut writer: FrameWriter<OwnedWriteHalf>) {
+        while let Ok(Some(ServiceCall { id, request, .. })) = reader.next::<ServiceCall>().await {
+            let ServiceRequest::Messaging(request) = request else { unreachable!("no test asks for another service") };
+            let answer = match request {
+                MessagingRequest::Leave { message, .. } => {
+                    let delivery = UNTRIED + self.left.fetch_add(1, SeqCst);
+                    let handed = Handed { delivery, id: delivery.to_string(), tries: 1, message };
+                    self.untried.lock().unwrap().push_back(handed);
+                    MessagingAnswer::Done
+                }
+                MessagingRequest::Take { group, .. } if group.ends_with("/untried") => {
+                    let taken = self.untried.lock().unwrap().pop_front();
+                    self.untried_out.lock().unwrap().extend(taken.clone().map(|one| (one.delivery, one)));
+                    MessagingAnswer::Taken(taken.into_iter().collect())
+                }
+                MessagingRequest::Settle { delivery, outcome, .. } if delivery >= UNTRIED => {
+                    let taken = self.untried_out.lock().unwrap().remove(&delivery).unwrap();
+                    if outcome == Settled::GivenBack {
+                        self.untried.lock().unwrap().push_back(taken);
+                    }
+                    MessagingAnswer::Done
+                }
+                MessagingRequest::Take { broker: BrokerKind::Local, max, .. } => {
+                    let mut queue = self.queue.lock().unwrap();
+                    let most = queue.len().min(max as usize);
+                    let mut taken = self.taken.lock().unwrap();
+                    taken.0 += most;
+                    taken.1 = taken.1.max(taken.0 - self.settled.lock().unwrap().len());
+                    MessagingAnswer::Taken(queue.drain(..most).collect())
+                }
+                MessagingRequest::Take { .. } => MessagingAnswer::NotSubscribed,
+                MessagingRequest::Settle { delivery, outcome, .. } => {
+                    self.settled.lock().unwrap().push((delivery, outcome));
+                    MessagingAnswer::Done
+                }
+                other => unreachable!("no test asks {other:?}"),
+            };
+            if answer == MessagingAnswer::Taken(Vec::new()) {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            let result = Ok::<_, ServiceFault>(ServiceAnswer::Messaging(answer));
+            writer.push(&Reply { id, result }).unwrap();
+            writer.flush().await.unwrap();
+        }
+    }
+
     fn store(&self, scope: &KvScope) -> Arc<Memory> {
         let key = format!("{}/{}", scope.app, scope.provider);
         self.stores.lock().unwrap().entry(key).or_insert_with(|| Arc::new(Memory::new(64 << 20))).clone()
@@ -159,20 +219,23 @@ impl Node {
 
     async fn operate(&self, KvCall { scope, op, .. }: KvCall) -> Result<KvAnswer, BackendError> {
         let (store, bucket) = (self.store(&scope), scope.bucket.as_str());
-        Ok(match op {
-            KvOp::Get { key } => KvAnswer::Value(store.get(bucket, &key).await?),
-            KvOp::Set { key, value } => store.set(bucket, &key, value).await.map(|()| KvAnswer::Done)?,
-            KvOp::Delete { key } => store.delete(bucket, &key).await.map(|()| KvAnswer::Done)?,
-            KvOp::Exists { key } => KvAnswer::Bool(store.exists(bucket, &key).await?),
+        let write = match op {
+            KvOp::Get { key } => return Ok(KvAnswer::Value(store.get(bucket, &key).await?)),
+            KvOp::Exists { key } => return Ok(KvAnswer::Bool(store.exists(bucket, &key).await?)),
             KvOp::ListKeys { cursor, .. } => {
                 let page = store.list_keys(bucket, cursor.as_deref()).await?;
-                KvAnswer::Keys { keys: page.keys, cursor: page.cursor }
+                return Ok(KvAnswer::Keys { keys: page.keys, cursor: page.cursor });
             }
-            KvOp::Increment { key, delta } => KvAnswer::Number(store.increment(bucket, &key, delta).await?),
-            KvOp::GetMany { keys } => KvAnswer::Values(store.get_many(bucket, keys).await?),
-            KvOp::SetMany { pairs } => store.set_many(bucket, pairs).await.map(|()| KvAnswer::Done)?,
-            KvOp::DeleteMany { keys } => store.delete_many(bucket, keys).await.map(|()| KvAnswer::Done)?,
-            KvOp::CompareAndSet { .. } => panic!("the contract has no compare-and-set"),
+            KvOp::GetMany { keys } => return Ok(KvAnswer::Values(store.get_many(bucket, keys).await?)),
+            KvOp::Write { write, .. } => write,
+        };
+        Ok(match write {
+            KvWrite::Set { key, value } => store.set(bucket, &key, value).await.map(|()| KvAnswer::Done)?,
+            KvWrite::Delete { key } => store.delete(bucket, &key).await.map(|()| KvAnswer::Done)?,
+            KvWrite::Increment { key, delta } => KvAnswer::Number(store.increment(bucket, &key, delta).await?),
+            KvWrite::SetMany { pairs } => store.set_many(bucket, pairs).await.map(|()| KvAnswer::Done)?,
+            KvWrite::DeleteMany { keys } => store.delete_many(bucket, keys).await.map(|()| KvAnswer::Done)?,
+            KvWrite::CompareAndSet { .. } => panic!("the contract has no such call"),
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Runs of programs, as the node asks a host for them.
 
+use std::time::Duration;
+
 use api::run::{RunEnd, RunFrame, RunRequest};
 use api::{Code, Problem};
 use futures::StreamExt as _;
@@ -70,4 +72,22 @@ async fn a_program_ends_with_the_connection_of_its_caller() {
         drop(frames);
         until("the program ends", || async { rig.status("batch").await.in_flight == 0 }).await;
     }
+}
+
+#[tokio::test]
+async fn a_program_waits_while_its_app_is_held_and_runs_then() {
+    let rig = Rig::new().await;
+    let app = app(&rig);
+    rig.run(&app).await;
+    let held = rig.agent.hold(&app.name, Revision(1), Duration::from_secs(5)).await.unwrap();
+    assert_eq!(held.in_flight, 0);
+    let released = async {
+        tokio::time::timeout(Duration::from_millis(100), std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(rig.status("batch").await.in_flight, 0, "it waits");
+        rig.agent.release(&app.name, None).await.unwrap();
+    };
+    let args = ["print:x", "exit:3"];
+    let (ran, ()) = futures::join!(run(&rig, &app, &args), released);
+    let (out, _, end) = ran.unwrap();
+    assert_eq!((out.as_str(), end.code), ("x\n", 3));
 }

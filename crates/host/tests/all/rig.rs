@@ -66,7 +66,7 @@ impl Rig {
         let rig = Self { node, agent, dir, host: Some(host) };
         let start = Instant::now();
         while rig.agent.info().await.is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "the host does not answer");
+            assert!(start.elapsed() < Duration::from_secs(60), "the host does not answer");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         rig
@@ -90,6 +90,7 @@ impl Rig {
             reuse: None,
             config_from: Vec::new(),
             allow_hosts: Vec::new(),
+            health: None,
         };
         LockedApp {
             name: app.parse().unwrap(),
@@ -132,20 +133,20 @@ impl Rig {
     }
 
     pub(crate) async fn status(&self, app: &str) -> ComponentStatus {
-        let status = self.agent.status().await.unwrap();
+        let status = self.agent.status(1 << 20).await.unwrap();
         let found = status.apps.into_iter().find(|on_host| on_host.app.as_str() == app).expect("the app is here");
         found.components.into_values().next().unwrap()
     }
 
     pub(crate) async fn logs(&self) -> BoxStream<'static, LogLine> {
-        self.agent.logs().await.unwrap()
+        self.agent.logs(|_| None).await.unwrap()
     }
 
     /// How the host ended.
     pub(crate) async fn ended(&mut self) -> Result<(), HostError> {
         let host = self.host.take().unwrap();
         let joined = tokio::task::spawn_blocking(move || host.join().unwrap());
-        tokio::time::timeout(Duration::from_secs(20), joined).await.expect("the host does not end").unwrap()
+        tokio::time::timeout(Duration::from_secs(60), joined).await.expect("the host does not end").unwrap()
     }
 }
 
@@ -197,14 +198,14 @@ pub(crate) async fn line(logs: &mut BoxStream<'static, LogLine>, wanted: impl Fn
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), found).await.expect("the line never came")
+    tokio::time::timeout(Duration::from_secs(60), found).await.expect("the line never came")
 }
 
 /// Waits for what other tasks bring about.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
     let start = Instant::now();
     while !done().await {
-        assert!(start.elapsed() < Duration::from_secs(20), "never happened: {what}");
+        assert!(start.elapsed() < Duration::from_secs(60), "never happened: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -77,3 +77,30 @@ async fn a_program_without_a_server_is_called_too() {
     rig.start(&failing, 2, true).await.unwrap();
     assert!(run(2).await.unwrap().contains("it returned an error"));
 }
+
+#[tokio::test]
+async fn a_run_that_waits_for_a_place_waits_for_a_move_of_data_too() {
+    let rig = Rig::new().await;
+    let mut app = app(&rig);
+    let limits = &mut app.components.values_mut().next().unwrap().limits;
+    (limits.concurrency, limits.wall) = (1, Millis(5000));
+    rig.run(&app).await;
+    let run = |schedule: &'static str| {
+        let (agent, app) = (&rig.agent, &app.name);
+        async move { agent.scheduled(app, Revision(1), &call(schedule, Entrance::Handler, HANDLER)).await }
+    };
+    let moved = async {
+        crate::rig::until("the first is under way", || async { rig.status("clock").await.in_flight == 1 }).await;
+        // By now the second one waits.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(rig.agent.hold(&app.name, Revision(1), Duration::from_secs(5)).await.unwrap().in_flight, 0);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        rig.agent.release(&app.name, None).await.unwrap();
+    };
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        run("nightly").await
+    };
+    let (first, second, ()) = tokio::join!(run("slow-1000"), second, moved);
+    assert_eq!((first.unwrap().error, second.unwrap().error), (None, None));
+}

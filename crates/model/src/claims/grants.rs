@@ -1,4 +1,5 @@
-//! Which interfaces may a signed component import? Those that hold nothing by themselves, and those its signer granted.
+//! Which interfaces may a signed component import? Those that hold nothing by themselves, and those its signer granted. An
+//! import of sockets holds nothing until the app opens addresses to it; then its signer has to have granted it too.
 
 use std::collections::BTreeSet;
 
@@ -14,10 +15,12 @@ const BASELINE: [&str; 9] = [
     "wasi:logging",
     // Chooses among links that the component has.
     "wasmcloud:bus",
-    // Language runtimes import both; they get no directories and no addresses.
+    // Language runtimes import both. Directories are given by whoever runs a task, never by the app; addresses by the app's
+    // `allow-hosts`, and then see `ungranted_sockets`.
     "wasi:filesystem",
-    "wasi:sockets",
+    SOCKETS,
 ];
+const SOCKETS: &str = "wasi:sockets";
 
 /// Whether every signed component may import it.
 pub fn is_baseline(import: &InterfaceId) -> bool {
@@ -49,9 +52,19 @@ pub fn ungranted<'a>(granted: &[String], imports: &'a [InterfaceId]) -> impl Ite
     imports.iter().filter(|import| !is_baseline(import) && !granted.iter().any(|entry| covers(entry, import)))
 }
 
-/// The contracts a component needs granted, in order.
-pub(super) fn needed(imports: &[InterfaceId]) -> Vec<String> {
-    let contracts: BTreeSet<_> = imports.iter().filter(|i| !is_baseline(i)).map(|i| i.contract.to_string()).collect();
+/// The first import of sockets that is not granted: refused where `allow-hosts` opens addresses to them.
+pub fn ungranted_sockets<'a>(granted: &[String], imports: &'a [InterfaceId]) -> Option<&'a InterfaceId> {
+    imports.iter().filter(|import| is_sockets(import)).find(|import| !granted.iter().any(|entry| covers(entry, import)))
+}
+
+fn is_sockets(import: &InterfaceId) -> bool {
+    import.contract.to_string() == SOCKETS
+}
+
+/// The contracts a component needs granted, in order; with those of sockets where `allow-hosts` opens addresses to them.
+pub fn needed(imports: &[InterfaceId], sockets: bool) -> Vec<String> {
+    let needs = |import: &&InterfaceId| !is_baseline(import) || (sockets && is_sockets(import));
+    let contracts: BTreeSet<_> = imports.iter().filter(needs).map(|i| i.contract.to_string()).collect();
     contracts.into_iter().collect()
 }
 
@@ -77,6 +90,23 @@ mod tests {
         ] {
             assert!(!covers(bad, &store), "{bad}");
         }
+    }
+
+    #[test]
+    fn sockets_are_granted_where_they_reach_something() {
+        let imports: Vec<InterfaceId> =
+            ["wasi:sockets/tcp@0.2.12", "wasi:sockets/udp@0.2.12", "wasi:keyvalue/store@0.2.0-draft"]
+                .map(|text| text.parse().unwrap())
+                .into();
+        let first = |granted: &[&str]| {
+            let granted: Vec<String> = granted.iter().map(|&entry| entry.to_owned()).collect();
+            ungranted_sockets(&granted, &imports).map(ToString::to_string)
+        };
+        assert_eq!(first(&[]).as_deref(), Some("wasi:sockets/tcp@0.2.12"));
+        assert_eq!(first(&["wasi:sockets/tcp", "wasi:keyvalue"]).as_deref(), Some("wasi:sockets/udp@0.2.12"));
+        assert_eq!(first(&["wasi:sockets"]), None);
+        assert_eq!(needed(&imports, false), ["wasi:keyvalue"]);
+        assert_eq!(needed(&imports, true), ["wasi:keyvalue", "wasi:sockets"]);
     }
 
     #[test]

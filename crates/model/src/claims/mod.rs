@@ -21,7 +21,7 @@ mod token;
 
 use serde::{Deserialize, Serialize};
 
-pub use grants::{is_baseline, ungranted};
+pub use grants::{is_baseline, needed, ungranted, ungranted_sockets};
 pub use keys::{KeyError, KeyKind, KeyPair, PublicKey};
 pub use section::MAX_TOKEN;
 
@@ -188,13 +188,13 @@ pub enum ClaimsError {
     #[error("the component is not what was signed: {0}")]
     Tampered(Mismatch),
     /// Past its end: `artifact-expired`.
-    #[error("the signature expired at {at} (seconds since 1970)")]
+    #[error("the signature expired at {}", moment(.at))]
     Expired {
         /// `exp`.
         at: u64,
     },
     /// Before its start: `artifact-not-yet-valid`.
-    #[error("the signature is not valid before {at} (seconds since 1970)")]
+    #[error("the signature is not valid before {}", moment(.at))]
     NotYetValid {
         /// `nbf`.
         at: u64,
@@ -217,6 +217,11 @@ pub enum ClaimsError {
         /// The first such import.
         interface: InterfaceId,
     },
+}
+
+/// As its messages show it.
+fn moment(seconds: &u64) -> String {
+    crate::plan::rfc3339(*seconds)
 }
 
 impl ClaimsError {
@@ -244,7 +249,8 @@ impl ClaimsError {
             Self::Expired { .. } => "sign it again: sidereal sign <file>",
             Self::NotYetValid { .. } => "wait until then, or check this machine's clock",
             Self::IssuerUntrusted { .. } => {
-                "sign it with a key the tenant trusts, or have the operator add this issuer"
+                "sign it with a key the tenant trusts, or have the operator add this issuer: \
+                 sidereal tenant-settings set --trust <key>"
             }
             Self::Revoked(_) => "deploy another build, or have the operator take the entry off the list",
             Self::TokenInvalid(_) => "sign the component again: sidereal sign <file>",
@@ -408,7 +414,7 @@ pub fn sign(bytes: &[u8], mut claims: Claims, key: &KeyPair) -> Result<Vec<u8>, 
     let mut component = section::strip(bytes)?;
     claims.issuer = key.public_key();
     claims.component.hash = section::hash(&component);
-    claims.component.granted.get_or_insert_with(|| grants::needed(&imports));
+    claims.component.granted.get_or_insert_with(|| grants::needed(&imports, false));
     let token = token::encode(&claims, key)?;
     if token.len() > MAX_TOKEN {
         return Err(SignError::TooLong(token.len()));

@@ -228,6 +228,14 @@ fn a_life_has_two_ends_and_a_minute_of_grace() {
 }
 
 #[test]
+fn people_read_when_a_life_ends_and_begins() {
+    let at = 1_700_000_000;
+    for said in [ClaimsError::Expired { at }.to_string(), ClaimsError::NotYetValid { at }.to_string()] {
+        assert!(said.ends_with("2023-11-14T22:13:20Z"), "{said}");
+    }
+}
+
+#[test]
 fn the_issuer_must_be_an_anchor_whatever_the_token_says() {
     let stranger = sign(&component(), claims(), &account(2)).unwrap();
     let tenant = Tenant::trusting(&account(1));

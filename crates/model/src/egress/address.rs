@@ -40,6 +40,17 @@ pub enum Class {
     Wrapped(Ipv4Addr),
 }
 
+impl Class {
+    /// Whether the machine that dials may have such an address, and it would say nothing of the class that it does. Loopback
+    /// is the machine's wherever it is; the others nobody has.
+    pub fn may_be_own(self) -> bool {
+        !matches!(
+            self,
+            Self::Unspecified | Self::Loopback | Self::Metadata | Self::Multicast | Self::Broadcast | Self::Wrapped(_)
+        )
+    }
+}
+
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

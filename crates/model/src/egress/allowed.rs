@@ -67,7 +67,9 @@ impl AllowedHost {
             None => (rest, usual?),
             Some(at) => {
                 let (host, port) = rest.split_at_checked(after_bracket + at)?;
-                (host, port.strip_prefix(':')?.parse().ok().filter(|port| *port != 0)?)
+                let digits = port.strip_prefix(':')?;
+                // As it is written everywhere: `+443` and `0443` are read by some and not by others.
+                (host, digits.parse().ok().filter(|port: &u16| *port != 0 && port.to_string() == digits)?)
             }
         };
         let (host, suffix) = host.strip_prefix('*').map_or((host, false), |suffix| (suffix, true));
@@ -155,6 +157,8 @@ mod tests {
             "https://*",
             "https://*.",
             "http://a:0",
+            "http://a:0443",
+            "http://a:+443",
             "http://a:x",
             "https://*.a]",
             "http://[::1",

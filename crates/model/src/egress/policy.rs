@@ -170,7 +170,7 @@ impl Policy {
 
     fn one(&self, declared: bool, address: IpAddr, own: &[IpAddr]) -> Result<Grant, Denied> {
         let class = match classify(address) {
-            Class::Public if own.contains(&address) => Class::Own,
+            class if class.may_be_own() && own.contains(&address) => Class::Own,
             class => class,
         };
         let denied = Denied { address, class };
@@ -191,6 +191,8 @@ impl Policy {
                 Ok(outer)
             }
             _ if declared => Ok(Grant::Operator),
+            // Nor does the range of a network grant the machine itself: its API and what else listens there.
+            Class::Own => range(true),
             _ => range(false),
         }
     }

@@ -188,6 +188,11 @@ static COMPONENT: Table = Table {
                 Ty::List(&Ty::Text(Text::AllowHost)),
                 "Where outgoing HTTP may go: `https://api.example.com`, `http://*.internal.example:8080`. Nowhere where absent.",
             ),
+            optional(
+                "health",
+                Ty::Text(Text::RoutePath),
+                "Asked with `GET` before a revision serves; an answer below 400 is needed. Where absent, that an instance can be made is enough.",
+            ),
         ]
     },
     settings: Settings::None,

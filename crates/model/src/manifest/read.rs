@@ -195,8 +195,9 @@ impl Reader<'_, '_> {
         let config_from = list(doc.get("config-from")).filter_map(|item| self.name::<ConfigName>(Some(item))).collect();
         let source = source::read(doc.get("source")?, self.out)?;
         let config = settings(table(doc.get("config")), &[]);
+        let health = text(doc.get("health")).map(|path| Spanned { value: path.value.to_owned(), span: path.span });
         let span = name.span.clone();
-        Some(Component { span, source, config, config_from, limits, limit_spans, reuse, allow_hosts, links })
+        Some(Component { span, source, config, config_from, limits, limit_spans, reuse, allow_hosts, health, links })
     }
 
     fn limits(&mut self, doc: Option<&DeTable<'_>>) -> (Limits, BTreeMap<&'static str, Range<usize>>) {

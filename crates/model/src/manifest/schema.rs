@@ -57,7 +57,7 @@ fn provider_kind(kind: ProviderKind) -> Value {
         if kind == ProviderKind::External {
             let mut handed = ty(HANDED);
             if let Value::Object(handed) = &mut handed {
-                handed.insert("description".to_owned(), json!("what is handed to the program; texts, or secrets"));
+                handed.insert("description".to_owned(), json!(external::CONFIG_DOC.0));
             }
             properties.insert(external::CONFIG.to_owned(), handed);
         }

@@ -55,7 +55,7 @@ pub(super) fn check(value: &DeValue<'_>, ty: Ty, path: &str, span: &Range<usize>
         (DeValue::String(_), Ty::Text(_)) => {}
         (DeValue::Integer(n), Ty::Integer(min, max)) => {
             let number = i64::from_str_radix(n.as_str(), n.radix()).ok();
-            if !number.is_some_and(|n| (min..=max).contains(&n)) && path != "schema" {
+            if !number.is_some_and(|n| (min..=max).contains(&n)) {
                 let message = format!("`{path}` is {n}, outside what it takes");
                 out.add(span.clone(), Violation::new(Code::BadValue, message).help(format!("write {}", ty.expected())));
             }

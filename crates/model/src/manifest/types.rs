@@ -83,6 +83,8 @@ pub struct Component {
     pub reuse: Option<Spanned<Reuse>>,
     /// Where outgoing HTTP may go.
     pub allow_hosts: Vec<Spanned<String>>,
+    /// The path that is asked before a revision serves.
+    pub health: Option<Spanned<String>>,
     /// Links in the order of the file.
     pub links: Vec<LinkEntry>,
 }

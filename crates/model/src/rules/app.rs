@@ -26,6 +26,7 @@ pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec
         limits::check(name, component, &tenant.ceilings, &mut out);
         config(name, component, &mut out);
         allow_hosts(name, component, &mut out);
+        health(name, component, unknown, &mut out);
     }
     let shared = shared_size(app);
     if shared > MAX_SHARED {
@@ -138,6 +139,19 @@ fn allow_hosts(name: &ComponentName, component: &LockedComponent, out: &mut Vec<
             out.push(Found::at(Subject::AllowHost(name.clone(), index), violation));
         }
     }
+}
+
+fn health(name: &ComponentName, component: &LockedComponent, unknown: &Unknown, out: &mut Vec<Found>) {
+    let Some(path) = &component.health else { return };
+    let violation = match check_path(path) {
+        Err(violation) => Violation { code: Code::Health, ..violation },
+        Ok(()) if unknown.artifacts.contains(name) || component.exports.iter().any(offers::is_http_handler) => return,
+        Ok(()) => {
+            let message = format!("component `{name}` has a `health` path and does not export an HTTP handler");
+            Violation::new(Code::Health, message).help("leave `health` out: it is started, and nobody can ask it")
+        }
+    };
+    out.push(Found::at(Subject::Health(name.clone()), violation));
 }
 
 fn routes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {

@@ -4,15 +4,26 @@
 use std::collections::BTreeMap;
 
 use crate::app::{Link, LockedApp, ProviderKind, ProviderSpec};
-use crate::interface::InterfaceId;
+use crate::interface::{ContractId, InterfaceId};
 use crate::name::{ComponentName, ProviderName};
 use crate::offers;
 use crate::rules::{Code, Found, Subject, Unknown, Violation, list, shown, suggest};
 
 /// The setting of a component provider that names the component.
 pub const COMPONENT: &str = "component";
+/// The contracts of the platform that a component can answer in the place of a provider; any other interface is called
+/// directly.
+pub const ANSWERED: &[&str] =
+    &["wasi:keyvalue", "wasi:blobstore", crate::messaging::CONTRACT, crate::secret::CONTRACT, crate::sql::CONTRACT];
+/// Interfaces of these that have types and no functions: a component imports them and need not export them.
+const TYPES_ONLY: &[(&str, &str)] = &[(crate::messaging::CONTRACT, "types"), (crate::sql::CONTRACT, "types")];
 /// Components that may call one another in a row.
 pub const MAX_CALL_DEPTH: u32 = 16;
+
+/// Whether a component can answer a contract.
+pub(crate) fn answers(contract: &ContractId) -> bool {
+    !offers::is_by_link(contract) || ANSWERED.contains(&contract.to_string().as_str())
+}
 
 /// The provider that a link to `component` goes to.
 pub fn provider(component: &str) -> ProviderSpec {
@@ -110,6 +121,10 @@ pub(crate) fn unserved(
     unknown: &Unknown,
 ) -> Option<Violation> {
     let (name, callee) = app.components.iter().find(|(name, _)| name.as_str() == target)?;
+    let contract = import.contract.to_string();
+    if TYPES_ONLY.contains(&(contract.as_str(), import.interface.as_str())) {
+        return None;
+    }
     if unknown.artifacts.contains(name) || callee.exports.iter().any(|export| agrees(import, export)) {
         return None;
     }

@@ -66,6 +66,7 @@ codes! {
     LimitFixed = "limit-fixed", Error, "A limit that cannot be set per component in this version.";
     LimitIdle = "limit-without-effect", Warning, "A limit that another limit makes unreachable.";
     Reuse = "reuse-range", Error, "A reuse setting outside its range.";
+    Health = "health", Error, "A `health` that is no path, or of a component that does not export an HTTP handler.";
     AllowHost = "allow-host", Error, "An entry of `allow-hosts` that is not `scheme://host[:port]`.";
     LinkContract = "link-contract", Error, "A link's key that is not a contract, `namespace:package`.";
     LinkNotOffered = "link-not-offered", Error, "A link for a contract that the platform does not carry by link.";

@@ -12,11 +12,13 @@ pub const PROGRAM: &str = "program";
 pub const CONTRACT: &str = "contract";
 /// The table of the manifest whose entries are handed to the program.
 pub const CONFIG: &str = "config";
+/// What such a table is, and an entry of it.
+pub const CONFIG_DOC: (&str, &str) = ("what is handed to the program; texts, or secrets", "{ database = \"counter\" }");
 /// What keys of such entries begin with where settings are one flat table.
 pub const PREFIX: &str = "config.";
 /// The contracts external providers answer in this version, each provider one of them.
 pub const CONTRACTS: &[&str] =
-    &["wasi:keyvalue", "wasi:blobstore", crate::messaging::CONTRACT, crate::secret::CONTRACT];
+    &["wasi:keyvalue", "wasi:blobstore", crate::messaging::CONTRACT, crate::sql::CONTRACT, crate::secret::CONTRACT];
 /// The most entries handed to a program.
 pub const MAX_ENTRIES: usize = 64;
 /// The largest entry, key and value together, bytes.
@@ -33,7 +35,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         name: CONTRACT,
         required: true,
-        doc: "the contract the program answers: `wasi:keyvalue`, `wasi:blobstore`, `wasmcloud:messaging` or `wasmcloud:secrets`",
+        doc: "the contract the program answers: `wasi:keyvalue`, `wasi:blobstore`, `wasmcloud:messaging`, `sidereal:sql` or `wasmcloud:secrets`",
         example: "wasi:keyvalue",
     },
 ];
@@ -136,11 +138,11 @@ mod tests {
             let spec = spec(&[("program", "p"), ("contract", contract)]);
             assert_eq!((check(&spec), spec.contracts()), (Vec::new(), &[*contract][..]));
         }
-        assert!(spec(&[("contract", "sidereal:sql")]).contracts().is_empty());
+        assert!(spec(&[("contract", "wasmcloud:postgres")]).contracts().is_empty());
         let bad = [
             ("program", "/bin/sh"),
             ("program", ""),
-            ("contract", "sidereal:sql"),
+            ("contract", "wasmcloud:postgres"),
             ("contract", "wasi:keyvalues"),
             ("config.", "x"),
             ("config.a b", "x"),

@@ -88,12 +88,43 @@ pub const LIMIT_FIELDS: &[LimitField] = &[
     field!("log-rate", Size, 0, log_rate.0, "Bytes a second the component may log on one host"),
 ];
 
+/// Why a tenant's ceilings cannot be held, one sentence each: a host has room for [`Limits::ceiling`], and what is below a
+/// floor lets no call succeed.
+pub fn ceiling_problems(ceilings: &Limits) -> Vec<String> {
+    let most = Limits::ceiling();
+    let mut problems = Vec::new();
+    for field in LIMIT_FIELDS {
+        let (value, most) = ((field.get)(ceilings), (field.get)(&most));
+        if !(field.floor..=most).contains(&value) {
+            let (value, floor, most) = (field.show(value), field.show(field.floor), field.show(most));
+            problems.push(format!("the ceiling of {} is {value}; it is {floor} to {most}", field.name));
+        }
+    }
+    if ceilings.stack != most.stack {
+        let (value, fixed) = (ceilings.stack, most.stack);
+        problems.push(format!("the ceiling of stack is {value}; it is {fixed}, the same for every component"));
+    }
+    problems
+}
+
 /// Checks the limits of one component against its tenant's ceilings.
 pub(crate) fn check(name: &ComponentName, component: &LockedComponent, ceilings: &Limits, out: &mut Vec<Found>) {
     for field in LIMIT_FIELDS {
         let (value, ceiling) = ((field.get)(&component.limits), (field.get)(ceilings));
         let subject = || Subject::Limit(name.clone(), field.name);
-        if value > ceiling {
+        if ceiling < field.floor {
+            // Of before ceilings were checked. Whatever the component says, it is not what has to change.
+            let (ceiling, floor) = (field.show(ceiling), field.show(field.floor));
+            let message = format!(
+                "the tenant's ceiling of {} is {ceiling}, which is too small for any call of component `{name}` to succeed",
+                field.name
+            );
+            let help = format!(
+                "have the operator raise it to at least {floor}: sidereal tenant-settings set --ceiling {}={floor}",
+                field.name
+            );
+            out.push(Found::at(subject(), Violation::new(Code::LimitAboveCeiling, message).help(help)));
+        } else if value > ceiling {
             let (value, ceiling) = (field.show(value), field.show(ceiling));
             let message = format!(
                 "component `{name}` asks for {} = {value}, above the tenant's ceiling of {ceiling}",

@@ -156,6 +156,15 @@ fn check_subscription(
                 .map_or_else(String::new, |s| format!("`{}` is {}; for example `\"{}\"`", s.name, s.doc, s.example));
             out.push(at(setting, Violation::new(Code::LinkSubscription, cause.to_string()).help(help)));
         }
+        Ok(Some(_)) if callee::target(app, link).is_some() => {
+            let message = format!(
+                "component `{}` is to take messages of component `{}`, by which others send and which brings none",
+                link.component,
+                callee::target(app, link).unwrap_or_default()
+            );
+            let help = "take them by a link of its own to a broker, and remove `subscriptions` here";
+            out.push(at("subscriptions", Violation::new(Code::LinkSubscription, message).help(help)));
+        }
         Ok(Some(_)) if exports.is_some_and(|exports| !exports.iter().any(offers::is_message_handler)) => {
             let message = format!(
                 "component `{}` is to take messages and does not export `wasmcloud:messaging/handler@0.2.0`",
@@ -252,12 +261,18 @@ fn check_provider(app: &LockedApp, index: usize, link: &Link, unknown: &Unknown,
             ));
         }
         Some(spec) if !spec.answers(&link.contract) => {
-            let message = format!(
-                "provider `{}` answers {}, and the link is for `{}`",
-                link.provider,
-                list(spec.contracts()),
-                link.contract
-            );
+            let contract = &link.contract;
+            let message = match callee::component_of(spec) {
+                Some(target) => format!(
+                    "component `{target}` cannot answer `{contract}`: of the platform's contracts components answer {}",
+                    list(callee::ANSWERED)
+                ),
+                None => format!(
+                    "provider `{}` answers {}, and the link is for `{contract}`",
+                    link.provider,
+                    list(spec.contracts()),
+                ),
+            };
             let help = match names.as_slice() {
                 [] => declare(&link.contract),
                 names => format!("use one of {}", list(names)),
@@ -300,7 +315,12 @@ fn check_secret(app: &LockedApp, index: usize, link: &Link, out: &mut Vec<Found>
     if let Some(written) = link.config.get("field") {
         let bad = match written.parse::<SecretField>() {
             Err(cause) => Some(cause.to_string()),
-            Ok(_) if secret::kind_of(app, &link.provider) == Some(ProviderKind::SecretsEmbedded) => {
+            Ok(_)
+                if matches!(
+                    secret::kind_of(app, &link.provider),
+                    Some(ProviderKind::SecretsEmbedded | ProviderKind::Component)
+                ) =>
+            {
                 Some(format!("secrets of `{}` have one value and no fields", link.provider))
             }
             Ok(_) => None,

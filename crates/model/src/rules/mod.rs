@@ -25,7 +25,7 @@ pub use code::Code;
 
 use crate::name::{ComponentName, ProviderName, ScheduleName};
 
-pub use limits::{LIMIT_FIELDS, LimitField, MAX_REUSE_IDLE, Unit as LimitUnit};
+pub use limits::{LIMIT_FIELDS, LimitField, MAX_REUSE_IDLE, Unit as LimitUnit, ceiling_problems};
 
 /// The largest manifest, bytes.
 pub const MAX_MANIFEST: usize = 1024 * 1024;
@@ -97,6 +97,8 @@ pub enum Subject {
     ConfigFrom(ComponentName, usize),
     /// One entry of a component's `allow-hosts`, by index.
     AllowHost(ComponentName, usize),
+    /// A component's `health`.
+    Health(ComponentName),
     /// A link, by index in [`crate::LockedApp::links`].
     Link(usize),
     /// The provider a link names.

@@ -88,6 +88,14 @@ fn problem(
             sources => bad(message, &format!("`from` may be {}, or absent", list(sources))),
         };
     };
+    if source.kind == ProviderKind::Component {
+        return bad(
+            format!(
+                "{what} is to come from `{from}`, which is a component, and settings of providers are read where no call of a component is under way"
+            ),
+            "name a provider of type `secrets-vault`, or remove `from` and keep it with `sidereal secret set`",
+        );
+    }
     if !source.contracts().contains(&CONTRACT) {
         let message =
             format!("{what} is to come from `{from}`, which is a `{}` and keeps no secrets", source.kind.as_str());
@@ -144,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_source_is_there_keeps_secrets_and_needs_no_source_itself() {
-        use ProviderKind::{KeyvalueRedis as Redis, SecretsVault as Vault};
+        use ProviderKind::{Component, KeyvalueRedis as Redis, SecretsVault as Vault};
         let vault = ("vault", spec(Vault, None, None));
         assert_eq!(said(&[vault.clone(), ("cache", spec(Redis, Some("vault"), Some("password")))]), [""; 0]);
         assert_eq!(said(&[("cache", spec(Redis, Some("secrets"), None))]), [""; 0]);
@@ -153,6 +161,7 @@ mod tests {
             (vec![vault.clone(), ("other", spec(Vault, Some("vault"), None))], "in the tenant's own store"),
             (vec![("cache", spec(Redis, Some("vault"), None))], "no such provider"),
             (vec![("a", spec(Redis, None, None)), ("b", spec(Redis, Some("a"), None))], "keeps no secrets"),
+            (vec![("a", spec(Component, None, None)), ("b", spec(Redis, Some("a"), None))], "which is a component"),
             (vec![("cache", spec(Redis, None, Some("password")))], "no fields"),
             (vec![("cache", spec(Redis, Some("secrets"), Some("password")))], "no fields"),
         ] {

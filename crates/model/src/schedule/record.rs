@@ -137,6 +137,13 @@ impl Record {
         self
     }
 
+    /// What it was before a run began that was not called after all: its due time is still to come.
+    #[must_use]
+    pub fn not_begun(self) -> Self {
+        // Nothing that is told.
+        Self { change: Change::Followed, ..self }
+    }
+
     /// Due times up to this one are passed over.
     #[must_use]
     pub fn pass(mut self, due_ms: u64, passed: u64) -> Self {

@@ -97,6 +97,9 @@ fn limits_are_within_bounds() {
     refused(|c| counter!(c).limits.concurrency = 0, &[Code::LimitBelowFloor]);
     refused(|c| counter!(c).limits.stack = ByteSize::kib(64), &[Code::LimitFixed]);
     refused(|c| c.tenant.ceilings.cpu = Millis(100), &[Code::LimitAboveCeiling]);
+    // What no component could run with is the ceiling's fault, also where a component says less still.
+    refused(|c| c.tenant.ceilings.handles = 15, &[Code::LimitAboveCeiling]);
+    refused(|c| (c.tenant.ceilings.handles, counter!(c).limits.handles) = (15, 1), &[Code::LimitAboveCeiling]);
     refused(|c| counter!(c).reuse = Some(Reuse { requests: 0, idle: Millis(1) }), &[Code::Reuse]);
     refused(|c| counter!(c).reuse = Some(Reuse { requests: u32::MAX, idle: Millis(0) }), &[Code::Reuse, Code::Reuse]);
 }

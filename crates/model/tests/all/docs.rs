@@ -104,9 +104,15 @@ fn settings_table(kind: ProviderKind) -> String {
             _ => "text",
         };
         let needed = if setting.required { "yes" } else { "" };
-        format!("| `{}` | {needed} | {takes} | {} | `{}` |\n", setting.name, setting.doc, setting.example)
+        // A row is one line.
+        let example = setting.example.replace('\n', "");
+        format!("| `{}` | {needed} | {takes} | {} | `{example}` |\n", setting.name, setting.doc)
     };
-    let rows: String = all.map(row).collect();
+    let mut rows: String = all.map(row).collect();
+    if kind == ProviderKind::External {
+        let (doc, example) = rules::external::CONFIG_DOC;
+        rows += &format!("| `{}` |  | texts and secrets | {doc} | `{example}` |\n", rules::external::CONFIG);
+    }
     match rows.as_str() {
         "" => "No settings.\n".to_owned(),
         rows => format!("| Setting | Needed | Takes | Meaning | Example |\n|---|---|---|---|---|\n{rows}"),

@@ -75,7 +75,7 @@ pub(super) struct Tenant {
 impl Source {
     pub(super) async fn gather(&self) -> Facts {
         let tenants = futures::stream::iter(self.hosts.all()).map(|(tenant, hosts)| async move {
-            let counted = self.metrics.read(&tenant.name, &hosts).await;
+            let counted = self.metrics.read(&tenant, &hosts).await;
             let flows = &tenant.flows;
             Tenant {
                 name: tenant.name.clone(),

@@ -33,6 +33,10 @@ pub(super) struct App {
     pub(super) leaving: HashMap<Revision, CancellationToken>,
     /// External providers of it that do not answer for longer.
     pub(super) ailing: BTreeMap<(ProviderName, Digest), Reason>,
+    /// How often it was resumed of late, and its hosts do not all have it back yet.
+    pub(super) resuming: u32,
+    /// The last thing that its hosts are told because it is suspended or resumed: each waits for the one before.
+    pub(super) turn: Option<tokio::task::JoinHandle<()>>,
     /// What was told last.
     pub(super) told: Option<AppObserved>,
 }
@@ -49,6 +53,8 @@ impl Default for App {
             tries: 0,
             leaving: HashMap::new(),
             ailing: BTreeMap::new(),
+            resuming: 0,
+            turn: None,
             told: None,
         }
     }

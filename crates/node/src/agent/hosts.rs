@@ -1,11 +1,13 @@
 //! The agent's part that deals with tenants' settings and hosts: how many there are, and what follows when one comes
 //! or goes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use api::Problem;
+use api::{Code, Problem};
+use model::observed::Reason;
 use model::tenant::TenantSettings;
 use model::{AppName, Revision, TenantName};
 use store::keys;
@@ -21,47 +23,109 @@ use crate::watch::Seen;
 /// How long a tenant that has nothing to run keeps its hosts: somebody who deletes an app may deploy the next one.
 const IDLE: Duration = Duration::from_secs(30);
 /// How long a host that is no longer wanted may finish its calls.
-const STOP: Duration = Duration::from_secs(60);
+pub(crate) const STOP: Duration = Duration::from_secs(60);
+/// The same where the tenant is suspended: nobody waits for what they say.
+const HALT: Duration = Duration::from_secs(2);
 
 impl Agent {
     /// What the operator decided.
     pub(super) async fn tenants(&mut self, seen: Seen) {
         match seen {
             Seen::All(entries) => {
+                let mut gone: BTreeSet<TenantName> = self
+                    .accounts
+                    .iter()
+                    .filter(|(_, account)| account.settings.is_some())
+                    .map(|(n, _)| n.clone())
+                    .collect();
                 for entry in entries {
-                    self.tenant(&entry.key, Some(&entry.value));
+                    if let Some(name) = self.tenant(&entry.key, Some(&entry.value)) {
+                        gone.remove(&name);
+                    }
+                }
+                for name in gone {
+                    self.deleted(&name);
                 }
             }
-            Seen::One(change) => self.tenant(&change.key, change.value.as_deref()),
+            Seen::One(change) => {
+                self.tenant(&change.key, change.value.as_deref());
+            }
         }
     }
 
-    fn tenant(&mut self, key: &str, value: Option<&[u8]>) {
-        let Some(Ok(name)) = keys::parts(key).next().map(str::parse::<TenantName>) else { return };
-        let settings = match value.map(serde_json::from_slice::<TenantSettings>) {
-            None => TenantSettings::default(),
-            Some(Ok(settings)) => settings,
+    fn tenant(&mut self, key: &str, value: Option<&[u8]>) -> Option<TenantName> {
+        let name = keys::parts(key).next()?.parse::<TenantName>().ok()?;
+        match value.map(serde_json::from_slice::<TenantSettings>) {
+            None => self.deleted(&name),
+            Some(Ok(settings)) => {
+                self.account(&name).settings = Some(settings.clone());
+                self.apply(&name, settings);
+            }
             Some(Err(cause)) => {
                 tracing::error!(key, %cause, "the settings of a tenant cannot be read; the last ones stay in force");
-                return;
             }
+        }
+        Some(name)
+    }
+
+    /// A tenant is gone. Until all of it has ended it is held to its last quotas, and nothing of it runs.
+    fn deleted(&mut self, name: &TenantName) {
+        let Some(account) = self.accounts.get_mut(name) else { return };
+        let last = account.settings.take().unwrap_or_default();
+        let settings = TenantSettings {
+            egress: Vec::new(),
+            providers: BTreeMap::new(),
+            suspended: Some("it was deleted".to_owned()),
+            ..last
         };
-        let account = self.account(&name);
+        self.apply(name, settings);
+        self.depart(name);
+    }
+
+    fn apply(&mut self, name: &TenantName, settings: TenantSettings) {
+        let account = self.account(name);
         account.shared.apply(&settings);
-        self.setup.logs.limit(&name, &settings.quotas);
-        let (limits, tenant, quotas) = (self.limits.clone(), name.clone(), settings.quotas.clone());
-        drop(limits.send((tenant, quotas)));
-        let account = self.account(&name);
+        self.setup.logs.limit(name, &settings.quotas);
+        self.setup.services.externals.limit(name, settings.quotas.store_bytes);
+        drop(self.limits.send((name.clone(), Some(settings.quotas.clone()))));
+        let Some(account) = self.accounts.get_mut(name) else { return };
         account.shards.store(settings.shards.clamp(1, converge::MAX_SHARDS), Ordering::Release);
+        let suspended = settings.suspended.as_deref().map(suspended);
+        let mut changed = Vec::new();
+        if account.suspended != suspended {
+            account.suspended = suspended;
+            changed.extend(account.apps.keys().map(|app| (name.clone(), app.clone())));
+        }
         let tenant = account.shared.clone();
+        self.dirty.extend(changed);
         self.setup.services.dialer.recheck(&tenant);
-        self.scale(&name);
+        self.scale(name);
+    }
+
+    /// Forgets a tenant that is gone, once nothing of it is left.
+    pub(super) fn depart(&mut self, name: &TenantName) {
+        let Some(account) = self.accounts.get(name) else { return };
+        let left = account.settings.is_some() || !account.apps.is_empty();
+        if left || !account.hosts.is_empty() || !account.stopping.is_empty() || account.releasing {
+            return;
+        }
+        self.accounts.remove(name);
+        self.setup.hosts.remove(name);
+        self.setup.metrics.forget_tenant(name);
+        self.setup.logs.forget_tenant(name);
+        self.setup.services.externals.forget(name);
+        drop(self.limits.send((name.clone(), None)));
     }
 
     /// Starts and stops hosts of a tenant until there are as many as its settings say.
     pub(super) fn scale(&mut self, name: &TenantName) {
         let Some(account) = self.accounts.get_mut(name) else { return };
         let running: Vec<u32> = account.hosts.keys().copied().collect();
+        if account.suspended.is_some() {
+            account.was_ready = false;
+            self.resize(name, 0, &running);
+            return;
+        }
         if account.apps.is_empty() && !running.is_empty() && !account.idle_check {
             account.idle_check = true;
             self.later(name, IDLE, HostChange::Idle);
@@ -75,6 +139,10 @@ impl Agent {
 
     fn resize(&mut self, name: &TenantName, apps: usize, running: &[u32]) {
         let Some(account) = self.accounts.get_mut(name) else { return };
+        if account.releasing {
+            // There are none, and those that are wanted start afterwards.
+            return;
+        }
         let (start, stop) = converge::hosts(apps, account.shards(), running);
         if start.is_empty() && stop.is_empty() {
             return;
@@ -88,6 +156,7 @@ impl Agent {
                 confinement: self.setup.confinement.clone(),
                 run_dir: self.setup.run_dir.clone(),
                 env: self.setup.env.clone(),
+                folders: self.setup.folders.clone(),
                 tenant: account.shared.clone(),
                 shards: account.shards.clone(),
                 services: self.setup.services.clone(),
@@ -101,6 +170,7 @@ impl Agent {
         let stopped: Vec<_> = stop.iter().filter_map(|shard| Some((*shard, account.hosts.remove(shard)?))).collect();
         if !stopped.is_empty() {
             account.stopping.extend(stop.iter().copied());
+            account.shared.size.send_modify(|size| size.stopping = account.stopping.len());
             for shard in &stop {
                 account.degraded.remove(shard);
             }
@@ -113,6 +183,7 @@ impl Agent {
                     Some((serving.prepared.clone(), account.hosts.get(&home)?.refer(home)))
                 })
                 .collect();
+            let patience = if account.suspended.is_some() { HALT } else { STOP };
             let (tenant, news, events) = (account.shared.clone(), self.news.clone(), self.events.clone());
             tokio::spawn(async move {
                 for (prepared, host) in moving {
@@ -123,7 +194,7 @@ impl Agent {
                 let stops = stopped.into_iter().map(|(shard, host)| {
                     let (events, tenant) = (events.clone(), tenant.name.clone());
                     async move {
-                        host.stop(STOP).await;
+                        host.stop(patience).await;
                         drop(events.send(HostEvent { tenant, shard, what: HostChange::Stopped }));
                     }
                 });
@@ -131,6 +202,8 @@ impl Agent {
             });
         }
         self.setup.hosts.set(&account.shared, account.refer());
+        // Last: whoever knows the number has the hosts that it means, or finds out.
+        account.shared.size.send_modify(|size| size.changes += 1);
     }
 
     fn later(&self, tenant: &TenantName, wait: Duration, what: HostChange) {
@@ -147,13 +220,9 @@ impl Agent {
         let Some(account) = self.accounts.get_mut(&name) else { return };
         let before = account.health();
         match what {
-            HostChange::Ready(info, refused) => {
+            HostChange::Ready(refused) => {
                 account.was_ready = true;
                 account.degraded.remove(&shard);
-                if self.setup.record.interfaces != info.interfaces {
-                    self.setup.record.interfaces.clone_from(&info.interfaces);
-                    self.say_record();
-                }
                 for (app, revision, problem) in refused {
                     self.refused(&name, &app, revision, &problem);
                 }
@@ -165,11 +234,24 @@ impl Agent {
             }
             HostChange::Stopped => {
                 account.stopping.remove(&shard);
+                account.shared.size.send_modify(|size| size.stopping = account.stopping.len());
                 if account.hosts.is_empty() && account.stopping.is_empty() {
-                    let (confinement, name) = (self.setup.confinement.clone(), name.clone());
-                    tokio::spawn(async move { confinement.release(Who::Tenant(&name)).await });
+                    account.releasing = true;
+                    let (confinement, events) = (self.setup.confinement.clone(), self.events.clone());
+                    let (sql, tenant) = (self.setup.services.sql.clone(), name.clone());
+                    tokio::spawn(async move {
+                        sql.end(&tenant).await;
+                        confinement.release(Who::Tenant(&tenant)).await;
+                        drop(events.send(HostEvent { tenant, shard, what: HostChange::Released }));
+                    });
                 }
                 self.scale(&name);
+                self.depart(&name);
+            }
+            HostChange::Released => {
+                account.releasing = false;
+                self.scale(&name);
+                self.depart(&name);
             }
             HostChange::Idle => {
                 account.idle_check = false;
@@ -215,7 +297,14 @@ impl Agent {
     }
 }
 
-async fn give(host: &HostRef, prepared: &Arc<Prepared>) {
+/// Why nothing of a tenant may run, as the control plane says it too.
+fn suspended(why: &str) -> Reason {
+    Problem::new(Code::Suspended, format!("the tenant is suspended by the operator: {why}"))
+        .help("everything it has is kept; the operator ends this with `sidereal tenant resume`")
+        .reason()
+}
+
+pub(super) async fn give(host: &HostRef, prepared: &Arc<Prepared>) {
     let request = prepared.start_request(false);
     if let Err(cause) = host.client.start_encoded(&prepared.app, prepared.revision, request).await {
         tracing::warn!(app = %prepared.app, shard = host.shard, %cause, "an app cannot move to another shard");

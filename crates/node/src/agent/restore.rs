@@ -10,7 +10,8 @@ use store::keys::{self, RevisionRecord, Served};
 use store::{Store, StoreError};
 use tokio::sync::mpsc;
 
-use super::{Agent, names};
+use super::Agent;
+use super::wanted::names;
 use crate::serving::Serving;
 use crate::taking;
 use crate::tenant::Prepared;

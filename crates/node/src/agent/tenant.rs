@@ -24,8 +24,15 @@ pub(super) struct Account {
     pub(super) hosts: BTreeMap<u32, Host>,
     /// Shards whose old host still finishes its calls: their directory is not free yet.
     pub(super) stopping: BTreeSet<u32>,
+    /// Its last host has ended, and what they had together is being given back: a host that came now would be in a
+    /// control group that nobody knows any more.
+    pub(super) releasing: bool,
     /// Somebody looks again later whether the tenant still has nothing to run.
     pub(super) idle_check: bool,
+    /// What the operator decided last; none where it was never told, or the tenant is gone.
+    pub(super) settings: Option<TenantSettings>,
+    /// Why nothing of it may run, where that is so: it has no hosts then.
+    pub(super) suspended: Option<Reason>,
     pub(super) degraded: BTreeMap<u32, Reason>,
     /// A host of it was ready.
     pub(super) was_ready: bool,
@@ -40,7 +47,10 @@ impl Account {
             shards: Arc::new(AtomicU32::new(TenantSettings::default().shards)),
             hosts: BTreeMap::new(),
             stopping: BTreeSet::new(),
+            releasing: false,
             idle_check: false,
+            settings: None,
+            suspended: None,
             degraded: BTreeMap::new(),
             was_ready: false,
             apps: BTreeMap::new(),
@@ -68,6 +78,7 @@ impl Account {
     /// Nothing is wanted and nothing is left.
     pub(super) fn is_settled(&self) -> bool {
         let on_its_way = |app: &App| app.actual.bringing.is_some();
-        self.apps.is_empty() || (self.health() != Hosts::Starting && !self.apps.values().any(on_its_way))
+        let nothing = self.apps.is_empty() || self.suspended.is_some();
+        nothing || (self.health() != Hosts::Starting && !self.apps.values().any(on_its_way))
     }
 }

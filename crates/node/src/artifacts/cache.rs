@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use model::Digest;
 use rustix::fs::{Mode, OFlags};
@@ -20,6 +21,8 @@ use super::{ArtifactError, CodeKey};
 use crate::NodeError;
 
 const KEY_FILE: &str = "mac.key";
+/// What the name of a MAC has after that of its code.
+pub(super) const MAC: &str = ".mac";
 /// Whoever is handed a file of code opens it once more, to map it, and may be any user. The folder is closed to all others.
 const READABLE: u32 = 0o644;
 /// Checked files remembered at once; about 200 bytes each.
@@ -71,7 +74,7 @@ impl Cache {
         for path in [&dir, keys] {
             make_dir(path).map_err(|cause| NodeError::Files { action: "create", path: path.to_owned(), cause })?;
         }
-        let key = read_or_make_key(&keys.join(KEY_FILE))?;
+        let key = read_or_make_key(&key_file(keys))?;
         Ok(Self { dir, key, checked: Mutex::default(), next: AtomicU64::new(0) })
     }
 
@@ -147,7 +150,25 @@ impl Cache {
             checked.clear();
         }
         checked.insert(key.clone(), before);
+        drop(checked);
+        // Once for each process: every other look is at what was checked before.
+        self.used(key);
         Ok(Found::Ours(fresh))
+    }
+
+    /// Keeps that code is used now.
+    fn used(&self, key: &CodeKey) {
+        let path = mac_path(&self.path(key));
+        let used = File::options().append(true).open(&path).and_then(|mac| mac.set_modified(SystemTime::now()));
+        if let Err(cause) = used {
+            tracing::debug!(path = %path.display(), %cause, "that code was used cannot be kept");
+        }
+    }
+
+    /// See [`super::Artifacts::still_used`].
+    pub(super) fn still_used(&self) {
+        let handed_out: Vec<CodeKey> = self.checked().keys().cloned().collect();
+        handed_out.iter().for_each(|key| self.used(key));
     }
 
     /// Keeps code that was just made. It need not be synced: half a file does not match its MAC.
@@ -215,14 +236,14 @@ impl Cache {
 }
 
 /// What is in a folder, by name; nothing where it cannot be read.
-fn entries(dir: &Path) -> Vec<(String, PathBuf)> {
+pub(super) fn entries(dir: &Path) -> Vec<(String, PathBuf)> {
     let entry = |entry: fs::DirEntry| Some((entry.file_name().into_string().ok()?, entry.path()));
     fs::read_dir(dir).map(|all| all.flatten().filter_map(entry).collect()).unwrap_or_default()
 }
 
-fn mac_path(path: &Path) -> PathBuf {
+pub(super) fn mac_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".mac");
+    name.push(MAC);
     name.into()
 }
 
@@ -231,7 +252,13 @@ pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn read_or_make_key(path: &Path) -> Result<[u8; blake3::KEY_LEN], NodeError> {
+/// Where the key is, in the folder of keys.
+pub(super) fn key_file(keys: &Path) -> PathBuf {
+    keys.join(KEY_FILE)
+}
+
+/// The key, which is made where it is not there. Its folder is there.
+pub(super) fn read_or_make_key(path: &Path) -> Result<[u8; blake3::KEY_LEN], NodeError> {
     let failed = |action| move |cause| NodeError::Files { action, path: path.to_owned(), cause };
     if let Some(key) = read_key(path)? {
         return Ok(key);
@@ -259,7 +286,7 @@ fn read_or_make_key(path: &Path) -> Result<[u8; blake3::KEY_LEN], NodeError> {
 }
 
 /// The key that is there; `None` where there is none.
-fn read_key(path: &Path) -> Result<Option<[u8; blake3::KEY_LEN]>, NodeError> {
+pub(super) fn read_key(path: &Path) -> Result<Option<[u8; blake3::KEY_LEN]>, NodeError> {
     let failed = |cause| NodeError::Files { action: "read", path: path.to_owned(), cause };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -269,4 +296,42 @@ fn read_key(path: &Path) -> Result<Option<[u8; blake3::KEY_LEN]>, NodeError> {
     let mut bytes = Vec::new();
     file.take(1024).read_to_end(&mut bytes).map_err(failed)?;
     bytes.try_into().map(Some).map_err(|_| NodeError::KeyDamaged(path.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// What runs for weeks looks at its code once.
+    #[test]
+    fn code_that_was_handed_out_is_used_for_as_long_as_that_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("cache"), &dir.path().join("keys")).unwrap();
+        let key = |name: &[u8]| CodeKey { digest: Digest::of(name), world: model::World::P2, fingerprint: "aa".into() };
+        let (own, other) = (key(b"own"), key(b"other"));
+        let mac = |key: &CodeKey| mac_path(&cache.path(key));
+        let old = || SystemTime::now() - Duration::from_secs(20 * 24 * 3600);
+        let age = |key: &CodeKey| File::options().append(true).open(mac(key)).unwrap().set_modified(old()).unwrap();
+        let is_old = |key: &CodeKey| {
+            let used = fs::metadata(mac(key)).unwrap().modified().unwrap();
+            used.elapsed().is_ok_and(|since| since > Duration::from_secs(24 * 3600))
+        };
+        for key in [&own, &other] {
+            cache.keep(key, b"code").unwrap();
+        }
+        assert!(matches!(cache.open_checked(&own).unwrap(), Found::Ours(_)));
+        age(&own);
+        age(&other);
+        assert!(matches!(cache.open_checked(&own).unwrap(), Found::Ours(_)));
+        assert!(is_old(&own), "a look at what was checked before is none");
+        cache.still_used();
+        assert!(!is_old(&own) && is_old(&other), "nobody uses the other one");
+        assert!(matches!(cache.open_checked(&own).unwrap(), Found::Ours(_)), "it is what it was");
+        // What is gone is made again by whoever wants it.
+        fs::remove_file(mac(&own)).unwrap();
+        cache.still_used();
+        assert!(!mac(&own).exists());
+    }
 }

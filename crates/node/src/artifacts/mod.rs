@@ -5,12 +5,15 @@ pub(crate) use cache::make_dir;
 
 mod cache;
 mod compile;
+mod machine;
+mod pulled;
+mod thin;
 mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +26,8 @@ use crate::NodeError;
 use crate::confine::Confinement;
 use cache::{Cache, Found};
 pub use compile::CompileError;
+use machine::MachineTurns;
+pub use pulled::Pulled;
 use turns::Turns;
 
 /// After a failed compilation, a host that asks for the code again gets the same answer for this long.
@@ -92,6 +97,8 @@ struct Inner {
     blobs: Blobs,
     compiler: compile::Compiler,
     turns: Arc<Turns>,
+    /// Where other nodes of the machine have the same code.
+    machine: Option<MachineTurns>,
 }
 
 impl Artifacts {
@@ -107,7 +114,21 @@ impl Artifacts {
         blobs: Blobs,
     ) -> Result<Self, NodeError> {
         let compiler = compile::Compiler::new(exe, confinement);
-        let inner = Inner { cache: Cache::open(cache, &keys)?, blobs, compiler, turns: Arc::default() };
+        let inner = Inner { cache: Cache::open(cache, &keys)?, blobs, compiler, turns: Arc::default(), machine: None };
+        Ok(Self { inner: Arc::new(inner), making: Arc::default(), failed: Mutex::default() })
+    }
+
+    /// As [`Artifacts::open`], in a folder that other nodes of the machine use as well: they take turns in compiling, and keep
+    /// it small together.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_shared(dir: &Path, exe: PathBuf, with: Arc<Confinement>, blobs: Blobs) -> Result<Self, NodeError> {
+        let (cache, compiler) = (cache_of(dir), compile::Compiler::new(exe, with));
+        let opened = Cache::open(cache.clone(), &keys_of(dir))?;
+        std::thread::spawn(move || thin::thin(&cache));
+        let machine = Some(MachineTurns::of(dir.join("turns")));
+        let inner = Inner { cache: opened, blobs, compiler, turns: Arc::default(), machine };
         Ok(Self { inner: Arc::new(inner), making: Arc::default(), failed: Mutex::default() })
     }
 
@@ -173,6 +194,12 @@ impl Artifacts {
         }
     }
 
+    /// Keeps that all code which was handed out is used now: whoever has it asks for it once, and again when it starts anew. Blocks
+    /// on the disk.
+    pub fn still_used(&self) {
+        self.inner.cache.still_used();
+    }
+
     /// Removes the code of these artifacts, and all code of engines that are none of `engines`; where those are not
     /// known, of none. Blocks on the disk. What cannot be removed is looked at again the next time.
     pub fn tidy(&self, unnamed: &[Digest], engines: &BTreeSet<String>) {
@@ -204,6 +231,16 @@ impl Artifacts {
     }
 }
 
+/// Where a shared folder of code has the code.
+fn cache_of(dir: &Path) -> PathBuf {
+    dir.join("cache")
+}
+
+/// Where it has its keys: nothing that is handed to anybody is below that.
+fn keys_of(dir: &Path) -> PathBuf {
+    dir.join("keys")
+}
+
 impl Inner {
     /// Looks for the code in the cache, away from the event loop: large code takes milliseconds to check.
     async fn look(self: &Arc<Self>, key: CodeKey) -> Result<Found, ArtifactError> {
@@ -215,6 +252,11 @@ impl Inner {
     async fn make(self: &Arc<Self>, tenant: &TenantName, key: &CodeKey) -> Result<(), ArtifactError> {
         // The bytes of the artifact are read when it is its turn: a long row holds none.
         let _turn = self.turns.take(tenant).await;
+        let turn = match &self.machine {
+            Some(machine) => machine.take().await.map(Some),
+            None => Ok(None),
+        };
+        let _machine_turn = turn.map_err(|cause| self.cache.error(key, &format!("there is no turn: {cause}")))?;
         // Somebody may have finished meanwhile.
         if matches!(self.look(key.clone()).await?, Found::Ours(_)) {
             return Ok(());

@@ -1,32 +1,38 @@
 //! The control groups of this node: one for each tenant and one for compilations, made when they are needed and removed when
-//! nothing is left in them. What a node that was killed left behind is removed by the next one in its directory.
+//! nothing is left in them. What a node that was killed left behind is removed by the next one in its directory. Each program of an
+//! external provider has one below its tenant's: it is held by itself, and counts in what its tenant may use.
 //!
-//! Groups share memory and processes from the start. They share the processor only once a tenant has a quota of it: a group
-//! is scheduled as one, so a thread in it that gives way (`SCHED_IDLE`) gives way to its own group alone.
+//! Groups share memory and processes from the start. They share the processor once a tenant has a quota of it, or where the
+//! hosts of this node could not give way by themselves ([`may_return`]). A group is scheduled as one, so a thread in it
+//! that gives way (`SCHED_IDLE`) gives way to its own group alone: its host says where it stands, and the group as a whole has
+//! a part of its weight meanwhile. One whose operator gave it a weight is not: the weight says what it gets.
 
-use std::collections::{BTreeSet, HashMap};
+#[cfg(test)]
+mod fake;
+mod state;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Who;
+use api::services::Standing;
 use model::Digest;
 use model::tenant::Quotas;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Resource, getrlimit};
+use rustix::thread::CapabilitySet;
 use sandbox::cgroup::{Cpu, Group, Hierarchy, Share};
+use state::{PIDS, State, WEIGHT, program};
 
-/// Processes and threads of a tenant together: a host has a handful.
-const PIDS: u64 = 2048;
+/// What names of tenants begin with.
+pub(super) const TENANT: &str = "tenant.";
 /// What names of processes of external providers begin with.
 pub(super) const EXTERNAL: &str = "external.";
-/// What such a process and those it starts may use together: bytes, and processes with threads.
-const EXTERNAL_MEMORY: u64 = 2 << 30;
-const EXTERNAL_PIDS: u64 = 512;
 /// How long processes that were ended may take to be gone.
 const GONE: Duration = Duration::from_secs(2);
-/// Of a tenant that has no quota of the processor.
-const WEIGHT: u64 = 100;
+/// `RLIMIT_NICE` of niceness 0.
+const NICE_0: u64 = 20;
 
 /// Where processes are put.
 #[derive(Debug)]
@@ -40,16 +46,6 @@ enum Kind {
     Own { hierarchy: Hierarchy, prefix: String, state: Mutex<State> },
 }
 
-#[derive(Debug, Default)]
-struct State {
-    made: HashMap<String, Group>,
-    wanted: HashMap<String, Share>,
-    /// Whether groups share the processor.
-    cpu: bool,
-    /// Groups whose processes were ended because they had more than their quota when that became smaller, and how often.
-    shrunk: HashMap<String, u64>,
-}
-
 /// What a tenant's processes were ended for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Held {
@@ -61,6 +57,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether a process that this node starts may go behind all others and come back by itself: for that it gets a limit that only
+/// `CAP_SYS_RESOURCE` raises.
+fn may_return() -> bool {
+    let privileged =
+        rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE));
+    privileged || getrlimit(Resource::Nice).maximum.is_none_or(|most| most >= NICE_0)
+}
+
 /// Whether groups could be made here; none is.
 pub(super) fn possible() -> Result<(), String> {
     let hierarchy = Hierarchy::probe()?;
@@ -69,21 +73,6 @@ pub(super) fn possible() -> Result<(), String> {
             .map_err(|cause| format!("{}: {cause}", root.display()))?;
     }
     Ok(())
-}
-
-impl State {
-    /// What a group may use now.
-    fn share(&self, who: &str) -> Share {
-        let usual = match who.starts_with(EXTERNAL) {
-            true => Share { memory: Some(EXTERNAL_MEMORY), pids: EXTERNAL_PIDS, cpu: None },
-            false => Share { memory: None, pids: PIDS, cpu: None },
-        };
-        let mut share = self.wanted.get(who).copied().unwrap_or(usual);
-        if self.cpu {
-            share.cpu.get_or_insert(Cpu { weight: WEIGHT, ceiling: None });
-        }
-        share
-    }
 }
 
 impl Groups {
@@ -97,7 +86,11 @@ impl Groups {
 
     /// Makes sure that groups can be made, and removes those of an earlier node in the same directory.
     pub(super) fn own(dir: &Path) -> Result<Self, String> {
-        let hierarchy = Hierarchy::probe()?;
+        Self::within(Hierarchy::probe()?, dir, may_return())
+    }
+
+    /// As [`Groups::own`], here; and whether hosts give way by themselves.
+    fn within(hierarchy: Hierarchy, dir: &Path, by_themselves: bool) -> Result<Self, String> {
         let prefix = format!("sidereal-{}", Digest::of(dir.as_os_str().as_encoded_bytes()).short());
         hierarchy.prepare(&prefix).map_err(|cause| cause.to_string())?;
         for left in hierarchy.below(&format!("{prefix}.")) {
@@ -107,9 +100,13 @@ impl Groups {
         }
         // In the older hierarchy nothing but a group that is made shows whether one may be.
         let mut state = State::default();
-        let who = Who::Compiler.to_string();
-        let first = hierarchy.group(&format!("{prefix}.{who}"), &state.share(&who));
-        state.made.insert(who, first.map_err(|cause| cause.to_string())?);
+        if !by_themselves {
+            match hierarchy.share_cpu(&prefix) {
+                Ok(()) => state.cpu = true,
+                Err(cause) => tracing::debug!(%cause, "a host that computes gives way to nobody"),
+            }
+        }
+        state.make(&hierarchy, &prefix, &Who::Compiler.to_string()).map_err(|cause| cause.to_string())?;
         Ok(Self(Kind::Own { hierarchy, prefix, state: Mutex::new(state) }))
     }
 
@@ -122,12 +119,11 @@ impl Groups {
             Kind::Own { hierarchy, prefix, state } => {
                 let who = who.to_string();
                 let mut state = lock(state);
-                if let Some(group) = state.made.get(&who) {
-                    return Ok(group.dirs.clone());
+                state.vacant.remove(&who);
+                match state.made.get(&who) {
+                    Some(group) => Ok(group.seats.clone()),
+                    None => Ok(state.make(hierarchy, prefix, &who)?.seats),
                 }
-                let group = hierarchy.group(&format!("{prefix}.{who}"), &state.share(&who))?;
-                state.made.insert(who, group.clone());
-                Ok(group.dirs)
             }
         }
     }
@@ -144,14 +140,15 @@ impl Groups {
         let changed = {
             let mut state = lock(state);
             let before = state.wanted.insert(who.to_owned(), share);
-            let mut changed: BTreeSet<String> = BTreeSet::new();
-            if before != Some(share) {
-                changed.insert(who.to_owned());
-            }
+            let mut changed: Vec<String> = Vec::new();
             if cpu.is_some() && !state.cpu {
-                hierarchy.share_cpu()?;
+                hierarchy.share_cpu(prefix)?;
                 state.cpu = true;
                 changed.extend(state.made.keys().cloned());
+                // Those above before those below.
+                changed.sort_by_key(|one| program(one).is_some());
+            } else if before != Some(share) {
+                changed.push(who.to_owned());
             }
             changed
         };
@@ -161,20 +158,20 @@ impl Groups {
                 let done = {
                     let mut state = lock(state);
                     // It gets its share when it is made.
-                    let Some(group) = state.made.get(&one).cloned() else { break };
-                    let share = state.share(&one);
-                    match hierarchy.group(&format!("{prefix}.{one}"), &share) {
+                    if !state.made.contains_key(&one) {
+                        break;
+                    }
+                    state.forward(&one)?;
+                    match state.make(hierarchy, prefix, &one) {
                         Ok(group) => {
-                            let gathered = group.gather();
-                            state.made.insert(one.clone(), group);
-                            gathered?;
+                            group.gather()?;
+                            state.place(&one)?;
                             true
                         }
                         Err(cause)
                             if cause.kind() == io::ErrorKind::ResourceBusy && tokio::time::Instant::now() < again =>
                         {
-                            *state.shrunk.entry(one.clone()).or_default() += 1;
-                            end(&group);
+                            state.shrink(&one);
                             false
                         }
                         Err(cause) => return Err(cause),
@@ -196,6 +193,18 @@ impl Groups {
         group.map_or(Ok(()), |group| group.gather())
     }
 
+    /// A host of `who` stands here from now on, or is gone.
+    pub(super) fn stand(&self, who: &str, shard: u32, standing: Option<Standing>) -> io::Result<()> {
+        let Kind::Own { state, .. } = &self.0 else { return Ok(()) };
+        let mut state = lock(state);
+        let hosts = state.standing.entry(who.to_owned()).or_default();
+        match standing {
+            Some(standing) => hosts.insert(shard, standing),
+            None => hosts.remove(&shard),
+        };
+        state.place(who)
+    }
+
     /// What `who` was ended for so far.
     pub(super) fn held(&self, who: &str) -> Held {
         let Kind::Own { state, .. } = &self.0 else { return Held::default() };
@@ -207,17 +216,55 @@ impl Groups {
     /// Removes a group that nobody is in any more.
     pub(super) async fn release(&self, who: &str) {
         let Kind::Own { state, .. } = &self.0 else { return };
-        let Some(group) = lock(state).made.remove(who) else { return };
-        if let Err(cause) = remove(&group).await {
-            tracing::debug!(who, %cause, "a control group stays behind");
+        {
+            let mut state = lock(state);
+            state.standing.remove(who);
+            if !state.made.contains_key(who) {
+                return;
+            }
+            // Programs of its tenant may go on in it.
+            if let Err(cause) = state.place(who) {
+                tracing::debug!(who, %cause, "a control group stays where it is in the queue");
+            }
+            state.vacant.insert(who.to_owned());
         }
+        let end = tokio::time::Instant::now() + GONE;
+        loop {
+            {
+                let mut state = lock(state);
+                // A process that was killed is in its group until it is gone.
+                let Err(cause) = state.leave(who) else { return };
+                if tokio::time::Instant::now() >= end || cause.kind() != io::ErrorKind::ResourceBusy {
+                    tracing::debug!(who, %cause, "a control group stays behind");
+                    // Unless it has somebody in it again since.
+                    if state.vacant.contains(who) {
+                        state.forsake(who);
+                    }
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Forgets what a tenant that is gone might use.
+    pub(super) fn forget(&self, who: &str) {
+        let Kind::Own { state, .. } = &self.0 else { return };
+        let mut state = lock(state);
+        state.wanted.remove(who);
+        state.shrunk.remove(who);
+        state.standing.remove(who);
     }
 
     /// Removes all of them: their processes have ended.
     pub(super) async fn close(&self) {
         let Kind::Own { state, .. } = &self.0 else { return };
         let all: Vec<String> = lock(state).made.keys().cloned().collect();
-        futures::future::join_all(all.iter().map(|who| self.release(who))).await;
+        // Those below before those above.
+        let (below, others): (Vec<&String>, Vec<&String>) = all.iter().partition(|who| program(who).is_some());
+        for some in [below, others] {
+            futures::future::join_all(some.into_iter().map(|who| self.release(who))).await;
+        }
     }
 
     /// For people.
@@ -225,28 +272,6 @@ impl Groups {
         match &self.0 {
             Kind::Own { hierarchy, .. } => Some(hierarchy.describe()),
             Kind::None | Kind::Joined(_) => None,
-        }
-    }
-}
-
-/// Ends everything in a group.
-fn end(group: &Group) {
-    for pid in group.processes().into_iter().filter_map(Pid::from_raw) {
-        if let Err(cause) = kill_process(pid, Signal::KILL) {
-            tracing::debug!(pid = pid.as_raw_nonzero().get(), %cause, "a process of a control group cannot be ended");
-        }
-    }
-}
-
-/// A process that was killed is in its group until it is gone.
-async fn remove(group: &Group) -> io::Result<()> {
-    let end = tokio::time::Instant::now() + GONE;
-    loop {
-        match group.remove() {
-            Err(cause) if tokio::time::Instant::now() < end && cause.kind() == io::ErrorKind::ResourceBusy => {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            ended => return ended,
         }
     }
 }

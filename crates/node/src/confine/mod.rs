@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use api::services::Standing;
 use api::{Code, Problem};
 use model::TenantName;
 use model::tenant::Quotas;
@@ -78,7 +79,7 @@ impl Who<'_> {
 impl fmt::Display for Who<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tenant(name) => write!(f, "tenant.{name}"),
+            Self::Tenant(name) => write!(f, "{}{name}", groups::TENANT),
             Self::Compiler => f.write_str("compiler"),
             Self::External(tenant, process) => write!(f, "{}{tenant}.{process}", groups::EXTERNAL),
         }
@@ -91,7 +92,18 @@ pub struct Confinement {
     /// Without these layers, and why.
     waived: BTreeMap<Layer, String>,
     uids: Option<Mutex<Uids>>,
+    /// Whom tenants' processes run as, in place of an id of their own.
+    user: Option<User>,
     groups: Groups,
+}
+
+/// A user of the machine and its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// Its number.
+    pub uid: u32,
+    /// Its group's.
+    pub gid: u32,
 }
 
 /// What a confinement is made from.
@@ -105,6 +117,8 @@ pub struct Wanted {
     pub waiver: Waiver,
     /// User ids it may give; its own choice where absent.
     pub uids: Option<UidRange>,
+    /// Whom the processes of tenants run as; each tenant has a user of its own where absent.
+    pub user: Option<User>,
     /// Control groups that somebody else made, for whatever it starts; it makes its own where there are none.
     pub join: Vec<PathBuf>,
     /// What the operator types to go on without some layers: `sidereal up --waive`.
@@ -115,7 +129,7 @@ impl Confinement {
     /// Nothing is confined: for programs that are not this one, which only tests have.
     pub fn bare() -> Arc<Self> {
         let waived = Layer::ALL.into_iter().map(|layer| (layer, "nothing is confined".to_owned())).collect();
-        Arc::new(Self { waived, uids: None, groups: Groups::none() })
+        Arc::new(Self { waived, uids: None, user: None, groups: Groups::none() })
     }
 
     /// Tries every layer that is not waived on a process that does nothing.
@@ -145,13 +159,19 @@ impl Confinement {
         } else {
             Groups::joined(wanted.join.clone())
         };
-        let this = Self { waived: BTreeMap::new(), uids, groups };
+        let this = Self { waived: BTreeMap::new(), uids, user: wanted.user, groups };
         let spec = |without: BTreeSet<Layer>| {
             this.spec_without(Who::Compiler, without).map_err(|cause| unusable("a process cannot be confined", &cause))
         };
-        try_all(&wanted.exe, &waived, &mut refused, spec).await?;
-        if !wanted.waiver.missing && !refused.is_empty() {
-            return Err(refusal(&refused, &waived, &wanted.command));
+        let tried = try_all(&wanted.exe, &waived, &mut refused, spec).await;
+        let refusal = tried.err().or_else(|| {
+            let refuses = !wanted.waiver.missing && !refused.is_empty();
+            refuses.then(|| refusal(&refused, &waived, &wanted.command))
+        });
+        if let Some(problem) = refusal {
+            // Nothing is started, so nothing is left behind.
+            this.groups.close().await;
+            return Err(problem);
         }
         waived.append(&mut refused);
         Ok(Arc::new(Self { waived, ..this }))
@@ -178,24 +198,36 @@ impl Confinement {
         Ok(Spec { view: Some(view), ..self.spec_without(who, waived)? })
     }
 
+    /// How the process of a tenant's databases is to be confined. It is this program and runs nothing of a tenant but its SQL,
+    /// on files of the node's own user; `view` is what it sees of them.
+    ///
+    /// # Errors
+    /// As [`Confinement::spec`].
+    pub(crate) fn databases(&self, tenant: &TenantName, view: View) -> io::Result<Spec> {
+        let mut waived: BTreeSet<Layer> = self.waived.keys().copied().collect();
+        waived.insert(Layer::Uid);
+        Ok(Spec { view: Some(view), ..self.spec_without(Who::Tenant(tenant), waived)? })
+    }
+
     /// Whether programs run as a user that has nothing to do with that of the platform.
     pub fn gives_users(&self) -> bool {
         !self.waived.contains_key(&Layer::Uid) && !self.waived.contains_key(&Layer::Root)
     }
 
     fn spec_without(&self, who: Who<'_>, mut waived: BTreeSet<Layer>) -> io::Result<Spec> {
-        let uid = match &self.uids {
-            Some(uids) if !waived.contains(&Layer::Uid) => {
-                Some(uids.lock().unwrap_or_else(PoisonError::into_inner).of(&who.account())?)
-            }
-            _ => None,
+        let own = |uids: &Mutex<Uids>| uids.lock().unwrap_or_else(PoisonError::into_inner).of(&who.account());
+        let (uid, gid) = match (&self.uids, who, self.user) {
+            _ if waived.contains(&Layer::Uid) => (None, None),
+            (Some(_), Who::Tenant(_), Some(User { uid, gid })) => (Some(uid), Some(gid)),
+            (Some(uids), ..) => (Some(own(uids)?), None),
+            (None, ..) => (None, None),
         };
         let cgroups = if waived.contains(&Layer::Cgroup) { Vec::new() } else { self.groups.dirs(who)? };
         if cgroups.is_empty() {
             // Somebody else's groups are for their tenant: what the platform does for it is not charged to it.
             waived.insert(Layer::Cgroup);
         }
-        Ok(Spec { waived, uid, cgroups, view: None })
+        Ok(Spec { waived, uid, gid, cgroups, view: None })
     }
 
     /// The layers that are not on, and why.
@@ -233,9 +265,21 @@ impl Confinement {
         }
     }
 
+    /// A host says where it stands in the queue for the cores; `None`: it is gone.
+    pub(crate) fn stand(&self, tenant: &TenantName, shard: u32, standing: Option<Standing>) {
+        if let Err(cause) = self.groups.stand(&Who::Tenant(tenant).to_string(), shard, standing) {
+            tracing::debug!(%tenant, shard, ?standing, %cause, "the control group of a tenant stays where it is in the queue");
+        }
+    }
+
     /// Nothing of `who` runs any more.
     pub(crate) async fn release(&self, who: Who<'_>) {
         self.groups.release(&who.to_string()).await;
+    }
+
+    /// What a tenant that is gone might use is nothing to remember.
+    pub(crate) fn forget(&self, tenant: &TenantName) {
+        self.groups.forget(&Who::Tenant(tenant).to_string());
     }
 
     /// Nothing that was confined runs any more.
@@ -289,8 +333,7 @@ pub async fn missing(exe: &Path, data_dir: &Path) -> Result<BTreeMap<String, (St
     }
     let uid = UidRange::of(data_dir).first;
     let waived = [(Layer::Cgroup, String::new())].into();
-    try_all(exe, &waived, &mut refused, |waived| Ok(Spec { waived, uid: Some(uid), cgroups: Vec::new(), view: None }))
-        .await?;
+    try_all(exe, &waived, &mut refused, |waived| Ok(Spec { waived, uid: Some(uid), ..Spec::default() })).await?;
     Ok(refused.into_iter().map(|(layer, why)| (layer.to_string(), (why, layer.help()))).collect())
 }
 

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 const FILE: &str = "uids.json";
 /// User ids that Linux distributions leave alone: from here to 2^31.
 const FREE: u32 = 1_900_000_000;
+/// Below are people and services.
+const LEAST: u32 = 1000;
 /// Ids of one node, where nobody says otherwise.
 const COUNT: u32 = 65_536;
 
@@ -33,7 +35,7 @@ impl std::str::FromStr for UidRange {
         let (first, last) = text.split_once('-').ok_or_else(wrong)?;
         let number = |text: &str| text.trim().parse::<u32>().map_err(|_| wrong());
         let range = Self { first: number(first)?, last: number(last)? };
-        if range.first < 1000 || range.last < range.first || range.last == u32::MAX {
+        if range.first < LEAST || range.last < range.first || range.last == u32::MAX {
             return Err("the ids of people and services are not for tenants: 1000 is the least".to_owned());
         }
         Ok(range)
@@ -41,6 +43,15 @@ impl std::str::FromStr for UidRange {
 }
 
 impl UidRange {
+    /// Two ids out of all that are free: for a node of one tenant, of which a machine has many.
+    pub fn two(name: &str) -> Self {
+        let slots = u64::from((i32::MAX.unsigned_abs() - FREE) / 2);
+        let digest = Digest::of(name.as_bytes());
+        let slot = digest.as_bytes().iter().take(8).fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte)) % slots;
+        let first = FREE + u32::try_from(slot).unwrap_or_default() * 2;
+        Self { first, last: first + 1 }
+    }
+
     /// Of a node in this directory: two nodes of a machine rarely have the same.
     pub(super) fn of(dir: &Path) -> Self {
         let slots = (i32::MAX.unsigned_abs() - FREE) / COUNT;
@@ -77,6 +88,13 @@ impl Uids {
             }
             Err(cause) => return Err(cause),
         };
+        // Whoever else has put root or a user of the machine there: nobody is run as that.
+        if let Some((name, id)) = given.ids.iter().find(|(_, id)| **id < LEAST || **id == u32::MAX) {
+            return Err(io::Error::other(format!(
+                "{}: the id of {name} is {id}; restore it from a backup",
+                path.display()
+            )));
+        }
         given.range = range.unwrap_or(given.range);
         let taken = given.ids.values().copied().collect();
         Ok(Self { path, given, taken })
@@ -126,6 +144,8 @@ mod tests {
         assert!(again.of("c").is_err(), "the range is kept");
         let mut wider = Uids::open(dir.path(), "2000-2005".parse().ok()).unwrap();
         assert_eq!((wider.of("c").unwrap(), wider.of("a").unwrap()), (2002, 2000));
+        fs::write(dir.path().join(FILE), r#"{"range":{"first":2000,"last":2001},"ids":{"a":0}}"#).unwrap();
+        assert!(Uids::open(dir.path(), None).unwrap_err().to_string().contains("the id of a is 0"));
         fs::write(dir.path().join(FILE), "{").unwrap();
         assert!(Uids::open(dir.path(), None).is_err(), "a damaged file is refused, never emptied");
     }
@@ -135,6 +155,9 @@ mod tests {
         for bad in ["", "5", "0-10", "5000-4000", "1000-4294967295"] {
             assert!(bad.parse::<UidRange>().is_err(), "{bad}");
         }
+        let pairs: BTreeSet<u32> = (0..500).map(|number| UidRange::two(&format!("a/web/{number}")).first).collect();
+        assert_eq!(pairs.len(), 500, "many tasks of a machine have users of their own");
+        assert!(pairs.iter().all(|first| *first >= FREE && *first < i32::MAX.unsigned_abs() && first % 2 == 0));
         let own = UidRange::of(Path::new("/var/lib/sidereal"));
         assert!(own.first >= FREE && own.last < 1 << 31 && own.last - own.first == COUNT - 1);
     }

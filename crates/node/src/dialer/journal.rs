@@ -92,7 +92,18 @@ impl Journal {
         if log.try_send(record.clone()).is_err() {
             self.unlogged.fetch_add(1, Relaxed);
         }
-        tenant.flows.record(record);
+        tenant.flows.record(told(record));
+    }
+}
+
+/// As the tenant may read it: what a name resolves to is nothing that it is told by being refused it.
+fn told(record: Arc<FlowRecord>) -> Arc<FlowRecord> {
+    let literal = record.host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+    match record.verdict {
+        Verdict::Denied if !literal && record.address.is_some() => {
+            Arc::new(FlowRecord { address: None, ..FlowRecord::clone(&record) })
+        }
+        _ => record,
     }
 }
 

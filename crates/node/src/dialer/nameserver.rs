@@ -1,4 +1,4 @@
-//! Asks one nameserver for the addresses of a name, where the operator names it. Nothing is remembered: what is decided on
+//! Asks nameservers for the addresses of a name, where the operator names them. Nothing is remembered: what is decided on
 //! is what was answered for this dial, and for no other.
 //!
 //! An answer counts only if it comes from that address, has the number of the question and repeats it; records of other
@@ -6,6 +6,8 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -13,91 +15,190 @@ use simple_dns::rdata::{OPT, RData};
 use simple_dns::{CLASS, Name, Packet, PacketFlag, Question, RCODE, SimpleDnsError, TYPE};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Resolve;
 
-/// One question waits so long for its answer, and is asked so often: together less than a dial may take, so that a
-/// nameserver that says nothing is named as the cause.
-const ATTEMPT: Duration = Duration::from_millis(1500);
-const ATTEMPTS: usize = 3;
 /// The largest answer that is taken as one datagram; a larger one is asked for over TCP.
 const DATAGRAM: u16 = 1232;
 /// The longest chain of aliases that is followed.
 const MAX_ALIASES: usize = 16;
 
-/// A nameserver that resolves recursively.
-#[derive(Debug, Clone, Copy)]
+/// Nameservers that resolve recursively, and how they are asked: what `resolv.conf(5)` calls by the same names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nameservers {
+    /// Asked in this order; one that says nothing, or that it does not know, is followed by the next.
+    pub servers: Vec<SocketAddr>,
+    /// Appended to names in turn, until there is one.
+    pub searches: Vec<String>,
+    /// A name with so many dots is tried as it is before anything is appended.
+    pub ndots: usize,
+    /// How long one question waits for its answer.
+    pub timeout: Duration,
+    /// How often all of them are asked.
+    pub attempts: usize,
+    /// Each name begins with the next server, and not with the one that answered last.
+    pub rotate: bool,
+    /// All questions for one name together wait no longer: whoever asked has gone on then.
+    pub within: Duration,
+}
+
+impl Nameservers {
+    /// The one at `address`, for names that are whole. All attempts together take less than a dial may, so that a
+    /// nameserver that says nothing is named as the cause.
+    pub fn one(address: SocketAddr) -> Self {
+        let (timeout, attempts) = (Duration::from_millis(1500), 3);
+        let within = Duration::from_millis(4500);
+        Self { servers: vec![address], searches: Vec::new(), ndots: 0, timeout, attempts, rotate: false, within }
+    }
+
+    /// The names that `name` may stand for, in the order in which they are tried.
+    fn candidates(&self, name: &str) -> Vec<String> {
+        if let Some(whole) = name.strip_suffix('.') {
+            return vec![whole.to_owned()];
+        }
+        let searches = self.searches.iter().map(|search| search.trim_matches('.')).filter(|search| !search.is_empty());
+        let mut all: Vec<_> = searches.map(|search| format!("{name}.{search}")).collect();
+        let first = name.matches('.').count() >= self.ndots;
+        all.insert(if first { 0 } else { all.len() }, name.to_owned());
+        all
+    }
+
+    /// The addresses of one kind, by `until`; asks again where there is no answer. `first` is the server to begin with, and
+    /// becomes the one that answered.
+    async fn ask(&self, name: &str, kind: TYPE, first: &AtomicUsize, until: Instant) -> io::Result<Vec<IpAddr>> {
+        let (mut strange, mut said) = (false, None);
+        let begin = first.load(Relaxed);
+        let servers = || self.servers.iter().enumerate().cycle().skip(begin).take(self.servers.len());
+        for _ in 0..self.attempts {
+            let mut silent = false;
+            for (at, server) in servers() {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(said.unwrap_or_else(no_time));
+                }
+                // Each with a number and a port of its own, so that nobody can answer the one for the other.
+                let query = Query::new(name, kind)?;
+                said = Some(match timeout(self.timeout.min(left), exchange(*server, &query, &mut strange)).await {
+                    Ok(Ok(Said::Addresses(found))) => {
+                        first.store(at, Relaxed);
+                        return Ok(found);
+                    }
+                    Ok(Ok(Said::NoSuchName)) => {
+                        first.store(at, Relaxed);
+                        return Err(no_such_name());
+                    }
+                    Ok(Ok(Said::Cut)) => io::Error::other(format!("{server} cut its answer short twice")),
+                    Ok(Ok(Said::Failed(code))) => io::Error::other(format!("{server} answered {code:?}")),
+                    Ok(Err(cause)) => cause,
+                    Err(_) => {
+                        silent = true;
+                        let what = if strange { "answered nothing that fits the question" } else { "does not answer" };
+                        io::Error::new(io::ErrorKind::TimedOut, format!("the nameserver {server} {what}"))
+                    }
+                });
+            }
+            if !silent {
+                break;
+            }
+        }
+        Err(said.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no nameserver to ask")))
+    }
+
+    async fn find(&self, name: &str, first: &AtomicUsize) -> io::Result<Vec<IpAddr>> {
+        let until = Instant::now() + self.within;
+        // RFC 6761, section 6.3: no server is asked.
+        if name.trim_end_matches('.').eq_ignore_ascii_case("localhost") {
+            return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+        }
+        let (mut none, mut failed) = (Ok(Vec::new()), None);
+        for candidate in self.candidates(name) {
+            // Both or none: an address that is not known cannot be checked.
+            let both = futures::try_join!(
+                self.ask(&candidate, TYPE::A, first, until),
+                self.ask(&candidate, TYPE::AAAA, first, until)
+            );
+            match both {
+                Ok((four, six)) if four.is_empty() && six.is_empty() => none = Ok(Vec::new()),
+                Ok((four, six)) => return Ok([four, six].concat()),
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => none = Err(cause),
+                Err(cause) if cause.kind() == io::ErrorKind::TimedOut => return Err(cause),
+                // It says nothing of the other names; but that there is none of all of them is not known either.
+                Err(cause) => failed = failed.or(Some(cause)),
+            }
+        }
+        failed.map_or(none, Err)
+    }
+}
+
+/// Resolves by [`Nameservers`].
+#[derive(Debug)]
 pub struct Nameserver {
-    address: SocketAddr,
+    own: Arc<Nameservers>,
+    /// With which server the next name begins.
+    next: Arc<AtomicUsize>,
 }
 
 impl Nameserver {
     /// The one at `address`.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address }
+        Self::of(Nameservers::one(address))
     }
 
-    /// The addresses of one kind; asks again where there is no answer.
-    async fn ask(self, name: &str, kind: TYPE) -> io::Result<Vec<IpAddr>> {
-        let mut strange = false;
-        for _ in 0..ATTEMPTS {
-            // Each with a number and a port of its own, so that nobody can answer the one for the other.
-            let query = Query::new(name, kind)?;
-            if let Ok(said) = timeout(ATTEMPT, self.exchange(&query, &mut strange)).await {
-                return match said? {
-                    Said::Addresses(found) => Ok(found),
-                    Said::NoSuchName => Err(io::Error::new(io::ErrorKind::NotFound, "there is no such name")),
-                    Said::Cut => Err(io::Error::other(format!("{} cut its answer short twice", self.address))),
-                    Said::Failed(code) => Err(io::Error::other(format!("{} answered {code:?}", self.address))),
-                };
-            }
-        }
-        let what = if strange { "answered nothing that fits the question" } else { "does not answer" };
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("the nameserver {} {what}", self.address)))
-    }
-
-    async fn exchange(self, query: &Query<'_>, strange: &mut bool) -> io::Result<Said> {
-        let any: IpAddr = match self.address {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let socket = UdpSocket::bind((any, 0)).await?;
-        socket.connect(self.address).await?;
-        socket.send(&query.bytes).await?;
-        let mut buffer = vec![0; usize::from(u16::MAX)];
-        loop {
-            let size = socket.recv(&mut buffer).await?;
-            match query.read(buffer.get(..size).unwrap_or_default()) {
-                Some(Said::Cut) => return self.whole(query).await,
-                Some(said) => return Ok(said),
-                // Somebody else's, or nobody's: the right one may still come.
-                None => *strange = true,
-            }
-        }
-    }
-
-    /// Over TCP, where an answer has no end before its end.
-    async fn whole(self, query: &Query<'_>) -> io::Result<Said> {
-        let mut stream = TcpStream::connect(self.address).await?;
-        let length = u16::try_from(query.bytes.len()).map_err(io::Error::other)?;
-        stream.write_all(&[&length.to_be_bytes()[..], &query.bytes].concat()).await?;
-        let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
-        stream.read_exact(&mut bytes).await?;
-        let unfit = || io::Error::other(format!("the nameserver {} answered nothing that fits", self.address));
-        query.read(&bytes).ok_or_else(unfit)
+    /// These.
+    pub fn of(own: Nameservers) -> Self {
+        Self { own: Arc::new(own), next: Arc::default() }
     }
 }
 
 impl Resolve for Nameserver {
     fn resolve(&self, name: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        let own = *self;
-        Box::pin(async move {
-            // Both or none: an address that is not known cannot be checked.
-            let (four, six) = futures::try_join!(own.ask(&name, TYPE::A), own.ask(&name, TYPE::AAAA))?;
-            Ok([four, six].concat())
-        })
+        let own = self.own.clone();
+        let first = match own.rotate {
+            true => Arc::new(AtomicUsize::new(self.next.fetch_add(1, Relaxed) % own.servers.len().max(1))),
+            false => self.next.clone(),
+        };
+        Box::pin(async move { own.find(&name, &first).await })
     }
+}
+
+fn no_time() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no time was left to ask a nameserver")
+}
+
+fn no_such_name() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "there is no such name")
+}
+
+async fn exchange(server: SocketAddr, query: &Query<'_>, strange: &mut bool) -> io::Result<Said> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(&query.bytes).await?;
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    loop {
+        let size = socket.recv(&mut buffer).await?;
+        match query.read(buffer.get(..size).unwrap_or_default()) {
+            Some(Said::Cut) => return whole(server, query).await,
+            Some(said) => return Ok(said),
+            // Somebody else's, or nobody's: the right one may still come.
+            None => *strange = true,
+        }
+    }
+}
+
+/// Over TCP, where an answer has no end before its end.
+async fn whole(server: SocketAddr, query: &Query<'_>) -> io::Result<Said> {
+    let mut stream = TcpStream::connect(server).await?;
+    let length = u16::try_from(query.bytes.len()).map_err(io::Error::other)?;
+    stream.write_all(&[&length.to_be_bytes()[..], &query.bytes].concat()).await?;
+    let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut bytes).await?;
+    let unfit = || io::Error::other(format!("the nameserver {server} answered nothing that fits"));
+    query.read(&bytes).ok_or_else(unfit)
 }
 
 /// What a nameserver said.
@@ -212,6 +313,21 @@ mod tests {
                 .collect(),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn names_are_completed_as_the_system_would() {
+        let address = SocketAddr::from(([192, 0, 2, 1], 53));
+        let searches = vec!["one.example".to_owned(), "two.example.".to_owned()];
+        let own = Nameservers { searches, ndots: 1, ..Nameservers::one(address) };
+        let own = |ndots| Nameservers { ndots, ..own.clone() };
+        assert_eq!(own(1).candidates("db"), ["db.one.example", "db.two.example", "db"]);
+        assert_eq!(own(1).candidates("db.eu"), ["db.eu", "db.eu.one.example", "db.eu.two.example"]);
+        assert_eq!(own(2).candidates("db.eu"), ["db.eu.one.example", "db.eu.two.example", "db.eu"]);
+        assert_eq!(own(2).candidates("db.eu."), ["db.eu"]);
+        let root = Nameservers { searches: vec![".".to_owned()], ..own(1) };
+        assert_eq!(root.candidates("db"), ["db"], "how systemd-resolved writes that there is none");
+        assert_eq!(Nameservers::one(address).candidates("db"), ["db"]);
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! Which addresses this machine has itself. A service that listens on all addresses of the machine answers on its public
-//! one too, and what goes there never leaves the machine: a firewall around it sees nothing.
+//! and its private ones too, and what goes there never leaves the machine: a firewall around it sees nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use model::egress::{Class, classify};
 
-/// Those of `addresses` that look public and are this machine's, as it is now.
+/// Those of `addresses`, and of what they wrap, that are this machine's as it is now and do not say so.
 pub(crate) fn among(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let public = addresses.iter().copied().filter(|address| classify(*address) == Class::Public);
-    public.filter(|address| is_own(*address)).collect()
+    let meant = addresses.iter().map(|address| match classify(*address) {
+        Class::Wrapped(inner) => inner.into(),
+        _ => *address,
+    });
+    meant.filter(|address| classify(*address).may_be_own() && is_own(*address)).collect()
 }
 
 /// The kernel sends from an address to itself, and from another one to everybody else. Nothing is sent.

@@ -2,9 +2,11 @@
 //! it, keeps it up and connects hosts to it; whoever holds a [`Lease`] keeps it running.
 
 mod health;
+mod places;
 mod process;
 mod reach;
 mod supervise;
+mod tenancy;
 mod words;
 
 use std::collections::HashMap;
@@ -17,6 +19,7 @@ use api::services::{External, FileFault};
 use api::{Code, Problem};
 use model::observed::Reason;
 use model::rules::external;
+use model::unit::ByteSize;
 use model::{AppName, Digest, ProviderName, ProviderSpec, Revision, TenantName};
 use store::secrets::Secrets;
 use tokio::net::UnixStream;
@@ -27,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use crate::confine::Confinement;
 use crate::logs::Logs;
 use supervise::Supervisor;
+use tenancy::Tenancy;
 
 /// Programs that external providers may run, by the operator's names for them.
 pub type Programs = std::collections::BTreeMap<ProviderName, Program>;
@@ -123,6 +127,8 @@ pub struct Externals {
 
 struct Shared {
     config: ExternalConfig,
+    /// What each tenant's programs may have.
+    tenants: Mutex<HashMap<TenantName, Arc<Tenancy>>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -172,7 +178,7 @@ impl Externals {
     /// Nothing runs yet.
     pub fn new(config: ExternalConfig) -> Arc<Self> {
         Arc::new(Self {
-            shared: Arc::new(Shared { config }),
+            shared: Arc::new(Shared { config, tenants: Mutex::default() }),
             known: Mutex::default(),
             lent: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -225,6 +231,16 @@ impl Externals {
         let held = Arc::new(Held { state, socket, owner, stop });
         known.insert(key, Slot { held: Arc::downgrade(&held), turn });
         Lease(held)
+    }
+
+    /// What all programs of a tenant together may keep from now on.
+    pub fn limit(&self, tenant: &TenantName, most: Option<ByteSize>) {
+        self.shared.tenancy(tenant).limit(most);
+    }
+
+    /// A tenant that is gone has no programs.
+    pub(crate) fn forget(&self, tenant: &TenantName) {
+        lock(&self.shared.tenants).remove(tenant);
     }
 
     /// Has the processes of providers run that a move of an app's data needs and no revision names yet, until
@@ -330,6 +346,10 @@ fn socket_dir(key: &Key) -> String {
 }
 
 impl Shared {
+    fn tenancy(&self, tenant: &TenantName) -> Arc<Tenancy> {
+        lock(&self.tenants).entry(tenant.clone()).or_default().clone()
+    }
+
     /// The operator's program of this name.
     fn program(&self, provider: &ProviderName, spec: &ProviderSpec) -> Result<&Program, Reason> {
         let name = external::program(spec).unwrap_or_default();

@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::places::{PROGRAMS, Place};
 use super::process::Process;
-use super::words::{Rate, Words};
+use super::words::{self, Words};
 use super::{ExternalEvent, Program, SOCKET, Shared, State, health};
 use crate::artifacts::make_dir;
 use crate::confine::Who;
@@ -27,6 +28,9 @@ use crate::supervisor::Backoff;
 
 /// What a unix socket's path may have, bytes.
 const MAX_SOCKET_PATH: usize = 107;
+
+/// What programs keep is looked at once in so many questions whether they are well.
+const LOOKS: u32 = 5;
 
 /// A process that hung up has ended within this time, or has not ended.
 const ENDING: std::time::Duration = std::time::Duration::from_millis(100);
@@ -107,6 +111,7 @@ impl Supervisor {
                 return;
             }
         };
+        let Some(_place) = self.place().await else { return };
         let mut backoff = Backoff::default();
         let mut ailing = false;
         loop {
@@ -141,10 +146,43 @@ impl Supervisor {
         }
     }
 
+    /// A place among those of its tenant; `None` where it is wanted no more before there is one.
+    async fn place(&self) -> Option<Place> {
+        let places = self.shared.tenancy(&self.tenant).places.clone();
+        let of = (self.app.clone(), self.provider.clone());
+        if let Some(place) = places.try_take(&of) {
+            return Some(place);
+        }
+        let reason = self.reason(&format!("waits: its tenant has {PROGRAMS} programs that run, and may have no more"));
+        let reason = Reason { help: Some("remove providers that are not needed".to_owned()), ..reason };
+        self.tell.send_replace(State::Degraded(reason.clone()));
+        self.event(Some(reason));
+        let place = tokio::select! {
+            place = places.take(&of) => Some(place),
+            () = self.stop.cancelled() => None,
+        };
+        self.event(None);
+        self.tell.send_replace(State::Starting(None));
+        place
+    }
+
+    /// Why what its tenant's programs keep is too much, if it is.
+    async fn over(&self) -> Option<String> {
+        let dir = self.shared.config.data_dir.join(self.tenant.as_str());
+        self.shared.tenancy(&self.tenant).over(&dir).await
+    }
+
     /// One life of the process, from its start to its end.
     async fn live(&self, program: &Program, ailing: &mut bool) -> End {
         if self.stop.is_cancelled() {
             return End::Stopped;
+        }
+        let over = tokio::select! {
+            over = self.over() => over,
+            () = self.stop.cancelled() => return End::Stopped,
+        };
+        if let Some(over) = over {
+            return End::Ended(format!("is not started, {over}"));
         }
         let config = &self.shared.config;
         let changes = config.secrets.changed(&self.tenant, 0);
@@ -165,7 +203,7 @@ impl Supervisor {
             app: self.app.clone(),
             revision: self.revision,
             component: self.provider.as_str().parse::<ComponentName>().ok(),
-            rate: std::sync::Mutex::new(Rate::new(Instant::now())),
+            rate: std::sync::Mutex::new(words::rate()),
             last: Default::default(),
         };
         let before = config.confinement.held(self.who());
@@ -179,7 +217,7 @@ impl Supervisor {
         if let End::Ended(how) = &mut end
             && config.confinement.held(self.who()).out_of_memory > before.out_of_memory
         {
-            how.push_str(": it had used all the memory that a program may");
+            how.push_str(": it had used all the memory that a program, or all of its tenant together, may");
         }
         match &end {
             // Whoever comes now waits for the next one.
@@ -211,6 +249,7 @@ impl Supervisor {
         tracing::info!(%tenant, %app, %provider, pid = process.pid(), elapsed = ?begun.elapsed(), "an external provider is ready");
         self.tell.send_replace(State::Ready);
         let ready_at = Instant::now();
+        let mut looked = ready_at;
         let renewed = self.renewed(seen, versions);
         tokio::pin!(renewed);
         loop {
@@ -228,6 +267,17 @@ impl Supervisor {
                 how = process.ended() => return End::Ended(how),
                 () = &mut renewed => return End::Renewed,
                 well = next => match well {
+                    Ok(()) if looked.elapsed() >= pace.every * LOOKS => {
+                        let over = tokio::select! {
+                            over = self.over() => over,
+                            how = process.ended() => return End::Ended(how),
+                            () = self.stop.cancelled() => return End::Stopped,
+                        };
+                        if let Some(over) = over {
+                            return End::Ended(format!("was ended, {over}"));
+                        }
+                        looked = Instant::now();
+                    }
                     Ok(()) => {}
                     // It may have ended by itself in this moment.
                     Err(how) => return match tokio::time::timeout(ENDING, process.ended()).await {
@@ -275,7 +325,7 @@ impl Supervisor {
             for (name, version) in versions {
                 // One that is gone or cannot be read now changes nothing: the process has what it was handed.
                 if let Ok(Some(found)) = secrets.reveal(&self.tenant, name).await
-                    && found.info.etag != *version
+                    && found.mark != *version
                 {
                     return;
                 }
@@ -345,7 +395,7 @@ impl Supervisor {
             let found = config.secrets.reveal(&self.tenant, name).await;
             let found = found.map_err(|cause| format!("cannot have the secret `{name}`: {cause}"))?;
             let found = found.ok_or_else(|| format!("needs the secret `{name}`, which the tenant does not have"))?;
-            versions.insert(name.clone(), found.info.etag);
+            versions.insert(name.clone(), found.mark);
             secrets.push((key, name, found.value));
         }
         let mut handed = BTreeMap::new();

@@ -9,12 +9,18 @@ use model::{AppName, ComponentName, Revision, TenantName};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::logs::Logs;
+use crate::pace::LineRate;
 
 /// The longest line that is kept, bytes.
 const MAX_LINE: usize = 4096;
 /// Lines a second over time, and at once.
 const LINES_PER_SECOND: f64 = 20.0;
 const LINES_BURST: f64 = 100.0;
+
+/// How fast lines of one process are kept.
+pub(super) fn rate() -> LineRate {
+    LineRate::new(Instant::now(), LINES_PER_SECOND, LINES_BURST)
+}
 
 /// Where the lines of one process go.
 #[derive(Debug)]
@@ -25,7 +31,7 @@ pub(super) struct Words {
     pub(super) revision: Revision,
     /// The provider's name: it stands where lines of components have theirs.
     pub(super) component: Option<ComponentName>,
-    pub(super) rate: Mutex<Rate>,
+    pub(super) rate: Mutex<LineRate>,
     /// The last line on stderr.
     pub(super) last: Mutex<String>,
 }
@@ -73,33 +79,6 @@ impl Words {
     }
 }
 
-/// A bucket of lines.
-#[derive(Debug)]
-pub(super) struct Rate {
-    tokens: f64,
-    at: Instant,
-    lost: u64,
-}
-
-impl Rate {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { tokens: LINES_BURST, at: now, lost: 0 }
-    }
-
-    /// Leave for one line, with the number of those that had none since the last one that had.
-    fn take(&mut self, now: Instant) -> Option<u64> {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + passed * LINES_PER_SECOND).min(LINES_BURST);
-        self.at = now;
-        if self.tokens < 1.0 {
-            self.lost = self.lost.saturating_add(1);
-            return None;
-        }
-        self.tokens -= 1.0;
-        Some(std::mem::take(&mut self.lost))
-    }
-}
-
 /// Reads a stream of the process to its end.
 pub(super) async fn capture(mut source: impl AsyncRead + Unpin, words: Arc<Words>, stream: LogStream) {
     let mut line = Vec::new();
@@ -115,21 +94,4 @@ pub(super) async fn capture(mut source: impl AsyncRead + Unpin, words: Arc<Words
         }
     }
     words.say(&line, stream);
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_process_that_writes_too_fast_loses_lines_and_is_told_how_many() {
-        let start = Instant::now();
-        let mut rate = Rate::new(start);
-        let passed = (0..1000).filter(|_| rate.take(start).is_some()).count();
-        assert_eq!(passed, 100);
-        assert_eq!(rate.take(start + Duration::from_secs(1)), Some(900));
-        assert_eq!(rate.take(start + Duration::from_secs(1)), Some(0));
-    }
 }

@@ -47,6 +47,10 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     // Connections of an earlier process that wait out their time do not keep the port.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     sockopt::set_socket_reuseport(&socket, shared)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // Every address is also every one of IPv4, whatever the machine's default is.
+        sockopt::set_ipv6_v6only(&socket, false)?;
+    }
     bind(&socket, &address)?;
     Ok(TcpListener::from(socket))
 }
@@ -64,8 +68,9 @@ pub(super) async fn accept(worker: Arc<Worker>, listener: tokio::net::TcpListene
             Ok((stream, peer)) => {
                 backoff = BACKOFF;
                 // Refused by closing it: an answer would cost what the bound is there to save.
-                if let Some(permit) = worker.door.enter(peer.ip()) {
-                    tasks.spawn(serve(Arc::clone(&worker), stream, peer.ip(), permit));
+                let ip = peer.ip().to_canonical();
+                if let Some(permit) = worker.door.enter(ip) {
+                    tasks.spawn(serve(Arc::clone(&worker), stream, ip, permit));
                 }
             }
             Err(error) if is_of_one_connection(&error) => {}
@@ -205,6 +210,16 @@ mod tests {
         assert_eq!(of("127.0.0.9"), None);
         assert_eq!(of("::1"), None);
         assert_eq!(of("::ffff:127.0.0.1"), None);
+    }
+
+    #[test]
+    fn every_address_is_of_both_kinds() {
+        let Ok(listener) = listeners((Ipv6Addr::UNSPECIFIED, 0).into(), 1) else {
+            return println!("NOT RUN: listening at every address: this machine has no IPv6");
+        };
+        assert!(!sockopt::ipv6_v6only(&listener[0]).unwrap());
+        let port = listener[0].local_addr().unwrap().port();
+        std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     }
 
     #[test]

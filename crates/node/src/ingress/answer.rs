@@ -81,7 +81,7 @@ impl Answer {
         if !target.shards.is_suspended() {
             return Self::unreachable();
         }
-        let text = "service unavailable: this app is suspended by its operator\n";
+        let text = "service unavailable: this app is suspended\n";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Suspended, text)
     }
 

@@ -33,8 +33,8 @@ use super::target::{check_path_and_query, host_name};
 use super::upstream_head::{self, Forwarded};
 use super::wire::{send, write_all};
 
-/// Interim responses of a host before the final one.
-const MAX_INTERIM: usize = 8;
+/// Bytes of a body that are handed over at once: how much a client has to take to be seen going on.
+const PIECE: usize = 16 * 1024;
 /// How long an answer that is read whole waits for room in memory.
 const ROOM: Duration = Duration::from_secs(5);
 
@@ -134,7 +134,8 @@ impl HostBody {
             if self.buffer.is_empty() && ready!(self.buffer.poll_fill(cx, &mut self.reader))? == 0 {
                 return Poll::Ready(Some(Err(broken())));
             }
-            let step = self.decoder.step(self.buffer.data()).map_err(|_| broken())?;
+            let here = self.buffer.data();
+            let step = self.decoder.step(here.get(..PIECE).unwrap_or(here)).map_err(|_| broken())?;
             let data = Bytes::copy_from_slice(self.buffer.data().get(step.data).unwrap_or_default());
             self.buffer.consume(step.consumed);
             if !data.is_empty() {
@@ -220,7 +221,7 @@ impl Exchange<'_> {
         let mut failure = std::pin::pin!(failure);
         let mut sending = matches!(reader, HostReader::Half(..));
         let mut interim = 0;
-        while interim < MAX_INTERIM {
+        while interim <= pump::MAX_INTERIM {
             let length = tokio::select! {
                 biased;
                 head = pump::response_head(&mut reader, &mut buffer) => head?,

@@ -40,8 +40,6 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
 /// A connection that rests keeps no larger buffers than this, bytes.
 const KEEP: usize = 16 << 10;
-/// Interim responses of a host before the final one.
-const MAX_INTERIM: usize = 8;
 
 /// Who is at the other end.
 #[derive(Debug, Clone)]
@@ -467,7 +465,7 @@ impl Connection<'_, '_> {
                 let head = ResponseHead::parse(bytes, call.to_head).map_err(malformed)?;
                 if head.status.is_informational() {
                     interim += 1;
-                    if head.status == StatusCode::SWITCHING_PROTOCOLS || interim > MAX_INTERIM {
+                    if head.status == StatusCode::SWITCHING_PROTOCOLS || interim > pump::MAX_INTERIM {
                         return Err(Failed::Answer(Answer::host_gone()));
                     }
                     host_buffer.consume(length);

@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -29,6 +29,7 @@ use super::h1::Client;
 use super::head::{MAX_FIELDS, MAX_HEAD, MAX_METHOD};
 use super::meter;
 use super::shard::Target;
+use super::streams::{Deadline, Streams};
 use super::table::Lookup;
 use super::target::{check_path_and_query, host_name, path_of, routing_path};
 use super::trace::Traced;
@@ -46,8 +47,9 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 pub(super) async fn serve(worker: Arc<Worker>, stream: TcpStream, client: Client, buffer: Buffer) {
     let draining = worker.draining.clone();
     let last_used = Arc::new(std::sync::Mutex::new(Activity { open: 0, since: Instant::now() }));
-    let keep_alive = worker.config.keep_alive;
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let (keep_alive, stall) = (worker.config.keep_alive, worker.config.body_timeout);
+    let request_timeout = worker.config.request_timeout;
+    let mut builder = http2::Builder::new(Streams { stall });
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(worker.config.h2_streams)
@@ -64,22 +66,26 @@ pub(super) async fn serve(worker: Arc<Worker>, stream: TcpStream, client: Client
             let mut busy = Busy::new(&last_used, &worker);
             let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
             async move {
-                let response = respond(worker, &client, request, &mut busy.traced).await.unwrap_or_else(|answer| {
-                    answer.into_response().map(|text| H2Body { source: Source::Text(Some(text)), busy: None })
-                });
+                let until = Instant::now() + request_timeout;
+                let response = respond(worker, &client, request, until, &mut busy.traced).await;
+                let response =
+                    response.unwrap_or_else(|answer| answer.into_response().map(|text| Source::Text(Some(text))));
                 busy.status = Some(response.status());
-                Ok::<_, Infallible>(response.map(|mut body| {
-                    body.busy = Some(busy);
-                    body
-                }))
+                let taking = Taking { deadline: Deadline::here(), stall, until };
+                taking.waits_for_client();
+                Ok::<_, Infallible>(response.map(|source| H2Body { source, busy: Some(busy), taking }))
             }
         }
     });
     let io = TokioIo::new(Prefixed { buffer, stream });
     let mut connection = pin!(builder.serve_connection(io, service));
-    let mut goodbye = false;
+    let mut goodbye: Option<Instant> = None;
+    // When the connection has had enough of a client that asks for nothing: first it is told, then left.
+    let over = |goodbye: Option<Instant>| match goodbye {
+        None => Activity::idle_until(&last_used, keep_alive),
+        Some(said) => Activity::idle_until(&last_used, stall).max(said + stall),
+    };
     loop {
-        let idle_until = Activity::idle_until(&last_used, keep_alive);
         tokio::select! {
             result = &mut connection => {
                 if let Err(error) = result {
@@ -87,14 +93,20 @@ pub(super) async fn serve(worker: Arc<Worker>, stream: TcpStream, client: Client
                 }
                 return;
             }
-            () = draining.cancelled(), if !goodbye => {
-                goodbye = true;
+            () = draining.cancelled(), if goodbye.is_none() => {
+                goodbye = Some(Instant::now());
                 connection.as_mut().graceful_shutdown();
             }
-            () = tokio::time::sleep_until(idle_until), if !goodbye => {
-                if Activity::idle_until(&last_used, keep_alive) <= Instant::now() {
-                    goodbye = true;
-                    connection.as_mut().graceful_shutdown();
+            () = tokio::time::sleep_until(over(goodbye)) => {
+                let now = Instant::now();
+                match goodbye {
+                    _ if over(goodbye) > now => {}
+                    None => {
+                        goodbye = Some(now);
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    // What is left is what its client did not take.
+                    Some(_) => return,
                 }
             }
         }
@@ -153,8 +165,9 @@ async fn respond(
     worker: Arc<Worker>,
     client: &Client,
     request: Request<Incoming>,
+    until: Instant,
     traced: &mut Option<Traced>,
-) -> Result<Response<H2Body>, Answer> {
+) -> Result<Response<Source>, Answer> {
     let (parts, body) = request.into_parts();
     let host = checked_host(&parts).map_err(Answer::bad)?;
     let framing = match (body.is_end_stream(), body.size_hint().exact()) {
@@ -167,7 +180,6 @@ async fn respond(
         return Err(Answer::bad(BadRequest::Framing));
     }
     let entered = target.gate.enter().map_err(Answer::over_quota)?;
-    let until = Instant::now() + worker.config.request_timeout;
     let mut body = Gathered::of(body);
     let mut rerouted = false;
     let call::Answered { head, source } = loop {
@@ -192,9 +204,8 @@ async fn respond(
             _ => break answered,
         }
     };
-    let until = Box::pin(tokio::time::sleep_until(until));
-    let source = Source::Host { body: Some(source), until, worker: Arc::clone(&worker), _entered: entered };
-    Ok(Response::from_parts(head, H2Body { source, busy: None }))
+    let source = Source::Host { body: Some(source), worker, _target: target, _entered: entered };
+    Ok(Response::from_parts(head, source))
 }
 
 /// Finds the route of a request as the table is now.
@@ -236,7 +247,9 @@ fn route(
 
 /// The authority of a request: `:authority` or `host`, the same if both are there, and the other rules of a head.
 pub(super) fn checked_host(parts: &http::request::Parts) -> Result<String, BadRequest> {
-    if parts.headers.len() > MAX_FIELDS {
+    // The same request has its authority in a field where it is written in HTTP/1.
+    let host = usize::from(!parts.headers.contains_key(http::header::HOST));
+    if parts.headers.len() + host > MAX_FIELDS {
         return Err(BadRequest::HeadTooLarge);
     }
     if parts.method == http::Method::CONNECT {
@@ -263,11 +276,36 @@ pub(super) fn checked_host(parts: &http::request::Parts) -> Result<String, BadRe
 struct H2Body {
     source: Source,
     busy: Option<Busy>,
+    taking: Taking,
 }
 
 enum Source {
     Text(Option<Bytes>),
-    Host { body: Option<HostBody>, until: Pin<Box<tokio::time::Sleep>>, worker: Arc<Worker>, _entered: Entered },
+    /// The target is held until the end: a revision leaves when nobody holds one any more.
+    Host {
+        body: Option<HostBody>,
+        worker: Arc<Worker>,
+        _target: Arc<Target>,
+        _entered: Entered,
+    },
+}
+
+/// Whose turn it is: that of the client, which has so long to take what is there, or that of the host.
+struct Taking {
+    deadline: Arc<Deadline>,
+    stall: Duration,
+    /// When the whole request has to be over.
+    until: Instant,
+}
+
+impl Taking {
+    fn waits_for_client(&self) {
+        self.deadline.set(self.until.min(Instant::now() + self.stall));
+    }
+
+    fn waits_for_host(&self) {
+        self.deadline.set(self.until);
+    }
 }
 
 impl Body for H2Body {
@@ -280,11 +318,13 @@ impl Body for H2Body {
             Source::Text(text) => {
                 Poll::Ready(text.take().filter(|text| !text.is_empty()).map(|text| Ok(Frame::data(text))))
             }
-            Source::Host { body, until, worker, .. } => {
+            Source::Host { body, worker, .. } => {
                 let Some(source) = body else { return Poll::Ready(None) };
                 let Poll::Ready(data) = source.poll_data(cx) else {
-                    return until.as_mut().poll(cx).map(|()| Some(Err(std::io::ErrorKind::TimedOut.into())));
+                    this.taking.waits_for_host();
+                    return Poll::Pending;
                 };
+                this.taking.waits_for_client();
                 if source.is_done()
                     && let Some(source) = body.take()
                 {

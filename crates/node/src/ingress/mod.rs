@@ -39,6 +39,7 @@ mod pump;
 pub mod reading;
 mod response;
 pub mod shard;
+mod streams;
 pub mod table;
 mod target;
 mod trace;
@@ -166,20 +167,28 @@ impl Ingress {
         &self.meters
     }
 
-    /// Stops accepting, closes idle connections, lets requests in flight finish for at most `within`, then ends all.
-    pub async fn drain(mut self, within: Duration) {
+    /// Stops accepting, closes idle connections, lets requests in flight finish for at most `within`, then ends all. How
+    /// many were ended so: their clients have no answer, or half of one.
+    pub async fn drain(mut self, within: Duration) -> u64 {
         self.draining.cancel();
         let until = Instant::now() + within;
         let workers = std::mem::take(&mut self.workers);
         let ended = self.ended.clone();
+        let mut cut = 0;
         for worker in workers {
             tokio::pin!(worker);
             if tokio::time::timeout_at(until, &mut worker).await.is_err() {
-                ended.cancel();
+                if !ended.is_cancelled() {
+                    let mut all = Requests::default();
+                    self.meters.iter().for_each(|meter| meter.add_to(&mut all));
+                    cut = all.in_flight;
+                    ended.cancel();
+                }
                 // Whatever it says, the worker is gone.
                 let _ = worker.await;
             }
         }
+        cut
     }
 }
 

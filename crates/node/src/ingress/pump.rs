@@ -15,6 +15,9 @@ use super::wire::{fill, write_all};
 /// A piece is written at the latest when so much of it was gathered.
 const PIECE: usize = 64 * 1024;
 
+/// Interim responses of a host before the final one.
+pub(super) const MAX_INTERIM: usize = 8;
+
 /// Why a request body did not get to the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyEnd {

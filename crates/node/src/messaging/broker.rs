@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use api::services::messaging::WireMessage;
 use model::AppName;
-use model::messaging::{Group, Pattern, Subscription};
+use model::messaging::{Group, Pattern};
 use tokio::sync::{Notify, oneshot};
 
+use super::Declared;
 use super::queue::Queue;
 
 /// Beginning of the subjects that answers go to; no group takes those.
@@ -25,6 +26,8 @@ pub(super) struct State {
     pub(super) active: bool,
     /// What was on disk has been read.
     pub(super) loaded: bool,
+    /// More is on disk than the queue holds at once; until that is read, nothing is added.
+    pub(super) rest: bool,
     /// How long a delivery may be out.
     pub(super) lease: Duration,
     /// Hands out one at a time, to whomever.
@@ -38,40 +41,56 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Broker {
     pub(super) groups: BTreeMap<Group, State>,
+    /// Numbers its messages and deliveries: those of other tenants would tell how many messages they have.
+    pub(super) numbers: u64,
+    /// Held while messages of one of its groups are read from disk: together they hold so much.
+    pub(super) loading: Arc<tokio::sync::Mutex<()>>,
     inboxes: HashMap<String, oneshot::Sender<WireMessage>>,
 }
 
 impl Broker {
-    /// The groups of an app are these from now on, each with the time a delivery may be out. Groups it had and has no
-    /// more keep what they hold. Says which are new.
-    pub(super) fn declare(&mut self, app: &AppName, wanted: &[(Subscription, Duration)], on_disk: bool) -> Vec<Group> {
+    /// The groups of an app are these from now on. Groups it had and has no more keep what they hold, but for what hosts left
+    /// of a link that is gone: nobody would ever take it. Says which are new, and by what one is told from the next one of its
+    /// name.
+    pub(super) fn declare(&mut self, app: &AppName, wanted: &[&Declared], on_disk: bool) -> Vec<(Group, Arc<Notify>)> {
         for (_, state) in self.groups.iter_mut().filter(|(group, _)| group.app == *app) {
             state.active = false;
         }
         let mut fresh = Vec::new();
-        for (subscription, lease) in wanted {
-            let state = self.groups.entry(subscription.group.clone()).or_insert_with(|| {
-                fresh.push(subscription.group.clone());
+        for Declared { group, patterns, lease, in_order, takes, .. } in wanted {
+            if !takes {
+                continue;
+            }
+            let state = self.groups.entry(group.clone()).or_insert_with(|| {
+                let changed = Arc::<Notify>::default();
+                fresh.push((group.clone(), changed.clone()));
                 State {
                     patterns: Vec::new(),
                     active: true,
                     loaded: !on_disk,
+                    rest: false,
                     lease: *lease,
                     one_by_one: false,
                     queue: Queue::default(),
-                    changed: Arc::default(),
+                    changed,
                 }
             });
             state.active = true;
-            state.patterns.clone_from(&subscription.patterns);
-            // A group without subjects is that of a watch: its changes are told in their order.
-            state.one_by_one = subscription.patterns.is_empty();
+            state.patterns.clone_from(patterns);
+            state.one_by_one = *in_order;
             state.lease = state.lease.max(*lease);
         }
         for state in self.groups.values() {
             state.changed.notify_waiters();
         }
-        self.groups.retain(|_, state| state.active || !state.loaded || !state.queue.is_empty());
+        self.groups.retain(|group, state| {
+            let is_left = group.app == *app && group.is_untried() && !wanted.iter().any(|one| one.group == *group);
+            if is_left && !state.queue.is_empty() {
+                let (messages, name) = (state.queue.count(), &group.name);
+                tracing::warn!(%app, group = name, messages, "messages that hosts left are lost: their link is gone");
+            }
+            !is_left && (state.active || !state.loaded || state.rest || !state.queue.is_empty())
+        });
         fresh
     }
 
@@ -81,6 +100,11 @@ impl Broker {
             state.changed.notify_waiters();
         }
         self.groups.retain(|group, _| group.app != *app);
+    }
+
+    /// Bytes of all messages that are here.
+    pub(super) fn bytes(&self) -> usize {
+        self.groups.values().map(|state| state.queue.bytes()).sum()
     }
 
     /// The groups that take a message of `subject`.

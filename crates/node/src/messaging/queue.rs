@@ -1,7 +1,10 @@
 //! The messages of one queue group: waiting, waiting for their next try, or handed out. Nothing here waits or reads a
 //! clock.
+//!
+//! A message that was in the hands of hosts that ended may be what they ended of. So may any other that they had with it,
+//! and they would be counted together until all were put away. So no two of them are out at once.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,8 +13,16 @@ use api::services::messaging::{Handed, WireMessage};
 /// Messages one group holds at once, and their bytes: senders are told that there is no room.
 pub(super) const MAX_MESSAGES: usize = 10_000;
 pub(super) const MAX_BYTES: usize = 64 << 20;
+/// What is kept around a message, bytes, about.
+const AROUND: usize = 256;
 /// Bytes of messages that one call takes, about: with one more message it is still a frame.
 const MAX_TAKEN: usize = 8 << 20;
+/// A message that so many lost who held it is handed out while no other one like it is.
+const SUSPECT: u32 = 2;
+
+/// Who holds what is kept: nobody takes with this number.
+pub(super) const NOBODY: u64 = 0;
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A message that has not been handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,8 +34,8 @@ pub(super) struct Held {
 }
 
 impl Held {
-    fn bytes(&self) -> usize {
-        self.message.subject.len() + self.message.body.len() + self.id.len()
+    pub(super) fn bytes(&self) -> usize {
+        self.message.subject.len() + self.message.body.len() + self.id.len() + AROUND
     }
 }
 
@@ -54,10 +65,35 @@ pub(super) struct Queue {
     later: BTreeMap<(Instant, Arc<str>), Held>,
     out: HashMap<u64, Out>,
     bytes: usize,
+    /// How often who held a message was gone, by its id.
+    lost: HashMap<Arc<str>, u32>,
 }
 
 impl Queue {
-    fn count(&self) -> usize {
+    fn is_suspect(&self, held: &Held) -> bool {
+        self.lost.get(&held.id).is_some_and(|times| *times >= SUSPECT)
+    }
+
+    /// Which of those that are ready is next.
+    fn next(&self) -> Option<usize> {
+        if self.lost.is_empty() || !self.out.values().any(|out| self.is_suspect(&out.held)) {
+            return (!self.ready.is_empty()).then_some(0);
+        }
+        self.ready.iter().position(|held| !self.is_suspect(held))
+    }
+
+    /// Takes a message out of hands that are gone, or stuck; it may have been tried.
+    fn lose(&mut self, name: u64) {
+        if let Some(out) = self.out.remove(&name) {
+            *self.lost.entry(out.held.id.clone()).or_default() += 1;
+            match self.is_suspect(&out.held) {
+                true => self.ready.push_back(out.held),
+                false => self.ready.push_front(out.held),
+            }
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
         self.ready.len() + self.later.len() + self.out.len()
     }
 
@@ -65,14 +101,24 @@ impl Queue {
         self.count() == 0
     }
 
+    /// Bytes of all it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether something can be taken now.
     pub(super) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        self.next().is_some()
     }
 
     /// Whether a message of so many bytes has room.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
-        self.count() < MAX_MESSAGES && self.bytes.saturating_add(bytes) <= MAX_BYTES
+        self.has_room_for(1, bytes)
+    }
+
+    /// Whether so many messages, of so many bytes together, have room.
+    pub(super) fn has_room_for(&self, messages: usize, bytes: usize) -> bool {
+        self.count().saturating_add(messages) <= MAX_MESSAGES && self.bytes.saturating_add(bytes) <= MAX_BYTES
     }
 
     /// Adds a message behind all others. Whoever sends looks for room first; what is on disk already is taken whatever
@@ -82,15 +128,20 @@ impl Queue {
         self.ready.push_back(held);
     }
 
-    /// Adds what was on disk before the group was known, in front of what has come since; what is here already counts
-    /// once.
+    /// Adds what was on disk before the group was known, oldest first, in front of what has come since and behind what
+    /// came before; what is here already counts once.
     pub(super) fn restore(&mut self, found: Vec<Held>) {
-        for held in found.into_iter().rev() {
-            if !self.ready.iter().any(|known| known.id == held.id) {
-                self.bytes += held.bytes();
-                self.ready.push_front(held);
-            }
+        let all = self.ready.iter().chain(self.later.values()).chain(self.out.values().map(|out| &out.held));
+        let known: HashSet<Arc<str>> = all.map(|held| held.id.clone()).collect();
+        let mut found = found.into_iter().filter(|held| !known.contains(&held.id)).peekable();
+        let Some(first) = found.peek() else { return };
+        let at = self.ready.iter().position(|known| known.id > first.id).unwrap_or(self.ready.len());
+        let behind = self.ready.split_off(at);
+        for held in found {
+            self.bytes += held.bytes();
+            self.ready.push_back(held);
         }
+        self.ready.extend(behind);
     }
 
     /// Hands out at most `max` messages, in the order they became ready. `names` gives a number to each delivery.
@@ -106,7 +157,7 @@ impl Queue {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while taken.len() < max && bytes < MAX_TAKEN {
-            let Some(mut held) = self.ready.pop_front() else { break };
+            let Some(mut held) = self.next().and_then(|at| self.ready.remove(at)) else { break };
             bytes += held.bytes();
             held.tries += 1;
             let delivery = name();
@@ -123,11 +174,7 @@ impl Queue {
             self.ready.push_back(first.remove());
         }
         let late: Vec<u64> = self.out.iter().filter(|(_, out)| out.until <= now).map(|(name, _)| *name).collect();
-        for name in late {
-            if let Some(out) = self.out.remove(&name) {
-                self.ready.push_front(out.held);
-            }
-        }
+        late.into_iter().for_each(|name| self.lose(name));
     }
 
     /// Whether something is in somebody's hands.
@@ -146,9 +193,21 @@ impl Queue {
         self.out.get(&delivery).map(|out| &out.held)
     }
 
+    /// Takes a delivery out of the hands it is in, and into nobody's: it is not handed out again. Whether it was out.
+    pub(super) fn keep(&mut self, delivery: u64, now: Instant) -> bool {
+        let Some(out) = self.out.get_mut(&delivery) else { return false };
+        (out.holder, out.until) = (NOBODY, now + FOR_EVER);
+        self.lost.remove(&out.held.id);
+        true
+    }
+
     /// Ends a delivery; `None` where it was not out any more.
     pub(super) fn settle(&mut self, delivery: u64, fate: Fate, now: Instant) -> Option<Held> {
         let mut held = self.out.remove(&delivery)?.held;
+        if fate != Fate::Back {
+            // Whoever says so is there.
+            self.lost.remove(&held.id);
+        }
         match fate {
             Fate::Gone => self.bytes = self.bytes.saturating_sub(held.bytes()),
             Fate::Again(pause) => {
@@ -165,11 +224,7 @@ impl Queue {
     /// Whoever took with this number is gone: what it held is ready again. It may have been tried.
     pub(super) fn gone(&mut self, holder: u64) -> bool {
         let names: Vec<u64> = self.out.iter().filter(|(_, out)| out.holder == holder).map(|(name, _)| *name).collect();
-        for name in &names {
-            if let Some(out) = self.out.remove(name) {
-                self.ready.push_front(out.held);
-            }
-        }
+        names.iter().for_each(|name| self.lose(*name));
         !names.is_empty()
     }
 }
@@ -179,7 +234,7 @@ mod tests {
     use super::*;
 
     fn held(id: &str) -> Held {
-        let message = WireMessage { subject: "s".into(), body: vec![0; 10], reply_to: None };
+        let message = WireMessage { subject: "s".into(), body: vec![0; 10], reply_to: None, trace: None };
         Held { id: id.into(), message: Arc::new(message), tries: 0 }
     }
 
@@ -229,6 +284,35 @@ mod tests {
     }
 
     #[test]
+    fn what_hosts_may_have_ended_of_is_handed_out_alone() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for id in ["poison", "a", "b"] {
+            queue.push(held(id));
+        }
+        for holder in 1..=2 {
+            assert_eq!(take(&mut queue, now, holder).len(), 3);
+            queue.gone(holder);
+        }
+        queue.push(held("new"));
+        let mut lost = 0;
+        for holder in 3.. {
+            let taken = take(&mut queue, now, holder);
+            assert_eq!(taken.iter().filter(|(id, _, _)| id != "new").count(), 1, "{taken:?}");
+            assert!(take(&mut queue, now, 100).is_empty() && !queue.has_ready());
+            if taken.iter().any(|(id, _, _)| id == "poison") && lost < 5 {
+                queue.gone(holder);
+                lost += 1;
+            } else {
+                taken.iter().for_each(|(_, _, delivery)| drop(queue.settle(*delivery, Fate::Gone, now).unwrap()));
+            }
+            if queue.is_empty() {
+                break;
+            }
+        }
+        assert_eq!((lost, queue.lost.len(), queue.bytes), (5, 0, 0));
+    }
+
+    #[test]
     fn room_is_bounded_and_what_was_on_disk_comes_first_and_once() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         assert!(queue.has_room(MAX_BYTES) && !queue.has_room(MAX_BYTES + 1));
@@ -240,5 +324,18 @@ mod tests {
             queue.push(held(&n.to_string()));
         }
         assert!(!queue.has_room(0));
+    }
+
+    #[test]
+    fn what_is_read_from_disk_later_takes_its_place_by_its_age() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.restore(Vec::new());
+        queue.push(held("f"));
+        queue.restore(vec![held("a"), held("b")]);
+        assert_eq!(queue.take(now, 1, now + Duration::from_secs(5), 1, || 7).len(), 1);
+        queue.restore(vec![held("a"), held("c"), held("e"), held("f")]);
+        assert_eq!((queue.count(), queue.bytes()), (5, 5 * held("a").bytes()), "one is out, and is not there twice");
+        let ids: Vec<_> = take(&mut queue, now, 2).into_iter().map(|(id, _, _)| id).collect();
+        assert_eq!(ids, ["b", "c", "e", "f"]);
     }
 }

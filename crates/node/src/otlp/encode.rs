@@ -60,7 +60,7 @@ impl Encoder {
                 Item::Ingress(span) => {
                     self.span(&mut batch, self.ingress(), self::span(span));
                 }
-                Item::Host { tenant, shard, span } => {
+                Item::Host { tenant, shard, span, .. } => {
                     let origin = span.origin;
                     let resource = self.app(tenant.as_str(), origin.app.as_str(), shard);
                     let mut span = self::span(span.span);
@@ -68,7 +68,7 @@ impl Encoder {
                     span.attributes.push(pair("sidereal.revision", number(origin.revision.0)));
                     self.span(&mut batch, resource, span);
                 }
-                Item::Line { tenant, line } => {
+                Item::Line { tenant, line, .. } => {
                     let resource = self.app(tenant.as_str(), line.app.as_str(), line.shard);
                     batch.lines += 1;
                     let all = &mut batch.logs.resource_logs;
@@ -136,6 +136,7 @@ fn span(span: Span) -> WireSpan {
     let kind = match span.kind {
         SpanKind::Server => WireKind::Server,
         SpanKind::Client => WireKind::Client,
+        SpanKind::Consumer => WireKind::Consumer,
     };
     let status = span.error.map(|message| Status { message, code: StatusCode::Error.into() });
     WireSpan {

@@ -6,21 +6,27 @@ mod config;
 mod encode;
 mod send;
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::agent::{HostSpan, LogLine};
 use model::trace::Span;
 use model::{NodeName, TenantName};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{OtlpConfig, OtlpError, Sampler};
 
 /// Spans and lines that wait to be sent.
 const QUEUE: usize = 8192;
+/// Those of one tenant among them.
+const OF_TENANT: usize = QUEUE / 8;
+
+/// A place in the queue among those of its tenant.
+type Place = OwnedSemaphorePermit;
 
 /// One thing to tell.
 #[derive(Debug)]
@@ -28,9 +34,9 @@ enum Item {
     /// A span of the ingress.
     Ingress(Span),
     /// A span of a host.
-    Host { tenant: Arc<TenantName>, shard: u32, span: Box<HostSpan> },
+    Host { tenant: Arc<TenantName>, shard: u32, span: Box<HostSpan>, _place: Place },
     /// A line of a component.
-    Line { tenant: TenantName, line: Arc<LogLine> },
+    Line { tenant: TenantName, line: Arc<LogLine>, _place: Place },
 }
 
 /// What became of what there was to tell.
@@ -47,6 +53,7 @@ pub(crate) struct Sent {
 /// Takes what is told, for as long as the node runs.
 pub struct Exporter {
     queue: mpsc::Sender<Item>,
+    places: Mutex<HashMap<TenantName, Arc<Semaphore>>>,
     sent: Arc<Sent>,
     config: OtlpConfig,
     stop: CancellationToken,
@@ -73,7 +80,7 @@ impl Exporter {
             let _ended = ended;
             sender.run(items, stopped).await;
         });
-        Arc::new(Self { queue, sent, config, stop, done })
+        Arc::new(Self { queue, places: Mutex::default(), sent, config, stop, done })
     }
 
     /// Whether spans are wanted.
@@ -81,9 +88,9 @@ impl Exporter {
         self.config.traces
     }
 
-    /// Whether a trace that begins here is recorded.
-    pub(crate) fn samples(&self, trace: &[u8; 16]) -> bool {
-        self.config.sampler.samples(trace)
+    /// The part of the traces that begin here which is recorded, 0 to 1.
+    pub(crate) fn part(&self) -> f64 {
+        self.config.sampler.part()
     }
 
     pub(crate) fn sent(&self) -> &Sent {
@@ -97,7 +104,8 @@ impl Exporter {
 
     /// A host told of a span; `dropped` before it were lost on the way.
     pub(crate) fn host(&self, tenant: &Arc<TenantName>, shard: u32, span: HostSpan) {
-        self.put(Item::Host { tenant: tenant.clone(), shard, span: Box::new(span) });
+        let Some(place) = self.place(tenant) else { return self.lost(1) };
+        self.put(Item::Host { tenant: tenant.clone(), shard, span: Box::new(span), _place: place });
     }
 
     /// Spans were lost before they came here.
@@ -108,8 +116,23 @@ impl Exporter {
     /// A component wrote a line.
     pub(crate) fn line(&self, tenant: &TenantName, line: &Arc<LogLine>) {
         if self.config.logs {
-            self.put(Item::Line { tenant: tenant.clone(), line: line.clone() });
+            let Some(place) = self.place(tenant) else { return self.lost(1) };
+            self.put(Item::Line { tenant: tenant.clone(), line: line.clone(), _place: place });
         }
+    }
+
+    /// A tenant that tells of much loses some of its own, and leaves room for what others tell.
+    fn place(&self, tenant: &TenantName) -> Option<Place> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_tenant = match places.get(tenant) {
+            Some(known) => known.clone(),
+            None => {
+                // One that has nothing in the queue is as a new one.
+                places.retain(|_, of_tenant| of_tenant.available_permits() < OF_TENANT);
+                places.entry(tenant.clone()).or_insert_with(|| Arc::new(Semaphore::new(OF_TENANT))).clone()
+            }
+        };
+        of_tenant.try_acquire_owned().ok()
     }
 
     fn put(&self, item: Item) {
@@ -124,5 +147,23 @@ impl Exporter {
         if tokio::time::timeout(within, self.done.cancelled()).await.is_err() {
             tracing::warn!("the collector did not take the last spans in time");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_one_tenant_tells_leaves_places_for_what_others_tell() {
+        let var = |name| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| "http://127.0.0.1:9".to_owned());
+        let config = OtlpConfig::read(var).unwrap().unwrap();
+        let exporter = Exporter::start(config, &"n".parse().unwrap());
+        let (loud, other): (TenantName, TenantName) = ("loud".parse().unwrap(), "other".parse().unwrap());
+        let held: Vec<_> = std::iter::from_fn(|| exporter.place(&loud)).collect();
+        assert_eq!(held.len(), OF_TENANT);
+        assert!(exporter.place(&other).is_some());
+        drop(held);
+        assert!(exporter.place(&loud).is_some());
     }
 }

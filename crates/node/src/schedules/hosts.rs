@@ -79,7 +79,7 @@ impl Source for Hosts {
         let (component, schedule) = (planned.schedule.component.clone(), planned.name.clone());
         let call = ScheduledCall { component, entrance, export, schedule, due_ms };
         Box::pin(async move {
-            let (serving, host) = found.ok_or_else(|| Problem::new(Code::Unreachable, "no host is ready"))?;
+            let (serving, host) = found.ok_or_else(|| Problem::new(Code::NotFound, "no host is ready"))?;
             // As long as somebody holds the target, the revision does not leave its hosts.
             let target = serving.target(Some(&call.component));
             let called = host.client.scheduled(&serving.prepared.app, serving.prepared.revision, &call).await;

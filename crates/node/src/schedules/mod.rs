@@ -87,7 +87,7 @@ pub trait Source: Send + Sync + 'static {
     fn schedules(&self, tenant: &TenantName, app: &AppName) -> Option<(Revision, Arc<[Planned]>)>;
     /// Whether a call could begin now.
     fn ready(&self, tenant: &TenantName, app: &AppName) -> bool;
-    /// Calls the component, once.
+    /// Calls the component, once. An error with [`Code::NotFound`] says that it certainly was not called.
     fn call(
         &self,
         tenant: &TenantName,

@@ -15,7 +15,7 @@ use super::{Key, Planned, Setup, busy};
 const SLACK_MS: u64 = 60_000;
 /// When a schedule whose turn it is, but cannot begin yet, is looked at again, milliseconds.
 const AGAIN_MS: u64 = 250;
-/// The same where the store does not answer, or another node runs it.
+/// The same where the store does not answer, another node runs it, or the host that was asked did not call it.
 const LATER_MS: u64 = 1000;
 /// How often the end of a run is tried to be written down.
 const TRIES: u32 = 20;
@@ -73,14 +73,32 @@ impl Context {
         Ok((record, Expect::Revision(at)))
     }
 
-    /// Calls the component for a run that is claimed, and writes down what became of it.
-    async fn carry_out(&self, at: &Key, key: &str, planned: &Planned, (record, mut expect): Read) -> Record {
+    /// Calls the component for a run that is claimed, and writes down what became of it. Where it certainly was not called,
+    /// what was remembered `before` is remembered again.
+    ///
+    /// # Errors
+    /// Why it was not called.
+    async fn carry_out(
+        &self,
+        at: &Key,
+        key: &str,
+        planned: &Planned,
+        (record, mut expect): Read,
+        before: Record,
+    ) -> Result<Record, Problem> {
         let (tenant, app, name) = at;
-        let Some(run) = record.running.clone() else { return record };
+        let Some(run) = record.running.clone() else { return Ok(record) };
         let within = planned.wall + Duration::from_millis(SLACK_MS);
         let called = self.setup.source.call(tenant, app, planned, run.due_ms);
         let error = match tokio::time::timeout(within, called).await {
             Ok(Ok(called)) => called.error,
+            Ok(Err(problem)) if problem.code == Code::NotFound => {
+                // Where that is not written, it stays claimed, and has failed.
+                match self.write(key, before.not_begun(), expect).await {
+                    Ok(_) => return Err(problem),
+                    Err(cause) => Some(format!("{}; that cannot be written down: {cause}", problem.detail)),
+                }
+            }
             Ok(Err(problem)) => Some(problem.detail),
             Err(_) => Some("it did not end in time".to_owned()),
         };
@@ -90,29 +108,29 @@ impl Context {
         let mut record = record.ended(self.now_ms(), error);
         for _ in 0..TRIES {
             match self.write(key, record.clone(), expect).await {
-                Ok((written, _)) => return written,
+                Ok((written, _)) => return Ok(written),
                 Err(StoreError::Conflict { current: None, .. }) => {
                     tracing::debug!(key, "the schedule is gone; so is what its last run became");
-                    return record;
+                    return Ok(record);
                 }
                 // Somebody else wrote: only if the run is still ours is its end ours to tell.
                 Err(StoreError::Conflict { .. }) => match self.setup.store.get(key).await {
                     Ok(Some(entry)) => {
                         let read = serde_json::from_slice::<Record>(&entry.value).ok();
                         let Some(theirs) = read.filter(|theirs| theirs.running.as_ref() == Some(&run)) else {
-                            return record;
+                            return Ok(record);
                         };
                         let error = record.last.as_ref().and_then(|last| last.error.clone());
                         record = theirs.ended(self.now_ms(), error);
                         expect = Expect::Revision(entry.revision);
                     }
-                    Ok(None) => return record,
+                    Ok(None) => return Ok(record),
                     Err(cause) => self.pause(key, &cause).await,
                 },
                 Err(cause) => self.pause(key, &cause).await,
             }
         }
-        record
+        Ok(record)
     }
 
     async fn pause(&self, key: &str, cause: &StoreError) {
@@ -182,9 +200,15 @@ async fn look(
                 return Ok(now + AGAIN_MS);
             }
             let run = context.run(planned, revision, Some(due_ms));
-            let claimed = context.write(key, record.began(run, passed), expect).await?;
-            context.carry_out(at, key, planned, claimed).await;
-            Ok(context.now_ms())
+            let claimed = context.write(key, record.clone().began(run, passed), expect).await?;
+            match context.carry_out(at, key, planned, claimed, record).await {
+                Ok(_) => Ok(context.now_ms()),
+                Err(problem) => {
+                    let (tenant, app, name) = at;
+                    tracing::info!(%tenant, %app, schedule = %name, due_ms, cause = %problem, "a run was not called; trying again");
+                    Ok(context.now_ms() + LATER_MS)
+                }
+            }
         }
     }
 }
@@ -209,7 +233,9 @@ pub(super) async fn now(
         return Err(Problem::new(Code::Unreachable, "no host is ready to run it; try again"));
     }
     let run = context.run(&planned, revision, None);
-    let claimed = context.write(&key, record.began(run, 0), expect).await.map_err(refused)?;
-    let record = context.carry_out(at, &key, &planned, claimed).await;
+    let claimed = context.write(&key, record.clone().began(run, 0), expect).await.map_err(refused)?;
+    let record = context.carry_out(at, &key, &planned, claimed, record).await.map_err(|problem| {
+        Problem::new(Code::Unreachable, format!("it was not run: {}", problem.detail)).help("try again")
+    })?;
     record.last.ok_or_else(|| Problem::new(Code::Internal, "the run has no end"))
 }

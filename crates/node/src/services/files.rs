@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use api::services::codec::WireError;
 use api::services::server::FilesConnection;
-use api::services::{FileFault, FileReply, FileRequest};
+use api::services::{Dial, FileFault, FileReply, FileRequest};
+use model::egress::Destination;
 use model::{Digest, World};
 
 use super::share::take;
@@ -31,11 +32,28 @@ pub(super) async fn serve(
                     connection.reply(&ready, Some(dialled.as_fd())).await?;
                     dialled.handed_over();
                 }
-                Err(fault) => connection.reply(&FileReply::Refused(fault), None).await?,
+                Err(fault) => connection.reply(&FileReply::Refused(untold(&dial, fault)), None).await?,
             },
         }
     }
     Ok(())
+}
+
+/// Where a dial names something that has to be resolved: what was asked for.
+fn named(dial: &Dial) -> Option<String> {
+    let name = matches!(Destination::parse(&dial.host), Ok(Destination::Name(_)));
+    name.then(|| format!("{}:{}", dial.host, dial.port))
+}
+
+/// What a name resolves to is not told where it was not connected to, neither to a host nor to the tenant by way of its words: some names are the
+/// operator's own.
+fn untold(dial: &Dial, fault: FileFault) -> FileFault {
+    let told = |address: String| named(dial).unwrap_or(address);
+    match fault {
+        FileFault::Denied { address, what } => FileFault::Denied { address: told(address), what },
+        FileFault::Connect { address, cause } => FileFault::Connect { address: told(address), cause },
+        other => other,
+    }
 }
 
 async fn answer(connection: &mut FilesConnection, made: Result<OwnedFd, FileFault>) -> Result<(), WireError> {
@@ -72,4 +90,35 @@ async fn external(
     let stream = services.externals.connect(&client.tenant.name, wanted).await?;
     let stream = stream.into_std().map_err(|cause| FileFault::NotReady { why: cause.to_string(), soon: true })?;
     Ok(stream.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use api::services::Caller;
+    use model::egress::Transport;
+
+    use super::*;
+
+    #[test]
+    fn what_a_name_resolves_to_is_not_told() {
+        let at: SocketAddr = "10.0.0.1:5432".parse().unwrap();
+        let denied = || FileFault::Denied { address: at.to_string(), what: "a private address".to_owned() };
+        let connect = || FileFault::Connect { address: at.to_string(), cause: "refused".to_owned() };
+        for (host, told) in [("db.internal", "db.internal:5432"), ("10.0.0.1", "10.0.0.1:5432")] {
+            let dial = Dial {
+                app: "a".parse().unwrap(),
+                caller: Caller::Component("main".parse().unwrap()),
+                transport: Transport::Tcp,
+                host: host.to_owned(),
+                port: 5432,
+            };
+            for fault in [denied(), connect()] {
+                let said = untold(&dial, fault).to_string();
+                assert!(said.contains(told), "{said}");
+                assert_eq!(said.contains("10.0.0.1"), host == "10.0.0.1", "{said}");
+            }
+        }
+    }
 }

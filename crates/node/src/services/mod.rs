@@ -8,6 +8,7 @@ mod keyvalue;
 mod lent;
 mod secret;
 mod share;
+mod standing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,6 @@ use model::{AppName, TenantName};
 use store::data::DataEngine;
 use store::folder::{Folder, Trash};
 use store::secrets::Secrets;
-use store::sql::Databases;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -30,6 +30,8 @@ pub use lent::Lent;
 pub(crate) use share::Share;
 
 use crate::artifacts::Artifacts;
+use crate::confine::Confinement;
+use crate::databases::Databases;
 use crate::dialer::Dialer;
 use crate::external::Externals;
 use crate::messaging::Messaging;
@@ -61,6 +63,8 @@ pub struct Services {
     pub lent: Arc<Lent>,
     /// Processes of external providers.
     pub externals: Arc<Externals>,
+    /// What hosts are confined by.
+    pub confinement: Arc<Confinement>,
 }
 
 impl Services {
@@ -132,6 +136,10 @@ type Counted = (UnixStream, OwnedSemaphorePermit);
 struct Maker {
     made: mpsc::Sender<Counted>,
     room: Arc<Semaphore>,
+    /// Taken by the one connection on which the host says where it stands.
+    standing: Arc<Semaphore>,
+    /// Taken by questions of the host for changed secrets, on whichever connection.
+    watching: Arc<Semaphore>,
 }
 
 /// Serves a host by its first connection and by those it asks for over it, until all have ended or the returned future is
@@ -141,7 +149,8 @@ pub async fn serve(first: UnixStream, client: Client, services: Arc<Services>) {
     let (made, mut coming) = mpsc::channel(1);
     let mut connections = tokio::task::JoinSet::new();
     let Ok(permit) = room.clone().acquire_owned().await else { return };
-    let maker = Maker { made, room };
+    let permits = |count| Arc::new(Semaphore::new(count));
+    let maker = Maker { made, room, standing: permits(1), watching: permits(secret::HELD) };
     connections.spawn(counted((first, permit), client.clone(), services.clone(), maker.clone()));
     loop {
         tokio::select! {
@@ -173,7 +182,7 @@ async fn connection(
     let Ok(accepted) = tokio::time::timeout(HELLO, accept(stream)).await else { return Ok(()) };
     match accepted? {
         Accepted::KeyValue(reader, writer) => keyvalue::serve(reader, writer, client.tenant, &services).await,
-        Accepted::Calls(reader, writer) => calls::serve(reader, writer, client, services).await,
+        Accepted::Calls(reader, writer) => calls::serve(reader, writer, client, services, maker.watching).await,
         Accepted::Files(files) => files::serve(files, client, services).await,
         Accepted::More(mut more) => {
             while let Some(MoreRequest::Connection) = more.next().await? {
@@ -184,6 +193,10 @@ async fn connection(
                 }
             }
             Ok(())
+        }
+        Accepted::Standing(stream) => {
+            let Ok(_only) = maker.standing.try_acquire() else { return Ok(()) };
+            Ok(standing::serve(stream, &client, &services.confinement).await?)
         }
         Accepted::Alive(mut stream) => {
             let mut byte = [0; 1];

@@ -2,6 +2,7 @@
 //! follows its log, and starts it again when it ends, until it is told to stop.
 
 mod backoff;
+mod follow;
 mod process;
 
 use std::ffi::OsString;
@@ -35,6 +36,8 @@ pub(crate) use process::describe;
 
 /// A host that does not answer for so long after its start is ended.
 const READY: Duration = Duration::from_secs(30);
+/// One that was up, and whose starts have come to nothing for so long, does not come back by itself.
+const DOWN: Duration = READY;
 /// Revisions given to a fresh host at once.
 const RESTORE_AT_ONCE: usize = 8;
 /// What a unix socket's path may have, bytes.
@@ -51,6 +54,8 @@ pub struct HostPlan {
     pub run_dir: PathBuf,
     /// The whole environment of the process.
     pub env: Vec<(OsString, OsString)>,
+    /// The folders that it names to the process.
+    pub folders: Arc<[OwnedFd]>,
     /// Whose host.
     pub tenant: Arc<Tenant>,
     /// How many hosts the tenant has.
@@ -70,8 +75,8 @@ pub struct HostPlan {
 /// How a host stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostState {
-    /// Started, or about to be.
-    Starting,
+    /// Started, or about to be; why it ended, where it was there before.
+    Starting(Option<Reason>),
     /// It answers, and has all it is to run.
     Ready,
     /// It ends again and again; it is tried again, but not promptly.
@@ -95,13 +100,15 @@ pub struct HostEvent {
 #[derive(Debug)]
 pub enum HostChange {
     /// It answers; these of its revisions it refused.
-    Ready(Arc<HostInfo>, Vec<(AppName, Revision, Problem)>),
+    Ready(Vec<(AppName, Revision, Problem)>),
     /// Its process ended, and is started again.
     Ended(Reason),
     /// Its process ends again and again.
     Degraded(Reason),
     /// It was stopped, and its place is free.
     Stopped,
+    /// Nothing is left of what the hosts of its tenant had together.
+    Released,
     /// Its tenant had nothing to run for a while.
     Idle,
 }
@@ -135,7 +142,7 @@ impl Host {
         let dir = plan.run_dir.join(format!("{}.{shard}", plan.tenant.name));
         let client = Arc::new(HostClient::new(dir.join(AGENT_SOCKET)));
         let info = Arc::new(ArcSwapOption::empty());
-        let (tell, state) = watch::channel(HostState::Starting);
+        let (tell, state) = watch::channel(HostState::Starting(None));
         let (stop, stopped) = oneshot::channel();
         let supervisor = Supervisor { plan, shard, dir, client: client.clone(), info: info.clone(), tell };
         Self { client, info, state, stop: Some(stop), task: tokio::spawn(supervisor.run(stopped)) }
@@ -194,9 +201,12 @@ impl Supervisor {
     async fn run(self, mut stop: oneshot::Receiver<Duration>) {
         let mut backoff = Backoff::default();
         let mut serving = Vec::new();
+        // Since when it is not up any more; nothing before it was.
+        let mut down: Option<Instant> = None;
         loop {
+            let mut was_ready = false;
             let end = match self.open(&mut serving) {
-                Ok(handed) => self.live(handed, &mut stop).await,
+                Ok(handed) => self.live(handed, &mut stop, &mut was_ready).await,
                 Err(cause) => End::Ended(self.reason(&format!("cannot be started in {}: {cause}", self.dir.display()))),
             };
             self.info.store(None);
@@ -205,13 +215,23 @@ impl Supervisor {
             let End::Ended(reason) = end else { break };
             self.plan.front.down(self.shard);
             Tenant::count(&self.plan.tenant.restarts);
-            let pause = backoff.after_end(Instant::now());
+            let now = Instant::now();
+            if was_ready {
+                down = Some(now);
+                self.plan.tenant.ends.send_modify(|ends| {
+                    ends.count += 1;
+                    ends.last = Some(reason.clone());
+                });
+            }
+            // One that takes long to end has few ends to count.
+            let lasts = down.is_some_and(|since| now.saturating_duration_since(since) >= DOWN);
+            let pause = backoff.after_end(now);
             tracing::warn!(tenant = %self.plan.tenant.name, shard = self.shard, reason = %reason.message, wait = ?pause.wait, "a host ended");
-            if pause.degraded {
+            if pause.degraded || lasts {
                 self.tell.send_replace(HostState::Degraded(reason.clone()));
                 self.event(HostChange::Degraded(reason));
             } else {
-                self.tell.send_replace(HostState::Starting);
+                self.tell.send_replace(HostState::Starting(Some(reason.clone())));
                 self.event(HostChange::Ended(reason));
             }
             tokio::select! {
@@ -250,14 +270,15 @@ impl Supervisor {
     }
 
     /// One life of the process, from its start to its end.
-    async fn live(&self, opened: Opened, stop: &mut oneshot::Receiver<Duration>) -> End {
+    async fn live(&self, opened: Opened, stop: &mut oneshot::Receiver<Duration>, was_ready: &mut bool) -> End {
         let tenant = &self.plan.tenant.name;
         let who = Who::Tenant(tenant);
         let before = self.plan.confinement.held(who);
         let spec = self.plan.confinement.spec(who);
         let process = spec.and_then(|spec| {
             let handed = opened.fds();
-            Process::start(&self.plan.exe, &spec, tenant.as_str(), self.shard, &self.plan.env, &handed)
+            let (plan, shard) = (&self.plan, self.shard);
+            Process::start(&plan.exe, &spec, tenant.as_str(), shard, &plan.env, &handed, &plan.folders)
         });
         let mut process = match process {
             Ok(process) => process,
@@ -271,13 +292,13 @@ impl Supervisor {
         let started = Instant::now();
         let ready = tokio::select! {
             ready = self.bring_up(process.pid()) => ready,
-            how = process.ended() => return End::Ended(self.ended(&format!("{how} before it was ready"), before)),
+            how = process.ended() => return End::Ended(self.ended(&format!("ended before it was ready: it {how}"), before)),
             _ = &mut *stop => {
                 process.kill().await;
                 return End::Stopped;
             }
         };
-        let (info, refused) = match ready {
+        let refused = match ready {
             Ok(ready) => ready,
             Err(cause) => {
                 process.kill().await;
@@ -287,14 +308,16 @@ impl Supervisor {
         tracing::info!(%tenant, shard = self.shard, pid = process.pid(), elapsed = ?started.elapsed(), "a host is ready");
         self.plan.confinement.started(who);
         self.plan.front.up(self.shard, self.dir.join(DATA_SOCKET));
+        *was_ready = true;
         self.tell.send_replace(HostState::Ready);
-        self.event(HostChange::Ready(info, refused));
+        self.event(HostChange::Ready(refused));
         let _taking = Scoped(tokio::spawn(self.taking()));
-        let _logs = Scoped(tokio::spawn(follow(self.client.clone(), self.plan.tenant.clone(), self.plan.logs.clone())));
+        let _logs =
+            Scoped(tokio::spawn(follow::lines(self.client.clone(), self.plan.tenant.clone(), self.plan.logs.clone())));
         let exporter = self.plan.exporter.as_ref().filter(|exporter| exporter.traces());
         let _spans = exporter.map(|exporter| {
             let (client, tenant) = (self.client.clone(), self.plan.tenant.clone());
-            Scoped(tokio::spawn(follow_spans(client, tenant, self.shard, exporter.clone())))
+            Scoped(tokio::spawn(follow::spans(client, tenant, self.shard, exporter.clone())))
         });
         tokio::select! {
             how = process.ended() => End::Ended(self.ended(&how, before)),
@@ -329,7 +352,7 @@ impl Supervisor {
 
     /// Waits until the host answers, and gives it every revision it is to have. What it refuses is told, and keeps
     /// nothing else from being served.
-    async fn bring_up(&self, pid: Option<u32>) -> Result<(Arc<HostInfo>, Vec<(AppName, Revision, Problem)>), Problem> {
+    async fn bring_up(&self, pid: Option<u32>) -> Result<Vec<(AppName, Revision, Problem)>, Problem> {
         let info = tokio::time::timeout(READY, self.first_answer()).await;
         let info = info.map_err(|_| Problem::new(Code::TimedOut, format!("did not answer within {READY:?}")))?;
         // In its own namespace its number is another one.
@@ -338,7 +361,14 @@ impl Supervisor {
             let detail = format!("says it is shard {} of tenant {}", info.shard, info.tenant);
             return Err(Problem::new(Code::Internal, detail));
         }
-        self.info.store(Some(info.clone()));
+        // Each has the code of the tenant compiled and kept once more.
+        if !self.plan.tenant.engines_of(info.fingerprints.values()) {
+            return Err(Problem::new(
+                Code::Internal,
+                "says it has one engine after the other, or one of an unusable name",
+            ));
+        }
+        self.info.store(Some(info));
         self.hold().await?;
         let revisions = self.plan.tenant.revisions_for(self.shard, self.plan.shards.load(Ordering::Acquire));
         let puts =
@@ -347,7 +377,7 @@ impl Supervisor {
         // Nobody answers: that is not the fault of a revision.
         match refused.iter().find(|(_, _, problem)| problem.code == Code::Unreachable) {
             Some((_, _, problem)) => Err(problem.clone()),
-            None => Ok((info, refused)),
+            None => Ok(refused),
         }
     }
 
@@ -449,44 +479,4 @@ fn listen(path: &Path) -> std::io::Result<UnixListener> {
         _ => {}
     }
     UnixListener::bind(path)
-}
-
-/// Copies the lines of a host's components to the node's log, as long as the host runs.
-async fn follow(client: Arc<HostClient>, tenant: Arc<Tenant>, logs: Arc<Logs>) {
-    loop {
-        match client.logs().await {
-            Ok(mut lines) => {
-                while let Some(line) = lines.next().await {
-                    // Of other apps a host has nothing to say.
-                    if tenant.knows(&line.app) {
-                        logs.push(&tenant.name, line);
-                    }
-                }
-            }
-            Err(cause) => tracing::debug!(tenant = %tenant.name, %cause, "cannot follow a host's log"),
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// Passes the spans of a host's calls on, as long as the host runs.
-async fn follow_spans(client: Arc<HostClient>, tenant: Arc<Tenant>, shard: u32, exporter: Arc<Exporter>) {
-    let name = Arc::new(tenant.name.clone());
-    loop {
-        match client.spans().await {
-            Ok(mut batches) => {
-                while let Some(batch) = batches.next().await {
-                    exporter.lost(batch.dropped);
-                    for span in batch.spans {
-                        // Of other apps a host has nothing to say.
-                        if tenant.knows(&span.origin.app) {
-                            exporter.host(&name, shard, span);
-                        }
-                    }
-                }
-            }
-            Err(cause) => tracing::debug!(tenant = %tenant.name, %cause, "cannot follow a host's spans"),
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }

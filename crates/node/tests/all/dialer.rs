@@ -169,8 +169,10 @@ async fn a_granted_range_is_reached_and_works() {
         server.read_exact(&mut bytes).await.unwrap();
         assert_eq!(&bytes, b"ping");
     }
-    // What is granted may still not answer, and that is another fault.
-    drop(listener);
+    // What is granted may still not answer, and that is another fault. The port is somebody's, who does not listen.
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let port = silent.local_addr().unwrap().port();
     assert!(matches!(dialer.dial(&open, 0, &ask(&open, "127.0.0.1", port)).await, Err(FileFault::Connect { .. })));
     // A change of policy holds from the next dial on.
     open.apply(&TenantSettings::default());
@@ -209,13 +211,12 @@ async fn odd_answers_and_odd_askers_are_refused() {
     let stranger = Dial { app: "stranger".parse().unwrap(), ..ask(&open, "127.0.0.1", 80) };
     assert!(matches!(dialer.dial(&open, 0, &stranger).await, Err(FileFault::Denied { .. })));
     assert!(matches!(dialer.dial(&open, 0, &ask(&open, "127.0.0.1", 0)).await, Err(FileFault::Denied { .. })));
-    let mut limited = 0;
-    let scan = ask(&open, "", 80);
-    for _ in 0..500 {
-        limited += u32::from(dialer.dial(&open, 0, &scan).await.is_err());
+    // So many at once, and so many a second: the slower this is, the more of it are let through.
+    let (scan, began) = (ask(&open, "", 80), std::time::Instant::now());
+    while open.flows.count(Verdict::Limited) <= 50 {
+        assert!(dialer.dial(&open, 0, &scan).await.is_err());
+        assert!(began.elapsed() < Duration::from_secs(60), "a scan runs into no rate limit");
     }
-    assert_eq!(limited, 500);
-    assert!(open.flows.count(Verdict::Limited) > 50, "a scan runs into the rate limit");
 }
 
 #[tokio::test]
@@ -240,7 +241,7 @@ async fn the_stuck_dials_of_one_tenant_stop_no_other_tenant() {
     let other = tenant(&granted(&["127.0.0.0/8"]));
     for host in ["127.0.0.1", "home.example"] {
         let dial = ask(&other, host, port);
-        let reached = tokio::time::timeout(std::time::Duration::from_secs(3), dialer.dial(&other, 0, &dial)).await;
+        let reached = tokio::time::timeout(Duration::from_secs(60), dialer.dial(&other, 0, &dial)).await;
         assert!(matches!(reached, Ok(Ok(_))), "{reached:?}");
     }
     assert!(dials.try_join_next().is_none(), "the others still wait");
@@ -346,7 +347,7 @@ async fn until_open(tenant: &Tenant, count: usize) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), reached).await.expect("connections open or end");
+    tokio::time::timeout(Duration::from_secs(60), reached).await.expect("connections open or end");
 }
 
 async fn recorded(tenant: &Tenant, last: usize) -> Vec<FlowRecord> {
@@ -418,6 +419,24 @@ async fn a_grant_taken_back_ends_what_is_open() {
     assert_eq!(packet(&end).await, None);
     let verdicts: Vec<_> = recorded(&open, 10).await.into_iter().map(|record| record.verdict).collect();
     assert_eq!(verdicts, [Verdict::Connected, Verdict::Connected, Verdict::Revoked, Verdict::Revoked]);
+}
+
+#[tokio::test]
+async fn a_suspended_tenant_has_no_connection_and_gets_none() {
+    let (listener, port) = listener().await;
+    let settings = granted(&["127.0.0.0/8"]);
+    let (dialer, open) = (dialer(), tenant(&settings));
+    let dial = ask(&open, "127.0.0.1", port);
+    let dialled = dialer.dial(&open, 0, &dial).await.unwrap();
+    let (mut accepted, _) = listener.accept().await.unwrap();
+    dialled.handed_over();
+    open.apply(&TenantSettings { suspended: Some("a test".into()), ..settings.clone() });
+    dialer.recheck(&open);
+    assert_eq!(accepted.read(&mut [0; 8]).await.unwrap(), 0, "what was open has ended");
+    let refused = dialer.dial(&open, 0, &dial).await.unwrap_err();
+    assert!(matches!(&refused, FileFault::Denied { what, .. } if what.contains("suspended")), "{refused:?}");
+    open.apply(&settings);
+    assert!(dialer.dial(&open, 0, &dial).await.is_ok());
 }
 
 #[tokio::test]
@@ -505,7 +524,7 @@ async fn every_decision_is_a_record() {
         ]
     );
     assert_eq!(records[0].address, Some(SocketAddr::from(([127, 0, 0, 1], port))));
-    assert_eq!(records[1].address, Some(SocketAddr::from(([169, 254, 169, 254], port))));
+    assert_eq!(records[1].address, None, "what a name resolves to is nothing that a refusal tells");
     assert_eq!((records[0].caller.as_str(), records[0].transport, records[0].port), ("p", Transport::Tcp, port));
     // One who follows sees what comes, and only what was asked for.
     assert_eq!(follower.next().await.unwrap().host, "metadata.example");

@@ -208,6 +208,43 @@ async fn with_a_grant_each_way_connects() {
     }
 }
 
+/// An address of this machine that is not loopback, if it has one.
+fn own() -> Option<Ipv4Addr> {
+    let table = std::fs::read_to_string("/proc/net/fib_trie").ok()?;
+    let lines: Vec<&str> = table.lines().collect();
+    let local = lines.windows(2).filter(|two| two[1].trim() == "/32 host LOCAL");
+    let mut addresses = local.filter_map(|two| two[0].trim().strip_prefix("|-- ")?.parse::<Ipv4Addr>().ok());
+    addresses.find(|address| !address.is_loopback())
+}
+
+#[tokio::test]
+async fn the_range_of_a_network_does_not_open_the_machine_itself() {
+    let Some(own) = own() else {
+        println!("NOT RUN: own addresses inside a granted range: this machine has none but loopback");
+        return;
+    };
+    let ears = Ears::open().await;
+    let dialer = Dialer::new(Arc::new(Names::default()));
+    let (own, wrapped) = (own.to_string(), format!("::ffff:{own}"));
+    let app = open_app(&[&own, &wrapped], ears.port);
+    let granted = |ranges: &[&str]| {
+        let egress = ranges.iter().map(|range| (*range).to_owned()).collect();
+        tenant("t", &TenantSettings { egress, ..TenantSettings::default() }, &app)
+    };
+    let [network, half] = ["0.0.0.0/0", "::/0"];
+    for host in [&own, &wrapped] {
+        let [(_, tcp), (_, udp), (_, provider), _] = ways(host, ears.port);
+        for dial in [tcp, udp, provider] {
+            let refused = dialer.dial(&granted(&[network, half]), 0, &dial).await;
+            assert!(matches!(&refused, Err(FileFault::Denied { .. })), "{dial:?}: {refused:?}");
+        }
+    }
+    assert_eq!(ears.knocks.load(Relaxed), 0, "nobody knocked");
+    let [(_, tcp), ..] = ways(&own, ears.port);
+    let open = granted(&[network, &own]);
+    assert!(dialer.dial(&open, 0, &tcp).await.is_ok(), "a range of just this address grants it");
+}
+
 #[tokio::test]
 async fn a_name_is_resolved_once_for_each_dial_and_a_rebound_one_is_refused() {
     let ears = Ears::open().await;

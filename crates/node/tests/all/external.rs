@@ -9,6 +9,7 @@ use api::node::LogQuery;
 use api::services::{External, FileFault};
 use futures::StreamExt;
 use model::secret::SecretValue;
+use model::unit::ByteSize;
 use model::{AppName, ProviderKind, ProviderName, ProviderSpec, Revision, SecretRef, TenantName};
 use node::confine::Confinement;
 use node::external::{ExternalConfig, ExternalEvent, Externals, Lease, Pace, Program};
@@ -72,6 +73,12 @@ const PACE: Pace = Pace {
     calm: Duration::from_millis(500),
     end: Duration::from_secs(2),
 };
+
+/// For what happens soon, also on a slow machine with much to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How soon a program that ended is to be started again.
+const RESTARTED: Duration = Duration::from_secs(1);
 
 struct Rig {
     dir: tempfile::TempDir,
@@ -150,7 +157,7 @@ impl Rig {
     async fn ready(&self, spec: &ProviderSpec) {
         let begun = Instant::now();
         while let Err(cause) = self.connect(spec).await {
-            assert!(begun.elapsed() < Duration::from_secs(20), "{cause}");
+            assert!(begun.elapsed() < PATIENCE, "{cause}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -168,7 +175,7 @@ impl Rig {
     async fn starts(&self, count: usize) {
         let begun = Instant::now();
         while self.pids().len() < count {
-            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", self.pids());
+            assert!(begun.elapsed() < PATIENCE, "{:?}", self.pids());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -178,7 +185,7 @@ impl Rig {
     }
 
     async fn event(&mut self) -> ExternalEvent {
-        tokio::time::timeout(Duration::from_secs(30), self.events.recv()).await.unwrap().unwrap()
+        tokio::time::timeout(PATIENCE, self.events.recv()).await.unwrap().unwrap()
     }
 }
 
@@ -227,7 +234,7 @@ async fn it_is_handed_its_settings_and_nothing_else_and_ends_with_its_last_lease
         if lines == ["it says hello", "it says hello"] {
             break;
         }
-        assert!(begun.elapsed() < Duration::from_secs(10), "{lines:?}");
+        assert!(begun.elapsed() < PATIENCE, "{lines:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 
@@ -237,7 +244,7 @@ async fn it_is_handed_its_settings_and_nothing_else_and_ends_with_its_last_lease
     drop(other);
     let begun = Instant::now();
     while is_there(pid) || dir.exists() {
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(begun.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     rig.externals.shutdown().await;
@@ -249,6 +256,7 @@ async fn killed_hanging_or_talking_nonsense_it_is_started_again() {
     let spec = spec("good");
     let _lease = rig.lease(&spec);
     rig.ready(&spec).await;
+    let mut best = Duration::MAX;
     for (round, what) in ["killed", "hang", "garbage"].into_iter().enumerate() {
         let old = *rig.pids().last().unwrap();
         match what {
@@ -257,7 +265,7 @@ async fn killed_hanging_or_talking_nonsense_it_is_started_again() {
                 std::fs::write(rig.data(told), "").unwrap();
                 let begun = Instant::now();
                 while is_there(old) {
-                    assert!(begun.elapsed() < Duration::from_secs(20), "{told}: it is not ended");
+                    assert!(begun.elapsed() < PATIENCE, "{told}: it is not ended");
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 std::fs::remove_file(rig.data(told)).unwrap();
@@ -267,8 +275,12 @@ async fn killed_hanging_or_talking_nonsense_it_is_started_again() {
         rig.starts(round + 2).await;
         println!("{what}: started again after {:?}", begun.elapsed());
         rig.ready(&spec).await;
+        best = best.min(begun.elapsed());
         assert_ne!(*rig.pids().last().unwrap(), old);
     }
+    // Within 1 s it is started again: how long is waited is chosen to be less (a value, tested with `Backoff`). Here the start
+    // of the program and the first question come to it, on a machine that may be slow and have other things to do.
+    assert!(best < 5 * RESTARTED, "the best of three restarts took {best:?}, {RESTARTED:?} are promised");
     rig.externals.shutdown().await;
     assert!(rig.pids().into_iter().all(|pid| !is_there(pid)));
 }
@@ -298,6 +310,89 @@ async fn one_that_ends_again_and_again_is_degraded_with_its_reason_until_it_is_w
     }
     assert!(rig.connect(&spec).await.is_ok());
     drop(lease);
+    rig.externals.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_programs_keep_is_held_to_the_quota_of_their_tenant() {
+    let mut rig = Rig::new().await;
+    let spec = spec("good");
+    rig.externals.limit(&tenant(), Some(ByteSize::kib(256)));
+    let lease = rig.lease(&spec);
+    rig.ready(&spec).await;
+    let pid = *rig.pids().last().unwrap();
+    // What another program of the tenant keeps counts as well.
+    let other = rig.dir.path().join("data/t/b/kv");
+    std::fs::create_dir_all(&other).unwrap();
+    std::fs::write(other.join("large"), vec![1; 512 << 10]).unwrap();
+    let reason = rig.event().await.ailing.unwrap();
+    assert!(reason.message.contains("over quota") && reason.message.contains("`store_bytes`"), "{reason:?}");
+    // It is in a namespace that ends with its first process.
+    tokio::time::timeout(PATIENCE, async {
+        while is_there(pid) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    // With room it is back.
+    rig.externals.limit(&tenant(), Some(ByteSize::mib(2)));
+    rig.ready(&spec).await;
+    drop(lease);
+    rig.externals.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_has_so_many_programs_and_the_next_one_waits() {
+    let rig = Rig::new().await;
+    let lease = |name: &str, program: &str| {
+        rig.externals.lease(&tenant(), &app(), Revision(1), &name.parse().unwrap(), &spec(program))
+    };
+    let mut held: Vec<_> = (0..32).map(|n| lease(&format!("p{n}"), "nothing")).collect();
+    // Each has its place from its start on, whatever becomes of its process: one that has ended had one.
+    let begun = Instant::now();
+    for n in 0..32 {
+        let wanted =
+            External { app: app(), provider: format!("p{n}").parse().unwrap(), spec: spec("nothing").fingerprint() };
+        while !matches!(
+            rig.externals.connect(&tenant(), &wanted).await,
+            Err(FileFault::NotReady { why, .. }) if why.contains("ended with")
+        ) {
+            assert!(begun.elapsed() < PATIENCE, "p{n}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    held.push(lease("kv", "good"));
+    let begun = Instant::now();
+    loop {
+        let refused = rig.connect(&spec("good")).await.unwrap_err();
+        if matches!(&refused, FileFault::NotReady { why, soon: false } if why.contains("has 32 programs")) {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{refused}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = rig.externals.lease(&"u".parse().unwrap(), &app(), Revision(1), &kv(), &spec("good"));
+    let wanted = External { app: app(), provider: kv(), spec: spec("good").fingerprint() };
+    let begun = Instant::now();
+    while rig.externals.connect(&"u".parse().unwrap(), &wanted).await.is_err() {
+        assert!(begun.elapsed() < PATIENCE, "another tenant's waits for nothing");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // One that replaces another one, of which only the settings differ, does not wait.
+    let mut changed = spec("good");
+    changed.config.insert("config.colour".to_owned(), "green".to_owned());
+    let name: ProviderName = "p7".parse().unwrap();
+    held.push(rig.externals.lease(&tenant(), &app(), Revision(2), &name, &changed));
+    let wanted = External { app: app(), provider: name, spec: changed.fingerprint() };
+    let begun = Instant::now();
+    while let Err(cause) = rig.externals.connect(&tenant(), &wanted).await {
+        assert!(begun.elapsed() < PATIENCE, "{cause}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    held.remove(0);
+    rig.ready(&spec("good")).await;
+    drop((held, other));
     rig.externals.shutdown().await;
 }
 

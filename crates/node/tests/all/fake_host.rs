@@ -14,8 +14,9 @@ use api::services::client::NodeWay;
 use api::{Code, Problem};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use model::World;
@@ -89,19 +90,71 @@ impl Fake {
         })
     }
 
-    async fn data(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn data(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Piecewise>, Infallible> {
         let route = request.headers().get(api::agent::ROUTE_HEADER).unwrap().to_str().unwrap().to_owned();
-        let revision = route.rsplit_once('/').unwrap().0;
-        if request.uri().path().starts_with("/slow") {
+        let revision = route.rsplit_once('/').unwrap().0.to_owned();
+        let path = request.uri().path().to_owned();
+        if path.starts_with("/slow") {
+            self.note(&format!("slow {revision}"));
             tokio::time::sleep(std::time::Duration::from_millis(600)).await;
         }
-        if !self.revisions.lock().unwrap().contains(revision) {
-            let mut gone = Response::new(Full::from(format!("no revision {revision}")));
-            *gone.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            return Ok(gone);
+        if path.starts_with("/stream") {
+            self.note(&format!("stream {revision}"));
+            return Ok(Response::new(self.stream(revision)));
         }
-        Ok(Response::new(Full::from(format!("{route} pid={}", std::process::id()))))
+        if path.starts_with("/upload") {
+            self.note(&format!("upload {revision}"));
+            let Ok(body) = request.into_body().collect().await else { return Ok(self.gone(&revision)) };
+            let text = format!("{route} took {}", body.to_bytes().len());
+            return Ok(if self.has(&revision) { Response::new(whole(text)) } else { self.gone(&revision) });
+        }
+        if path.starts_with("/ill") {
+            let host = request.headers().get("host").unwrap().to_str().unwrap();
+            self.note(&format!("ill {revision} {host}"));
+            let mut ill = Response::new(whole("not yet".into()));
+            *ill.status_mut() = if self.told("well") { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+            return Ok(ill);
+        }
+        if !self.has(&revision) {
+            return Ok(self.gone(&revision));
+        }
+        Ok(Response::new(whole(format!("{route} pid={}", std::process::id()))))
     }
+
+    fn has(&self, revision: &str) -> bool {
+        self.revisions.lock().unwrap().contains(revision)
+    }
+
+    fn gone(&self, revision: &str) -> Response<Piecewise> {
+        let mut gone = Response::new(whole(format!("no revision {revision}")));
+        *gone.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        gone
+    }
+
+    /// Pieces until the test says that it is enough; cut off where the revision leaves before.
+    fn stream(self: Arc<Self>, revision: String) -> Piecewise {
+        let pieces = futures::stream::unfold(Some(self), move |fake| {
+            let revision = revision.clone();
+            async move {
+                let fake = fake?;
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                let piece = |text: &'static str| Ok(Frame::data(Bytes::from_static(text.as_bytes())));
+                Some(match (fake.has(&revision), fake.told("enough")) {
+                    (false, _) => (Err(std::io::ErrorKind::BrokenPipe.into()), None),
+                    (true, false) => (piece("more "), Some(fake)),
+                    (true, true) => (piece("end"), None),
+                })
+            }
+        });
+        BodyExt::boxed(StreamBody::new(pieces))
+    }
+}
+
+/// A body that may come in pieces.
+type Piecewise = BoxBody<Bytes, std::io::Error>;
+
+fn whole(text: String) -> Piecewise {
+    Full::from(text).map_err(|never| match never {}).boxed()
 }
 
 fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Response<Full<Bytes>> {

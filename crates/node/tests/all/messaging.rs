@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::services::messaging::{BrokerKind, MessagingAnswer, MessagingRequest, WireMessage};
+use api::services::messaging::{BrokerKind, MessagingAnswer, MessagingRequest, Settled, WireMessage};
 use model::{AppName, LockedApp, TenantName};
 use node::messaging::{Declared, Holder, Messaging, declared};
 use store::data::{Answer, DataEngine, Op};
@@ -27,7 +27,8 @@ fn takes() -> Vec<Declared> {
     });
     let app: LockedApp = serde_json::from_value(text).unwrap();
     let found = declared(&app);
-    assert_eq!(found.len(), 1);
+    // And what hosts may have left before the link went here.
+    assert_eq!(found.len(), 2);
     found
 }
 
@@ -36,7 +37,7 @@ fn group() -> String {
 }
 
 async fn publish(messaging: &Arc<Messaging>, holder: &Holder, body: &str) {
-    let message = WireMessage { subject: "orders".into(), body: body.into(), reply_to: None };
+    let message = WireMessage { subject: "orders".into(), body: body.into(), reply_to: None, trace: None };
     let request = MessagingRequest::Publish { broker: BrokerKind::Durable, message };
     assert_eq!(messaging.answer(&tenant(), &app(), holder, request).await.unwrap(), MessagingAnswer::Done);
 }
@@ -86,4 +87,303 @@ async fn the_next_app_of_a_name_gets_no_message_of_the_one_before() {
     assert_eq!(bodies(&again, &holder).await, ["new"]);
     again.forget(&tenant(), &app()).await;
     assert_eq!(on_disk(&data).await, 0);
+}
+
+/// Takes one message; its id and which try it is.
+async fn take(messaging: &Arc<Messaging>, holder: &Holder) -> (String, u32, u64) {
+    let request = MessagingRequest::Take { broker: BrokerKind::Durable, group: group(), max: 1 };
+    match messaging.answer(&tenant(), &app(), holder, request).await.unwrap() {
+        MessagingAnswer::Taken(taken) => (taken[0].id.clone(), taken[0].tries, taken[0].delivery),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_often_a_message_was_handed_out_outlives_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
+    let start = || {
+        let messaging = Messaging::new(data.clone());
+        messaging.declare(&tenant(), &app(), &takes());
+        messaging
+    };
+    let messaging = start();
+    publish(&messaging, &messaging.holder(&tenant()), "poison").await;
+    for tries in 1..=5 {
+        // The host ends with it in its hands.
+        let holder = messaging.holder(&tenant());
+        assert_eq!(take(&messaging, &holder).await.1, tries);
+    }
+    // And so does the node.
+    drop(messaging);
+    let messaging = start();
+    let holder = messaging.holder(&tenant());
+    let (_, tries, delivery) = take(&messaging, &holder).await;
+    assert_eq!(tries, 6);
+    let settle = |delivery, outcome| {
+        let request = MessagingRequest::Settle { broker: BrokerKind::Durable, group: group(), delivery, outcome };
+        let (messaging, holder) = (messaging.clone(), &holder);
+        async move { messaging.answer(&tenant(), &app(), holder, request).await.unwrap() }
+    };
+    settle(delivery, Settled::GivenBack).await;
+    let again = start();
+    let (_, tries, _) = take(&again, &again.holder(&tenant())).await;
+    assert_eq!(tries, 6, "one that was given back was not tried");
+    let (_, _, delivery) = take(&messaging, &holder).await;
+    settle(delivery, Settled::Done).await;
+    assert_eq!(on_disk(&data).await, 0, "nothing of it is left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_delivered_is_numbered_for_each_tenant_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
+    let messaging = Messaging::new(data.clone());
+    let (one, other): (TenantName, TenantName) = (tenant(), "other".parse().unwrap());
+    let (mine, theirs) = (messaging.holder(&one), messaging.holder(&other));
+    for whose in [&one, &other] {
+        messaging.declare(whose, &app(), &takes());
+    }
+    let mut numbers = Vec::new();
+    for others in [0, 3, 20] {
+        for _ in 0..others {
+            let message = WireMessage { subject: "orders".into(), body: b"theirs".into(), reply_to: None, trace: None };
+            let request = MessagingRequest::Publish { broker: BrokerKind::Durable, message };
+            messaging.answer(&other, &app(), &theirs, request).await.unwrap();
+        }
+        publish(&messaging, &mine, "mine").await;
+        let request = MessagingRequest::Take { broker: BrokerKind::Durable, group: group(), max: 10 };
+        let taken = messaging.answer(&one, &app(), &mine, request).await.unwrap();
+        let MessagingAnswer::Taken(taken) = taken else { panic!("{taken:?}") };
+        assert_eq!(taken.len(), 1);
+        // The id is its time, a number, and which process gave it.
+        numbers.push((taken[0].delivery, u64::from_str_radix(&taken[0].id[12..24], 16).unwrap()));
+    }
+    let steps: Vec<_> = numbers.windows(2).map(|two| (two[1].0 - two[0].0, two[1].1 - two[0].1)).collect();
+    assert_eq!(steps[0], steps[1], "whatever the other tenant sends: {numbers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_queues_of_a_tenant_together_hold_only_so_much() {
+    let dir = tempfile::tempdir().unwrap();
+    let messaging = Messaging::new(DataEngine::open(dir.path().join("data.redb")).unwrap());
+    let holder = messaging.holder(&tenant());
+    let apps: Vec<AppName> = (0..3).map(|n| format!("shop-{n}").parse().unwrap()).collect();
+    for app in &apps {
+        messaging.declare(&tenant(), app, &takes_of(app));
+    }
+    let body = vec![0; 1 << 20];
+    let send = async |tenant: &TenantName| {
+        let message = WireMessage { subject: "orders".into(), body: body.clone(), reply_to: None, trace: None };
+        let request = MessagingRequest::Publish { broker: BrokerKind::Local, message };
+        messaging.answer(tenant, &apps[0], &holder, request).await
+    };
+    // Each goes to three groups, none of which is full by itself.
+    for _ in 0..21 {
+        send(&tenant()).await.unwrap();
+    }
+    let refused = send(&tenant()).await.unwrap_err().to_string();
+    assert!(refused.contains("wait for the handlers of this tenant"), "{refused}");
+    let other: TenantName = "other".parse().unwrap();
+    messaging.declare(&other, &apps[0], &takes_of(&apps[0]));
+    send(&other).await.unwrap();
+    // What is handled makes room.
+    for app in &apps {
+        let take = MessagingRequest::Take { broker: BrokerKind::Local, group: group(), max: 1 };
+        let taken = messaging.answer(&tenant(), app, &holder, take).await.unwrap();
+        let MessagingAnswer::Taken(taken) = taken else { panic!("{taken:?}") };
+        let (broker, group, delivery) = (BrokerKind::Local, group(), taken[0].delivery);
+        let settle = MessagingRequest::Settle { broker, group, delivery, outcome: Settled::Done };
+        messaging.answer(&tenant(), app, &holder, settle).await.unwrap();
+    }
+    send(&tenant()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_host_leaves_is_kept_for_links_whose_broker_keeps_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let messaging = Messaging::new(DataEngine::open(dir.path().join("data.redb")).unwrap());
+    let (one, other) = (messaging.holder(&tenant()), messaging.holder(&tenant()));
+    let app: AppName = "shop".parse().unwrap();
+    let message =
+        || WireMessage { subject: "orders".into(), body: b"hat".to_vec(), reply_to: Some("a.b".into()), trace: None };
+    let leave = || MessagingRequest::Leave { group: group(), message: message() };
+    let untried = || format!("{}/untried", group());
+    let take = || MessagingRequest::Take { broker: BrokerKind::Local, group: untried(), max: 10 };
+    let answer = messaging.answer(&tenant(), &app, &one, leave()).await;
+    assert_eq!(answer, Ok(MessagingAnswer::NotSubscribed), "no link takes it");
+    messaging.declare(&tenant(), &app, &takes_by(&app, "bus"));
+    assert_eq!(messaging.answer(&tenant(), &app, &one, leave()).await, Ok(MessagingAnswer::Done));
+    // Nothing that is published comes there.
+    let publish = MessagingRequest::Publish { broker: BrokerKind::Local, message: message() };
+    messaging.answer(&tenant(), &app, &one, publish).await.unwrap();
+    let taken = messaging.answer(&tenant(), &app, &other, take()).await.unwrap();
+    let MessagingAnswer::Taken(taken) = taken else { panic!("{taken:?}") };
+    assert_eq!(taken.iter().map(|one| (&one.message, one.tries)).collect::<Vec<_>>(), [(&message(), 1)]);
+    // Also for a revision that takes no such messages any more, as far as they are there.
+    let (broker, delivery, outcome) = (BrokerKind::Local, taken[0].delivery, Settled::GivenBack);
+    let settle = MessagingRequest::Settle { broker, group: untried(), delivery, outcome };
+    messaging.answer(&tenant(), &app, &other, settle).await.unwrap();
+    messaging.declare(&tenant(), &app, &takes_of(&app));
+    let taken = messaging.answer(&tenant(), &app, &one, take()).await.unwrap();
+    assert!(matches!(&taken, MessagingAnswer::Taken(taken) if taken.len() == 1 && taken[0].tries == 1), "{taken:?}");
+    // What comes later is where the link goes now.
+    assert_eq!(messaging.answer(&tenant(), &app, &one, leave()).await, Ok(MessagingAnswer::Done));
+    let take_own = MessagingRequest::Take { broker: BrokerKind::Local, group: group(), max: 10 };
+    let own = messaging.answer(&tenant(), &app, &one, take_own).await.unwrap();
+    assert!(matches!(&own, MessagingAnswer::Taken(own) if own.len() == 1), "{own:?}");
+    let MessagingAnswer::Taken(taken) = taken else { unreachable!() };
+    let (delivery, outcome) = (taken[0].delivery, Settled::Done);
+    let settle = MessagingRequest::Settle { broker, group: untried(), delivery, outcome };
+    messaging.answer(&tenant(), &app, &one, settle).await.unwrap();
+    let end = messaging.answer(&tenant(), &app, &one, take()).await;
+    assert_eq!(end, Ok(MessagingAnswer::NotSubscribed), "nothing of it is left");
+}
+
+#[tokio::test]
+async fn what_a_host_left_of_a_link_that_is_gone_takes_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let messaging = Messaging::new(DataEngine::open(dir.path().join("data.redb")).unwrap());
+    let holder = messaging.holder(&tenant());
+    let (app, other): (AppName, AppName) = ("shop".parse().unwrap(), "other".parse().unwrap());
+    messaging.declare(&tenant(), &app, &takes_by(&app, "bus"));
+    messaging.declare(&tenant(), &other, &takes_of(&other));
+    let message = || WireMessage { subject: "orders".into(), body: vec![0; 1 << 20], reply_to: None, trace: None };
+    let leave = || MessagingRequest::Leave { group: group(), message: message() };
+    while messaging.answer(&tenant(), &app, &holder, leave()).await.is_ok() {}
+    let publish = || MessagingRequest::Publish { broker: BrokerKind::Local, message: message() };
+    let refused = messaging.answer(&tenant(), &other, &holder, publish()).await.unwrap_err().to_string();
+    assert!(refused.contains("wait for the handlers of this tenant"), "{refused}");
+    messaging.declare(&tenant(), &app, &[]);
+    assert_eq!(messaging.answer(&tenant(), &other, &holder, publish()).await, Ok(MessagingAnswer::Done));
+}
+
+/// What an app with one subscription in memory takes.
+fn takes_of(name: &AppName) -> Vec<Declared> {
+    takes_by(name, "local")
+}
+
+fn takes_by(name: &AppName, provider: &str) -> Vec<Declared> {
+    let text = serde_json::json!({
+        "name": name,
+        "components": {"web": {"digest": model::Digest::of(b"x"), "size": 1, "world": "p2", "imports": [],
+            "exports": ["wasmcloud:messaging/handler@0.2.0"]}},
+        "providers": {"bus": {"type": "messaging-nats"}},
+        "links": [{"component": "web", "contract": "wasmcloud:messaging", "label": "default", "provider": provider,
+            "config": {"subscriptions": "orders"}}],
+    });
+    declared(&serde_json::from_value::<LockedApp>(text).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_put_away_yet_waits_and_is_not_handed_out_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let messaging = Messaging::new(DataEngine::open(dir.path().join("data.redb")).unwrap());
+    let link = |component: &str, subject: &str| {
+        serde_json::json!({"component": component, "contract": "wasmcloud:messaging", "label": "default",
+            "provider": "local", "config": {"subscriptions": subject}})
+    };
+    let component = serde_json::json!({"digest": model::Digest::of(b"x"), "size": 1, "world": "p2", "imports": [],
+        "exports": ["wasmcloud:messaging/handler@0.2.0"]});
+    let text = serde_json::json!({"name": "shop", "components": {"web": component, "grave": component},
+        "links": [link("grave", "dead.>"), link("web", "orders")]});
+    let locked: LockedApp = serde_json::from_value(text).unwrap();
+    messaging.declare(&tenant(), &app(), &declared(&locked));
+    let holder = messaging.holder(&tenant());
+    let broker = BrokerKind::Local;
+    let ask = async |holder: &Holder, request| messaging.answer(&tenant(), &app(), holder, request).await;
+    let publish = async |subject: &str, body: &str| {
+        let message = WireMessage { subject: subject.into(), body: body.into(), reply_to: None, trace: None };
+        ask(&holder, MessagingRequest::Publish { broker, message }).await
+    };
+    let take = async |holder: &Holder, group: &str, max| match ask(
+        holder,
+        MessagingRequest::Take { broker, group: group.to_owned(), max },
+    )
+    .await
+    .unwrap()
+    {
+        MessagingAnswer::Taken(taken) => taken,
+        other => panic!("{other:?}"),
+    };
+    let settle = async |group: &str, delivery, outcome| {
+        ask(&holder, MessagingRequest::Settle { broker, group: group.to_owned(), delivery, outcome }).await
+    };
+    while publish("dead.orders", "old").await.is_ok() {}
+    publish("orders", "poison").await.unwrap();
+    let delivery = take(&holder, "web.default", 1).await[0].delivery;
+    let subject = Some("dead.orders".to_owned());
+    let told = settle("web.default", delivery, Settled::PutAway { subject }).await;
+    assert_eq!(told, Ok(MessagingAnswer::Done), "it is the broker's now");
+    // Also when who had it is gone.
+    holder.leave();
+    let another = messaging.holder(&tenant());
+    let again = tokio::time::timeout(Duration::from_secs(2), take(&another, "web.default", 1)).await;
+    assert!(again.is_err(), "{again:?}");
+    let found = async {
+        loop {
+            for one in take(&another, "grave.default", 64).await {
+                settle("grave.default", one.delivery, Settled::Done).await.unwrap();
+                if one.message.body == b"poison" {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), found).await.expect("it is put away when there is room");
+}
+
+/// As a host left it that could write there, or a node whose queues held more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_beyond_what_a_queue_holds_comes_when_most_of_that_is_handled() {
+    let _measures = crate::services::MEASURES.lock().await;
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
+    // With what is around them 63 messages of a MiB are within 64 MiB.
+    let (all, fit) = (80, 63);
+    let ids: Vec<String> = (0..all).map(|n| format!("{n:032x}")).collect();
+    let message = WireMessage { subject: "orders".into(), body: vec![1; 1 << 20], reply_to: None, trace: None };
+    let value = postcard::to_allocvec(&message).unwrap();
+    for key in &ids {
+        let op = Op::Set { key: key.clone(), value: value.clone() };
+        data.call(&tenant(), &app(), &"durable".parse().unwrap(), &group(), op).await.unwrap();
+    }
+    let messaging = Messaging::new(data.clone());
+    let holder = messaging.holder(&tenant());
+    messaging.declare(&tenant(), &app(), &takes());
+    let broker = BrokerKind::Durable;
+    let take = async || {
+        let request = MessagingRequest::Take { broker, group: group(), max: 64 };
+        match messaging.answer(&tenant(), &app(), &holder, request).await.unwrap() {
+            MessagingAnswer::Taken(taken) => {
+                taken.into_iter().map(|one| (one.delivery, one.id)).collect::<Vec<(u64, String)>>()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut out = Vec::new();
+    while out.len() < fit {
+        out.extend(take().await);
+    }
+    assert_eq!(out.len(), fit);
+    let more = tokio::time::timeout(Duration::from_millis(300), take()).await;
+    assert!(more.is_err(), "more is in memory than a queue holds: {more:?}");
+    let small = WireMessage { subject: "orders".into(), body: b"new".to_vec(), reply_to: None, trace: None };
+    let publish = MessagingRequest::Publish { broker, message: small };
+    let refused = messaging.answer(&tenant(), &app(), &holder, publish).await.unwrap_err();
+    assert!(refused.to_string().contains("is full"), "{refused}");
+    let mut seen = Vec::new();
+    while seen.len() < all {
+        for (delivery, id) in out.drain(..) {
+            let done = MessagingRequest::Settle { broker, group: group(), delivery, outcome: Settled::Done };
+            messaging.answer(&tenant(), &app(), &holder, done).await.unwrap();
+            seen.push(id);
+        }
+        if seen.len() < all {
+            out = take().await;
+        }
+    }
+    assert_eq!(seen, ids, "each once, oldest first");
+    self::publish(&messaging, &holder, "new").await;
+    assert_eq!(bodies(&messaging, &holder).await, ["new"]);
 }

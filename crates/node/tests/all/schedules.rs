@@ -184,6 +184,28 @@ impl Rig {
         tokio::time::timeout(Duration::from_secs(20), self.runs.recv()).await.expect("nothing runs").unwrap()
     }
 
+    /// Lets everything run that is to run, until these have decided on all due times up to `due_ms`; whose due times ran.
+    async fn settled(&mut self, names: &[&str], due_ms: u64) -> BTreeMap<String, Vec<u64>> {
+        let (started, mut ran) = (std::time::Instant::now(), BTreeMap::<String, Vec<u64>>::new());
+        loop {
+            while let Ok(run) = self.runs.try_recv() {
+                ran.entry(run.schedule.clone()).or_default().push(run.due_ms);
+                run.well();
+            }
+            let mut settled = true;
+            for name in names {
+                let record = self.record(name).await;
+                settled &= record.is_some_and(|record| record.decided_ms >= due_ms && record.running.is_none());
+            }
+            if settled {
+                self.none();
+                return ran;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "it is at {ran:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     fn none(&mut self) {
         assert!(self.runs.try_recv().is_err(), "something runs");
     }
@@ -218,6 +240,45 @@ async fn a_due_time_is_run_once_and_remembered() {
     assert_eq!(rig.until("nightly", |record| record.running.is_none()).await.runs, 2);
 }
 
+/// An hour forward is an hour of missed due times, each met by the rule of its schedule; ten years back is nothing at all.
+#[tokio::test]
+async fn a_clock_that_jumps_makes_no_storm() {
+    let mut rig = Rig::new();
+    let missed = [("skip", Missed::Skip), ("once", Missed::Once), ("all", Missed::All)];
+    rig.serve(1, &missed.map(|(name, missed)| (name, "* * * * *", missed)));
+    for (name, _) in missed {
+        rig.followed(name).await;
+    }
+    let hour = NOON + 60 * MINUTE;
+    rig.clock.set(hour + 100);
+    let ran = rig.settled(&["skip", "once", "all"], hour).await;
+    // What is due now; with it all of the others in one, or the latest three.
+    assert_eq!(ran["skip"], [hour]);
+    assert_eq!(ran["once"], [hour]);
+    assert_eq!(ran["all"], [hour - 2 * MINUTE, hour - MINUTE, hour]);
+
+    // Ten years back: who asks for a run by hand gets one, and nothing else runs.
+    rig.clock.set(NOON - 10 * 365 * 24 * 60 * MINUTE);
+    let owner = rig.owner.clone();
+    let asked = tokio::spawn(async move {
+        loop {
+            match owner.run_now(tenant(), app(), named("once")).await {
+                // It is being looked at.
+                Err(problem) if problem.code == Code::Conflict => tokio::task::yield_now().await,
+                ended => return ended.map(drop),
+            }
+        }
+    });
+    rig.next().await.well();
+    asked.await.unwrap().unwrap();
+    rig.none();
+    // Where it was, and on: nothing of what was done is done again.
+    rig.clock.set(hour + 200);
+    rig.clock.set(hour + MINUTE);
+    let ran = rig.settled(&["skip", "once", "all"], hour + MINUTE).await;
+    assert!(ran.len() == 3 && ran.values().all(|due| *due == [hour + MINUTE]), "{ran:?}");
+}
+
 #[tokio::test]
 async fn a_failure_is_counted_and_not_repeated() {
     let mut rig = Rig::new();
@@ -231,6 +292,37 @@ async fn a_failure_is_counted_and_not_repeated() {
     let record = rig.until("nightly", |record| record.failed == 2).await;
     assert_eq!(record.last.unwrap().error.as_deref(), Some("no place"));
     rig.none();
+}
+
+#[tokio::test]
+async fn a_run_that_was_not_called_is_still_to_come() {
+    let mut rig = Rig::new();
+    rig.serve(1, &[("nightly", "* * * * *", Missed::Skip)]);
+    rig.followed("nightly").await;
+    rig.clock.set(NOON + MINUTE);
+    let not_called = || Err(Problem::new(Code::NotFound, "this host is ending"));
+    rig.next().await.end.send(not_called()).unwrap();
+    let record = rig.until("nightly", |record| record.running.is_none()).await;
+    assert_eq!((record.runs, record.failed, record.decided_ms), (0, 0, NOON));
+    let mut now_ms = NOON + MINUTE;
+    let run = loop {
+        now_ms += 1500;
+        rig.clock.set(now_ms);
+        if let Ok(run) = tokio::time::timeout(Duration::from_millis(200), rig.runs.recv()).await {
+            break run.unwrap();
+        }
+    };
+    assert_eq!(run.due_ms, NOON + MINUTE);
+    run.well();
+    let record = rig.until("nightly", |record| record.last.is_some()).await;
+    assert_eq!((record.runs, record.failed, record.decided_ms), (1, 0, NOON + MINUTE));
+    // Who asked for a run by hand is told, and nothing is remembered of it.
+    let owner = rig.owner.clone();
+    let asked = tokio::spawn(async move { owner.run_now(tenant(), app(), named("nightly")).await });
+    rig.next().await.end.send(not_called()).unwrap();
+    let problem = asked.await.unwrap().unwrap_err();
+    assert!(problem.code == Code::Unreachable && problem.detail.contains("not run"), "{problem}");
+    assert_eq!(rig.record("nightly").await.unwrap().runs, 1);
 }
 
 #[tokio::test]

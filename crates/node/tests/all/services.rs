@@ -1,5 +1,7 @@
 //! What a host gets over its node.sock, with the client that hosts use.
 
+mod bounds;
+
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,9 +10,12 @@ use api::agent::HostInfo;
 use api::services::blob::{BlobOp, BlobRequest};
 use api::services::client::{CallsClient, FilesClient, KvClient, KvError, NodeWay};
 use api::services::codec;
+use api::services::messaging::{BrokerKind, Handed, MessagingAnswer, MessagingRequest, Settled, WireMessage};
+use api::services::secret::SecretRequest;
 use api::services::sql::SqlRequest;
 use api::services::{
-    Caller, Dial, FileFault, FileRequest, Hello, KvAnswer, KvCall, KvFault, KvOp, KvScope, MoreRequest, ServiceRequest,
+    Caller, Dial, FileFault, FileRequest, Hello, KvAnswer, KvCall, KvFault, KvOp, KvScope, KvTell, KvWrite, KvWritten,
+    MAX_TELL, MoreRequest, ServiceAnswer, ServiceRequest,
 };
 use arc_swap::ArcSwapOption;
 use model::app::LockedApp;
@@ -66,12 +71,13 @@ impl Rig {
             messaging: node::messaging::Messaging::new(data.clone()),
             data,
             folder: Folder::open(dir.path().join("objects")).unwrap(),
-            sql: store::sql::Databases::new(dir.path().join("sql")),
+            sql: node::databases::Databases::within(dir.path().join("sql")),
             artifacts: Arc::new(artifacts),
             dialer: Dialer::new(Arc::new(SystemResolver)),
             secrets,
             lent: Default::default(),
             externals,
+            confinement: node::confine::Confinement::bare(),
         };
         Self { dir, blobs, services: Arc::new(services) }
     }
@@ -108,7 +114,7 @@ fn scope() -> KvScope {
 }
 
 fn increment(key: &str) -> KvOp {
-    KvOp::Increment { key: key.into(), delta: 1 }
+    KvWrite::Increment { key: key.into(), delta: 1 }.into()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,7 +131,7 @@ async fn key_value_calls_of_two_tenants_never_meet() {
         let first = first.clone();
         tokio::spawn(async move { first.call(&scope(), &increment("n")).await.unwrap() })
     });
-    let mut seen: Vec<i64> = futures::future::join_all(calls)
+    let mut seen: Vec<u64> = futures::future::join_all(calls)
         .await
         .into_iter()
         .map(|answer| match answer.unwrap() {
@@ -135,13 +141,13 @@ async fn key_value_calls_of_two_tenants_never_meet() {
         .collect();
     println!("{count} increments in {:?}", started.elapsed());
     seen.sort_unstable();
-    assert_eq!(seen, (1..=count).collect::<Vec<i64>>(), "each increment is counted once");
+    assert_eq!(seen, (1..=count).collect::<Vec<u64>>(), "each increment is counted once");
 
     assert_eq!(second.call(&scope(), &KvOp::Get { key: "n".into() }).await.unwrap(), KvAnswer::Value(None));
     let value = first.call(&scope(), &KvOp::Get { key: "n".into() }).await.unwrap();
     assert_eq!(value, KvAnswer::Value(Some(count.to_string().into_bytes())));
     let fault = {
-        let set = KvOp::Set { key: "text".into(), value: b"abc".to_vec() };
+        let set = KvWrite::Set { key: "text".into(), value: b"abc".to_vec() }.into();
         first.call(&scope(), &set).await.unwrap();
         first.call(&scope(), &increment("text")).await.unwrap_err()
     };
@@ -157,27 +163,130 @@ async fn every_operation_is_mapped_to_itself() {
     let found = |key: &str, value: Option<&str>| (key.to_owned(), value.map(|v| v.as_bytes().to_vec()));
     let keys = |list: &[&str]| list.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
     let table = [
-        (KvOp::Set { key: "a".into(), value: b"1".to_vec() }, KvAnswer::Done),
+        (KvWrite::Set { key: "a".into(), value: b"1".to_vec() }.into(), KvAnswer::Done),
         (KvOp::Get { key: "a".into() }, KvAnswer::Value(Some(b"1".to_vec()))),
         (KvOp::Exists { key: "a".into() }, KvAnswer::Bool(true)),
         (increment("a"), KvAnswer::Number(2)),
         (
-            KvOp::CompareAndSet { key: "a".into(), expected: Some(b"1".to_vec()), value: b"9".to_vec() },
+            KvWrite::CompareAndSet { key: "a".into(), expected: Some(b"1".to_vec()), value: b"9".to_vec() }.into(),
             KvAnswer::Bool(false),
         ),
-        (KvOp::SetMany { pairs: vec![pair("b", "x"), pair("c", "y")] }, KvAnswer::Done),
+        (KvWrite::SetMany { pairs: vec![pair("b", "x"), pair("c", "y")] }.into(), KvAnswer::Done),
         (
             KvOp::GetMany { keys: keys(&["c", "z", "a"]) },
             KvAnswer::Values(vec![found("c", Some("y")), found("z", None), found("a", Some("2"))]),
         ),
         (KvOp::ListKeys { cursor: None, limit: 10 }, KvAnswer::Keys { keys: keys(&["a", "b", "c"]), cursor: None }),
-        (KvOp::DeleteMany { keys: keys(&["b", "c"]) }, KvAnswer::Done),
-        (KvOp::Delete { key: "a".into() }, KvAnswer::Done),
+        (KvWrite::DeleteMany { keys: keys(&["b", "c"]) }.into(), KvAnswer::Done),
+        (KvWrite::Delete { key: "a".into() }.into(), KvAnswer::Done),
         (KvOp::Exists { key: "a".into() }, KvAnswer::Bool(false)),
     ];
     for (op, expected) in table {
         assert_eq!(kv.call(&scope(), &op).await.unwrap(), expected, "{op:?}");
     }
+}
+
+#[tokio::test]
+async fn a_host_of_a_suspended_tenant_gets_neither_data_nor_secrets() {
+    let rig = Rig::new().await;
+    let tenant = Tenant::new("t".parse().unwrap());
+    let app = r#"{"name":"a","components":{},
+        "providers":{"cache":{"type":"keyvalue-redis","config":{"url":"redis://cache"},"secrets":{"password":{"secret":"s"}}}},
+        "links":[{"component":"c","contract":"wasi:keyvalue","label":"default","provider":"cache"}]}"#;
+    let locked: LockedApp = serde_json::from_str(app).unwrap();
+    tenant.add(Arc::new(Prepared::of(Revision(1), &locked).unwrap()));
+    let (way, _server) = rig.host(&tenant);
+    let kv = KvClient::new(way.clone(), Duration::from_secs(20));
+    let calls = CallsClient::new(way, Duration::from_secs(20));
+    let app: AppName = "a".parse().unwrap();
+    let blob = |op| ServiceRequest::Blob(BlobRequest { provider: "folder".parse().unwrap(), op });
+    let requests = [
+        ServiceRequest::Secret(SecretRequest::Reveal { secret: "s".parse().unwrap() }),
+        blob(BlobOp::Create { container: "c".into() }),
+    ];
+    kv.call(&scope(), &increment("n")).await.unwrap();
+    for request in &requests {
+        calls.call(&app, request).await.unwrap();
+    }
+    tenant.apply(&TenantSettings { suspended: Some("a test".into()), ..TenantSettings::default() });
+    kv.call(&scope(), &increment("n")).await.unwrap_err();
+    for request in &requests {
+        let refused = calls.call(&app, request).await.unwrap_err();
+        assert!(refused.to_string().contains("suspended"), "{request:?}: {refused}");
+    }
+    tenant.apply(&TenantSettings::default());
+    assert_eq!(kv.call(&scope(), &increment("n")).await.unwrap(), KvAnswer::Number(2), "nothing was written meanwhile");
+    for request in &requests {
+        calls.call(&app, request).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_a_suspended_app_has_come_back_untried() {
+    let rig = Rig::new().await;
+    let tenant = Tenant::new("t".parse().unwrap());
+    let text = format!(
+        r#"{{"name":"a","components":{{"w":{{"digest":"{}","size":1,"world":"p2","imports":[],"exports":[]}}}},
+            "links":[{{"component":"w","contract":"wasmcloud:messaging","label":"default","provider":"durable",
+                       "config":{{"subscriptions":"orders"}}}},
+                     {{"component":"w","contract":"wasi:keyvalue","label":"kv","provider":"embedded",
+                       "config":{{"watch":"*"}}}}]}}"#,
+        Digest::of(b"w")
+    );
+    let locked: LockedApp = serde_json::from_str(&text).unwrap();
+    tenant.add(Arc::new(Prepared::of(Revision(1), &locked).unwrap()));
+    rig.services.messaging.declare(&tenant.name, &locked.name, &node::messaging::declared(&locked));
+    let calls = Arc::new(CallsClient::new(rig.host(&tenant).0, Duration::from_secs(20)));
+    let ask = |request| {
+        let (calls, app) = (calls.clone(), locked.name.clone());
+        async move { calls.call(&app, &ServiceRequest::Messaging(request)).await }
+    };
+    let suspend = |suspended: bool| {
+        let suspended = suspended.then(|| "a test".to_owned());
+        tenant.apply(&TenantSettings { suspended, ..TenantSettings::default() });
+    };
+    let broker = BrokerKind::Durable;
+    let tell = |group: &str| {
+        let message = WireMessage { subject: "orders".into(), body: b"x".to_vec(), reply_to: None, trace: None };
+        MessagingRequest::Tell { broker, group: group.into(), messages: vec![message] }
+    };
+    let take = |group: &str| ask(MessagingRequest::Take { broker, group: group.into(), max: 8 });
+    let taken = |answer| match answer {
+        Ok(ServiceAnswer::Messaging(MessagingAnswer::Taken(taken))) => {
+            taken.iter().map(|one: &Handed| (one.delivery, one.tries)).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    let away = Settled::PutAway { subject: Some("orders".into()) };
+    for (group, outcome) in [("w.default", Settled::GivenBack), ("watch.w.kv", Settled::GivenBack), ("w.default", away)]
+    {
+        ask(tell(group)).await.unwrap();
+        let out = taken(take(group).await);
+        let [(delivery, 1)] = out[..] else { panic!("{out:?}") };
+        suspend(true);
+        take(group).await.unwrap_err();
+        ask(tell(group)).await.unwrap_err();
+        let settle = |delivery, outcome| MessagingRequest::Settle { broker, group: group.into(), delivery, outcome };
+        ask(settle(delivery, outcome)).await.unwrap();
+        suspend(false);
+        let out = taken(take(group).await);
+        let [(delivery, 1)] = out[..] else { panic!("{group}: {out:?}") };
+        ask(settle(delivery, Settled::Done)).await.unwrap();
+    }
+    // Nothing is handed to one that waited when it was suspended.
+    let mut waits = Box::pin(take("w.default"));
+    assert!(futures::poll!(&mut waits).is_pending());
+    let waits = tokio::spawn(waits);
+    // What it is asked later on the same connection, it answers later.
+    ask(tell("watch.w.kv")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    suspend(true);
+    let mine = rig.services.messaging.holder(&tenant.name);
+    rig.services.messaging.answer(&tenant.name, &locked.name, &mine, tell("w.default")).await.unwrap();
+    assert_eq!(taken(waits.await.unwrap()), []);
+    suspend(false);
+    let out = taken(take("w.default").await);
+    assert!(matches!(out[..], [(_, 1)]), "{out:?}");
 }
 
 #[tokio::test]
@@ -207,6 +316,9 @@ async fn a_host_has_the_data_of_apps_that_run_here_and_of_no_others() {
     }
     drop(theirs);
 }
+
+/// One test at a time measures the memory of the process.
+pub(crate) static MEASURES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -240,9 +352,10 @@ async fn raw(first: &mut UnixStream) -> UnixStream {
 async fn a_host_that_reads_no_answer_and_ends_no_call_takes_little_and_holds_up_nobody_else() {
     let rig = Rig::new().await;
     let (greedy, other) = (running("greedy"), running("other"));
+    rig.services.messaging.declare(&greedy.name, &scope().app, &node::messaging::declared(&watching()));
     let (way, _theirs) = rig.host(&greedy);
     let kv = KvClient::new(way, Duration::from_secs(20));
-    kv.call(&scope(), &KvOp::Set { key: "large".into(), value: vec![7; 4 << 20] }).await.unwrap();
+    kv.call(&scope(), &KvWrite::Set { key: "large".into(), value: vec![7; 4 << 20] }.into()).await.unwrap();
     drop(kv);
     let (first, server) = UnixStream::pair().unwrap();
     let client = Client { tenant: greedy.clone(), shard: 0, info: Arc::new(ArcSwapOption::empty()) };
@@ -251,14 +364,57 @@ async fn a_host_that_reads_no_answer_and_ends_no_call_takes_little_and_holds_up_
     let mut wire = bytes::BytesMut::new();
     codec::encode(&Hello::More, &mut wire).unwrap();
     first.write_all(&wire).await.unwrap();
+    let _measures = MEASURES.lock().await;
     let before = resident();
     let mut held = tokio::task::JoinSet::new();
-    for n in 0..60 {
+    for n in 0..80 {
         let mut stream = raw(&mut first).await;
         held.spawn(async move {
             let mut wire = bytes::BytesMut::new();
             codec::encode(&Hello::KeyValue, &mut wire).unwrap();
-            if n % 2 == 0 {
+            let of_keys = |id, keys| KvCall { id, scope: scope(), op: KvOp::GetMany { keys } };
+            let telling = |id, tell| KvCall { id, scope: scope(), op: KvOp::Write { write: set("told"), tell } };
+            if n % 16 == 0 {
+                // A call of twenty million keys, a byte each.
+                wire.extend_from_slice(&with_list(&of_keys(1, Vec::new()), 20_000_000, &[0]));
+                // Refused, now or once it has room: the connection ends.
+                drop(stream.write_all(&wire).await);
+                wire = bytes::BytesMut::new();
+                drop(stream.read_to_end(&mut Vec::new()).await);
+            } else if n % 16 == 4 {
+                // Calls of one byte over and over, each of which might hold the rest.
+                let mut call = bytes::BytesMut::new();
+                codec::encode(&of_keys(1, Vec::new()), &mut call).unwrap();
+                let head = call.get(4..call.len() - 2).unwrap();
+                wire.extend_from_slice(&u32::try_from(head.len() + (1 << 20)).unwrap().to_le_bytes());
+                wire.extend_from_slice(head);
+                wire.resize(wire.len() + (1 << 20), u8::try_from(n / 16 + 7).unwrap());
+                drop(stream.write_all(&wire).await);
+                drop(stream.read_to_end(&mut Vec::new()).await);
+            } else if n % 16 == 8 {
+                // A write that tells nobody of nothing, six million times.
+                wire.extend_from_slice(&with_list(&telling(1, Vec::new()), 6_000_000, &[0; 3]));
+                drop(stream.write_all(&wire).await);
+                drop(stream.read_to_end(&mut Vec::new()).await);
+            } else if n % 16 == 12 {
+                // One that tells whoever watches of 19 million keys.
+                let told = [&[15], WATCH.as_bytes(), &[0x80, 0x08], &[0; 1024], &[0]].concat();
+                wire.extend_from_slice(&with_list(&telling(1, Vec::new()), 19_000, &told));
+                drop(stream.write_all(&wire).await);
+                drop(stream.read_to_end(&mut Vec::new()).await);
+            } else if n % 16 == 6 {
+                // As many keys as a write may tell of, and more of it than the queue has room for.
+                for id in 0..200 {
+                    codec::encode(&telling(id, tells(16)), &mut wire).unwrap();
+                }
+                stream.write_all(&wire).await.unwrap();
+            } else if n % 4 == 1 {
+                // Many of as many keys as one may have, in frames of a little more than a KiB.
+                for id in 0..4000 {
+                    codec::encode(&of_keys(id, vec![String::new(); 1024]), &mut wire).unwrap();
+                }
+                stream.write_all(&wire).await.unwrap();
+            } else if n % 4 == 2 {
                 // Answers of 800 MiB, of which none is read.
                 for id in 0..200 {
                     let call = KvCall { id, scope: scope(), op: KvOp::Get { key: "large".into() } };
@@ -274,6 +430,8 @@ async fn a_host_that_reads_no_answer_and_ends_no_call_takes_little_and_holds_up_
                     stream.write_all(&part).await.unwrap();
                 }
             }
+            // What was sent is not the node's.
+            drop(wire);
             std::future::pending::<()>().await;
         });
     }
@@ -281,12 +439,112 @@ async fn a_host_that_reads_no_answer_and_ends_no_call_takes_little_and_holds_up_
     let kv = KvClient::new(way, Duration::from_secs(20));
     let (mut most, began) = (0, Instant::now());
     while began.elapsed() < Duration::from_secs(2) {
-        tokio::time::timeout(Duration::from_secs(5), kv.call(&scope(), &increment("n"))).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), kv.call(&scope(), &increment("n"))).await.unwrap().unwrap();
         most = most.max(resident().saturating_sub(before));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     println!("at most {} MiB more", most >> 20);
-    assert!(most < 600 << 20, "{} MiB", most >> 20);
+    // With what the hosts of this test have in hand themselves; what they ask for would be many GiB.
+    assert!(most < 900 << 20, "{} MiB", most >> 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_host_has_told_of_takes_room_also_when_it_has_hung_up() {
+    let rig = Rig::new().await;
+    let (greedy, other) = (running("greedy"), running("other"));
+    let (mut first, server) = UnixStream::pair().unwrap();
+    let client = Client { tenant: greedy, shard: 0, info: Arc::new(ArcSwapOption::empty()) };
+    let _served = AbortOnDrop(tokio::spawn(serve(server, client, rig.services.clone())));
+    let mut calls = bytes::BytesMut::new();
+    codec::encode(&Hello::More, &mut calls).unwrap();
+    first.write_all(&calls).await.unwrap();
+    calls.clear();
+    codec::encode(&Hello::KeyValue, &mut calls).unwrap();
+    for id in 0..60 {
+        let write = KvWrite::Set { key: format!("k{id}"), value: vec![7; 1 << 20] };
+        let tell = vec![KvTell { group: "x".into(), keys: Vec::new(), trace: None }];
+        codec::encode(&KvCall { id, scope: scope(), op: KvOp::Write { write, tell } }, &mut calls).unwrap();
+    }
+    // No frame begins so: the node ends the connection, and the host has the next one at once.
+    calls.extend_from_slice(&[0xff; 4]);
+    let _measures = MEASURES.lock().await;
+    let before = resident();
+    let _greedy = AbortOnDrop(tokio::spawn(async move {
+        loop {
+            let mut stream = raw(&mut first).await;
+            drop(stream.write_all(&calls).await);
+            drop(stream.read_to_end(&mut Vec::new()).await);
+        }
+    }));
+    let (way, _theirs) = rig.host(&other);
+    let kv = KvClient::new(way, Duration::from_secs(20));
+    let (mut most, began) = (0, Instant::now());
+    while began.elapsed() < Duration::from_secs(5) {
+        tokio::time::timeout(Duration::from_secs(60), kv.call(&scope(), &increment("n"))).await.unwrap().unwrap();
+        most = most.max(resident().saturating_sub(before));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    println!("at most {} MiB more", most >> 20);
+    // With what the hosts of this test have in hand themselves; what they ask for would be many GiB.
+    assert!(most < 900 << 20, "{} MiB", most >> 20);
+}
+
+/// The queue of what [`watching`] watches.
+const WATCH: &str = "watch.w.default";
+
+/// An app that is told of every key.
+fn watching() -> LockedApp {
+    let component =
+        serde_json::json!({"digest": Digest::of(b"x"), "size": 1, "world": "p2", "imports": [], "exports": []});
+    let link = serde_json::json!({"component": "w", "contract": "wasi:keyvalue", "label": "default",
+        "provider": "embedded", "config": {"watch": "*"}});
+    serde_json::from_value(serde_json::json!({"name": "a", "components": {"w": component}, "links": [link]})).unwrap()
+}
+
+fn set(key: &str) -> KvWrite {
+    KvWrite::Set { key: key.into(), value: vec![1] }
+}
+
+/// The watch, told so many times of 1024 keys that are all the first one.
+fn tells(times: usize) -> Vec<KvTell> {
+    vec![KvTell { group: WATCH.into(), keys: vec![0; 1024], trace: None }; times]
+}
+
+/// The frame of a call that ends with an empty list, with a list of so many of one entry in its place.
+fn with_list(call: &KvCall, mut count: usize, entry: &[u8]) -> Vec<u8> {
+    let mut empty = bytes::BytesMut::new();
+    codec::encode(call, &mut empty).unwrap();
+    let mut frame = empty[..empty.len() - 1].to_vec();
+    let entries = entry.repeat(count);
+    while count > 127 {
+        frame.push(u8::try_from(count & 127).unwrap() | 128);
+        count >>= 7;
+    }
+    frame.push(u8::try_from(count).unwrap());
+    frame.extend_from_slice(&entries);
+    let size = u32::try_from(frame.len() - 4).unwrap();
+    frame[..4].copy_from_slice(&size.to_le_bytes());
+    frame
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_tells_of_so_many_keys_and_no_more() {
+    let rig = Rig::new().await;
+    let (way, _theirs) = rig.host(&running("t"));
+    let kv = KvClient::new(way, Duration::from_secs(20));
+    let write = |tell| KvOp::Write { write: set("k"), tell };
+    assert_eq!(kv.call(&scope(), &write(tells(16))).await.unwrap(), KvAnswer::Done, "nobody watches");
+    let refused = kv.call(&scope(), &write(tells(17))).await.unwrap_err();
+    assert!(matches!(refused, KvError::Fault(KvFault::TooLarge(_))), "{refused}");
+    let nobody = KvTell { group: String::new(), keys: Vec::new(), trace: None };
+    assert_eq!(kv.call(&scope(), &write(vec![nobody.clone(); MAX_TELL])).await.unwrap(), KvAnswer::Done);
+    let refused = kv.call(&scope(), &write(vec![nobody; MAX_TELL + 1])).await.unwrap_err();
+    assert!(matches!(refused, KvError::Lost(_)), "{refused}");
+    // The queue holds ten thousand; what it is not told of is said.
+    rig.services.messaging.declare(&"t".parse().unwrap(), &scope().app, &node::messaging::declared(&watching()));
+    let told = kv.call(&scope(), &write(tells(16))).await.unwrap();
+    let lost = vec![(WATCH.to_owned(), 16 * 1024 - 10_000)];
+    assert_eq!(told, KvAnswer::Untold { answer: KvWritten::Done, lost });
 }
 
 struct AbortOnDrop(JoinHandle<()>);
@@ -294,6 +552,44 @@ struct AbortOnDrop(JoinHandle<()>);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_host_says_where_it_stands_on_one_connection() {
+    let rig = Rig::new().await;
+    let (mut first, server) = UnixStream::pair().unwrap();
+    let client = Client { tenant: running("t"), shard: 0, info: Arc::new(ArcSwapOption::empty()) };
+    let _served = AbortOnDrop(tokio::spawn(serve(server, client, rig.services.clone())));
+    let (mut more, mut standing) = (bytes::BytesMut::new(), bytes::BytesMut::new());
+    codec::encode(&Hello::More, &mut more).unwrap();
+    codec::encode(&Hello::Standing, &mut standing).unwrap();
+    first.write_all(&more).await.unwrap();
+    let ended = async |stream: &mut UnixStream, within| {
+        // What it says is not answered: all that can come is the end.
+        matches!(tokio::time::timeout(within, stream.read_u8()).await, Ok(Err(_)))
+    };
+    let (short, long) = (Duration::from_millis(100), Duration::from_secs(60));
+    let mut only = raw(&mut first).await;
+    only.write_all(&standing).await.unwrap();
+    assert!(!ended(&mut only, short).await);
+    for _ in 0..100 {
+        let mut another = raw(&mut first).await;
+        another.write_all(&standing).await.unwrap();
+        assert!(ended(&mut another, long).await, "it might move the group as often again");
+    }
+    only.write_all(&[api::services::Standing::Last.byte()]).await.unwrap();
+    assert!(!ended(&mut only, short).await, "it goes on");
+    drop(only);
+    // The node learns of it by itself.
+    let began = Instant::now();
+    loop {
+        let mut next = raw(&mut first).await;
+        next.write_all(&standing).await.unwrap();
+        if !ended(&mut next, short).await {
+            break;
+        }
+        assert!(began.elapsed() < long, "its place stays taken");
     }
 }
 
@@ -375,5 +671,5 @@ async fn the_alive_connection_ends_with_the_node() {
     tokio::pin!(held);
     assert!(tokio::time::timeout(Duration::from_millis(100), &mut held).await.is_err());
     server.abort();
-    tokio::time::timeout(Duration::from_secs(5), held).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), held).await.unwrap();
 }

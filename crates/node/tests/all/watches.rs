@@ -47,8 +47,12 @@ impl Rig {
     }
 
     async fn tell(&self, holder: &Holder, keys: &[&str]) -> Result<MessagingAnswer, ServiceFault> {
-        let message =
-            |key: &&str| WireMessage { subject: "watch".into(), body: key.as_bytes().to_vec(), reply_to: None };
+        let message = |key: &&str| WireMessage {
+            subject: "watch".into(),
+            body: key.as_bytes().to_vec(),
+            reply_to: None,
+            trace: None,
+        };
         let messages = keys.iter().map(message).collect();
         self.ask(holder, MessagingRequest::Tell { broker: self.kind, group: GROUP.into(), messages }).await
     }
@@ -64,7 +68,7 @@ impl Rig {
     }
 
     async fn next(&self, holder: &Holder) -> (String, u32, u64) {
-        let mut taken = self.take(holder, Duration::from_secs(10)).await;
+        let mut taken = self.take(holder, Duration::from_secs(60)).await;
         assert_eq!(taken.len(), 1, "one at a time");
         let one = taken.remove(0);
         (String::from_utf8(one.message.body).unwrap(), one.tries, one.delivery)
@@ -94,7 +98,7 @@ async fn changes_are_told_one_by_one_in_order_to_whichever_shard() {
         let (next, ()) = tokio::join!(rig.next(&two), rig.settle(&one, first, Settled::Done));
         assert_eq!((next.0.as_str(), next.1), ("b", 1));
         // It failed: others overtake it, and it comes again.
-        rig.settle(&two, next.2, Settled::Again { after_ms: 50 }).await;
+        rig.settle(&two, next.2, Settled::Again { after_ms: 2000 }).await;
         let (key, _, third) = rig.next(&one).await;
         assert_eq!(key, "c");
         rig.settle(&one, third, Settled::Done).await;
@@ -113,7 +117,7 @@ async fn nobody_else_puts_changes_into_the_queue_of_a_watch() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path(), "memory", BrokerKind::Local);
     let holder = rig.messaging.holder(&tenant());
-    let message = WireMessage { subject: "watch".into(), body: b"x".to_vec(), reply_to: None };
+    let message = WireMessage { subject: "watch".into(), body: b"x".to_vec(), reply_to: None, trace: None };
     let publish = MessagingRequest::Publish { broker: BrokerKind::Local, message: message.clone() };
     assert_eq!(rig.ask(&holder, publish).await.unwrap(), MessagingAnswer::Done);
     // The same queue of another app is another queue, and one that nobody has takes nothing.

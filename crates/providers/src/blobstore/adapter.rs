@@ -164,7 +164,7 @@ impl View<'_> {
         if self.0.table().get(data)?.is_carried() {
             return Err(BackendError::Misuse("this value is being written to an object already".into()).into());
         }
-        let upload = place.meter.call("write-data", place.backend.write(&place.container, name)).await?;
+        let upload = place.meter.call("write-data", place.write(name)).await?;
         self.0.table().get_mut(data)?.carry(upload, place.meter);
         Ok(())
     }

@@ -164,6 +164,33 @@ pub enum CopyError {
     },
 }
 
+/// Whether both sides reach the same objects: what is made through the one is found through the other. It is gone again
+/// when this is answered.
+///
+/// # Errors
+/// Any [`CopyError`].
+pub async fn same(from: End<'_>, to: End<'_>, scope: &Scope) -> Result<bool, CopyError> {
+    let marker = format!("sidereal-one-store-{:032x}", rand::random::<u128>());
+    if let Scope::One(container) = scope
+        && to.backend.container(container).await.map_err(CopyError::Target)?.is_some()
+    {
+        to.backend
+            .write(container, &marker)
+            .await
+            .map_err(CopyError::Target)?
+            .finish()
+            .await
+            .map_err(CopyError::Target)?;
+        let found = gone(from.backend.object(container, &marker).await).map_err(CopyError::Source);
+        gone(to.backend.remove(container, vec![marker]).await).map_err(CopyError::Target)?;
+        return Ok(found?.flatten().is_some());
+    }
+    made(to, &marker).await?;
+    let found = from.backend.container(&marker).await.map_err(CopyError::Source);
+    to.backend.delete(&marker).await.map_err(CopyError::Target)?;
+    Ok(found?.is_some())
+}
+
 /// The names of one page of the listing that are still to be copied, kept between two steps: a page may take longer than
 /// one step may.
 #[derive(Debug, Default)]

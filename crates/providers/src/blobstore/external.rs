@@ -15,14 +15,14 @@ use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
 use model::ProviderName;
 use tokio::time::Instant;
-use tokio_util::codec::{Decoder, Encoder};
-use wrpc_transport::{Decode, Encode, Packer};
 
 use super::{
     Answer, Backend, BackendError, ContainerInfo, MAX_OBJECT_NAME, ObjectInfo, PAGE, Page, Reading, Upload, clamp,
 };
 use crate::external::open::Open;
-use crate::external::{AT_FIRST, CALL, CallError, Connect, Function, Kind, Patience, Process, SHORT, USUAL, words};
+use crate::external::{
+    AT_FIRST, Answered, CALL, CallError, Connect, Function, Kind, Params, Patience, Process, SHORT, USUAL, words,
+};
 
 const STORE: &str = "wrpc:blobstore/blobstore@0.2.0";
 
@@ -80,19 +80,13 @@ impl External {
         Ok(())
     }
 
-    async fn call<P, T>(
+    async fn call<P: Params + Clone, T: Answered>(
         &self,
         patience: Patience,
         name: &'static str,
         kind: Kind,
         params: P,
-    ) -> Result<Said<T>, CallError>
-    where
-        P: Encode<Packer> + Clone,
-        io::Error: From<<P::Encoder as Encoder<P>>::Error>,
-        T: Decode,
-        io::Error: From<<T::Decoder as Decoder>::Error>,
-    {
+    ) -> Result<Said<T>, CallError> {
         self.0.call(patience, &Function(STORE, name, kind, SHORT), params).await
     }
 
@@ -125,17 +119,13 @@ impl External {
         refused(&text)
     }
 
-    async fn done<P>(
+    async fn done<P: Params + Clone>(
         &self,
         patience: Patience,
         name: &'static str,
         params: P,
         container: &str,
-    ) -> Result<(), BackendError>
-    where
-        P: Encode<Packer> + Clone,
-        P::Encoder: Encoder<P, Error = io::Error>,
-    {
+    ) -> Result<(), BackendError> {
         let said: Said<()> = self.call(patience, name, Kind::Write, params).await?;
         match said {
             Ok(()) => Ok(()),

@@ -82,6 +82,10 @@ impl Backend for Journaled {
         self.inner.read(container, object, start, end)
     }
 
+    fn uploads(&self) -> Option<usize> {
+        self.inner.uploads()
+    }
+
     fn write<'a>(&'a self, container: &'a str, name: &'a str) -> Answer<'a, Box<dyn Upload>> {
         async move {
             let inner = self.inner.write(container, name).await?;

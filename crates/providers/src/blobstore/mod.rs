@@ -5,6 +5,7 @@
 //! memory: it goes through in chunks, and whoever is slow holds up the other end and nobody else.
 
 mod adapter;
+mod component;
 pub mod conformance;
 pub mod copy;
 pub mod external;
@@ -21,12 +22,14 @@ use std::sync::Arc;
 
 pub use adapter::Blobstore;
 use bytes::Bytes;
+pub use component::ComponentBlobs;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 pub use s3::S3;
 
 use crate::meter::{ErrorKind, Kind, LinkMeter};
+use crate::share::{Later, Share, Sharing};
 
 /// The longest name of a container, bytes; the shortest has one.
 pub const MAX_CONTAINER_NAME: usize = 256;
@@ -174,6 +177,10 @@ pub trait Backend: Send + Sync + 'static {
     fn object<'a>(&'a self, container: &'a str, object: &'a str) -> Answer<'a, Option<ObjectInfo>>;
     /// Opens the bytes `start..=end` of an object; an `end` past the last byte is the last byte ([`clamp`]).
     fn read<'a>(&'a self, container: &'a str, object: &'a str, start: u64, end: u64) -> Answer<'a, Reading>;
+    /// How many objects it takes at once, where that is bounded; an [`Upload`] that finds no place refuses its first bytes.
+    fn uploads(&self) -> Option<usize> {
+        None
+    }
     /// Begins to write an object. Until [`Upload::finish`] is answered nobody sees any of it.
     fn write<'a>(&'a self, container: &'a str, object: &'a str) -> Answer<'a, Box<dyn Upload>>;
     /// Some names. Going on from cursor to cursor names every object that was there all the time exactly once.
@@ -192,6 +199,41 @@ pub trait Upload: Send {
     fn finish(self: Box<Self>) -> Answer<'static, ()>;
     /// Gives up: nothing of it stays.
     fn abandon(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+/// The refusal of an upload that found no place.
+fn busy(most: usize) -> BackendError {
+    BackendError::Unavailable(format!("{most} uploads are under way already; try again"))
+}
+
+/// An upload that has a place among those of its link too.
+struct Placed {
+    upload: Box<dyn Upload>,
+    place: Later,
+    most: usize,
+}
+
+impl Upload for Placed {
+    fn write(&mut self, chunk: Bytes) -> Answer<'_, ()> {
+        match self.place.take() {
+            true => self.upload.write(chunk),
+            false => Box::pin(std::future::ready(Err(busy(self.most)))),
+        }
+    }
+
+    fn finish(self: Box<Self>) -> Answer<'static, ()> {
+        let Self { upload, place, .. } = *self;
+        let finished = upload.finish();
+        Box::pin(async move {
+            let result = finished.await;
+            drop(place);
+            result
+        })
+    }
+
+    fn abandon(self: Box<Self>) -> BoxFuture<'static, ()> {
+        self.upload.abandon()
+    }
 }
 
 /// The first byte and the number of bytes that `start..=end` means for an object of `size` bytes. The whole of an empty
@@ -256,6 +298,7 @@ struct Linked {
     /// The container's name in the backend; the name the component says where absent.
     container: Option<Arc<str>>,
     meter: Arc<LinkMeter>,
+    share: Share,
 }
 
 /// A container of a backend under the name the component calls it by.
@@ -265,6 +308,17 @@ struct Place {
     container: Arc<str>,
     called: Arc<str>,
     meter: Arc<LinkMeter>,
+    share: Share,
+}
+
+impl Place {
+    async fn write(&self, object: &str) -> Result<Box<dyn Upload>, BackendError> {
+        let upload = self.backend.write(&self.container, object).await?;
+        Ok(match self.share.later() {
+            Some(place) => Box::new(Placed { upload, place, most: self.share.most() }),
+            None => upload,
+        })
+    }
 }
 
 /// The label whose link answers for every name that no other link has.
@@ -285,8 +339,10 @@ impl BlobLinks {
         backend: Arc<dyn Backend>,
         container: Option<&str>,
         meter: Arc<LinkMeter>,
+        sharing: Sharing,
     ) -> Self {
-        let linked = Linked { backend, container: container.map(Into::into), meter };
+        let share = Share::new(backend.uploads(), sharing);
+        let linked = Linked { backend, container: container.map(Into::into), meter, share };
         self.by_label.insert(label.as_str().to_owned(), linked);
         self
     }
@@ -309,6 +365,7 @@ impl BlobLinks {
             container: linked.container.clone().unwrap_or_else(|| name.into()),
             called: name.into(),
             meter: linked.meter.clone(),
+            share: linked.share.clone(),
         })
     }
 

@@ -53,7 +53,8 @@ impl Outgoing {
     /// Gives it a destination; what was written already goes first.
     pub(super) fn carry(&mut self, upload: Box<dyn Upload>, meter: Arc<LinkMeter>) {
         self.pipe.change(|state| state.carried = true);
-        self.carried = Some(Carried { task: tokio::spawn(carry(self.pipe.clone(), upload)), meter });
+        let carried = meter.id().calls(carry(self.pipe.clone(), upload));
+        self.carried = Some(Carried { task: tokio::spawn(carried), meter });
     }
 
     /// The value is whole.

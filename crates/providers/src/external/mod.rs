@@ -8,7 +8,6 @@
 pub(crate) mod open;
 pub(crate) mod wire;
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +17,8 @@ use open::Open;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
-use tokio_util::codec::{Decoder, Encoder};
+pub(crate) use wire::{Answered, Params};
 use wire::{WireError, invoke};
-use wrpc_transport::{Decode, Encode, Packer};
 
 /// A call that is not answered for so long has failed.
 pub(crate) const CALL: Duration = Duration::from_secs(5);
@@ -134,36 +132,33 @@ impl Process {
     }
 
     /// Calls a function and waits for its whole answer, among the calls of the app.
-    pub(crate) async fn call<P, R>(&self, patience: Patience, function: &Function, params: P) -> Result<R, CallError>
-    where
-        P: Encode<Packer> + Clone,
-        io::Error: From<<P::Encoder as Encoder<P>>::Error>,
-        R: Decode,
-        io::Error: From<<R::Decoder as Decoder>::Error>,
-    {
+    pub(crate) async fn call<P: Params + Clone, R: Answered>(
+        &self,
+        patience: Patience,
+        function: &Function,
+        params: P,
+    ) -> Result<R, CallError> {
         let (_permit, connect) = place(&self.calls, patience.connect).await?;
         self.ask(Patience { connect, ..patience }, function, params).await
     }
 
     /// The same for one that lasts: it has no place among the others.
-    pub(crate) async fn lasting<P, R>(&self, patience: Patience, function: &Function, params: P) -> Result<R, CallError>
-    where
-        P: Encode<Packer> + Clone,
-        io::Error: From<<P::Encoder as Encoder<P>>::Error>,
-        R: Decode,
-        io::Error: From<<R::Decoder as Decoder>::Error>,
-    {
+    pub(crate) async fn lasting<P: Params + Clone, R: Answered>(
+        &self,
+        patience: Patience,
+        function: &Function,
+        params: P,
+    ) -> Result<R, CallError> {
         let _permit = self.permit()?;
         self.ask(patience, function, params).await
     }
 
-    async fn ask<P, R>(&self, patience: Patience, function: &Function, params: P) -> Result<R, CallError>
-    where
-        P: Encode<Packer> + Clone,
-        io::Error: From<<P::Encoder as Encoder<P>>::Error>,
-        R: Decode,
-        io::Error: From<<R::Decoder as Decoder>::Error>,
-    {
+    async fn ask<P: Params + Clone, R: Answered>(
+        &self,
+        patience: Patience,
+        function: &Function,
+        params: P,
+    ) -> Result<R, CallError> {
         let Function(instance, name, kind, limit) = *function;
         let mut again = kind == Kind::Read;
         loop {
@@ -180,11 +175,7 @@ impl Process {
     }
 
     /// Makes a call of whose parameters or answer a part comes bit by bit.
-    pub(crate) async fn open<P>(&self, function: &Function, params: P) -> Result<Open, CallError>
-    where
-        P: Encode<Packer> + Clone,
-        io::Error: From<<P::Encoder as Encoder<P>>::Error>,
-    {
+    pub(crate) async fn open<P: Params + Clone>(&self, function: &Function, params: P) -> Result<Open, CallError> {
         let permit = self.permit()?;
         let stream = self.stream(CONNECT).await?;
         let Function(instance, name, _, limit) = *function;
@@ -194,11 +185,12 @@ impl Process {
     }
 
     /// The next value of a call under way.
-    pub(crate) async fn next<R>(&self, open: &mut Open, path: &[usize], limit: Duration) -> Result<R, CallError>
-    where
-        R: Decode,
-        io::Error: From<<R::Decoder as Decoder>::Error>,
-    {
+    pub(crate) async fn next<R: Answered>(
+        &self,
+        open: &mut Open,
+        path: &[usize],
+        limit: Duration,
+    ) -> Result<R, CallError> {
         let next = tokio::time::timeout(limit, open.value(path)).await;
         next.map_err(|_| CallError::late(limit))?.map_err(|cause| self.failed(cause))
     }

@@ -10,11 +10,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::codec::{Decoder, Encoder, FramedRead};
-use wrpc_transport::frame::encode_invocation;
-use wrpc_transport::{Decode, Encode, FrameDecoder, Packer, pack_ready};
+use tokio_util::codec::{Decoder, FramedRead};
+use wrpc_transport::FrameDecoder;
 
-use super::wire::{WireError, is_lost};
+use super::wire::{Answered, Params, WireError, call, is_lost};
 
 /// How deep the values of our contracts are: a result, and a tuple in it.
 const MAX_DEPTH: u32 = 2;
@@ -37,41 +36,29 @@ pub(crate) struct Open {
 
 impl Open {
     /// Sends the call with those of its parameters that are known.
-    pub(super) async fn begin<P>(
+    pub(super) async fn begin<P: Params>(
         stream: UnixStream,
         instance: &str,
         function: &str,
         params: P,
         limit: u64,
         permit: OwnedSemaphorePermit,
-    ) -> Result<Self, WireError>
-    where
-        P: Encode<Packer>,
-        io::Error: From<<P::Encoder as Encoder<P>>::Error>,
-    {
+    ) -> Result<Self, WireError> {
         let (reader, mut writer) = stream.into_split();
-        let mut encoded = BytesMut::new();
-        pack_ready(params, &mut encoded).map_err(|cause| WireError::Garbage(cause.into()))?;
-        let mut call = BytesMut::new();
-        encode_invocation(&mut call, instance, function, encoded.len()).map_err(WireError::Garbage)?;
-        call.unsplit(encoded);
+        let call = call(instance, function, params)?;
         let unsent = writer.write_all(&call).await.err();
         let frames = FramedRead::new(reader, FrameDecoder::new(MAX_DEPTH, limit));
         Ok(Self { frames, writer: Some(writer), here: BTreeMap::new(), limit, unsent, _permit: permit })
     }
 
     /// The next value on a path. One that is given up in its middle leaves the call of no use.
-    pub(crate) async fn value<R>(&mut self, path: &[usize]) -> Result<R, WireError>
-    where
-        R: Decode,
-        io::Error: From<<R::Decoder as Decoder>::Error>,
-    {
+    pub(crate) async fn value<R: Answered>(&mut self, path: &[usize]) -> Result<R, WireError> {
         let mut decoder = R::Decoder::default();
         let mut taken = 0_u64;
         loop {
             if let Some(here) = self.here.get_mut(path) {
                 let before = here.len() as u64;
-                let decoded = decoder.decode(here).map_err(|cause| WireError::Garbage(cause.into()))?;
+                let decoded = decoder.decode(here).map_err(WireError::Garbage)?;
                 if let Some(value) = decoded {
                     return Ok(value);
                 }

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio_util::codec::{Decoder, FramedRead};
+use tokio_util::codec::{Decoder, Encoder, FramedRead};
 use wrpc_transport::frame::encode_invocation;
 use wrpc_transport::{Decode, Encode, FrameDecoder, Packer, pack_ready};
 
@@ -26,26 +26,34 @@ pub(crate) enum WireError {
     TooLarge(u64),
 }
 
+/// What a call can be made with.
+pub(crate) trait Params: Encode<Packer, Encoder: Encoder<Self, Error = io::Error>> {}
+impl<T: Encode<Packer, Encoder: Encoder<T, Error = io::Error>>> Params for T {}
+
+/// What a call can be answered with.
+pub(crate) trait Answered: Decode<Decoder: Decoder<Error = io::Error>> {}
+impl<T: Decode<Decoder: Decoder<Error = io::Error>>> Answered for T {}
+
+/// A call with those of its parameters that are known, as it goes out.
+pub(super) fn call<P: Params>(instance: &str, function: &str, params: P) -> Result<BytesMut, WireError> {
+    let mut encoded = BytesMut::new();
+    pack_ready(params, &mut encoded).map_err(WireError::Garbage)?;
+    let mut call = BytesMut::new();
+    encode_invocation(&mut call, instance, function, encoded.len()).map_err(WireError::Garbage)?;
+    call.unsplit(encoded);
+    Ok(call)
+}
+
 /// Calls a function and reads its result, of which `limit` bytes are read at most.
-pub(crate) async fn invoke<P, R>(
+pub(crate) async fn invoke<P: Params, R: Answered>(
     stream: UnixStream,
     instance: &str,
     function: &str,
     params: P,
     limit: u64,
-) -> Result<R, WireError>
-where
-    P: Encode<Packer>,
-    io::Error: From<<P::Encoder as tokio_util::codec::Encoder<P>>::Error>,
-    R: Decode,
-    io::Error: From<<R::Decoder as Decoder>::Error>,
-{
+) -> Result<R, WireError> {
     let (reader, mut writer) = stream.into_split();
-    let mut encoded = BytesMut::new();
-    pack_ready(params, &mut encoded).map_err(|cause| WireError::Garbage(cause.into()))?;
-    let mut call = BytesMut::new();
-    encode_invocation(&mut call, instance, function, encoded.len()).map_err(WireError::Garbage)?;
-    call.unsplit(encoded);
+    let call = call(instance, function, params)?;
     // One that refuses early does not read it all, and may have said why.
     let written = writer.write_all(&call).await;
     drop(call);
@@ -69,7 +77,7 @@ where
                 return Err(WireError::HungUp(written.err().unwrap_or(end)));
             }
         }
-        if let Some(result) = decoder.decode(&mut answer).map_err(|cause| WireError::Garbage(cause.into()))? {
+        if let Some(result) = decoder.decode(&mut answer).map_err(WireError::Garbage)? {
             return Ok(result);
         }
     }
@@ -86,11 +94,7 @@ pub(crate) fn is_lost(cause: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    async fn answered<R>(answer: &'static [u8], limit: u64) -> Result<R, WireError>
-    where
-        R: Decode,
-        R::Decoder: Decoder<Error = io::Error>,
-    {
+    async fn answered<R: Answered>(answer: &'static [u8], limit: u64) -> Result<R, WireError> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let server = tokio::spawn(async move {
             let mut call = [0; 1 + 1 + 1 + 1 + 1 + 1 + 1 + 2 + 3];

@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 use crate::breaker::{Breaker, Pauses};
 use crate::dial::{Caller, DialError, Dialer};
 use crate::http_out::connect::{CONNECT, ConnectError, Connector};
+use crate::per_link::{LinkId, PerLink};
 
 pub(crate) use renewed::Renewed;
 pub use server::{Server, SettingsError};
@@ -32,7 +33,7 @@ pub(crate) use server::{roots as certificates, trust};
 
 /// For one request: connecting, sending, and the whole answer.
 pub const TIMEOUT: Duration = Duration::from_secs(4);
-/// Requests of one provider under way at once; the next wait, within their own time.
+/// Requests of one link under way at once; the next wait, within their own time.
 pub const MAX_OPEN: usize = 64;
 /// How long an idle connection is kept.
 const POOL_IDLE: Duration = Duration::from_secs(60);
@@ -148,11 +149,25 @@ pub fn secret_header(text: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// A client of one server on behalf of one provider of one app. Its connections are nobody else's.
+fn late() -> HttpError {
+    HttpError::TimedOut { ms: TIMEOUT.as_millis() as u64 }
+}
+
+/// The requests of one link that are under way.
+struct Open(Semaphore);
+
+impl Default for Open {
+    fn default() -> Self {
+        Self(Semaphore::new(MAX_OPEN))
+    }
+}
+
+/// A client of one server on behalf of one provider of one app. Its connections are nobody else's, and each carries one
+/// request at a time.
 pub struct HttpJson {
     server: Server,
     client: Renewed<legacy::Client<Connector, Full<Bytes>>>,
-    open: Semaphore,
+    open: PerLink<Open>,
     /// Two kinds of failure with patience of their own.
     dead: Breaker<HttpError>,
     slow: Breaker<HttpError>,
@@ -172,8 +187,8 @@ impl HttpJson {
                 .http1_max_buf_size(128 << 10)
                 .build(connector.clone())
         });
-        let (dead, slow) = (Breaker::new(PAUSES), Breaker::new(SLOW));
-        Self { server, client, open: Semaphore::new(MAX_OPEN), dead, slow }
+        let (dead, slow) = (Breaker::new(PAUSES), Breaker::new(SLOW).or_silent(late()));
+        Self { server, client, open: PerLink::default(), dead, slow }
     }
 
     /// Where it sends to, for people: scheme, host and port.
@@ -187,20 +202,20 @@ impl HttpJson {
     /// [`HttpError`].
     pub async fn send(&self, ask: Ask<'_>) -> Result<Told, HttpError> {
         let deadline = tokio::time::Instant::now() + TIMEOUT;
-        let late = HttpError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
-        let permit = tokio::time::timeout_at(deadline, self.open.acquire());
+        let open = self.open.of(LinkId::calling().as_ref());
+        let permit = tokio::time::timeout_at(deadline, open.0.acquire());
         // The semaphore is never closed.
-        let _permit = permit.await.map_err(|_| late.clone())?.map_err(|cause| HttpError::Request(cause.to_string()))?;
+        let _permit = permit.await.map_err(|_| late())?.map_err(|cause| HttpError::Request(cause.to_string()))?;
         let dead = self.dead.enter()?;
         let slow = self.slow.enter()?;
         let (client, of) = self.client.now();
-        let answer = tokio::time::timeout_at(deadline, self.exchange(&client, ask)).await.unwrap_or(Err(late));
+        let answer = tokio::time::timeout_at(deadline, self.exchange(&client, ask)).await.unwrap_or(Err(late()));
         if matches!(answer, Err(HttpError::TimedOut { .. })) {
             self.client.renew(of);
         }
         match &answer {
             Err(cause @ (HttpError::Unreachable(_) | HttpError::Denied(_))) => dead.failed(cause.clone()),
-            Err(cause @ HttpError::TimedOut { .. }) => slow.failed(cause.clone()),
+            Err(cause @ HttpError::TimedOut { .. }) => drop(slow.late(cause.clone())),
             Err(HttpError::Request(_)) => {}
             Ok(_) | Err(HttpError::TooLarge { .. } | HttpError::Garbage(_)) => {
                 dead.answered();

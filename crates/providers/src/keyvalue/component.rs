@@ -1,15 +1,16 @@
 //! A component that exports `wasi:keyvalue` as a store: a provider written like any other component, with links of its
 //! own. Each operation is one call of it: open the bucket, do it, drop the bucket.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use runtime::wasmtime::component::{Instance, InstancePre, ResourceAny};
 use runtime::wasmtime::{self, Store};
-use runtime::{Callee, Ctx, Fault, FaultKind, call_component};
+use runtime::{Callee, Ctx};
 
 use super::{Answer, Backend, BackendError, Page};
+use crate::exported::{Exported, Failed, Functions};
 use bindings::exports::wasi::keyvalue::{atomics, batch, store};
 
 mod bindings {
@@ -36,7 +37,7 @@ struct Indices {
     batch: Option<batch::GuestIndices>,
 }
 
-impl Indices {
+impl Functions for Indices {
     fn of(pre: &InstancePre<Ctx>) -> wasmtime::Result<Self> {
         Ok(Self {
             store: store::GuestIndices::new(pre)?,
@@ -85,80 +86,59 @@ type Performed = Result<Out, Refusal>;
 
 /// A component of the app as a store.
 pub struct ComponentStore {
-    callee: Arc<dyn Callee>,
-    /// Looked up once for each time the code of the component is loaded.
-    known: Arc<Mutex<Option<Known>>>,
-}
-
-struct Known {
-    code: std::ops::Range<usize>,
-    indices: Arc<Indices>,
+    exported: Exported<Indices>,
 }
 
 impl ComponentStore {
     /// The store that `callee` exports.
     pub fn new(callee: Arc<dyn Callee>) -> Self {
-        Self { callee, known: Arc::default() }
+        Self { exported: Exported::new(callee) }
     }
 
     async fn call(&self, bucket: &str, op: Op) -> Result<Out, BackendError> {
-        let (bucket, known) = (bucket.to_owned(), self.known.clone());
-        let called = call_component(&self.callee, move |store, instance| {
-            Box::pin(async move { perform(store, instance, &known, bucket, op).await })
+        let bucket = bucket.to_owned();
+        let called = self.exported.call(move |store, instance, indices| {
+            Box::pin(async move { perform(store, instance, &indices, bucket, op).await })
         });
-        match called.await {
-            Ok(Ok(out)) => Ok(out),
-            Ok(Err(Refusal::Missing(interface))) => {
-                Err(BackendError::Unsupported(format!("the component behind the link does not export {interface}")))
+        called.await?.map_err(|refusal| match refusal {
+            Refusal::Missing(interface) => {
+                BackendError::Unsupported(format!("the component behind the link does not export {interface}"))
             }
-            Ok(Err(Refusal::Said(error))) => Err(match error {
-                store::Error::AccessDenied => BackendError::Denied("the component behind the link says so".to_owned()),
-                store::Error::NoSuchStore => {
-                    BackendError::Unavailable("the component behind the link has no such bucket".to_owned())
-                }
-                store::Error::Other(text) => BackendError::Unsupported(text),
-            }),
-            Err(fault) => Err(failed(&fault)),
+            Refusal::Said(store::Error::AccessDenied) => {
+                BackendError::Denied("the component behind the link says so".to_owned())
+            }
+            Refusal::Said(store::Error::NoSuchStore) => {
+                BackendError::Unavailable("the component behind the link has no such bucket".to_owned())
+            }
+            Refusal::Said(store::Error::Other(text)) => BackendError::Unsupported(text),
+        })
+    }
+}
+
+impl From<Failed> for BackendError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::TimedOut { ms } => Self::TimedOut { ms },
+            Failed::TooLarge(why) => Self::TooLarge(why),
+            Failed::Unavailable(why) => Self::Unavailable(why),
         }
     }
-}
-
-fn failed(fault: &Fault) -> BackendError {
-    match (fault.root(), fault.kind()) {
-        (Fault::WallTime { limit }, _) => BackendError::TimedOut { ms: limit.0 },
-        (_, FaultKind::Limit) => BackendError::TooLarge(format!("the component behind the link failed: {fault}")),
-        _ => BackendError::Unavailable(format!("the component behind the link failed: {fault}")),
-    }
-}
-
-fn indices(known: &Mutex<Option<Known>>, pre: &InstancePre<Ctx>) -> wasmtime::Result<Arc<Indices>> {
-    let code = pre.component().image_range();
-    let code = code.start as usize..code.end as usize;
-    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = known.as_ref().filter(|known| known.code == code) {
-        return Ok(known.indices.clone());
-    }
-    let indices = Arc::new(Indices::of(pre)?);
-    *known = Some(Known { code, indices: indices.clone() });
-    Ok(indices)
 }
 
 /// Opens the bucket, runs the operation and drops the bucket.
 async fn perform(
     store: &mut Store<Ctx>,
     instance: Instance,
-    known: &Mutex<Option<Known>>,
+    indices: &Indices,
     bucket: String,
     op: Op,
 ) -> wasmtime::Result<Performed> {
-    let pre = instance.instance_pre(&*store);
-    let indices = indices(known, &pre)?;
     let guest = indices.store.load(&mut *store, &instance)?;
     let bucket = match guest.call_open(&mut *store, &bucket).await? {
         Ok(bucket) => bucket,
         Err(error) => return Ok(Err(error.into())),
     };
-    let performed = on_bucket(store, &instance, &indices, &guest, bucket, op).await?;
+    let performed = on_bucket(store, &instance, indices, &guest, bucket, op).await?;
     bucket.resource_drop_async(&mut *store).await?;
     Ok(performed)
 }
@@ -257,13 +237,9 @@ impl Backend for ComponentStore {
         })
     }
 
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
-        let Ok(delta) = u64::try_from(delta) else {
-            let error = BackendError::Unsupported("a component counts upwards only".to_owned());
-            return async { Err(error) }.boxed();
-        };
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
         answer(self.call(bucket, Op::Increment { key: key.to_owned(), delta }), |out| match out {
-            Out::Number(number) => i64::try_from(number).ok(),
+            Out::Number(number) => Some(number),
             _ => None,
         })
     }

@@ -3,6 +3,9 @@
 //!
 //! It runs in the process that serves the app: what it holds at once is bounded in bytes, whatever the values are. Keys
 //! whose values are together above one batch are taken in halves, and of what was written a digest is kept.
+//!
+//! Two names may stand for one store. A copy within it would write what was read over what the app has written since, so
+//! [`same`] is asked first.
 
 use sha2::{Digest as _, Sha256};
 
@@ -10,6 +13,9 @@ use super::{Backend, BackendError, MAX_BATCH, MAX_BATCH_BYTES};
 
 /// Keys per step: small enough that one step of a slow store stays well below any time-out.
 const STEP: usize = 100;
+/// The key by which two names of one store are found out. It is there for a moment; one that an interruption left behind is
+/// replaced, and removed, the next time.
+const MARKER: &str = "sidereal-one-store-5d0f3f8e6bfa4c3c9b3a";
 
 /// A bucket of a store.
 #[derive(Clone, Copy)]
@@ -45,6 +51,18 @@ pub enum CopyError {
     /// What was written is not what is read back.
     #[error("key `{0}` reads back from the new provider with another value than was written")]
     Differs(String),
+}
+
+/// Whether both sides reach the same keys: what is written through the one is found through the other.
+///
+/// # Errors
+/// Any [`CopyError`]; nothing is left behind but where the target does not remove what it was given.
+pub async fn same(from: End<'_>, to: End<'_>) -> Result<bool, CopyError> {
+    let mark = rand::random::<[u8; 16]>().to_vec();
+    to.backend.set(to.bucket, MARKER, mark.clone()).await.map_err(CopyError::Target)?;
+    let found = from.backend.get(from.bucket, MARKER).await.map_err(CopyError::Source);
+    to.backend.delete(to.bucket, MARKER).await.map_err(CopyError::Target)?;
+    Ok(found? == Some(mark))
 }
 
 /// Copies the keys of one listing step.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use model::number::{add, incremented};
 use tokio::time::Instant;
 
 use super::BackendError;
@@ -18,9 +19,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const FORGET_AT: usize = 1024;
 /// What a key was seen to hold is believed for so long, where it is remembered.
 const REMEMBERED: Duration = Duration::from_secs(1);
-
-/// The longest text of a number: `-9223372036854775808`.
-const MAX_DIGITS: usize = 20;
 
 /// What check-and-set needs. A version means something to its server only; `None` is that of a key that is not there.
 pub(super) trait Versioned: Sync {
@@ -49,7 +47,7 @@ pub(super) struct Found {
 }
 
 /// The number a key was seen to hold, its version, and when.
-type Seen = Option<(i64, u64, Instant)>;
+type Seen = Option<(u64, u64, Instant)>;
 type Turn = tokio::sync::Mutex<Seen>;
 
 /// One key: whose turn it is, for as long as somebody has one or what was seen is remembered.
@@ -73,8 +71,8 @@ impl Counting {
         store: &dyn Versioned,
         bucket: &str,
         key: &str,
-        delta: i64,
-    ) -> Result<i64, BackendError> {
+        delta: u64,
+    ) -> Result<u64, BackendError> {
         let late = || BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
         let deadline = Instant::now() + TIMEOUT;
         let turn = self.turn(bucket, key, store.never_repeats());
@@ -82,14 +80,19 @@ impl Counting {
         let mut tries = 0_u32;
         loop {
             // Taken: whoever gives up in the middle leaves nothing behind that may be wrong.
-            let (number, version) = match seen.take() {
-                Some((number, version, since)) if since.elapsed() < REMEMBERED => (number, version),
-                _ => {
+            let remembered = seen
+                .take()
+                .filter(|(_, _, since)| since.elapsed() < REMEMBERED)
+                .and_then(|(number, version, _)| Some((add(i64::try_from(number).ok()?, delta)?, version)));
+            let (sum, version) = match remembered {
+                Some((sum, version)) => (Some(sum), version),
+                // Nothing is refused for what others may have written over.
+                None => {
                     let Found { value, version } = store.read(bucket, key).await?;
-                    (value.map_or(Ok(0), |value| number(&value, key))?, version)
+                    (incremented(value.as_deref(), delta), version)
                 }
             };
-            let sum = number.checked_add(delta).ok_or_else(|| BackendError::NotANumber(key.to_owned()))?;
+            let sum = sum.ok_or_else(|| BackendError::NotANumber(key.to_owned()))?;
             if let Some(version) = store.swap(bucket, key, sum.to_string(), version).await? {
                 // Where others write the key too, the next call reads what they wrote.
                 *seen = (tries == 0).then(|| (sum, version, Instant::now()));
@@ -126,12 +129,6 @@ impl Counting {
     }
 }
 
-/// A number as every backend reads one.
-fn number(value: &[u8], key: &str) -> Result<i64, BackendError> {
-    let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= MAX_DIGITS);
-    text.and_then(|text| text.parse().ok()).ok_or_else(|| BackendError::NotANumber(key.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -143,7 +140,7 @@ mod tests {
 
     /// A key that others write too: every `meddle`-th swap finds another version.
     struct Contested {
-        at: Mutex<(i64, u64)>,
+        at: Mutex<(u64, u64)>,
         reads: AtomicU32,
         swaps: AtomicU32,
         meddle: u32,
@@ -215,7 +212,7 @@ mod tests {
         for sum in join_all((0..20).map(|_| counting.increment(&store, "b", "k", 1))).await {
             sum.unwrap();
         }
-        let meddled = i64::from(store.swaps.load(SeqCst) / 3);
+        let meddled = u64::from(store.swaps.load(SeqCst) / 3);
         assert!(meddled > 0);
         assert_eq!(store.at.lock().unwrap().0, 20 + 1000 * meddled);
     }

@@ -1,6 +1,6 @@
-//! The draft's cursor is a number, a backend's is a position in its own words. The number given to a guest holds how
-//! many keys were listed so far and a random tag: on the host that gave it out the exact position is remembered;
-//! anywhere else, as after a restart or on another shard, the position is found again by counting from the start.
+//! The draft's cursor is a number, a backend's is a position in its own words: the number given to a guest is a name for
+//! the position, which the host that gave it out remembers. Anywhere else, as after a restart or on another shard, it
+//! is refused: a position that is found again by counting skips keys where others were deleted meanwhile.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -9,9 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{Backend, BackendError, Page};
 
 /// Positions remembered per revision and component.
-const REMEMBERED: usize = 1024;
-/// Low bits of a cursor that tell apart two listings that stand at the same count.
-const TAG_BITS: u32 = 16;
+const REMEMBERED: usize = 4096;
 
 #[derive(Default)]
 pub(super) struct Cursors {
@@ -40,18 +38,14 @@ impl Cursors {
         bucket: &str,
         cursor: Option<u64>,
     ) -> Result<(Vec<String>, Option<u64>), BackendError> {
-        let mut listed = cursor.map_or(0, |cursor| cursor >> TAG_BITS);
-        let position = match cursor.map(|cursor| (self.remembered(bucket, cursor), listed)) {
-            None => None,
-            Some((Some(after), _)) => Some(after),
-            Some((None, count)) => match count_again(backend, bucket, count).await? {
-                Some(after) => Some(after),
-                None => return Ok((Vec::new(), None)),
-            },
+        let unknown = || {
+            let why =
+                "this host does not know the cursor: another one gave it out, or it is too old; list from the start";
+            BackendError::Unsupported(why.to_owned())
         };
+        let position = cursor.map(|cursor| self.remembered(bucket, cursor).ok_or_else(unknown)).transpose()?;
         let Page { keys, cursor } = backend.list_keys(bucket, position.as_deref()).await?;
-        listed += keys.len() as u64;
-        let next = cursor.map(|after| self.remember(bucket, after, listed));
+        let next = cursor.map(|after| self.remember(bucket, after));
         Ok((keys, next))
     }
 
@@ -60,11 +54,11 @@ impl Cursors {
         inner.positions.get(&cursor).filter(|position| *position.bucket == *bucket).map(|found| found.after.clone())
     }
 
-    fn remember(&self, bucket: &str, after: String, listed: u64) -> u64 {
+    fn remember(&self, bucket: &str, after: String) -> u64 {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.issued += 1;
-        let tag = self.random.hash_one(inner.issued) & ((1 << TAG_BITS) - 1);
-        let cursor = listed << TAG_BITS | tag;
+        // No other host gives out the same.
+        let cursor = self.random.hash_one(inner.issued);
         if inner.positions.insert(cursor, Position { bucket: bucket.into(), after }).is_none() {
             inner.oldest.push_back(cursor);
         }
@@ -74,21 +68,6 @@ impl Cursors {
             inner.positions.remove(&forgotten);
         }
         cursor
-    }
-}
-
-/// The backend's position after at least `count` keys; `None` where the bucket ends before.
-async fn count_again(backend: &dyn Backend, bucket: &str, count: u64) -> Result<Option<String>, BackendError> {
-    let mut seen = 0;
-    let mut position: Option<String> = None;
-    loop {
-        let page = backend.list_keys(bucket, position.as_deref()).await?;
-        seen += page.keys.len() as u64;
-        match page.cursor {
-            Some(after) if seen >= count => return Ok(Some(after)),
-            Some(after) => position = Some(after),
-            None => return Ok(None),
-        }
     }
 }
 
@@ -106,12 +85,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_host_goes_on_where_the_first_one_stopped() {
+    async fn another_host_says_that_it_does_not_know_the_cursor_and_skips_nothing() {
         let memory = filled(PAGE * 2 + 5).await;
-        let mut keys = Vec::new();
-        let mut cursor = None;
+        let (first, next) = Cursors::default().list(&memory, "b", None).await.unwrap();
+        memory.delete_many("b", first).await.unwrap();
+        let refused = Cursors::default().list(&memory, "b", next).await.unwrap_err();
+        assert!(matches!(&refused, BackendError::Unsupported(why) if why.contains("cursor")), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn pages_follow_one_another() {
+        let memory = filled(PAGE * 2 + 5).await;
+        let (cursors, mut keys, mut cursor) = (Cursors::default(), Vec::new(), None);
         loop {
-            let (page, next) = Cursors::default().list(&memory, "b", cursor).await.unwrap();
+            let (page, next) = cursors.list(&memory, "b", cursor).await.unwrap();
             keys.extend(page);
             match next {
                 Some(next) => cursor = Some(next),
@@ -132,10 +119,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_made_up_cursor_ends_the_listing_and_memory_stays_bounded() {
+    async fn a_made_up_cursor_is_refused_and_memory_stays_bounded() {
         let memory = filled(PAGE + 1).await;
         let cursors = Cursors::default();
-        assert_eq!(cursors.list(&memory, "b", Some(u64::MAX)).await.unwrap(), (vec![], None));
+        assert!(cursors.list(&memory, "b", Some(u64::MAX)).await.is_err());
         for _ in 0..REMEMBERED * 2 {
             cursors.list(&memory, "b", None).await.unwrap();
         }

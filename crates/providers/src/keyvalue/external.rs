@@ -8,11 +8,13 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use model::ProviderName;
-use tokio_util::codec::{Decoder, Encoder};
-use wrpc_transport::{Decode, Encode, ListDecoder, Packer, SyncCodec};
+use tokio_util::codec::Decoder;
+use wrpc_transport::{Decode, ListDecoder, SyncCodec};
 
 use super::{Answer, Backend, BackendError, Gathered, MAX_BATCH_BYTES, MAX_VALUE, Page};
-use crate::external::{AT_FIRST, CallError, Connect, Function, Kind, Patience, Process, SHORT, USUAL, words};
+use crate::external::{
+    AT_FIRST, Answered, CallError, Connect, Function, Kind, Params, Patience, Process, SHORT, USUAL, words,
+};
 
 const STORE: &str = "wrpc:keyvalue/store@0.2.0-draft";
 const ATOMICS: &str = "wrpc:keyvalue/atomics@0.2.0-draft";
@@ -99,23 +101,16 @@ impl External {
         }
     }
 
-    async fn call<P, R>(&self, function: Function, params: P) -> Result<R, BackendError>
-    where
-        P: Encode<Packer> + Clone,
-        io::Error: From<<P::Encoder as Encoder<P>>::Error>,
-        R: Decode,
-        io::Error: From<<R::Decoder as Decoder>::Error>,
-    {
+    async fn call<P: Params + Clone, R: Answered>(&self, function: Function, params: P) -> Result<R, BackendError> {
         self.within(USUAL, &function, params).await
     }
 
-    async fn within<P, R>(&self, patience: Patience, function: &Function, params: P) -> Result<R, BackendError>
-    where
-        P: Encode<Packer> + Clone,
-        io::Error: From<<P::Encoder as Encoder<P>>::Error>,
-        R: Decode,
-        io::Error: From<<R::Decoder as Decoder>::Error>,
-    {
+    async fn within<P: Params + Clone, R: Answered>(
+        &self,
+        patience: Patience,
+        function: &Function,
+        params: P,
+    ) -> Result<R, BackendError> {
         let name = self.0.name();
         let answered: Result<R, Refusal> = self.0.call(patience, function, params).await?;
         answered.map_err(|refusal| match refusal {
@@ -165,14 +160,8 @@ impl Backend for External {
         .boxed()
     }
 
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
-        async move {
-            let refused = |_| BackendError::Unsupported("an external provider counts upwards only".to_owned());
-            let delta = u64::try_from(delta).map_err(refused)?;
-            let sum: u64 = self.call(Function(ATOMICS, "increment", Kind::Write, SHORT), (bucket, key, delta)).await?;
-            i64::try_from(sum).map_err(|_| self.garbage("with a number past the range of one"))
-        }
-        .boxed()
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
+        self.call(Function(ATOMICS, "increment", Kind::Write, SHORT), (bucket, key, delta)).boxed()
     }
 
     fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {

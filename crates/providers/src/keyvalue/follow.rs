@@ -94,7 +94,8 @@ impl messaging::Backend for Follower {
             let group = &subscription.group.name;
             let task = Task {
                 server: self.server.clone(),
-                of: format!("{} of {}", self.keys, self.bucket),
+                bucket: self.bucket.clone(),
+                watched: self.keys.clone(),
                 leader: format!("{group}.leader"),
                 told: format!("{group}.told"),
                 me: format!("{:016x}", random.hash_one(0)),
@@ -156,9 +157,23 @@ struct Leader {
 /// What was told.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Told {
-    /// Of which keys of which bucket.
-    of: String,
+    bucket: String,
+    /// Which keys of it, as the setting is written.
+    watched: String,
     keys: State,
+}
+
+impl Told {
+    /// What a watch of `watched` starts from: of keys that were watched before it goes on from what was told, so that a
+    /// revision that watches others loses nothing of those that both watch. Of the rest, what is there now is not told.
+    fn going_on(known: Option<Self>, bucket: &str, watched: &Keys, state: &State) -> Self {
+        let known = known.filter(|known| known.bucket == bucket);
+        let before = known.as_ref().map(|known| Keys::of(&known.watched));
+        let new = state.iter().filter(|(key, _)| before.as_ref().is_none_or(|before| !before.has(key)));
+        let mut keys: State = new.map(|(key, version)| (key.clone(), *version)).collect();
+        keys.extend(known.into_iter().flat_map(|known| known.keys).filter(|(key, _)| watched.has(key)));
+        Self { bucket: bucket.to_owned(), watched: watched.to_string(), keys }
+    }
 }
 
 /// What leading takes.
@@ -178,7 +193,8 @@ enum End {
 
 struct Task {
     server: Arc<dyn Followed>,
-    of: String,
+    bucket: String,
+    watched: Keys,
     /// Names of the two records.
     leader: String,
     told: String,
@@ -287,10 +303,7 @@ impl Task {
         let mut state = eye.state().await?;
         let Found { value, version: mut recorded } = self.server.load(&self.told).await?;
         let known = value.and_then(|text| serde_json::from_slice::<Told>(&text).ok());
-        // What was there before the watch is not told.
-        let mut told = known
-            .filter(|told| told.of == self.of)
-            .unwrap_or_else(|| Told { of: self.of.clone(), keys: state.clone() });
+        let mut told = Told::going_on(known, &self.bucket, &self.watched, &state);
         let mut later: BTreeMap<String, (Instant, u32)> = BTreeMap::new();
         // Written also where it says nothing new: who led before cannot write it any more.
         let mut dirty = true;
@@ -357,6 +370,7 @@ impl Task {
             id: format!("{key}@{}-{}", number(was), number(now)),
             tries,
             message: Message { subject: "watch".to_owned(), body: key.as_bytes().to_vec(), reply_to: None },
+            trace: None,
             settle: Box::new(Settled(settle)),
         };
         if self.out.send(Ok(delivery)).await.is_err() {

@@ -46,7 +46,7 @@ struct Notes {
 pub struct Overflow;
 
 /// The bytes of a key in an answer: quoted, escaped and with what stands between two.
-fn size(key: &str) -> usize {
+pub fn size(key: &str) -> usize {
     let escaped = key.bytes().map(|byte| match byte {
         0..0x20 => 6,
         b'"' | b'\\' => 2,
@@ -172,7 +172,7 @@ impl Backend for Journaled {
         self.inner.list_keys(bucket, cursor)
     }
 
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
         self.one(bucket, key, self.inner.increment(bucket, key, delta))
     }
 

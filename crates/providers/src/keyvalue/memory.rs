@@ -2,20 +2,48 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt;
 use futures::future::ready;
+use model::number::incremented;
 
 use super::{Answer, Backend, BackendError, Gathered, PAGE, Page};
 
 /// What one key costs beside its bytes, about.
 const OVERHEAD: usize = 128;
 
+/// What all stores in memory of one process may hold together: it is one tenant's, and may have any number of apps.
+#[derive(Debug)]
+pub struct Room {
+    most: usize,
+    used: AtomicUsize,
+}
+
+impl Room {
+    /// For at most about so many bytes.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, used: AtomicUsize::new(0) })
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let more = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.most);
+        self.used.fetch_update(Relaxed, Relaxed, more).is_ok()
+    }
+
+    fn give(&self, bytes: usize) {
+        let less = |used: usize| Some(used.saturating_sub(bytes));
+        // Never refused.
+        let _ = self.used.fetch_update(Relaxed, Relaxed, less);
+    }
+}
+
 /// A store in memory.
 #[derive(Debug)]
 pub struct Memory {
     max_bytes: usize,
+    room: Arc<Room>,
     state: Mutex<State>,
 }
 
@@ -28,15 +56,54 @@ struct State {
 impl Memory {
     /// A store of at most about `max_bytes` bytes, all buckets together.
     pub fn new(max_bytes: usize) -> Self {
-        Self { max_bytes, state: Mutex::default() }
+        Self::within(max_bytes, Room::new(max_bytes))
+    }
+
+    /// The same, and no more than `room` has left, which is shared with others.
+    pub fn within(max_bytes: usize, room: Arc<Room>) -> Self {
+        Self { max_bytes, room, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn full(&self) -> BackendError {
-        BackendError::TooLarge(format!("the memory store is full: it holds at most {} bytes", self.max_bytes))
+    /// Writes `pairs`, all or none. Of a key that is there twice the last value counts.
+    fn put(&self, state: &mut State, bucket: &str, pairs: Vec<(String, Vec<u8>)>) -> Result<(), BackendError> {
+        let pairs: BTreeMap<String, Vec<u8>> = pairs.into_iter().collect();
+        let before = state.used;
+        let after = pairs.iter().fold(before, |used, (key, value)| {
+            (used + cost(key, value)).saturating_sub(state.get(bucket, key).map_or(0, |old| cost(key, old)))
+        });
+        let most = self.max_bytes;
+        if after > most {
+            return Err(BackendError::TooLarge(format!("the memory store is full: it holds at most {most} bytes")));
+        }
+        let taken = after.saturating_sub(before);
+        if !self.room.take(taken) {
+            let most = self.room.most;
+            return Err(BackendError::TooLarge(format!(
+                "the memory stores of all apps of this tenant are full: together they hold at most {most} bytes on a host"
+            )));
+        }
+        for (key, value) in pairs {
+            state.set(bucket, &key, value);
+        }
+        self.room.give((before + taken).saturating_sub(state.used));
+        Ok(())
+    }
+
+    fn remove(&self, state: &mut State, bucket: &str, key: &str) {
+        let before = state.used;
+        state.delete(bucket, key);
+        self.room.give(before - state.used);
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let used = self.lock().used;
+        self.room.give(used);
     }
 }
 
@@ -69,13 +136,6 @@ impl State {
             self.buckets.remove(bucket);
         }
     }
-
-    /// What is used once `pairs` are set, counting each as new unless it replaces a stored one.
-    fn used_with<'a>(&self, bucket: &str, pairs: impl Iterator<Item = (&'a str, &'a [u8])>) -> usize {
-        pairs.fold(self.used, |used, (key, value)| {
-            (used + cost(key, value)).saturating_sub(self.get(bucket, key).map_or(0, |old| cost(key, old)))
-        })
-    }
 }
 
 impl Backend for Memory {
@@ -84,16 +144,11 @@ impl Backend for Memory {
     }
 
     fn set<'a>(&'a self, bucket: &'a str, key: &'a str, value: Vec<u8>) -> Answer<'a, ()> {
-        let mut state = self.lock();
-        let fits = state.used_with(bucket, [(key, value.as_slice())].into_iter()) <= self.max_bytes;
-        if fits {
-            state.set(bucket, key, value);
-        }
-        ready(if fits { Ok(()) } else { Err(self.full()) }).boxed()
+        ready(self.put(&mut self.lock(), bucket, vec![(key.to_owned(), value)])).boxed()
     }
 
     fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, ()> {
-        self.lock().delete(bucket, key);
+        self.remove(&mut self.lock(), bucket, key);
         ready(Ok(())).boxed()
     }
 
@@ -111,22 +166,14 @@ impl Backend for Memory {
         ready(Ok(Page { keys, cursor })).boxed()
     }
 
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
         let mut state = self.lock();
-        let now = match state.get(bucket, key) {
-            None => Some(0),
-            Some(value) => std::str::from_utf8(value).ok().and_then(|text| text.parse::<i64>().ok()),
-        };
-        let result = match now.and_then(|now| now.checked_add(delta)) {
+        let sum = incremented(state.get(bucket, key).map(Vec::as_slice), delta);
+        let result = match sum {
             None => Err(BackendError::NotANumber(key.to_owned())),
             Some(sum) => {
-                let text = sum.to_string().into_bytes();
-                if state.used_with(bucket, [(key, text.as_slice())].into_iter()) > self.max_bytes {
-                    Err(self.full())
-                } else {
-                    state.set(bucket, key, text);
-                    Ok(sum)
-                }
+                let pair = (key.to_owned(), sum.to_string().into_bytes());
+                self.put(&mut state, bucket, vec![pair]).map(|()| sum)
             }
         };
         ready(result).boxed()
@@ -143,21 +190,13 @@ impl Backend for Memory {
     }
 
     fn set_many<'a>(&'a self, bucket: &'a str, pairs: Vec<(String, Vec<u8>)>) -> Answer<'a, ()> {
-        let mut state = self.lock();
-        let fits = state.used_with(bucket, pairs.iter().map(|(key, value)| (key.as_str(), value.as_slice())))
-            <= self.max_bytes;
-        if fits {
-            for (key, value) in pairs {
-                state.set(bucket, &key, value);
-            }
-        }
-        ready(if fits { Ok(()) } else { Err(self.full()) }).boxed()
+        ready(self.put(&mut self.lock(), bucket, pairs)).boxed()
     }
 
     fn delete_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, ()> {
         let mut state = self.lock();
         for key in keys {
-            state.delete(bucket, &key);
+            self.remove(&mut state, bucket, &key);
         }
         ready(Ok(())).boxed()
     }
@@ -179,5 +218,39 @@ mod tests {
         memory.delete("b", "k").await.unwrap();
         assert_eq!(memory.lock().used, 0);
         assert!(memory.lock().buckets.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_key_twice_in_a_batch_counts_once_also_where_it_replaces_one() {
+        let room = Room::new(1000);
+        let (one, two) = (Memory::within(1000, room.clone()), Memory::within(1000, room.clone()));
+        one.set("b", "k", vec![0; 100]).await.unwrap();
+        let twice = vec![("k".to_owned(), vec![0; 10]), ("k".to_owned(), vec![1; 150])];
+        one.set_many("b", twice).await.unwrap();
+        assert_eq!(one.get("b", "k").await, Ok(Some(vec![1; 150])), "the last one");
+        assert_eq!(room.used.load(Relaxed), cost("k", &[0; 150]));
+        one.delete("b", "k").await.unwrap();
+        assert_eq!((one.lock().used, room.used.load(Relaxed)), (0, 0));
+        two.set("b", "k", vec![0; 500]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn stores_of_one_tenant_share_what_they_may_hold() {
+        let room = Room::new(1000);
+        let (one, two) = (Memory::within(700, room.clone()), Memory::within(700, room.clone()));
+        one.set("b", "k", vec![0; 500]).await.unwrap();
+        let full = two.set("b", "k", vec![0; 500]).await.unwrap_err();
+        assert!(matches!(&full, BackendError::TooLarge(why) if why.contains("all apps of this tenant")), "{full}");
+        // The same key twice counts once.
+        let twice = vec![("k".to_owned(), vec![0; 20]), ("k".to_owned(), vec![0; 10])];
+        two.set_many("b", twice).await.unwrap();
+        assert_eq!(room.used.load(Relaxed), cost("k", &[0; 500]) + cost("k", &[0; 10]));
+        assert_eq!(two.increment("b", "n", 7).await, Ok(7));
+        two.delete_many("b", vec!["k".to_owned(), "n".to_owned(), "none".to_owned()]).await.unwrap();
+        one.set("b", "k", vec![0; 100]).await.unwrap();
+        assert_eq!(room.used.load(Relaxed), cost("k", &[0; 100]), "a smaller value gives back the rest");
+        drop(one);
+        assert_eq!(room.used.load(Relaxed), 0, "a store that is gone gives back everything");
+        two.set("b", "k", vec![0; 500]).await.unwrap();
     }
 }

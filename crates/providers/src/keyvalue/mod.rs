@@ -30,7 +30,7 @@ use cursor::Cursors;
 pub use external::External;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
-pub use memory::Memory;
+pub use memory::{Memory, Room};
 pub use nats::Nats;
 pub use redis::Redis;
 pub use vault::VaultKv;
@@ -61,7 +61,7 @@ pub struct Page {
 /// Why a backend refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
-    /// Incrementing something that is not an integer, or past the range of one.
+    /// Incrementing something that is not an integer, or below 0 or past the range of one.
     #[error("the value of `{0}` is not an integer that can be incremented")]
     NotANumber(String),
     /// A key, value, batch or bucket above its limit.
@@ -123,8 +123,9 @@ pub trait Backend: Send + Sync + 'static {
     fn exists<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, bool>;
     /// Some keys, about [`PAGE`] of them. Going on from cursor to cursor names every key that was there all the time.
     fn list_keys<'a>(&'a self, bucket: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page>;
-    /// Adds to an integer kept as decimal text; a missing key counts as 0. Atomic.
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64>;
+    /// Adds to a number that is kept as decimal text, as [`model::number`] says; a missing key counts as 0. Atomic; what is
+    /// refused changes nothing.
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64>;
     /// Several values, in the order asked; [`BackendError::TooLarge`] where keys and values together have more than
     /// [`MAX_BATCH_BYTES`].
     fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>>;

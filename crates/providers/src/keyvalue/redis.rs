@@ -3,14 +3,18 @@
 //! Layout: one hash per bucket, its key `<tenant>/<app>/<bucket>`. Tenant and app are typed names, which cannot hold a
 //! `/`, and the bucket comes last, so no two tenants and no two apps can name the same hash whatever their buckets are
 //! called. A batch is one command on one hash, and one command is atomic.
+//!
+//! Each link has a connection of its own: answers come in the order of the questions, and nobody is to wait for a value
+//! that another component asked for.
 
+mod add;
 mod connect;
 mod follow;
 mod get;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use connect::{Connector, forget};
@@ -30,6 +34,7 @@ use super::{Answer, Backend, BackendError, Gathered, PAGE, Page, check_answer, c
 use crate::breaker::{Breaker, Pass, Pauses};
 use crate::dial::{Caller, Dialer, Target};
 use crate::http_json::trust;
+use crate::per_link::{LinkId, PerLink};
 use crate::secrets::Credentials;
 
 /// For one call: connecting, introducing ourselves, and the answer.
@@ -66,17 +71,30 @@ pub struct Login {
 pub struct Redis {
     prefix: String,
     connector: Arc<Connector>,
+    lanes: PerLink<Lane>,
+    /// The server is older than `HSCAN … NOVALUES` (Redis 7.4, Valkey 8).
+    sends_values: AtomicBool,
+    /// How values are read, and added to.
+    scripts: Scripts,
+}
+
+/// What one link calls on.
+#[derive(Default)]
+struct Lane {
     connecting: tokio::sync::Mutex<()>,
     line: Arc<Mutex<Line>>,
     /// Follows the secrets from the first connection on.
     renewing: OnceLock<AbortOnDrop>,
-    /// The server is older than `HSCAN … NOVALUES` (Redis 7.4, Valkey 8).
-    sends_values: AtomicBool,
-    /// How values are read.
-    scripts: Scripts,
 }
 
-/// The one connection.
+impl Lane {
+    fn open(&self) -> Option<(MultiplexedConnection, u64)> {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        line.connection.clone().map(|connection| (connection, line.generation))
+    }
+}
+
+/// Its one connection.
 #[derive(Default)]
 struct Line {
     connection: Option<MultiplexedConnection>,
@@ -144,11 +162,9 @@ impl Redis {
                 login,
                 tls,
                 dialer,
-                breaker: Breaker::new(PAUSES),
+                breaker: Breaker::new(PAUSES).or_silent(late()),
             }),
-            connecting: tokio::sync::Mutex::new(()),
-            line: Arc::default(),
-            renewing: OnceLock::new(),
+            lanes: PerLink::default(),
             sends_values: AtomicBool::new(false),
             scripts: Scripts::default(),
         })
@@ -166,34 +182,31 @@ impl Redis {
         format!("{}{bucket}", self.prefix)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    /// That of the link that calls here.
+    fn lane(&self) -> Arc<Lane> {
+        self.lanes.of(LinkId::calling().as_ref())
     }
 
-    fn open(&self) -> Option<(MultiplexedConnection, u64)> {
-        let line = self.lock();
-        line.connection.clone().map(|connection| (connection, line.generation))
-    }
-
-    async fn connection(&self, pass: &Pass<'_, BackendError>) -> Result<(MultiplexedConnection, u64), BackendError> {
-        if let Some(open) = self.open() {
+    async fn connection(&self, asking: &Asking<'_>) -> Result<(MultiplexedConnection, u64), BackendError> {
+        let lane = &asking.lane;
+        if let Some(open) = lane.open() {
             return Ok(open);
         }
-        let _one = self.connecting.lock().await;
-        if let Some(open) = self.open() {
+        let _one = lane.connecting.lock().await;
+        if let Some(open) = lane.open() {
             return Ok(open);
         }
         // Whoever connected meanwhile may have failed for all who waited.
-        pass.still()?;
+        asking.pass.as_ref().map_or(Ok(()), Pass::still)?;
         if !self.connector.login.secrets.is_empty() {
             // Before they are revealed: a change from here on is not missed.
-            self.renewing.get_or_init(|| {
+            lane.renewing.get_or_init(|| {
                 let changes = self.connector.login.secrets.changes();
-                let renewing = connect::renew(self.connector.clone(), Arc::downgrade(&self.line), changes);
+                let renewing = connect::renew(self.connector.clone(), Arc::downgrade(&lane.line), changes);
                 AbortOnDrop(tokio::spawn(renewing))
             });
         }
-        Ok(self.connector.connect().await?.install(&self.line))
+        Ok(self.connector.connect().await?.install(&lane.line))
     }
 
     /// One step of a listing.
@@ -233,30 +246,15 @@ impl Redis {
 
     /// One call, bounded in time as a whole, held back while the server is not there.
     async fn ask<T: FromRedisValue>(&self, reads: bool, what: Question<'_>, key: &str) -> Result<T, BackendError> {
-        let pass = self.connector.breaker.enter()?;
-        let generation = AtomicU64::new(NONE);
-        let tried = self.attempt(reads, what, key, &pass, &generation);
-        match tokio::time::timeout(TIMEOUT, tried).await {
-            Ok(Ok(answer)) => {
-                pass.answered();
-                Ok(answer)
-            }
-            Ok(Err(Failed::Said(cause))) => {
-                pass.answered();
-                Err(cause)
-            }
-            Ok(Err(Failed::Down(cause))) => {
-                pass.failed(cause.clone());
-                Err(cause)
-            }
-            Err(_) => {
-                // Nobody may be at the other end any more, and nothing would ever tell.
-                forget(&self.line, generation.load(Ordering::Relaxed));
-                let late = BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
-                pass.failed(late.clone());
-                Err(late)
-            }
-        }
+        let pass = Some(self.connector.breaker.enter()?);
+        let asking = Asking { pass, lane: self.lane(), generation: AtomicU64::new(NONE) };
+        let tried = tokio::time::timeout(TIMEOUT, self.attempt(reads, what, key, &asking)).await;
+        let end = match tried.unwrap_or(Err(Failed::Late)) {
+            Ok(answer) => return asking.answered(Ok(answer)),
+            Err(Failed::Said(cause)) => return asking.answered(Err(cause)),
+            Err(end) => end,
+        };
+        Err(asking.failed(end))
     }
 
     async fn attempt<T: FromRedisValue>(
@@ -264,24 +262,24 @@ impl Redis {
         reads: bool,
         what: Question<'_>,
         key: &str,
-        pass: &Pass<'_, BackendError>,
-        on: &AtomicU64,
+        asking: &Asking<'_>,
     ) -> Result<T, Failed> {
         let mut tries = if reads { 2 } else { 1 };
         loop {
             tries -= 1;
             // What the server says to a login counts as no answer too: nobody is to log in for every call.
-            let (mut connection, generation) = self.connection(pass).await.map_err(Failed::Down)?;
-            on.store(generation, Ordering::Relaxed);
+            let (mut connection, generation) = self.connection(asking).await.map_err(Failed::Down)?;
+            asking.generation.store(generation, Ordering::Relaxed);
             let answer = match what {
                 Question::One(command) => command.query_async::<T>(&mut connection).await,
                 Question::Together(pipeline) => pipeline.query_async::<T>(&mut connection).await,
             };
             match answer {
                 Ok(value) => return Ok(value),
-                Err(cause) if cause.is_connection_dropped() || cause.is_unrecoverable_error() || cause.is_timeout() => {
-                    forget(&self.line, generation);
-                    if tries == 0 || cause.is_timeout() {
+                Err(cause) if cause.is_timeout() => return Err(Failed::Late),
+                Err(cause) if cause.is_connection_dropped() || cause.is_unrecoverable_error() => {
+                    forget(&asking.lane.line, generation);
+                    if tries == 0 {
                         return Err(Failed::Down(translate(&cause, key)));
                     }
                 }
@@ -294,8 +292,58 @@ impl Redis {
 /// The generation of no connection.
 const NONE: u64 = 0;
 
+/// A call under way, and the connection it is on. Given up while the server is silent, it leaves that behind as one that had
+/// no answer in its time does: nobody may be at the other end any more, and nothing would ever tell.
+struct Asking<'a> {
+    pass: Option<Pass<'a, BackendError>>,
+    lane: Arc<Lane>,
+    generation: AtomicU64,
+}
+
+impl Asking<'_> {
+    fn answered<T>(mut self, answer: Result<T, BackendError>) -> Result<T, BackendError> {
+        self.pass.take().into_iter().for_each(Pass::answered);
+        answer
+    }
+
+    fn failed(mut self, end: Failed) -> BackendError {
+        let pass = self.pass.take();
+        match end {
+            Failed::Said(cause) => cause,
+            Failed::Down(cause) => {
+                pass.into_iter().for_each(|pass| pass.failed(cause.clone()));
+                cause
+            }
+            Failed::Late => {
+                if pass.is_some_and(|pass| pass.late(late())) {
+                    self.leave();
+                }
+                late()
+            }
+        }
+    }
+
+    fn leave(&self) {
+        forget(&self.lane.line, self.generation.load(Ordering::Relaxed));
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if self.pass.take().is_some_and(Pass::given_up) {
+            self.leave();
+        }
+    }
+}
+
+fn late() -> BackendError {
+    BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 }
+}
+
 /// Why a call has no value.
 enum Failed {
+    /// It had none in its time.
+    Late,
     /// The server answered, and this is what.
     Said(BackendError),
     /// It did not.
@@ -305,7 +353,7 @@ enum Failed {
 fn translate(cause: &RedisError, key: &str) -> BackendError {
     let detail = cause.detail().unwrap_or_default();
     match cause.kind() {
-        _ if cause.is_timeout() => BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 },
+        _ if cause.is_timeout() => late(),
         ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => {
             BackendError::Denied(detail.to_owned())
         }
@@ -361,8 +409,8 @@ impl Backend for Redis {
         .boxed()
     }
 
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
-        async move { self.run(false, cmd("HINCRBY").arg(self.hash(bucket)).arg(key).arg(delta), key).await }.boxed()
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
+        add::add(self, bucket, key, delta).boxed()
     }
 
     fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {

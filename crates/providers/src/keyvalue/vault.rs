@@ -353,7 +353,7 @@ impl Backend for VaultKv {
         .boxed()
     }
 
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
         async move {
             match self.version {
                 Version::V2 => self.counting.increment(self, bucket, key, delta).await,

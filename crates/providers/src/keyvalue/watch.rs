@@ -8,11 +8,13 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::watch::Keys;
+use runtime::trace::{CallTrace, within};
 use runtime::wasmtime::component::{Resource, TypedFunc};
 use runtime::{Fault, Workload, wasmtime};
 
 use super::adapter::Bucket;
 use super::{Answer, Backend, BackendError, KeyValueLinks, Page};
+use crate::per_link::LinkId;
 
 /// Takes which keys changed.
 pub trait Listener: Send + Sync + 'static {
@@ -33,22 +35,33 @@ pub struct Watcher {
 pub struct Told {
     inner: Arc<dyn Backend>,
     bucket: String,
-    watchers: Vec<Watcher>,
+    watchers: Arc<[Watcher]>,
 }
 
 impl Told {
     /// Tells `watchers` of what is written to `bucket` of `inner`.
     pub fn new(inner: Arc<dyn Backend>, bucket: &str, watchers: Vec<Watcher>) -> Self {
-        Self { inner, bucket: bucket.to_owned(), watchers }
+        Self { inner, bucket: bucket.to_owned(), watchers: watchers.into() }
     }
 
-    fn told<'a, T: Send + 'a>(&'a self, bucket: &'a str, keys: Vec<String>, write: Answer<'a, T>) -> Answer<'a, T> {
-        async move {
-            let written = write.await;
+    /// Writes with `write` and tells. To a watched bucket that is one task of its own: whoever asked may be gone, at the
+    /// end of its time, when what it wrote is there and nobody was told.
+    fn told<'a, T: Send + 'static>(
+        &'a self,
+        bucket: &'a str,
+        keys: Vec<String>,
+        write: impl for<'b> FnOnce(&'b dyn Backend, &'b str) -> Answer<'b, T> + Send + 'static,
+    ) -> Answer<'a, T> {
+        if bucket != self.bucket {
+            return write(&*self.inner, bucket);
+        }
+        let (inner, bucket, watchers) = (self.inner.clone(), self.bucket.clone(), self.watchers.clone());
+        let work = async move {
+            let written = write(&*inner, &bucket).await;
             // Of these it is not known whether the write happened.
             let perhaps = matches!(written, Err(BackendError::Unavailable(_) | BackendError::TimedOut { .. }));
-            if bucket == self.bucket && (written.is_ok() || perhaps) {
-                for watcher in &self.watchers {
+            if written.is_ok() || perhaps {
+                for watcher in &*watchers {
                     let keys: Vec<String> = keys.iter().filter(|key| watcher.keys.has(key)).cloned().collect();
                     if !keys.is_empty() {
                         watcher.listener.changed(keys).await;
@@ -56,6 +69,10 @@ impl Told {
                 }
             }
             written
+        };
+        async move {
+            let task = tokio::spawn(within(CallTrace::current(), LinkId::carried(LinkId::calling(), work)));
+            task.await.unwrap_or_else(|cause| Err(BackendError::Unavailable(cause.to_string())))
         }
         .boxed()
     }
@@ -67,11 +84,17 @@ impl Backend for Told {
     }
 
     fn set<'a>(&'a self, bucket: &'a str, key: &'a str, value: Vec<u8>) -> Answer<'a, ()> {
-        self.told(bucket, vec![key.to_owned()], self.inner.set(bucket, key, value))
+        let key = key.to_owned();
+        self.told(bucket, vec![key.clone()], move |inner, bucket| {
+            async move { inner.set(bucket, &key, value).await }.boxed()
+        })
     }
 
     fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, ()> {
-        self.told(bucket, vec![key.to_owned()], self.inner.delete(bucket, key))
+        let key = key.to_owned();
+        self.told(bucket, vec![key.clone()], move |inner, bucket| {
+            async move { inner.delete(bucket, &key).await }.boxed()
+        })
     }
 
     fn exists<'a>(&'a self, bucket: &'a str, key: &'a str) -> Answer<'a, bool> {
@@ -82,8 +105,11 @@ impl Backend for Told {
         self.inner.list_keys(bucket, cursor)
     }
 
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
-        self.told(bucket, vec![key.to_owned()], self.inner.increment(bucket, key, delta))
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
+        let key = key.to_owned();
+        self.told(bucket, vec![key.clone()], move |inner, bucket| {
+            async move { inner.increment(bucket, &key, delta).await }.boxed()
+        })
     }
 
     fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {
@@ -92,11 +118,11 @@ impl Backend for Told {
 
     fn set_many<'a>(&'a self, bucket: &'a str, pairs: Vec<(String, Vec<u8>)>) -> Answer<'a, ()> {
         let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
-        self.told(bucket, keys, self.inner.set_many(bucket, pairs))
+        self.told(bucket, keys, move |inner, bucket| inner.set_many(bucket, pairs))
     }
 
     fn delete_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, ()> {
-        self.told(bucket, keys.clone(), self.inner.delete_many(bucket, keys))
+        self.told(bucket, keys.clone(), move |inner, bucket| inner.delete_many(bucket, keys))
     }
 }
 
@@ -183,9 +209,38 @@ mod tests {
         store.delete("b", "a1").await.unwrap();
         store.set_many("b", vec![("a4".into(), vec![]), ("y".into(), vec![])]).await.unwrap();
         store.delete_many("b", vec!["a4".into(), "a5".into()]).await.unwrap();
-        assert!(store.increment("b", "a6", i64::MAX).await.is_ok());
+        assert!(store.increment("b", "a6", i64::MAX.unsigned_abs()).await.is_ok());
         assert!(store.increment("b", "a6", 1).await.is_err(), "what was refused is not told");
         assert!(store.get("b", "a3").await.unwrap().is_some());
         assert_eq!(*heard.0.lock().unwrap(), ["a1", "a3", "a1", "a4", "a4", "a5", "a6"]);
+    }
+
+    /// Hears when it is let.
+    #[derive(Default)]
+    struct Slow(Heard, tokio::sync::Notify);
+
+    impl Listener for Slow {
+        fn changed(&self, keys: Vec<String>) -> BoxFuture<'_, ()> {
+            async move {
+                self.1.notified().await;
+                self.0.changed(keys).await;
+            }
+            .boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_told_though_its_writer_met_its_deadline() {
+        let slow = Arc::new(Slow::default());
+        let store = Arc::new(Memory::new(4096));
+        let told = Told::new(store.clone(), "b", vec![Watcher { keys: Keys::of("*"), listener: slow.clone() }]);
+        let soon = std::time::Duration::from_millis(50);
+        assert!(tokio::time::timeout(soon, told.set("b", "k", vec![1])).await.is_err(), "it is told first");
+        assert!(store.exists("b", "k").await.unwrap());
+        slow.1.notify_one();
+        while slow.0.0.lock().unwrap().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(*slow.0.0.lock().unwrap(), ["k"]);
     }
 }

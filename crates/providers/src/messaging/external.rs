@@ -4,7 +4,6 @@
 //! lasts as long as its connection. The process keeps each message until it is told what became of it, and gives those to
 //! somebody else that a connection leaves behind.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +13,13 @@ use futures::future::BoxFuture;
 use model::ProviderName;
 use model::messaging::{MAX_BODY, Pattern, Subscription};
 use tokio::sync::mpsc;
-use tokio_util::codec::{Decoder, Encoder};
 use tokio_util::sync::CancellationToken;
-use wrpc_transport::{Decode, Encode, Packer};
 
 use super::{Answer, Backend, BackendError, Deliveries, Delivery, Message, Outcome, Settle};
 use crate::external::open::Open;
 use crate::external::{
-    AT_FIRST, CALL, CONNECT, CallError, Connect, Function, Kind, Patience, Process, SHORT, USUAL, words,
+    AT_FIRST, Answered, CALL, CONNECT, CallError, Connect, Function, Kind, Params, Patience, Process, SHORT, USUAL,
+    words,
 };
 
 const CONSUMER: &str = "wasmcloud:messaging/consumer@0.2.0";
@@ -80,21 +78,16 @@ impl External {
         Ok(())
     }
 
-    async fn source<P, T>(&self, patience: Patience, name: &'static str, params: P) -> Result<Said<T>, CallError>
-    where
-        P: Encode<Packer> + Clone,
-        io::Error: From<<P::Encoder as Encoder<P>>::Error>,
-        T: Decode,
-        io::Error: From<<T::Decoder as Decoder>::Error>,
-    {
+    async fn source<P: Params + Clone, T: Answered>(
+        &self,
+        patience: Patience,
+        name: &'static str,
+        params: P,
+    ) -> Result<Said<T>, CallError> {
         self.0.call(patience, &Function(SOURCE, name, Kind::Write, SHORT), params).await
     }
 
-    async fn settled<P>(&self, name: &'static str, params: P) -> Result<(), BackendError>
-    where
-        P: Encode<Packer> + Clone,
-        P::Encoder: Encoder<P, Error = io::Error>,
-    {
+    async fn settled<P: Params + Clone>(&self, name: &'static str, params: P) -> Result<(), BackendError> {
         let said: Said<()> = self.source(USUAL, name, params).await?;
         said.map_err(|text| refused(&text))
     }
@@ -211,7 +204,7 @@ fn delivery(broker: &External, handed: Handed, handling: Option<Handling>) -> De
     let (broker, word) = (broker.clone(), Some(word));
     let settle = Settler { broker, word, subject: subject.clone(), body: body.clone(), _handling: handling };
     let message = Message { subject, body: body.into(), reply_to };
-    Delivery { id, tries: tries.max(1), message, settle: Box::new(settle) }
+    Delivery { id, tries: tries.max(1), message, trace: None, settle: Box::new(settle) }
 }
 
 /// Messages of one subscription.

@@ -5,6 +5,7 @@
 //! The limits here hold for every backend, so an app that works on one works on the others.
 
 mod adapter;
+mod component;
 pub mod conformance;
 pub mod external;
 pub mod jetstream;
@@ -16,9 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use adapter::{HandleError, Messaging, handle};
+pub use component::ComponentSender;
 use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream};
 use model::Label;
 use model::messaging::{MAX_BODY, Subscription, check_subject};
+use model::trace::TraceContext;
 pub use outcome::Outcome;
 
 use crate::meter::{ErrorKind, Kind, LinkMeter};
@@ -71,6 +75,17 @@ impl Kind for BackendError {
     }
 }
 
+/// What hosts of the platform say to each other on a server that they share with components.
+const OURS: &str = "_INBOX.sidereal.";
+
+/// Refuses a subject that no component sends to.
+fn not_ours(subject: &str) -> Result<(), BackendError> {
+    match subject.starts_with(OURS) {
+        true => Err(BackendError::Refused(format!("subjects below `{OURS}` are the platform's own"))),
+        false => Ok(()),
+    }
+}
+
 /// How a backend delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivers {
@@ -103,8 +118,15 @@ pub trait Deliveries: Send {
     /// The next one; `None` after [`Deliveries::stop`], when those that were taken before have been given out. Cancel
     /// safe. An error means that the subscription is lost and is to be made anew.
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Delivery, BackendError>>>;
+    /// So many may be handled at once from now on, the next one among them: a backend whose messages do not wait for ever
+    /// once they are handed out fetches no more.
+    fn room(&mut self, _free: usize) {}
     /// Takes no more messages from now on.
     fn stop(&mut self);
+    /// Why no messages come for now, each time that changes: of a subscription that lives on while its server is away.
+    fn troubles(&self) -> BoxStream<'static, Option<BackendError>> {
+        Box::pin(stream::pending())
+    }
 }
 
 /// One message on its way to a handler. Dropped without a word it comes again, to somebody, as soon as the backend
@@ -116,6 +138,8 @@ pub struct Delivery {
     pub tries: u32,
     /// The message.
     pub message: Message,
+    /// Where it was sent from, in a trace, where its sender said so.
+    pub trace: Option<TraceContext>,
     /// Takes what became of it.
     pub settle: Box<dyn Settle>,
 }

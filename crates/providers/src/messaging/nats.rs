@@ -7,13 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::{BoxFuture, select_all};
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt};
 use model::TenantName;
 use model::messaging::{MAX_BODY, Subscription};
+use model::trace::TraceContext;
+use runtime::trace::{CallTrace, TRACEPARENT};
+use tokio::sync::watch;
 
-use super::{Answer, Backend, BackendError, Deliveries, Delivers, Delivery, Message, Outcome, Settle};
-use crate::nats::{self, Buffer, Client, NatsError, Outgoing};
+use super::{Answer, Backend, BackendError, Deliveries, Delivers, Delivery, Message, Outcome, Settle, not_ours};
+use crate::nats::{self, Buffer, Client, Headers, NatsError, Outgoing};
 
 /// What waits for the handlers of one link, for each of its patterns; the server's messages beyond are lost.
 const BUFFER: Buffer = Buffer { messages: 1024, bytes: 8 << 20 };
@@ -54,6 +58,19 @@ impl Nats {
     }
 }
 
+/// The same headers with the trace of the call that sends, as other programs on NATS put it there.
+pub(super) fn traced(headers: Headers) -> Result<Headers, NatsError> {
+    match CallTrace::current() {
+        Some(trace) => headers.with(TRACEPARENT, &trace.context().to_string()),
+        None => Ok(headers),
+    }
+}
+
+/// Where the sender of a message was, in a trace.
+pub(super) fn trace_of(headers: &Headers) -> Option<TraceContext> {
+    headers.get(TRACEPARENT)?.parse().ok()
+}
+
 fn guests(message: nats::Message) -> Message {
     Message { subject: message.subject, body: message.payload.to_vec(), reply_to: message.reply }
 }
@@ -65,16 +82,23 @@ impl Backend for Nats {
 
     fn publish(&self, message: Message) -> Answer<'_, ()> {
         async move {
+            not_ours(&message.subject)?;
             let mut outgoing = Outgoing::new(message.subject, message.body);
             outgoing.reply = message.reply_to;
+            outgoing.headers = traced(Headers::new()).map_err(refused)?;
             self.client.publish(outgoing).await.map_err(refused)
         }
         .boxed()
     }
 
     fn request(&self, subject: String, body: Vec<u8>, timeout: Duration) -> Answer<'_, Message> {
-        async move { self.client.request(Outgoing::new(subject, body), timeout).await.map(guests).map_err(refused) }
-            .boxed()
+        async move {
+            not_ours(&subject)?;
+            let mut outgoing = Outgoing::new(subject, body);
+            outgoing.headers = traced(Headers::new()).map_err(refused)?;
+            self.client.request(outgoing, timeout).await.map(guests).map_err(refused)
+        }
+        .boxed()
     }
 
     fn subscribe(&self, subscription: Arc<Subscription>) -> Answer<'_, Box<dyn Deliveries>> {
@@ -86,7 +110,7 @@ impl Backend for Nats {
                 let one = self.client.subscribe(pattern.as_str(), Some(&queue), BUFFER).await;
                 open.push(one.map_err(refused)?);
             }
-            Ok(Box::new(Arriving { nats: self.clone(), open, stopped: false }) as Box<dyn Deliveries>)
+            Ok(Box::new(Arriving { nats: self.clone(), open, stopped: false, lost: 0 }) as Box<dyn Deliveries>)
         }
         .boxed()
     }
@@ -97,12 +121,27 @@ struct Arriving {
     nats: Nats,
     open: Vec<nats::Subscription>,
     stopped: bool,
+    /// Messages that came faster than they were handled, as far as the log tells.
+    lost: u64,
+}
+
+impl Arriving {
+    fn tell_of_lost(&mut self) {
+        let lost: u64 = self.open.iter().map(nats::Subscription::dropped).sum();
+        if lost > self.lost {
+            tracing::warn!(lost = lost - self.lost, "messages came faster than they were handled, and are lost");
+        }
+        self.lost = lost;
+    }
 }
 
 impl Deliveries for Arriving {
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Delivery, BackendError>>> {
         async move {
             while !self.open.is_empty() {
+                self.tell_of_lost();
+                // The first that has something is taken: each pattern is the first in turn.
+                self.open.rotate_left(1);
                 let (next, index, _) = select_all(self.open.iter_mut().map(|one| one.next().boxed())).await;
                 match next {
                     Ok(message) if message.payload.len() > MAX_BODY => {
@@ -111,9 +150,10 @@ impl Deliveries for Arriving {
                     }
                     Ok(message) => {
                         let id = format!("{}-{}", self.nats.origin, self.nats.seen.fetch_add(1, Relaxed));
+                        let trace = trace_of(&message.headers);
                         let message = guests(message);
                         let settle = Settled { nats: self.nats.clone(), message: message.clone() };
-                        return Some(Ok(Delivery { id, tries: 1, message, settle: Box::new(settle) }));
+                        return Some(Ok(Delivery { id, tries: 1, message, trace, settle: Box::new(settle) }));
                     }
                     Err(cause) => {
                         drop(self.open.swap_remove(index));
@@ -128,10 +168,22 @@ impl Deliveries for Arriving {
         .boxed()
     }
 
+    fn troubles(&self) -> BoxStream<'static, Option<BackendError>> {
+        let mut trouble = self.nats.client.trouble();
+        // As it is now is known to whoever subscribed.
+        trouble.mark_unchanged();
+        let next = |mut trouble: watch::Receiver<Option<NatsError>>| async move {
+            trouble.changed().await.ok()?;
+            let now = trouble.borrow_and_update().clone().map(refused);
+            Some((now, trouble))
+        };
+        stream::unfold(trouble, next).boxed()
+    }
+
     fn stop(&mut self) {
         self.stopped = true;
         for one in &self.open {
-            one.stop();
+            one.drain();
         }
     }
 }

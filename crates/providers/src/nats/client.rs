@@ -7,7 +7,7 @@ use std::time::Duration;
 use model::{AppName, ProviderName, TenantName};
 use rand::Rng;
 use rand::distr::Alphanumeric;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::connect::{Door, ServerInfo};
 use super::credentials::Login;
@@ -52,6 +52,7 @@ struct Inner {
     tokens: AtomicU64,
     /// Until the first call, which starts it.
     driver: Mutex<Option<Driver>>,
+    trouble: watch::Receiver<Option<NatsError>>,
 }
 
 /// What is asked of the task.
@@ -107,9 +108,16 @@ impl Client {
         let (commands, asked) = mpsc::channel(COMMANDS);
         let (gone, left) = mpsc::unbounded_channel();
         let inbox = format!("_INBOX.{}", random());
-        let driver = Mutex::new(Some(Driver::new(door, inbox, asked, left)));
+        let (tell, trouble) = watch::channel(None);
+        let driver = Mutex::new(Some(Driver::new(door, inbox, asked, left, tell)));
         let room = Arc::new(Semaphore::new(ROOM));
-        Self(Arc::new(Inner { commands, gone, room, tokens: AtomicU64::new(super::session::FIRST_SID), driver }))
+        let tokens = AtomicU64::new(super::session::FIRST_SID);
+        Self(Arc::new(Inner { commands, gone, room, tokens, driver, trouble }))
+    }
+
+    /// Why there is no connection, where the last one broke or there was none to be had.
+    pub fn trouble(&self) -> watch::Receiver<Option<NatsError>> {
+        self.0.trouble.clone()
     }
 
     /// Connects if need be and asks the server whether it is there.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use rand::Rng;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::TIMEOUT;
@@ -40,6 +40,8 @@ pub(super) struct Driver {
     refuse: Option<(Instant, NatsError)>,
     /// When to connect for the subscriptions.
     wake: Instant,
+    /// Says why there is no connection.
+    trouble: watch::Sender<Option<NatsError>>,
 }
 
 /// What disturbed the connection.
@@ -75,9 +77,10 @@ impl Driver {
         inbox: String,
         commands: mpsc::Receiver<Command>,
         gone: mpsc::UnboundedReceiver<Gone>,
+        trouble: watch::Sender<Option<NatsError>>,
     ) -> Self {
         let session = Session::new(inbox);
-        Self { door, session, commands, gone, failures: 0, refuse: None, wake: Instant::now() }
+        Self { door, session, commands, gone, failures: 0, refuse: None, wake: Instant::now(), trouble }
     }
 
     /// Until every handle is dropped.
@@ -88,6 +91,7 @@ impl Driver {
             let (why, silent) = match opened {
                 Ok(connected) => {
                     self.refuse = None;
+                    self.trouble.send_replace(None);
                     match self.serve(connected, first).await {
                         Some(Ended { why, silent }) => (self.session.closed(why), silent),
                         None => return,
@@ -100,6 +104,7 @@ impl Driver {
                     (cause, true)
                 }
             };
+            self.trouble.send_replace(Some(unsent(&why)));
             let held = !silent && began.elapsed() >= SHORT;
             self.failures = if held { 0 } else { self.failures.saturating_add(1) };
             let pause = pause(self.failures.max(1), rand::rng().random());

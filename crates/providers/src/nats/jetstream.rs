@@ -89,6 +89,8 @@ pub struct StreamConfig {
     pub allow_rollup_hdrs: bool,
     /// Messages may not be removed.
     pub deny_purge: bool,
+    /// How long the id of a message is known, nanoseconds; zero where the server does not say.
+    pub duplicate_window: u64,
 }
 
 /// What a stream has.

@@ -18,6 +18,7 @@ mod error;
 mod headers;
 pub mod jetstream;
 mod message;
+pub(crate) mod reader;
 pub mod scan;
 mod session;
 mod subscription;

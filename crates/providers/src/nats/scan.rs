@@ -1,51 +1,17 @@
 //! Messages of a stream in its order, from a place on: a reader of the server's own that ends by itself, pulled batch by
 //! batch, so that whoever is slow holds up nobody and nothing of it.
 
-use serde::{Deserialize, Serialize};
-
 use super::jetstream::{JetStream, JetStreamError, Place};
-use super::{Buffer, Message, NatsError, Outgoing, Subscription, TIMEOUT};
+use super::reader::Reader;
+use super::{Buffer, Message, NatsError, Subscription, TIMEOUT};
 
-/// How long the server keeps a reader that was given up, nanoseconds.
-const IDLE_NS: u64 = 30_000_000_000;
 /// Messages asked for at once.
 const BATCH: usize = 250;
-
-#[derive(Serialize)]
-struct Create<'a> {
-    stream_name: &'a str,
-    config: Reader<'a>,
-}
-
-#[derive(Serialize)]
-struct Reader<'a> {
-    deliver_policy: &'a str,
-    opt_start_seq: u64,
-    ack_policy: &'a str,
-    replay_policy: &'a str,
-    filter_subject: &'a str,
-    headers_only: bool,
-    mem_storage: bool,
-    inactive_threshold: u64,
-}
-
-#[derive(Deserialize)]
-struct Created {
-    name: String,
-    #[serde(default)]
-    num_pending: u64,
-}
-
-#[derive(Serialize)]
-struct Next {
-    batch: usize,
-    no_wait: bool,
-}
 
 /// One passage through a stream.
 pub struct Scan {
     js: JetStream,
-    reader: String,
+    reader: Reader,
     inbox: String,
     arriving: Subscription,
     /// What the server has for us.
@@ -68,23 +34,12 @@ impl Scan {
         start: u64,
         headers_only: bool,
     ) -> Result<Self, JetStreamError> {
-        let config = Reader {
-            deliver_policy: "by_start_sequence",
-            opt_start_seq: start.max(1),
-            ack_policy: "none",
-            replay_policy: "instant",
-            filter_subject: filter,
-            headers_only,
-            mem_storage: true,
-            inactive_threshold: IDLE_NS,
-        };
-        let create = Create { stream_name: stream, config };
-        let made: Created = js.call(&format!("CONSUMER.CREATE.{stream}"), &create).await?;
+        let reader = Reader::open(js, stream, filter, start, headers_only).await?;
         let inbox = js.client.inbox();
         let buffer = Buffer { messages: BATCH + 16, bytes: 64 << 20 };
         let arriving = js.client.subscribe(&inbox, None, buffer).await?;
-        let reader = format!("{stream}.{}", made.name);
-        Ok(Self { js: js.clone(), reader, inbox, arriving, pending: made.num_pending, left: 0, some: true })
+        let pending = reader.pending;
+        Ok(Self { js: js.clone(), reader, inbox, arriving, pending, left: 0, some: true })
     }
 
     /// The next message and where it stands; `None` at the end.
@@ -121,10 +76,7 @@ impl Scan {
     }
 
     async fn ask(&mut self) -> Result<(), JetStreamError> {
-        let ask = serde_json::to_vec(&Next { batch: BATCH, no_wait: true });
-        let ask = ask.map_err(|cause| NatsError::Invalid(cause.to_string()))?;
-        let subject = self.js.subject(&format!("CONSUMER.MSG.NEXT.{}", self.reader));
-        let ask = Outgoing { reply: Some(self.inbox.clone()), ..Outgoing::new(subject, ask) };
+        let ask = self.reader.ask(&self.js, BATCH, &self.inbox)?;
         self.js.client.publish(ask).await?;
         (self.left, self.some) = (BATCH, false);
         Ok(())
@@ -134,7 +86,7 @@ impl Scan {
 impl Drop for Scan {
     fn drop(&mut self) {
         let client = self.js.client.clone();
-        let delete = Outgoing::new(self.js.subject(&format!("CONSUMER.DELETE.{}", self.reader)), "");
+        let delete = self.reader.end(&self.js);
         // Where this does not arrive the server ends the reader by itself.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { client.publish(delete).await.ok() });

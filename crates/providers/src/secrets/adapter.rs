@@ -98,9 +98,13 @@ pub enum Refusal {
 impl From<SecretError> for Refusal {
     fn from(error: SecretError) -> Self {
         Self::Error(match (&error, error.kind()) {
-            (SecretError::Missing(_) | SecretError::Absent { .. } | SecretError::NotKept { .. }, _) => {
-                SecretsError::NotFound
-            }
+            (
+                SecretError::Missing(_)
+                | SecretError::Absent { .. }
+                | SecretError::NotKept { .. }
+                | SecretError::NotGiven { .. },
+                _,
+            ) => SecretsError::NotFound,
             (_, ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::Cancelled) => {
                 SecretsError::Io(error.to_string())
             }
@@ -156,7 +160,9 @@ impl store::Host for View<'_> {
         let revealed = linked.meter.call("get", linked.source.reveal(&linked.app, &linked.secret)).await;
         let remark = match &revealed {
             Err(SecretError::Missing(_)) => Some(format!("the secret `{}` does not exist", linked.secret.secret)),
-            Err(absent @ (SecretError::Absent { .. } | SecretError::NotKept { .. })) => Some(absent.to_string()),
+            Err(absent @ (SecretError::Absent { .. } | SecretError::NotKept { .. } | SecretError::NotGiven { .. })) => {
+                Some(absent.to_string())
+            }
             _ => None,
         };
         if let Some(remark) = remark {

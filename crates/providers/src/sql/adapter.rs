@@ -7,7 +7,7 @@ use runtime::{Capability, Ctx, LogStreamKind};
 
 use super::{Database, SqlLinks};
 
-mod bindings {
+pub(super) mod bindings {
     wasmtime::component::bindgen!({
         path: "../../wit/sql",
         world: "imports",
@@ -82,7 +82,7 @@ impl HasData for Views {
 /// The store's data as the contract's functions see it.
 struct View<'a>(&'a mut Ctx);
 
-fn ours(values: Vec<types::Value>) -> Vec<Value> {
+pub(super) fn ours(values: Vec<types::Value>) -> Vec<Value> {
     let one = |value| match value {
         types::Value::Null => Value::Null,
         types::Value::Boolean(value) => Value::Boolean(value),
@@ -94,7 +94,7 @@ fn ours(values: Vec<types::Value>) -> Vec<Value> {
     values.into_iter().map(one).collect()
 }
 
-fn guests(values: Vec<Value>) -> Vec<types::Value> {
+pub(super) fn guests(values: Vec<Value>) -> Vec<types::Value> {
     let one = |value| match value {
         Value::Null => types::Value::Null,
         Value::Boolean(value) => types::Value::Boolean(value),

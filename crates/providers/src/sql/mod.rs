@@ -2,21 +2,26 @@
 //! component may open. What goes through is the model's: the limits and refusals are the same for every backend.
 
 mod adapter;
+mod component;
 pub mod conformance;
+pub mod external;
 mod postgres;
 mod wasmcloud;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
-use model::sql::{Answer, Call, Rows, SqlError, Statement, Value};
+use model::sql::{Answer, Call, Gathered, Rows, SqlError, Statement, Value};
 
 pub use adapter::Sql;
+pub use component::ComponentSql;
 pub use postgres::Postgres;
 pub use wasmcloud::{PostgresLink, WasmcloudPostgres};
 
 use crate::meter::{ErrorKind, Kind, LinkMeter};
+use crate::share::{Share, Sharing, Taken};
 
 impl Kind for SqlError {
     fn kind(&self) -> ErrorKind {
@@ -36,6 +41,40 @@ pub trait Backend: Send + Sync + 'static {
     /// One call whose statements passed [`model::sql::check`], as one transaction: all of it, durably, when it is
     /// answered, or nothing. A call that is dropped may still happen, whole.
     fn call(&self, call: Call) -> BoxFuture<'_, Result<Answer, SqlError>>;
+    /// How many calls it has under way at once, where that is bounded.
+    fn connections(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// What somebody else's program answered to so many statements, if an answer of ours could be that: within the limits of one
+/// and of its shape. `garbage` says whose it is and what is wrong with it.
+fn fitting(answer: Answer, statements: usize, garbage: impl Fn(&str) -> String) -> Result<Answer, SqlError> {
+    match answer {
+        Answer::Rows(Rows { columns, rows }) => {
+            let (width, mut gathered) = (columns.len(), Gathered::new(columns));
+            for row in rows {
+                if row.len() != width {
+                    return Err(SqlError::Unavailable(garbage("rows of another width than it has columns")));
+                }
+                gathered.push(row)?;
+            }
+            Ok(Answer::Rows(gathered.done()))
+        }
+        Answer::Each(each) if each.len() != statements => {
+            Err(SqlError::Unavailable(garbage("for other statements than those asked for")))
+        }
+        Answer::Changed(_) | Answer::Each(_) => Ok(answer),
+    }
+}
+
+/// How long a call waits for a connection.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// One of the connections that a link may have at once.
+async fn connection(share: &Share) -> Result<Taken, SqlError> {
+    let busy = || SqlError::Unavailable(format!("the {} connections that one link may have are in use", share.most()));
+    share.within(MAX_WAIT).await.ok_or_else(busy)
 }
 
 /// What one component of one revision may open: a binding, immutable. Another link is another revision.
@@ -47,12 +86,14 @@ pub struct SqlLinks(HashMap<String, Database>);
 pub struct Database {
     backend: Arc<dyn Backend>,
     meter: Arc<LinkMeter>,
+    share: Share,
 }
 
 impl Database {
-    /// One by way of `backend`, counted by `meter`.
-    pub fn new(backend: Arc<dyn Backend>, meter: Arc<LinkMeter>) -> Self {
-        Self { backend, meter }
+    /// One by way of `backend`, which the link has alone or with others, counted by `meter`.
+    pub fn new(backend: Arc<dyn Backend>, meter: Arc<LinkMeter>, sharing: Sharing) -> Self {
+        let share = Share::new(backend.connections(), sharing);
+        Self { backend, meter, share }
     }
 
     /// Runs one statement and gives back its rows.
@@ -92,6 +133,7 @@ impl Database {
         self.meter
             .call(operation, async {
                 model::sql::check(call.statements())?;
+                let _connection = connection(&self.share).await?;
                 self.backend.call(call).await
             })
             .await
@@ -113,8 +155,14 @@ const DEFAULT_LABEL: &str = "default";
 impl SqlLinks {
     /// Adds what `open(label)` gives.
     #[must_use]
-    pub fn with(mut self, label: &model::Label, backend: Arc<dyn Backend>, meter: Arc<LinkMeter>) -> Self {
-        self.0.insert(label.as_str().to_owned(), Database { backend, meter });
+    pub fn with(
+        mut self,
+        label: &model::Label,
+        backend: Arc<dyn Backend>,
+        meter: Arc<LinkMeter>,
+        sharing: Sharing,
+    ) -> Self {
+        self.0.insert(label.as_str().to_owned(), Database::new(backend, meter, sharing));
         self
     }
 

@@ -10,6 +10,7 @@ mod login;
 mod mount;
 mod secrets;
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -35,8 +36,10 @@ const REFUSED: Pauses = Pauses { after: 1, least: Duration::from_millis(200), mo
 /// Between two tries to renew while Vault does not answer.
 const RENEW_LEAST: Duration = Duration::from_secs(1);
 const RENEW_MOST: Duration = Duration::from_secs(30);
-/// A token that was refused something and is good is not looked up again for this long.
+/// A token that was refused a path and is good is not looked up again for that one for this long.
 const TRUSTED: Duration = Duration::from_secs(5);
+/// Paths of which this is remembered.
+const MOST_SEEN: usize = 256;
 /// The most bytes of an answer.
 pub const MAX_ANSWER: usize = 16 << 20;
 
@@ -75,8 +78,8 @@ pub struct Vault {
 #[derive(Default)]
 struct Session {
     token: Option<Token>,
-    /// When the token was last refused something and turned out to be good.
-    seen_good: Option<Instant>,
+    /// By path: when the token was last refused it and turned out to be good.
+    seen_good: HashMap<String, Instant>,
     logins: u64,
     keeper: Option<AbortHandle>,
 }
@@ -118,7 +121,8 @@ impl Vault {
             login,
             auth_mount,
             logging_in: tokio::sync::Mutex::default(),
-            refused: Breaker::new(REFUSED),
+            // One login is everybody's.
+            refused: Breaker::new(REFUSED).in_common(),
             session: Mutex::default(),
             jitter: RandomState::new(),
             own: own.clone(),
@@ -138,7 +142,7 @@ impl Vault {
         self.token().await.map(|_| ())
     }
 
-    /// Which login of ours it is that holds now: another number for every token. What Vault made for a token ends with it.
+    /// Which login of ours it is that holds now: another number for every token that Vault gave. What Vault made for a token ends with it.
     pub(crate) fn login_now(&self) -> u64 {
         self.lock().token.as_ref().map_or(0, |token| token.generation)
     }
@@ -154,7 +158,7 @@ impl Vault {
             return self.sound(&told, &[exposed(&token)]).map(|()| told);
         }
         // Not allowed, or the token is no token any more: Vault has one status for both.
-        let told = match self.is_good(&token).await? {
+        let told = match self.is_good(&token, path).await? {
             true => told,
             false => {
                 self.forget(token.generation);
@@ -234,8 +238,12 @@ impl Vault {
             login::log_in(self, &login, self.auth_mount.as_ref(), generation).await
         };
         match logged_in.await {
-            Ok(token) => {
+            Ok(mut token) => {
                 pass.answered();
+                // A token that was given and looked at anew is the same one: what Vault made for it lives on.
+                let same = |before: &&Token| before.header == token.header;
+                let before = self.lock().token.as_ref().filter(same).map(|before| before.generation);
+                token.generation = before.unwrap_or(token.generation);
                 self.install(token.clone());
                 Ok(token)
             }
@@ -252,7 +260,7 @@ impl Vault {
 
     fn install(&self, token: Token) {
         let mut session = self.lock();
-        session.seen_good = None;
+        session.seen_good.clear();
         let keeper = token.life.map(|_| tokio::spawn(keep(self.own.clone(), token.generation)).abort_handle());
         let before = std::mem::replace(&mut session.keeper, keeper);
         session.token = Some(token);
@@ -270,8 +278,8 @@ impl Vault {
         }
     }
 
-    /// Whether Vault knows the token.
-    async fn is_good(&self, token: &Token) -> Result<bool, VaultError> {
+    /// Whether Vault knows the token, to which it refuses `path`.
+    async fn is_good(&self, token: &Token, path: &str) -> Result<bool, VaultError> {
         {
             let session = self.lock();
             let same = session.token.as_ref().is_some_and(|current| current.generation == token.generation);
@@ -279,7 +287,7 @@ impl Vault {
             if !same {
                 return Ok(false);
             }
-            if session.seen_good.is_some_and(|at| at.elapsed() < TRUSTED) {
+            if session.seen_good.get(path).is_some_and(|at| at.elapsed() < TRUSTED) {
                 return Ok(true);
             }
         }
@@ -288,7 +296,11 @@ impl Vault {
             return Ok(false);
         }
         self.sound(&told, &[exposed(token)])?;
-        self.lock().seen_good = Some(Instant::now());
+        let mut session = self.lock();
+        if session.seen_good.len() >= MOST_SEEN {
+            session.seen_good.clear();
+        }
+        session.seen_good.insert(path.to_owned(), Instant::now());
         Ok(true)
     }
 

@@ -159,3 +159,17 @@ async fn what_is_written_meanwhile_is_noted_and_followed() {
     put(&from, "z", "after", b"1").await;
     assert_eq!(journal.round(2).unwrap(), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn two_names_of_one_store_are_found_out_and_nothing_is_left_there() {
+    let (one, other) = (filled().await, filled().await);
+    let other_name = one.clone();
+    let before = one.containers.lock().unwrap().clone();
+    for scope in [everything(), Scope::One("photos".to_owned()), Scope::One("not-yet".to_owned())] {
+        assert_eq!(copy::same(end(&one), end(&other_name), &scope).await, Ok(true), "{scope:?}");
+        assert_eq!(copy::same(end(&one), end(&other), &scope).await, Ok(false), "{scope:?}");
+    }
+    for store in [one, other] {
+        assert!(*store.containers.lock().unwrap() == before);
+    }
+}

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use providers::blobstore::{Answer, Backend, BackendError, BlobLinks, MAX_WHOLE, PAGE, Page, conformance};
 use providers::blobstore::{ContainerInfo, ObjectInfo, Reading, Upload};
 use providers::meter::LinkMeter;
+use providers::share::Sharing;
 use runtime::Bindings;
 
 use crate::blob_memory::Memory;
@@ -14,11 +15,13 @@ use crate::support::Guest;
 /// A guest with the containers `default` (and any other name), and `mine`, which is `theirs` in the store.
 fn linked(memory: &Memory, meter: &Arc<LinkMeter>) -> Guest {
     let backend: Arc<dyn Backend> = Arc::new(memory.clone());
-    let links = BlobLinks::new().with(&model::Label::default_label(), backend.clone(), None, meter.clone()).with(
+    let default = model::Label::default_label();
+    let links = BlobLinks::new().with(&default, backend.clone(), None, meter.clone(), Sharing::among(2)).with(
         &"mine".parse().unwrap(),
         backend,
         Some("theirs"),
         Arc::default(),
+        Sharing::among(2),
     );
     Guest::new("blob-probe", Bindings::new().with(Arc::new(links)), None)
 }
@@ -199,7 +202,7 @@ async fn a_component_without_links_has_no_containers() {
     let (status, text) = guest.get("/exists/c").await;
     assert!(status == 502 && text.contains("nothing is linked"), "{text}");
     let backend: Arc<dyn Backend> = Arc::new(Memory::default());
-    let links = BlobLinks::new().with(&"only".parse().unwrap(), backend, None, Arc::default());
+    let links = BlobLinks::new().with(&"only".parse().unwrap(), backend, None, Arc::default(), Sharing::Alone);
     let guest = Guest::new("blob-probe", Bindings::new().with(Arc::new(links)), None);
     assert_eq!(guest.get("/create/only").await, ok("only"));
     let (status, text) = guest.get("/create/other").await;

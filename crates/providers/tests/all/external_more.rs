@@ -11,12 +11,15 @@ use futures::StreamExt;
 use model::SecretRef;
 use model::messaging::subscriptions;
 use model::secret::SecretField;
+use model::sql::{Call, SqlError, Statement};
 use providers::blobstore::external::External as Objects;
 use providers::blobstore::{Backend as _, BackendError as ObjectError};
 use providers::messaging::external::External as Messages;
 use providers::messaging::{Backend as _, BackendError as MessageError, Deliveries, Delivery, Message, Outcome};
 use providers::secrets::external::External as Secrets;
 use providers::secrets::{Resolver as _, SecretError};
+use providers::sql::Backend as _;
+use providers::sql::external::External as Database;
 
 use crate::external::{Process, misbehaving};
 
@@ -210,8 +213,8 @@ async fn whatever_a_broker_does_wrong_is_an_error_in_bounded_time() {
     let said = ask(&misbehaving("c.recv(4096); c.sendall(b'\\0\\x0f\\1\\x0dno responders')"), 5000).await;
     assert_eq!(said, MessageError::NoResponder("a".to_owned()));
     let begun = Instant::now();
-    assert_eq!(ask(&misbehaving("pass"), 300).await, MessageError::TimedOut { ms: 300 });
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(ask(&misbehaving("pass"), 5000).await, MessageError::TimedOut { ms: 5000 });
+    assert!(begun.elapsed() < Duration::from_secs(60));
     let app = providers::messaging::conformance::app("any").unwrap();
     let (_, work) = subscriptions(&app).next().unwrap();
     let subscribe = async |program: &Process| messages(program).subscribe(Arc::new(work.clone())).await;
@@ -229,6 +232,43 @@ async fn whatever_a_broker_does_wrong_is_an_error_in_bounded_time() {
         panic!()
     };
     assert!(garbage.next().await.unwrap().is_err());
+}
+
+fn database(process: &Process) -> Database {
+    Database::new("mine".parse().unwrap(), process.connect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_conforms() {
+    let process = Process::start(&example("database.py"));
+    let database = database(&process);
+    database.check().await.unwrap();
+    providers::sql::conformance::run(&database).await.unwrap();
+    providers::sql::conformance::endless(&database).await.unwrap();
+}
+
+#[tokio::test]
+async fn whatever_a_database_does_wrong_is_an_error_in_bounded_time() {
+    let ask = async |program: &Process| {
+        let call = Call::Query(Statement { sql: "SELECT 1".to_owned(), params: Vec::new() });
+        database(program).call(call).await.unwrap_err()
+    };
+    for (answer, what) in [
+        ("c.recv(4096); c.sendall(b'HTTP/1.1 400 Bad Request\\r\\n\\r\\n')", "is not wRPC"),
+        // Two columns and a row of one; a kind of value, and an error, that there is not.
+        ("c.recv(4096); c.sendall(b'\\0\\x0a\\0\\2\\1a\\1b\\1\\1\\2\\1')", "another width"),
+        ("c.recv(4096); c.sendall(b'\\0\\7\\0\\1\\1a\\1\\1\\x09')", "9 is no value"),
+        ("c.recv(4096); c.sendall(b'\\0\\5\\1\\x0b\\2no')", "11 is no error"),
+        ("kept.pop().close()", "hung up"),
+    ] {
+        let said = ask(&misbehaving(answer)).await;
+        assert!(matches!(&said, SqlError::Unavailable(why) if why.contains(what)), "{answer}: {said:?}");
+    }
+    let endless = misbehaving(
+        "\n    try:\n        c.sendall(b'\\0\\6\\0\\0\\xff\\xff\\xff\\x7f')\n        while True: c.sendall(b'\\0\\x80\\x80\\4' + bytes(65536))\n    except OSError: pass",
+    );
+    let said = ask(&endless).await;
+    assert!(matches!(said, SqlError::TooLarge(_) | SqlError::Unavailable(_)), "{said:?}");
 }
 
 #[tokio::test]

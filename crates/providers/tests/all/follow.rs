@@ -191,7 +191,7 @@ fn redis(server: &RedisServer) -> Arc<Redis> {
 }
 
 fn free() -> std::net::SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    crate::ports::free()
 }
 
 #[tokio::test]
@@ -234,9 +234,17 @@ async fn what_changed_while_the_connection_was_away_is_told() {
         panic!("{wanted} is not told");
     };
     // Until the watch has begun it is not told of what is written.
-    tokio::time::sleep(SECOND).await;
-    writer.set("b", "first", vec![1]).await.unwrap();
-    told("first").await;
+    let writes = async {
+        // Another value each time: the same one is no change.
+        for n in 0.. {
+            writer.set("b", "first", vec![n]).await.unwrap();
+            tokio::time::sleep(SECOND).await;
+        }
+    };
+    tokio::select! {
+        () = writes => {}
+        () = told("first") => {}
+    }
     // Redis closes every connection that listens, and the write comes before it is made anew.
     let mut cli = std::process::Command::new("redis-cli");
     let closed = cli.args(["-p", &address.port().to_string(), "CLIENT", "KILL", "TYPE", "pubsub"]).output().unwrap();

@@ -1,6 +1,7 @@
 //! Every backend does what the contract says; what Redis adds of its own: names, losses, refusals.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ use providers::dial::{Caller, DialError};
 use providers::keyvalue::redis::Login;
 use providers::keyvalue::{Backend, BackendError, Memory, Redis, conformance};
 use providers::secrets::Credentials;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Notify;
 
 use crate::support::{Direct, RedisServer, Scripted, Vault};
 
@@ -66,7 +69,7 @@ async fn the_suite_sees_a_backend_that_lies() {
         fn list_keys<'a>(&'a self, bucket: &'a str, _: Option<&'a str>) -> Answer<'a, Page> {
             self.0.list_keys(bucket, None)
         }
-        fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+        fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
             self.0.increment(bucket, key, delta)
         }
         fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {
@@ -115,7 +118,7 @@ async fn many_callers_share_one_attempt_to_connect() {
 
 #[tokio::test]
 async fn refusals_are_told_apart() {
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = crate::ports::free();
     let _server = RedisServer::start_at(address, &["--requirepass", "right"]);
     let dialer = Direct::to(address);
     let url = format!("redis://{address}");
@@ -161,7 +164,7 @@ async fn what_a_server_repeats_of_a_login_is_not_told() {
 
 #[tokio::test]
 async fn a_user_of_the_servers_own_list_logs_in() {
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = crate::ports::free();
     let _server = RedisServer::start_at(address, &["--user", "shop", "on", ">right", "~acme/*", "+@all"]);
     let (dialer, vault, url) = (Direct::to(address), Vault::new(), format!("redis://{address}/0"));
     vault.set("password", "right");
@@ -186,7 +189,7 @@ pub(crate) async fn tells(address: std::net::SocketAddr, password: &str, command
 
 #[tokio::test]
 async fn a_password_that_is_set_anew_is_used_while_calls_go_on() {
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = crate::ports::free();
     let _server = RedisServer::start_at(address, &["--requirepass", "first"]);
     let (dialer, vault) = (Direct::to(address), Vault::new());
     vault.set("password", "first");
@@ -215,7 +218,7 @@ async fn a_password_that_is_set_anew_is_used_while_calls_go_on() {
     }
     assert_eq!(tells(address, "first", "config set requirepass second").await.trim(), "OK");
     while vault.revealed.load(SeqCst) < 2
-        || tells(address, "second", "client list").await.matches("cmd=hincrby").count() != 1
+        || tells(address, "second", "client list").await.matches("cmd=evalsha").count() != 1
     {
         assert!(start.elapsed() < Duration::from_secs(20), "one connection is left, with the new password");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -241,7 +244,7 @@ async fn a_password_that_is_set_anew_is_used_while_calls_go_on() {
     vault.set("password", "third");
     let start = Instant::now();
     while let Err(cause) = redis.get("b", "n").await {
-        assert!(start.elapsed() < Duration::from_secs(5), "{cause}");
+        assert!(start.elapsed() < Duration::from_secs(30), "{cause}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -284,7 +287,7 @@ async fn a_get_is_one_command_and_fetches_nothing_that_is_too_long() {
 
 #[tokio::test]
 async fn a_user_who_may_not_run_scripts_reads_in_two_commands() {
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = crate::ports::free();
     let _server =
         RedisServer::start_at(address, &["--user", "shop", "on", ">right", "~acme/*", "+@all", "-@scripting"]);
     let vault = Vault::new();
@@ -296,6 +299,72 @@ async fn a_user_who_may_not_run_scripts_reads_in_two_commands() {
         assert_eq!(redis.get("b", "k").await.unwrap().as_deref(), Some(&b"1"[..]));
     }
     assert_eq!(asked(address, &["hstrlen", "hget"]).await, [3, 3]);
+    assert_eq!(redis.increment("b", "k", 2).await, Ok(3));
+    redis.set("b", "k", b"-5".to_vec()).await.unwrap();
+    assert_eq!(redis.increment("b", "k", 2).await, Err(BackendError::NotANumber("k".into())));
+    assert_eq!(redis.get("b", "k").await.unwrap().as_deref(), Some(&b"-5"[..]));
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_run_scripts_and_adds_first_adds() {
+    let address = crate::ports::free();
+    let _server =
+        RedisServer::start_at(address, &["--user", "shop", "on", ">right", "~acme/*", "+@all", "-@scripting"]);
+    let vault = Vault::new();
+    vault.set("password", "right");
+    let login = login(Some("shop"), &["password"], &vault);
+    let redis = redis_as("acme", "shop", &format!("redis://{address}"), login, Direct::to(address));
+    for sum in 1..4 {
+        assert_eq!(redis.increment("b", "n", 1).await, Ok(sum));
+    }
+    assert_eq!(asked(address, &["hincrby"]).await, [3]);
+}
+
+/// Before a server: what a client says waits, after the first piece once it is `armed`, until it is let through.
+async fn second_waits(server: std::net::SocketAddr) -> (std::net::SocketAddr, Arc<AtomicBool>, Arc<Notify>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, armed, through) =
+        (listener.local_addr().unwrap(), Arc::<AtomicBool>::default(), Arc::<Notify>::default());
+    let (is_armed, goes) = (armed.clone(), through.clone());
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.unwrap();
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = tokio::net::TcpStream::connect(server).await.unwrap().into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+        let (mut piece, mut passed) = (vec![0; 64 << 10], false);
+        while let Ok(count @ 1..) = from_client.read(&mut piece).await {
+            if is_armed.load(SeqCst) && std::mem::replace(&mut passed, true) {
+                goes.notified().await;
+            }
+            to_server.write_all(&piece[..count]).await.unwrap();
+        }
+    });
+    (address, armed, through)
+}
+
+#[tokio::test]
+async fn an_increment_that_is_refused_changes_nothing_that_another_one_writes() {
+    let server = RedisServer::start();
+    let (behind, armed, through) = second_waits(server.address).await;
+    let other = redis_of("acme", "shop", &server.url(), Direct::to(server.address));
+    let redis = Arc::new(redis_of("acme", "shop", &format!("redis://{behind}"), Direct::to(behind)));
+    redis.increment("b", "warm", 1).await.unwrap();
+    other.set("b", "n", b"-5".to_vec()).await.unwrap();
+    armed.store(true, SeqCst);
+    let asks = redis.clone();
+    let refused = tokio::spawn(async move { asks.increment("b", "n", 3).await });
+    let start = Instant::now();
+    while !refused.is_finished() && other.get("b", "n").await.unwrap().as_deref() == Some(&b"-5"[..]) {
+        assert!(start.elapsed() < Duration::from_secs(4), "it is asked");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    other.set("b", "n", b"100".to_vec()).await.unwrap();
+    through.notify_one();
+    assert_eq!(refused.await.unwrap(), Err(BackendError::NotANumber("n".into())));
+    assert_eq!(other.get("b", "n").await.unwrap().as_deref(), Some(&b"100"[..]));
+    // Also one that says its sum as text.
+    other.set("b", "n", b"9007199254740993".to_vec()).await.unwrap();
+    assert_eq!(other.increment("b", "n", 2).await, Ok(9_007_199_254_740_995));
 }
 
 #[tokio::test]
@@ -327,7 +396,7 @@ async fn redis_over_tls_conforms_and_proves_its_name() {
     let (cert_file, key_file) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
     std::fs::write(&cert_file, &ca).unwrap();
     std::fs::write(&key_file, pem("PRIVATE KEY", &cert.signing_key.serialize_der())).unwrap();
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = crate::ports::free();
     // `--port` of before is taken back: nothing is answered without TLS.
     let (port, cert_file, key_file) =
         (address.port().to_string(), cert_file.display().to_string(), key_file.display().to_string());

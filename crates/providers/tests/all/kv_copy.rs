@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use futures::FutureExt;
 use providers::keyvalue::copy::{self, Copied, CopyError, End};
-use providers::keyvalue::{Answer, Backend, BackendError, MAX_BATCH_BYTES, Memory, Page};
+use providers::keyvalue::{Answer, Backend, BackendError, MAX_BATCH_BYTES, Memory, Page, Redis};
+
+use crate::keyvalue::{login, redis_as};
+use crate::support::{Direct, RedisServer, Vault};
 
 /// Bytes of values that were read and not written yet, now and at most.
 #[derive(Default)]
@@ -83,7 +86,7 @@ impl Backend for Probe {
     fn list_keys<'a>(&'a self, bucket: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page> {
         self.store.list_keys(bucket, cursor)
     }
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
         self.store.increment(bucket, key, delta)
     }
     fn get_many<'a>(&'a self, bucket: &'a str, keys: Vec<String>) -> Answer<'a, Vec<(String, Option<Vec<u8>>)>> {
@@ -157,4 +160,25 @@ async fn a_store_that_keeps_something_else_or_nothing_is_said_to() {
     assert!(matches!(page(&from, &to).await, Err(CopyError::Differs(_))));
     let (_, to, _) = pair(Keeps::Nothing);
     assert!(matches!(page(&from, &to).await, Err(CopyError::Target(BackendError::Denied(_)))));
+}
+
+#[tokio::test]
+async fn two_names_of_one_server_are_found_out_and_nothing_is_left_there() {
+    let server = RedisServer::start();
+    let redis = |app: &str| -> Redis {
+        redis_as("acme", app, &server.url(), login(None, &[], &Vault::new()), Direct::to(server.address))
+    };
+    let (one, other_name, other_app) = (redis("shop"), redis("shop"), redis("stock"));
+    let end = |backend| End { backend, bucket: "a" };
+    one.set("a", "count", b"1".to_vec()).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(copy::same(end(&one), end(&other_name)).await, Ok(true));
+        assert_eq!(copy::same(end(&one), end(&other_app)).await, Ok(false));
+        assert_eq!(copy::same(end(&one), End { backend: &other_name, bucket: "b" }).await, Ok(false));
+    }
+    assert_eq!(one.list_keys("a", None).await.unwrap().keys, ["count"]);
+    assert_eq!(other_app.list_keys("a", None).await.unwrap().keys, Vec::<String>::new());
+    let (from, to, _) = pair(Keeps::Nothing);
+    let refused = copy::same(End { backend: &from, bucket: "a" }, End { backend: &to, bucket: "a" }).await;
+    assert!(matches!(refused, Err(CopyError::Target(BackendError::Denied(_)))), "{refused:?}");
 }

@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod behind;
+mod between;
 mod blob_copy;
 mod blob_memory;
 mod blobstore;
@@ -29,10 +31,14 @@ mod nats_server;
 mod official;
 mod old_versions;
 mod openbao;
+mod per_link;
+#[path = "../../../../tests/src/ports.rs"]
+mod ports;
 #[path = "../../../../tests/src/postgres.rs"]
 mod postgres_server;
 mod s3;
 mod secrets_vault;
 mod sql;
+mod sql_rest;
 mod support;
 mod vault;

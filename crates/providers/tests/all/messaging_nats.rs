@@ -6,6 +6,7 @@ use std::time::Duration;
 use model::messaging::subscriptions;
 use providers::messaging::nats::Nats;
 use providers::messaging::{Backend, BackendError, Message, Outcome, conformance};
+use providers::nats::Buffer;
 
 use crate::nats_server::NatsServer;
 
@@ -23,6 +24,21 @@ async fn nats_conforms() {
     if let Err(mismatch) = conformance::run(&nats(&server)).await {
         panic!("{mismatch}");
     }
+}
+
+/// What hosts say to each other is not a component's to say.
+pub(crate) async fn is_not_theirs(broker: &dyn Backend) {
+    let subject = "_INBOX.sidereal.given-back.CONF.acme_conformance_work.told";
+    let message = Message { subject: subject.to_owned(), body: b"[[1,[1]]]".to_vec(), reply_to: None };
+    let said = broker.publish(message).await.unwrap_err();
+    assert!(matches!(&said, BackendError::Refused(why) if why.contains("platform's own")), "{said:?}");
+    let asked = broker.request(subject.to_owned(), Vec::new(), Duration::from_secs(1)).await.unwrap_err();
+    assert!(matches!(asked, BackendError::Refused(_)), "{asked:?}");
+}
+
+#[tokio::test]
+async fn what_hosts_say_to_each_other_no_component_says() {
+    is_not_theirs(&nats(&NatsServer::start())).await;
 }
 
 #[tokio::test]
@@ -73,4 +89,38 @@ async fn subscriptions_outlive_the_server() {
         }
     };
     assert_eq!(tokio::time::timeout(Duration::from_secs(20), arrived).await.unwrap(), b"again");
+}
+
+#[tokio::test]
+async fn a_busy_pattern_leaves_the_others_of_its_link_their_turn() {
+    let server = NatsServer::start();
+    let broker = nats(&server);
+    let link = serde_json::json!({"component": "main", "contract": "wasmcloud:messaging", "label": "default",
+        "provider": "bus", "config": {"subscriptions": "busy.>, quiet.>"}});
+    let app = serde_json::json!({"name": "shop", "components": {}, "links": [link]});
+    let app = serde_json::from_value(app).unwrap();
+    let both = Arc::new(subscriptions(&app).next().unwrap().1);
+    assert_eq!(both.patterns.len(), 2);
+    let mut deliveries = broker.subscribe(both).await.unwrap();
+    let ear = server.client();
+    let mut witness = ear.subscribe("busy.last", None, Buffer::default()).await.unwrap();
+    ear.flush().await.unwrap();
+    let send = async |subject: &str| {
+        broker.publish(Message { subject: subject.to_owned(), ..message("x") }).await.unwrap();
+    };
+    for n in 0..300 {
+        send(&format!("busy.{n}")).await;
+        if n % 100 == 0 {
+            send("quiet.one").await;
+        }
+    }
+    send("busy.last").await;
+    // All of it is sent, also to here.
+    tokio::time::timeout(Duration::from_secs(20), witness.next()).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut quiet = 0;
+    for _ in 0..8 {
+        quiet += usize::from(deliveries.next().await.unwrap().unwrap().message.subject == "quiet.one");
+    }
+    assert_eq!(quiet, 3);
 }

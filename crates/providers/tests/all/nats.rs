@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
+use futures::future::{join_all, select_all};
 use providers::dial::DialError;
 use providers::http_out::public_roots;
 use providers::nats::{Buffer, Credentials, Headers, NatsError, Outgoing};
@@ -26,16 +26,16 @@ async fn messages_arrive_with_headers_and_are_answered() {
         assert_eq!((got.subject.as_str(), got.headers.get("Traceparent")), ("greet.one", Some("00-1")));
         answers.publish(Outgoing::new(got.reply.unwrap(), got.payload)).await.unwrap();
     };
-    let (answer, ()) = tokio::join!(asks.request(message, SECOND), reply);
+    let (answer, ()) = tokio::join!(asks.request(message, 20 * SECOND), reply);
     assert_eq!(&answer.unwrap().payload[..], b"hi");
     let start = Instant::now();
-    let nobody = asks.request(Outgoing::new("nobody.here", ""), 5 * SECOND).await;
+    let nobody = asks.request(Outgoing::new("nobody.here", ""), 20 * SECOND).await;
     assert_eq!(nobody, Err(NatsError::NoResponders("nobody.here".into())));
-    assert!(start.elapsed() < SECOND, "said at once");
+    assert!(start.elapsed() < 10 * SECOND, "said at once");
     drop(sub);
     answers.flush().await.unwrap();
     assert_eq!(
-        asks.request(Outgoing::new("greet.x", ""), SECOND).await.unwrap_err(),
+        asks.request(Outgoing::new("greet.x", ""), 20 * SECOND).await.unwrap_err(),
         NatsError::NoResponders("greet.x".into())
     );
 }
@@ -55,15 +55,16 @@ async fn members_of_a_queue_share_and_others_see_everything() {
     for n in 0..300 {
         assert_eq!(all.next().await.unwrap().subject, format!("work.{n}"), "in order");
     }
-    let mut shares = Vec::new();
-    for member in &mut members {
-        let mut share = 0;
-        while tokio::time::timeout(Duration::from_millis(300), member.next()).await.is_ok() {
-            share += 1;
-        }
-        shares.push(share);
+    let mut shares = [0; 3];
+    while shares.iter().sum::<i32>() < 300 {
+        let next = select_all(members.iter_mut().map(|member| Box::pin(member.next())));
+        let (got, who, _) = tokio::time::timeout(20 * SECOND, next).await.unwrap_or_else(|_| panic!("{shares:?}"));
+        got.unwrap();
+        shares[who] += 1;
     }
-    assert_eq!(shares.iter().sum::<i32>(), 300, "{shares:?}");
+    for member in &mut members {
+        assert!(tokio::time::timeout(Duration::from_millis(100), member.next()).await.is_err(), "each has one taker");
+    }
     assert!(shares.iter().all(|share| *share > 0), "{shares:?}");
 }
 
@@ -81,16 +82,19 @@ async fn requests_share_one_connection_and_do_not_wait_for_each_other() {
             }
         }
     });
-    let stuck = bus.request(Outgoing::new("echo", "never"), SECOND);
+    let mut stuck = Box::pin(bus.request(Outgoing::new("echo", "never"), 5 * SECOND));
     let others = async {
-        let start = Instant::now();
-        let asked = (0..500).map(|n| bus.request(Outgoing::new("echo", n.to_string()), SECOND));
+        let asked = (0..500).map(|n| bus.request(Outgoing::new("echo", n.to_string()), 60 * SECOND));
         for (n, answer) in join_all(asked).await.into_iter().enumerate() {
             assert_eq!(&answer.unwrap().payload[..], n.to_string().as_bytes());
         }
-        assert!(start.elapsed() < SECOND);
     };
-    assert_eq!(tokio::join!(stuck, others).0, Err(NatsError::TimedOut { ms: 1000 }));
+    tokio::select! {
+        biased;
+        early = &mut stuck => panic!("{early:?}: it ended before the others"),
+        () = others => {}
+    }
+    assert_eq!(stuck.await, Err(NatsError::TimedOut { ms: 5000 }));
     assert_eq!(dialer.dials.load(SeqCst), 1);
 }
 
@@ -147,12 +151,12 @@ async fn a_restarted_server_is_found_again_and_subscriptions_with_it() {
     };
     let (lost, restart) = tokio::join!(under_way, restart);
     assert!(matches!(lost, Err(NatsError::Lost(_))), "{lost:?}");
-    assert!(start.elapsed() < 5 * SECOND, "said when the connection broke");
+    assert!(start.elapsed() < 15 * SECOND, "said when the connection broke");
     for _ in 0..100 {
         let down = other.publish(Outgoing::new("a", "")).await;
         assert!(matches!(down, Err(NatsError::Unavailable(_) | NatsError::Lost(_))), "{down:?}");
     }
-    assert!(start.elapsed() < 5 * SECOND, "a call does not wait for a server that is down");
+    assert!(start.elapsed() < 18 * SECOND, "a call does not wait for a server that is down");
     let server = restart();
     let start = Instant::now();
     let got = loop {
@@ -161,7 +165,7 @@ async fn a_restarted_server_is_found_again_and_subscriptions_with_it() {
         if let Ok(got) = tokio::time::timeout(Duration::from_millis(50), sub.next()).await {
             break got.unwrap();
         }
-        assert!(start.elapsed() < 10 * SECOND, "the subscription is not back: {}", server.log());
+        assert!(start.elapsed() < 60 * SECOND, "the subscription is not back: {}", server.log());
     };
     assert_eq!(&got.payload[..], b"again");
 }
@@ -178,10 +182,10 @@ async fn a_server_that_hangs_is_left_and_found_again() {
     // The late answer made it ask whether the server is there at all; that ends the connection within seconds.
     let lost = bus.request(Outgoing::new("a", ""), 20 * SECOND).await;
     assert!(matches!(&lost, Err(NatsError::Lost(why)) if why.contains("PING")), "{lost:?}");
-    assert!(start.elapsed() < 8 * SECOND);
+    assert!(start.elapsed() < 18 * SECOND);
     server.signal("-CONT");
     while let Err(cause) = bus.check().await {
-        assert!(start.elapsed() < 30 * SECOND, "not found again: {cause}");
+        assert!(start.elapsed() < 90 * SECOND, "not found again: {cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -235,9 +239,9 @@ async fn what_is_not_permitted_is_said_and_the_rest_works() {
     let start = Instant::now();
     let denied = bus.subscribe("secret", None, Buffer::default()).await.err();
     assert!(matches!(denied, Some(NatsError::Denied(_))), "{denied:?}");
-    let denied = bus.request(Outgoing::new("secret", ""), 5 * SECOND).await;
+    let denied = bus.request(Outgoing::new("secret", ""), 20 * SECOND).await;
     assert!(matches!(denied, Err(NatsError::Denied(_))), "{denied:?}");
-    assert!(start.elapsed() < SECOND);
+    assert!(start.elapsed() < 15 * SECOND);
     let mut sub = bus.subscribe("ok", None, Buffer::default()).await.unwrap();
     bus.publish(Outgoing::new("ok", "1")).await.unwrap();
     assert_eq!(&sub.next().await.unwrap().payload[..], b"1");
@@ -305,7 +309,7 @@ async fn what_only_calls_itself_nats_is_left_in_time() {
         let expected =
             matches!(failed, Err(NatsError::Unavailable(_) | NatsError::Lost(_) | NatsError::TimedOut { .. }));
         assert!(expected, "{says:?}: {failed:?}");
-        assert!(start.elapsed() < 8 * SECOND, "{says:?}");
+        assert!(start.elapsed() < 18 * SECOND, "{says:?}");
         serve.abort();
     }
 }

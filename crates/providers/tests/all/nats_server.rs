@@ -1,6 +1,6 @@
 //! A NATS server of the test's own: on a free port, stopped by pid.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ impl NatsServer {
 
     /// Of a program that may not be the installed one.
     pub(crate) fn of(program: &Path, more: &str) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = crate::ports::free();
         Self::start_at(program.to_owned(), address, Arc::new(tempfile::tempdir().unwrap()), more.to_owned())
     }
 
@@ -101,7 +101,9 @@ impl NatsServer {
             stat.filter(|stat| !stat.is_empty())
                 .all(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
         };
+        let began = std::time::Instant::now();
         while signal == "-STOP" && !stopped() {
+            assert!(began.elapsed() < std::time::Duration::from_secs(20), "the server does not stop");
             std::thread::yield_now();
         }
     }

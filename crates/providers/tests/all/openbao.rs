@@ -1,7 +1,7 @@
 //! A real OpenBao for all tests of this program: in memory, unsealed, ended by the shell that started it when the program
 //! ends. Vault's API is OpenBao's.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
@@ -38,7 +38,7 @@ fn found() -> Option<(Real, Option<ChildStdin>)> {
         );
         return None;
     }
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = crate::ports::free();
     let root = "root-of-these-tests".to_owned();
     // The shell reads until this program is gone, however it went, and then ends the server.
     let script = r#""$0" server -dev -dev-no-store-token -dev-root-token-id="$1" -dev-listen-address="$2" <&- & read -r _; kill $!; wait"#;

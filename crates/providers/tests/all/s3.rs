@@ -105,6 +105,28 @@ async fn get(store: &dyn Backend, object: &str) -> Result<Vec<u8>, BackendError>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_that_are_begun_and_not_written_hold_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), "right").await;
+    let store = s3(server.address, &vault("right"));
+    store.create("c").await.unwrap();
+    let mut begun = Vec::new();
+    for n in 0..40 {
+        begun.push(store.write("c", &format!("begun{n}")).await.unwrap());
+    }
+    put(&store, "other", b"bytes").await.unwrap();
+    // Those that have something in hand are bounded.
+    let most = store.uploads().unwrap();
+    for upload in &mut begun[..most] {
+        upload.write(vec![1; 10].into()).await.unwrap();
+    }
+    let refused = begun[most].write(vec![1; 10].into()).await.unwrap_err();
+    assert!(matches!(&refused, BackendError::Unavailable(why) if why.contains("under way")), "{refused}");
+    begun.remove(0).finish().await.unwrap();
+    put(&store, "another", b"bytes").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), "right").await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -19,10 +19,12 @@ use providers::config::Config;
 use providers::dial::{DialError, Dialer, Dialled, Target};
 use providers::keyvalue::KeyValue;
 use providers::logging::Logging;
+use providers::messaging::Messaging;
 use providers::secrets::{Resolver, Revealed, SecretError, Secrets};
+use providers::sql::Sql;
 use runtime::wasmtime::Engine;
 use runtime::wasmtime::component::Component;
-use runtime::{Bindings, LogSink, LogStreamKind, Outbound, Runtime, RuntimeSettings, Sinks, Workload};
+use runtime::{Bindings, Capability, LogSink, LogStreamKind, Outbound, Runtime, RuntimeSettings, Sinks, Workload};
 use tokio::sync::watch;
 
 /// Connects every name to one address, and counts.
@@ -82,6 +84,11 @@ impl Vault {
         self.set_bytes(name, value.as_bytes().to_vec());
     }
 
+    pub(crate) fn remove(&self, name: &str) {
+        self.values.lock().unwrap().remove(name);
+        self.changes.send_modify(|version| *version += 1);
+    }
+
     pub(crate) fn set_bytes(&self, name: &str, value: Vec<u8>) {
         let version = *self.changes.borrow() + 1;
         self.values.lock().unwrap().insert(name.to_owned(), (version, value));
@@ -114,7 +121,7 @@ pub(crate) struct RedisServer {
 
 impl RedisServer {
     pub(crate) fn start() -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = crate::ports::free();
         Self::start_at(address, &[])
     }
 
@@ -190,17 +197,32 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(name: &str, bindings: Bindings, outbound: Option<Arc<dyn Outbound>>) -> Self {
+        Self::with_room(name, bindings, outbound, 32)
+    }
+
+    /// One of which so many calls run at once.
+    pub(crate) fn with_room(
+        name: &str,
+        bindings: Bindings,
+        outbound: Option<Arc<dyn Outbound>>,
+        instances: u32,
+    ) -> Self {
         let dir = std::env::var_os("SIDEREAL_GUESTS")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/guests"), PathBuf::from);
         let path = dir.join(format!("{name}.wasm"));
         let wasm = std::fs::read(&path)
             .unwrap_or_else(|e| panic!("{}: {e}. Run `cargo xtask guests` or set SIDEREAL_GUESTS.", path.display()));
-        let settings = RuntimeSettings { instances: 16, ..RuntimeSettings::default() };
-        let runtime = Runtime::new(
-            settings,
-            vec![Box::new(KeyValue), Box::new(Blobstore), Box::new(Config), Box::new(Logging), Box::new(Secrets)],
-        )
-        .unwrap();
+        let settings = RuntimeSettings { instances, ..RuntimeSettings::default() };
+        let offers: Vec<Box<dyn Capability>> = vec![
+            Box::new(KeyValue),
+            Box::new(Blobstore),
+            Box::new(Config),
+            Box::new(Logging),
+            Box::new(Secrets),
+            Box::new(Messaging),
+            Box::new(Sql),
+        ];
+        let runtime = Runtime::new(settings, offers).unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&runtime::compile(&wasm, World::P2).unwrap()).unwrap();
         let code = runtime.load(World::P2, file).unwrap();

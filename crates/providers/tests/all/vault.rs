@@ -137,6 +137,16 @@ fn vault_at(url: &str, login: Arc<dyn LoginSource>, auth_mount: Option<&str>, di
     Vault::new(&"shop".parse().unwrap(), &"store".parse().unwrap(), &settings, dialer.clone()).unwrap()
 }
 
+/// A token that somebody sets anew.
+struct Changing(Arc<std::sync::Mutex<Hidden>>);
+
+impl LoginSource for Changing {
+    fn login(&self) -> futures::future::BoxFuture<'_, Result<Login, VaultError>> {
+        let token = self.0.lock().unwrap().clone();
+        Box::pin(async move { Ok(Login::Token(token)) })
+    }
+}
+
 async fn get(vault: &Vault, path: &str) -> Result<u16, VaultError> {
     vault.call(http::Method::GET, path, Default::default()).await.map(|told| told.status.as_u16())
 }
@@ -194,7 +204,7 @@ async fn two_hosts_count_together_and_over_what_a_person_deleted() {
         let mount = rig.mount("2");
         let hosts = [0; 2].map(|_| rig.kv("shop", &mount, Version::V2, rig.root_login(), None));
         let calls = (0..100).map(|n| hosts[n % 2].increment("b", "hot", 1));
-        let mut sums: Vec<i64> = futures::future::try_join_all(calls).await.unwrap();
+        let mut sums: Vec<u64> = futures::future::try_join_all(calls).await.unwrap();
         sums.sort_unstable();
         assert!(sums.into_iter().eq(1..=100), "each sees another sum and none is lost");
         // `vault kv delete` keeps the count of versions, so the next write is not the first.
@@ -221,11 +231,11 @@ async fn values_that_people_set_are_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_renewed_and_then_replaced_before_it_ends() {
     for rig in rigs().await {
-        let (auth, login) = rig.approle(json!({ "token_ttl": 3, "token_max_ttl": 5 }));
+        let (auth, login) = rig.approle(json!({ "token_ttl": 6, "token_max_ttl": 10 }));
         let vault = rig.vault(login, Some(&auth));
         let start = Instant::now();
         // Longer than the longest life of one token, and never without one.
-        while start.elapsed() < Duration::from_secs(8) {
+        while start.elapsed() < Duration::from_secs(13) {
             vault.check().await.unwrap();
             assert_eq!(get(&vault, "/v1/auth/token/lookup-self").await.unwrap(), 200);
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -258,11 +268,29 @@ async fn a_revoked_token_is_replaced_at_the_next_call() {
         }
         // Many at once: one of them logs in, and none sees an error.
         let calls = (0..20).map(|_| kv.increment("b", "n", 1));
-        let sums: Vec<i64> = futures::future::try_join_all(calls).await.unwrap();
+        let sums: Vec<u64> = futures::future::try_join_all(calls).await.unwrap();
         assert_eq!(sums.into_iter().max(), Some(21));
         if let Some(fake) = &rig.fake {
             assert_eq!(fake.asked(&format!("{auth}/login")), 2);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_is_refused_keeps_no_revoked_token_in_use_for_others() {
+    for rig in rigs().await {
+        let mount = rig.mount("2");
+        let policy = rig.policy(&[&format!("{mount}/*")]);
+        let (first, second) = (rig.token(json!({ "policies": [policy] })), rig.token(json!({ "policies": [policy] })));
+        let held = Arc::new(std::sync::Mutex::new(Hidden::new(first.clone())));
+        let vault = vault_at(&rig.url(), Arc::new(Changing(held.clone())), None, &rig.dialer);
+        rig.admin("POST", &format!("{mount}/data/k"), json!({ "data": { "v": "1" } }));
+        let (good, forbidden) = (format!("/v1/{mount}/data/k"), "/v1/secret-of-others/data/k");
+        assert_eq!(get(&vault, &good).await.unwrap(), 200);
+        assert!(matches!(get(&vault, forbidden).await, Err(VaultError::Denied(_))));
+        *held.lock().unwrap() = Hidden::new(second);
+        rig.admin("POST", "auth/token/revoke", json!({ "token": first }));
+        assert_eq!(get(&vault, &good).await.unwrap(), 200, "replaced at once");
     }
 }
 
@@ -275,7 +303,7 @@ async fn a_given_token_that_has_ended_is_said_to_have_ended() {
         let start = Instant::now();
         let ended = loop {
             match get(&vault, "/v1/auth/token/lookup-self").await {
-                Ok(_) => assert!(start.elapsed() < Duration::from_secs(10)),
+                Ok(_) => assert!(start.elapsed() < Duration::from_secs(60)),
                 Err(ended) => break ended,
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -372,13 +400,6 @@ async fn a_login_that_is_refused_is_not_tried_for_every_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_is_set_anew_is_used_at_the_next_login() {
-    struct Changing(Arc<std::sync::Mutex<Hidden>>);
-    impl LoginSource for Changing {
-        fn login(&self) -> futures::future::BoxFuture<'_, Result<Login, VaultError>> {
-            let token = self.0.lock().unwrap().clone();
-            Box::pin(async move { Ok(Login::Token(token)) })
-        }
-    }
     for rig in rigs().await {
         let [first, second] = [0; 2].map(|_| rig.token(json!({ "ttl": 600, "policies": [] })));
         let held = Arc::new(std::sync::Mutex::new(Hidden::new(first.clone())));
@@ -442,7 +463,7 @@ async fn a_sealed_vault_is_said_to_be_sealed_and_works_again_when_it_is_not() {
     assert_eq!(kv.get("b", "k").await.unwrap(), Some(b"1".to_vec()), "its token is as good as before");
     let start = Instant::now();
     while let Err(cause) = newcomer.check().await {
-        assert!(start.elapsed() < Duration::from_secs(10), "{cause}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -458,11 +479,11 @@ async fn a_slow_vault_is_said_to_be_slow_and_keeps_its_token() {
     let start = Instant::now();
     let slow = futures::future::join_all((0..10).map(|_| kv.get("b", "k"))).await;
     assert!(slow.iter().all(|slow| matches!(slow, Err(BackendError::TimedOut { ms: 4000 }))), "{slow:?}");
-    assert!(start.elapsed() < Duration::from_secs(6), "they wait together: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "they wait together: {:?}", start.elapsed());
     fake.state().delay = Duration::ZERO;
     let start = Instant::now();
     while let Err(cause) = kv.get("b", "k").await {
-        assert!(start.elapsed() < Duration::from_secs(10), "{cause}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(fake.asked("lookup-self"), 1, "no new login");
@@ -541,7 +562,7 @@ impl RustyVault {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = crate::ports::free();
         let (shown, config) = (dir.path().display(), dir.path().join("config.hcl"));
         std::fs::create_dir(dir.path().join("data")).unwrap();
         let text = format!(
@@ -586,7 +607,7 @@ async fn version_1_conforms_on_rusty_vault() {
     rig.admin("POST", "sys/mounts/kv1", json!({ "type": "kv" }));
     let start = Instant::now();
     while let Err(cause) = kv.check().await {
-        assert!(start.elapsed() < Duration::from_secs(10), "not found again: {cause}");
+        assert!(start.elapsed() < Duration::from_secs(60), "not found again: {cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // It takes requests of 256 KiB, which is less than Vault does.

@@ -14,6 +14,8 @@ use crate::call::Call;
 use crate::ctx::Ctx;
 use crate::drive::drive;
 use crate::fault::Fault;
+use crate::trace::CallTrace;
+use crate::workload::Workload;
 
 /// What a function of a linker forwards to.
 pub(super) struct Target {
@@ -91,11 +93,12 @@ impl Ready {
     /// Runs the call to its end. Where it passes handles: the instance that owns them.
     async fn run(self, target: &Target, params: &[Val], results: &mut [Val]) -> Result<Option<Arc<Owner>>, Fault> {
         let Some(peer) = self.peers.get(&target.interface) else { return Err(Fault::Cancelled) };
-        let mut begun = Begun::new(&peer.callee);
-        let (function, outer) = ((&*peer.export, &*target.function), &self.outer);
+        let mut begun = Begun::new(&peer.callee, &target.function);
+        let (function, from) =
+            ((&*peer.export, &*target.function), Caller { outer: &self.outer, trace: begun.trace() });
         let ran = match self.given {
-            None => on_any(&peer.callee, outer, function, params, results).await.map(|()| None),
-            Some((params, owner)) => on_owner(&peer.callee, owner, outer, function, &params, results).await.map(Some),
+            None => on_any(&peer.callee, from, function, params, results).await.map(|()| None),
+            Some((params, owner)) => on_owner(&peer.callee, owner, from, function, &params, results).await.map(Some),
         };
         begun.outcome = ran.as_ref().err().cloned();
         ran.map_err(|fault| Fault::Callee {
@@ -108,15 +111,27 @@ impl Ready {
 
 type Function<'a> = (&'a str, &'a str);
 
+/// Who calls, and the callee's place in the caller's trace.
+struct Caller<'a> {
+    outer: &'a Arc<Call>,
+    trace: Option<Arc<CallTrace>>,
+}
+
+impl Caller<'_> {
+    fn call(self, work: &Workload) -> Result<Arc<Call>, Fault> {
+        Ok(Arc::new(Call::within(work.limits(), work.shared_meter(), self.outer)?.traced(self.trace)))
+    }
+}
+
 async fn on_any(
     callee: &Arc<dyn Callee>,
-    outer: &Arc<Call>,
+    from: Caller<'_>,
     function: Function<'_>,
     params: &[Val],
     results: &mut [Val],
 ) -> Result<(), Fault> {
     let (_place, work) = enter(callee).await?;
-    let call = Arc::new(Call::within(work.limits(), work.shared_meter(), outer)?);
+    let call = from.call(&work)?;
     let guest = async {
         let mut instance = work.instance(&call).await?;
         instance.call(&call, work.linked().exported(), function, params, results).await?;
@@ -129,7 +144,7 @@ async fn on_any(
 async fn on_owner(
     callee: &Arc<dyn Callee>,
     owner: Option<Arc<Owner>>,
-    outer: &Arc<Call>,
+    from: Caller<'_>,
     function: Function<'_>,
     params: &[Val],
     results: &mut [Val],
@@ -142,7 +157,7 @@ async fn on_owner(
         }
     };
     let work = &owner.work;
-    let call = Arc::new(Call::within(work.limits(), work.shared_meter(), outer)?);
+    let call = from.call(work)?;
     let mut slot = owner.instance.lock().await;
     let guest = async {
         let mut instance = if fresh {
@@ -171,11 +186,12 @@ pub(super) async fn drop_handle(mut store: StoreContextMut<'_, Ctx>, rep: u32) -
     let outer = store.data().call.clone();
     let (owner, resource) = held::dropped(&mut store, rep)?;
     let work = &owner.work;
-    let call = Arc::new(Call::within(work.limits(), work.shared_meter(), &outer)?);
+    let call = Call::within(work.limits(), work.shared_meter(), &outer)?;
     let mut slot = owner.instance.lock().await;
     // Where an earlier call failed, the resource has ended with its instance.
     let Some(mut instance) = slot.take() else { return Ok(()) };
-    let mut begun = Begun::new(&owner.place.0);
+    let mut begun = Begun::new(&owner.place.0, "drop");
+    let call = Arc::new(call.traced(begun.trace()));
     let guest = async {
         instance.begin(&call);
         instance.drop_resource(&call, resource).await?;

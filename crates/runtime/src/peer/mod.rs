@@ -26,6 +26,7 @@ use wasmtime::Store;
 use crate::ctx::Ctx;
 use crate::fault::Fault;
 use crate::instance::Invoked;
+use crate::trace::{CallTrace, OpenSpan, within};
 use crate::workload::Workload;
 
 /// Calls that stand on one another: a call from outside and the calls between components it led to.
@@ -49,8 +50,22 @@ pub trait Callee: Send + Sync {
     /// Gives the place back.
     fn leave(&self);
 
+    /// A call of `function` begins; `caller` is the trace of the call that makes it. Returns its own place in it.
+    fn begins(&self, caller: Option<&CallTrace>, function: &str) -> Option<CalleeTrace>;
+
     /// A call of the component has ended, and why, where it failed; [`Fault::Cancelled`] where its caller ended first.
-    fn ended(&self, began: Instant, fault: Option<&Fault>);
+    /// `trace` is what [`Callee::begins`] returned.
+    fn ended(&self, began: Instant, fault: Option<&Fault>, trace: Option<CalleeTrace>);
+}
+
+/// The place in a trace of a call from component to component.
+pub struct CalleeTrace {
+    /// The span of the link, where no adapter makes one.
+    pub link: Option<OpenSpan>,
+    /// The span of the call itself, below that of the link; absent where the trace is not recorded.
+    pub own: Option<OpenSpan>,
+    /// The trace as the callee has it.
+    pub trace: Arc<CallTrace>,
 }
 
 /// Which component answers an import.
@@ -80,17 +95,24 @@ struct Begun<'a> {
     callee: &'a dyn Callee,
     began: Instant,
     outcome: Option<Fault>,
+    trace: Option<CalleeTrace>,
 }
 
 impl<'a> Begun<'a> {
-    fn new(callee: &'a Arc<dyn Callee>) -> Self {
-        Self { callee: &**callee, began: Instant::now(), outcome: Some(Fault::Cancelled) }
+    /// A call of `function` by the call that runs on this thread.
+    fn new(callee: &'a Arc<dyn Callee>, function: &str) -> Self {
+        let trace = callee.begins(CallTrace::current().as_deref(), function);
+        Self { callee: &**callee, began: Instant::now(), outcome: Some(Fault::Cancelled), trace }
+    }
+
+    fn trace(&self) -> Option<Arc<CallTrace>> {
+        self.trace.as_ref().map(|of| of.trace.clone())
     }
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        self.callee.ended(self.began, self.outcome.as_ref());
+        self.callee.ended(self.began, self.outcome.as_ref(), self.trace.take());
     }
 }
 
@@ -111,12 +133,13 @@ pub async fn call_component<T, F>(callee: &Arc<dyn Callee>, body: F) -> Result<T
 where
     F: for<'a> FnOnce(&'a mut Store<Ctx>, wasmtime::component::Instance) -> Invoked<'a, T>,
 {
-    let mut begun = Begun::new(callee);
+    // Which function it is, the adapter of the contract knows, and says so in the span of its link.
+    let mut begun = Begun::new(callee, "call");
     let called = async {
         let (_place, work) = enter(callee).await?;
         work.invoke(body).await
     };
-    let result = called.await;
+    let result = within(begun.trace(), called).await;
     begun.outcome = result.as_ref().err().cloned();
     result
 }

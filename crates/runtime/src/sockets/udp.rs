@@ -1,203 +1,66 @@
-//! `wasi:sockets/udp` and `udp-create-socket`. A socket is bound to nothing; each address it sends to gets datagrams of
-//! its own from the broker, and those that come back are the only ones that come.
+//! The datagrams of a guest, whichever contract it speaks. A socket is bound to nothing; each address it sends to gets
+//! datagrams of its own from the broker, and those that come back are the only ones that come.
 
-use std::collections::VecDeque;
-use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use futures::future::{BoxFuture, FutureExt as _, select_all};
 use model::egress::Transport;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
-use wasmtime::component::Resource;
-use wasmtime_wasi::p2::{DynPollable, Pollable, subscribe};
 
-use super::bindings::wasi::sockets::network::{ErrorCode, IpAddressFamily, IpSocketAddress};
-use super::bindings::wasi::sockets::udp::{
-    Host, HostIncomingDatagramStream, HostOutgoingDatagramStream, HostUdpSocket, IncomingDatagram, OutgoingDatagram,
-};
-use super::bindings::wasi::sockets::udp_create_socket;
-use super::{Answer, Datagrams, Network, Received, SocketFault, Wanted, from_guest, own_end, to_guest};
-use crate::call::Subrequest;
+use super::SocketFault;
+use super::addresses::Family;
+use super::datagrams::{Peer, lock};
+use super::grant::Code;
 use crate::ctx::Ctx;
 
 /// The largest datagram, bytes.
 const LARGEST: usize = 65_507;
-/// Datagrams one call sends, or takes in, and that wait for an address to be connected.
-const AT_ONCE: usize = 16;
 /// Addresses one socket sends to.
 const PEERS: usize = 16;
 /// What an unset option says.
-const HOP_LIMIT: u8 = 64;
-const BUFFER: u64 = 208 << 10;
-
-/// A socket of a guest.
-#[allow(unreachable_pub, reason = "the generated module names it as public")]
-pub struct UdpSocket {
-    family: IpAddressFamily,
-    bound: Bound,
-    remote: Option<SocketAddr>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Bound {
-    No,
-    Starting,
-    Yes,
-}
-
-/// The datagrams that come to a socket.
-#[allow(unreachable_pub, reason = "the generated module names it as public")]
-pub struct Incoming(Arc<Peers>);
-
-/// The datagrams it sends.
-#[allow(unreachable_pub, reason = "the generated module names it as public")]
-pub struct Outgoing(Arc<Peers>);
+pub(super) const HOP_LIMIT: u8 = 64;
+pub(super) const BUFFER: u64 = 208 << 10;
 
 /// The addresses one socket sends to.
-struct Peers {
-    family: IpAddressFamily,
+pub(super) struct Peers {
+    family: Family,
     /// Where everything goes, and the only place it comes from, where the guest said so.
     connected: Option<SocketAddr>,
     all: Mutex<Vec<Arc<Peer>>>,
-    /// There is one more.
+    /// Who is asked first for what came, so that one who sends much does not silence the others.
+    turn: AtomicUsize,
+    /// A fault that is told with the next call.
+    late: Mutex<Option<SocketFault>>,
+    /// The socket has others: nothing comes here any more.
+    replaced: AtomicBool,
+    /// There is one more, or they were replaced.
     more: Notify,
 }
 
-struct Peer {
-    remote: SocketAddr,
-    line: Mutex<Line>,
-    changed: Notify,
-}
-
-enum Line {
-    Opening { task: Option<AbortHandle>, waiting: VecDeque<Vec<u8>> },
-    Open { datagrams: Arc<dyn Datagrams>, full: bool, _open: Subrequest },
-    Failed(SocketFault),
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        if let Self::Opening { task: Some(task), .. } = self {
-            task.abort();
-        }
-    }
-}
-
-impl Peer {
-    /// Begins to connect; what is sent meanwhile waits.
-    fn open(wanted: Wanted, remote: SocketAddr) -> Arc<Self> {
-        let waiting = VecDeque::new();
-        let line = Mutex::new(Line::Opening { task: None, waiting });
-        let peer = Arc::new(Self { remote, line, changed: Notify::new() });
-        let (weak, open) = (Arc::downgrade(&peer), wanted.open);
-        let opening = wanted.sockets.datagrams(wanted.host, wanted.port);
-        let task = tokio::spawn(async move {
-            let opened = opening.await;
-            let Some(peer) = weak.upgrade() else { return };
-            let mut line = lock(&peer.line);
-            if let Line::Opening { task, waiting } = &mut *line {
-                *task = None;
-                if let Ok(datagrams) = &opened {
-                    // What finds no room is lost, as datagrams are.
-                    waiting.drain(..).for_each(|datagram| drop(datagrams.try_send(&datagram)));
-                }
-            }
-            *line = match opened {
-                Ok(datagrams) => Line::Open { datagrams, full: false, _open: open },
-                Err(fault) => Line::Failed(fault),
-            };
-            drop(line);
-            peer.changed.notify_waiters();
-        });
-        if let Line::Opening { task: place, .. } = &mut *lock(&peer.line) {
-            *place = Some(task.abort_handle());
-        }
-        peer
-    }
-
-    /// Takes a datagram; `false` where there is no room now.
-    fn send(&self, datagram: &[u8]) -> Result<bool, SocketFault> {
-        let mut line = lock(&self.line);
-        match &mut *line {
-            Line::Opening { waiting, .. } if waiting.len() < AT_ONCE => waiting.push_back(datagram.to_vec()),
-            Line::Opening { .. } => return Ok(false),
-            Line::Open { datagrams, full, .. } => match datagrams.try_send(datagram) {
-                Ok(()) => *full = false,
-                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
-                    *full = true;
-                    return Ok(false);
-                }
-                Err(cause) => return Err(fail(&mut line, cause.to_string())),
-            },
-            Line::Failed(fault) => return Err(fault.clone()),
-        }
-        Ok(true)
-    }
-
-    /// The next datagram, if one is there.
-    fn receive(&self) -> Result<Option<Vec<u8>>, SocketFault> {
-        let mut line = lock(&self.line);
-        match &mut *line {
-            Line::Opening { .. } => Ok(None),
-            Line::Open { datagrams, .. } => match datagrams.try_recv() {
-                Ok(Some(Received::Data(datagram))) => Ok(Some(datagram)),
-                Ok(Some(Received::Refused)) => Err(SocketFault::Refused),
-                Ok(None) => Err(fail(&mut line, "the connection has ended".to_owned())),
-                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => Ok(None),
-                Err(cause) => Err(fail(&mut line, cause.to_string())),
-            },
-            Line::Failed(fault) => Err(fault.clone()),
-        }
-    }
-
-    /// Waits for something to receive.
-    async fn readable(self: Arc<Self>) {
-        loop {
-            let mut changed = std::pin::pin!(self.changed.notified());
-            changed.as_mut().enable();
-            let datagrams = match &*lock(&self.line) {
-                Line::Opening { .. } => None,
-                Line::Open { datagrams, .. } => Some(datagrams.clone()),
-                Line::Failed(_) => return,
-            };
-            match datagrams {
-                Some(datagrams) => return datagrams.readable().await,
-                None => changed.await,
-            }
-        }
-    }
-
-    /// Waits for room, where there was none.
-    async fn writable(self: Arc<Self>) {
-        loop {
-            let mut changed = std::pin::pin!(self.changed.notified());
-            changed.as_mut().enable();
-            let datagrams = match &*lock(&self.line) {
-                Line::Opening { waiting, .. } if waiting.len() >= AT_ONCE => None,
-                Line::Open { datagrams, full: true, .. } => Some(datagrams.clone()),
-                _ => return,
-            };
-            match datagrams {
-                Some(datagrams) => return datagrams.writable().await,
-                None => changed.await,
-            }
-        }
-    }
-}
-
-fn fail(line: &mut Line, why: String) -> SocketFault {
-    let fault = SocketFault::Other(why);
-    *line = Line::Failed(fault.clone());
-    fault
-}
-
 impl Peers {
+    /// Those of a socket that sends anywhere, as far as it is granted.
+    pub(super) fn anywhere(family: Family) -> Arc<Self> {
+        Arc::new(Self::new(family, None))
+    }
+
+    fn new(family: Family, connected: Option<SocketAddr>) -> Self {
+        Self {
+            family,
+            connected,
+            all: Mutex::default(),
+            turn: AtomicUsize::new(0),
+            late: Mutex::default(),
+            replaced: AtomicBool::new(false),
+            more: Notify::new(),
+        }
+    }
+
+    pub(super) fn connected(&self) -> Option<SocketAddr> {
+        self.connected
+    }
+
     fn find(&self, remote: SocketAddr) -> Option<Arc<Peer>> {
         lock(&self.all).iter().find(|peer| peer.remote == remote).cloned()
     }
@@ -206,16 +69,53 @@ impl Peers {
         lock(&self.all).push(peer);
         self.more.notify_waiters();
     }
-}
 
-#[async_trait::async_trait]
-impl Pollable for Incoming {
-    async fn ready(&mut self) {
+    /// A fault of one address was told. Where the socket has others, it does not stand in their way any more.
+    pub(super) fn told(&self, peer: &Arc<Peer>) {
+        if self.connected.is_none() && peer.has_failed() {
+            lock(&self.all).retain(|known| !Arc::ptr_eq(known, peer));
+        }
+    }
+
+    /// Tells a fault with the next call: this one has something else to say.
+    pub(super) fn tell_later(&self, fault: SocketFault) {
+        *lock(&self.late) = Some(fault);
+    }
+
+    /// The next datagram and who sent it, if one is there.
+    pub(super) fn receive(&self) -> Result<Option<(Vec<u8>, SocketAddr)>, SocketFault> {
+        if let Some(fault) = lock(&self.late).take() {
+            return Err(fault);
+        }
+        let mut all: Vec<_> = lock(&self.all).clone();
+        let first = self.turn.load(Relaxed).checked_rem(all.len()).unwrap_or(0);
+        all.rotate_left(first);
+        for (nth, peer) in all.iter().enumerate() {
+            match peer.receive() {
+                Ok(Some(datagram)) => {
+                    self.turn.store(first + nth + 1, Relaxed);
+                    return Ok(Some((datagram, peer.remote)));
+                }
+                Ok(None) => {}
+                Err(fault) => {
+                    self.told(peer);
+                    return Err(fault);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits until [`Self::receive`] has something to say, or the socket has others.
+    pub(super) async fn readable(&self) {
         loop {
-            let mut more = std::pin::pin!(self.0.more.notified());
+            let mut more = std::pin::pin!(self.more.notified());
             more.as_mut().enable();
+            if lock(&self.late).is_some() || self.replaced.load(Relaxed) {
+                return;
+            }
             let waits: Vec<BoxFuture<'_, ()>> =
-                lock(&self.0.all).iter().map(|peer| peer.clone().readable().boxed()).collect();
+                lock(&self.all).iter().map(|peer| peer.clone().readable().boxed()).collect();
             if waits.is_empty() {
                 more.await;
                 continue;
@@ -226,214 +126,152 @@ impl Pollable for Incoming {
             }
         }
     }
-}
 
-#[async_trait::async_trait]
-impl Pollable for Outgoing {
-    async fn ready(&mut self) {
-        let all: Vec<_> = lock(&self.0.all).clone();
+    /// Waits until every address has room.
+    pub(super) async fn writable(&self) {
+        let all: Vec<_> = lock(&self.all).clone();
         for peer in all {
             peer.writable().await;
         }
     }
-}
 
-#[async_trait::async_trait]
-impl Pollable for UdpSocket {
-    async fn ready(&mut self) {}
-}
-
-impl Host for Ctx {}
-
-impl udp_create_socket::Host for Ctx {
-    fn create_udp_socket(&mut self, family: IpAddressFamily) -> Answer<Resource<UdpSocket>> {
-        Ok(self.table.push(UdpSocket { family, bound: Bound::No, remote: None })?)
-    }
-}
-
-impl HostUdpSocket for Ctx {
-    fn start_bind(&mut self, socket: Resource<UdpSocket>, _: Resource<Network>, at: IpSocketAddress) -> Answer<()> {
-        let at = from_guest(at);
-        // Any port of any address is what a client binds before it sends.
-        if !at.ip().is_unspecified() || at.port() != 0 {
-            return Err(self.inbound());
-        }
-        let socket = self.table.get_mut(&socket)?;
-        if super::family_of(at.ip()) != socket.family {
-            return Err(ErrorCode::InvalidArgument.into());
-        }
-        if socket.bound != Bound::No {
-            return Err(ErrorCode::InvalidState.into());
-        }
-        socket.bound = Bound::Starting;
-        Ok(())
+    /// Whether every address has room.
+    pub(super) fn is_writable(&self) -> bool {
+        let all: Vec<_> = lock(&self.all).clone();
+        all.into_iter().all(|peer| peer.writable().now_or_never().is_some())
     }
 
-    fn finish_bind(&mut self, socket: Resource<UdpSocket>) -> Answer<()> {
-        let socket = self.table.get_mut(&socket)?;
-        if socket.bound != Bound::Starting {
-            return Err(ErrorCode::NotInProgress.into());
-        }
-        socket.bound = Bound::Yes;
-        Ok(())
-    }
-
-    fn stream(
-        &mut self,
-        socket: Resource<UdpSocket>,
-        remote: Option<IpSocketAddress>,
-    ) -> Answer<(Resource<Incoming>, Resource<Outgoing>)> {
-        let remote = remote.map(from_guest);
-        let (family, bound) = {
-            let socket = self.table.get(&socket)?;
-            (socket.family, socket.bound)
-        };
-        if bound != Bound::Yes {
-            return Err(ErrorCode::InvalidState.into());
-        }
-        let peers = Peers { family, connected: remote, all: Mutex::default(), more: Notify::new() };
-        if let Some(remote) = remote {
-            let wanted = self.wanted(Transport::Udp, family, remote)?;
-            peers.add(Peer::open(wanted, remote));
-        }
-        self.table.get_mut(&socket)?.remote = remote;
-        let peers = Arc::new(peers);
-        Ok((self.table.push(Incoming(peers.clone()))?, self.table.push(Outgoing(peers))?))
-    }
-
-    fn local_address(&mut self, socket: Resource<UdpSocket>) -> Answer<IpSocketAddress> {
-        let socket = self.table.get(&socket)?;
-        match socket.bound {
-            Bound::Yes => Ok(own_end(socket.family, 0)),
-            _ => Err(ErrorCode::InvalidState.into()),
-        }
-    }
-
-    fn remote_address(&mut self, socket: Resource<UdpSocket>) -> Answer<IpSocketAddress> {
-        let remote = self.table.get(&socket)?.remote;
-        remote.map(to_guest).ok_or_else(|| ErrorCode::InvalidState.into())
-    }
-
-    fn address_family(&mut self, socket: Resource<UdpSocket>) -> wasmtime::Result<IpAddressFamily> {
-        Ok(self.table.get(&socket)?.family)
-    }
-
-    fn unicast_hop_limit(&mut self, _: Resource<UdpSocket>) -> Answer<u8> {
-        Ok(HOP_LIMIT)
-    }
-
-    fn set_unicast_hop_limit(&mut self, _: Resource<UdpSocket>, _: u8) -> Answer<()> {
-        Err(ErrorCode::NotSupported.into())
-    }
-
-    fn receive_buffer_size(&mut self, _: Resource<UdpSocket>) -> Answer<u64> {
-        Ok(BUFFER)
-    }
-
-    fn set_receive_buffer_size(&mut self, _: Resource<UdpSocket>, _: u64) -> Answer<()> {
-        Err(ErrorCode::NotSupported.into())
-    }
-
-    fn send_buffer_size(&mut self, _: Resource<UdpSocket>) -> Answer<u64> {
-        Ok(BUFFER)
-    }
-
-    fn set_send_buffer_size(&mut self, _: Resource<UdpSocket>, _: u64) -> Answer<()> {
-        Err(ErrorCode::NotSupported.into())
-    }
-
-    fn subscribe(&mut self, socket: Resource<UdpSocket>) -> wasmtime::Result<Resource<DynPollable>> {
-        subscribe(&mut self.table, socket)
-    }
-
-    fn drop(&mut self, socket: Resource<UdpSocket>) -> wasmtime::Result<()> {
-        self.table.delete(socket)?;
-        Ok(())
-    }
-}
-
-impl HostIncomingDatagramStream for Ctx {
-    fn receive(&mut self, incoming: Resource<Incoming>, most: u64) -> Answer<Vec<IncomingDatagram>> {
-        let all: Vec<_> = lock(&self.table.get(&incoming)?.0.all).clone();
-        let most = usize::try_from(most).unwrap_or(AT_ONCE).min(AT_ONCE);
-        let mut taken = Vec::new();
-        for peer in all {
-            while taken.len() < most {
-                match peer.receive() {
-                    Ok(Some(data)) => taken.push(IncomingDatagram { data, remote_address: to_guest(peer.remote) }),
-                    Ok(None) => break,
-                    // Told with the next call, where something came before it.
-                    Err(_) if !taken.is_empty() => return Ok(taken),
-                    Err(fault) => return Err(self.code_of(&fault).into()),
-                }
-            }
-        }
-        Ok(taken)
-    }
-
-    fn subscribe(&mut self, incoming: Resource<Incoming>) -> wasmtime::Result<Resource<DynPollable>> {
-        subscribe(&mut self.table, incoming)
-    }
-
-    fn drop(&mut self, incoming: Resource<Incoming>) -> wasmtime::Result<()> {
-        self.table.delete(incoming)?;
-        Ok(())
-    }
-}
-
-impl HostOutgoingDatagramStream for Ctx {
-    fn check_send(&mut self, outgoing: Resource<Outgoing>) -> Answer<u64> {
-        let peers = &self.table.get(&outgoing)?.0;
-        let all: Vec<_> = lock(&peers.all).clone();
-        let full = all.into_iter().any(|peer| peer.writable().now_or_never().is_none());
-        Ok(if full { 0 } else { AT_ONCE as u64 })
-    }
-
-    fn send(&mut self, outgoing: Resource<Outgoing>, datagrams: Vec<OutgoingDatagram>) -> Answer<u64> {
-        let peers = self.table.get(&outgoing)?.0.clone();
-        let mut sent = 0;
-        for datagram in datagrams.into_iter().take(AT_ONCE) {
-            match self.send_one(&peers, datagram) {
-                Ok(true) => sent += 1,
-                Ok(false) => break,
-                Err(_) if sent > 0 => break,
-                Err(failed) => return Err(failed),
-            }
-        }
-        Ok(sent)
-    }
-
-    fn subscribe(&mut self, outgoing: Resource<Outgoing>) -> wasmtime::Result<Resource<DynPollable>> {
-        subscribe(&mut self.table, outgoing)
-    }
-
-    fn drop(&mut self, outgoing: Resource<Outgoing>) -> wasmtime::Result<()> {
-        self.table.delete(outgoing)?;
-        Ok(())
+    /// The socket has others from now on: whoever waits for these looks again.
+    pub(super) fn replace(&self) {
+        self.replaced.store(true, Relaxed);
+        self.more.notify_waiters();
     }
 }
 
 impl Ctx {
-    fn send_one(&mut self, peers: &Peers, datagram: OutgoingDatagram) -> Answer<bool> {
-        let said = datagram.remote_address.map(from_guest);
-        let remote = match (peers.connected, said) {
+    /// The peers of a socket that sends to one address, which it begins to connect to.
+    pub(super) fn peers_at(&mut self, family: Family, remote: SocketAddr) -> Result<Arc<Peers>, Code> {
+        let peers = Peers::new(family, Some(remote));
+        peers.add(Peer::open(self.wanted(Transport::Udp, family, remote)?, remote));
+        Ok(Arc::new(peers))
+    }
+
+    /// Whom a datagram of `size` bytes goes to, where the guest says `remote`; begins to connect to who is new.
+    pub(super) fn peer(&mut self, peers: &Peers, remote: Option<SocketAddr>, size: usize) -> Result<Arc<Peer>, Code> {
+        let remote = match (peers.connected, remote) {
             (Some(connected), said) if said.is_none_or(|said| said == connected) => connected,
             (None, Some(said)) => said,
-            _ => return Err(ErrorCode::InvalidArgument.into()),
+            _ => return Err(Code::InvalidArgument),
         };
-        if datagram.data.len() > LARGEST {
-            return Err(ErrorCode::DatagramTooLarge.into());
+        if size > LARGEST {
+            return Err(Code::DatagramTooLarge);
         }
-        let peer = match peers.find(remote) {
-            Some(peer) => peer,
-            None if lock(&peers.all).len() >= PEERS => return Err(ErrorCode::NewSocketLimit.into()),
+        match peers.find(remote) {
+            Some(peer) => Ok(peer),
+            None if lock(&peers.all).len() >= PEERS => Err(Code::TooManySockets),
             None => {
-                let wanted = self.wanted(Transport::Udp, peers.family, remote)?;
-                let peer = Peer::open(wanted, remote);
+                let peer = Peer::open(self.wanted(Transport::Udp, peers.family, remote)?, remote);
                 peers.add(peer.clone());
-                peer
+                Ok(peer)
             }
-        };
-        peer.send(&datagram.data).map_err(|fault| self.code_of(&fault).into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::io;
+    use std::pin::Pin;
+
+    use futures::future::ready;
+    use model::Limits;
+
+    use super::*;
+    use crate::call::Call;
+    use crate::sockets::grant::Wanted;
+    use crate::sockets::{Connection, Datagrams, Opening, Received, Sockets};
+
+    /// Opens, but for port 1, what has sent as many datagrams as its port says.
+    struct Ports;
+
+    struct Sent(Mutex<VecDeque<u8>>);
+
+    impl Datagrams for Sent {
+        fn try_send(&self, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+        fn try_recv(&self) -> io::Result<Option<Received>> {
+            let next = lock(&self.0).pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+            Ok(Some(Received::Data(vec![next])))
+        }
+        fn readable(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            ready(()).boxed()
+        }
+        fn writable(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            ready(()).boxed()
+        }
+    }
+
+    impl Sockets for Ports {
+        fn grants(&self, _: Transport, _: &str, _: u16) -> bool {
+            true
+        }
+        fn names(&self, _: &str) -> bool {
+            true
+        }
+        fn connect(&self, _: String, _: u16) -> Opening<Connection> {
+            ready(Err(SocketFault::Refused)).boxed()
+        }
+        fn datagrams(&self, _: String, port: u16) -> Opening<Arc<dyn Datagrams>> {
+            let sent = (0..port).map(|n| n as u8).collect();
+            let opened: Arc<dyn Datagrams> = Arc::new(Sent(Mutex::new(sent)));
+            ready(if port == 1 { Err(SocketFault::Denied("no".into())) } else { Ok(opened) }).boxed()
+        }
+    }
+
+    fn peer(port: u16) -> Arc<Peer> {
+        let call = Arc::new(Call::new(&Limits::default(), Arc::default()));
+        let open = call.take_subrequest().unwrap();
+        let wanted = Wanted { sockets: Arc::new(Ports), host: "127.0.0.1".into(), port, open };
+        Peer::open(wanted, SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    /// Ports in the order in which they are heard.
+    async fn heard(peers: &Peers) -> Vec<Result<u16, SocketFault>> {
+        let mut heard = Vec::new();
+        loop {
+            tokio::task::yield_now().await;
+            match peers.receive() {
+                Ok(Some((_, from))) => heard.push(Ok(from.port())),
+                Ok(None) => return heard,
+                Err(fault) => heard.push(Err(fault)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn all_are_heard_in_turn_and_a_refusal_once() {
+        let peers = Peers::anywhere(Family::V4);
+        [peer(4), peer(1), peer(2)].into_iter().for_each(|peer| peers.add(peer));
+        tokio::task::yield_now().await;
+        let denied = SocketFault::Denied("no".into());
+        assert_eq!(heard(&peers).await, [Ok(4), Err(denied.clone()), Ok(2), Ok(4), Ok(2), Ok(4), Ok(4)]);
+        // What is told later is told once too, and what is connected to one address keeps its fault.
+        peers.tell_later(SocketFault::Refused);
+        assert_eq!(heard(&peers).await, [Err(SocketFault::Refused)]);
+        let one = Peers::new(Family::V4, Some(SocketAddr::from(([127, 0, 0, 1], 1))));
+        one.add(peer(1));
+        tokio::task::yield_now().await;
+        assert_eq!([one.receive(), one.receive()].map(Result::unwrap_err), [denied.clone(), denied]);
+    }
+
+    #[tokio::test]
+    async fn only_so_many_wait_to_send_to_one_address() {
+        let peer = peer(2);
+        let waiting: Vec<_> = (0..17).map(|_| peer.sender()).collect();
+        assert_eq!(waiting.iter().filter(|sender| sender.is_some()).count(), 16);
+        drop(waiting);
+        assert!(peer.sender().is_some(), "who has sent makes room");
     }
 }

@@ -125,13 +125,13 @@ async fn faults_are_those_of_a_request() {
     rig.reuse = Some(Reuse { requests: 100, idle: Millis(60_000) });
     rig.limits.cpu = Millis(30);
     rig.limits.memory = ByteSize::mib(2);
-    rig.limits.wall = Millis(500);
+    rig.limits.wall = Millis(5000);
     let work = workload(&rig, MATH, World::P2);
     assert!(matches!(unit(&work, "trap").await, Fault::Trap { .. }));
     assert_eq!(unit(&work, "spin").await, Fault::CpuTime { limit: Millis(30) });
     assert_eq!(unit(&work, "grow").await, Fault::Memory { limit: ByteSize::mib(2) });
     let waits = work.invoke(|_, _| Box::pin(std::future::pending::<runtime::wasmtime::Result<()>>())).await;
-    assert_eq!(waits.unwrap_err(), Fault::WallTime { limit: Millis(500) });
+    assert_eq!(waits.unwrap_err(), Fault::WallTime { limit: Millis(5000) });
     assert_eq!((work.meter().calls(), work.meter().failed()), (4, 4));
     assert_eq!(work.idle_instances(), 0, "none that failed is used again");
     assert_eq!(work.handle(get("/")).await.unwrap_err(), Fault::NoHandler);

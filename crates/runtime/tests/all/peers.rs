@@ -7,7 +7,10 @@ use std::time::Instant;
 use model::World;
 use model::app::Reuse;
 use model::unit::{ByteSize, Millis};
-use runtime::{Bindings, Callee, Fault, FaultKind, LinkError, Linked, Loading, Peer, Peers, Sinks, Workload};
+use runtime::trace::CallTrace;
+use runtime::{
+    Bindings, Callee, CalleeTrace, Fault, FaultKind, LinkError, Linked, Loading, Peer, Peers, Sinks, Workload,
+};
 
 use crate::support::{Config, Rig, call, file, imports};
 
@@ -36,7 +39,10 @@ impl Callee for Beside {
     fn leave(&self) {
         self.entered.fetch_sub(1, SeqCst);
     }
-    fn ended(&self, _: Instant, fault: Option<&Fault>) {
+    fn begins(&self, _: Option<&CallTrace>, _: &str) -> Option<CalleeTrace> {
+        None
+    }
+    fn ended(&self, _: Instant, fault: Option<&Fault>, _: Option<CalleeTrace>) {
         self.failed.fetch_add(u32::from(fault.is_some()), SeqCst);
     }
 }
@@ -198,7 +204,10 @@ async fn calls_stand_only_so_deep_on_one_another() {
             Box::pin(async { Err(Fault::Cancelled) })
         }
         fn leave(&self) {}
-        fn ended(&self, _: Instant, _: Option<&Fault>) {}
+        fn begins(&self, _: Option<&CallTrace>, _: &str) -> Option<CalleeTrace> {
+            None
+        }
+        fn ended(&self, _: Instant, _: Option<&Fault>, _: Option<CalleeTrace>) {}
     }
     let rig = Rig::new();
     let down = "acme:deep/down@1.0.0";

@@ -8,11 +8,13 @@
     reason = "a test fails by panicking"
 )]
 
+mod groups;
 mod stage;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -37,9 +39,13 @@ fn main() {
         ("the system calls are those of the committed list", calls as fn(&Spec)),
         ("the golden isolation audit", audit),
         ("the escape drill", drill),
+        ("folders that are handed over are all there is", folders),
         ("a refused layer is named", refusal),
         ("both stages end together, and with their starter", ends),
-        ("what takes more memory than its share is ended, and it is said", memory),
+        ("what takes more memory than its share is ended, and it is said", groups::memory),
+        ("what takes more memory than the group above it may is ended, and it is said", groups::below),
+        ("a group is set aside and gets its weight back", groups::aside),
+        ("a node moves out of the way also of processes that come and go", groups::busy),
     ] {
         if args.iter().all(|arg| arg.starts_with('-') || name.contains(arg.as_str())) {
             test(&spec);
@@ -52,10 +58,10 @@ fn main() {
 fn available() -> Spec {
     let share = Share { memory: Some(256 << 20), pids: 64, cpu: None };
     let group = Hierarchy::probe().and_then(|found| {
-        found.prepare("sandbox-test").map_err(|cause| cause.to_string())?;
-        found.group(&format!("sandbox-test.{}", std::process::id()), &share).map_err(|cause| cause.to_string())
+        found.prepare("sidereal-sandbox-test").map_err(|cause| cause.to_string())?;
+        found.group(&format!("sidereal-sandbox-test.{}", std::process::id()), &share).map_err(|cause| cause.to_string())
     });
-    let mut spec = Spec { waived: BTreeSet::new(), uid: Some(UID), cgroups: Vec::new(), view: None };
+    let mut spec = Spec { waived: BTreeSet::new(), uid: Some(UID), ..Spec::default() };
     match group {
         Ok(group) => spec.cgroups = group.dirs,
         Err(cause) => {
@@ -97,6 +103,7 @@ fn golden(name: &str, found: &str) {
 fn calls(_: &Spec) {
     if cfg!(target_arch = "x86_64") {
         golden("host.calls", &(listed(Role::Host).join("\n") + "\n"));
+        golden("folders.calls", &(listed(Role::Folders).join("\n") + "\n"));
         golden("program.calls", &(listed(Role::Program).join("\n") + "\n"));
         golden("compiler.calls", &(listed(Role::Compiler).join("\n") + "\n"));
     }
@@ -197,6 +204,38 @@ fn drill(spec: &Spec) {
     golden("drill", &said);
 }
 
+/// A folder to read and one to change, for a process with every layer, and what is beside them.
+fn folders(spec: &Spec) {
+    if !spec.waived.is_empty() {
+        return not_run("folders of confined processes: this machine refuses layers");
+    }
+    let dir = std::env::temp_dir().join(format!("sandbox-folders-{}", std::process::id()));
+    let opened = ["readable", "writable"].map(|name| {
+        let folder = dir.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        for file in ["in", "old"] {
+            fs::write(folder.join(file), "content").unwrap();
+            fs::set_permissions(folder.join(file), PermissionsExt::from_mode(0o666)).unwrap();
+        }
+        fs::write(folder.join("private"), "content").unwrap();
+        fs::set_permissions(folder.join("private"), PermissionsExt::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink("../secret", folder.join("out")).unwrap();
+        // Nothing but the layers keeps it from either.
+        fs::set_permissions(&folder, PermissionsExt::from_mode(0o777)).unwrap();
+        fs::File::open(&folder).unwrap()
+    });
+    fs::write(dir.join("secret"), "secret").unwrap();
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
+    let mut confined = stage::with(spec, "files", &[], &opened);
+    let said = confined.output();
+    let status = confined.ended();
+    let above: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    fs::remove_dir_all(&dir).unwrap();
+    assert!(status.success(), "{status}: {said} {}", confined.words());
+    assert_eq!(above.len(), 3, "{above:?}");
+    golden("folders", &said);
+}
+
 fn refusal(spec: &Spec) {
     if spec.waived.contains(&Layer::Cgroup) {
         return not_run("that a refused cgroup is named: there is none here");
@@ -241,18 +280,6 @@ fn ends(spec: &Spec) {
     third.hang_up();
     assert!(!third.ended().success());
     gone(inner);
-}
-
-fn memory(spec: &Spec) {
-    if spec.waived.contains(&Layer::Cgroup) {
-        return not_run("the memory limit of a tenant: there is no cgroup here");
-    }
-    let group = sandbox::cgroup::Group { dirs: spec.cgroups.clone() };
-    let before = group.out_of_memory();
-    let mut confined = start(spec, "swell", &[]);
-    assert_eq!(confined.ended().signal(), Some(9), "{}", confined.words());
-    assert!(group.out_of_memory() > before, "the group tells why");
-    group.remove().unwrap();
 }
 
 /// Descriptors for a process that is handed some: a listener, a connected UDP socket, a folder.

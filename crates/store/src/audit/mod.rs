@@ -11,7 +11,7 @@ use model::{Digest, TenantName};
 use serde::{Deserialize, Serialize};
 
 pub use read::{Report, last, measured, verify, verify_measured};
-pub use write::Log;
+pub use write::{Disk, Log};
 
 /// What one line says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -50,13 +50,13 @@ pub(super) fn lines(bytes: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
 }
 
-/// The last lines that `fits`, newest first, at most `most`.
+/// The last lines that `fits`, newest first, at most `most`, in the newest `within` files.
 ///
 /// # Errors
 /// Where a file cannot be read.
-pub fn last(dir: &Path, most: usize, fits: impl Fn(&Record) -> bool) -> io::Result<Vec<Record>> {
+pub fn last(dir: &Path, most: usize, within: usize, fits: impl Fn(&Record) -> bool) -> io::Result<Vec<Record>> {
     let mut found = Vec::new();
-    for file in files(dir)?.into_iter().rev() {
+    for file in files(dir)?.into_iter().rev().take(within) {
         let bytes = std::fs::read(file)?;
         let records = lines(whole(&bytes)).rev().filter_map(|line| serde_json::from_slice::<Record>(line).ok());
         found.extend(records.filter(|record| fits(record)).take(most.saturating_sub(found.len())));

@@ -130,6 +130,32 @@ impl Log {
     }
 }
 
+/// How full the disk under the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Its size, bytes.
+    pub size: u64,
+    /// What of it is free for whoever runs the platform, bytes.
+    pub free: u64,
+}
+
+impl Disk {
+    /// The disk that a folder is on, as it is now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn under(dir: &Path) -> io::Result<Self> {
+        let disk = rustix::fs::statvfs(dir)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        Ok(Self { size: bytes(disk.f_blocks), free: bytes(disk.f_bavail) })
+    }
+
+    /// Nearly full: less than a twentieth of it, and less than 1 GiB, is free.
+    pub fn is_scarce(&self) -> bool {
+        self.free < (self.size / 20).min(1 << 30)
+    }
+}
+
 /// What the log says of itself.
 fn own(what: String, outcome: Outcome) -> Act {
     Act {
@@ -148,4 +174,16 @@ fn own(what: String, outcome: Outcome) -> Act {
 /// The file that begins with a line.
 fn name(dir: &Path, first: u64) -> PathBuf {
     dir.join(format!("{first:020}.jsonl"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_scarce_by_its_own_size_and_a_large_one_below_a_gibibyte() {
+        let scarce = |size: u64, free: u64| Disk { size, free }.is_scarce();
+        assert!(!scarce(1000, 50) && scarce(1000, 49));
+        assert!(!scarce(1 << 40, 1 << 30) && scarce(1 << 40, (1 << 30) - 1));
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Bound;
 
 use ::redb::{ReadableTable, Table, TableDefinition};
-use model::{AppName, ProviderName, TenantName};
+use model::TenantName;
 
 use super::key::{self, Scope};
 use super::op::{Answer, Fault, MAX_BATCH, MAX_BYTES, MAX_LIST, MAX_VALUE, Op};
@@ -15,11 +15,16 @@ use crate::seal::{self, CHECK};
 /// All data of all tenants.
 pub(super) const DATA: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("data");
 
-/// What the writer does: one bucket's operation, or a purge.
+/// The most keys and, about, bytes that one write of a purge removes: everybody's writes wait for it.
+const PIECE: usize = 2000;
+const PIECE_BYTES: u64 = 16 << 20;
+
+/// What the writer does: one bucket's operation, or one piece of a purge.
 #[derive(Debug)]
 pub(super) enum Write {
     Op(Scope, Op),
-    Purge(TenantName, AppName, Option<ProviderName>),
+    /// Removes the first keys of this range. Answers with the last of them, after which the next piece begins.
+    Purge(key::Range),
 }
 
 /// Refused for itself, or by the disk.
@@ -167,7 +172,7 @@ fn list(
     Ok(Answer::Keys { keys, cursor })
 }
 
-fn borrow(range: &(Bound<Vec<u8>>, Bound<Vec<u8>>)) -> (Bound<&[u8]>, Bound<&[u8]>) {
+fn borrow(range: &key::Range) -> (Bound<&[u8]>, Bound<&[u8]>) {
     (range.0.as_ref().map(Vec::as_slice), range.1.as_ref().map(Vec::as_slice))
 }
 
@@ -234,16 +239,7 @@ pub(super) fn write(
 ) -> Result<Answer, Stop> {
     let (scope, op) = match write {
         Write::Op(scope, op) => (scope, op),
-        Write::Purge(tenant, app, provider) => {
-            let mut bytes = 0;
-            let range = key::of_app(tenant, app, provider.as_ref());
-            table.retain_in::<&[u8], _>(borrow(&range), |stored, sealed| {
-                bytes += entry(stored.len(), sealed.len());
-                false
-            })?;
-            budget.gone(bytes);
-            return Ok(Answer::Done);
-        }
+        Write::Purge(range) => return purge(table, range, budget),
     };
     match op {
         Op::Set { key, value } => set(table, scope, key, value, budget)?,
@@ -270,14 +266,9 @@ pub(super) fn write(
             }
         }
         Op::Increment { key, delta } => {
-            let sum = match value_of(table, scope, key)? {
-                None => Some(*delta),
-                Some(value) => std::str::from_utf8(&value)
-                    .ok()
-                    .and_then(|text| text.parse::<i64>().ok())
-                    .and_then(|number| number.checked_add(*delta)),
-            };
-            let sum = sum.ok_or_else(|| Fault::NotANumber(key.clone()))?;
+            let value = value_of(table, scope, key)?;
+            let sum =
+                model::number::incremented(value.as_deref(), *delta).ok_or_else(|| Fault::NotANumber(key.clone()))?;
             set(table, scope, key, sum.to_string().as_bytes(), budget)?;
             return Ok(Answer::Number(sum));
         }
@@ -291,6 +282,28 @@ pub(super) fn write(
         _ => return read(table, scope, op),
     }
     Ok(Answer::Done)
+}
+
+fn purge(
+    table: &mut Table<'_, &'static [u8], &'static [u8]>,
+    range: &key::Range,
+    budget: &mut Budget<'_>,
+) -> Result<Answer, Stop> {
+    let (mut bytes, mut last) = (0, None);
+    for row in table.range::<&[u8]>(borrow(range))?.take(PIECE) {
+        let (stored, sealed) = row?;
+        bytes += entry(stored.value().len(), sealed.value().len());
+        last = Some(stored.value().to_vec());
+        if bytes >= PIECE_BYTES {
+            break;
+        }
+    }
+    if let Some(last) = &last {
+        let piece = (range.0.clone(), Bound::Included(last.clone()));
+        table.retain_in::<&[u8], _>(borrow(&piece), |_, _| false)?;
+        budget.gone(bytes);
+    }
+    Ok(Answer::Value(last))
 }
 
 fn set(

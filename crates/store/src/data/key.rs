@@ -8,6 +8,9 @@ use model::{AppName, ProviderName, TenantName};
 
 use super::op::{Fault, MAX_BUCKET, MAX_KEY};
 
+/// Stored keys from one to another.
+pub(super) type Range = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+
 /// The common beginning of all keys of one bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Scope(Vec<u8>);
@@ -42,7 +45,7 @@ impl Scope {
     }
 
     /// The keys of this bucket after `cursor`.
-    pub(super) fn after(&self, cursor: Option<&str>) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    pub(super) fn after(&self, cursor: Option<&str>) -> Range {
         let start = match cursor {
             Some(cursor) => Bound::Excluded(self.join(cursor)),
             None => Bound::Included(self.0.clone()),
@@ -61,11 +64,7 @@ impl Scope {
 }
 
 /// All keys of an app, or of one of its providers.
-pub(super) fn of_app(
-    tenant: &TenantName,
-    app: &AppName,
-    provider: Option<&ProviderName>,
-) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+pub(super) fn of_app(tenant: &TenantName, app: &AppName, provider: Option<&ProviderName>) -> Range {
     let provider = provider.map_or_else(String::new, |provider| format!("{provider}/"));
     let prefix = format!("{tenant}/{app}/{provider}").into_bytes();
     let end = end_of(&prefix);
@@ -73,7 +72,7 @@ pub(super) fn of_app(
 }
 
 /// All keys of a tenant.
-pub(super) fn of_tenant(tenant: &TenantName) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+pub(super) fn of_tenant(tenant: &TenantName) -> Range {
     let prefix = format!("{tenant}/").into_bytes();
     let end = end_of(&prefix);
     (Bound::Included(prefix), end)

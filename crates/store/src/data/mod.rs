@@ -5,17 +5,21 @@
 
 mod apply;
 mod key;
+mod line;
 mod op;
+mod reads;
 
 pub use op::{Answer, Fault, MAX_BATCH, MAX_BUCKET, MAX_BYTES, MAX_KEY, MAX_LIST, MAX_VALUE, Op};
+pub use reads::Reads;
 
 use std::collections::HashMap;
+use std::ops::Bound;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use model::{AppName, ProviderName, TenantName};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::StoreError;
 use crate::disk::{self, Disk, Fail, Kind};
@@ -23,6 +27,7 @@ use crate::room::Room;
 use ::redb::ReadTransaction;
 use apply::{Budget, DATA, Stop, Write};
 use key::Scope;
+use line::Line;
 
 const KIND: Kind = Kind {
     // "sdrldt" and the version.
@@ -48,12 +53,14 @@ pub fn check(path: impl AsRef<Path>) -> Result<(), StoreError> {
     disk::check(path.as_ref(), KIND)
 }
 
-/// Bytes that wait for the writer at once, in KiB; callers above that wait.
-const QUEUED_KIB: usize = 64 << 10;
+/// Bytes of one tenant that wait for the writer at once, in KiB; its callers above that wait.
+const QUEUED_KIB: usize = 32 << 10;
 /// Bytes of one transaction, about; what is above goes into the next.
 const BATCH_BYTES: usize = 16 << 20;
 /// Writes of one transaction; more make each of them wait longer than they save.
 const BATCH_WRITES: usize = 1024;
+/// What a piece of a purge counts for among the bytes of a transaction.
+const PIECE_BYTES: usize = BATCH_BYTES / 4;
 
 /// The engine. Cheap to clone; the file closes when the last clone is gone.
 #[derive(Debug, Clone)]
@@ -64,8 +71,9 @@ pub struct DataEngine {
 #[derive(Debug)]
 struct Inner {
     disk: Arc<Disk>,
-    queue: Option<mpsc::UnboundedSender<Ask>>,
-    room: Arc<Semaphore>,
+    line: Arc<Line<Ask>>,
+    /// Of each tenant that has something in the line, or did lately.
+    rooms: Mutex<HashMap<TenantName, Arc<Semaphore>>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -90,14 +98,13 @@ impl DataEngine {
     /// Opens the file or makes it. A file that is damaged, of another version or in use is refused and not touched.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let disk = Arc::new(Disk::open(path.as_ref(), KIND)?);
-        let (queue, jobs) = mpsc::unbounded_channel();
-        let owned = disk.clone();
+        let line = Arc::new(Line::default());
+        let (owned, asked) = (disk.clone(), line.clone());
         let writer = std::thread::Builder::new()
             .name("data-writer".into())
-            .spawn(move || write_all(&owned, jobs))
+            .spawn(move || write_all(&owned, &asked))
             .map_err(|e| Fail::from(e).explain(path.as_ref()))?;
-        let room = Arc::new(Semaphore::new(QUEUED_KIB));
-        Ok(Self { inner: Arc::new(Inner { disk, queue: Some(queue), room, writer: Some(writer) }) })
+        Ok(Self { inner: Arc::new(Inner { disk, line, rooms: Mutex::default(), writer: Some(writer) }) })
     }
 
     /// One operation on one bucket. A write is answered after it is on disk; once started it happens even if the
@@ -112,11 +119,57 @@ impl DataEngine {
     ) -> Result<Answer, Fault> {
         let scope = Scope::new(tenant, app, provider, bucket)?;
         apply::check(&scope, &op)?;
-        if apply::is_read(&op) {
-            return self.read(&scope, &op);
+        match apply::is_read(&op) {
+            true if reads::has_many(&op) => self.read_elsewhere(scope, op, None).await,
+            true => self.read(&scope, &op),
+            false => self.write(tenant, scope, op).await,
         }
+    }
+
+    /// As [`DataEngine::call`], for one who may ask for the most there can be again and again: `reads` says which reads
+    /// the calling thread makes, and how many others are made at once.
+    pub async fn call_within(
+        &self,
+        reads: &Reads,
+        tenant: &TenantName,
+        app: &AppName,
+        provider: &ProviderName,
+        bucket: &str,
+        op: Op,
+    ) -> Result<Answer, Fault> {
+        let scope = Scope::new(tenant, app, provider, bucket)?;
+        apply::check(&scope, &op)?;
+        if !apply::is_read(&op) {
+            return self.write(tenant, scope, op).await;
+        }
+        if reads.may_be_here(&op) {
+            let answer = self.read(&scope, &op)?;
+            reads.was_here(&answer);
+            return Ok(answer);
+        }
+        let thread = reads.threads().acquire_owned().await.map_err(|_| closed())?;
+        self.read_elsewhere(scope, op, Some(thread)).await
+    }
+
+    async fn write(&self, tenant: &TenantName, scope: Scope, op: Op) -> Result<Answer, Fault> {
         let bytes = apply::weight(&op);
         self.enqueue(tenant, Write::Op(scope, op), bytes).await
+    }
+
+    /// On a thread that may wait. It has the permit until it is done, also where nobody waits for the answer.
+    async fn read_elsewhere(
+        &self,
+        scope: Scope,
+        op: Op,
+        thread: Option<OwnedSemaphorePermit>,
+    ) -> Result<Answer, Fault> {
+        let this = self.clone();
+        let reading = move || {
+            let _thread = thread;
+            this.read(&scope, &op)
+        };
+        let read = tokio::task::spawn_blocking(reading).await;
+        read.map_err(|cause| Fault::Unavailable(cause.to_string()))?
     }
 
     /// From now on what the tenant keeps here takes room of `room`, also what there is already.
@@ -124,10 +177,10 @@ impl DataEngine {
     /// # Errors
     /// [`Fault::Unavailable`].
     pub async fn track(&self, tenant: &TenantName, room: &Arc<Room>) -> Result<(), Fault> {
-        let closed = || Fault::Unavailable("it is shutting down".into());
         let (reply, answer) = oneshot::channel();
-        let queue = self.inner.queue.as_ref().ok_or_else(closed)?;
-        queue.send(Ask::Track(tenant.clone(), room.clone(), reply)).map_err(|_| closed())?;
+        if !self.inner.line.push(tenant, Ask::Track(tenant.clone(), room.clone(), reply)) {
+            return Err(closed());
+        }
         let before = answer.await.map_err(|_| closed())??;
         let (disk, tenant) = (self.inner.disk.clone(), tenant.clone());
         let counting = move || {
@@ -139,9 +192,10 @@ impl DataEngine {
         Ok(())
     }
 
-    /// Removes all data of an app; answers after that is on disk.
+    /// Removes all data of an app, in pieces between which others write; answers after that is on disk. Where it fails, or
+    /// nobody waits for the answer any more, a part is gone.
     pub async fn purge(&self, tenant: &TenantName, app: &AppName) -> Result<(), Fault> {
-        self.enqueue(tenant, Write::Purge(tenant.clone(), app.clone(), None), 0).await.map(drop)
+        self.purge_range(tenant, key::of_app(tenant, app, None)).await
     }
 
     /// As [`DataEngine::purge`], of one provider only.
@@ -151,8 +205,14 @@ impl DataEngine {
         app: &AppName,
         provider: &ProviderName,
     ) -> Result<(), Fault> {
-        let write = Write::Purge(tenant.clone(), app.clone(), Some(provider.clone()));
-        self.enqueue(tenant, write, 0).await.map(drop)
+        self.purge_range(tenant, key::of_app(tenant, app, Some(provider))).await
+    }
+
+    async fn purge_range(&self, tenant: &TenantName, mut range: key::Range) -> Result<(), Fault> {
+        while let Answer::Value(Some(last)) = self.enqueue(tenant, Write::Purge(range.clone()), PIECE_BYTES).await? {
+            range.0 = Bound::Excluded(last);
+        }
+        Ok(())
     }
 
     fn read(&self, scope: &Scope, op: &Op) -> Result<Answer, Fault> {
@@ -169,33 +229,47 @@ impl DataEngine {
         })
     }
 
+    fn room(&self, tenant: &TenantName) -> Arc<Semaphore> {
+        let mut rooms = self.inner.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(room) = rooms.get(tenant) {
+            return room.clone();
+        }
+        // One that nobody holds anything of is as a new one.
+        rooms.retain(|_, room| Arc::strong_count(room) > 1);
+        rooms.entry(tenant.clone()).or_insert_with(|| Arc::new(Semaphore::new(QUEUED_KIB))).clone()
+    }
+
     async fn enqueue(&self, tenant: &TenantName, write: Write, bytes: usize) -> Result<Answer, Fault> {
-        let closed = || Fault::Unavailable("it is shutting down".into());
         let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
-        let room = self.inner.room.clone().acquire_many_owned(kib).await.map_err(|_| closed())?;
+        let room = self.room(tenant).acquire_many_owned(kib).await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
-        let queue = self.inner.queue.as_ref().ok_or_else(closed)?;
         let job = Job { tenant: tenant.clone(), write, bytes, reply, _room: room };
-        queue.send(Ask::Write(job)).map_err(|_| closed())?;
+        if !self.inner.line.push(tenant, Ask::Write(job)) {
+            return Err(closed());
+        }
         answer.await.map_err(|_| closed())?
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The writer ends with its queue; the file is free to be opened again when it has.
-        self.queue = None;
+        // The writer ends with its line; the file is free to be opened again when it has.
+        self.line.close();
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
     }
 }
 
-fn write_all(disk: &Disk, mut asked: mpsc::UnboundedReceiver<Ask>) {
+fn closed() -> Fault {
+    Fault::Unavailable("it is shutting down".into())
+}
+
+fn write_all(disk: &Disk, asked: &Line<Ask>) {
     let mut tracked: HashMap<TenantName, Arc<Room>> = HashMap::new();
     let mut next = None;
     loop {
-        let first = match next.take().or_else(|| asked.blocking_recv()) {
+        let first = match next.take().or_else(|| asked.wait()) {
             None => return,
             Some(Ask::Write(job)) => job,
             Some(Ask::Track(tenant, room, reply)) => {
@@ -211,17 +285,17 @@ fn write_all(disk: &Disk, mut asked: mpsc::UnboundedReceiver<Ask>) {
         let mut bytes = first.bytes;
         let mut batch = vec![first];
         while bytes < BATCH_BYTES && batch.len() < BATCH_WRITES {
-            match asked.try_recv() {
-                Ok(Ask::Write(job)) => {
+            match asked.next() {
+                Some(Ask::Write(job)) => {
                     bytes += job.bytes;
                     batch.push(job);
                 }
                 // What is written before it is on disk when it is looked at.
-                Ok(other) => {
+                Some(other) => {
                     next = Some(other);
                     break;
                 }
-                Err(_) => break,
+                None => break,
             }
         }
         let mut taken: Vec<(Arc<Room>, i64)> = Vec::new();

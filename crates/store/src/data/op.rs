@@ -30,7 +30,7 @@ pub enum Op {
     /// Keys in order after `cursor`, at most `limit`.
     ListKeys { cursor: Option<String>, limit: u32 },
     /// Adds to an integer stored as decimal text; a missing key counts as 0.
-    Increment { key: String, delta: i64 },
+    Increment { key: String, delta: u64 },
     /// Sets a key if its value is still `expected` (absent: not there).
     CompareAndSet { key: String, expected: Option<Vec<u8>>, value: Vec<u8> },
     /// Several values.
@@ -51,7 +51,7 @@ pub enum Answer {
     /// Exists; CompareAndSet: whether it was set.
     Bool(bool),
     /// Increment: the new value.
-    Number(i64),
+    Number(u64),
     /// ListKeys: the keys and where to go on.
     Keys { keys: Vec<String>, cursor: Option<String> },
     /// GetMany, in the order asked.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use model::secret::{MAX_SECRET, MAX_SECRETS};
-use model::{SecretName, SecretValue, TenantName};
+use model::{Digest, SecretName, SecretValue, TenantName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, watch};
@@ -48,6 +48,9 @@ pub struct SecretInfo {
 pub struct Revealed {
     /// What is kept beside it.
     pub info: SecretInfo,
+    /// Another one for every time it was set, also after it was deleted. It says nothing else: neither how often this one was
+    /// set, nor, as the etag does, how much is written by others.
+    pub mark: u64,
     /// The value.
     pub value: SecretValue,
 }
@@ -101,17 +104,24 @@ struct Wrapped {
     sealed: String,
 }
 
-/// When secrets of a tenant last changed, by store revision.
+/// How often secrets of a tenant changed. Store revisions are not given out: they count everybody's writes.
 #[derive(Debug, Default)]
 struct Changes {
-    /// Of tenants not named: what they had before was not seen.
-    floor: u64,
-    tenants: HashMap<TenantName, u64>,
+    /// How often changes may have been missed, anybody's.
+    missed: u64,
+    tenants: HashMap<TenantName, Changed>,
+}
+
+#[derive(Debug, Default)]
+struct Changed {
+    /// Of the last change, by store revision.
+    at: u64,
+    times: u64,
 }
 
 impl Changes {
     fn of(&self, tenant: &TenantName) -> u64 {
-        self.tenants.get(tenant).copied().unwrap_or_default().max(self.floor)
+        self.tenants.get(tenant).map_or(0, |changed| changed.times) + self.missed
     }
 }
 
@@ -258,7 +268,10 @@ impl Secrets {
         let key = self.unwrap(tenant, &wrapped.ok_or_else(|| SecretsError::Sealed(entry.key.clone()))?)?;
         let bound = Bound::Secret { tenant, name, version: info.version };
         let mut plain = key.open(bound, &sealed).ok_or(SecretsError::Sealed(entry.key))?;
-        Ok(Some(Revealed { info, value: SecretValue::new(std::mem::take(&mut plain)) }))
+        // The nonce in it is new whenever something is sealed.
+        let digest = Digest::of(sealed.as_bytes());
+        let mark = digest.as_bytes().iter().take(8).fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte));
+        Ok(Some(Revealed { info, mark, value: SecretValue::new(std::mem::take(&mut plain)) }))
     }
 
     /// Waits until something of the tenant's secrets is newer than `after`; answers with a number to go on from, which
@@ -372,8 +385,10 @@ fn encode(path: &str, value: &impl Serialize) -> Result<Bytes, SecretsError> {
 
 fn note(changes: &mut Changes, key: &str, revision: u64) {
     if let Some(tenant) = keys::parts(key).next().and_then(|name| name.parse().ok()) {
-        let at = changes.tenants.entry(tenant).or_default();
-        *at = revision.max(*at);
+        let changed = changes.tenants.entry(tenant).or_default();
+        if revision > changed.at {
+            *changed = Changed { at: revision, times: changed.times + 1 };
+        }
     }
 }
 
@@ -397,7 +412,7 @@ async fn follow(store: Arc<dyn Store>, changes: watch::Sender<Changes>, mut afte
         // What was missed may have been anybody's.
         if let Ok(listed) = store.list(keys::SECRETS).await {
             after = listed.revision;
-            changes.send_modify(|changes| changes.floor = listed.revision);
+            changes.send_modify(|changes| changes.missed += 1);
         }
     }
 }

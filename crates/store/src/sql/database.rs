@@ -1,6 +1,7 @@
 //! One open database and how a call runs in it: one transaction, committed whole and synced, or rolled back.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use model::sql::{Answer, Call, Gathered, Rows, STATEMENT_MS, SqlError, Statement, Value, only_reads};
 use rusqlite::config::DbConfig;
@@ -10,8 +11,9 @@ use rusqlite::{Connection, OpenFlags, ToSql};
 
 use super::MAX_DATABASE;
 use super::guard::Guard;
-use super::quota::Share;
+use super::quota::Account;
 use super::refusal::translate;
+use super::watch::Watch;
 
 /// The largest text, blob or row, bytes: more than one call can bring or take.
 const MAX_ROW: i32 = 16 << 20;
@@ -22,8 +24,8 @@ const BUSY_MS: u64 = 5000;
 /// The log of a database is cut to this after it was written back, bytes.
 const LOG: i64 = 64 << 20;
 /// Memory that all databases of the process together may have, bytes: pages, and what statements sort and gather. A
-/// statement that would have more fails.
-const HEAP: i64 = 512 << 20;
+/// statement that would have more fails. The databases of a tenant have a process of their own.
+const HEAP: i64 = 256 << 20;
 
 pub(super) struct Database {
     connection: Connection,
@@ -32,7 +34,7 @@ pub(super) struct Database {
     /// Pages it may have now: fewer than [`MOST_PAGES`] where its tenant has a quota.
     most: u64,
     /// The tenant's, during a call that may write.
-    share: Option<Share>,
+    share: Option<Arc<dyn Account>>,
 }
 
 /// Pages of the largest database.
@@ -91,13 +93,19 @@ impl Database {
     }
 
     /// Runs a call. What it adds takes room of `share`, or is undone.
-    pub(super) fn call(&mut self, call: &Call, share: Option<&Share>) -> Result<Answer, SqlError> {
+    pub(super) fn call(
+        &mut self,
+        call: &Call,
+        share: Option<&Arc<dyn Account>>,
+        watch: &Watch,
+    ) -> Result<Answer, SqlError> {
         // Whoever may write takes the lock first, so that nothing fails halfway for the want of it.
         let reads = call.statements().iter().all(|statement| only_reads(&statement.sql));
         let share = share.filter(|_| !reads);
         self.may_have(share)?;
         self.ours(if reads { "BEGIN" } else { "BEGIN IMMEDIATE" })?;
         let result = {
+            let _running = watch.begin();
             let _watched = self.guard.watch(STATEMENT_MS);
             self.run(call)
         };
@@ -113,14 +121,13 @@ impl Database {
     }
 
     /// How far it may grow in the call to come: not beyond what its tenant has room for.
-    fn may_have(&mut self, share: Option<&Share>) -> Result<(), SqlError> {
+    fn may_have(&mut self, share: Option<&Arc<dyn Account>>) -> Result<(), SqlError> {
         self.share = share.cloned();
         let most = match share {
             None => MOST_PAGES,
             Some(share) => {
                 let pages = self.pages().map_err(|cause| self.refused(cause))?;
-                share.is(pages * PAGE);
-                MOST_PAGES.min(pages + share.left() / PAGE)
+                MOST_PAGES.min(pages + share.begin(pages * PAGE) / PAGE)
             }
         };
         if most != self.most {
@@ -132,10 +139,10 @@ impl Database {
     }
 
     /// What was added takes its room before it counts: nobody else has taken that meanwhile.
-    fn commit(&self, share: Option<&Share>) -> Result<(), SqlError> {
+    fn commit(&self, share: Option<&Arc<dyn Account>>) -> Result<(), SqlError> {
         let Some(share) = share else { return self.ours("COMMIT") };
         let pages = self.pages().map_err(|cause| self.refused(cause))?;
-        let before = share.grow(pages * PAGE).map_err(|full| SqlError::TooLarge(full.to_string()))?;
+        let before = share.grow(pages * PAGE).map_err(SqlError::TooLarge)?;
         self.ours("COMMIT").inspect_err(|_| share.is(before))
     }
 
@@ -157,9 +164,7 @@ impl Database {
         match (self.pages().ok()?, &self.share) {
             (MOST_PAGES.., _) => Some(format!("the database has the {MAX_DATABASE} bytes that one may have")),
             // What was added is taken back by now. A disk without room is another thing.
-            (_, Some(share)) if self.most < MOST_PAGES && has_room(&self.path) => {
-                Some(share.full(share.left() + PAGE).to_string())
-            }
+            (_, Some(share)) if self.most < MOST_PAGES && has_room(&self.path) => Some(share.full(PAGE)),
             _ => None,
         }
     }

@@ -2,11 +2,16 @@
 //!
 //! A database that is used has a thread of its own, which alone touches the file; calls wait in line for it, so a slow
 //! statement holds up its own database and no other. The thread ends when nobody asked for a while.
+//!
+//! What a thread is doing inside of one step of SQLite nothing in its process can end: some of its functions take time that
+//! grows with the square of what they are given. So the databases of each tenant run in a process of their own, which whoever
+//! made it ends where [`Databases::is_stuck`].
 
 mod database;
 mod guard;
 mod quota;
 mod refusal;
+mod watch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +25,9 @@ use tokio::sync::oneshot;
 
 use crate::room::Room;
 use database::Database;
+pub use quota::Account;
 use quota::{Share, Sizes};
+use watch::Watch;
 
 /// The largest database, bytes.
 pub const MAX_DATABASE: u64 = 1 << 30;
@@ -32,10 +39,15 @@ const MAX_OF_TENANT: usize = 32;
 const MAX_WAITING: usize = 256;
 /// How long a call waits for the ones before it.
 const MAX_WAIT: Duration = Duration::from_millis(STATEMENT_MS);
+/// A statement that runs this long sits in one step of SQLite: between two of them it would have been ended.
+const STUCK: Duration = Duration::from_millis(STATEMENT_MS + 1000);
 /// A database nobody asks for this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 /// How much a statement gives way to everything else on the machine: threads of the node carry requests.
 const NICE: i32 = 10;
+
+/// The answer to a call, when it comes; none where the database closed.
+pub type Answering = oneshot::Receiver<Result<Answer, SqlError>>;
 
 /// Whose database.
 type Key = (TenantName, AppName, ProviderName);
@@ -50,13 +62,8 @@ struct Inner {
     open: Mutex<HashMap<Key, Open>>,
     /// Tenants that have a quota.
     tracked: Mutex<HashMap<TenantName, Arc<Sizes>>>,
-}
-
-impl Inner {
-    fn share(&self, (tenant, app, provider): &Key) -> Option<Share> {
-        let sizes = lock(&self.tracked).get(tenant).cloned()?;
-        Some(Share::new(sizes, app.clone(), provider.clone()))
-    }
+    /// Statements that run.
+    watch: Watch,
 }
 
 /// A database that has a thread.
@@ -77,6 +84,8 @@ impl Open {
 /// One call on its way to its database.
 struct Job {
     call: Call,
+    /// Who counts what the database takes, where that is counted.
+    account: Option<Arc<dyn Account>>,
     since: Instant,
     reply: oneshot::Sender<Result<Answer, SqlError>>,
     busy: Arc<()>,
@@ -90,7 +99,7 @@ impl Databases {
     /// Databases below `dir`, which is made with the first of them.
     pub fn new(dir: impl AsRef<Path>) -> Self {
         let dir = dir.as_ref().to_owned();
-        Self(Arc::new(Inner { dir, open: Mutex::default(), tracked: Mutex::default() }))
+        Self(Arc::new(Inner { dir, open: Mutex::default(), tracked: Mutex::default(), watch: Watch::default() }))
     }
 
     /// From now on what the tenant keeps here takes room of `room`, also what there is already. Blocks.
@@ -114,9 +123,41 @@ impl Databases {
         provider: &ProviderName,
         call: Call,
     ) -> Result<Answer, SqlError> {
-        model::sql::check(call.statements())?;
-        let answer = self.send((tenant.clone(), app.clone(), provider.clone()), call)?;
+        let answer = self.send(tenant, app, provider, call, self.account(tenant, app, provider))?;
         answer.await.unwrap_or_else(|_| Err(SqlError::Unavailable("the node closed the database".to_owned())))
+    }
+
+    /// As [`Databases::call`]; the call is in the line of its database when this returns. `account` counts what it takes.
+    ///
+    /// # Errors
+    /// Any [`SqlError`].
+    pub fn send(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        provider: &ProviderName,
+        call: Call,
+        account: Option<Arc<dyn Account>>,
+    ) -> Result<Answering, SqlError> {
+        model::sql::check(call.statements())?;
+        self.line_up((tenant.clone(), app.clone(), provider.clone()), call, account)
+    }
+
+    /// Who counts what a database takes here; `None` where its tenant has no quota.
+    pub fn account(&self, tenant: &TenantName, app: &AppName, provider: &ProviderName) -> Option<Arc<dyn Account>> {
+        let sizes = lock(&self.0.tracked).get(tenant).cloned()?;
+        Some(Arc::new(Share::new(sizes, app.clone(), provider.clone())))
+    }
+
+    /// Whether a statement runs that should have ended by itself a while ago. Nothing but the end of the process ends it.
+    pub fn is_stuck(&self) -> bool {
+        self.0.watch.longest().is_some_and(|time| time > STUCK)
+    }
+
+    /// Closes the databases of an app: the next call opens what is there then.
+    pub fn close(&self, tenant: &TenantName, app: &AppName) {
+        // Their threads end; what those still have open goes with them.
+        lock(&self.0.open).retain(|(of, owner, _), _| (of, owner) != (tenant, app));
     }
 
     /// Removes the databases of an app that no host has any more. Blocks.
@@ -124,8 +165,7 @@ impl Databases {
     /// # Errors
     /// What the file system says; what is left is removed by the next try.
     pub fn purge(&self, tenant: &TenantName, app: &AppName) -> std::io::Result<()> {
-        // Their threads end; what those still have open goes with them.
-        lock(&self.0.open).retain(|(of, owner, _), _| (of, owner) != (tenant, app));
+        self.close(tenant, app);
         let of_tenant = self.0.dir.join(tenant.as_str());
         match std::fs::remove_dir_all(of_tenant.join(app.as_str())) {
             Ok(()) => crate::disk::sync_dir(&of_tenant)?,
@@ -138,10 +178,10 @@ impl Databases {
         Ok(())
     }
 
-    fn send(&self, key: Key, call: Call) -> Result<oneshot::Receiver<Result<Answer, SqlError>>, SqlError> {
+    fn line_up(&self, key: Key, call: Call, account: Option<Arc<dyn Account>>) -> Result<Answering, SqlError> {
         let (reply, answer) = oneshot::channel();
         let (since, busy) = (Instant::now(), Arc::new(()));
-        let mut job = Job { call, since, reply, busy: busy.clone() };
+        let mut job = Job { call, account, since, reply, busy: busy.clone() };
         // Nothing here waits: a thread takes this lock only to leave.
         let mut open = lock(&self.0.open);
         if let Some(known) = open.get_mut(&key) {
@@ -223,14 +263,14 @@ fn serve(inner: &Weak<Inner>, dir: &Path, key: &Key, calls: &Receiver<Job>) {
 }
 
 fn work(database: &mut Option<Database>, inner: &Weak<Inner>, dir: &Path, key: &Key, job: Job) {
-    let Job { call, since, reply, busy } = job;
+    let Job { call, account, since, reply, busy } = job;
     if reply.is_closed() {
         return;
     }
     let result = if since.elapsed() > MAX_WAIT {
         Err(SqlError::Unavailable("the calls before this one took too long".to_owned()))
     } else {
-        answer(database, inner, dir, key, &call)
+        answer(database, inner, dir, key, &call, account.as_ref())
     };
     if let Err(SqlError::Unavailable(cause)) = &result {
         let (tenant, app, provider) = key;
@@ -247,13 +287,15 @@ fn answer(
     dir: &Path,
     key: &Key,
     call: &Call,
+    account: Option<&Arc<dyn Account>>,
 ) -> Result<Answer, SqlError> {
     let mut database = match slot.take() {
         Some(open) => open,
         None => Database::open(&place(dir, key)?)?,
     };
-    let share = inner.upgrade().and_then(|inner| inner.share(key));
-    let result = database.call(call, share.as_ref());
+    let inner = inner.upgrade().ok_or_else(|| SqlError::Unavailable("the databases are closed".to_owned()))?;
+    let result = database.call(call, account, &inner.watch);
+    drop(inner);
     // One that failed is opened anew: it may be better then, and never has half a transaction.
     if !matches!(result, Err(SqlError::Unavailable(_))) && database.is_at_rest() {
         *slot = Some(database);

@@ -11,6 +11,24 @@ use crate::room::{Full, Room};
 
 type Place = (AppName, ProviderName);
 
+/// Who counts what one database takes. Whoever runs its statements asks; it may be another process than the one that counts.
+pub trait Account: Send + Sync + std::fmt::Debug {
+    /// So large the database is; how many bytes its tenant may add.
+    fn begin(&self, bytes: u64) -> u64;
+
+    /// So large it is to become; how large it was.
+    ///
+    /// # Errors
+    /// For people: there is no room.
+    fn grow(&self, bytes: u64) -> Result<u64, String>;
+
+    /// So large it is, whatever was counted.
+    fn is(&self, bytes: u64);
+
+    /// For people: there is no room for so many bytes more than there is room for.
+    fn full(&self, beyond: u64) -> String;
+}
+
 /// The databases of one tenant, and how large each is as far as it was counted.
 #[derive(Debug)]
 pub(super) struct Sizes {
@@ -19,7 +37,7 @@ pub(super) struct Sizes {
 }
 
 /// One database among them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Share {
     sizes: Arc<Sizes>,
     place: Place,
@@ -75,9 +93,27 @@ impl Share {
     pub(super) fn new(sizes: Arc<Sizes>, app: AppName, provider: ProviderName) -> Self {
         Self { sizes, place: (app, provider) }
     }
+}
 
-    /// So large it is, whatever was counted.
-    pub(super) fn is(&self, bytes: u64) {
+impl Account for Share {
+    fn begin(&self, bytes: u64) -> u64 {
+        self.is(bytes);
+        self.sizes.room.left()
+    }
+
+    fn grow(&self, bytes: u64) -> Result<u64, String> {
+        let mut all = self.sizes.lock();
+        let known = all.entry(self.place.clone()).or_default();
+        let before = *known;
+        match bytes.checked_sub(before) {
+            Some(more) => self.sizes.room.take(more).map_err(|full| full.to_string())?,
+            None => self.sizes.room.give(before - bytes),
+        }
+        *known = bytes;
+        Ok(before)
+    }
+
+    fn is(&self, bytes: u64) {
         let known = self.sizes.lock().insert(self.place.clone(), bytes).unwrap_or_default();
         match bytes.checked_sub(known) {
             Some(more) => self.sizes.room.found(more),
@@ -85,27 +121,9 @@ impl Share {
         }
     }
 
-    /// So large it is to become; how large it was.
-    pub(super) fn grow(&self, bytes: u64) -> Result<u64, Full> {
-        let mut all = self.sizes.lock();
-        let known = all.entry(self.place.clone()).or_default();
-        let before = *known;
-        match bytes.checked_sub(before) {
-            Some(more) => self.sizes.room.take(more)?,
-            None => self.sizes.room.give(before - bytes),
-        }
-        *known = bytes;
-        Ok(before)
-    }
-
-    /// Bytes that the tenant may add.
-    pub(super) fn left(&self) -> u64 {
-        self.sizes.room.left()
-    }
-
-    /// There is no room for so many more.
-    pub(super) fn full(&self, asked: u64) -> Full {
+    fn full(&self, beyond: u64) -> String {
         let room = &self.sizes.room;
-        Full { used: room.used(), most: room.most().unwrap_or(u64::MAX), asked }
+        let asked = room.left() + beyond;
+        Full { used: room.used(), most: room.most().unwrap_or(u64::MAX), asked }.to_string()
     }
 }

@@ -51,9 +51,11 @@ fn what_was_written_is_found_again_over_files_and_restarts() {
     let mut log = Log::open_with(dir.path(), Some(tail), 1, 800).unwrap();
     assert_eq!(log.append(&[act(20), act(21)], 5).unwrap(), 21);
     assert_eq!(verify(dir.path(), Some(log.tail())).unwrap().problems, [""; 0]);
-    let found = last(dir.path(), 3, |record| record.act.tenant.is_some()).unwrap();
+    let found = last(dir.path(), 3, usize::MAX, |record| record.act.tenant.is_some()).unwrap();
     assert_eq!(found.iter().map(|record| record.number).collect::<Vec<_>>(), [21, 19, 17]);
-    assert_eq!(last(dir.path(), 100, |_| true).unwrap().len(), 22);
+    assert_eq!(last(dir.path(), 100, usize::MAX, |_| true).unwrap().len(), 22);
+    let newest = last(dir.path(), 100, 1, |_| true).unwrap();
+    assert!((1..22).contains(&newest.len()), "of the newest file alone: {}", newest.len());
 }
 
 #[test]

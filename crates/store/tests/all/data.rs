@@ -1,9 +1,16 @@
 //! The embedded data: what each operation does, that nobody sees what is not theirs, and how fast it is.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::{MaybeDone, maybe_done};
 use model::{AppName, ProviderName, TenantName};
-use store::data::{Answer, DataEngine, Fault, MAX_BATCH, MAX_LIST, MAX_VALUE, Op};
+use store::data::{Answer, DataEngine, Fault, MAX_BATCH, MAX_LIST, MAX_VALUE, Op, Reads};
+use tokio::sync::Semaphore;
+
+/// For what comes at once, also on a slow machine with much to do.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
 struct Bucket {
@@ -42,7 +49,7 @@ impl Bucket {
         }
     }
 
-    async fn add(&self, key: &str, delta: i64) -> Result<i64, Fault> {
+    async fn add(&self, key: &str, delta: u64) -> Result<u64, Fault> {
         match self.call(Op::Increment { key: key.into(), delta }).await? {
             Answer::Number(number) => Ok(number),
             other => panic!("{other:?}"),
@@ -91,12 +98,16 @@ async fn each_operation_does_what_it_says() {
     assert_eq!(bucket.keys(1).await, ["", "k"]);
 
     assert_eq!(bucket.add("n", 5).await, Ok(5));
-    assert_eq!(bucket.add("n", -7).await, Ok(-2));
-    assert_eq!(bucket.get("n").await.unwrap(), b"-2");
+    assert_eq!(bucket.add("n", 7).await, Ok(12));
+    assert_eq!(bucket.get("n").await.unwrap(), b"12");
+    bucket.set("n", b"-5").await;
+    assert_eq!(bucket.add("n", 4).await, Err(Fault::NotANumber("n".into())));
+    assert_eq!(bucket.get("n").await.unwrap(), b"-5");
+    assert_eq!(bucket.add("n", 7).await, Ok(2));
     assert_eq!(bucket.add("k", 1).await, Err(Fault::NotANumber("k".into())));
     bucket.set("max", i64::MAX.to_string().as_bytes()).await;
     assert_eq!(bucket.add("max", 1).await, Err(Fault::NotANumber("max".into())));
-    assert_eq!(bucket.add("max", 0).await, Ok(i64::MAX));
+    assert_eq!(bucket.add("max", 0).await, Ok(i64::MAX.unsigned_abs()));
 
     assert!(!bucket.swap("c", Some(b"x"), b"1").await);
     assert!(bucket.swap("c", None, b"1").await);
@@ -174,6 +185,31 @@ async fn buckets_apps_and_tenants_see_only_their_own() {
 }
 
 #[tokio::test]
+async fn a_purge_of_many_keys_lets_others_write_meanwhile() {
+    let (_dir, engine) = engine();
+    let (large, other) = (Bucket::new(&engine, "t/a/p", "b"), Bucket::new(&engine, "u/a/p", "b"));
+    for part in 0..12 {
+        let pairs = (0..MAX_BATCH).map(|n| (format!("{part}-{n}"), vec![])).collect();
+        large.call(Op::SetMany { pairs }).await.unwrap();
+    }
+    // One piece has large values.
+    for n in 0..4 {
+        large.set(&format!("large-{n}"), &vec![1; MAX_VALUE]).await;
+    }
+    other.set("k", b"before").await;
+    let (tenant, app) = ("t".parse().unwrap(), "a".parse().unwrap());
+    let mut purge = std::pin::pin!(engine.purge(&tenant, &app));
+    tokio::select! {
+        biased;
+        purged = &mut purge => panic!("{purged:?}: the other one waited for all of it"),
+        () = other.set("k", b"meanwhile") => {}
+    }
+    purge.await.unwrap();
+    assert_eq!(large.keys(MAX_LIST).await, [""; 0]);
+    assert_eq!(other.get("k").await.unwrap(), b"meanwhile");
+}
+
+#[tokio::test]
 async fn a_page_of_a_listing_has_a_bound() {
     let (_dir, engine) = engine();
     let bucket = Bucket::new(&engine, "t/a/p", "b");
@@ -209,7 +245,7 @@ async fn concurrent_increments_are_each_counted_once_and_read_at_once() {
                     let asked = Instant::now();
                     let number = bucket.add("n", 1).await.unwrap();
                     waits.push(asked.elapsed());
-                    let read: i64 = String::from_utf8(bucket.get("n").await.unwrap()).unwrap().parse().unwrap();
+                    let read: u64 = String::from_utf8(bucket.get("n").await.unwrap()).unwrap().parse().unwrap();
                     assert!(read >= number, "read {read} after writing {number}");
                     seen.push(number);
                 }
@@ -217,7 +253,7 @@ async fn concurrent_increments_are_each_counted_once_and_read_at_once() {
             })
         })
         .collect();
-    let (mut all, mut waits): (Vec<i64>, Vec<Duration>) = Default::default();
+    let (mut all, mut waits): (Vec<u64>, Vec<Duration>) = Default::default();
     for task in tasks {
         let (seen, waited) = task.await.unwrap();
         all.extend(seen);
@@ -235,4 +271,105 @@ async fn concurrent_increments_are_each_counted_once_and_read_at_once() {
     drop((bucket, engine));
     let engine = DataEngine::open(dir.path().join("data.redb")).unwrap();
     assert_eq!(Bucket::new(&engine, "t/a/p", "b").get("n").await.unwrap(), b"6400");
+}
+
+/// Begins each of them, in their order, as far as it goes without anybody waiting for it.
+async fn begin<F: Future>(calls: impl IntoIterator<Item = F>) -> Vec<Pin<Box<MaybeDone<F>>>> {
+    let mut begun: Vec<_> = calls.into_iter().map(|call| Box::pin(maybe_done(call))).collect();
+    // More than tokio lets one task do in one go: what comes after that would not be begun.
+    let all = async {
+        for call in &mut begun {
+            let _ = futures::poll!(call);
+        }
+    };
+    tokio::task::unconstrained(all).await;
+    begun
+}
+
+#[tokio::test]
+async fn what_one_tenant_has_wait_for_room_holds_up_no_other() {
+    let (_dir, engine) = engine();
+    let (busy, other) = (Bucket::new(&engine, "busy/a/embedded", "b"), Bucket::new(&engine, "other/a/embedded", "b"));
+    for round in 0..10_u8 {
+        // Three times what it may have in the line. What waits for room comes into it only where somebody goes on with it,
+        // and that is after the other one's write: nothing but room of its own lets that through.
+        let begun = begin((0..96).map(|n| {
+            let busy = busy.clone();
+            async move { busy.set(&format!("k{n}"), &vec![round; 1 << 20]).await }
+        }));
+        let begun = begun.await;
+        tokio::time::timeout(PATIENCE, other.set("k", b"v")).await.expect("it waits for what another one waits for");
+        let waited = busy.get("k95").await.is_none_or(|value| value[0] != round);
+        futures::future::join_all(begun).await;
+        assert_eq!(busy.get("k95").await.unwrap()[0], round, "it was asked");
+        if waited {
+            return;
+        }
+    }
+    panic!("nothing ever waited for room");
+}
+
+/// The other one's write is asked last of all. Were it written in its turn, it could not be there before the last of what
+/// was asked before it, however fast or slow the machine is. So one try in which it is there shows that it was not; and a
+/// try may miss that, where all that is left is written before this thread comes to look.
+#[tokio::test]
+async fn what_one_tenant_keeps_the_writer_busy_with_holds_up_no_other() {
+    // As much as several transactions take, and all of it slower to write than to ask.
+    let (asked, pairs) = (4096, 64);
+    let (_dir, engine) = engine();
+    let (busy, other) = (Bucket::new(&engine, "busy/a/embedded", "b"), Bucket::new(&engine, "other/a/embedded", "b"));
+    for round in 0..10_u8 {
+        let begun = begin((0..=asked).map(|n| {
+            let busy = busy.clone();
+            let mut pairs: Vec<_> = (0..pairs).map(|n| (n.to_string(), vec![round])).collect();
+            if n == asked {
+                pairs = vec![("last".to_owned(), vec![round])];
+            }
+            async move { assert_eq!(busy.call(Op::SetMany { pairs }).await, Ok(Answer::Done)) }
+        }));
+        let begun = begun.await;
+        other.set("k", &[round]).await;
+        let before = busy.get("last").await.is_none_or(|value| value != [round]);
+        futures::future::join_all(begun).await;
+        assert_eq!(busy.get("last").await.unwrap(), [round], "it was asked");
+        if before {
+            return;
+        }
+    }
+    panic!("it is written after all that was asked before it");
+}
+
+#[tokio::test]
+async fn who_has_read_much_reads_on_threads_of_its_own_as_many_as_it_may_have() {
+    let (_dir, engine) = engine();
+    let bucket = Bucket::new(&engine, "t/a/p", "b");
+    bucket.set("small", b"v").await;
+    bucket.set("large", &vec![7; MAX_VALUE]).await;
+    let threads = Arc::new(Semaphore::new(0));
+    let reads = Reads::new(threads.clone());
+    let read = |op| {
+        let (bucket, reads) = (bucket.clone(), &reads);
+        async move {
+            bucket.engine.call_within(reads, &bucket.tenant, &bucket.app, &bucket.provider, &bucket.name, op).await
+        }
+    };
+    let get = |key: &str| Op::Get { key: key.into() };
+    let small = Ok(Answer::Value(Some(b"v".to_vec())));
+    for _ in 0..100 {
+        // Here and now: there is no other thread for it.
+        assert_eq!(futures::FutureExt::now_or_never(read(get("small"))), Some(small.clone()));
+    }
+    let keys = vec!["small".to_owned(); 100];
+    assert_eq!(futures::FutureExt::now_or_never(read(Op::GetMany { keys })), None, "a hundred are long");
+    assert!(futures::FutureExt::now_or_never(read(get("large"))).is_some_and(|large| large.is_ok()));
+    // For half a second; where the machine has stood still for longer there is another try.
+    let after = (0..10).any(|_| {
+        let waits = futures::FutureExt::now_or_never(read(get("small"))).is_none();
+        drop(futures::FutureExt::now_or_never(read(get("large"))));
+        waits
+    });
+    assert!(after, "it goes on where others wait for it");
+    threads.add_permits(1);
+    assert_eq!(tokio::time::timeout(PATIENCE, read(get("small"))).await.unwrap(), small);
+    assert_eq!(threads.available_permits(), 1, "it is given back");
 }

@@ -277,5 +277,29 @@ async fn a_change_is_told_to_those_who_wait_for_its_tenant() {
     assert!(!waiting.is_finished(), "another tenant's change is none of its business");
     secrets.delete(&tenant("one"), &name("a"), Expect::Any).await.unwrap();
     let next = tokio::time::timeout(soon, waiting).await.unwrap().unwrap();
-    assert!(next > one);
+    assert_eq!(next, one + 1, "its own changes are counted, and nobody else's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_tells_two_values_apart_tells_nothing_of_other_tenants() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, secrets) = open(dir.path()).await;
+    let (one, two) = (tenant("one"), tenant("two"));
+    let mark = async || secrets.reveal(&one, &name("a")).await.unwrap().unwrap().mark;
+    let mut marks = Vec::new();
+    for times in 0..20 {
+        secrets.set(&one, &name("a"), &value("same"), Expect::Any).await.unwrap();
+        marks.push(mark().await);
+        assert_eq!(mark().await, marks[times], "the same as long as it is not set");
+        for _ in 0..times {
+            secrets.set(&two, &name("a"), &value("x"), Expect::Any).await.unwrap();
+        }
+    }
+    secrets.delete(&one, &name("a"), Expect::Any).await.unwrap();
+    secrets.set(&one, &name("a"), &value("same"), Expect::Any).await.unwrap();
+    marks.push(mark().await);
+    let near = marks.windows(2).filter(|two| two[0].abs_diff(two[1]) < 1 << 32).count();
+    assert_eq!(near, 0, "no mark is a little more than the one before, as numbers of writes are: {marks:?}");
+    let different: std::collections::BTreeSet<_> = marks.iter().collect();
+    assert_eq!(different.len(), marks.len());
 }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-use super::rig::{Host, Rig, body, read_to_end, read_until, status};
+use super::rig::{Host, PATIENCE, Rig, body, read_to_end, read_until, status};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nline";
 
@@ -43,7 +43,7 @@ impl Line {
     }
 
     async fn next(&mut self) -> Frame {
-        tokio::time::timeout(Duration::from_secs(5), self.came.recv()).await.expect("nothing came").expect("it ended")
+        tokio::time::timeout(PATIENCE, self.came.recv()).await.expect("nothing came").expect("it ended")
     }
 
     async fn say(&mut self, kind: Kind, call: u64, content: &[u8]) {
@@ -55,11 +55,16 @@ impl Line {
 
 /// An ingress in front of one host with a line, which is connected already, and a data socket that answers for itself.
 async fn rig() -> (Rig, Line, UnixListener) {
+    rig_that_waits(PATIENCE).await
+}
+
+/// The same, whose ingress gives up a host after so long.
+async fn rig_that_waits(patience: Duration) -> (Rig, Line, UnixListener) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("0.sock");
     let listener = UnixListener::bind(data_line::socket(&socket)).unwrap();
     let shards = ShardSet::new(vec![Shard::new(0, &socket)]);
-    let mut rig = Rig::to(shards, dir, |config| config.request_timeout = Duration::from_secs(3));
+    let mut rig = Rig::to(shards, dir, |config| config.request_timeout = patience);
     rig.hosts = VecDeque::from([Host::start(0, &socket, rig.record.clone())]);
     // The first request finds no line and asks for one.
     assert_eq!(status(&rig.get("/first").await), 200);
@@ -251,7 +256,7 @@ async fn a_client_that_hangs_up_cancels_its_call_and_no_other() {
 
 #[tokio::test]
 async fn a_call_that_is_never_answered_ends_in_time() {
-    let (rig, mut line, _listener) = rig().await;
+    let (rig, mut line, _listener) = rig_that_waits(Duration::from_secs(3)).await;
     let asked = rig.get("/");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let watch = async {

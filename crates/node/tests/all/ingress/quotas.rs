@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::h2;
-use super::rig::{Rig, gated, status};
+use super::rig::{PATIENCE, Rig, gated, status};
 
 fn quota(quotas: Quotas) -> (Rig, Arc<Gate>) {
     let rig = Rig::new(1);
@@ -36,7 +36,7 @@ async fn more_at_once_than_allowed_are_refused_and_the_place_is_free_afterwards(
     assert_eq!((status_of_h2, &headers["sidereal-fault"]), (503, &http::HeaderValue::from_static("busy")));
     drop(held);
     // The ingress learns of it by itself.
-    tokio::time::timeout(Duration::from_secs(5), async {
+    tokio::time::timeout(PATIENCE, async {
         while status(&rig.get("/").await) != 200 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

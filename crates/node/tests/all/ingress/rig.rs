@@ -19,6 +19,12 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+/// For what happens soon, also on a slow machine with much to do.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Longer than any test waits.
+pub(super) const ENDLESS: Duration = Duration::from_secs(600);
+
 /// Largest request body of the test routes.
 pub(super) const BODY_LIMIT: u64 = 1024 * 1024;
 
@@ -34,6 +40,9 @@ pub(super) struct Seen {
 
 pub(super) type Record = Arc<Mutex<Vec<Seen>>>;
 
+/// A file beside the sockets of the hosts: once it is there, they answer what they have held back.
+const GO: &str = "go";
+
 /// A host: a real HTTP server on a unix socket.
 pub(super) struct Host {
     stop: CancellationToken,
@@ -45,16 +54,16 @@ impl Host {
         let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket).unwrap();
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
+        let (stopped, go) = (stop.clone(), socket.with_file_name(GO));
         let task = tokio::spawn(async move {
             loop {
                 let stream = tokio::select! {
                     () = stopped.cancelled() => return,
                     accepted = listener.accept() => accepted.unwrap().0,
                 };
-                let (record, stopped) = (record.clone(), stopped.clone());
+                let (record, stopped, go) = (record.clone(), stopped.clone(), go.clone());
                 tokio::spawn(async move {
-                    let service = service_fn(move |request| answer(number, request, record.clone()));
+                    let service = service_fn(move |request| answer(number, request, record.clone(), go.clone()));
                     // The ingress takes 100 fields from a client and adds its own.
                     let mut server = hyper::server::conn::http1::Builder::new();
                     let serving = server.max_headers(128).serve_connection(TokioIo::new(stream), service);
@@ -78,7 +87,7 @@ impl Host {
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;
 
-async fn answer(number: u32, request: Request<Incoming>, record: Record) -> Result<Answer, hyper::Error> {
+async fn answer(number: u32, request: Request<Incoming>, record: Record, go: PathBuf) -> Result<Answer, hyper::Error> {
     let index = {
         let mut record = record.lock().unwrap();
         record.push(Seen {
@@ -104,7 +113,11 @@ async fn answer(number: u32, request: Request<Incoming>, record: Record) -> Resu
             let pieces = (0..256).map(move |_| Ok(Frame::data(piece.clone())));
             return Ok(Response::new(StreamBody::new(futures::stream::iter(pieces)).boxed()));
         }
-        "/slow" => tokio::time::sleep(Duration::from_millis(400)).await,
+        "/held" => {
+            while !go.exists() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
         _ => {}
     }
     let text = format!("{} {} from {number}", request.method(), request.uri());
@@ -157,6 +170,9 @@ impl Rig {
     ) -> Self {
         let mut config = IngressConfig::new(([127, 0, 0, 1], 0).into());
         config.workers = 1;
+        // What a test waits for comes before any of these, but for those that it sets: a connection that is closed is not closed
+        // because its time was up.
+        (config.header_timeout, config.body_timeout, config.keep_alive) = (ENDLESS, ENDLESS, ENDLESS);
         configure(&mut config);
         let routes = Arc::new(Routes::new(table(&shards, "1")));
         let ingress = Ingress::start(config, Arc::clone(&routes)).unwrap();
@@ -166,6 +182,11 @@ impl Rig {
 
     pub(super) fn socket(&self, number: u32) -> PathBuf {
         self.dir.path().join(format!("{number}.sock"))
+    }
+
+    /// Has the hosts answer what they hold back.
+    pub(super) fn release(&self) {
+        std::fs::write(self.dir.path().join(GO), "").unwrap();
     }
 
     pub(super) async fn connect(&self) -> TcpStream {
@@ -230,7 +251,7 @@ pub(super) fn gated(shards: &Arc<ShardSet>, revision: &str, gate: &Arc<Gate>) ->
 /// Reads until the other side closes; fails the test if it does not.
 pub(super) async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut bytes)).await;
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     assert!(read.is_ok(), "the connection was not closed after: {text}");
     text
@@ -244,7 +265,7 @@ pub(super) async fn read_until(stream: &mut TcpStream, end: &str) -> String {
             bytes.push(stream.read_u8().await.unwrap());
         }
     };
-    let read = tokio::time::timeout(Duration::from_secs(5), reading).await;
+    let read = tokio::time::timeout(PATIENCE, reading).await;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     assert!(read.is_ok(), "no {end:?} in: {text}");
     text

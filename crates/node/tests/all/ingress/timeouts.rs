@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::rig::{Rig, read_to_end, status};
+use super::h2::{frame, full, opened};
+use super::rig::{ENDLESS, PATIENCE, Rig, gated, read_to_end, status};
 
 const SHORT: Duration = Duration::from_millis(200);
-const LONG: Duration = Duration::from_secs(30);
 
 fn rig(header: Duration, body: Duration, keep_alive: Duration) -> Rig {
     Rig::with(1, |config| {
@@ -19,7 +19,7 @@ fn rig(header: Duration, body: Duration, keep_alive: Duration) -> Rig {
 
 #[tokio::test]
 async fn a_head_that_trickles_is_cut_off_in_time() {
-    let rig = rig(SHORT, LONG, LONG);
+    let rig = rig(SHORT, ENDLESS, ENDLESS);
     let mut stream = rig.connect().await;
     let began = Instant::now();
     let (mut reader, mut writer) = stream.split();
@@ -44,7 +44,7 @@ async fn a_head_that_trickles_is_cut_off_in_time() {
 
 #[tokio::test]
 async fn a_connection_without_a_request_is_closed_without_a_word() {
-    let rig = rig(SHORT, LONG, LONG);
+    let rig = rig(SHORT, ENDLESS, ENDLESS);
     for bytes in ["", "P", "PRI * HT"] {
         let mut stream = rig.connect().await;
         stream.write_all(bytes.as_bytes()).await.unwrap();
@@ -56,10 +56,11 @@ async fn a_connection_without_a_request_is_closed_without_a_word() {
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_without_a_word() {
-    let rig = rig(LONG, LONG, SHORT);
+    let rig = rig(ENDLESS, ENDLESS, SHORT);
     let mut stream = rig.connect().await;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    // Before the request: its time may begin before this thread comes to go on.
     let began = Instant::now();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     let response = read_to_end(&mut stream).await;
     assert!(response.ends_with("GET / from 0"), "{response}");
     assert!((180..8000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
@@ -67,7 +68,7 @@ async fn an_idle_connection_is_closed_without_a_word() {
 
 #[tokio::test]
 async fn a_body_that_stops_is_answered_408() {
-    let rig = rig(LONG, SHORT, LONG);
+    let rig = rig(ENDLESS, SHORT, ENDLESS);
     for framing in ["Content-Length: 10\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"] {
         let response = rig.exchange(format!("POST / HTTP/1.1\r\nHost: h\r\n{framing}")).await;
         assert_eq!(status(&response), 408, "{framing}: {response}");
@@ -77,11 +78,13 @@ async fn a_body_that_stops_is_answered_408() {
 
 #[tokio::test]
 async fn a_body_that_goes_on_slowly_is_no_silence() {
-    let rig = rig(LONG, SHORT, LONG);
+    // All of it takes longer than a silence may, and each pause is much shorter.
+    let silence = Duration::from_secs(3);
+    let rig = rig(ENDLESS, silence, ENDLESS);
     let mut stream = rig.connect().await;
     stream.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nConnection: close\r\n\r\n").await.unwrap();
     for byte in b"abcde" {
-        tokio::time::sleep(SHORT / 2).await;
+        tokio::time::sleep(silence / 4).await;
         stream.write_all(&[*byte]).await.unwrap();
     }
     assert_eq!(status(&read_to_end(&mut stream).await), 200);
@@ -89,7 +92,7 @@ async fn a_body_that_goes_on_slowly_is_no_silence() {
 
 #[tokio::test]
 async fn a_client_that_takes_nothing_is_cut_off() {
-    let rig = rig(LONG, SHORT, LONG);
+    let rig = rig(ENDLESS, SHORT, ENDLESS);
     let mut stream = rig.connect().await;
     stream.write_all(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     let waiting = async {
@@ -97,8 +100,81 @@ async fn a_client_that_takes_nothing_is_cut_off() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(3), waiting).await.unwrap();
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     drop(stream);
+}
+
+/// Settings of a client that gives no stream any room: `SETTINGS_INITIAL_WINDOW_SIZE` is 0.
+const NO_ROOM: [u8; 6] = [0, 4, 0, 0, 0, 0];
+
+#[tokio::test]
+async fn a_client_that_gives_no_stream_room_keeps_no_place() {
+    let rig = rig(ENDLESS, SHORT, ENDLESS);
+    let gate = std::sync::Arc::new(node::ingress::Gate::default());
+    gate.set(&model::tenant::Quotas { concurrent_requests: Some(2), ..model::tenant::Quotas::default() });
+    rig.routes.store(gated(&rig.shards, "1", &gate));
+    let mut stream = rig.connect().await;
+    // One answer is longer than what lies between, one is handed over at once and in vain.
+    let requests = [opened(&NO_ROOM), get(1, "/large"), get(3, "/")].concat();
+    stream.write_all(&requests).await.unwrap();
+    let taken = async {
+        while rig.record.lock().unwrap().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, taken).await.unwrap();
+    let freed = async {
+        while rig.shards.shards()[0].in_flight() > 0 || gate.enter().and_then(|one| Ok((one, gate.enter()?))).is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, freed).await.unwrap();
+    // The connection is still there for what its client may ask next.
+    stream.write_all(&get(5, "/")).await.unwrap();
+    let asked = async {
+        while rig.record.lock().unwrap().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.unwrap();
+}
+
+/// A `GET` on a stream of HTTP/2: `:method`, `:scheme` and `:authority` by the static table, `:path` as a literal.
+fn get(stream: u8, path: &str) -> Vec<u8> {
+    let length = u8::try_from(path.len()).unwrap();
+    frame(1, 5, stream, &[&[0x82, 0x86, 0x04, length], path.as_bytes(), &[0x01, 1, b'h']].concat())
+}
+
+#[tokio::test]
+async fn a_connection_of_answers_nobody_takes_is_closed() {
+    let rig = rig(ENDLESS, SHORT, SHORT);
+    let mut stream = rig.connect().await;
+    stream.write_all(&[opened(&NO_ROOM), get(1, "/")].concat()).await.unwrap();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+    // A reset says the same.
+    drop(read.expect("the connection is still open"));
+    assert_eq!(rig.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_takes_slowly_gets_all_of_it() {
+    let rig = rig(ENDLESS, Duration::from_secs(2), ENDLESS);
+    let mut builder = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+    // A piece at a time, of the connection too.
+    builder.initial_stream_window_size(16 * 1024).initial_connection_window_size(65_535);
+    let io = hyper_util::rt::TokioIo::new(rig.connect().await);
+    let (mut client, connection) = builder.handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get("http://h/large").body(full("")).unwrap();
+    let mut body = client.send_request(request).await.unwrap().into_body();
+    let (began, mut size) = (Instant::now(), 0);
+    while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
+        size += frame.unwrap().into_data().unwrap().len();
+        if began.elapsed() < Duration::from_secs(5) {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+    assert_eq!(size, 256 * 64 * 1024);
 }
 
 #[tokio::test]
@@ -121,12 +197,12 @@ async fn connections_are_bounded_and_their_places_free_again() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(3), freed).await.unwrap();
+    tokio::time::timeout(PATIENCE, freed).await.unwrap();
 }
 
 #[tokio::test]
 async fn many_silent_connections_do_not_slow_the_others() {
-    let rig = rig(LONG, LONG, LONG);
+    let rig = rig(ENDLESS, ENDLESS, ENDLESS);
     let mut silent = futures::future::join_all((0..400).map(|_| rig.connect())).await;
     for stream in &mut silent {
         stream.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();

@@ -8,7 +8,7 @@ use super::rig::{Rig, status};
 pub(super) const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
 
 /// Name, bytes, status. Nothing of any of them reaches a host.
-fn refused() -> Vec<(&'static str, String, u16)> {
+pub(super) fn refused() -> Vec<(&'static str, String, u16)> {
     let get = |fields: &str| format!("GET / HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
     let post = |fields: &str, body: &str| format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n{body}");
     let target = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -261,7 +261,14 @@ async fn damaged_requests_never_become_other_requests() {
         for byte in [0, b'\n', b'\r', b' ', b':', b'\t', 0xff] {
             let mut damaged = request.to_vec();
             damaged[at] = byte;
-            let response = rig.exchange(&damaged).await;
+            let mut response = rig.exchange(&damaged).await;
+            // Without a word is closed what says nothing in time, and that is a client that was late to send.
+            for _ in 0..5 {
+                if response.is_empty() {
+                    assert!(rig.seen().is_empty(), "{at} {byte}: it was late");
+                    response = rig.exchange(&damaged).await;
+                }
+            }
             let seen = rig.seen();
             assert!(seen.len() <= 1, "{at} {byte}: {seen:?}");
             assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "{at} {byte}: {response}");

@@ -24,10 +24,11 @@ use tokio::sync::Semaphore;
 use self::bucket::{Bucket, stream_of};
 use self::meta::Meta;
 use self::readers::Readers;
-use super::{Answer, Backend, BackendError, ContainerInfo, ObjectInfo, PAGE, Page, Reading, Upload, transfer};
+use super::{Answer, Backend, BackendError, ContainerInfo, ObjectInfo, PAGE, Page, Reading, Upload, busy, transfer};
 use crate::nats::jetstream::{JetStream, JetStreamError, NO_STREAM, WRONG_SEQUENCE, Which};
 use crate::nats::scan::Scan;
 use crate::nats::{Client, Headers, NatsError};
+use crate::share::Later;
 
 /// Uploads of one provider at once; each holds at most about 1.25 MiB.
 const MAX_UPLOADS: usize = 32;
@@ -341,15 +342,18 @@ impl Backend for Nats {
         self.open(container, object, start, end).boxed()
     }
 
+    fn uploads(&self) -> Option<usize> {
+        Some(MAX_UPLOADS)
+    }
+
     fn write<'a>(&'a self, container: &'a str, object: &'a str) -> Answer<'a, Box<dyn Upload>> {
         async move {
-            let busy = || BackendError::Unavailable(format!("{MAX_UPLOADS} uploads are under way already; try again"));
-            let permit = self.0.uploads.clone().try_acquire_owned().map_err(|_| busy())?;
             // Looked for anew: chunks for a bucket that is gone would reach nobody.
             self.known().remove(container);
             let bucket = self.bucket(container).await?;
+            let place = Later::new(self.0.uploads.clone());
             let upload: Box<dyn Upload> =
-                Box::new(upload::Sending::new(self.clone(), bucket, container, object, permit));
+                Box::new(upload::Sending::new(self.clone(), bucket, container, object, place));
             Ok(upload)
         }
         .boxed()

@@ -8,13 +8,13 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::bucket::Bucket;
 use super::meta::{Meta, Options, digest};
-use super::{Answer, BackendError, Nats, Upload, failed, now, unheard};
+use super::{Answer, BackendError, MAX_UPLOADS, Nats, Upload, busy, failed, now, unheard};
 use crate::nats::Headers;
 use crate::nats::jetstream::{JetStreamError, Storing};
+use crate::share::Later;
 
 /// The size of a chunk, bytes; only the last is smaller.
 const PIECE: usize = 128 << 10;
@@ -35,17 +35,12 @@ pub(super) struct Sending {
     under_way: VecDeque<Storing>,
     /// Nothing is left to be removed.
     over: bool,
-    _permit: OwnedSemaphorePermit,
+    /// Taken with the first bytes: who has written none yet holds nobody up.
+    place: Later,
 }
 
 impl Sending {
-    pub(super) fn new(
-        nats: Nats,
-        bucket: Arc<Bucket>,
-        container: &str,
-        object: &str,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
+    pub(super) fn new(nats: Nats, bucket: Arc<Bucket>, container: &str, object: &str, place: Later) -> Self {
         let inbox = nats.0.js.client.inbox();
         let id = inbox.rsplit('.').next().unwrap_or_default().to_owned();
         Self {
@@ -60,7 +55,7 @@ impl Sending {
             chunks: 0,
             under_way: VecDeque::new(),
             over: false,
-            _permit: permit,
+            place,
         }
     }
 
@@ -138,6 +133,9 @@ async fn remove(nats: Nats, bucket: Arc<Bucket>, subject: String, under_way: Vec
 impl Upload for Sending {
     fn write(&mut self, chunk: Bytes) -> Answer<'_, ()> {
         async move {
+            if !self.place.take() {
+                return Err(busy(MAX_UPLOADS));
+            }
             self.hash.update(&chunk);
             self.size += chunk.len() as u64;
             self.rest.extend_from_slice(&chunk);

@@ -3,42 +3,43 @@
 //! A container is a marker and the objects under its prefix. A small object is one request; a larger one goes up in parts,
 //! and what it replaces stays until the last request.
 
+mod answer;
 mod http;
+mod login;
 mod names;
+mod upload;
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use model::{AppName, ProviderName, TenantName};
-use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential};
-use object_store::client::CredentialProvider;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, GetOptions, GetRange, MultipartUpload, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutMode,
-    PutOptions, RetryConfig,
+    BackoffConfig, GetOptions, GetRange, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions,
+    RetryConfig,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
-use self::http::{Http, Late, dial_error};
+use self::answer::{Failed, guarded, late, translate};
+use self::http::Http;
+use self::login::Keys;
 use self::names::Prefix;
+use self::upload::Sending;
 use super::{
     Answer, Backend, BackendError, ContainerInfo, MAX_CONTAINERS, ObjectInfo, PAGE, Page, Reading, Upload, clamp,
 };
 use crate::breaker::{Breaker, Pauses};
-use crate::dial::{Caller, DialError, Dialer};
+use crate::dial::{Caller, Dialer};
 use crate::http_json::{Server, SettingsError};
-use crate::meter::{ErrorKind, Kind as _};
-use crate::secrets::{Credentials, SecretError};
+use crate::secrets::{Credentials, Made};
+use crate::share::Later;
 
 /// One operation, tries and all.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// What goes up in one request: S3 takes no smaller part but the last.
-const PART: usize = 5 << 20;
 /// Uploads of one provider at once; each holds at most one part in memory.
 const MAX_UPLOADS: usize = 32;
 /// Containers looked for side by side.
@@ -49,6 +50,7 @@ const PAUSES: Pauses = Pauses { after: 2, least: Duration::from_millis(100), mos
 /// One app's objects in one bucket.
 pub struct S3 {
     store: AmazonS3,
+    keys: Arc<Keys>,
     bucket: String,
     prefix: Prefix,
     breaker: Arc<Breaker<BackendError>>,
@@ -82,13 +84,15 @@ impl S3 {
             max_backoff: Duration::from_millis(500),
             base: 2.0,
         };
+        let id = config.get("access-key-id").cloned();
+        let keys = Arc::new(Keys { id, secrets, made: Made::default() });
         let mut builder = AmazonS3Builder::new()
             .with_endpoint(url.trim_end_matches('/'))
             .with_allow_http(true)
             .with_bucket_name(bucket)
             // Servers differ in what they answer where one of many keys is not there.
             .with_disable_bulk_delete(true)
-            .with_credentials(Arc::new(Keys { id: config.get("access-key-id").cloned(), secrets }))
+            .with_credentials(keys.clone())
             .with_retry(RetryConfig { backoff, max_retries: 2, retry_timeout: TIMEOUT / 2 })
             .with_http_connector(Http::new(app.clone(), caller, server.tls(), dialer));
         if let Some(region) = config.get("region") {
@@ -97,9 +101,10 @@ impl S3 {
         let wrong = |cause: object_store::Error| SettingsError::Value { name: "bucket", why: cause.to_string() };
         Ok(Self {
             store: builder.build().map_err(wrong)?,
+            keys,
             bucket: bucket.clone(),
             prefix: Prefix::new(tenant, app, provider),
-            breaker: Arc::new(Breaker::new(PAUSES)),
+            breaker: Arc::new(Breaker::new(PAUSES).or_silent(late())),
             uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
         })
     }
@@ -119,7 +124,12 @@ impl S3 {
     }
 
     async fn call<T>(&self, work: impl Future<Output = object_store::Result<T>>) -> Result<T, Failed> {
-        guarded(&self.breaker, work).await
+        let answer = guarded(&self.breaker, work).await;
+        if matches!(answer, Err(Failed::Other(BackendError::Denied(_)))) {
+            // The next request asks for the secrets again, whether a change of them was told of or not.
+            self.keys.made.forget();
+        }
+        answer
     }
 
     async fn head(&self, path: &Path) -> Result<Option<ObjectMeta>, BackendError> {
@@ -182,148 +192,6 @@ impl S3 {
             after = Some(last);
         }
     }
-}
-
-/// Why a request has no answer.
-enum Failed {
-    /// What was asked for is not there.
-    Missing,
-    Other(BackendError),
-}
-
-impl From<BackendError> for Failed {
-    fn from(cause: BackendError) -> Self {
-        Self::Other(cause)
-    }
-}
-
-impl From<Failed> for BackendError {
-    fn from(failed: Failed) -> Self {
-        match failed {
-            Failed::Missing => Self::Unavailable("the server says that it is not there".to_owned()),
-            Failed::Other(cause) => cause,
-        }
-    }
-}
-
-/// One operation, bounded in time, held back while the server is not there.
-async fn guarded<T>(
-    breaker: &Breaker<BackendError>,
-    work: impl Future<Output = object_store::Result<T>>,
-) -> Result<T, Failed> {
-    let pass = breaker.enter()?;
-    let answer = match tokio::time::timeout(TIMEOUT, work).await {
-        Ok(answer) => answer.map_err(translate),
-        Err(_) => Err(BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 }.into()),
-    };
-    match &answer {
-        Err(Failed::Other(cause @ (BackendError::Unavailable(_) | BackendError::TimedOut { .. }))) => {
-            pass.failed(cause.clone());
-        }
-        _ => pass.answered(),
-    }
-    answer
-}
-
-fn translate(error: object_store::Error) -> Failed {
-    use object_store::Error;
-    let denied = |what: &str| BackendError::Denied(format!("{what}; check the access key and what it may do"));
-    let status = match &error {
-        Error::NotFound { .. } => Some(404),
-        Error::PermissionDenied { .. } => Some(403),
-        Error::Unauthenticated { .. } => Some(401),
-        other => status(&other.to_string()),
-    };
-    match status {
-        Some(404) => return Failed::Missing,
-        Some(403) => return denied("the server refuses the request (403)").into(),
-        Some(401) => return denied("the server refuses the access key (401)").into(),
-        _ => {}
-    }
-    let mut cause = error.source();
-    while let Some(at) = cause {
-        if let Some(late) = at.downcast_ref::<Late>() {
-            return BackendError::TimedOut { ms: late.0.as_millis() as u64 }.into();
-        }
-        if let Some(secret) = at.downcast_ref::<SecretError>() {
-            return match secret.kind() {
-                ErrorKind::Denied | ErrorKind::Refused => BackendError::Denied(secret.to_string()),
-                _ => BackendError::Unavailable(secret.to_string()),
-            }
-            .into();
-        }
-        cause = at.source();
-    }
-    if let Some(DialError::Denied(why)) = dial_error(&error) {
-        return BackendError::Denied(why.clone()).into();
-    }
-    let text = error.to_string();
-    match code(&text).filter(|code| REFUSED.contains(code)) {
-        Some(code) => denied(&format!("the server refuses the access key ({code})")).into(),
-        None => BackendError::Unavailable(told(&text)).into(),
-    }
-}
-
-/// Codes of a key that is not taken, which come with the status of a bad request: those of temporary keys above all.
-const REFUSED: [&str; 5] =
-    ["ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch"];
-
-/// Where the client's errors go on with what the server said.
-const SAID: [&str; 2] = ["Server returned non-2xx status code: ", "Server returned error response: "];
-
-/// The code in what the server said.
-fn code(text: &str) -> Option<&str> {
-    let said = SAID.iter().find_map(|mark| text.split_once(mark))?.1;
-    let code = said.split_once("<Code>")?.1.split_once("</Code>")?.0;
-    (code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.')).then_some(code)
-}
-
-/// An error of the client as far as it is repeated: of what the server said its status and its code, for the rest may
-/// repeat what it was sent, as AWS does with the session token of a temporary key.
-fn told(text: &str) -> String {
-    let short = |text: &str| text.chars().take(400).collect::<String>();
-    let [status, response] = SAID.map(|mark| text.split_once(mark));
-    let code = code(text).unwrap_or("it gives no code");
-    match (status, response) {
-        (Some((before, said)), _) => {
-            let status: String = said.split(':').next().unwrap_or_default().chars().take(40).collect();
-            format!("{}the server answers {status} ({code})", short(before))
-        }
-        (None, Some((before, _))) => format!("{}the server answers an error ({code})", short(before)),
-        (None, None) => short(text),
-    }
-}
-
-/// The status in the text of an error of the client, which has a variant for it with some requests only.
-fn status(text: &str) -> Option<u16> {
-    text.split_once("non-2xx status code: ")?.1.split(' ').next()?.parse().ok()
-}
-
-/// The access key, asked for anew with every request, so that one that was set anew is used at once.
-#[derive(Debug)]
-struct Keys {
-    id: Option<String>,
-    secrets: Credentials,
-}
-
-#[async_trait::async_trait]
-impl CredentialProvider for Keys {
-    type Credential = AwsCredential;
-
-    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        let unlocked = self.secrets.all().await.map_err(generic)?;
-        let text = |setting: &str| match unlocked.bytes(setting) {
-            Some(bytes) => String::from_utf8(bytes.to_vec()).map(Some).map_err(generic),
-            None => Ok(None),
-        };
-        let key_id = text("access-key-id")?.or_else(|| self.id.clone()).unwrap_or_default();
-        let secret_key = text("secret-access-key")?.unwrap_or_default();
-        Ok(Arc::new(AwsCredential { key_id, secret_key, token: text("session-token")? }))
-    }
-}
-
-fn generic(cause: impl std::error::Error + Send + Sync + 'static) -> object_store::Error {
-    object_store::Error::Generic { store: "S3", source: Box::new(cause) }
 }
 
 fn seconds(meta: &ObjectMeta) -> u64 {
@@ -437,11 +305,13 @@ impl Backend for S3 {
         .boxed()
     }
 
+    fn uploads(&self) -> Option<usize> {
+        Some(MAX_UPLOADS)
+    }
+
     fn write<'a>(&'a self, container: &'a str, object: &'a str) -> Answer<'a, Box<dyn Upload>> {
         async move {
             let path = self.prefix.object(container, object)?;
-            let busy = || BackendError::Unavailable(format!("{MAX_UPLOADS} uploads are under way already; try again"));
-            let permit = self.uploads.clone().try_acquire_owned().map_err(|_| busy())?;
             self.existing(container).await?;
             let sending = Sending {
                 store: self.store.clone(),
@@ -449,7 +319,7 @@ impl Backend for S3 {
                 path,
                 part: BytesMut::new(),
                 parts: None,
-                _permit: permit,
+                place: Later::new(self.uploads.clone()),
             };
             let upload: Box<dyn Upload> = Box::new(sending);
             Ok(upload)
@@ -490,85 +360,6 @@ impl Backend for S3 {
                 return Err(self.missing(from.0, from.1).await);
             }
             Ok(self.call(self.store.copy(&old, &new)).await?)
-        }
-        .boxed()
-    }
-}
-
-/// An object on its way up.
-struct Sending {
-    store: AmazonS3,
-    breaker: Arc<Breaker<BackendError>>,
-    path: Path,
-    /// What the next request carries.
-    part: BytesMut,
-    /// Begun with the first part: an object of one part needs none.
-    parts: Option<Box<dyn MultipartUpload>>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Sending {
-    /// Sends the part that is full, or the last one.
-    async fn send(&mut self, part: Bytes) -> Result<(), BackendError> {
-        if self.parts.is_none() {
-            self.parts = Some(guarded(&self.breaker, self.store.put_multipart(&self.path)).await?);
-        }
-        if let Some(parts) = &mut self.parts {
-            guarded(&self.breaker, parts.put_part(part.into())).await?;
-        }
-        Ok(())
-    }
-}
-
-impl Sending {
-    async fn complete(&mut self) -> Result<(), BackendError> {
-        if let Some(parts) = &mut self.parts {
-            guarded(&self.breaker, parts.complete()).await?;
-        }
-        Ok(())
-    }
-}
-
-impl Upload for Sending {
-    fn write(&mut self, chunk: Bytes) -> Answer<'_, ()> {
-        async move {
-            self.part.extend_from_slice(&chunk);
-            while self.part.len() > PART {
-                let part = self.part.split_to(PART).freeze();
-                self.send(part).await?;
-            }
-            Ok(())
-        }
-        .boxed()
-    }
-
-    fn finish(mut self: Box<Self>) -> Answer<'static, ()> {
-        async move {
-            let last = self.part.split().freeze();
-            if self.parts.is_none() {
-                guarded(&self.breaker, self.store.put(&self.path, last.into())).await?;
-                return Ok(());
-            }
-            let sent = match self.send(last).await {
-                Ok(()) => self.complete().await,
-                failed => failed,
-            };
-            if sent.is_err() {
-                self.abandon().await;
-            }
-            sent
-        }
-        .boxed()
-    }
-
-    fn abandon(mut self: Box<Self>) -> BoxFuture<'static, ()> {
-        async move {
-            if let Some(parts) = &mut self.parts
-                && let Err(failed) = guarded(&self.breaker, parts.abort()).await
-            {
-                let cause = BackendError::from(failed);
-                tracing::warn!(%cause, "the parts of an unfinished object stay in the bucket until its own rules remove them");
-            }
         }
         .boxed()
     }

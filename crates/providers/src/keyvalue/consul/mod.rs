@@ -399,7 +399,7 @@ impl Backend for Consul {
         .boxed()
     }
 
-    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: i64) -> Answer<'a, i64> {
+    fn increment<'a>(&'a self, bucket: &'a str, key: &'a str, delta: u64) -> Answer<'a, u64> {
         self.counting.increment(self, bucket, key, delta).boxed()
     }
 

@@ -115,6 +115,10 @@ impl Eye for Looks {
 }
 
 async fn follow(server: &Arc<Server>) -> Box<dyn Deliveries> {
+    follow_keys(server, "*").await
+}
+
+async fn follow_keys(server: &Arc<Server>, keys: &str) -> Box<dyn Deliveries> {
     let subscription = Subscription {
         component: "index".parse().unwrap(),
         label: "default".parse().unwrap(),
@@ -123,7 +127,7 @@ async fn follow(server: &Arc<Server>) -> Box<dyn Deliveries> {
         tries: 5,
         in_flight: 1,
     };
-    let follower = Follower::new(server.clone(), "b", Keys::of("*"));
+    let follower = Follower::new(server.clone(), "b", Keys::of(keys));
     let deliveries = follower.subscribe(Arc::new(subscription)).await.unwrap();
     // What is there before it leads is what was there before the watch.
     tokio::time::sleep(SOON).await;
@@ -171,6 +175,32 @@ async fn a_follower_that_stopped_is_resumed_where_it_was() {
     let mut told = follow(&server).await;
     let (first, second) = (done(&mut told).await, done(&mut told).await);
     assert_eq!((first.as_str(), second.as_str()), ("before", "two"), "each once, and not what came and went");
+    nothing(&mut told, SOON).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_of_other_keys_loses_no_change_of_those_that_both_watch() {
+    let server = Server::new();
+    server.set("elsewhere", 1);
+    let mut told = follow_keys(&server, "orders/*").await;
+    server.set("orders/1", 1);
+    assert_eq!(done(&mut told).await, "orders/1");
+    told.stop();
+    assert!(tokio::time::timeout(SOON, told.next()).await.unwrap().is_none());
+    // Between the two: a key that both watch, and one that only the next does.
+    server.set("orders/2", 2);
+    server.set("before", 1);
+    let mut told = follow_keys(&server, "*").await;
+    assert_eq!(done(&mut told).await, "orders/2");
+    nothing(&mut told, SOON).await;
+    server.set("elsewhere", 2);
+    assert_eq!(done(&mut told).await, "elsewhere");
+    told.stop();
+    assert!(tokio::time::timeout(SOON, told.next()).await.unwrap().is_none());
+    server.set("before", 2);
+    server.set("orders/1", 3);
+    let mut told = follow_keys(&server, "orders/*").await;
+    assert_eq!(done(&mut told).await, "orders/1");
     nothing(&mut told, SOON).await;
 }
 

@@ -4,92 +4,41 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::bucket::Bucket;
 use super::{failed, marker, names};
 use crate::keyvalue::{BackendError, PAGE, Page};
 use crate::nats::jetstream::{JetStream, Place};
-use crate::nats::{Buffer, Message, NatsError, Outgoing, TIMEOUT};
+use crate::nats::reader::Reader;
+use crate::nats::{Buffer, Message, NatsError, TIMEOUT};
 
-/// How long the server keeps the reader of a listing that was given up, nanoseconds.
-const IDLE_NS: u64 = 30_000_000_000;
 /// Messages asked for at once.
-const BATCH: u64 = PAGE as u64;
+const BATCH: usize = PAGE as usize;
 /// Batches of one page: a bucket may hold nothing but markers of deleted keys for long.
 const BATCHES: u32 = 20;
-
-#[derive(Serialize)]
-struct Create<'a> {
-    stream_name: &'a str,
-    config: Reader<'a>,
-}
-
-/// A reader of the server's own that ends by itself.
-#[derive(Serialize)]
-struct Reader<'a> {
-    deliver_policy: &'a str,
-    opt_start_seq: u64,
-    ack_policy: &'a str,
-    replay_policy: &'a str,
-    filter_subject: &'a str,
-    headers_only: bool,
-    mem_storage: bool,
-    inactive_threshold: u64,
-}
-
-#[derive(Deserialize)]
-struct Created {
-    name: String,
-    #[serde(default)]
-    num_pending: u64,
-}
-
-#[derive(Serialize)]
-struct Next {
-    batch: u64,
-    no_wait: bool,
-}
 
 /// One page from `cursor` on, which is the sequence that comes next.
 pub(super) async fn page(js: &JetStream, bucket: &Bucket, cursor: Option<&str>) -> Result<Page, BackendError> {
     let bad = || BackendError::Unavailable("the cursor of the listing is none of a NATS bucket".to_owned());
     let start = cursor.map_or(Ok(1), |cursor| cursor.parse::<u64>().map_err(|_| bad()))?.max(1);
     let filter = format!("{}>", bucket.prefix);
-    let config = Reader {
-        deliver_policy: "by_start_sequence",
-        opt_start_seq: start,
-        ack_policy: "none",
-        replay_policy: "instant",
-        filter_subject: &filter,
-        headers_only: true,
-        mem_storage: true,
-        inactive_threshold: IDLE_NS,
-    };
-    let create = Create { stream_name: &bucket.stream, config };
-    let reader: Created = js.call(&format!("CONSUMER.CREATE.{}", bucket.stream), &create).await.map_err(failed)?;
+    let reader = Reader::open(js, &bucket.stream, &filter, start, true).await.map_err(failed)?;
     let page = read(js, bucket, &reader, start).await;
-    let delete = format!("CONSUMER.DELETE.{}.{}", bucket.stream, reader.name);
-    // Where this does not arrive the server ends the reader by itself.
-    js.client.publish(Outgoing::new(js.subject(&delete), "")).await.ok();
+    js.client.publish(reader.end(js)).await.ok();
     page
 }
 
-async fn read(js: &JetStream, bucket: &Bucket, reader: &Created, start: u64) -> Result<Page, BackendError> {
+async fn read(js: &JetStream, bucket: &Bucket, reader: &Reader, start: u64) -> Result<Page, BackendError> {
     let mut page = Page::default();
     let mut seen = HashSet::new();
-    let mut at = Place { delivered: 0, seq: start.saturating_sub(1), pending: reader.num_pending };
+    let mut at = Place { delivered: 0, seq: start.saturating_sub(1), pending: reader.pending };
     let inbox = js.client.inbox();
-    let buffer = Buffer { messages: BATCH as usize + 16, bytes: 64 << 20 };
+    let buffer = Buffer { messages: BATCH + 16, bytes: 64 << 20 };
     let mut arriving = js.client.subscribe(&inbox, None, buffer).await.map_err(|cause| failed(cause.into()))?;
-    let next = js.subject(&format!("CONSUMER.MSG.NEXT.{}.{}", bucket.stream, reader.name));
-    let ask = serde_json::to_vec(&Next { batch: BATCH, no_wait: true })
-        .map_err(|cause| BackendError::Unavailable(cause.to_string()))?;
     for _ in 0..BATCHES {
         if at.pending == 0 || page.keys.len() >= PAGE as usize {
             break;
         }
-        let ask = Outgoing { reply: Some(inbox.clone()), ..Outgoing::new(next.clone(), ask.clone()) };
+        let ask = reader.ask(js, BATCH, &inbox).map_err(|cause| failed(cause.into()))?;
         js.client.publish(ask).await.map_err(|cause| failed(cause.into()))?;
         for _ in 0..BATCH {
             let message = arrives(arriving.next()).await?;

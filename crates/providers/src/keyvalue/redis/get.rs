@@ -22,6 +22,18 @@ pub(super) struct Scripts {
     denied: AtomicBool,
 }
 
+impl Scripts {
+    pub(super) fn are_denied(&self) -> bool {
+        self.denied.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn deny(&self, why: &str) {
+        if !self.denied.swap(true, Ordering::Relaxed) {
+            tracing::info!(why, "the user of a Redis may not run scripts: each `get` takes two commands");
+        }
+    }
+}
+
 /// What is at a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Bounded {
@@ -32,37 +44,50 @@ pub(super) enum Bounded {
 
 /// Reads a value that has at most [`MAX_VALUE`] bytes.
 pub(super) async fn bounded(redis: &Redis, bucket: &str, key: &str) -> Result<Bounded, BackendError> {
-    if redis.scripts.denied.load(Ordering::Relaxed) {
+    if redis.scripts.are_denied() {
         return in_two(redis, bucket, key).await;
     }
-    let call = |how: &str, what: &str| -> Cmd {
-        let mut call = cmd(how);
-        call.arg(what).arg(1).arg(redis.hash(bucket)).arg(key).arg(MAX_VALUE);
-        call
-    };
-    let answer = match redis.run(true, &call("EVALSHA", SCRIPT.get_hash()), key).await {
-        // The server was started anew, or was never asked: from now on it knows the script.
-        Err(BackendError::Unavailable(why)) if why.contains("NOSCRIPT") || why.contains("NoScript") => {
-            redis.run(true, &call("EVAL", CODE), key).await
-        }
-        answer => answer,
-    };
-    match answer {
+    match scripted(redis, true, (&SCRIPT, CODE), (bucket, key), &[MAX_VALUE as i64]).await {
         Ok(redis::Value::Int(length)) => Ok(Bounded::Length(usize::try_from(length).unwrap_or(usize::MAX))),
         Ok(redis::Value::BulkString(value)) => Ok(Bounded::Value(Some(value))),
         Ok(redis::Value::Nil) => Ok(Bounded::Value(None)),
-        Ok(_) => Err(BackendError::Unavailable("the server answers a script as Redis does not".to_owned())),
+        Ok(_) => Err(strange()),
         Err(BackendError::Denied(why)) => {
             let found = in_two(redis, bucket, key).await;
             // What denies these too denies more than scripts.
             if found.is_ok() {
-                redis.scripts.denied.store(true, Ordering::Relaxed);
-                tracing::info!(why, "the user of a Redis may not run scripts: each `get` takes two commands");
+                redis.scripts.deny(&why);
             }
             found
         }
         Err(cause) => Err(cause),
     }
+}
+
+/// Runs a script on the key of a bucket. One that `reads` is tried once more where the connection broke under it.
+pub(super) async fn scripted(
+    redis: &Redis,
+    reads: bool,
+    (script, code): (&Script, &str),
+    (bucket, key): (&str, &str),
+    more: &[i64],
+) -> Result<redis::Value, BackendError> {
+    let call = |how: &str, what: &str| -> Cmd {
+        let mut call = cmd(how);
+        call.arg(what).arg(1).arg(redis.hash(bucket)).arg(key).arg(more);
+        call
+    };
+    match redis.run(reads, &call("EVALSHA", script.get_hash()), key).await {
+        // The server was started anew, or was never asked: from now on it knows the script.
+        Err(BackendError::Unavailable(why)) if why.contains("NOSCRIPT") || why.contains("NoScript") => {
+            redis.run(reads, &call("EVAL", code), key).await
+        }
+        answer => answer,
+    }
+}
+
+pub(super) fn strange() -> BackendError {
+    BackendError::Unavailable("the server answers a script as Redis does not".to_owned())
 }
 
 async fn in_two(redis: &Redis, bucket: &str, key: &str) -> Result<Bounded, BackendError> {

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::messaging::{MAX_BODY, Subscription, check_subject};
+use model::trace::TraceContext;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::given_back::Peers;
 use super::group::{Group, Taken};
 use super::settle::Settler;
 use super::{BackendError, Deliveries, Jetstream, Message, REPLY_TO, refused};
+use crate::messaging::nats::trace_of;
 use crate::messaging::{Delivery, Outcome, Settle};
 use crate::nats::jetstream::Place;
 use crate::nats::{self, Buffer, Outgoing};
@@ -38,9 +41,25 @@ struct Pull {
     expires: u64,
 }
 
+/// A delivery that nobody has yet.
+struct Waiting {
+    id: String,
+    tries: u32,
+    message: Message,
+    trace: Option<TraceContext>,
+    settle: Settler,
+}
+
+impl Waiting {
+    fn handed(self) -> Delivery {
+        let Self { id, tries, message, trace, settle } = self;
+        Delivery { id, tries, message, trace, settle: Box::new(settle.handed()) }
+    }
+}
+
 /// What one link takes.
 pub(super) struct Arriving {
-    arrived: mpsc::Receiver<Result<Delivery, BackendError>>,
+    arrived: mpsc::Receiver<Result<Waiting, BackendError>>,
     stop: CancellationToken,
 }
 
@@ -50,7 +69,8 @@ struct Puller {
     subscription: Arc<Subscription>,
     inbox: String,
     arriving: nats::Subscription,
-    out: mpsc::Sender<Result<Delivery, BackendError>>,
+    peers: Peers,
+    out: mpsc::Sender<Result<Waiting, BackendError>>,
     stop: CancellationToken,
     floor_at: Instant,
 }
@@ -74,10 +94,11 @@ impl Arriving {
         // Never full: no more is asked for than waits for room below.
         let buffer = Buffer { messages: 4 * AT_ONCE, bytes: 64 << 20 };
         let arriving = broker.client().subscribe(&inbox, None, buffer).await.map_err(refused)?;
+        let peers = Peers::join(&broker, &group).await;
         let (out, arrived) = mpsc::channel(room);
         let stop = CancellationToken::new();
         let floor_at = Instant::now();
-        let puller = Puller { broker, group, subscription, inbox, arriving, out, stop: stop.clone(), floor_at };
+        let puller = Puller { broker, group, subscription, inbox, arriving, peers, out, stop: stop.clone(), floor_at };
         tokio::spawn(puller.run());
         Ok(Self { arrived, stop })
     }
@@ -85,7 +106,7 @@ impl Arriving {
 
 impl Deliveries for Arriving {
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Delivery, BackendError>>> {
-        self.arrived.recv().boxed()
+        async move { Some(self.arrived.recv().await?.map(Waiting::handed)) }.boxed()
     }
 
     fn stop(&mut self) {
@@ -108,6 +129,7 @@ impl Puller {
                 biased;
                 () = stop.cancelled() => break,
                 room = self.out.reserve_many(half) => room.is_ok(),
+                () = self.peers.serve() => false,
             };
             if !room {
                 break;
@@ -134,9 +156,9 @@ impl Puller {
         self.arriving.drain();
         while let Ok(message) = self.arriving.next().await {
             if message.status().is_none()
-                && let Some(delivery) = self.delivery(message)
+                && let Some(waiting) = self.delivery(message)
             {
-                delivery.settle.settle(Outcome::GivenBack).await.ok();
+                Box::new(waiting.settle).settle(Outcome::GivenBack).await.ok();
             }
         }
     }
@@ -164,6 +186,7 @@ impl Puller {
                 () = stop.cancelled() => return End::Stopped,
                 message = self.arriving.next() => message,
                 () = &mut end => return End::Over,
+                () = self.peers.serve() => return End::Over,
             };
             let message = match message {
                 Ok(message) => message,
@@ -172,9 +195,9 @@ impl Puller {
             match message.headers.status() {
                 None => {
                     left -= 1;
-                    if let Some(delivery) = self.delivery(message) {
+                    if let Some(waiting) = self.delivery(message) {
                         // Fails only where nobody reads, and then the message is given back by being dropped.
-                        self.out.send(Ok(delivery)).await.ok();
+                        self.out.send(Ok(waiting)).await.ok();
                     }
                 }
                 Some((100, _)) => {}
@@ -198,27 +221,29 @@ impl Puller {
     }
 
     /// What a component is given; `None` for what it is not.
-    fn delivery(&self, message: nats::Message) -> Option<Delivery> {
+    fn delivery(&mut self, message: nats::Message) -> Option<Waiting> {
         let place = message.reply.as_deref().and_then(Place::read);
         let kept = message.reply.as_deref().map(|reply| self.broker.0.keeper.keep(reply));
         let (Some(place), Some(kept)) = (place, kept) else {
             tracing::warn!(subject = message.subject, "a message came without its place in the stream");
             return None;
         };
-        let tries = place.delivered.saturating_sub(self.broker.given_back(&self.group, place.seq)).max(1);
+        // Whoever gave it back has said so before it came here.
+        self.peers.hear();
+        let tries = self.broker.tries(&self.group, place.seq, place.delivered);
         let id = format!("{}-{}", self.group.stream, place.seq);
         let reply_to = message.headers.get(REPLY_TO).filter(|subject| check_subject(subject).is_ok());
         let reply_to = reply_to.map(str::to_owned);
         let guests = Message { subject: message.subject.clone(), body: message.payload.to_vec(), reply_to };
-        let length = message.payload.len();
+        let (length, trace) = (message.payload.len(), trace_of(&message.headers));
         let settle = Settler::new(&self.broker, &self.group, &self.subscription, place, tries, kept, message);
         let most = self.subscription.tries.saturating_add(LOST_TRIES);
         let why = if length > MAX_BODY {
             format!("it has {length} bytes, and a component takes at most {MAX_BODY}")
         } else if tries > most {
-            format!("it was given out {tries} times, and each time the host ended before its handler did")
+            format!("it was given out {tries} times to be tried, and each time the host ended before its handler did")
         } else {
-            return Some(Delivery { id, tries, message: guests, settle: Box::new(settle) });
+            return Some(Waiting { id, tries, message: guests, trace, settle });
         };
         let to = self.subscription.dead_letter(&guests.subject).filter(|_| self.group.taken != Taken::OneByOne);
         tracing::warn!(id, subject = guests.subject, why, to, "a message is put away without being tried");

@@ -7,6 +7,7 @@
 //! Answers, and requests for other subjects, go over core NATS.
 
 mod arriving;
+mod given_back;
 mod group;
 mod keeper;
 mod settle;
@@ -23,11 +24,12 @@ use model::messaging::Subscription;
 use model::stream::StreamSettings;
 
 use self::arriving::Arriving;
+use self::given_back::GivenBack;
 use self::group::Taken;
 use self::keeper::Keeper;
 use self::stream::Stream;
-use super::nats::refused;
-use super::{Answer, Backend, BackendError, Deliveries, Message};
+use super::nats::{refused, traced};
+use super::{Answer, Backend, BackendError, Deliveries, Message, not_ours};
 use crate::nats::jetstream::{JetStream, JetStreamError, PubAck};
 use crate::nats::{Buffer, Client, Headers, NatsError, Outgoing};
 
@@ -54,8 +56,7 @@ struct Inner {
     known: Mutex<Option<(Arc<Stream>, Instant)>>,
     /// By durable consumer: up to which sequence everything is handled, as the server last said.
     floors: Mutex<HashMap<String, u64>>,
-    /// By durable consumer and sequence: how often a message was given back, which is no try.
-    given_back: Mutex<HashMap<(Arc<str>, u64), u32>>,
+    given_back: GivenBack,
     keeper: Arc<Keeper>,
 }
 
@@ -87,7 +88,7 @@ impl Jetstream {
 
     /// As [`Jetstream::new`], where somebody speaks to the server already.
     pub(crate) fn over(js: JetStream, tenant: TenantName, settings: StreamSettings, replicas: u32) -> Self {
-        let (known, floors, given_back) = Default::default();
+        let (known, floors, given_back) = <(_, _, GivenBack)>::default();
         let keeper = Keeper::new(js.client.clone());
         Self(Arc::new(Inner { js, tenant, settings, replicas, known, floors, given_back, keeper }))
     }
@@ -130,9 +131,14 @@ impl Jetstream {
         &self.0.js.client
     }
 
+    /// How long a message is sent again: no longer than the stream knows its id.
+    fn patience(&self) -> Duration {
+        lock(&self.0.known).as_ref().map_or(PATIENCE, |(stream, _)| stream.window.min(PATIENCE))
+    }
+
     /// Sends until the stream has it. Sent again it has the same id, so that the stream keeps it once.
     async fn store(&self, subject: &str, headers: &Headers, body: &Bytes) -> Result<PubAck, JetStreamError> {
-        let began = Instant::now();
+        let (began, patience) = (Instant::now(), self.patience());
         let mut sent = false;
         loop {
             let cause = match self.0.js.store(subject, headers.clone(), body.clone()).await {
@@ -151,7 +157,7 @@ impl Jetstream {
                 _ => false,
             };
             sent = true;
-            if !again || began.elapsed() + PAUSE > PATIENCE {
+            if !again || began.elapsed() + PAUSE > patience {
                 return Err(cause);
             }
             tokio::time::sleep(PAUSE).await;
@@ -163,7 +169,7 @@ impl Jetstream {
         let made = || {
             let id = self.client().inbox();
             let headers = Headers::new().with("Nats-Msg-Id", id.trim_start_matches(INBOX))?;
-            let headers = headers.with("Nats-Expected-Stream", &stream.name)?;
+            let headers = traced(headers.with("Nats-Expected-Stream", &stream.name)?)?;
             reply_to.iter().try_fold(headers, |headers, reply_to| headers.with(REPLY_TO, reply_to))
         };
         let headers = made().map_err(refused)?;
@@ -193,6 +199,7 @@ impl Jetstream {
 impl Backend for Jetstream {
     fn publish(&self, message: Message) -> Answer<'_, ()> {
         async move {
+            not_ours(&message.subject)?;
             let stream = self.stream_for(&message.subject).await?;
             if stream.takes(&message.subject) {
                 return self.send(&stream, message).await;
@@ -200,6 +207,7 @@ impl Backend for Jetstream {
             if message.subject.starts_with(INBOX) {
                 let mut answer = Outgoing::new(message.subject, message.body);
                 answer.reply = message.reply_to;
+                answer.headers = traced(Headers::new()).map_err(refused)?;
                 return self.client().publish(answer).await.map_err(refused);
             }
             Err(stream.missing(&message.subject))
@@ -209,11 +217,14 @@ impl Backend for Jetstream {
 
     fn request(&self, subject: String, body: Vec<u8>, timeout: Duration) -> Answer<'_, Message> {
         async move {
+            not_ours(&subject)?;
             let stream = self.stream_for(&subject).await?;
             if stream.takes(&subject) {
                 return self.ask(&stream, subject, body, timeout).await;
             }
-            let answer = self.client().request(Outgoing::new(subject, body), timeout).await.map_err(refused)?;
+            let mut asked = Outgoing::new(subject, body);
+            asked.headers = traced(Headers::new()).map_err(refused)?;
+            let answer = self.client().request(asked, timeout).await.map_err(refused)?;
             Ok(Message { subject: answer.subject, body: answer.payload.to_vec(), reply_to: answer.reply })
         }
         .boxed()

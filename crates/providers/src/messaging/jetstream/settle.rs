@@ -9,7 +9,7 @@ use model::messaging::Subscription;
 
 use super::group::Group;
 use super::keeper::Kept;
-use super::{BackendError, Jetstream, failed, lock, refused};
+use super::{BackendError, Jetstream, failed, refused};
 use crate::messaging::{Outcome, Settle};
 use crate::nats::jetstream::{JetStreamError, Place};
 use crate::nats::{self, Headers, NatsError, Outgoing, TIMEOUT};
@@ -22,8 +22,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LATER: &str = "-NAK {\"delay\":5000000000}";
 /// The longest reason in a header, characters.
 const MAX_WHY: usize = 500;
-/// Messages given back whose number is remembered.
-const MAX_GIVEN_BACK: usize = 10_000;
 
 /// One message of a group, until the server knows what became of it. Dropped before, it is given back.
 pub(super) struct Settler {
@@ -37,13 +35,8 @@ pub(super) struct Settler {
     kept: Option<Kept>,
     /// What became of it could not be told: it is not to come again at once, and fail again at once.
     later: bool,
-}
-
-impl Jetstream {
-    /// How often this host has given the message back.
-    pub(super) fn given_back(&self, group: &Group, seq: u64) -> u32 {
-        lock(&self.0.given_back).get(&(group.durable.clone(), seq)).copied().unwrap_or(0)
-    }
+    /// Somebody has it, and may try it: until then it is given back untried where it is dropped.
+    handed: bool,
 }
 
 impl Settler {
@@ -57,7 +50,13 @@ impl Settler {
         message: nats::Message,
     ) -> Self {
         let (broker, group, subscription) = (broker.clone(), group.clone(), subscription.clone());
-        Self { broker, group, subscription, place, tries, message, kept: Some(kept), later: false }
+        Self { broker, group, subscription, place, tries, message, kept: Some(kept), later: false, handed: false }
+    }
+
+    /// As who tries it has it.
+    pub(super) fn handed(mut self) -> Self {
+        self.handed = true;
+        self
     }
 
     /// Tells the server until it confirms.
@@ -113,17 +112,12 @@ impl Settler {
         Ok(headers)
     }
 
-    fn forget(&self) {
-        lock(&self.broker.0.given_back).remove(&(self.group.durable.clone(), self.place.seq));
+    async fn give_back(&self) {
+        self.broker.give_back(&self.group, self.place.seq, self.place.delivered).await;
     }
 
-    fn remember(&self) {
-        let mut known = lock(&self.broker.0.given_back);
-        // Those that another host handled stay here: past this number they count as tries.
-        if known.len() >= MAX_GIVEN_BACK {
-            known.clear();
-        }
-        *known.entry((self.group.durable.clone(), self.place.seq)).or_default() += 1;
+    async fn forget(&self) {
+        self.broker.forget(&self.group, self.place.seq).await;
     }
 }
 
@@ -134,14 +128,14 @@ impl Settle for Settler {
             match outcome {
                 Outcome::Done => {
                     self.tell("+ACK".to_owned()).await?;
-                    self.forget();
+                    self.forget().await;
                 }
                 Outcome::Again(pause) => {
                     let delay = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
                     self.tell(format!("-NAK {{\"delay\":{delay}}}")).await?;
                 }
                 Outcome::GivenBack => {
-                    self.remember();
+                    self.give_back().await;
                     self.tell("-NAK".to_owned()).await?;
                 }
                 Outcome::PutAway { to, why } => {
@@ -149,7 +143,7 @@ impl Settle for Settler {
                         self.put_away(&to, &why).await?;
                     }
                     self.tell("+TERM".to_owned()).await?;
-                    self.forget();
+                    self.forget().await;
                 }
             }
             self.kept = None;
@@ -164,9 +158,14 @@ impl Drop for Settler {
         let Some(kept) = self.kept.take() else { return };
         // Without a runtime the process is ending, and the server notices by itself.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let client = self.broker.client().clone();
+            let (broker, group, place, handed) = (self.broker.clone(), self.group.clone(), self.place, self.handed);
             let word = if self.later { LATER } else { "-NAK" };
-            runtime.spawn(async move { client.publish(Outgoing::new(&*kept.subject, word)).await.ok() });
+            runtime.spawn(async move {
+                if !handed {
+                    broker.give_back(&group, place.seq, place.delivered).await;
+                }
+                broker.client().publish(Outgoing::new(&*kept.subject, word)).await.ok()
+            });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The stream that the provider's settings name, found or made; and the one for what was put away.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use model::AppName;
 use model::messaging::{DEAD_LETTER, Pattern, Subscription, covers};
@@ -24,6 +24,8 @@ pub(super) struct Stream {
     pub(super) workqueue: bool,
     /// When it was looked at.
     pub(super) last_seq: u64,
+    /// How long it knows the id of a message.
+    pub(super) window: Duration,
 }
 
 impl Stream {
@@ -33,6 +35,10 @@ impl Stream {
             subjects: info.config.subjects.clone(),
             workqueue: info.config.retention == "workqueue",
             last_seq: info.state.last_seq,
+            window: Duration::from_nanos(match info.config.duplicate_window {
+                0 => DUPLICATES_NS,
+                known => known,
+            }),
         }
     }
 
@@ -215,6 +221,7 @@ mod tests {
             subjects: subjects.iter().map(|one| (*one).to_owned()).collect(),
             workqueue: false,
             last_seq: 0,
+            window: Duration::from_nanos(DUPLICATES_NS),
         };
         let orders = stream(&["orders.*", "jobs.>"]);
         assert!(orders.takes("orders.new") && orders.takes("jobs.>") && orders.takes("jobs.a.b"));

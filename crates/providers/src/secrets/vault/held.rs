@@ -49,13 +49,26 @@ pub(super) struct Lease {
     pub(super) renewable: bool,
     /// Which login of ours it belongs to, with whose token it ends.
     pub(super) login: u64,
+    /// Of its own, and another one after each renewal.
+    pub(super) random: u64,
 }
 
 impl Lease {
-    /// Two thirds of its life are over.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        now >= self.began + self.length * 2 / 3
+    /// At two thirds of its life, or up to a tenth earlier, so that not all who began together come back together.
+    fn renew_at(&self) -> Instant {
+        let two_thirds = self.length * 2 / 3;
+        self.began + two_thirds - earlier(two_thirds, self.random)
     }
+
+    /// It is time to make it longer.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.renew_at()
+    }
+}
+
+/// Up to a tenth of it.
+fn earlier(of: Duration, random: u64) -> Duration {
+    Duration::from_nanos(random % ((of / 10).as_nanos() as u64 + 1))
 }
 
 impl Held {
@@ -70,20 +83,9 @@ impl Held {
     ) -> Self {
         let (refresh, without) = times;
         let end = lease.as_ref().map_or(now + refresh + without, |lease| lease.began + lease.length);
-        // Up to a tenth earlier, so that not all who began together come back together.
-        let tenth = refresh / 10;
-        let earlier = Duration::from_nanos(random % (tenth.as_nanos() as u64 + 1));
-        let held = Self { fields, number, lease, end, due: now + refresh - earlier };
-        held.bounded(earlier)
-    }
-
-    /// With a lease no later than at two thirds of its life.
-    fn bounded(mut self, earlier: Duration) -> Self {
-        if let Some(lease) = &self.lease {
-            let two_thirds = lease.length * 2 / 3;
-            self.due = self.due.min(lease.began + two_thirds - earlier.min(two_thirds / 10));
-        }
-        self
+        let again = now + refresh - earlier(refresh, random);
+        let due = lease.as_ref().map_or(again, |lease| again.min(lease.renew_at()));
+        Self { fields, number, lease, end, due }
     }
 
     /// The same, asked for again in a while.
@@ -91,10 +93,9 @@ impl Held {
         let now = Instant::now();
         self.due = now + refresh;
         let Some(lease) = &self.lease else { return self };
-        let two_thirds = lease.began + lease.length * 2 / 3;
+        let renew_at = lease.renew_at();
         // Past it, a few more tries before the end.
-        let soon =
-            if two_thirds > now { two_thirds } else { now + (lease.length / 10).max(Duration::from_millis(200)) };
+        let soon = if renew_at > now { renew_at } else { now + (lease.length / 10).max(Duration::from_millis(200)) };
         self.due = self.due.min(soon);
         self
     }
@@ -160,6 +161,7 @@ mod tests {
             full: Duration::from_secs(seconds),
             renewable: true,
             login: 1,
+            random: 0,
         });
         let times = (Duration::from_secs(10), Duration::from_secs(60));
         Held::new(Arc::default(), 1, lease, now, times, u64::MAX)
@@ -175,6 +177,28 @@ mod tests {
         assert!(
             !lease.is_due(lease.began + Duration::from_secs(5)) && lease.is_due(lease.began + Duration::from_secs(6))
         );
+    }
+
+    #[test]
+    fn leases_that_began_together_are_not_renewed_together() {
+        let began = Instant::now();
+        let of = |random: u64| {
+            let lease = Lease { random, began, length: Duration::from_secs(900), ..held(Some(900)).lease.unwrap() };
+            let times = (Duration::from_secs(10), Duration::from_secs(60));
+            let held = Held::new(Arc::default(), 1, Some(lease), began, times, random);
+            // Looked at every few seconds, until it is renewed; the last look is at the moment itself.
+            let held = held.again_later(Duration::from_secs(3600));
+            let lease = held.lease.unwrap();
+            assert!(
+                !lease.is_due(held.due - Duration::from_millis(1)) && lease.is_due(held.due),
+                "not before, not after"
+            );
+            (held.due - began).as_secs_f64()
+        };
+        let at: Vec<f64> = (1..50_u64).map(|n| of(n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+        assert!(at.iter().all(|at| (540.0..=600.0).contains(at)), "{at:?}");
+        let spread = at.iter().copied().fold(0.0, f64::max) - at.iter().copied().fold(1000.0, f64::min);
+        assert!(spread > 40.0, "{at:?}");
     }
 
     #[test]

@@ -29,6 +29,7 @@ use zeroize::Zeroizing;
 use super::{Resolver, Revealed, SecretError};
 use crate::dial::Dialer;
 use crate::http_json::{SettingsError, json_body};
+use crate::meter::LinkMeter;
 use crate::path::Segments;
 use crate::vault::{self, Hidden, Vault, VaultError};
 use answer::{Answer, Fields, Renewed};
@@ -90,6 +91,8 @@ pub struct VaultSecrets {
     changes: watch::Sender<u64>,
     keeping: std::sync::Once,
     jitter: RandomState,
+    /// Of the links that are answered from memory while Vault is away.
+    told: Mutex<Vec<Weak<LinkMeter>>>,
     own: Weak<Self>,
 }
 
@@ -135,8 +138,21 @@ impl VaultSecrets {
             changes: watch::Sender::new(0),
             keeping: std::sync::Once::new(),
             jitter: RandomState::new(),
+            told: Mutex::default(),
             own: own.clone(),
         }))
+    }
+
+    /// Tells the meter of a link when Vault cannot be asked, though calls over it are answered from memory.
+    pub fn tell(&self, meter: &Arc<LinkMeter>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|known| known.strong_count() > 0);
+        told.push(Arc::downgrade(meter));
+    }
+
+    fn stands(&self, found: Result<(), &SecretError>) {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.iter().filter_map(Weak::upgrade).for_each(|meter| meter.stands(found));
     }
 
     /// Logs in and looks at the mount: says early and with its reason what every call would say.
@@ -202,10 +218,11 @@ impl VaultSecrets {
                 let length = Duration::from_secs(lease_duration);
                 // Whether a lease that has no end was given, or none at all: nothing has to be done for it.
                 let lease = lease_id.filter(|id| !id.expose().is_empty() && !length.is_zero());
-                (data, lease.map(|id| Lease { id, began: asked, length, full: length, renewable, login }))
+                (data, lease.map(|id| Lease { id, began: asked, length, full: length, renewable, login, random }))
             }
             Err(cause) => return Err(self.failed(slot, before, cause)),
         };
+        self.stands(Ok(()));
         let (fields, was_there) = (Arc::new(fields), before.is_some());
         let same = before.filter(|before| before.fields == fields).map(|before| before.number);
         let number = same.unwrap_or_else(|| self.numbers.fetch_add(1, Relaxed) + 1);
@@ -222,6 +239,7 @@ impl VaultSecrets {
         match before {
             Some(before) if cause.is_away() && before.is_good() => {
                 slot.keep(before.again_later(self.refresh));
+                self.stands(Err(&cause));
             }
             before => {
                 slot.fail(cause.clone(), Instant::now() + REPEATED);
@@ -263,6 +281,7 @@ impl VaultSecrets {
             Some(lease) if lease.renewable => match self.renew(lease).await {
                 Ok(Some(renewed)) => {
                     slot.keep(held.clone().renewed(renewed, self.refresh));
+                    self.stands(Ok(()));
                     return;
                 }
                 Ok(None) => {}
@@ -287,7 +306,8 @@ impl VaultSecrets {
         let renewed: Renewed = self.vault.read(&told)?;
         let length = Duration::from_secs(renewed.lease_duration);
         let lives_on = length * 2 >= lease.full;
-        Ok(lives_on.then(|| Lease { began, length, renewable: renewed.renewable, ..lease.clone() }))
+        let random = self.jitter.hash_one(began);
+        Ok(lives_on.then(|| Lease { began, length, renewable: renewed.renewable, random, ..lease.clone() }))
     }
 
     /// When the secret is due that is due first.

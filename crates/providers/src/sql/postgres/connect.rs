@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use model::sql::{STATEMENT_MS, SqlError};
+use model::sql::SqlError;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_postgres::{Config, NoTls};
 use tokio_rustls::TlsConnector;
 
-use super::error::{cannot_connect, translate};
-use super::guard::{Guarded, Oversize};
+use super::error::cannot_connect;
+use super::guard::Guarded;
 use super::session::Session;
 use crate::dial::{DialError, Dialer, Line, Target};
 use crate::http_out::Tls;
@@ -42,6 +42,7 @@ fn refused(error: SecretError) -> SqlError {
         SecretError::Missing(_)
         | SecretError::Absent { .. }
         | SecretError::NotKept { .. }
+        | SecretError::NotGiven { .. }
         | SecretError::Denied { .. }
         | SecretError::Unusable { .. } => SqlError::Denied(error.to_string()),
     }
@@ -72,14 +73,7 @@ impl Connector {
         }
         let connected = config.connect_raw(guarded, NoTls).await;
         let (client, connection) = connected.map_err(|cause| cannot_connect(&cause))?;
-        let session = Session::new(client, connection, oversize);
-        // Times without a zone are UTC, and the server itself ends what takes too long.
-        let setup = format!(
-            "SET statement_timeout = {STATEMENT_MS}; SET idle_in_transaction_session_timeout = {}; SET timezone = 'UTC'",
-            STATEMENT_MS * 2
-        );
-        session.client.batch_execute(&setup).await.map_err(|cause| translate(&cause, &Oversize::default()))?;
-        Ok(session)
+        Session::new(client, connection, oversize).await
     }
 
     async fn secure(&self, tls: &Tls, mut stream: Line) -> Result<Box<dyn Io>, SqlError> {

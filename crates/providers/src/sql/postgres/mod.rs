@@ -1,13 +1,15 @@
 //! A Postgres database, over connections that the `Dialer` makes: few, kept, each used by one call at a time.
 //!
-//! A connection goes back only from a call that left nothing on it. Whatever ends otherwise, with a lost answer, a
-//! time-out, or a caller that gave up, closes its connection, and the server rolls back what was not committed.
+//! A connection goes back only from a call that ended with an answer, and after what it left was undone (see [`rest`]).
+//! Whatever ends otherwise, with a lost answer, a time-out, or a caller that gave up, closes its connection, and the
+//! server rolls back what was not committed.
 
 mod connect;
 mod error;
 mod guard;
 mod params;
 mod pool;
+mod rest;
 mod session;
 pub(crate) mod text;
 mod values;
@@ -23,8 +25,8 @@ use model::sql::{Answer, Call, Rows, STATEMENT_MS, SqlError, only_reads};
 use model::{AppName, ProviderName, TenantName};
 use tokio::sync::Semaphore;
 
-use super::Backend;
-use crate::breaker::{Breaker, Pauses};
+use super::{Backend, MAX_WAIT};
+use crate::breaker::{Breaker, Pass, Pauses};
 use crate::dial::{Caller, Dialer, Target};
 use crate::http_json::SettingsError;
 use crate::http_json::certificates;
@@ -37,8 +39,6 @@ pub(crate) use values::Reader;
 
 /// Connections of one provider of one app on one host.
 pub const MAX_CONNECTIONS: usize = 8;
-/// How long a call waits for one of them.
-const MAX_WAIT: Duration = Duration::from_secs(5);
 /// The whole of a call, connecting included: longer than the server itself gives a statement.
 const CALL: Duration = Duration::from_millis(STATEMENT_MS + 2000);
 /// When calls stop going out.
@@ -103,7 +103,7 @@ impl Postgres {
         Ok(Self {
             pool: Arc::new(Pool::new(connector)),
             room: Semaphore::new(MAX_CONNECTIONS),
-            breaker: Breaker::new(PAUSES),
+            breaker: Breaker::new(PAUSES).or_silent(late()),
         })
     }
 
@@ -193,7 +193,7 @@ impl Postgres {
         .await
     }
 
-    async fn lease(&self) -> Tried<Lease<'_>> {
+    async fn lease(&self) -> Tried<Lease> {
         self.pool.lease().await.map_err(Failure::Connect)
     }
 
@@ -201,33 +201,54 @@ impl Postgres {
     async fn guarded<T>(&self, call: impl Future<Output = Tried<T>>) -> Result<T, SqlError> {
         let busy = || SqlError::Unavailable(format!("its {MAX_CONNECTIONS} connections are in use"));
         let Ok(Ok(_permit)) = tokio::time::timeout(MAX_WAIT, self.room.acquire()).await else { return Err(busy()) };
-        let pass = self.breaker.enter()?;
-        let late = |_| {
-            // Nobody may be at the other end of those at rest either, and nothing would ever tell.
-            self.pool.forget();
-            Err(Failure::Connect(SqlError::TimedOut { ms: CALL.as_millis() as u64 }))
-        };
-        match tokio::time::timeout(CALL, call).await.unwrap_or_else(late) {
-            Ok(done) => {
-                pass.answered();
-                Ok(done)
-            }
-            Err(Failure::Connect(error)) => {
+        let mut asking = Asking { pass: Some(self.breaker.enter()?), pool: &self.pool };
+        let Ok(done) = tokio::time::timeout(CALL, call).await else { return Err(asking.late()) };
+        let pass = asking.pass.take();
+        match (&done, pass) {
+            (_, None) => {}
+            (Err(Failure::Connect(error) | Failure::Call(error @ SqlError::Unavailable(_))), Some(pass)) => {
                 pass.failed(error.clone());
-                Err(error)
             }
-            Err(Failure::Call(error)) => {
-                match &error {
-                    SqlError::Unavailable(_) => pass.failed(error.clone()),
-                    _ => pass.answered(),
-                }
-                Err(error)
-            }
+            (Ok(_) | Err(Failure::Call(_)), Some(pass)) => pass.answered(),
+        }
+        done.map_err(|(Failure::Connect(error) | Failure::Call(error))| error)
+    }
+}
+
+fn late() -> SqlError {
+    SqlError::TimedOut { ms: CALL.as_millis() as u64 }
+}
+
+/// A call under way. Given up while the server is silent, or without an answer in its time, it closes its own connection, and
+/// those at rest are asked before they are used: nobody may be at the other end of them either, and nothing would ever
+/// tell. Where it is only this call that takes long, the other links keep theirs.
+struct Asking<'a> {
+    pass: Option<Pass<'a, SqlError>>,
+    pool: &'a Pool,
+}
+
+impl Asking<'_> {
+    fn late(mut self) -> SqlError {
+        if self.pass.take().is_some_and(|pass| pass.late(late())) {
+            self.pool.doubt();
+        }
+        late()
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if self.pass.take().is_some_and(Pass::given_up) {
+            self.pool.doubt();
         }
     }
 }
 
 impl Backend for Postgres {
+    fn connections(&self) -> Option<usize> {
+        Some(MAX_CONNECTIONS)
+    }
+
     fn call(&self, call: Call) -> BoxFuture<'_, Result<Answer, SqlError>> {
         async move {
             Ok(match call {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use model::sql::{MAX_ANSWER, MAX_ROWS, SqlError, only_reads};
@@ -15,16 +16,18 @@ use super::error::translate;
 use super::guard::{Guarded, Oversize};
 use super::params::Param;
 use super::pool::AbortOnDrop;
+use super::rest::Rest;
 use super::values::{Raw, Reader};
 
 /// Statements a connection keeps prepared.
 const MAX_PREPARED: usize = 64;
 
 pub(super) struct Session {
-    pub(super) client: Client,
+    client: Client,
     /// See [`super::pool`].
     pub(super) generation: u64,
     oversize: Oversize,
+    rest: Rest,
     prepared: Mutex<HashMap<String, Statement>>,
     /// A statement was refused because its tables changed since it was prepared.
     outdated: AtomicBool,
@@ -35,32 +38,47 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(
+    /// One that just logged in, set up.
+    pub(super) async fn new(
         client: Client,
         connection: Connection<Guarded<Box<dyn Io>>, NoTlsStream>,
         oversize: Oversize,
-    ) -> Self {
+    ) -> Result<Self, SqlError> {
         let driver = tokio::spawn(async move {
             if let Err(cause) = connection.await {
                 tracing::debug!(%cause, "a connection to Postgres ended");
             }
         });
-        Self {
+        let driver = AbortOnDrop(driver);
+        let rest = Rest::new(&client).await.map_err(|cause| translate(&cause, &oversize))?;
+        Ok(Self {
             client,
             generation: 0,
             oversize,
+            rest,
             prepared: Mutex::default(),
             outdated: AtomicBool::new(false),
             at_rest: AtomicBool::new(true),
-            _driver: AbortOnDrop(driver),
-        }
+            _driver: driver,
+        })
+    }
+
+    /// Whether nothing that a call did is met by the next one.
+    pub(super) async fn is_cleared(&self) -> bool {
+        let ours = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.is_at_rest() && self.rest.again(&self.client, ours).await
+    }
+
+    /// Whether somebody is at the other end.
+    pub(super) async fn answers(&self, within: Duration) -> bool {
+        matches!(tokio::time::timeout(within, self.client.batch_execute("")).await, Ok(Ok(())))
     }
 
     pub(super) fn is_open(&self) -> bool {
         !self.client.is_closed()
     }
 
-    pub(super) fn is_at_rest(&self) -> bool {
+    fn is_at_rest(&self) -> bool {
         self.at_rest.load(Relaxed)
     }
 

@@ -12,8 +12,10 @@ use model::sql::{MAX_CALL, MAX_PARAMS, MAX_SQL, SqlError, Statement};
 use runtime::wasmtime::component::{HasData, Linker};
 use runtime::{Capability, Ctx, LogStreamKind};
 
-use super::postgres::{Param, Postgres, Reader};
+use super::connection;
+use super::postgres::{MAX_CONNECTIONS, Param, Postgres, Reader};
 use crate::meter::LinkMeter;
+use crate::share::{Share, Sharing};
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -35,6 +37,7 @@ const MAX_PREPARED: usize = 1024;
 pub struct PostgresLink {
     database: Arc<Postgres>,
     meter: Arc<LinkMeter>,
+    share: Share,
     prepared: Arc<Mutex<Prepared>>,
 }
 
@@ -47,8 +50,22 @@ struct Prepared {
 
 impl PostgresLink {
     /// Everything a component asks goes to `database`.
-    pub fn new(database: Arc<Postgres>, meter: Arc<LinkMeter>) -> Self {
-        Self { database, meter, prepared: Arc::default() }
+    pub fn new(database: Arc<Postgres>, meter: Arc<LinkMeter>, sharing: Sharing) -> Self {
+        let share = Share::new(Some(MAX_CONNECTIONS), sharing);
+        Self { database, meter, share, prepared: Arc::default() }
+    }
+
+    /// A call, by one of the connections that the link may have, counted.
+    async fn call<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, SqlError>>,
+    ) -> Result<T, SqlError> {
+        let work = async {
+            let _connection = connection(&self.share).await?;
+            work.await
+        };
+        self.meter.call(operation, work).await
     }
 
     fn keep(&self, sql: String) -> String {
@@ -153,12 +170,13 @@ impl query::Host for View<'_> {
         sql: String,
         given: Vec<PgValue>,
     ) -> wasmtime::Result<Result<Vec<ResultRow>, QueryError>> {
-        let PostgresLink { database, meter, .. } = match self.linked() {
+        let link = match self.linked() {
             Ok(link) => link,
             Err(why) => return Ok(Err(QueryError::Unexpected(why))),
         };
         let reader = Reader { read: values::value, null: || PgValue::Null };
-        let asked = meter.call("query", async { database.rows(&sql, &checked(&sql, &given)?, &reader).await }).await;
+        let asked =
+            link.call("query", async { link.database.rows(&sql, &checked(&sql, &given)?, &reader).await }).await;
         Ok(asked.map_err(refused).map(|(columns, rows)| {
             let row = |values: Vec<PgValue>| {
                 let entry = |(name, value): (&String, PgValue)| ResultRowEntry { column_name: name.clone(), value };
@@ -169,7 +187,7 @@ impl query::Host for View<'_> {
     }
 
     async fn query_batch(&mut self, sql: String) -> wasmtime::Result<Result<(), QueryError>> {
-        let PostgresLink { database, meter, .. } = match self.linked() {
+        let link = match self.linked() {
             Ok(link) => link,
             Err(why) => return Ok(Err(QueryError::Unexpected(why))),
         };
@@ -180,9 +198,9 @@ impl query::Host for View<'_> {
             if sql.contains('\0') {
                 return Err(SqlError::Invalid("it has a NUL character".to_owned()));
             }
-            database.script(&sql).await
+            link.database.script(&sql).await
         };
-        Ok(meter.call("query-batch", script).await.map_err(refused))
+        Ok(link.call("query-batch", script).await.map_err(refused))
     }
 }
 
@@ -197,7 +215,7 @@ impl prepared::Host for View<'_> {
             checked(&sql, &[])?;
             link.database.prepare(&sql).await
         };
-        let asked = link.meter.call("prepare", asked).await;
+        let asked = link.call("prepare", asked).await;
         Ok(asked.map(|()| link.keep(sql)).map_err(|cause| unexpected(cause.to_string())))
     }
 
@@ -213,7 +231,7 @@ impl prepared::Host for View<'_> {
         let Some(sql) = link.kept(&token) else {
             return Ok(Err(PreparedStatementExecError::UnknownPreparedQuery));
         };
-        let asked = link.meter.call("exec", async { link.database.changed(&sql, &checked(&sql, &given)?).await }).await;
+        let asked = link.call("exec", async { link.database.changed(&sql, &checked(&sql, &given)?).await }).await;
         Ok(asked.map_err(|cause| PreparedStatementExecError::QueryError(refused(cause))))
     }
 }

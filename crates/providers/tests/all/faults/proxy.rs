@@ -158,7 +158,8 @@ async fn connection(client: TcpStream, server: SocketAddr, number: u32, mut way:
     };
     tokio::select! {
         () = work => {}
-        _ = way.wait_for(|way| way.cut >= number) => {}
+        // One that came in the moment in which nobody is to come any more has a higher number.
+        _ = way.wait_for(|way| way.cut >= number || way.mode == Mode::Refuse) => {}
     }
 }
 

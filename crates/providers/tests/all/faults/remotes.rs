@@ -32,7 +32,7 @@ impl Remote for Redis {
     const BOUND: Duration = Duration::from_secs(5);
 
     async fn start() -> Option<Self> {
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = crate::ports::free();
         Some(Self(RedisServer::start_at(address, &["--requirepass", SECRET])))
     }
 
@@ -82,6 +82,7 @@ pub(crate) struct NatsKeys(NatsOfAnn);
 impl Remote for NatsKeys {
     // The lookup of the bucket, at most, and the call itself.
     const BOUND: Duration = Duration::from_secs(10);
+    const PER_LINK: bool = false;
 
     async fn start() -> Option<Self> {
         Some(Self(NatsOfAnn::start()))
@@ -108,6 +109,7 @@ pub(crate) struct NatsMessages(NatsOfAnn);
 
 impl Remote for NatsMessages {
     const BOUND: Duration = Duration::from_secs(5);
+    const PER_LINK: bool = false;
 
     async fn start() -> Option<Self> {
         Some(Self(NatsOfAnn::start()))
@@ -141,16 +143,50 @@ pub(crate) struct Vault {
     token: String,
 }
 
+impl Vault {
+    fn on(rig: vault::Rig) -> Self {
+        let mount = rig.mount("2");
+        let policy = rig.policy(&[&format!("{mount}/*")]);
+        let token = rig.token(json!({ "policies": [policy], "ttl": "1h" }));
+        Self { rig, mount, token }
+    }
+
+    /// A real server, where there is one.
+    async fn real() -> Option<Self> {
+        let rigs = vault::rigs().await;
+        rigs.into_iter().find(|rig| rig.fake.is_none()).map(Self::on)
+    }
+}
+
+/// The same on a real OpenBao.
+pub(crate) struct OpenBao(Vault);
+
+impl Remote for OpenBao {
+    const BOUND: Duration = Vault::BOUND;
+
+    async fn start() -> Option<Self> {
+        Vault::real().await.map(Self)
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.address()
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        self.0.open(at, dialer)
+    }
+
+    async fn revoke(&self) -> bool {
+        self.0.revoke().await
+    }
+}
+
 impl Remote for Vault {
     // To log in, and the call itself.
     const BOUND: Duration = Duration::from_secs(8);
 
     async fn start() -> Option<Self> {
-        let rig = vault::rigs().await.remove(0);
-        let mount = rig.mount("2");
-        let policy = rig.policy(&[&format!("{mount}/*")]);
-        let token = rig.token(json!({ "policies": [policy], "ttl": "1h" }));
-        Some(Self { rig, mount, token })
+        Some(Self::on(vault::rigs().await.remove(0)))
     }
 
     fn address(&self) -> SocketAddr {
@@ -286,6 +322,7 @@ impl Remote for JetstreamMessages {
     // What is known of the stream, a message that is sent again for a while, and the last of these tries.
     const BOUND: Duration = Duration::from_secs(18);
     const BRIDGES: bool = true;
+    const PER_LINK: bool = false;
 
     async fn start() -> Option<Self> {
         Some(Self(NatsOfAnn::start()))
@@ -317,6 +354,7 @@ pub(crate) struct NatsObjects(NatsOfAnn);
 impl Remote for NatsObjects {
     // The lookup of the bucket, at most, and the call itself.
     const BOUND: Duration = Duration::from_secs(10);
+    const PER_LINK: bool = false;
 
     async fn start() -> Option<Self> {
         Some(Self(NatsOfAnn::start()))
@@ -335,6 +373,29 @@ impl Remote for NatsObjects {
 
     async fn revoke(&self) -> bool {
         self.0.revoke()
+    }
+}
+
+/// The same on a real OpenBao.
+pub(crate) struct OpenBaoSecrets(VaultSecrets);
+
+impl Remote for OpenBaoSecrets {
+    const BOUND: Duration = VaultSecrets::BOUND;
+
+    async fn start() -> Option<Self> {
+        Vault::real().await.map(|vault| Self(VaultSecrets(vault)))
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.address()
+    }
+
+    fn open(&self, at: SocketAddr, dialer: Arc<Direct>) -> Call {
+        self.0.open(at, dialer)
+    }
+
+    async fn revoke(&self) -> bool {
+        self.0.revoke().await
     }
 }
 

@@ -1,0 +1,273 @@
+//! Moves of data with a node that does every step: which revision has the calls at the end, whatever becomes of the new one.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::Code;
+use api::client::Require;
+use api::control::MoveRequest;
+use api::copy::{CopyPhase, CopyView, Extra};
+use api::node::CopyStep;
+use model::app::{LockedApp, Revision};
+use model::observed::{AppObserved, Phase, Reason};
+use store::keys::{self, NodeRecord};
+use store::{Expect, Store as _};
+
+use crate::rig::{Inside, Nodes, PATIENCE, Rig, locked, name, refused};
+
+/// Where a node says that an app stands.
+async fn report(rig: &Rig, revision: u64, phase: Phase, serving: Option<u64>) {
+    let reason = (phase == Phase::Failed).then(|| Reason { code: "x".into(), message: "it breaks".into(), help: None });
+    let report = AppObserved { revision: Revision(revision), phase, serving: serving.map(Revision), reason };
+    let key = keys::observed(&name("local"), &rig.tenant, &name("counter"));
+    rig.store.put(&key, serde_json::to_vec(&report).unwrap().into(), Expect::Any, None).await.unwrap();
+}
+
+/// An app whose revision 1 is deployed, and the steps that the node did.
+async fn deployed() -> (Rig, LockedApp, Arc<Mutex<Vec<CopyStep>>>) {
+    deployed_with(Nodes::default()).await
+}
+
+async fn deployed_with(nodes: Nodes) -> (Rig, LockedApp, Arc<Mutex<Vec<CopyStep>>>) {
+    let mut rig = Rig::without_node().await;
+    let steps = Arc::<Mutex<Vec<CopyStep>>>::default();
+    let nodes = Nodes { copied: Some(steps.clone()), ..nodes };
+    rig.restart_with(nodes, Duration::from_secs(3600)).await;
+    let record = NodeRecord { ingress: vec![], pid: 1, since_ms: 1, ..NodeRecord::default() };
+    let record = serde_json::to_vec(&record).unwrap().into();
+    rig.store.put(&keys::node(&name("local")), record, Expect::Any, None).await.unwrap();
+    let app = locked("counter", &rig.artifact(1).await);
+    rig.put(&app).await.unwrap();
+    (rig, app, steps)
+}
+
+async fn begin(rig: &Rig) {
+    let (contract, provider, extra) = (name("wasi:keyvalue"), name("memory"), Extra::Refuse);
+    let request = MoveRequest { component: None, contract, label: None, provider, extra };
+    rig.client.copy(&rig.tenant, &name("counter"), &request).await.unwrap();
+}
+
+/// The move, once it is over.
+async fn over(rig: &Rig) -> CopyView {
+    let over = async {
+        loop {
+            let view = rig.client.copied(&rig.tenant, &name("counter")).await.unwrap();
+            if matches!(view.phase, CopyPhase::Done | CopyPhase::Failed) {
+                return view;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, over).await.expect("the move does not end")
+}
+
+fn released(steps: &Mutex<Vec<CopyStep>>) -> Vec<Option<Revision>> {
+    let to = |step: &CopyStep| if let CopyStep::Release(to) = step { Some(*to) } else { None };
+    steps.lock().unwrap().iter().filter_map(to).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deploy_that_lands_while_a_move_switches_stays() {
+    let (rig, _, steps) = deployed().await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin(&rig).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    // The new link is recorded and does not serve yet, when somebody deploys.
+    let mut app = rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app;
+    app.version = Some("2".into());
+    assert_eq!(rig.put(&app).await.unwrap().revision, Revision(3));
+    report(&rig, 3, Phase::Serving, Some(3)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem), (CopyPhase::Done, None));
+    assert_eq!(released(&steps), [Some(Revision(3))]);
+    let now = rig.client.app(&rig.tenant, &name("counter")).await.unwrap();
+    assert_eq!((now.desired.revision, now.desired.app), (Revision(3), app), "it is not rolled back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_new_provider_does_not_serve_the_old_one_does_again_before_calls_go_on() {
+    let (rig, app, steps) = deployed().await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin(&rig).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    report(&rig, 2, Phase::Failed, Some(1)).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(3))).await;
+    assert_eq!(released(&steps), [], "not before it serves");
+    report(&rig, 3, Phase::Serving, Some(3)).await;
+    let view = over(&rig).await;
+    let problem = view.problem.unwrap();
+    assert_eq!((view.phase, problem.code), (CopyPhase::Failed, Code::StartFailed));
+    assert!(problem.detail.contains("it breaks"), "{problem}");
+    assert_eq!(released(&steps), [Some(Revision(3))]);
+    assert_eq!(rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app.links, app.links);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_whose_newest_revision_does_not_answer_is_not_moved() {
+    let (rig, mut app, steps) = deployed().await;
+    app.version = Some("2".into());
+    rig.put(&app).await.unwrap();
+    report(&rig, 2, Phase::Failed, Some(1)).await;
+    begin(&rig).await;
+    let problem = over(&rig).await.problem.unwrap();
+    assert!(problem.code == Code::Busy && problem.detail.contains("does not answer"), "{problem}");
+    let copied = |step: &CopyStep| matches!(step, CopyStep::Begin(_) | CopyStep::Hold(..));
+    assert!(!steps.lock().unwrap().iter().any(copied), "nothing was begun");
+    // The link is everybody's to set again.
+    let link = api::control::LinkRequest {
+        component: None,
+        contract: name("wasi:keyvalue"),
+        label: None,
+        provider: name("memory"),
+    };
+    rig.client.link(&rig.tenant, &name("counter"), &link, Require::Any).await.unwrap();
+}
+
+/// The app with a link of another component beside the one it has.
+fn with_second(mut app: LockedApp, provider: &str, bucket: Option<&str>) -> LockedApp {
+    let component = app.components.values().next().unwrap().clone();
+    app.components.insert(name("index"), component);
+    let mut link = app.links[0].clone();
+    (link.component, link.provider) = (name("index"), name(provider));
+    app.providers.entry(link.provider.clone()).or_insert_with(|| {
+        let embedded = || model::app::ProviderSpec::new(model::ProviderKind::KeyvalueEmbedded);
+        model::rules::provider::built_in(provider).unwrap_or_else(embedded)
+    });
+    link.config.extend(bucket.map(|bucket| ("bucket".to_owned(), bucket.to_owned())));
+    app.links.push(link);
+    app
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_links_of_a_bucket_move_with_its_data_in_one_revision() {
+    let (rig, app, _) = deployed().await;
+    let third = with_second(app, "embedded", None);
+    let mut app = third.clone();
+    let mut own = third.links[0].clone();
+    own.label = name("own");
+    app.links.push(own);
+    rig.put(&app).await.unwrap();
+    report(&rig, 2, Phase::Serving, Some(2)).await;
+    // Which of those that share it is named makes no difference.
+    let contract = name("wasi:keyvalue");
+    let (component, label, provider) = (Some(name("index")), Some(name("default")), name("memory"));
+    let request = MoveRequest { component, contract, label, provider, extra: Extra::Refuse };
+    rig.client.copy(&rig.tenant, &name("counter"), &request).await.unwrap();
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(3))).await;
+    report(&rig, 3, Phase::Serving, Some(3)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem, view.revision), (CopyPhase::Done, None, Some(Revision(3))));
+    let now = rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app;
+    let at = |label: &str| -> Vec<String> {
+        let of = now.links.iter().filter(|link| link.label.as_str() == label);
+        of.map(|link| format!("{} {}", link.component, link.provider)).collect()
+    };
+    assert_eq!(at("default"), ["counter memory", "index memory"]);
+    assert_eq!(at("own").len(), 1);
+    assert!(at("own")[0].ends_with(" embedded"), "what reaches another bucket stays: {:?}", now.links);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_moved_into_a_bucket_that_another_link_of_the_app_has() {
+    let (rig, app, steps) = deployed().await;
+    let begin = async || {
+        let (component, contract, extra) = (Some(name("counter")), name("wasi:keyvalue"), Extra::Keep);
+        let request = MoveRequest { component, contract, label: None, provider: name("memory"), extra };
+        rig.client.copy(&rig.tenant, &name("counter"), &request).await
+    };
+    rig.put(&with_second(app.clone(), "memory", None)).await.unwrap();
+    report(&rig, 2, Phase::Serving, Some(2)).await;
+    let problem = refused(begin().await);
+    assert_eq!(problem.code, Code::RequestInvalid);
+    assert!(problem.detail.contains("`index`") && problem.detail.contains("`memory`"), "{problem}");
+    assert!(steps.lock().unwrap().is_empty(), "nothing was begun");
+    // Another bucket of that provider is nobody's concern.
+    rig.put(&with_second(app, "memory", Some("own"))).await.unwrap();
+    report(&rig, 3, Phase::Serving, Some(3)).await;
+    begin().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_other_link_of_the_app_comes_to_the_bucket_that_a_move_fills() {
+    let page = Arc::new(Inside::default());
+    let (rig, app, _) = deployed_with(Nodes { page: Some(page.clone()), ..Nodes::default() }).await;
+    let app = with_second(app, "other", None);
+    rig.put(&app).await.unwrap();
+    report(&rig, 2, Phase::Serving, Some(2)).await;
+    let contract = name::<model::ContractId>("wasi:keyvalue");
+    let request = MoveRequest {
+        component: Some(name("counter")),
+        contract: contract.clone(),
+        label: Some(name("default")),
+        provider: name("memory"),
+        extra: Extra::Keep,
+    };
+    rig.client.copy(&rig.tenant, &name("counter"), &request).await.unwrap();
+    let copying = async {
+        while page.calls.load(SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, copying).await.expect("nothing is copied");
+    let link = |provider: &str| api::control::LinkRequest {
+        component: Some(name("index")),
+        contract: contract.clone(),
+        label: None,
+        provider: name(provider),
+    };
+    let problem = refused(rig.client.link(&rig.tenant, &name("counter"), &link("memory"), Require::Any).await);
+    assert_eq!(problem.code, Code::Conflict);
+    assert!(problem.detail.contains("`index`") && problem.detail.contains("`memory`"), "{problem}");
+    let mut third = app.links[0].clone();
+    (third.label, third.provider) = (name("third"), name("memory"));
+    third.config.insert("bucket".to_owned(), "default".to_owned());
+    let mut deploy = app.clone();
+    deploy.links.push(third.clone());
+    deploy.providers.insert(name("memory"), model::rules::provider::built_in("memory").unwrap());
+    assert_eq!(refused(rig.put(&deploy).await).code, Code::Conflict);
+    // Another bucket there is nobody's concern.
+    third.config.insert("bucket".to_owned(), "own".to_owned());
+    deploy.links.pop();
+    deploy.links.push(third);
+    rig.put(&deploy).await.unwrap();
+    page.go_on.store(true, SeqCst);
+    report(&rig, 3, Phase::Serving, Some(3)).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(4))).await;
+    report(&rig, 4, Phase::Serving, Some(4)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem), (CopyPhase::Done, None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_that_comes_while_a_move_without_one_is_under_way_leaves_it_as_it_was_meant() {
+    let page = Arc::new(Inside::default());
+    let (rig, app, steps) = deployed_with(Nodes { page: Some(page.clone()), ..Nodes::default() }).await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin(&rig).await;
+    let copying = async {
+        while page.calls.load(SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, copying).await.expect("nothing is copied");
+    // It has a bucket of its own, and stays where it is.
+    let mut deploy = app.clone();
+    let mut second = app.links[0].clone();
+    second.label = name("second");
+    deploy.links.push(second);
+    assert_eq!(rig.put(&deploy).await.unwrap().revision, Revision(2));
+    report(&rig, 2, Phase::Serving, Some(2)).await;
+    // The same request again is the move that is under way, though it would be another one by now.
+    begin(&rig).await;
+    page.go_on.store(true, SeqCst);
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(3))).await;
+    report(&rig, 3, Phase::Serving, Some(3)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem, view.revision), (CopyPhase::Done, None, Some(Revision(3))));
+    let begun = steps.lock().unwrap().iter().filter(|step| matches!(step, CopyStep::Begin(_))).count();
+    assert_eq!(begun, 1, "it did not begin anew");
+    let now = rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app;
+    let links: Vec<_> = now.links.iter().map(|link| format!("{} {}", link.label, link.provider)).collect();
+    assert_eq!(links, ["default memory".to_owned(), format!("second {}", app.links[0].provider)]);
+}

@@ -1,0 +1,1 @@
+(component (@custom "wasmcloud_jwt" "e30.e30.AA") (@custom "" "") (core module))

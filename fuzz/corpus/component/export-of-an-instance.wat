@@ -1,0 +1,1 @@
+(component (instance $x) (export "a:b/c@1.0.0" (instance $x)))

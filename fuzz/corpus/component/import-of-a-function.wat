@@ -1,0 +1,1 @@
+(component (type (func)) (import "run" (func (type 0))))

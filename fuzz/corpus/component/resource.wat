@@ -1,0 +1,1 @@
+(component (import "a:b/t" (instance (export "r" (type (sub resource))))))
