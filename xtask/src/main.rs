@@ -1,6 +1,7 @@
 //! `cargo xtask <command>`: what a developer or CI runs. No other tool is needed.
 #![forbid(unsafe_code)]
 
+mod again;
 mod check;
 mod examples;
 mod fuzz;
@@ -88,7 +89,7 @@ fn main() -> anyhow::Result<()> {
     let root = root()?;
     match Cli::parse().command {
         Task::Test { args } => test::run(&root, &args),
-        Task::RunTest { command } => test::one(&command),
+        Task::RunTest { command } => again::run(&command, test::STANDS_IN),
         Task::Check => check::run(&root),
         Task::Tidy => tidy::run(&root),
         Task::Guests => {

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::check::step;
-use crate::packages;
+use crate::{again, packages};
 
 /// Installs what the tests need, builds the guests and the product, runs every test.
 ///
@@ -21,7 +20,10 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     let mut missing = crate::servers::ensure(root);
     missing.extend(crate::openbao::ensure(root));
     let not_run = root.join("target/not-run");
-    drop(std::fs::remove_file(&not_run));
+    let flaky = root.join("target/flaky");
+    for file in [&not_run, &flaky] {
+        drop(std::fs::remove_file(file));
+    }
     let guests = root.join("target/guests");
     crate::guests::build(root, &guests)?;
     // Whole-system tests start this very binary, so it is built first and named to them.
@@ -38,11 +40,15 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
         .env("SIDEREAL_GUESTS", &guests)
         .env("SIDEREAL_BIN", root.join("target/release/sidereal"))
         .env("SIDEREAL_NOT_RUN", &not_run)
+        .env(again::FLAKY, &flaky)
         .env("RUST_BACKTRACE", "0");
     let tested = step("test", &mut test, root);
     let said = std::fs::read_to_string(&not_run).unwrap_or_default();
     for line in said.lines().collect::<BTreeSet<_>>() {
         eprintln!("NOT RUN: {line}");
+    }
+    for line in std::fs::read_to_string(&flaky).unwrap_or_default().lines() {
+        eprintln!("FLAKY: {line}: it failed among the others and passed alone: mend it");
     }
     tested?;
     if !missing.is_empty() {
@@ -86,10 +92,6 @@ pub fn built(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, PathBuf>> {
     Ok(built)
 }
 
-/// Packages whose tests wait for servers and time-outs most of the time, and for how many of them at once there is room on
-/// each core.
-const PATIENT: [(&str, usize); 3] = [("providers", 3), ("drivers", 2), ("node", 2)];
-
 /// Set where this program is called in the place of the compiler, while the tests are built.
 pub const STANDS_IN: &str = "SIDEREAL_TEST_COMPILER";
 
@@ -107,28 +109,6 @@ pub fn compiler() -> anyhow::Result<()> {
     let tests = rest.iter().any(|argument| argument == "--test");
     let status = Command::new(rustc).args(rest).args(TESTS.iter().filter(|_| tests)).status();
     std::process::exit(status.context("cannot run the compiler")?.code().unwrap_or(1));
-}
-
-/// Runs one test binary as this process, and says how long it took.
-///
-/// # Errors
-/// When it cannot be run.
-pub fn one(command: &[String]) -> anyhow::Result<()> {
-    let (program, args) = command.split_first().context("no program")?;
-    let mut test = Command::new(program);
-    test.args(args).env_remove("RUSTC_WORKSPACE_WRAPPER").env_remove(STANDS_IN);
-    // Cargo says whose tests they are. What was asked for on the command line goes before this.
-    let package = std::env::var("CARGO_PKG_NAME").unwrap_or_default();
-    if let Some((_, each)) = PATIENT.iter().find(|(name, _)| *name == package)
-        && std::env::var_os("RUST_TEST_THREADS").is_none()
-    {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        test.env("RUST_TEST_THREADS", (cores * each).to_string());
-    }
-    let begun = Instant::now();
-    let status = test.status().with_context(|| format!("cannot run {program}"))?;
-    eprintln!("── {package}: {} s", begun.elapsed().as_secs());
-    std::process::exit(status.code().unwrap_or(1));
 }
 
 /// Builds the guests and the product, and runs the corpus of hostile components for so long.

@@ -203,13 +203,14 @@ impl Agent {
         Ok(self.info.get_or_init(|| info))
     }
 
-    /// Ends when the reader hangs up or the host ends.
+    /// Ends when the reader hangs up, or has all there is when the host ends.
     fn spans(&self, roots: f64) -> Answer {
         let done = self.done.clone();
         let batches = stream::unfold(self.apps.spans().follow(roots), move |mut follower| {
             let done = done.clone();
             async move {
                 let batch = tokio::select! {
+                    biased;
                     batch = follower.next() => batch,
                     () = done.cancelled() => return None,
                 };
@@ -223,13 +224,14 @@ impl Agent {
         response
     }
 
-    /// Ends when the reader hangs up or the host ends.
+    /// Ends when the reader hangs up, or has all there is when the host ends.
     fn logs(&self) -> Answer {
         let done = self.done.clone();
         let lines = stream::unfold(self.apps.logs().reader(), move |mut reader| {
             let done = done.clone();
             async move {
                 let lines = tokio::select! {
+                    biased;
                     lines = reader.next() => lines,
                     () = done.cancelled() => return None,
                 };

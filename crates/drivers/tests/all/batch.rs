@@ -224,6 +224,24 @@ async fn a_program_that_eats_too_much_is_killed() {
     assert!(err.contains("memory"), "{err}");
 }
 
+/// Lines that a program logs right before its end come another way than what it writes, and all of them come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_lines_of_a_program_are_not_lost() {
+    const LINES: usize = 200;
+    let mut agent = Agent::start().await;
+    let mut alloc = agent.alloc("last", "batch");
+    let mut steps: Vec<String> = (0..LINES).map(|line| format!("log:line {line}.")).collect();
+    steps.push("trap".to_owned());
+    let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+    for _ in 0..5 {
+        let (result, _, err) = run(&mut agent, &mut alloc, &steps).await;
+        assert_eq!(result.exit_code, 134);
+        let came = (0..LINES).filter(|line| err.contains(&format!("line {line}."))).count();
+        assert_eq!(came, LINES, "{err}");
+        assert!(err.contains("unreachable"), "{err}");
+    }
+}
+
 /// 16, 17: the plugin is killed, the program ends meanwhile; its exit code is known, and it is not run again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exit_code_that_nobody_saw_is_reported() {

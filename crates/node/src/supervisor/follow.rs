@@ -9,6 +9,7 @@ use api::agent::LogLine;
 use api::agent_client::HostClient;
 use futures::stream::StreamExt;
 use model::escape;
+use tokio_util::sync::CancellationToken;
 
 use crate::logs::Logs;
 use crate::otlp::Exporter;
@@ -22,8 +23,11 @@ const SPAN: u64 = 512;
 /// Before a host is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// The host has ended when this is cancelled: what it said last is still to be read, and then there is nothing more.
+pub(super) type Gone = CancellationToken;
+
 /// Copies the lines of a host's components to the node's log, as long as the host runs.
-pub(super) async fn lines(client: Arc<HostClient>, tenant: Arc<Tenant>, logs: Arc<Logs>) {
+pub(super) async fn lines(client: Arc<HostClient>, tenant: Arc<Tenant>, logs: Arc<Logs>, gone: Gone) {
     loop {
         let (quota, name) = (logs.clone(), tenant.name.clone());
         match client.logs(move |bytes| quota.read(&name, bytes)).await {
@@ -37,7 +41,9 @@ pub(super) async fn lines(client: Arc<HostClient>, tenant: Arc<Tenant>, logs: Ar
             }
             Err(cause) => tracing::debug!(tenant = %tenant.name, %cause, "cannot follow a host's log"),
         }
-        tokio::time::sleep(AGAIN).await;
+        if gone.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+            return;
+        }
     }
 }
 
@@ -48,7 +54,13 @@ fn shown(line: LogLine) -> LogLine {
 }
 
 /// Passes the spans of a host's calls on, as long as the host runs.
-pub(super) async fn spans(client: Arc<HostClient>, tenant: Arc<Tenant>, shard: u32, exporter: Arc<Exporter>) {
+pub(super) async fn spans(
+    client: Arc<HostClient>,
+    tenant: Arc<Tenant>,
+    shard: u32,
+    exporter: Arc<Exporter>,
+    gone: Gone,
+) {
     let name = Arc::new(tenant.name.clone());
     let mut pace = Pace::new(SPANS, 2 * SPANS);
     let bytes = Arc::new(Mutex::new(Pace::new(SPANS * SPAN, 2 * SPANS * SPAN)));
@@ -76,7 +88,9 @@ pub(super) async fn spans(client: Arc<HostClient>, tenant: Arc<Tenant>, shard: u
             }
             Err(cause) => tracing::debug!(tenant = %tenant.name, %cause, "cannot follow a host's spans"),
         }
-        tokio::time::sleep(AGAIN).await;
+        if gone.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+            return;
+        }
     }
 }
 
@@ -89,7 +103,12 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixListener;
 
+    use api::node::LogQuery;
+    use model::LockedApp;
+    use model::Revision;
+
     use super::*;
+    use crate::tenant::Prepared;
 
     /// A host that answers everything with `piece` over and over, and counts how much of it was taken.
     fn flooding(dir: &std::path::Path, piece: Vec<u8>) -> (Arc<HostClient>, Arc<AtomicUsize>) {
@@ -127,11 +146,40 @@ mod tests {
             let logs = Arc::new(Logs::default());
             logs.limit(&tenant.name, &Quotas { log_rate: ByteSize::kib(10), ..Quotas::default() });
             let (client, taken) = flooding(dir.path(), piece.clone().into_bytes());
-            let following = lines(client, tenant, logs);
+            let following = lines(client, tenant, logs, Gone::new());
             assert!(tokio::time::timeout(Duration::from_secs(1), following).await.is_err());
             let taken = taken.load(Relaxed);
             assert!(taken < ON_THE_WAY, "{taken} bytes of {:?}", &piece[..8]);
         }
+    }
+
+    /// Why a host or a program ended is in its last lines: they are read when it is gone already.
+    #[tokio::test]
+    async fn what_a_host_said_last_is_read_after_its_end() {
+        const LINES: usize = 500;
+        let (dir, tenant) = (tempfile::tempdir().unwrap(), Tenant::new("t".parse().unwrap()));
+        let logs = Arc::new(Logs::default());
+        let socket = dir.path().join("agent");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let gone = Gone::new();
+        let following =
+            tokio::spawn(lines(Arc::new(HostClient::new(socket.clone())), tenant.clone(), logs.clone(), gone.clone()));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _asked = stream.read(&mut [0; 4096]).await.unwrap();
+        let body = line_of("a").repeat(LINES);
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let app: LockedApp = serde_json::from_str(r#"{"name":"a","components":{}}"#).unwrap();
+        tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
+        // It is gone before anybody has read a line.
+        gone.cancel();
+        drop(listener);
+        stream.write_all(body.as_bytes()).await.unwrap();
+        drop(stream);
+        tokio::time::timeout(Duration::from_secs(60), following).await.unwrap().unwrap();
+        let query = LogQuery { last: 2 * LINES, ..LogQuery::default() };
+        let seen = logs.query(&tenant.name, &"a".parse().unwrap(), query);
+        assert_eq!(seen.count().await, LINES);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,7 +189,7 @@ mod tests {
         let (dir, tenant) = (tempfile::tempdir().unwrap(), Tenant::new("t".parse().unwrap()));
         let empty = b"{\"spans\":[],\"dropped\":0}\n";
         let (client, taken) = flooding(dir.path(), empty.repeat(1000));
-        let following = spans(client, tenant, 0, exporter);
+        let following = spans(client, tenant, 0, exporter, Gone::new());
         assert!(tokio::time::timeout(Duration::from_secs(1), following).await.is_err());
         // Two seconds' worth at once, and that of the second.
         let (taken, most) = (taken.load(Relaxed), 3 * SPANS as usize * empty.len() + ON_THE_WAY);

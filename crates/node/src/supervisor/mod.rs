@@ -9,14 +9,17 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use api::agent::{AGENT_SOCKET, DATA_SOCKET, HANDED, HostInfo};
 use api::agent_client::HostClient;
 use api::{Code, Problem};
 use arc_swap::ArcSwapOption;
+use futures::future::join_all;
 use futures::stream::StreamExt;
 use model::observed::Reason;
 use model::{AppName, Revision, TenantName};
@@ -31,6 +34,7 @@ use crate::services::{Client, Services};
 use crate::taking;
 use crate::tenant::{Prepared, Tenant};
 pub(crate) use backoff::Backoff;
+use follow::Gone;
 use process::Process;
 pub(crate) use process::describe;
 
@@ -38,6 +42,8 @@ pub(crate) use process::describe;
 const READY: Duration = Duration::from_secs(30);
 /// One that was up, and whose starts have come to nothing for so long, does not come back by itself.
 const DOWN: Duration = READY;
+/// What a host said before it ended is read for so long: it is in the buffers of its connections.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Revisions given to a fresh host at once.
 const RESTORE_AT_ONCE: usize = 8;
 /// What a unix socket's path may have, bytes.
@@ -188,8 +194,16 @@ enum End {
     Ended(Reason),
 }
 
-/// Ends a task with the scope that needs it.
+/// Ends a task with the scope that needs it. Ends itself with the task.
 struct Scoped(JoinHandle<()>);
+
+impl Future for Scoped {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.0).poll(context).map(drop)
+    }
+}
 
 impl Drop for Scoped {
     fn drop(&mut self) {
@@ -312,21 +326,34 @@ impl Supervisor {
         self.tell.send_replace(HostState::Ready);
         self.event(HostChange::Ready(refused));
         let _taking = Scoped(tokio::spawn(self.taking()));
-        let _logs =
-            Scoped(tokio::spawn(follow::lines(self.client.clone(), self.plan.tenant.clone(), self.plan.logs.clone())));
-        let exporter = self.plan.exporter.as_ref().filter(|exporter| exporter.traces());
-        let _spans = exporter.map(|exporter| {
-            let (client, tenant) = (self.client.clone(), self.plan.tenant.clone());
-            Scoped(tokio::spawn(follow::spans(client, tenant, self.shard, exporter.clone())))
-        });
-        tokio::select! {
-            how = process.ended() => End::Ended(self.ended(&how, before)),
+        let gone = Gone::new();
+        let following = self.follow(&gone);
+        let end = tokio::select! {
+            how = process.ended() => {
+                self.plan.front.down(self.shard);
+                End::Ended(self.ended(&how, before))
+            }
             deadline = &mut *stop => {
                 self.plan.front.gone(self.shard);
                 self.drain(&mut process, deadline.unwrap_or_default()).await;
                 End::Stopped
             }
+        };
+        gone.cancel();
+        if tokio::time::timeout(LAST_WORDS, join_all(following)).await.is_err() {
+            tracing::warn!(%tenant, shard = self.shard, "what a host said last is lost: it is too much");
         }
+        end
+    }
+
+    /// Reads what the host says of its calls until all is read that it said before it was gone.
+    fn follow(&self, gone: &Gone) -> Vec<Scoped> {
+        let (client, tenant) = (&self.client, &self.plan.tenant);
+        let lines = follow::lines(client.clone(), tenant.clone(), self.plan.logs.clone(), gone.clone());
+        let exporter = self.plan.exporter.as_ref().filter(|exporter| exporter.traces());
+        let spans = exporter
+            .map(|exporter| follow::spans(client.clone(), tenant.clone(), self.shard, exporter.clone(), gone.clone()));
+        std::iter::once(tokio::spawn(lines)).chain(spans.map(tokio::spawn)).map(Scoped).collect()
     }
 
     async fn drain(&self, process: &mut Process, deadline: Duration) {
@@ -404,7 +431,7 @@ impl Supervisor {
             state: self.tell.subscribe(),
         };
         async move {
-            futures::future::join_all(all.into_iter().map(|one| taking::tell(one, vec![host.clone()]))).await;
+            join_all(all.into_iter().map(|one| taking::tell(one, vec![host.clone()]))).await;
         }
     }
 
