@@ -2,7 +2,7 @@
 //! test of two thousand says nothing of the change that is tested. It is never silent: each such test is named as FLAKY at the
 //! end of the run, and is a defect to be mended. More than a few are no accident, and `SIDEREAL_STRICT` allows none.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ pub fn run(command: &[String], stands_in: &str) -> anyhow::Result<()> {
     // Whoever asks for certain tests looks at them, and has them run again himself.
     let all = args.is_empty() && std::env::var_os(STRICT).is_none();
     let begun = Instant::now();
-    let (mut code, failed) = if all { watched(&mut test)? } else { (plain(&mut test)?, Vec::new()) };
+    let (mut code, failed) = if all { watched(&mut test, std::io::stdout())? } else { (plain(&mut test)?, Vec::new()) };
     eprintln!("── {package}: {} s", begun.elapsed().as_secs());
     if code != 0 && worth_it(&failed) {
         eprintln!("── {package}: once more, alone: {}", failed.join(" "));
@@ -82,8 +82,8 @@ fn plain(test: &mut Command) -> anyhow::Result<i32> {
     Ok(status.code().unwrap_or(1))
 }
 
-/// Runs it and passes on what it writes; with the names of the tests that failed.
-fn watched(test: &mut Command) -> anyhow::Result<(i32, Vec<String>)> {
+/// Runs it and passes on what it writes, line by line; with the names of the tests that failed.
+fn watched(test: &mut Command, mut out: impl Write + Send + 'static) -> anyhow::Result<(i32, Vec<String>)> {
     let program = test.get_program().to_owned();
     let mut child = test.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {program:?}"))?;
     let output = child.stdout.take().context("no output")?;
@@ -91,10 +91,8 @@ fn watched(test: &mut Command) -> anyhow::Result<(i32, Vec<String>)> {
     std::thread::spawn(move || {
         let mut failures = Failures::default();
         for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-            let mut out = std::io::stdout().lock();
             // Where nobody reads, the tests are run all the same.
-            drop(out.write_all(&line).and_then(|()| out.write_all(b"\n")));
-            drop(out);
+            drop(out.write_all(&[&line, &b"\n"[..]].concat()));
             failures.line(&String::from_utf8_lossy(&line));
             drop(tell.send(failures.names.clone()));
         }
@@ -162,7 +160,7 @@ mod tests {
     fn what_a_test_left_running_is_not_waited_for() {
         let script = "printf 'failures:\\n    a::b\\n\\ntest result: FAILED\\n'; sleep 60 & exit 101";
         let begun = Instant::now();
-        let (code, failed) = watched(Command::new("sh").args(["-c", script])).unwrap();
+        let (code, failed) = watched(Command::new("sh").args(["-c", script]), std::io::sink()).unwrap();
         assert_eq!((code, failed), (101, vec!["a::b".to_owned()]));
         assert!(begun.elapsed() < Duration::from_secs(55), "{:?}", begun.elapsed());
     }
