@@ -175,7 +175,8 @@ impl Gate {
     }
 }
 
-/// Processes that run the task in this directory.
+/// Processes that run the task in this directory, without what they have started: between its fork and its exec a child of the
+/// gate's shell has the command line of the shell.
 fn processes(dir: &Path) -> Vec<i32> {
     let numbers =
         std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -183,7 +184,13 @@ fn processes(dir: &Path) -> Vec<i32> {
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.contains("\0task\0--dir\0") && line.contains(dir.to_str().unwrap())
     };
-    numbers.filter(runs).collect()
+    let all: Vec<i32> = numbers.filter(runs).collect();
+    let parent = |pid: i32| -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    };
+    // What has ended since is none either.
+    all.iter().copied().filter(|pid| parent(*pid).is_some_and(|parent| !all.contains(&parent))).collect()
 }
 
 /// 11, 16, 17: the plugin dies after it has started a process and before anybody knows which. It is found by the lock it holds,
