@@ -302,7 +302,8 @@ impl Alloc {
             host_ip: address.ip().to_string(),
         };
         let config = TaskConfig {
-            id: format!("{name}-alloc/web/00000001"),
+            // The test's own: the control groups of a task, which are the machine's, are called by it.
+            id: format!("{}-{name}-alloc/web/00000001", base.file_name().unwrap().display()),
             name: "web".into(),
             env: [("NOMAD_TASK_DIR".to_owned(), "/local".to_owned())].into(),
             resources: Some(Resources {
