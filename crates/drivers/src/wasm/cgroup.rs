@@ -135,7 +135,8 @@ impl Made {
         if bounds.memory.is_none() && bounds.cpu_shares.is_none() {
             return Ok(made);
         }
-        let version = version(root).ok_or_else(|| io::Error::other("this machine shows no control groups"))?;
+        let version = version(root)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "this machine shows no control groups"))?;
         let done = made.apply(version, root, plan(version, root, name, bounds));
         if done.is_err() {
             made.remove();
@@ -164,7 +165,13 @@ impl Made {
                 if SWAP.contains(&name) && !file.exists() {
                     continue;
                 }
-                std::fs::write(&file, value).map_err(|cause| at(&file, cause))?;
+                std::fs::write(&file, value).map_err(|cause| match cause.kind() {
+                    // That is no kernel without the setting.
+                    io::ErrorKind::NotFound if ours && !dir.exists() => {
+                        io::Error::new(io::ErrorKind::ResourceBusy, format!("{} was removed meanwhile", dir.display()))
+                    }
+                    _ => at(&file, cause),
+                })?;
             }
             if let Some(oom) = oom {
                 self.groups.oom = Some(dir.join(oom));
