@@ -11,13 +11,13 @@
 //!
 //! | Request | Meaning |
 //! |---|---|
-//! | `GET /v1/task` | [`TaskStatus`] |
-//! | `GET /v1/task/started` | the same, once it runs or has failed |
+//! | `GET /v1/task/started` | [`TaskStatus`], once it runs or has failed |
 //! | `POST /v1/task/stop` ([`DrainRequest`](crate::agent::DrainRequest)) | finish calls in flight, then end; answers at once |
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -195,9 +195,17 @@ impl TaskProcess {
     }
 }
 
-/// The boot the machine runs in; empty where the kernel does not say.
+/// The boot the machine runs in; empty where the kernel does not say. It is read once: a process that is short of descriptors
+/// later does not take its own tasks for those of another boot.
 pub fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT.get() {
+        return known.clone();
+    }
+    match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Ok(said) => BOOT.get_or_init(|| said.trim().to_owned()).clone(),
+        Err(_) => String::new(),
+    }
 }
 
 /// The control groups of a task. Its host is in them: what a component does is bounded, what the platform does for it, such
@@ -299,18 +307,10 @@ impl TaskClient {
         Self(HostClient::new(socket))
     }
 
-    /// Where it stands.
-    ///
-    /// # Errors
-    /// [`crate::Code::Unreachable`] when nobody answers.
-    pub async fn status(&self) -> Result<TaskStatus, Problem> {
-        self.0.json(Method::GET, "/v1/task", Bytes::new()).await
-    }
-
     /// Where it stands, once it has started or failed.
     ///
     /// # Errors
-    /// As [`TaskClient::status`].
+    /// [`crate::Code::Unreachable`] when nobody answers.
     pub async fn started(&self) -> Result<TaskStatus, Problem> {
         self.0.json(Method::GET, "/v1/task/started", Bytes::new()).await
     }
@@ -318,7 +318,7 @@ impl TaskClient {
     /// Ends it: calls in flight have until `deadline`.
     ///
     /// # Errors
-    /// As [`TaskClient::status`].
+    /// As [`TaskClient::started`].
     pub async fn stop(&self, deadline: Duration) -> Result<TaskStatus, Problem> {
         self.0.json(Method::POST, "/v1/task/stop", within(deadline)?).await
     }

@@ -15,6 +15,8 @@ use crate::handshake::{Address, Request};
 
 /// The longest path a socket can have.
 const MAX_PATH: usize = 107;
+/// What a socket file is called, before the number of its process.
+const SOCKET: &str = "sidereal-plugin-";
 /// What asks for tcp in place of a unix socket.
 pub const NETWORK_ENV: &str = "SIDEREAL_PLUGIN_NETWORK";
 
@@ -50,7 +52,8 @@ impl Listener {
             return Self::tcp(request.ports).await;
         }
         let dir = request.socket_dir.clone().unwrap_or_else(std::env::temp_dir);
-        let path = dir.join(format!("sidereal-plugin-{}-{}.sock", std::process::id(), nanos()));
+        forget(&dir);
+        let path = dir.join(format!("{SOCKET}{}-{}.sock", std::process::id(), nanos()));
         if path.as_os_str().len() > MAX_PATH {
             let why = format!("{} is longer than the {MAX_PATH} bytes a socket's path may have", path.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
@@ -93,6 +96,26 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 Ok(Connection::new(stream))
             }
+        }
+    }
+}
+
+/// Removes the socket files of plugins that were killed: nobody else would.
+fn forget(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let of = name.to_str().and_then(|name| name.strip_prefix(SOCKET)?.strip_suffix(".sock")?.split('-').next());
+        let is_gone = of.is_some_and(|pid| matches!(Path::new("/proc").join(pid).try_exists(), Ok(false)));
+        // A process that this one does not see, as in another container, answers.
+        let refuses = |path: &Path| {
+            std::os::unix::net::UnixStream::connect(path)
+                .is_err_and(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        if is_gone
+            && refuses(&entry.path())
+            && let Err(cause) = std::fs::remove_file(entry.path())
+        {
+            tracing::debug!(path = %entry.path().display(), %cause, "the socket of a plugin that was killed stays");
         }
     }
 }
@@ -148,5 +171,26 @@ impl AsyncWrite for Connection {
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_plugins_that_were_killed_are_removed_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        // No process has such a number.
+        let at = |pid: u32| dir.path().join(format!("{SOCKET}{pid}-7.sock"));
+        let (killed, own, answers) = (at(u32::MAX), at(std::process::id()), at(u32::MAX - 1));
+        for path in [&killed, &own] {
+            drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+        }
+        let _listener = std::os::unix::net::UnixListener::bind(&answers).unwrap();
+        let other = dir.path().join("other.sock");
+        drop(std::os::unix::net::UnixListener::bind(&other).unwrap());
+        forget(dir.path());
+        assert_eq!([&killed, &own, &answers, &other].map(|path| path.exists()), [false, true, true, true]);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -78,7 +79,7 @@ async fn serve<D: Driver>(request: Request, make: impl FnOnce() -> D) -> io::Res
     let tcp = std::env::var(NETWORK_ENV).is_ok_and(|network| network == "tcp");
     let (listener, address) = Listener::bind(&request, tcp).await?;
     let driver = Arc::new(make());
-    let connections = accept(listener, config, end.clone());
+    let (connections, accepting) = accept(listener, config, end.clone());
     {
         // The host reads one line; whoever connects on reading it is served.
         let mut out = io::stdout().lock();
@@ -110,6 +111,11 @@ async fn serve<D: Driver>(request: Request, make: impl FnOnce() -> D) -> io::Res
     if tokio::time::timeout(LAST_DEEDS, told.end()).await.is_err() {
         tracing::warn!("the driver is not done with its end, and the host waits no longer");
     }
+    // With the listener its socket goes, before the process does.
+    end.cancel();
+    if tokio::time::timeout(LAST_CALLS, accepting).await.is_err() {
+        tracing::debug!("the plugin's socket stays");
+    }
     done
 }
 
@@ -129,15 +135,15 @@ fn signals(end: &CancellationToken) -> io::Result<()> {
     Ok(())
 }
 
-/// Every connection, with its TLS handshake done. One that takes its time holds up no other.
+/// Every connection, with its TLS handshake done, and what takes them until the end. One that takes its time holds up no other.
 fn accept(
     listener: Listener,
     config: Option<Arc<ServerConfig>>,
     end: CancellationToken,
-) -> impl futures::Stream<Item = io::Result<Connection>> {
+) -> (impl futures::Stream<Item = io::Result<Connection>>, JoinHandle<()>) {
     let (ready, coming) = mpsc::channel(16);
     let acceptor = config.map(TlsAcceptor::from);
-    tokio::spawn(async move {
+    let accepting = tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -165,5 +171,5 @@ fn accept(
             });
         }
     });
-    futures::stream::unfold(coming, |mut coming| async move { Some((coming.recv().await?, coming)) })
+    (futures::stream::unfold(coming, |mut coming| async move { Some((coming.recv().await?, coming)) }), accepting)
 }

@@ -77,7 +77,6 @@ impl Control {
 
     async fn route(&self, request: Request<Incoming>) -> Result<TaskStatus, Problem> {
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/v1/task") => Ok(self.now()),
             (&Method::GET, "/v1/task/started") => {
                 let mut status = self.status.subscribe();
                 let seen = status.wait_for(|status| status.phase != TaskPhase::Starting).await;

@@ -90,13 +90,10 @@ pub(super) async fn start(
     let secrets = Secrets::open(store.clone(), &scratch.join("keys")).await.map_err(|cause| unusable(&cause))?;
     blobs.put(&Digest::of(&ready.wasm), &ready.wasm).map_err(|cause| unusable(&cause))?;
     for (name, file) in &ready.secrets {
-        let text = place::read(file, MAX_SECRET)
-            .and_then(|bytes| String::from_utf8(bytes).map_err(|_| std::io::Error::other("it is no text")));
-        let text = text.map_err(|cause| {
-            let what = format!("the secret file {} cannot be read: {cause}", file.name().display());
-            Problem::new(Code::SecretMissing, what)
-                .help("write it with a `template` block to secrets/, and name it as `secrets/<file>`")
-        })?;
+        let text = place::read(file, MAX_SECRET).and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no text"))
+        });
+        let text = text.map_err(|cause| unread(&file.name(), &cause))?;
         let value = SecretValue::new(text.trim_end_matches('\n').as_bytes().to_vec());
         secrets.set(&names.tenant, &name.parse()?, &value, Expect::Any).await.map_err(|cause| unusable(&cause))?;
     }
@@ -244,16 +241,42 @@ fn folder(granted: &TaskFolder) -> Result<(api::run::Folder, OwnedFd), Problem> 
     Ok((granted.folder.clone(), opened))
 }
 
-/// Why a folder is not granted: for what the job says of it, or for what the machine lacks at the moment.
+/// Why a folder is not granted.
 fn ungranted(name: &str, cause: &io::Error) -> Problem {
-    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
     let what = format!("folder \"{name}\": {cause}");
-    match cause.kind() {
-        InvalidFilename | InvalidInput | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem => {
-            Problem::new(Code::ManifestInvalid, what).help("name a folder of the task itself, and no link to one")
-        }
-        _ => Problem::new(Code::StoreUnavailable, what),
+    match is_the_jobs(cause) {
+        true => Problem::new(Code::ManifestInvalid, what).help("name a folder of the task itself, and no link to one"),
+        false => Problem::new(Code::StoreUnavailable, what),
     }
+}
+
+/// Why a secret file is not read.
+fn unread(file: &Path, cause: &io::Error) -> Problem {
+    let what = format!("the secret file {} cannot be read: {cause}", file.display());
+    match is_the_jobs(cause) {
+        true => Problem::new(Code::SecretMissing, what)
+            .help("write it with a `template` block to secrets/, and name it as `secrets/<file>`"),
+        false => Problem::new(Code::StoreUnavailable, what),
+    }
+}
+
+/// Whether something cannot be used for what the job says of it, and not for what the machine lacks at the moment.
+pub(super) fn is_the_jobs(cause: &io::Error) -> bool {
+    use io::ErrorKind::{
+        FileTooLarge, InvalidData, InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied,
+        ReadOnlyFilesystem,
+    };
+    matches!(
+        cause.kind(),
+        FileTooLarge
+            | InvalidData
+            | InvalidFilename
+            | InvalidInput
+            | NotADirectory
+            | NotFound
+            | PermissionDenied
+            | ReadOnlyFilesystem
+    )
 }
 
 /// What stands around the task's host.
@@ -307,6 +330,12 @@ mod tests {
             assert_eq!(code(cause), Code::ManifestInvalid, "{cause}");
         }
         for cause in [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::IO] {
+            assert_eq!(code(cause), Code::StoreUnavailable, "{cause}");
+        }
+        // Nor of its secrets.
+        let code = |cause: Errno| unread(Path::new("secrets/key"), &cause.into()).code;
+        assert_eq!((code(Errno::NOENT), code(Errno::ACCESS)), (Code::SecretMissing, Code::SecretMissing));
+        for cause in [Errno::IO, Errno::NFILE, Errno::MFILE, Errno::NOMEM] {
             assert_eq!(code(cause), Code::StoreUnavailable, "{cause}");
         }
         let linked = io::Error::new(io::ErrorKind::InvalidInput, "it is a link, or behind one");

@@ -3,6 +3,8 @@
 use api::{Code, Problem};
 use node::confine::User;
 
+use super::own::is_the_jobs;
+
 /// Where the machine's users are.
 const PASSWD: &str = "/etc/passwd";
 
@@ -11,10 +13,14 @@ const PASSWD: &str = "/etc/passwd";
 /// # Errors
 /// Where there is no such user, or it is root.
 pub fn find(written: &str) -> Result<User, Problem> {
-    let known = std::fs::read_to_string(PASSWD).map_err(|cause| {
-        Problem::new(Code::ManifestInvalid, format!("`user` is {written}, and {PASSWD} cannot be read: {cause}"))
-    })?;
+    let known = std::fs::read_to_string(PASSWD).map_err(|cause| unread(written, &cause))?;
     resolve(&known, written)
+}
+
+/// A machine that is short of something for the moment has its users again soon.
+fn unread(written: &str, cause: &std::io::Error) -> Problem {
+    let code = if is_the_jobs(cause) { Code::ManifestInvalid } else { Code::StoreUnavailable };
+    Problem::new(code, format!("`user` is {written}, and {PASSWD} cannot be read: {cause}"))
 }
 
 fn resolve(known: &str, written: &str) -> Result<User, Problem> {
@@ -49,6 +55,13 @@ fn resolve(known: &str, written: &str) -> Result<User, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_that_cannot_be_read_for_the_moment_are_no_fault_of_the_job() {
+        let code = |kind: std::io::ErrorKind| unread("web", &kind.into()).code;
+        assert_eq!(code(std::io::ErrorKind::NotFound), Code::ManifestInvalid);
+        assert_eq!(unread("web", &std::io::Error::from_raw_os_error(24)).code, Code::StoreUnavailable, "descriptors");
+    }
 
     #[test]
     fn a_user_is_one_of_the_machine_s_and_never_root() {

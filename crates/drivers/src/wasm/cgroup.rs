@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use api::task::Groups;
@@ -12,6 +13,8 @@ use serde::{Deserialize, Serialize};
 const ROOT: &str = "/sys/fs/cgroup";
 /// Ours, below every root.
 const OURS: &str = "sidereal-nomad";
+/// What a group is called by which somebody finds out whether there can be any, before the number of its process.
+const PROBE: &str = "probe-";
 
 /// What bounds memory that was moved to a disk.
 const SWAP: [&str; 2] = ["memory.memsw.limit_in_bytes", "memory.swap.max"];
@@ -132,7 +135,8 @@ impl Made {
         if bounds.memory.is_none() && bounds.cpu_shares.is_none() {
             return Ok(made);
         }
-        let version = version(root).ok_or_else(|| io::Error::other("this machine shows no control groups"))?;
+        let version = version(root)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "this machine shows no control groups"))?;
         let done = made.apply(version, root, plan(version, root, name, bounds));
         if done.is_err() {
             made.remove();
@@ -161,7 +165,13 @@ impl Made {
                 if SWAP.contains(&name) && !file.exists() {
                     continue;
                 }
-                std::fs::write(&file, value).map_err(|cause| at(&file, cause))?;
+                std::fs::write(&file, value).map_err(|cause| match cause.kind() {
+                    // That is no kernel without the setting.
+                    io::ErrorKind::NotFound if ours && !dir.exists() => {
+                        io::Error::new(io::ErrorKind::ResourceBusy, format!("{} was removed meanwhile", dir.display()))
+                    }
+                    _ => at(&file, cause),
+                })?;
             }
             if let Some(oom) = oom {
                 self.groups.oom = Some(dir.join(oom));
@@ -192,10 +202,28 @@ impl Made {
     }
 }
 
-/// Whether bounds can be enforced on this machine by this user.
+/// Whether bounds can be enforced on this machine by this user. Two that ask at once make two groups.
 pub fn available() -> bool {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    forget_probes(Path::new(ROOT), &|pid| matches!(Path::new("/proc").join(pid).try_exists(), Ok(false)));
     let probe = Bounds { memory: Some(1 << 30), cpu_shares: Some(100), given: None };
-    Made::new(&format!("probe-{}", std::process::id()), &probe).is_ok_and(|made| made.remove())
+    let name = format!("{PROBE}{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+    Made::new(&name, &probe).is_ok_and(|made| made.remove())
+}
+
+/// Removes the groups of those who were killed while they asked.
+fn forget_probes(root: &Path, is_gone: &dyn Fn(&str) -> bool) {
+    for ours in ["memory", "cpu", ""].map(|controller| root.join(controller).join(OURS)) {
+        for entry in std::fs::read_dir(ours).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let asked = name.to_str().and_then(|name| name.strip_prefix(PROBE)?.split('-').next());
+            if asked.is_some_and(is_gone)
+                && let Err(cause) = std::fs::remove_dir(entry.path())
+            {
+                tracing::debug!(%cause, "a control group that somebody tried stays");
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -269,6 +297,31 @@ mod tests {
         assert_eq!((has("memory.max"), has("memory.swap.max")), ("67108864".to_owned(), "0".to_owned()));
         // What would be left of either is known before it is made.
         assert_eq!(plan(Version::Two, root, "t", &BOUNDS)[0].dir, own);
+    }
+
+    /// Two streams of fingerprints of one plugin, or the threads of a test: neither removes the group of the other.
+    #[test]
+    fn whoever_asks_gets_the_same_answer() {
+        let alone = available();
+        let asks = || (0..200).all(|_| available() == alone);
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(asks)).collect();
+            assert!(all.into_iter().all(|asks| asks.join().unwrap()));
+        });
+    }
+
+    #[test]
+    fn what_somebody_left_who_was_killed_while_he_asked_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = dir.path().join("cpu").join(OURS);
+        for name in ["probe-7-0", "probe-7", "probe-8-0", "0a1b"] {
+            std::fs::create_dir_all(ours.join(name)).unwrap();
+        }
+        forget_probes(dir.path(), &|pid| pid == "7");
+        let left = std::fs::read_dir(&ours).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut left: Vec<String> = left.collect();
+        left.sort();
+        assert_eq!(left, ["0a1b", "probe-8-0"]);
     }
 
     #[test]

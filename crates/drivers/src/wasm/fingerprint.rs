@@ -27,7 +27,7 @@ const TRYING: Duration = Duration::from_secs(60);
 /// A program that does not say its version for this long does not work.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After this long something is said, whatever is known.
-const FIRST: Duration = Duration::from_millis(700);
+const FIRST: Duration = Duration::from_millis(400);
 /// What is said then.
 const WAITS: &str = "the program `sidereal` is being tried and has not answered yet";
 

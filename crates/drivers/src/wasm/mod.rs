@@ -16,6 +16,7 @@
 //! | [`kept`] | what is kept of an allocation beside it |
 //! | [`noted`] | what is written down of a start |
 //! | [`others`] | what is left of starts that nobody asks about any more |
+//! | `strays` | what runs that no agent knows |
 //! | [`fingerprint`] | whether this machine can run tasks |
 
 pub mod cgroup;
@@ -28,16 +29,19 @@ pub mod noted;
 pub mod others;
 pub mod process;
 pub mod spec;
+mod strays;
 pub mod task;
 mod turns;
 pub mod usage;
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use api::task::TaskSpec;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::sync::broadcast;
@@ -69,7 +73,8 @@ pub struct WasmDriver {
     tasks: Tasks<Task>,
     /// Starts whose answer the agent did not hear, until it asks about them.
     unheard: Mutex<HashSet<String>>,
-    turns: Turns,
+    asked: Arc<strays::Asked>,
+    turns: Arc<Turns>,
     events: broadcast::Sender<Event>,
     sampler: Arc<usage::Sampler>,
     layers: fingerprint::Known,
@@ -79,11 +84,14 @@ impl WasmDriver {
     /// With the defaults of every setting, and no tasks.
     pub fn new() -> Self {
         let events = broadcast::channel(EVENTS).0;
+        // It is known from here on, whatever this process is short of later.
+        api::task::boot();
         Self {
             agent: RwLock::default(),
             tasks: Tasks::default(),
             unheard: Mutex::default(),
-            turns: Turns::default(),
+            asked: Arc::default(),
+            turns: Arc::default(),
             events,
             sampler: Arc::default(),
             layers: fingerprint::Known::default(),
@@ -93,6 +101,18 @@ impl WasmDriver {
     /// The agent knows of this start.
     fn heard(&self, id: &str) -> bool {
         self.unheard.lock().unwrap_or_else(PoisonError::into_inner).remove(id)
+    }
+
+    fn is_unheard(&self, id: &str) -> bool {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    /// Somebody still waits for this start. Where nobody does, the agent may have begun another one meanwhile.
+    fn wanted(&self, id: &str) -> Result<(), Failure> {
+        match self.is_unheard(id) {
+            true => Err(Failure::recoverable("the agent hung up before the task was started")),
+            false => Ok(()),
+        }
     }
 
     fn agent(&self) -> AgentConfig {
@@ -107,32 +127,49 @@ impl WasmDriver {
 
     /// Starts a task of which nothing was started before.
     async fn begin(&self, config: &TaskConfig, agent: &AgentConfig, dir: &Path) -> Result<Arc<Task>, Failure> {
-        let mut spec = spec::spec(config, agent)?;
+        let spec = spec::spec(config, agent)?;
         let sidereal = agent.sidereal().ok_or_else(|| Failure::recoverable(fingerprint::MISSING))?;
-        let refused = self.layers.refused(&sidereal, &spec.waive).await?;
-        spec.waive.retain(|name| name != MISSING_LAYERS);
-        spec.refused = refused.into_iter().map(|(layer, why)| (layer.to_string(), why)).collect();
         remove(dir)?;
         make(dir)?;
         let bounds = if agent.enforce_resources { spec::bounds(config) } else { Bounds::default() };
         let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let (id, alloc) = (config.id.clone(), PathBuf::from(&config.alloc_dir));
         let intent = Intent { id, alloc, groups: Made::intended(name, &bounds) };
+        // Before anything that takes its time: a start that comes later finds this one.
         let lock = Task::intend(dir, &intent).inspect_err(|_| forget(dir))?;
-        // After it is written down that this one starts: a start that comes later finds this one.
-        self.end_others(config, agent).await.inspect_err(|_| forget(dir))?;
-        kept::begin(&agent.state_dir(), &intent.alloc)
-            .map_err(|cause| unwritable(&spec.data, &cause))
-            .inspect_err(|_| forget(dir))?;
-        let groups = bound(name, &bounds).inspect_err(|_| forget(dir))?;
+        let begun = self.go_on(config, agent, (dir, lock), spec, (&sidereal, &bounds)).await;
+        begun.inspect_err(|_| forget(dir))
+    }
+
+    /// Goes on with a start that is written down. Its directory is for the caller to remove.
+    async fn go_on(
+        &self,
+        config: &TaskConfig,
+        agent: &AgentConfig,
+        (dir, lock): (&Path, File),
+        mut spec: TaskSpec,
+        (sidereal, bounds): (&Path, &Bounds),
+    ) -> Result<Arc<Task>, Failure> {
+        let refused = self.layers.refused(sidereal, &spec.waive).await?;
+        spec.waive.retain(|name| name != MISSING_LAYERS);
+        spec.refused = refused.into_iter().map(|(layer, why)| (layer.to_string(), why)).collect();
+        // Not where the agent hung up meanwhile: a start that comes later is the one it has, and is not for this one to end.
+        self.wanted(&config.id)?;
+        self.end_others(config, agent).await?;
+        kept::begin(&agent.state_dir(), Path::new(&config.alloc_dir))
+            .map_err(|cause| unwritable(&spec.data, &cause))?;
+        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let groups = bound(name, bounds)?;
         spec.groups = groups.groups.clone();
         let known = api::task::REGISTRY_ENV.iter();
         spec.registry = known.filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
         self.say(config, "Bringing the component up");
-        let started = Task::start(&sidereal, (dir, lock), &spec, groups.clone(), &config.name).await;
+        let started = match self.wanted(&config.id) {
+            Ok(()) => Task::start(sidereal, (dir, lock), &spec, groups.clone(), &config.name).await,
+            Err(failure) => Err(failure),
+        };
         if started.is_err() {
             groups.clear().await;
-            forget(dir);
         }
         started
     }
@@ -212,17 +249,22 @@ fn forget(dir: &Path) {
 
 /// The control groups of a task, made.
 fn bound(name: &str, bounds: &Bounds) -> Result<Made, Failure> {
-    use std::io::ErrorKind::{OutOfMemory, ResourceBusy, StorageFull};
-    Made::new(name, bounds).map_err(|cause| match cause.kind() {
-        // The kernel is short of something, or a group of before is not gone yet.
-        OutOfMemory | ResourceBusy | StorageFull => {
-            Failure::recoverable(format!("the `resources` block cannot be enforced now: {cause}"))
-        }
-        _ => Failure::unrecoverable(format!(
+    Made::new(name, bounds).map_err(|cause| unbounded(&cause))
+}
+
+/// Why a task is not bounded: this machine, or this user, never can; or it is short of something for the moment.
+fn unbounded(cause: &std::io::Error) -> Failure {
+    use std::io::ErrorKind::{
+        AlreadyExists, InvalidInput, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem, Unsupported,
+    };
+    match cause.kind() {
+        AlreadyExists | InvalidInput | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem
+        | Unsupported => Failure::unrecoverable(format!(
             "the `resources` block cannot be enforced on this machine: {cause}; run the agent as root with control groups, or set \
              `enforce_resources = false` in the plugin's configuration"
         )),
-    })
+        _ => Failure::recoverable(format!("the `resources` block cannot be enforced now: {cause}")),
+    }
 }
 
 impl Driver for WasmDriver {
@@ -268,34 +310,48 @@ impl Driver for WasmDriver {
 
     fn fingerprint(&self) -> BoxStream<'static, Fingerprint> {
         let state = self.agent().state_dir();
+        let (asked, turns, begun) = (self.asked.clone(), self.turns.clone(), tokio::time::Instant::now());
         let swept = move |told| {
-            let state = state.clone();
+            let (state, asked, turns) = (state.clone(), asked.clone(), turns.clone());
             // Nobody waits for it.
-            tokio::spawn(async move { sweep(state).await });
+            tokio::spawn(async move {
+                if strays::is_due(begun.elapsed()) {
+                    asked.sweep(&state, &turns).await;
+                }
+                sweep(state).await;
+            });
             told
         };
         fingerprint::stream(self.agent(), self.layers.clone()).map(swept).boxed()
     }
 
     async fn start(&self, config: TaskConfig) -> Result<Started, Failure> {
-        self.heard(&config.id);
-        if self.tasks.get(&config.id).is_ok() {
-            return Err(Failure::unrecoverable(format!("the task `{}` was started already", config.id)));
+        let unheard = self.heard(&config.id);
+        if let Ok(known) = self.tasks.get(&config.id) {
+            return match unheard {
+                // Its first answer did not arrive.
+                true => Ok(Started { state: encode(&known.state)?, network: None }),
+                false => Err(Failure::unrecoverable(format!("the task `{}` was started already", config.id))),
+            };
         }
         let agent = self.agent();
         let dir = dir_of(&agent, &config.id);
         // Whoever asks at the same time finds what this one begins.
         let turn = self.turns.take(&config.id).await;
-        let task = match Noted::of(&dir, &config.id).await? {
+        self.asked.begin(&config.id, Path::new(&config.alloc_dir));
+        let begun = match Noted::of(&dir, &config.id).await {
             // A plugin that was killed before the agent heard of it has started it: whatever became of it, that was its start.
-            Noted::Started(state) => Task::recover(state, &config.name)?,
-            Noted::Nothing | Noted::Intended(_) => self.begin(&config, &agent, &dir).await?,
+            Ok(Noted::Started(state)) => Task::recover(state, &config.name),
+            Ok(Noted::Nothing | Noted::Intended(_)) => self.begin(&config, &agent, &dir).await,
+            Err(failure) => Err(failure),
         };
+        let task = begun.inspect_err(|_| self.asked.end(&config.id))?;
         drop(turn);
         if let Err(failure) = task.runs(STARTED).await {
             task.kill().await;
             task.state.groups.clear().await;
             forget(&dir);
+            self.asked.end(&config.id);
             return Err(failure);
         }
         let own = encode(&task.state)?;
@@ -318,20 +374,27 @@ impl Driver for WasmDriver {
     async fn unheard(&self, id: &str) {
         self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
         tokio::time::sleep(UNHEARD).await;
-        if !self.heard(id) {
+        if !self.is_unheard(id) {
             return;
         }
+        self.tasks.remove(id);
         match others::end(&dir_of(&self.agent(), id), id).await {
-            Ok(()) => tracing::warn!(task = %id, "a start whose agent is gone was ended"),
+            Ok(()) => {
+                self.heard(id);
+                tracing::warn!(task = %id, "a start whose agent is gone was ended");
+            }
+            // What has not come to its process yet goes no further: nobody has heard of it still.
             Err(failure) => tracing::warn!(task = %id, %failure, "a start whose agent is gone stays"),
         }
-        self.tasks.remove(id);
+        self.asked.end(id);
     }
 
     async fn recover(&self, handle: TaskHandle) -> Result<(), Failure> {
         let TaskHandle { config, driver_state, .. } = handle;
         let config = config.ok_or_else(|| Failure::unrecoverable("the agent's handle names no task"))?;
         self.heard(&config.id);
+        // Also where it cannot be recovered: what becomes of it then is for the agent to say.
+        self.asked.begin(&config.id, Path::new(&config.alloc_dir));
         if self.tasks.get(&config.id).is_ok() {
             return Ok(());
         }
@@ -374,7 +437,9 @@ impl Driver for WasmDriver {
     async fn destroy(&self, id: &str, force: bool) -> Result<(), Failure> {
         let Ok(task) = self.tasks.get(id) else {
             // One that could not be recovered may run on, and keep its port from the next.
-            return others::end(&dir_of(&self.agent(), id), id).await;
+            let ended = others::end(&dir_of(&self.agent(), id), id).await;
+            self.asked.end(id);
+            return ended;
         };
         if task.ended().is_none() && !force {
             return Err(Failure::unrecoverable(format!("the task `{id}` still runs")));
@@ -383,6 +448,7 @@ impl Driver for WasmDriver {
         task.state.groups.clear().await;
         remove(&task.state.dir)?;
         self.tasks.remove(id);
+        self.asked.end(id);
         Ok(())
     }
 
@@ -421,5 +487,24 @@ impl Driver for WasmDriver {
             }
         })
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plugin::Class;
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// What the machine is short of for the moment is no reason to give an allocation up.
+    #[test]
+    fn bounds_that_cannot_be_set_now_are_tried_again() {
+        for cause in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::AGAIN, Errno::INTR, Errno::NOMEM, Errno::BUSY] {
+            assert_eq!(unbounded(&cause.into()).class, Class::Recoverable, "{cause}");
+        }
+        for cause in [Errno::ACCESS, Errno::PERM, Errno::ROFS, Errno::NOENT, Errno::INVAL, Errno::OPNOTSUPP] {
+            assert_eq!(unbounded(&cause.into()).class, Class::Unrecoverable, "{cause}");
+        }
     }
 }

@@ -114,7 +114,10 @@ fn folders(state: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Whatever was started, with its directory.
-fn started(state: &Path) -> Result<Vec<(PathBuf, Intent)>, Failure> {
+///
+/// # Errors
+/// Where it is not known.
+pub fn started(state: &Path) -> Result<Vec<(PathBuf, Intent)>, Failure> {
     let known = |dir: PathBuf| match Intent::of(&dir) {
         Ok(intent) => intent.map(|intent| Ok((dir, intent))),
         Err(cause) => Some(Err(cause)),

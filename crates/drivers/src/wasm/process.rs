@@ -48,8 +48,20 @@ pub struct Seen {
 
 impl Seen {
     /// Looks at a process; `None` where there is none of the number.
-    pub fn of(pid: i32) -> Option<Self> {
-        Self::parse(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    ///
+    /// # Errors
+    /// Where it cannot be looked at, which does not say that there is none.
+    pub fn of(pid: i32) -> io::Result<Option<Self>> {
+        match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(stat) => match Self::parse(pid, &stat) {
+                Some(seen) => Ok(Some(seen)),
+                None => {
+                    Err(io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat cannot be understood")))
+                }
+            },
+            Err(cause) if is_none(&cause) => Ok(None),
+            Err(cause) => Err(io::Error::new(cause.kind(), format!("/proc/{pid}/stat cannot be read: {cause}"))),
+        }
     }
 
     fn parse(pid: i32, stat: &str) -> Option<Self> {
@@ -82,17 +94,37 @@ impl Seen {
         line.map_or(0, |kib: u64| kib * 1024)
     }
 
-    /// Every process of the machine that has not ended.
-    pub fn all() -> impl Iterator<Item = Self> {
-        let entries = std::fs::read_dir("/proc").into_iter().flatten();
-        let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        numbers.filter_map(Self::of).filter(|seen| !seen.dead)
+    /// Every process of the machine that has not ended, but those that this user may not look at: they are of others.
+    ///
+    /// # Errors
+    /// Where one cannot be looked at.
+    pub fn all() -> io::Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            match Self::of(pid) {
+                Ok(seen) => all.extend(seen.filter(|seen| !seen.dead)),
+                Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(all)
     }
 
     /// Every process that runs in the session this one leads or led.
-    pub fn session(leader: i32) -> Vec<Self> {
-        Self::all().filter(|seen| seen.session == leader).collect()
+    ///
+    /// # Errors
+    /// As [`Seen::all`].
+    pub fn session(leader: i32) -> io::Result<Vec<Self>> {
+        let mut all = Self::all()?;
+        all.retain(|seen| seen.session == leader);
+        Ok(all)
     }
+}
+
+/// Whether that says that there is no such process: it may end between the two steps in which a file of it is read.
+fn is_none(cause: &io::Error) -> bool {
+    cause.kind() == io::ErrorKind::NotFound || cause.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 /// A task's process.
@@ -144,7 +176,7 @@ impl Process {
             Err(cause) => cause,
         };
         // Until it is buried its number, and that of its session, is nobody else's.
-        let leader = Seen::of(pid).map(|seen| seen.identity);
+        let leader = Self::led_by(pid).await;
         if let Err(cause) = child.start_kill() {
             tracing::debug!(%cause, "a task's process has ended already");
         }
@@ -155,10 +187,25 @@ impl Process {
         Err(why)
     }
 
+    /// Which process a child is that was not buried, also where this process is short of something for the moment.
+    async fn led_by(pid: i32) -> Option<Identity> {
+        let until = tokio::time::Instant::now() + GONE;
+        loop {
+            match Seen::of(pid) {
+                Ok(seen) => return seen.map(|seen| seen.identity),
+                Err(cause) if tokio::time::Instant::now() > until => {
+                    tracing::error!(pid, %cause, "what a task's process started is not known, and may stay");
+                    return None;
+                }
+                Err(_) => tokio::time::sleep(LOOK * 20).await,
+            }
+        }
+    }
+
     /// The process of this number; `None` where there is none.
     ///
     /// # Errors
-    /// When the kernel gives no handle.
+    /// When the kernel gives no handle, or does not say which process it is.
     fn find(pid: i32) -> io::Result<Option<Self>> {
         let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
         let handle = match pidfd_open(number, PidfdFlags::NONBLOCK) {
@@ -167,7 +214,7 @@ impl Process {
             Err(cause) => return Err(cause.into()),
         };
         // Looked at while the handle holds the number.
-        let Some(seen) = Seen::of(pid) else { return Ok(None) };
+        let Some(seen) = Seen::of(pid)? else { return Ok(None) };
         #[allow(deprecated, reason = "what replaces it is unsafe; this handle is owned here and never exchanged")]
         let handle = AsyncFd::with_interest(handle, tokio::io::Interest::READABLE)?;
         Ok(Some(Self { identity: seen.identity, handle, status: None }))
@@ -216,7 +263,18 @@ pub async fn clear(leader: Identity, ended: Option<SystemTime>) -> usize {
     let until = tokio::time::Instant::now() + GONE;
     let mut pause = LOOK;
     loop {
-        let mut left = Seen::session(leader.pid);
+        let mut left = match Seen::session(leader.pid) {
+            Ok(left) => left,
+            // Of what could not be looked at nobody says that it is gone.
+            Err(cause) if tokio::time::Instant::now() > until => {
+                tracing::error!(%cause, "it is not known what is left of a task");
+                return 1;
+            }
+            Err(_) => {
+                tokio::time::sleep(LOOK * 20).await;
+                continue;
+            }
+        };
         left.retain(|seen| !theirs(seen));
         // The number leads another session by now.
         let reused = left.iter().any(|seen| seen.identity.pid == leader.pid && seen.identity != leader);
@@ -277,10 +335,10 @@ mod tests {
         let identity = Identity { pid: leader, started: 1 };
         let hour_ago = SystemTime::now() - Duration::from_secs(3600);
         assert_eq!(clear(identity, Some(hour_ago)).await, 0);
-        assert!(Seen::of(stranger).is_some_and(|seen| !seen.dead && seen.session == leader));
+        assert!(Seen::of(stranger).unwrap().is_some_and(|seen| !seen.dead && seen.session == leader));
         // What was there when the task ended is its own.
         assert_eq!(clear(identity, Some(SystemTime::now())).await, 0);
-        assert!(Seen::of(stranger).is_none_or(|seen| seen.dead));
+        assert!(Seen::of(stranger).unwrap().is_none_or(|seen| seen.dead));
     }
 
     #[test]
@@ -291,7 +349,17 @@ mod tests {
         assert_eq!((seen.session, seen.dead, seen.ticks), (9, false, (12, 14)));
         assert_eq!(Seen::parse(7, "7 (a) S"), None);
         let own = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(Seen::of(own).unwrap().identity.pid, own);
+        assert_eq!(Seen::of(own).unwrap().unwrap().identity.pid, own);
+    }
+
+    /// A descriptor too few does not make a process that runs one that has ended.
+    #[test]
+    fn what_cannot_be_looked_at_has_not_ended() {
+        for cause in [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE, rustix::io::Errno::NOMEM] {
+            assert!(!is_none(&cause.into()), "{cause}");
+        }
+        assert!(is_none(&rustix::io::Errno::NOENT.into()) && is_none(&rustix::io::Errno::SRCH.into()));
+        assert_eq!(Seen::of(i32::MAX).unwrap(), None);
     }
 
     /// Nobody else would ever find it: it would keep its port from whoever comes next.
@@ -301,12 +369,14 @@ mod tests {
             let child =
                 tokio::process::Command::new("setsid").args(["sh", "-c", "sleep 600 & sleep 600"]).spawn().unwrap();
             let pid = i32::try_from(child.id().unwrap()).unwrap();
-            while Seen::session(pid).len() < 2 {
+            let until = std::time::Instant::now() + Duration::from_secs(60);
+            while Seen::session(pid).unwrap().len() < 2 {
+                assert!(std::time::Instant::now() < until, "they do not come up");
                 tokio::time::sleep(LOOK).await;
             }
             let wanted = found.as_ref().err().map_or(io::ErrorKind::NotFound, io::Error::kind);
             assert_eq!(Process::keep(child, pid, found).await.unwrap_err().kind(), wanted);
-            assert_eq!((Seen::session(pid), Seen::of(pid)), (Vec::new(), None));
+            assert_eq!((Seen::session(pid).unwrap(), Seen::of(pid).unwrap()), (Vec::new(), None));
         }
     }
 }

@@ -146,7 +146,7 @@ impl Task {
         let client = TaskClient::new(state.dir.join(SOCKET));
         // Written once, just before its process was started.
         let since = std::fs::metadata(state.dir.join(SPEC_FILE)).and_then(|found| found.modified());
-        let since = since.ok().or_else(|| Seen::of(process.as_ref()?.identity.pid)?.began());
+        let since = since.ok().or_else(|| Seen::of(process.as_ref()?.identity.pid).ok()??.began());
         let since = since.unwrap_or_else(SystemTime::now);
         Arc::new(Self { state, name: name.to_owned(), since, client, process, ended })
     }
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     fn state(dir: &Path, pid: i32) -> State {
-        let process = Seen::of(pid).map_or(Identity { pid, started: 1 }, |seen| seen.identity);
+        let process = Seen::of(pid).unwrap().map_or(Identity { pid, started: 1 }, |seen| seen.identity);
         State { dir: dir.to_owned(), process, boot: boot(), groups: Made::default() }
     }
 

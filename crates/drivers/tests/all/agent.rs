@@ -302,7 +302,8 @@ impl Alloc {
             host_ip: address.ip().to_string(),
         };
         let config = TaskConfig {
-            id: format!("{name}-alloc/web/00000001"),
+            // The test's own: the control groups of a task, which are the machine's, are called by it.
+            id: format!("{}-{name}-alloc/web/00000001", base.file_name().unwrap().display()),
             name: "web".into(),
             env: [("NOMAD_TASK_DIR".to_owned(), "/local".to_owned())].into(),
             resources: Some(Resources {
@@ -401,7 +402,8 @@ pub fn groups(id: &str) -> Vec<PathBuf> {
 
 /// The process that runs the task's component: the one that leads no other of its session.
 pub fn host_of(pid: i32) -> i32 {
-    let members: Vec<i32> = drivers::wasm::process::Seen::session(pid).iter().map(|seen| seen.identity.pid).collect();
+    let members: Vec<i32> =
+        drivers::wasm::process::Seen::session(pid).unwrap().iter().map(|seen| seen.identity.pid).collect();
     let parent = |pid: i32| -> i32 {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()

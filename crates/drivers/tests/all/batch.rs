@@ -167,7 +167,7 @@ async fn a_program_is_ended() {
         assert!(begun.elapsed() < Duration::from_secs(10), "{step}: {:?}", begun.elapsed());
         assert_eq!(agent.wait(alloc.id()).await.unwrap().exit_code, 130, "{step}");
         agent.destroy(alloc.id(), true).await.unwrap();
-        assert!(drivers::wasm::process::Seen::session(pid_of(&handle)).is_empty(), "{step}");
+        assert!(drivers::wasm::process::Seen::session(pid_of(&handle)).unwrap().is_empty(), "{step}");
         alloc.next_id();
         alloc.read();
     }
@@ -250,7 +250,7 @@ async fn an_exit_code_that_nobody_saw_is_reported() {
     program(&agent, &mut alloc, &["print:begun", "sleep:700", "exit:9"]);
     let handle = agent.start_task(&alloc.config).await.unwrap();
     drop(agent.process.take());
-    until("the end", || drivers::wasm::process::Seen::of(pid_of(&handle)).is_none_or(|seen| seen.dead)).await;
+    until("the end", || drivers::wasm::process::Seen::of(pid_of(&handle)).unwrap().is_none_or(|seen| seen.dead)).await;
     let mut agent = agent.relaunch().await;
     agent.recover(&handle).await.unwrap();
     assert_eq!(agent.wait(alloc.id()).await.unwrap().exit_code, 9);
@@ -300,7 +300,7 @@ async fn a_program_whose_host_dies_has_failed() {
     alloc.ended().await;
     assert_eq!(*alloc.stdout.lock().unwrap(), "begun\n", "once");
     agent.destroy(alloc.id(), true).await.unwrap();
-    assert!(drivers::wasm::process::Seen::session(pid_of(&handle)).is_empty() && agent.left().is_empty());
+    assert!(drivers::wasm::process::Seen::session(pid_of(&handle)).unwrap().is_empty() && agent.left().is_empty());
 }
 
 /// Core modules of WASI 0.1 run as the components they become; what is signed is the module.

@@ -83,7 +83,7 @@ async fn a_task_whose_host_dies_again_and_again_ends() {
         assert_eq!(serves(&alloc).await, 200, "it is back after {}", death - 1);
         let host = host_of(pid);
         kill_host(pid);
-        let gone = || drivers::wasm::process::Seen::of(host).is_none_or(|seen| seen.dead);
+        let gone = || drivers::wasm::process::Seen::of(host).unwrap().is_none_or(|seen| seen.dead);
         until("the end of its host", gone).await;
         if death == PROMPT {
             tokio::time::sleep(WINDOW).await;
@@ -122,10 +122,12 @@ async fn start_and_exchange(
     instead: &str,
 ) -> Result<(), Status> {
     let (asked, waits) = (shop.questions.load(SeqCst), shop.waits.lock().unwrap_or_else(|held| held.into_inner()));
+    let patience = std::time::Instant::now() + Duration::from_secs(60);
     let (mut driver, task) = (agent.clients.driver.clone(), alloc.config.clone());
     let starting = tokio::spawn(async move { driver.start_task(StartTaskRequest { task: Some(task) }).await });
     let dir = agent.task_state(alloc.id());
     while !dir.join("task.sock").exists() || shop.questions.load(SeqCst) == asked {
+        assert!(std::time::Instant::now() < patience, "the registry is not asked");
         std::thread::sleep(Duration::from_millis(5));
     }
     exchange(program, instead);

@@ -38,13 +38,14 @@ async fn what_is_kept_of_an_allocation_ends_with_it() {
     agent.recover(&other_handle).await.unwrap();
     let marks = [data.join("gone.txt"), dir.join("gone.txt")];
     until("it is seen", || marks.iter().all(|mark| mark.exists())).await;
-    assert!(data.join("web/data.redb").is_file() && !Seen::session(pid_of(&handle)).is_empty(), "not at once");
+    assert!(data.join("web/data.redb").is_file() && !Seen::session(pid_of(&handle)).unwrap().is_empty(), "not at once");
     for mark in &marks {
         age(mark, GONE_FOR + Duration::from_secs(1));
     }
     let mut agent = agent.relaunch().await;
     agent.recover(&other_handle).await.unwrap();
-    until("nothing stays", || !data.exists() && !dir.exists() && Seen::session(pid_of(&handle)).is_empty()).await;
+    until("nothing stays", || !data.exists() && !dir.exists() && Seen::session(pid_of(&handle)).unwrap().is_empty())
+        .await;
     assert_eq!(other.get("/").await.unwrap(), (200, "1".to_owned()));
     assert!(kept_of(&agent, &other).join("web/data.redb").is_file());
     agent.destroy(other.id(), true).await.unwrap();
@@ -129,7 +130,7 @@ async fn an_end_on_a_full_disk_is_still_the_end() {
             disk.fill();
             if plugin_dies {
                 drop(agent.process.take());
-                until("the end", || Seen::of(pid_of(&handle)).is_none_or(|seen| seen.dead)).await;
+                until("the end", || Seen::of(pid_of(&handle)).unwrap().is_none_or(|seen| seen.dead)).await;
                 agent = agent.relaunch().await;
                 agent.recover(&handle).await.unwrap();
             }

@@ -84,7 +84,10 @@ async fn a_collector_that_is_killed_costs_a_service_nothing() {
         let whole = lines.lines().filter(|line| line.ends_with(&long)).count();
         assert_eq!(whole, LINES * (round + 1), "all of it");
     }
-    assert!(drivers::wasm::process::Seen::of(pid).is_some_and(|seen| !seen.dead), "the same process all along");
+    assert!(
+        drivers::wasm::process::Seen::of(pid).unwrap().is_some_and(|seen| !seen.dead),
+        "the same process all along"
+    );
     agent.stop(alloc.id(), Duration::from_secs(20), "").await.unwrap();
     let ended = agent.wait(alloc.id()).await.unwrap();
     assert_eq!((ended.exit_code, ended.signal), (0, 0));
@@ -143,7 +146,7 @@ async fn a_collector_that_is_killed_does_not_hold_up_a_program_for_ever() {
     let mut agent = Agent::start().await;
     let mut alloc = agent.quiet_alloc("uncollected", "batch");
     let config =
-        json!({"component": "local/app.wasm", "args": ["print:begun", "sleep:3000", "flood:100000", "exit:6"]});
+        json!({"component": "local/app.wasm", "args": ["print:begun", "sleep:10000", "flood:100000", "exit:6"]});
     alloc.config.msgpack_driver_config = crate::block::block(&agent.schema, &config).unwrap();
     let files = tempfile::tempdir().unwrap();
     agent.start_task(&alloc.config).await.unwrap();

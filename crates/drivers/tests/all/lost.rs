@@ -41,7 +41,7 @@ async fn a_task_whose_files_were_removed_is_found_again() {
     let ended = agent.wait(alloc.id()).await.unwrap();
     assert_eq!((ended.exit_code, ended.signal), (0, 0), "it was told to stop, and did");
     agent.destroy(alloc.id(), true).await.unwrap();
-    assert!(Seen::session(pid).is_empty() && agent.left().is_empty() && groups(alloc.id()).is_empty());
+    assert!(Seen::session(pid).unwrap().is_empty() && agent.left().is_empty() && groups(alloc.id()).is_empty());
 }
 
 /// 15, 16: what says which task it is is gone, also all of it, and the agent has a state that nobody reads: it is ended all the same.
@@ -61,7 +61,7 @@ async fn a_task_that_cannot_be_recovered_is_destroyed_by_what_is_left_of_it() {
         handle.driver_state = br#"{"version":99,"state":{}}"#.to_vec();
         assert!(agent.recover(&handle).await.is_err());
         agent.destroy(alloc.id(), true).await.unwrap();
-        assert!(Seen::session(pid).is_empty(), "{name}");
+        assert!(Seen::session(pid).unwrap().is_empty(), "{name}");
         assert!(crate::agent::get(alloc.address, "/").await.is_err(), "nobody listens");
         assert!(agent.left().is_empty() && groups(alloc.id()).is_empty(), "{name}");
     }
@@ -76,7 +76,7 @@ async fn an_end_is_known_without_what_was_to_be_run() {
     alloc.config.msgpack_driver_config = crate::block::block(&agent.schema, &config).unwrap();
     let handle = agent.start_task(&alloc.config).await.unwrap();
     drop(agent.process.take());
-    until("the end", || Seen::of(pid_of(&handle)).is_none_or(|seen| seen.dead)).await;
+    until("the end", || Seen::of(pid_of(&handle)).unwrap().is_none_or(|seen| seen.dead)).await;
     remove(&agent.task_state(alloc.id()), &["start.json", "task.json", "process.json"]);
     let mut agent = agent.relaunch().await;
     agent.recover(&handle).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_task_without_its_socket_is_stopped_and_not_killed() {
     let ended = agent.wait(alloc.id()).await.unwrap();
     assert_eq!((ended.exit_code, ended.signal), (0, 0), "it ended by itself");
     agent.destroy(alloc.id(), true).await.unwrap();
-    assert!(Seen::session(pid_of(&handle)).is_empty() && agent.left().is_empty());
+    assert!(Seen::session(pid_of(&handle)).unwrap().is_empty() && agent.left().is_empty());
 }
 
 /// 13: a task's process that could not write down how it ended was not killed for that.
@@ -120,7 +120,7 @@ async fn the_signal_that_ended_a_task_is_told() {
     let told = agent.events.clone();
     until("an event", || told.lock().unwrap().iter().any(|event| event.message.contains("ended by signal 6"))).await;
     agent.destroy(alloc.id(), true).await.unwrap();
-    assert!(Seen::session(pid).is_empty() && agent.left().is_empty());
+    assert!(Seen::session(pid).unwrap().is_empty() && agent.left().is_empty());
 }
 
 /// A directory that says nothing of any task goes, once it is old and nobody has it.

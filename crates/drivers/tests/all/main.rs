@@ -37,6 +37,7 @@ mod registry;
 mod servers;
 mod shares;
 mod soon;
+mod unheard;
 mod wire;
 
 /// Says what is not run and why: here, and at the end of `cargo xtask test`.

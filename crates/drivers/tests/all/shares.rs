@@ -103,7 +103,7 @@ async fn the_whole_task_has_the_share_of_its_job() {
         text.lines().map(|line| line.parse().unwrap()).collect()
     };
     let mut session: Vec<i32> =
-        drivers::wasm::process::Seen::session(pid_of(&handle)).iter().map(|seen| seen.identity.pid).collect();
+        drivers::wasm::process::Seen::session(pid_of(&handle)).unwrap().iter().map(|seen| seen.identity.pid).collect();
     let (mut shared, bounded) = (members(cpu), members(memory));
     session.sort_unstable();
     shared.sort_unstable();

@@ -64,7 +64,16 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let until = Instant::now() + PATIENCE;
+        let mut child = loop {
+            match command.spawn() {
+                // A script that was just written: a child of another test had it open, too, between its fork and its exec.
+                Err(cause) if cause.kind() == std::io::ErrorKind::ExecutableFileBusy && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                spawned => break spawned.unwrap(),
+            }
+        };
         let log = Arc::new(Mutex::new(String::new()));
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let deaf = Arc::new(AtomicBool::new(false));

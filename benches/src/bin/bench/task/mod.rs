@@ -91,7 +91,7 @@ impl Task {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let nowhere = json!({"root": "/dev", "path": "null"});
         let spec = json!({
-            "version": 3, "id": name, "listen": address, "stdout": nowhere, "stderr": nowhere, "waive": ["missing"],
+            "version": api::task::VERSION, "id": name, "listen": address, "stdout": nowhere, "stderr": nowhere, "waive": ["missing"],
             "component": {"path": {"root": alloc.join("web"), "path": "local/app.wasm"}},
             "settings": TenantSettings { allow_unsigned: true, shards: 1, ..TenantSettings::default() },
             "data": base.join("data").join(name),

@@ -23,7 +23,7 @@ fn a_real_agent_s_collector_of_logs_may_be_killed() {
         cluster.until("there is one", |cluster| cluster.collectors("main").len() == 1);
         let collectors = cluster.collectors("main");
         kill(collectors[0], Signal::KILL);
-        let gone = || drivers::wasm::process::Seen::of(collectors[0]).is_none_or(|seen| seen.dead);
+        let gone = || drivers::wasm::process::Seen::of(collectors[0]).unwrap().is_none_or(|seen| seen.dead);
         cluster.until("its end", |_| gone());
     };
     let process = |cluster: &Cluster| {
