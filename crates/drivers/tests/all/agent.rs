@@ -402,12 +402,14 @@ pub fn groups(id: &str) -> Vec<PathBuf> {
 /// The process that runs the task's component: the one that leads no other of its session.
 pub fn host_of(pid: i32) -> i32 {
     let members: Vec<i32> = drivers::wasm::process::Seen::session(pid).iter().map(|seen| seen.identity.pid).collect();
-    let parent = |pid: i32| -> i32 {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+    // One that has ended meanwhile is nobody's.
+    let parent = |pid: i32| -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
     };
-    let parents: Vec<i32> = members.iter().map(|pid| parent(*pid)).collect();
-    members.into_iter().find(|member| !parents.contains(member)).expect("the task has a host")
+    let seen: Vec<(i32, i32)> = members.into_iter().filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let leads = |member: i32| seen.iter().any(|(_, parent)| *parent == member);
+    seen.iter().map(|(pid, _)| *pid).find(|pid| !leads(*pid)).expect("the task has a host")
 }
 
 /// A line of what the kernel says of a process.

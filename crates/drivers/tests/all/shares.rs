@@ -65,7 +65,7 @@ async fn what_a_task_uses_is_told() {
     let (mut rates, begun) = (Vec::new(), std::time::Instant::now());
     // The first look has nothing before it to compare with; others may have all of the processor for a while.
     while rates.len() < 3 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it computes all the time: {rates:?}");
+        assert!(begun.elapsed() < Duration::from_secs(300), "it computes all the time: {rates:?}");
         let seen = stats.message().await.unwrap().unwrap().stats.unwrap();
         let used = seen.agg_resource_usage.unwrap();
         let (cpu, memory) = (used.cpu.unwrap(), used.memory.unwrap());
@@ -102,12 +102,14 @@ async fn the_whole_task_has_the_share_of_its_job() {
         let text = std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
         text.lines().map(|line| line.parse().unwrap()).collect()
     };
-    let mut session: Vec<i32> =
-        drivers::wasm::process::Seen::session(pid_of(&handle)).iter().map(|seen| seen.identity.pid).collect();
-    let (mut shared, bounded) = (members(cpu), members(memory));
-    session.sort_unstable();
-    shared.sort_unstable();
-    assert_eq!(shared, session, "all of it");
+    let session = || -> std::collections::BTreeSet<i32> {
+        let seen = drivers::wasm::process::Seen::session(pid_of(&handle));
+        seen.iter().filter(|seen| !seen.dead).map(|seen| seen.identity.pid).collect()
+    };
+    // A process may end or begin between the two looks.
+    until("all of it is in there", || members(cpu).into_iter().collect::<std::collections::BTreeSet<_>>() == session())
+        .await;
+    let bounded = members(memory);
     assert!(!bounded.is_empty() && !bounded.contains(&pid_of(&handle)), "{bounded:?}");
     assert_eq!(std::fs::read_to_string(cpu.join("cpu.shares")).unwrap().trim(), "123");
     agent.destroy(alloc.id(), true).await.unwrap();
