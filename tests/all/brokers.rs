@@ -55,7 +55,7 @@ impl Rig {
 
     async fn next(&self) -> Delivery {
         let mut deliveries = self.backend().subscribe(self.subscription("work")).await.unwrap();
-        tokio::time::timeout(Duration::from_secs(10), deliveries.next()).await.unwrap().unwrap().unwrap()
+        tokio::time::timeout(Duration::from_secs(60), deliveries.next()).await.unwrap().unwrap().unwrap()
     }
 }
 

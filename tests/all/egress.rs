@@ -154,9 +154,12 @@ fn a_grant_taken_back_ends_open_sockets_and_pooled_connections() {
     }
     assert_eq!(echo.open.load(Relaxed), 0);
     for app in ["out", "out3", "web"] {
-        let verdicts: BTreeSet<String> =
-            flows(&platform, app).iter().map(|r| r["verdict"].as_str().unwrap().to_owned()).collect();
-        assert_eq!(verdicts, ["connected", "denied", "revoked"].map(str::to_owned).into(), "{app}");
+        let verdicts = || -> BTreeSet<String> {
+            flows(&platform, app).iter().map(|r| r["verdict"].as_str().unwrap().to_owned()).collect()
+        };
+        // They are ended first, and then written down.
+        let wanted = ["connected", "denied", "revoked"].map(str::to_owned).into();
+        until(WITHIN, || verdicts() == wanted).unwrap_or_else(|_| panic!("{app}: {:?}", verdicts()));
     }
     // Granted again, they connect again.
     platform.ok(&["tenant-settings", "set", "--allow-egress", "127.0.0.0/8"]).unwrap();

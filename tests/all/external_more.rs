@@ -49,7 +49,7 @@ fn text(platform: &Platform, host: &str, path: &str) -> (u16, String) {
 fn objects_are_kept_by_a_program_killed_and_moved_to_it_and_back() {
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let platform = start(dir.path(), "objects.py", "wasi:blobstore");
-    let rest = "limits = { wall = \"60s\", cpu = \"20s\" }\n\
+    let rest = "limits = { wall = \"5m\", cpu = \"60s\" }\n\
                 [components.main.links]\n\
                 \"wasi:blobstore\" = [{ provider = \"mine\" }, { label = \"kept\", provider = \"folder\" }]";
     write_app(app.path(), "blobs", "blob-probe", rest).unwrap();

@@ -27,9 +27,15 @@ fn lines_name_their_instance_and_are_chosen_by_the_platform() {
         assert_eq!(platform.get("shop.localhost", &format!("/log?text={text}")).unwrap().status, 200);
     }
     platform.get("shop.localhost", "/trap").unwrap();
-    until(Duration::from_secs(20), || lines(&platform, &[]).len() >= 7).unwrap();
-
-    let all = lines(&platform, &[]);
+    // Three of each call, and what the platform says of the trap.
+    let (mut all, mut last) = (Vec::new(), 0);
+    let there = until(Duration::from_secs(20), || {
+        last = all.len();
+        all = lines(&platform, &[]);
+        let said = |line: &serde_json::Value| line["text"].as_str().is_some_and(|text| text.contains("unreachable"));
+        all.iter().filter(|line| line["stream"] != "platform").count() >= 6 && all.iter().any(said) && all.len() == last
+    });
+    there.unwrap_or_else(|_| panic!("{all:#?}"));
     let written: Vec<&serde_json::Value> = all.iter().filter(|line| line["stream"] != "platform").collect();
     assert!(written.iter().all(|line| line["app"] == "shop" && line["component"] == "main"), "{all:#?}");
     let instances: BTreeSet<&str> = written.iter().map(|line| line["instance"].as_str().unwrap()).collect();

@@ -69,9 +69,7 @@ fn messages_go_from_app_to_app_and_failures_come_again_until_they_are_put_away()
         assert_eq!((number(&platform, &format!("tried:{body}")), number(&platform, &format!("done:{body}"))), (6, 0));
     }
     assert_eq!(number(&platform, "tried:unheard"), 0);
-    let logs = platform.cli(&["logs", "worker"]).unwrap();
-    let logs = String::from_utf8_lossy(&logs.stdout).into_owned();
-    assert!(logs.contains("dead-letter.worker.main.default.orders.new"), "{logs}");
+    platform.logged(&["worker"], "dead-letter.worker.main.default.orders.new").unwrap();
 
     assert_eq!(text(&platform, "sender.localhost", "/ask?subject=orders.price&body=hat"), "re: hat");
     let answer = text(&platform, "sender.localhost", "/ask?subject=nobody.there&body=hat");
@@ -97,19 +95,24 @@ fn a_host_killed_while_it_handles_loses_nothing() {
     worker(dir.path(), "local", "subscriptions = \"orders.new\"");
     deploy(&platform, dir.path(), "worker");
     deploy(&platform, dir.path(), "sender");
-    for n in 0..5 {
-        publish(&platform, "orders.new", &format!("slow-20{n}0"));
+    let mut again = 0;
+    // All of them were handled before the kill where this machine stood still in between: that shows nothing.
+    for round in 0..4 {
+        let bodies: Vec<String> = (0..5).map(|n| format!("slow-20{n}{round}")).collect();
+        bodies.iter().for_each(|body| publish(&platform, "orders.new", body));
+        bodies.iter().for_each(|body| reaches(&platform, &format!("tried:{body}"), 1));
+        for pid in platform.hosts() {
+            Platform::signal(pid, Signal::KILL).unwrap();
+        }
+        for body in &bodies {
+            reaches(&platform, &format!("done:{body}"), 1);
+            again += u64::from(number(&platform, &format!("tried:{body}")) >= 2);
+        }
+        if again > 0 {
+            return;
+        }
     }
-    for n in 0..5 {
-        reaches(&platform, &format!("tried:slow-20{n}0"), 1);
-    }
-    for pid in platform.hosts() {
-        Platform::signal(pid, Signal::KILL).unwrap();
-    }
-    for n in 0..5 {
-        reaches(&platform, &format!("done:slow-20{n}0"), 1);
-        assert!(number(&platform, &format!("tried:slow-20{n}0")) >= 2, "it was tried again");
-    }
+    panic!("none of them was tried again");
 }
 
 #[test]
@@ -130,7 +133,8 @@ fn durable_messages_survive_the_kill_of_everything() {
     for n in 0..8 {
         reaches(&platform, &format!("done:slow-30{n}0"), 1);
     }
-    // What was handled is not kept. The sum is written after the single ones.
+    // What was handled is not kept. The sum is written after the single ones, and before the broker hears of the last ones: as
+    // many as are handled at once may come again.
     reaches(&platform, "done", 8);
     let done = number(&platform, "done");
     platform.kill().unwrap();
@@ -138,7 +142,8 @@ fn durable_messages_survive_the_kill_of_everything() {
     publish(&platform, "orders.new", "last");
     reaches(&platform, "done:last", 1);
     reaches(&platform, "done", done + 1);
-    assert_eq!(number(&platform, "done"), done + 1);
+    let found = number(&platform, "done");
+    assert!((done + 1..=done + 3).contains(&found), "{done} were handled, and one more: {found}");
 }
 
 #[test]
@@ -246,11 +251,7 @@ fn a_stream_of_nats_carries_messages_over_killed_hosts_and_refuses_what_it_does_
     assert_eq!(number(&platform, "tried:flaky-2"), 3);
     publish(&platform, "orders.new", "fail");
     reaches(&platform, "tried:fail", 3);
-    let put_away = || {
-        let logs = platform.cli(&["logs", "worker"]).unwrap();
-        String::from_utf8_lossy(&logs.stdout).contains("dead-letter.worker.main.default.orders.new")
-    };
-    until(Duration::from_secs(20), put_away).unwrap();
+    platform.logged(&["worker"], "dead-letter.worker.main.default.orders.new").unwrap();
     let answer = text(&platform, "sender.localhost", "/publish?subject=invoices.new&body=x");
     assert!(answer.contains("`ORDERS` does not keep messages of `invoices.new`"), "{answer}");
     assert_eq!(text(&platform, "sender.localhost", "/ask?subject=orders.price&body=hat"), "re: hat");

@@ -9,7 +9,7 @@ use sidereal_tests::load::Load;
 use sidereal_tests::platform::{Platform, until, write_app};
 use sidereal_tests::s3::S3;
 
-const LINKS: &str = "limits = { request-body = \"64MiB\", wall = \"60s\", cpu = \"20s\" }\n\
+const LINKS: &str = "limits = { request-body = \"64MiB\", wall = \"5m\", cpu = \"60s\" }\n\
     [components.main.links]\n\
     \"wasi:blobstore\" = [{ provider = \"folder\" }, { label = \"mine\", provider = \"folder\" }]";
 

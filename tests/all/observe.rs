@@ -40,15 +40,16 @@ fn counters_never_fall_over_swaps_and_killed_hosts() {
     ask(&platform, 20);
     let link = |provider: &str| metric(&platform, "sidereal_link_calls_total", &[&format!("provider=\"{provider}\"")]);
     let calls = || metric(&platform, "sidereal_component_calls_total", &["app=\"counter\""]);
-    assert_eq!(calls(), 20.0);
+    // The last call may be counted after its answer, and a reading answers for a moment.
+    until(Duration::from_secs(5), || calls() == 20.0).unwrap_or_else(|_| panic!("{} calls", calls()));
     let each = link("embedded") / 20.0;
     assert!(each >= 1.0, "a request calls the store");
-    assert_eq!(metric(&platform, "sidereal_ingress_requests_total", &["class=\"2xx\""]), 20.0);
+    let answered = || metric(&platform, "sidereal_ingress_requests_total", &["class=\"2xx\""]);
+    until(Duration::from_secs(5), || answered() == 20.0).unwrap_or_else(|_| panic!("{} answers", answered()));
 
     // The revision that called over the embedded link leaves; what it counted stays.
     platform.ok(&["link", "set", "counter", "wasi:keyvalue=memory"]).unwrap();
     ask(&platform, 5);
-    // A reading answers for a moment.
     until(Duration::from_secs(5), || calls() == 25.0).unwrap();
     assert_eq!((link("embedded"), link("memory"), calls()), (20.0 * each, 5.0 * each, 25.0));
     platform.ok(&["link", "set", "counter", "wasi:keyvalue=embedded"]).unwrap();
@@ -64,7 +65,9 @@ fn counters_never_fall_over_swaps_and_killed_hosts() {
     .unwrap();
     until(Duration::from_secs(20), || calls() >= 26.0).unwrap();
     assert!(link("embedded") >= 21.0 * each && link("memory") == 5.0 * each);
-    assert!(metric(&platform, "sidereal_host_restarts_total", &[]) >= hosts.len() as f64);
+    // One of them may answer before the node has heard of the end of the other one.
+    let restarts = || metric(&platform, "sidereal_host_restarts_total", &[]);
+    until(Duration::from_secs(20), || restarts() >= hosts.len() as f64).unwrap_or_else(|_| panic!("{}", restarts()));
 
     // An app that is deleted is not told any more.
     platform.ok(&["delete", "counter", "--confirm", "counter"]).unwrap();
@@ -79,8 +82,13 @@ fn top_tells_rates_once_or_until_it_is_stopped() {
     let load =
         sidereal_tests::load::Load::start(platform.ingress, "counter.localhost", "/", 2, Duration::from_millis(2));
     load.wait(20);
-    let top = platform.ok(&["top", "--interval", "500ms"]).unwrap();
-    assert!(top["components"][0]["per_second"].as_f64().unwrap() > 1.0, "{top}");
+    // In one interval the load may have stood still.
+    let mut top = serde_json::Value::Null;
+    let goes_on = || {
+        top = platform.ok(&["top", "--interval", "500ms"]).unwrap();
+        top["components"][0]["per_second"].as_f64().is_some_and(|rate| rate > 1.0)
+    };
+    until(Duration::from_secs(20), goes_on).unwrap_or_else(|_| panic!("no interval has calls"));
     let link = &top["links"][0];
     assert_eq!(
         (link["provider"].as_str(), link["errors_per_second"].as_object().unwrap().len()),

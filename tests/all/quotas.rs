@@ -114,11 +114,17 @@ fn endless_loops_get_the_processor_time_that_their_tenants_may_have() {
         tenant(&platform, name, &["--shards", &shards, "--cpu-weight", weight], limits);
     }
     let ingress = platform.ingress;
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let over = &over;
     std::thread::scope(|scope| {
         for host in ["light.localhost", "heavy.localhost"] {
-            // More than there are shards, so that each of those has one; how they end says nothing here.
+            // More than there are shards, so that each of those has one; how they end says nothing here, and others follow.
             for _ in 0..cores * 2 {
-                scope.spawn(move || drop(sidereal_tests::http::get(ingress, host, "/spin")));
+                scope.spawn(move || {
+                    while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                        drop(sidereal_tests::http::get(ingress, host, "/spin"));
+                    }
+                });
             }
         }
         // On one processor: where there is one for each, none of them has to share.
@@ -142,6 +148,7 @@ fn endless_loops_get_the_processor_time_that_their_tenants_may_have() {
             };
             until(Duration::from_secs(30), held).expect("it gets about what it may have");
         }
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
         platform.kill().unwrap();
     });
 }
@@ -166,24 +173,42 @@ fn a_tenant_that_computes_is_set_aside_until_it_is_done() {
     }
     let ingress = platform.ingress;
     let spin = move |host: &'static str| std::thread::spawn(move || sidereal_tests::http::get(ingress, host, "/spin"));
+    // One that had all of its time before anybody looked is followed by another one.
+    let spins = |loops: &mut std::thread::JoinHandle<_>, host: &'static str| {
+        if loops.is_finished() {
+            *loops = spin(host);
+        }
+    };
     for _ in 0..2 {
-        let loops = spin("noisy.localhost");
-        until(Duration::from_secs(20), || noisy() == Some(true)).expect("it is set aside");
+        let mut loops = spin("noisy.localhost");
+        until(Duration::from_secs(20), || {
+            spins(&mut loops, "noisy.localhost");
+            noisy() == Some(true)
+        })
+        .expect("it is set aside");
         assert_eq!(quiet(), Some(false));
         assert_eq!(loops.join().unwrap().unwrap().header("sidereal-fault"), Some("limit-reached"));
         until(Duration::from_secs(20), || noisy() == Some(false)).expect("it stands with the others again");
     }
     // What an operator gave a tenant is what it has, also while it computes; once that is taken back, it is as all others.
-    let loops = spin("weighed.localhost");
+    let mut loops = spin("weighed.localhost");
     until(Duration::from_secs(10), || used(&[hosts[2]]) > Duration::from_millis(500)).expect("it computes");
     assert_eq!(weighed(), Some(false));
     platform.ok(&["tenant", "set", "weighed", "--cpu-weight", "none"]).unwrap();
-    until(Duration::from_secs(10), || weighed() == Some(true)).expect("it gives way");
+    until(Duration::from_secs(10), || {
+        spins(&mut loops, "weighed.localhost");
+        weighed() == Some(true)
+    })
+    .expect("it gives way");
     assert_eq!(loops.join().unwrap().unwrap().header("sidereal-fault"), Some("limit-reached"));
     until(Duration::from_secs(20), || weighed() == Some(false)).expect("it stands with the others again");
     // One whose host is gone.
-    drop(spin("quiet.localhost"));
-    until(Duration::from_secs(20), || quiet() == Some(true)).expect("it is set aside");
+    let mut loops = spin("quiet.localhost");
+    until(Duration::from_secs(20), || {
+        spins(&mut loops, "quiet.localhost");
+        quiet() == Some(true)
+    })
+    .expect("it is set aside");
     Platform::signal(hosts[1], rustix::process::Signal::KILL).unwrap();
     let again = || self::hosts(&platform, "quiet").first().is_some_and(|host| set_aside(*host, "quiet") == Some(false));
     until(Duration::from_secs(20), again).expect("the next one stands with the others");

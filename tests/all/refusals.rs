@@ -54,8 +54,8 @@ fn revoking_a_key_stops_what_runs() {
     assert_eq!(platform.get("shop.localhost", "/").unwrap().status, 200);
     platform.ok(&["tenant-settings", "set", "--revoke", &key]).unwrap();
     until(Duration::from_secs(10), || platform.get("shop.localhost", "/").is_ok_and(|a| a.status != 200)).unwrap();
-    let status = platform.ok(&["status", "shop"]).unwrap();
-    assert!(status.to_string().contains("artifact-revoked"), "{status}");
+    let status = || platform.ok(&["status", "shop"]).unwrap().to_string();
+    until(Duration::from_secs(10), || status().contains("artifact-revoked")).unwrap_or_else(|_| panic!("{}", status()));
 }
 
 #[test]

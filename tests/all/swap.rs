@@ -101,8 +101,9 @@ fn a_provider_that_is_gone_fails_calls_with_a_reason_and_recovers() {
     drop(redis);
     let answer = platform.get("counter.localhost", "/").unwrap();
     assert_ne!(answer.status, 200, "no answer is made up");
-    let status = platform.ok(&["status", "counter"]).unwrap().to_string();
-    assert!(status.contains("the key-value store is not available"), "the status says why: {status}");
+    let status = || platform.ok(&["status", "counter"]).unwrap().to_string();
+    until(Duration::from_secs(20), || status().contains("the key-value store is not available"))
+        .unwrap_or_else(|_| panic!("the status does not say why: {}", status()));
     let _redis = Redis::at(addr, "").unwrap();
     let answers = || platform.get("counter.localhost", "/").is_ok_and(|answer| answer.status == 200);
     until(Duration::from_secs(10), answers).unwrap();

@@ -112,7 +112,8 @@ fn two_tenants_share_a_platform_and_nothing_else() {
     platform.ok(&["tenant", "delete", "acme", "--confirm", "acme"]).unwrap();
     assert_eq!(acme.says(&["status"]).0, 5);
     assert_eq!(platform.cli(&["tenant", "create", "acme"]).unwrap().status.code(), Some(2));
-    assert_eq!(platform.get("one.localhost", "/").unwrap().status, 404);
+    let gone = || platform.get("one.localhost", "/").is_ok_and(|answer| answer.status == 404);
+    sidereal_tests::platform::until(std::time::Duration::from_secs(20), gone).expect("nothing of it is served");
     // Once its last host is gone, the node speaks of it no more.
     let url = platform.info["metrics"].as_str().unwrap();
     let address = url.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();

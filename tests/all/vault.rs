@@ -141,7 +141,7 @@ fn a_credential_that_vault_makes_for_redis_is_replaced_under_traffic() {
     });
     vault.ask("POST", "database/config/cache", &server).unwrap();
     let role = json!({
-        "db_name": "cache", "creation_statements": [r#"["~*","+@all"]"#], "default_ttl": "4s", "max_ttl": "8s",
+        "db_name": "cache", "creation_statements": [r#"["~*","+@all"]"#], "default_ttl": "12s", "max_ttl": "20s",
     });
     vault.ask("POST", "database/roles/local.counter.cache", &role).unwrap();
     let token = vault.token(&["database/creds/local.counter.*", "sys/leases/*"]).unwrap();
@@ -224,7 +224,7 @@ fn a_rotated_token_of_consul_reaches_the_running_provider() {
         if from_vault {
             // Vault is asked again each second: by then the new one is known, whoever still uses the old one.
             let rotated = std::time::Instant::now();
-            until(LONG, || rotated.elapsed() > Duration::from_secs(6)).unwrap();
+            until(LONG, || rotated.elapsed() > Duration::from_secs(12)).unwrap();
         }
         consul.ask("DELETE", &format!("acl/token/{accessor}"), &Value::Null).unwrap();
         load.wait(50);

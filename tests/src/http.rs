@@ -35,9 +35,9 @@ impl Connection {
     /// # Errors
     /// When nobody answers there.
     pub fn open(addr: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect_timeout(&addr, Duration::from_secs(5))?;
+        let stream = TcpStream::connect_timeout(&addr, Duration::from_secs(60))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
@@ -71,6 +71,42 @@ impl Connection {
         bytes.extend_from_slice(body);
         self.stream.get_mut().write_all(&bytes)?;
         self.read()
+    }
+
+    /// Begins a call of the guest `probe` that is under way until [`Connection::finish`] ends it: the component has answered half
+    /// of what it is sent. The status, which is another than 200 where the call was refused.
+    ///
+    /// # Errors
+    /// As [`Connection::send`].
+    pub fn begin(&mut self, host: &str) -> anyhow::Result<u16> {
+        let request = format!("POST /echo HTTP/1.1\r\nHost: {host}\r\nContent-Length: 8\r\n\r\nhalf");
+        self.stream.get_mut().write_all(request.as_bytes())?;
+        let status = self.line()?.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status")?;
+        let mut said = Vec::new();
+        while status == 200 && !said.ends_with(b"half") {
+            let mut byte = [0];
+            self.stream.read_exact(&mut byte)?;
+            said.push(byte[0]);
+        }
+        Ok(status)
+    }
+
+    /// Sends the rest of a call that was begun; whether the rest of its answer came, to its end.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub fn finish(mut self) -> anyhow::Result<bool> {
+        self.stream.get_mut().write_all(b"done")?;
+        let mut rest = Vec::new();
+        while !rest.ends_with(b"0\r\n\r\n") {
+            let mut byte = [0];
+            if self.stream.read(&mut byte)? == 0 {
+                break;
+            }
+            rest.push(byte[0]);
+        }
+        let rest = String::from_utf8_lossy(&rest);
+        Ok(rest.contains("done") && rest.ends_with("0\r\n\r\n"))
     }
 
     fn line(&mut self) -> anyhow::Result<String> {

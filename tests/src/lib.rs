@@ -24,6 +24,7 @@ pub mod ports;
 pub mod postgres;
 pub mod redis;
 pub mod s3;
+pub mod throttle;
 pub mod vault;
 
 use std::path::PathBuf;

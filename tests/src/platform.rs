@@ -109,6 +109,21 @@ impl Platform {
         Self::launch(command, dir, flags, &[], Stdio::inherit())
     }
 
+    /// What `sidereal logs` has of an app, as soon as `wanted` is in it: a line comes to the platform after its call has ended.
+    ///
+    /// # Errors
+    /// With what there is instead.
+    pub fn logged(&self, args: &[&str], wanted: &str) -> anyhow::Result<String> {
+        let mut said = String::new();
+        let args = [&["logs"], args].concat();
+        let there = until(LEAST, || {
+            said = self.cli(&args).map_or_else(|cause| cause.to_string(), |out| text(&out));
+            said.contains(wanted)
+        });
+        there.with_context(|| format!("`{wanted}` is not in {said}"))?;
+        Ok(said)
+    }
+
     /// As [`Platform::start`], with its log somewhere else.
     ///
     /// # Errors
@@ -339,6 +354,11 @@ pub fn feed(dir: &Path, args: &[&str], input: &[u8]) -> anyhow::Result<Output> {
     Ok(child.wait_with_output()?)
 }
 
+/// What a command printed to standard output.
+fn text(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
 /// Whether a process runs; one that ended and was not reaped does not.
 pub fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
@@ -404,13 +424,15 @@ pub fn programs(of: u32, program: &str) -> Vec<u32> {
 
 /// How many times as long as on a machine of its own something may take on one that is slow and does other things as well.
 const SLOW: u32 = 4;
+/// The least that is waited there: such a machine stands still for seconds.
+const LEAST: Duration = Duration::from_secs(60);
 
 /// Waits until something is so that is so within this time on a machine of its own.
 ///
 /// # Errors
-/// When it is not within [`SLOW`] times that, or more where [`crate::patience`] says so.
+/// When it is not within [`SLOW`] times that and [`LEAST`], or more where [`crate::patience`] says so.
 pub fn until(within: Duration, mut so: impl FnMut() -> bool) -> anyhow::Result<()> {
-    let within = within * SLOW * crate::patience();
+    let within = (within * SLOW).max(LEAST) * crate::patience();
     let end = Instant::now() + within;
     while !so() {
         if Instant::now() > end {

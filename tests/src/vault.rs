@@ -68,7 +68,7 @@ impl Vault {
     pub fn ask(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let mut stream = TcpStream::connect(self.addr)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         write!(
             stream,
             "{method} /v1/{path} HTTP/1.0\r\nhost: {}\r\nx-vault-token: {}\r\ncontent-length: {}\r\n\r\n{body}",

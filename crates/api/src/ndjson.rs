@@ -79,6 +79,6 @@ mod tests {
         buffer.push(b"\nnext\n");
         assert_eq!(lines(&mut buffer), ["next\n"]);
         // Looked through from its beginning at each byte this is half a million million bytes.
-        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     }
 }

@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(refused.code, Code::Unreachable);
         assert!(!copy.tenant.held.lock().await.contains_key(&app), "it is released again");
         assert_eq!(copy.step(CopyStep::Release(Some(Revision(2)))).await.map(drop), Ok(()));
-        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
         drop(stuck);
     }
 

@@ -82,7 +82,7 @@ async fn calls_travel_together_and_each_gets_its_own_answer() {
     let dir = Dir::new();
     let batches = Arc::new(Mutex::new(Vec::new()));
     tokio::spawn(serve_keyvalue(UnixListener::bind(dir.socket()).unwrap(), batches.clone()));
-    let client = KvClient::new(dir.socket(), Duration::from_secs(5));
+    let client = KvClient::new(dir.socket(), Duration::from_secs(60));
     assert_eq!(client.call(&scope(), &get("first")).await.unwrap(), KvAnswer::Value(Some(b"first".to_vec())));
     let keys: Vec<String> = (0..500).map(|n| format!("key-{n}")).collect();
     let scope = scope();

@@ -282,7 +282,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         output.line("end");
-        output.finish(Duration::from_secs(20)).await;
+        output.finish(Duration::from_secs(60)).await;
         let read = reader.join().unwrap();
         let lines: Vec<&str> = read.lines().collect();
         let (before, after) = lines.split_at(kept as usize);
@@ -307,13 +307,13 @@ mod tests {
         output.bytes(full()).await;
         for piece in ["a\nb\n", "half a line"] {
             let waited = output.bytes([piece.as_bytes(), &[b'z'; EACH]].concat());
-            tokio::time::timeout(Duration::from_secs(20), waited).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(60), waited).await.unwrap();
         }
         assert_eq!(output.lost, 3);
         // Its end takes as long, and no longer.
         let unread = Output::patient(place("other"), Duration::from_millis(100));
         unread.send(full(), unread.room.clone().acquire_owned().await.unwrap());
-        tokio::time::timeout(Duration::from_secs(20), unread.finish(Duration::MAX)).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), unread.finish(Duration::MAX)).await.unwrap();
         let path = dir.path().join("fifo");
         let reader = std::thread::spawn(move || std::fs::read_to_string(path).unwrap());
         while output.room.available_permits() < WAITING {
@@ -321,7 +321,7 @@ mod tests {
         }
         // It waits for one that is there, and slow or not yet back.
         output.bytes(b"end\n".to_vec()).await;
-        output.finish(Duration::from_secs(20)).await;
+        output.finish(Duration::from_secs(60)).await;
         let read = reader.join().unwrap();
         let lines: Vec<&str> = read.lines().collect();
         assert_eq!(lines[1..], ["sidereal: 3 lines were lost: nobody read them", "end"]);
@@ -375,7 +375,7 @@ mod tests {
         }
         assert_eq!(output.lost, 2);
         let reader = std::thread::spawn(move || std::fs::read_to_string(path).unwrap());
-        output.finish(Duration::from_secs(20)).await;
+        output.finish(Duration::from_secs(60)).await;
         let read = reader.join().unwrap();
         assert!(read.ends_with("x\nsidereal: 2 lines were lost: nobody read them\n"), "{}", read.len());
     }
@@ -390,7 +390,7 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         let place = || Place { root: dir.path().to_owned(), path: "fifo".into() };
         let unread = Output::to(place());
-        tokio::time::timeout(Duration::from_secs(20), unread.finish(Duration::MAX)).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), unread.finish(Duration::MAX)).await.unwrap();
         let output = Output::to(place());
         let (opens, opened) = tokio::sync::oneshot::channel();
         let reader = std::thread::spawn(move || {
@@ -398,8 +398,8 @@ mod tests {
             opens.send(()).unwrap();
             std::io::Read::read_to_end(&mut file, &mut Vec::new()).unwrap()
         });
-        tokio::time::timeout(Duration::from_secs(20), opened).await.unwrap().unwrap();
-        output.finish(Duration::from_secs(20)).await;
+        tokio::time::timeout(Duration::from_secs(60), opened).await.unwrap().unwrap();
+        output.finish(Duration::from_secs(60)).await;
         assert_eq!(reader.join().unwrap(), 0);
     }
 
@@ -434,7 +434,7 @@ mod tests {
         drop(file);
         std::fs::remove_file(&full).unwrap();
         output.line("end");
-        output.finish(Duration::from_secs(20)).await;
+        output.finish(Duration::from_secs(60)).await;
         let read = std::fs::read_to_string(&log).unwrap();
         drop(std::process::Command::new("umount").arg("-l").arg(dir.path()).status());
         assert!(read.ends_with("end\n"), "{read:?}");

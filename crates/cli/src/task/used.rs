@@ -38,7 +38,7 @@ mod tests {
         for _ in 0..2 {
             let long_ago = SystemTime::now() - Duration::from_secs(20 * 24 * 3600);
             File::options().append(true).open(file).unwrap().set_modified(long_ago).unwrap();
-            let until = Instant::now() + Duration::from_secs(20);
+            let until = Instant::now() + Duration::from_secs(60);
             while std::fs::metadata(file).unwrap().modified().unwrap() == long_ago {
                 assert!(Instant::now() < until, "nobody says that it is used");
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -118,7 +118,7 @@ async fn a_revoked_token_makes_no_other_one() {
 async fn a_stream_ends_with_the_token_it_was_asked_for_with() {
     let rig = Rig::new().await;
     rig.deploy("a", 1).await;
-    let (revoked, short) = (made(&rig, Role::Viewer, None).await, made(&rig, Role::Viewer, Some(2)).await);
+    let (revoked, short) = (made(&rig, Role::Viewer, None).await, made(&rig, Role::Viewer, Some(8)).await);
     let kept = made(&rig, Role::Viewer, None).await;
     let follow = LogQuery { last: 9, follow: true, ..LogQuery::default() };
     let mut ends = Vec::new();
@@ -258,33 +258,40 @@ async fn the_calls_of_one_tenant_leave_room_for_those_of_others() {
         crate::rig::TOKEN,
         size + 1
     );
-    let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let mut greedy = tokio::task::JoinSet::new();
-    for _ in 0..20 {
-        let (head, sent, addr) = (head.clone(), sent.clone(), rig.addr);
-        greedy.spawn(async move {
-            let mut stream = TcpStream::connect(addr).await.unwrap();
-            stream.write_all(head.as_bytes()).await.unwrap();
-            let part = vec![b' '; 64 << 10];
-            for _ in 0..size / part.len() {
-                stream.write_all(&part).await.unwrap();
-                sent.fetch_add(part.len(), std::sync::atomic::Ordering::Relaxed);
-            }
-            std::future::pending::<()>().await;
-        });
-    }
-    // As much as half of the room is on its way, and every one of them has a part of it.
-    let half = async {
-        while sent.load(std::sync::atomic::Ordering::Relaxed) < 8 * size {
-            tokio::task::yield_now().await;
+    // Those that find no room are refused after a while: where this machine was slower than that, there is room whatever a tenant
+    // may have, which shows nothing.
+    for round in 0.. {
+        let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let mut greedy = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let (head, sent, addr) = (head.clone(), sent.clone(), rig.addr);
+            greedy.spawn(async move {
+                let mut stream = TcpStream::connect(addr).await.unwrap();
+                stream.write_all(head.as_bytes()).await.unwrap();
+                let part = vec![b' '; 64 << 10];
+                for _ in 0..size / part.len() {
+                    stream.write_all(&part).await.unwrap();
+                    sent.fetch_add(part.len(), std::sync::atomic::Ordering::Relaxed);
+                }
+                std::future::pending::<()>().await;
+            });
         }
-    };
-    tokio::time::timeout(PATIENCE, half).await.expect("half of the room is not to be had");
-    let large = large_call("/");
-    // It has no such app, which is found out when the whole of the call is there.
-    let refusal = refused(rig.client.call(&other, &name("none"), &large).await);
-    assert_eq!(refusal.code, Code::NotFound, "{refusal:?}");
-    assert!(greedy.try_join_next().is_none(), "the others still wait");
+        // As much as half of the room is on its way, and every one of them has a part of it.
+        let half = async {
+            while sent.load(std::sync::atomic::Ordering::Relaxed) < 8 * size {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, half).await.expect("half of the room is not to be had");
+        let large = large_call("/");
+        // It has no such app, which is found out when the whole of the call is there.
+        let refusal = refused(rig.client.call(&other, &name("none"), &large).await);
+        assert_eq!(refusal.code, Code::NotFound, "{refusal:?}");
+        if greedy.try_join_next().is_none() {
+            break;
+        }
+        assert!(round < 3, "the others still wait");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -472,7 +479,8 @@ async fn bodies_that_do_not_come_hold_up_their_own_tenant_only() {
         held.push(stream);
     }
     let (other, whose) = (another(&rig).await, name("other"));
-    tokio::time::timeout(Duration::from_secs(5), set(&other, &whose)).await.expect("others wait for nothing").unwrap();
+    // Those bodies are given up after 10 s: others would wait for so long.
+    tokio::time::timeout(Duration::from_secs(9), set(&other, &whose)).await.expect("others wait for nothing").unwrap();
 }
 
 /// Reads over and over, more at once than may wait, until told to stop: how many were answered, and how many refused.

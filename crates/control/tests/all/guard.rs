@@ -198,7 +198,8 @@ async fn uploads_that_send_nothing_hold_up_nobody() {
     }
     let start = std::time::Instant::now();
     assert_eq!(rig.deploy("counter", 1).await.revision.0, 1);
-    assert!(start.elapsed().as_secs() < 8, "it waited for the stalled ones: {:?}", start.elapsed());
+    // They are given up after 10 s.
+    assert!(start.elapsed().as_secs() < 9, "it waited for the stalled ones: {:?}", start.elapsed());
     // They are not kept for ever; nor is a connection that never says what it wants.
     let mut silent = TcpStream::connect(rig.addr).await.unwrap();
     silent.write_all(b"GET /v1/healthz HTTP/1.1\r\n").await.unwrap();

@@ -408,8 +408,9 @@ pub fn host_of(pid: i32) -> i32 {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
     };
-    let parents: Vec<i32> = members.iter().map(|pid| parent(*pid)).collect();
-    members.into_iter().find(|member| !parents.contains(member)).expect("the task has a host")
+    let seen: Vec<(i32, i32)> = members.into_iter().filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let leads = |member: i32| seen.iter().any(|(_, parent)| *parent == member);
+    seen.iter().map(|(pid, _)| *pid).find(|pid| !leads(*pid)).expect("the task has a host")
 }
 
 /// A line of what the kernel says of a process.

@@ -40,7 +40,7 @@ async fn a_task_whose_host_cannot_be_kept_up_ends() {
     assert_eq!(alloc.get("/").await.unwrap().0, 200);
     exchange(&program, NO_HOST);
     kill_host(pid_of(&handle));
-    let ended = tokio::time::timeout(Duration::from_secs(60), agent.wait(alloc.id())).await.expect("it ends").unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(300), agent.wait(alloc.id())).await.expect("it ends").unwrap();
     assert_eq!((ended.exit_code, ended.signal), (1, 0));
     let told = agent.events.clone();
     let why = |message: &str| message.contains("cannot be kept up") && message.contains("out of luck");
@@ -59,7 +59,7 @@ async fn a_task_whose_host_hangs_in_its_start_ends() {
     let handle = agent.start_task(&alloc.config).await.unwrap();
     exchange(&program, "[ \"$1\" = host ] && exec sleep 600");
     kill_host(pid_of(&handle));
-    let ended = tokio::time::timeout(Duration::from_secs(120), agent.wait(alloc.id())).await.expect("it ends").unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(300), agent.wait(alloc.id())).await.expect("it ends").unwrap();
     assert_eq!((ended.exit_code, ended.signal), (1, 0));
     let told = agent.events.clone();
     let why = |message: &str| message.contains("cannot be kept up") && message.contains("did not answer within");
@@ -89,7 +89,7 @@ async fn a_task_whose_host_dies_again_and_again_ends() {
             tokio::time::sleep(WINDOW).await;
         }
     }
-    let ended = tokio::time::timeout(Duration::from_secs(60), agent.wait(alloc.id())).await.expect("it ends").unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(300), agent.wait(alloc.id())).await.expect("it ends").unwrap();
     assert_eq!((ended.exit_code, ended.signal), (1, 0));
     let told = agent.events.clone();
     let why = |message: &str| message.contains("it answered and ended 10 times within 10 minutes");

@@ -72,7 +72,8 @@ async fn a_task_is_bounded_by_the_group_that_the_agent_made_for_it() {
     assert!(groups(alloc.id()).is_empty(), "none of the driver's own is made");
 
     drop(alloc.get("/hostcopy?mib=60").await);
-    let result = tokio::time::timeout(Duration::from_secs(20), agent.wait(alloc.id())).await.expect("it ends").unwrap();
+    let result =
+        tokio::time::timeout(Duration::from_secs(120), agent.wait(alloc.id())).await.expect("it ends").unwrap();
     assert!(result.oom_killed && result.exit_code == 137, "{result:?}");
     agent.destroy(alloc.id(), true).await.unwrap();
     assert!(given.scope.is_dir(), "it is the agent's to remove");

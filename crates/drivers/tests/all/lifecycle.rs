@@ -142,7 +142,7 @@ async fn calls_in_flight_have_until_the_deadline() {
         stop.await.unwrap().unwrap();
         assert_eq!(answer.contains("done") && answer.ends_with("0\r\n\r\n"), last.is_some(), "{answer}");
         let took = begun.elapsed();
-        assert!(took < timeout + Duration::from_secs(20), "{took:?}");
+        assert!(took < timeout + Duration::from_secs(60), "{took:?}");
         agent.destroy(alloc.id(), true).await.unwrap();
         alloc.next_id();
     }
@@ -192,8 +192,8 @@ async fn a_kill_signal_of_sigkill_ends_a_task_at_once() {
     let handle = agent.start_task(&alloc.config).await.unwrap();
     let call = half(&alloc).await;
     let begun = Instant::now();
-    agent.stop(alloc.id(), Duration::from_secs(60), "SIGKILL").await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    agent.stop(alloc.id(), Duration::from_secs(300), "SIGKILL").await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
     let answer = rest(call).await;
     assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
     let result = agent.wait(alloc.id()).await.unwrap();
@@ -411,7 +411,8 @@ async fn a_task_that_runs_out_of_memory_is_said_to_have() {
     agent.start_task(&alloc.config).await.unwrap();
     assert_eq!(alloc.get("/").await.unwrap().0, 200, "it serves within its bound");
     drop(alloc.get("/hostcopy?mib=60").await);
-    let result = tokio::time::timeout(Duration::from_secs(20), agent.wait(alloc.id())).await.expect("it ends").unwrap();
+    let result =
+        tokio::time::timeout(Duration::from_secs(120), agent.wait(alloc.id())).await.expect("it ends").unwrap();
     assert!(result.oom_killed && result.exit_code == 137, "{result:?}");
     let told = agent.events.clone();
     let why = "the task used all the memory of its `resources` block and was killed";

@@ -37,7 +37,7 @@ async fn a_task_whose_files_were_removed_is_found_again() {
     agent.recover(&handle).await.unwrap();
     until("what says nothing is removed", || !unsaid.exists()).await;
     assert_eq!(alloc.get("/").await.unwrap().0, 200, "it goes on");
-    agent.stop(alloc.id(), Duration::from_secs(20), "").await.unwrap();
+    agent.stop(alloc.id(), Duration::from_secs(60), "").await.unwrap();
     let ended = agent.wait(alloc.id()).await.unwrap();
     assert_eq!((ended.exit_code, ended.signal), (0, 0), "it was told to stop, and did");
     agent.destroy(alloc.id(), true).await.unwrap();

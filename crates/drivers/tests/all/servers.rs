@@ -20,7 +20,7 @@ impl Server {
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child = child.unwrap_or_else(|cause| panic!("{program} cannot be started: {cause}; install it"));
         let server = Self { child: Some(child), addr, _dir: dir };
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(120);
         while !ready() {
             assert!(Instant::now() < until, "{program} does not answer");
             std::thread::sleep(Duration::from_millis(10));

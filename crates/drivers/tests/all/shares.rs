@@ -65,7 +65,7 @@ async fn what_a_task_uses_is_told() {
     let (mut rates, begun) = (Vec::new(), std::time::Instant::now());
     // The first look has nothing before it to compare with; others may have all of the processor for a while.
     while rates.len() < 3 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it computes all the time: {rates:?}");
+        assert!(begun.elapsed() < Duration::from_secs(300), "it computes all the time: {rates:?}");
         let seen = stats.message().await.unwrap().unwrap().stats.unwrap();
         let used = seen.agg_resource_usage.unwrap();
         let (cpu, memory) = (used.cpu.unwrap(), used.memory.unwrap());

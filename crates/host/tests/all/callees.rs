@@ -92,7 +92,7 @@ async fn concurrency_and_drain_hold_for_a_callee_too() {
     let mut app = shop(&rig, QUOTE);
     app.components.get_mut(&name::<ComponentName>("pricing")).unwrap().limits.concurrency = 1;
     rig.run(&app).await;
-    let slow = async { rig.get("shop/1/main", "/act?what=wait%201500").await };
+    let slow = async { rig.get("shop/1/main", "/act?what=wait%205000").await };
     let other = async {
         until("the callee is busy", || async {
             let status = rig.agent.status(1 << 20).await.unwrap();
@@ -100,7 +100,7 @@ async fn concurrency_and_drain_hold_for_a_callee_too() {
         })
         .await;
         let refused = rig.get("shop/1/main", "/next").await;
-        let ended = rig.drain("shop", 1, Duration::from_secs(10)).await;
+        let ended = rig.drain("shop", 1, Duration::from_secs(60)).await;
         (refused, ended)
     };
     let (slow, (refused, ended)) = tokio::join!(slow, other);

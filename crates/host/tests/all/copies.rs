@@ -111,7 +111,7 @@ async fn a_hold_that_a_call_outlasts_is_none() {
     let rig = Rig::new().await;
     let probe = rig.app("slow", "probe");
     rig.run(&probe).await;
-    let slow = rig.get("slow/1/main", "/slow?ms=4000");
+    let slow = rig.get("slow/1/main", "/slow?ms=9000");
     let held = async {
         crate::rig::until("the call runs", || async { rig.status("slow").await.in_flight == 1 }).await;
         let held = rig.agent.hold(&probe.name, Revision(1), Duration::from_millis(50)).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_hold_waits_for_calls_of_earlier_revisions_too() {
     let rig = Rig::new().await;
     let probe = rig.app("slow", "probe");
     rig.start(&probe, 1, true).await.unwrap();
-    let slow = rig.get("slow/1/main", "/slow?ms=4000");
+    let slow = rig.get("slow/1/main", "/slow?ms=9000");
     let held = async {
         crate::rig::until("the call runs", || async { rig.status("slow").await.in_flight == 1 }).await;
         rig.start(&probe, 2, true).await.unwrap();

@@ -61,6 +61,6 @@ mod tests {
         let mut next = Box::pin(waiting.take());
         assert!(tokio::time::timeout(LOOK * 3, &mut next).await.is_err(), "there is none left");
         turns.pop();
-        tokio::time::timeout(Duration::from_secs(10), next).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), next).await.unwrap().unwrap();
     }
 }

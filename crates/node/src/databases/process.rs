@@ -405,7 +405,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_process_that_answers_nothing_is_ended_and_its_calls_keep_their_places_until_then() {
         let dir = tempfile::tempdir().unwrap();
-        let process = run(dir.path(), "exec sleep 600", Duration::from_secs(3));
+        let process = run(dir.path(), "exec sleep 600", Duration::from_secs(8));
         let places = Arc::new(Semaphore::new(2));
         let place = || vec![places.clone().try_acquire_owned().unwrap()];
         let answer = send(&process, Arc::default(), place());
@@ -413,7 +413,7 @@ mod tests {
         drop(send(&process, Arc::default(), place()));
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(places.available_permits(), 0, "both are under way");
-        let answer = tokio::time::timeout(Duration::from_secs(20), answer).await.expect("it is ended").unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(60), answer).await.expect("it is ended").unwrap();
         assert!(matches!(answer, Err(SqlError::Unavailable(_))), "{answer:?}");
         assert!(process.is_over());
         let all = tokio::time::timeout(Duration::from_secs(60), places.acquire_many(2)).await;
@@ -428,10 +428,10 @@ mod tests {
         (0..100_000).for_each(|_| api::services::codec::encode(&word, &mut words).unwrap());
         std::fs::write(dir.path().join("words"), &words).unwrap();
         let flood = format!("head -c 1 >/dev/null; while cat {}/words >&0; do :; done", dir.path().display());
-        let process = run(dir.path(), &flood, Duration::from_secs(2));
+        let process = run(dir.path(), &flood, Duration::from_secs(6));
         let asked = Arc::<Asked>::default();
         let answer = send(&process, asked.clone(), Vec::new());
-        let answer = tokio::time::timeout(Duration::from_secs(20), answer).await.expect("it is ended").unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(60), answer).await.expect("it is ended").unwrap();
         assert!(answer.is_err(), "{answer:?}");
         let asked = asked.0.load(Relaxed);
         assert!((64..200_000).contains(&asked), "{asked}");
@@ -447,7 +447,7 @@ mod tests {
         let script = format!("head -c 1 >/dev/null; cat {}/words >&0; exec sleep 600", dir.path().display());
         let process = run(dir.path(), &script, Duration::from_secs(600));
         let answer = send(&process, Arc::default(), Vec::new());
-        let answer = tokio::time::timeout(Duration::from_secs(20), answer).await.expect("it is ended").unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(60), answer).await.expect("it is ended").unwrap();
         assert!(answer.is_err() && process.is_over(), "{answer:?}");
     }
 }

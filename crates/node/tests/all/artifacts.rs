@@ -201,7 +201,7 @@ async fn the_row_of_one_tenant_is_nobody_else_s_and_holds_no_artifact() {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(20), reached).await.expect("compilations begin");
+        tokio::time::timeout(std::time::Duration::from_secs(60), reached).await.expect("compilations begin");
     };
     let mut all: Vec<_> = keys[..2].iter().map(|key| ask("greedy", key)).collect();
     begun(2).await;

@@ -77,7 +77,7 @@ async fn the_next_app_of_a_name_gets_no_message_of_the_one_before() {
     messaging.declare(&tenant(), &app(), &takes());
     publish(&messaging, &holder, "new").await;
     assert_eq!(bodies(&messaging, &holder).await, ["new"]);
-    tokio::time::timeout(Duration::from_secs(10), cleared).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), cleared).await.unwrap();
     assert_eq!(on_disk(&data).await, 1, "the new one waits for its handler");
     // After a restart of the node nothing else comes either.
     drop(holder);
@@ -330,7 +330,7 @@ async fn what_cannot_be_put_away_yet_waits_and_is_not_handed_out_again() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), found).await.expect("it is put away when there is room");
+    tokio::time::timeout(Duration::from_secs(120), found).await.expect("it is put away when there is room");
 }
 
 /// As a host left it that could write there, or a node whose queues held more.

@@ -138,7 +138,7 @@ async fn odd_answers_end_in_an_error_that_says_what_was_odd() {
     assert_eq!(silent, format!("the nameserver {} does not answer", server.address));
     let unfit = format!("the nameserver {} answered nothing that fits the question", server.address);
     assert_eq!((garbage, forged), (unfit.clone(), unfit));
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     assert_eq!(server.asked("silent.example"), 3, "it is asked again");
     // As many as fit are many, and reached.
     assert!(dialer.dial(&open, 0, &ask(&open, "many.example", port)).await.is_ok());
@@ -162,10 +162,10 @@ async fn servers_that_are_silent_or_gone_are_passed_over_and_the_one_that_answer
         servers: vec![silent.address, closed, good.address],
         searches: vec!["one.example".into(), "two.example".into()],
         ndots: 1,
-        timeout: Duration::from_secs(1),
+        timeout: Duration::from_secs(3),
         attempts: 2,
         rotate: false,
-        within: Duration::from_secs(15),
+        within: Duration::from_secs(60),
     };
     for rotate in [false, true] {
         let asked = silent.asked("a.one.example");
@@ -183,7 +183,8 @@ async fn servers_that_are_silent_or_gone_are_passed_over_and_the_one_that_answer
     let began = Instant::now();
     let failed = client.resolve("a".into()).await.unwrap_err().to_string();
     assert_eq!(failed, format!("the nameserver {} does not answer", silent.address));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // Five times would be 15 s.
+    assert!(began.elapsed() < Duration::from_secs(13), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

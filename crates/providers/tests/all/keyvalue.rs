@@ -213,20 +213,20 @@ async fn a_password_that_is_set_anew_is_used_while_calls_go_on() {
     vault.set("password", "second");
     let start = Instant::now();
     while dialer.dials.load(SeqCst) < 3 {
-        assert!(start.elapsed() < Duration::from_secs(10), "the new password is tried");
+        assert!(start.elapsed() < Duration::from_secs(60), "the new password is tried");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(tells(address, "first", "config set requirepass second").await.trim(), "OK");
     while vault.revealed.load(SeqCst) < 2
         || tells(address, "second", "client list").await.matches("cmd=evalsha").count() != 1
     {
-        assert!(start.elapsed() < Duration::from_secs(20), "one connection is left, with the new password");
+        assert!(start.elapsed() < Duration::from_secs(60), "one connection is left, with the new password");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // Those that were made with the old one are ended: nothing of ours is among them.
     let mut dials = 0;
     while dialer.dials.load(SeqCst) != dials {
-        assert!(start.elapsed() < Duration::from_secs(30), "it comes to rest");
+        assert!(start.elapsed() < Duration::from_secs(90), "it comes to rest");
         dials = dialer.dials.load(SeqCst);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -238,13 +238,13 @@ async fn a_password_that_is_set_anew_is_used_while_calls_go_on() {
     tells(address, "third", "client kill type normal").await;
     let start = Instant::now();
     while !matches!(redis.get("b", "n").await, Err(BackendError::Denied(_))) {
-        assert!(start.elapsed() < Duration::from_secs(10), "the old password is refused");
+        assert!(start.elapsed() < Duration::from_secs(60), "the old password is refused");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     vault.set("password", "third");
     let start = Instant::now();
     while let Err(cause) = redis.get("b", "n").await {
-        assert!(start.elapsed() < Duration::from_secs(30), "{cause}");
+        assert!(start.elapsed() < Duration::from_secs(90), "{cause}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -355,7 +355,7 @@ async fn an_increment_that_is_refused_changes_nothing_that_another_one_writes() 
     let refused = tokio::spawn(async move { asks.increment("b", "n", 3).await });
     let start = Instant::now();
     while !refused.is_finished() && other.get("b", "n").await.unwrap().as_deref() == Some(&b"-5"[..]) {
-        assert!(start.elapsed() < Duration::from_secs(4), "it is asked");
+        assert!(start.elapsed() < Duration::from_secs(60), "it is asked");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     other.set("b", "n", b"100".to_vec()).await.unwrap();

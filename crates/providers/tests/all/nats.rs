@@ -13,6 +13,8 @@ use crate::nats_server::{NatsServer, client};
 use crate::support::Direct;
 
 const SECOND: Duration = Duration::from_secs(1);
+/// For what happens soon, also on a slow machine with much to do.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::test]
 async fn messages_arrive_with_headers_and_are_answered() {
@@ -26,16 +28,16 @@ async fn messages_arrive_with_headers_and_are_answered() {
         assert_eq!((got.subject.as_str(), got.headers.get("Traceparent")), ("greet.one", Some("00-1")));
         answers.publish(Outgoing::new(got.reply.unwrap(), got.payload)).await.unwrap();
     };
-    let (answer, ()) = tokio::join!(asks.request(message, 20 * SECOND), reply);
+    let (answer, ()) = tokio::join!(asks.request(message, PATIENCE), reply);
     assert_eq!(&answer.unwrap().payload[..], b"hi");
     let start = Instant::now();
-    let nobody = asks.request(Outgoing::new("nobody.here", ""), 20 * SECOND).await;
+    let nobody = asks.request(Outgoing::new("nobody.here", ""), PATIENCE).await;
     assert_eq!(nobody, Err(NatsError::NoResponders("nobody.here".into())));
-    assert!(start.elapsed() < 10 * SECOND, "said at once");
+    assert!(start.elapsed() < PATIENCE / 2, "said at once");
     drop(sub);
     answers.flush().await.unwrap();
     assert_eq!(
-        asks.request(Outgoing::new("greet.x", ""), 20 * SECOND).await.unwrap_err(),
+        asks.request(Outgoing::new("greet.x", ""), PATIENCE).await.unwrap_err(),
         NatsError::NoResponders("greet.x".into())
     );
 }
@@ -58,7 +60,7 @@ async fn members_of_a_queue_share_and_others_see_everything() {
     let mut shares = [0; 3];
     while shares.iter().sum::<i32>() < 300 {
         let next = select_all(members.iter_mut().map(|member| Box::pin(member.next())));
-        let (got, who, _) = tokio::time::timeout(20 * SECOND, next).await.unwrap_or_else(|_| panic!("{shares:?}"));
+        let (got, who, _) = tokio::time::timeout(PATIENCE, next).await.unwrap_or_else(|_| panic!("{shares:?}"));
         got.unwrap();
         shares[who] += 1;
     }
@@ -82,9 +84,9 @@ async fn requests_share_one_connection_and_do_not_wait_for_each_other() {
             }
         }
     });
-    let mut stuck = Box::pin(bus.request(Outgoing::new("echo", "never"), 5 * SECOND));
+    let mut stuck = Box::pin(bus.request(Outgoing::new("echo", "never"), 10 * PATIENCE));
     let others = async {
-        let asked = (0..500).map(|n| bus.request(Outgoing::new("echo", n.to_string()), 60 * SECOND));
+        let asked = (0..500).map(|n| bus.request(Outgoing::new("echo", n.to_string()), PATIENCE));
         for (n, answer) in join_all(asked).await.into_iter().enumerate() {
             assert_eq!(&answer.unwrap().payload[..], n.to_string().as_bytes());
         }
@@ -94,7 +96,9 @@ async fn requests_share_one_connection_and_do_not_wait_for_each_other() {
         early = &mut stuck => panic!("{early:?}: it ended before the others"),
         () = others => {}
     }
-    assert_eq!(stuck.await, Err(NatsError::TimedOut { ms: 5000 }));
+    let late = bus.request(Outgoing::new("echo", "never"), SECOND).await;
+    assert_eq!(late, Err(NatsError::TimedOut { ms: 1000 }));
+    assert!(futures::poll!(&mut stuck).is_pending());
     assert_eq!(dialer.dials.load(SeqCst), 1);
 }
 
@@ -134,6 +138,11 @@ async fn a_slow_reader_loses_its_own_messages_only() {
     for n in 0..100 {
         assert_eq!(&quick.next().await.unwrap().payload[..], n.to_string().as_bytes());
     }
+    // Of the last one each is told by itself.
+    let start = Instant::now();
+    while slow.dropped() < 90 && start.elapsed() < PATIENCE {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     assert_eq!((slow.dropped(), quick.dropped()), (90, 0));
     assert_eq!(&slow.next().await.unwrap().payload[..], b"0", "the oldest stay");
 }
@@ -144,19 +153,19 @@ async fn a_restarted_server_is_found_again_and_subscriptions_with_it() {
     let (bus, other) = (server.client(), server.client());
     let mut sub = bus.subscribe("a", Some("q"), Buffer::default()).await.unwrap();
     let start = Instant::now();
-    let under_way = other.request(Outgoing::new("a", "unanswered"), 20 * SECOND);
+    let under_way = other.request(Outgoing::new("a", "unanswered"), PATIENCE);
     let restart = async {
         sub.next().await.unwrap();
         server.kill()
     };
     let (lost, restart) = tokio::join!(under_way, restart);
     assert!(matches!(lost, Err(NatsError::Lost(_))), "{lost:?}");
-    assert!(start.elapsed() < 15 * SECOND, "said when the connection broke");
+    assert!(start.elapsed() < PATIENCE / 2, "said when the connection broke");
     for _ in 0..100 {
         let down = other.publish(Outgoing::new("a", "")).await;
         assert!(matches!(down, Err(NatsError::Unavailable(_) | NatsError::Lost(_))), "{down:?}");
     }
-    assert!(start.elapsed() < 18 * SECOND, "a call does not wait for a server that is down");
+    assert!(start.elapsed() < PATIENCE, "a call does not wait for a server that is down");
     let server = restart();
     let start = Instant::now();
     let got = loop {
@@ -180,12 +189,12 @@ async fn a_server_that_hangs_is_left_and_found_again() {
     let late = bus.request(Outgoing::new("a", ""), Duration::from_millis(300)).await;
     assert_eq!(late, Err(NatsError::TimedOut { ms: 300 }));
     // The late answer made it ask whether the server is there at all; that ends the connection within seconds.
-    let lost = bus.request(Outgoing::new("a", ""), 20 * SECOND).await;
+    let lost = bus.request(Outgoing::new("a", ""), PATIENCE).await;
     assert!(matches!(&lost, Err(NatsError::Lost(why)) if why.contains("PING")), "{lost:?}");
-    assert!(start.elapsed() < 18 * SECOND);
+    assert!(start.elapsed() < PATIENCE / 2);
     server.signal("-CONT");
     while let Err(cause) = bus.check().await {
-        assert!(start.elapsed() < 90 * SECOND, "not found again: {cause}");
+        assert!(start.elapsed() < PATIENCE, "not found again: {cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -239,9 +248,9 @@ async fn what_is_not_permitted_is_said_and_the_rest_works() {
     let start = Instant::now();
     let denied = bus.subscribe("secret", None, Buffer::default()).await.err();
     assert!(matches!(denied, Some(NatsError::Denied(_))), "{denied:?}");
-    let denied = bus.request(Outgoing::new("secret", ""), 20 * SECOND).await;
+    let denied = bus.request(Outgoing::new("secret", ""), PATIENCE).await;
     assert!(matches!(denied, Err(NatsError::Denied(_))), "{denied:?}");
-    assert!(start.elapsed() < 15 * SECOND);
+    assert!(start.elapsed() < PATIENCE / 2);
     let mut sub = bus.subscribe("ok", None, Buffer::default()).await.unwrap();
     bus.publish(Outgoing::new("ok", "1")).await.unwrap();
     assert_eq!(&sub.next().await.unwrap().payload[..], b"1");
@@ -305,11 +314,11 @@ async fn what_only_calls_itself_nats_is_left_in_time() {
         });
         let start = Instant::now();
         let bus = client("nats://x", None, public_roots(), Direct::to(address));
-        let failed = bus.request(Outgoing::new("a", ""), 20 * SECOND).await;
+        let failed = bus.request(Outgoing::new("a", ""), PATIENCE).await;
         let expected =
             matches!(failed, Err(NatsError::Unavailable(_) | NatsError::Lost(_) | NatsError::TimedOut { .. }));
         assert!(expected, "{says:?}: {failed:?}");
-        assert!(start.elapsed() < 18 * SECOND, "{says:?}");
+        assert!(start.elapsed() < PATIENCE / 2, "{says:?}");
         serve.abort();
     }
 }

@@ -42,8 +42,19 @@ async fn tar_pit(server: SocketAddr) -> SocketAddr {
     address
 }
 
-/// One component asks for keys that never come, `at_once` of them, until it is held back; the other one asks all the time.
-async fn does_not_wait(store: Arc<dyn Backend>, at_once: usize) {
+/// A store of its own for each try: one that is held back is so every time, and one that is not may be late on a machine that
+/// stands still for a while.
+async fn does_not_wait(store: impl Fn() -> Arc<dyn Backend>, at_once: usize) {
+    let mut tries = Vec::new();
+    while !tries.iter().any(|waited: &Duration| *waited < FAST) {
+        assert!(tries.len() < 4, "it waited {tries:?}");
+        tries.push(waited(store(), at_once).await);
+    }
+}
+
+/// One component asks for keys that never come, `at_once` of them, until it is held back; the other one asks all the time. How long
+/// a call of the second waited, or the next one of the first, whichever was longest.
+async fn waited(store: Arc<dyn Backend>, at_once: usize) -> Duration {
     let (slow, neighbour) = (Arc::new(LinkMeter::default()), LinkMeter::default());
     neighbour.observe(store.set("b", "k", b"v".to_vec())).await.unwrap();
     let (asks, meter) = (store.clone(), slow.clone());
@@ -51,14 +62,15 @@ async fn does_not_wait(store: Arc<dyn Backend>, at_once: usize) {
         let mut calls = join_all((0..at_once).map(|_| meter.observe(asks.get("b", "slow")))).await;
         let start = Instant::now();
         calls.push(meter.observe(asks.get("b", "k")).await);
-        assert!(start.elapsed() < FAST, "its next call is held back");
-        calls.into_iter().all(|call| call.is_err_and(|cause| cause.kind() == ErrorKind::TimedOut))
+        let held = start.elapsed();
+        assert!(calls.into_iter().all(|call| call.is_err_and(|cause| cause.kind() == ErrorKind::TimedOut)));
+        held
     });
-    let mut last = false;
+    let (mut last, mut longest) = (false, Duration::ZERO);
     loop {
         let start = Instant::now();
         let found = neighbour.observe(store.get("b", "k")).await;
-        assert!(start.elapsed() < FAST, "it waited {:?}", start.elapsed());
+        longest = longest.max(start.elapsed());
         assert_eq!(found, Ok(Some(b"v".to_vec())));
         if last {
             break;
@@ -66,16 +78,18 @@ async fn does_not_wait(store: Arc<dyn Backend>, at_once: usize) {
         last = asked.is_finished();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(asked.await.unwrap(), "what never comes is late");
+    asked.await.expect("what never comes is late").max(longest)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_key_in_redis_is_its_own_components_only() {
     let server = RedisServer::start();
     let pit = tar_pit(server.address).await;
-    let login = keyvalue::login(None, &[], &Keeper::new());
-    let redis = keyvalue::redis_as("acme", "shop", &format!("redis://{pit}"), login, Direct::to(pit));
-    does_not_wait(Arc::new(redis), 1).await;
+    let redis = || -> Arc<dyn Backend> {
+        let login = keyvalue::login(None, &[], &Keeper::new());
+        Arc::new(keyvalue::redis_as("acme", "shop", &format!("redis://{pit}"), login, Direct::to(pit)))
+    };
+    does_not_wait(redis, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,7 +97,10 @@ async fn slow_keys_over_http_are_their_own_components_only() {
     let rig = vault::rigs().await.remove(0);
     let pit = tar_pit(rig.address).await;
     let (mount, dialer) = (rig.mount("2"), Direct::to(pit));
-    let kv = vault::kv_at(&format!("http://{pit}"), "shop", &mount, Version::V2, rig.root_login(), None, &dialer);
+    let kv = || -> Arc<dyn Backend> {
+        let url = format!("http://{pit}");
+        Arc::new(vault::kv_at(&url, "shop", &mount, Version::V2, rig.root_login(), None, &dialer))
+    };
     // More than one link may have under way.
-    does_not_wait(Arc::new(kv), providers::http_json::MAX_OPEN + 8).await;
+    does_not_wait(kv, providers::http_json::MAX_OPEN + 8).await;
 }

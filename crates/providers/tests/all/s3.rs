@@ -294,7 +294,7 @@ async fn a_server_that_answers_nonsense_is_an_error_and_not_a_hang() {
         assert!(matches!(listed, Err(BackendError::Unavailable(_))), "{shown}: {listed:?}");
         let written = put(&store, "o", b"x").await;
         assert!(written.is_err(), "{shown}");
-        assert!(start.elapsed() < Duration::from_secs(20), "{shown}: took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(60), "{shown}: took {:?}", start.elapsed());
         let hosts: Vec<_> = dialer.asked.lock().unwrap().iter().map(|asked| asked.host.clone()).collect();
         assert!(hosts.iter().all(|host| host == "127.0.0.1"), "no redirect is followed: {hosts:?}");
     }

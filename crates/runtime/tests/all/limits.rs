@@ -103,7 +103,7 @@ async fn a_parked_guest_ends_at_its_wall_time() {
     let work = rig.workload("probe");
     let start = Instant::now();
     assert_eq!(call(&work, "/park").await, Err(Fault::WallTime { limit: Millis(1000) }));
-    assert!(start.elapsed() >= Duration::from_secs(1) && start.elapsed() < Duration::from_secs(20));
+    assert!(start.elapsed() >= Duration::from_secs(1) && start.elapsed() < Duration::from_secs(60));
     assert_eq!(work.meter().in_flight(), 0);
     assert!(cpu(&work) < Duration::from_millis(500), "{:?}", cpu(&work));
 }
@@ -111,13 +111,14 @@ async fn a_parked_guest_ends_at_its_wall_time() {
 #[tokio::test]
 async fn wall_time_also_ends_a_started_body() {
     let mut rig = Rig::new();
-    rig.limits.wall = Millis(200);
+    // Its answer begins within this time also where the machine stands still for a while.
+    rig.limits.wall = Millis(8000);
     let work = rig.workload("probe");
     let never = futures::stream::pending::<Result<Frame<Bytes>, HttpBodyError>>();
     let request = http::Request::post("/echo").header("host", "a").body(StreamBody::new(never)).unwrap();
     let response = work.handle(request).await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(text(response.into_body()).await, Err(Fault::WallTime { limit: Millis(200) }));
+    assert_eq!(text(response.into_body()).await, Err(Fault::WallTime { limit: Millis(8000) }));
     assert_eq!(work.meter().last_fault().map(|f| f.kind()), Some(FaultKind::Limit));
 }
 

@@ -149,8 +149,9 @@ async fn dropping_the_call_ends_the_guest() {
     let work = rig.workload("probe");
     let gone = tokio::time::timeout(Duration::from_millis(50), work.handle(get("/park"))).await;
     assert!(gone.is_err());
+    until("the guest ends", || work.meter().in_flight() == 0).await;
     let meter = work.meter().snapshot();
-    assert_eq!((meter.in_flight, meter.calls, meter.failed), (0, 1, 0));
+    assert_eq!((meter.calls, meter.failed), (1, 0));
 }
 
 #[tokio::test]
@@ -165,11 +166,16 @@ async fn a_component_without_a_handler_says_so() {
 async fn calls_run_side_by_side() {
     let rig = Rig::new();
     let work = rig.workload("probe");
-    let start = std::time::Instant::now();
-    let calls = (0..16).map(|_| call(&work, "/slow?ms=200"));
-    for result in futures::future::join_all(calls).await {
-        assert_eq!(result.unwrap(), (200, "slow".to_owned()));
+    // One after the other they take so long every time; the machine may stand still for a while.
+    let mut tries = Vec::new();
+    while !tries.iter().any(|took| *took < Duration::from_millis(16 * 200)) {
+        assert!(tries.len() < 4, "{tries:?}");
+        let start = std::time::Instant::now();
+        let calls = (0..16).map(|_| call(&work, "/slow?ms=200"));
+        for result in futures::future::join_all(calls).await {
+            assert_eq!(result.unwrap(), (200, "slow".to_owned()));
+        }
+        tries.push(start.elapsed());
     }
-    assert!(start.elapsed() < Duration::from_millis(16 * 200), "{:?}", start.elapsed());
     assert_eq!(rig.log.dropped.load(SeqCst), 0);
 }

@@ -83,7 +83,7 @@ pub(crate) fn busy(_: &Spec) {
             processes.lines().any(|pid| pid == shell.id().to_string())
         };
         while !shells.iter().all(there) {
-            assert!(begun.elapsed() < Duration::from_secs(20), "nothing is started");
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing is started");
         }
         let prepared = Hierarchy::Unified(group.clone()).prepare("sidereal-busy");
         for shell in &mut shells {
@@ -94,7 +94,7 @@ pub(crate) fn busy(_: &Spec) {
         for dir in [group.join("sidereal-busy.node"), group] {
             // Not before what the shells started last has ended as well.
             while dir.exists() && fs::remove_dir(&dir).is_err() {
-                assert!(begun.elapsed() < Duration::from_secs(20), "{} is not empty", dir.display());
+                assert!(begun.elapsed() < Duration::from_secs(60), "{} is not empty", dir.display());
             }
         }
         prepared.unwrap();

@@ -31,7 +31,7 @@ async fn reopened(dir: &Path) -> Arc<dyn Store> {
     let start = std::time::Instant::now();
     loop {
         match RedbStore::open(dir.join("store.redb")) {
-            Err(StoreError::InUse { .. }) if start.elapsed() < Duration::from_secs(10) => {
+            Err(StoreError::InUse { .. }) if start.elapsed() < Duration::from_secs(60) => {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             other => return other.unwrap(),

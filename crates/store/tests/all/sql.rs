@@ -128,12 +128,16 @@ async fn a_slow_statement_holds_up_its_own_database_and_no_other() {
     quick.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
     let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
     let began = Instant::now();
-    let (ended, ()) = tokio::join!(slow.one(endless), async {
-        for n in 0..20 {
-            quick.execute(&format!("INSERT INTO t VALUES ({n})")).await.unwrap();
+    // One that waits for it has written nothing by then; a machine that is very slow does not come to all of them.
+    let (ended, written) = tokio::join!(slow.one(endless), async {
+        let mut written = 0;
+        while written < 20 && began.elapsed() < Duration::from_millis(model::sql::STATEMENT_MS) {
+            quick.execute(&format!("INSERT INTO t VALUES ({written})")).await.unwrap();
+            written += 1;
         }
-        assert!(began.elapsed() < Duration::from_millis(model::sql::STATEMENT_MS), "the other one waited");
+        written
     });
+    assert!(written >= 5, "the other one waited: {written}");
     assert!(matches!(ended, Err(SqlError::TimedOut { .. })), "{ended:?}");
     slow.execute("CREATE TABLE t (n BIGINT)").await.unwrap();
 }
@@ -194,6 +198,6 @@ async fn one_tenant_has_so_many_databases_open_and_the_oldest_idle_one_makes_roo
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let closed = tokio::time::timeout(Duration::from_secs(20), few).await;
+    let closed = tokio::time::timeout(Duration::from_secs(60), few).await;
     assert!(closed.is_ok(), "closed databases let go of their files: {} are open", open_files());
 }

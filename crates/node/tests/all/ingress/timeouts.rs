@@ -38,7 +38,7 @@ async fn a_head_that_trickles_is_cut_off_in_time() {
         read = reader.read_to_string(&mut response) => { read.unwrap(); }
     }
     assert_eq!(status(&response), 408, "{response}");
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     assert!(rig.seen().is_empty());
 }
 
@@ -50,7 +50,7 @@ async fn a_connection_without_a_request_is_closed_without_a_word() {
         stream.write_all(bytes.as_bytes()).await.unwrap();
         let began = Instant::now();
         assert_eq!(read_to_end(&mut stream).await, "", "{bytes}");
-        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+        assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     }
 }
 
@@ -63,7 +63,7 @@ async fn an_idle_connection_is_closed_without_a_word() {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     let response = read_to_end(&mut stream).await;
     assert!(response.ends_with("GET / from 0"), "{response}");
-    assert!((180..8000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    assert!((Duration::from_millis(180)..PATIENCE).contains(&began.elapsed()), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -72,6 +72,8 @@ async fn a_body_that_stops_is_answered_408() {
     for framing in ["Content-Length: 10\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"] {
         let response = rig.exchange(format!("POST / HTTP/1.1\r\nHost: h\r\n{framing}")).await;
         assert_eq!(status(&response), 408, "{framing}: {response}");
+        // Its host may come to look at it only now.
+        super::faults::wait_until(|| !rig.record.lock().unwrap().is_empty()).await;
         assert_eq!(rig.seen()[0].body, None);
     }
 }
@@ -79,7 +81,7 @@ async fn a_body_that_stops_is_answered_408() {
 #[tokio::test]
 async fn a_body_that_goes_on_slowly_is_no_silence() {
     // All of it takes longer than a silence may, and each pause is much shorter.
-    let silence = Duration::from_secs(3);
+    let silence = Duration::from_secs(8);
     let rig = rig(ENDLESS, silence, ENDLESS);
     let mut stream = rig.connect().await;
     stream.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nConnection: close\r\n\r\n").await.unwrap();
@@ -158,7 +160,7 @@ async fn a_connection_of_answers_nobody_takes_is_closed() {
 
 #[tokio::test]
 async fn a_client_of_http2_that_takes_slowly_gets_all_of_it() {
-    let rig = rig(ENDLESS, Duration::from_secs(2), ENDLESS);
+    let rig = rig(ENDLESS, Duration::from_secs(6), ENDLESS);
     let mut builder = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
     // A piece at a time, of the connection too.
     builder.initial_stream_window_size(16 * 1024).initial_connection_window_size(65_535);
@@ -170,7 +172,7 @@ async fn a_client_of_http2_that_takes_slowly_gets_all_of_it() {
     let (began, mut size) = (Instant::now(), 0);
     while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
         size += frame.unwrap().into_data().unwrap().len();
-        if began.elapsed() < Duration::from_secs(5) {
+        if began.elapsed() < Duration::from_secs(9) {
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
@@ -211,5 +213,5 @@ async fn many_silent_connections_do_not_slow_the_others() {
     for _ in 0..100 {
         assert_eq!(status(&rig.get("/").await), 200);
     }
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
 }
