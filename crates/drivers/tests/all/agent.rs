@@ -404,9 +404,10 @@ pub fn groups(id: &str) -> Vec<PathBuf> {
 pub fn host_of(pid: i32) -> i32 {
     let members: Vec<i32> =
         drivers::wasm::process::Seen::session(pid).unwrap().iter().map(|seen| seen.identity.pid).collect();
-    let parent = |pid: i32| -> i32 {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+    // One may have ended meanwhile.
+    let parent = |pid: i32| -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
     };
     let seen: Vec<(i32, i32)> = members.into_iter().filter_map(|pid| Some((pid, parent(pid)?))).collect();
     let leads = |member: i32| seen.iter().any(|(_, parent)| *parent == member);
