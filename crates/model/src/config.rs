@@ -64,6 +64,15 @@ fn shared(app: &LockedApp) -> impl Iterator<Item = &SharedConfig> {
     app.components.values().flat_map(|component| &component.config_from)
 }
 
+/// The same names, and how many places each has in the app.
+pub fn places(app: &LockedApp) -> BTreeMap<ConfigName, usize> {
+    let mut places = BTreeMap::new();
+    for shared in shared(app) {
+        *places.entry(shared.name.clone()).or_default() += 1;
+    }
+    places
+}
+
 /// Puts the values of `name` into every component that names it.
 pub fn fill(app: &mut LockedApp, name: &ConfigName, values: &Values) {
     let all = app.components.values_mut().flat_map(|component| &mut component.config_from);

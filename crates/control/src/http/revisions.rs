@@ -12,12 +12,13 @@ use model::app::Revision;
 use model::diff::diff;
 use model::plan::AppId;
 use model::{AppName, TenantName};
+use store::keys::RevisionRecord;
 
 use super::Api;
 use super::apps::view;
 use super::extract::{At, Condition, Json, Key, json};
 use super::refusal::Answer;
-use crate::writer::{Cause, whole};
+use crate::writer::{Cause, counted, whole};
 
 type Names = At<(TenantName, AppName)>;
 
@@ -44,6 +45,11 @@ pub(super) async fn plan(
         Err(refusal) if refusal.problem.code == Code::NotFound => None,
         Err(refusal) => return Err(refusal),
     };
+    let many = counted(&request.app);
+    if !many.is_empty() {
+        // Nothing is compared with what has no end: only that it has none is said.
+        return Ok(json(&planned(current.as_ref(), Vec::new(), &many)));
+    }
     let foreign = api.writer.foreign(&id, &request.app).await?;
     if !foreign.is_empty() {
         return json_plan(current, &request, &foreign);
@@ -54,16 +60,13 @@ pub(super) async fn plan(
     json_plan(current, &request, &problems)
 }
 
-fn json_plan(
-    current: Option<store::keys::RevisionRecord>,
-    request: &DeployRequest,
-    problems: &[Problem],
-) -> Answer<Response> {
-    Ok(json(&Plan {
-        current: current.as_ref().map(|record| record.revision),
-        changes: diff(current.as_ref().map(|record| &record.app), &request.app),
-        problems: problems.iter().map(whole).collect(),
-    }))
+fn json_plan(current: Option<RevisionRecord>, request: &DeployRequest, problems: &[Problem]) -> Answer<Response> {
+    let changes = diff(current.as_ref().map(|record| &record.app), &request.app);
+    Ok(json(&planned(current.as_ref(), changes, problems)))
+}
+
+fn planned(current: Option<&RevisionRecord>, changes: Vec<String>, problems: &[Problem]) -> Plan {
+    Plan { current: current.map(|record| record.revision), changes, problems: problems.iter().map(whole).collect() }
 }
 
 /// Records a revision and makes it the wanted one. It is not serving yet: follow the events.

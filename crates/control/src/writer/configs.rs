@@ -8,12 +8,12 @@ use model::app::LockedApp;
 use model::config::{self, ENV, MAX_CONFIG, MAX_CONFIGS, Values};
 use model::plan::AppId;
 use model::rules::MAX_CONFIG_ENTRIES;
-use model::{ConfigName, TenantName};
+use model::{ConfigName, TenantName, rules};
 use store::keys::{self, ConfigRecord, RevisionRecord};
 use store::{Expect, StoreError};
 use tokio::sync::MutexGuard;
 
-use super::{Cause, Writer, decode, encode};
+use super::{Cause, Writer, counted, decode, encode, judge};
 use crate::clock;
 use crate::http::{Answer, Refusal};
 
@@ -112,14 +112,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts the values of the shared configs into `app`; what is missing, where something is.
+    /// Puts the values of the shared configs into `app`; what keeps it from that, where something does. What there is no room for is
+    /// not put there: it is counted before it is copied.
     pub(crate) async fn fill(&self, tenant: &TenantName, app: &mut LockedApp) -> Answer<Option<Vec<Problem>>> {
         config::strip(app);
-        let mut missing = Vec::new();
-        for name in config::names(app) {
+        let many = counted(app);
+        if !many.is_empty() {
+            return Ok(Some(many));
+        }
+        let (mut missing, mut shared) = (Vec::new(), 0_usize);
+        for (name, places) in config::places(app) {
             match self.kept(tenant, &name).await? {
                 Some(kept) if !config::is_env(&name) || !kept.record.values.is_empty() => {
-                    config::fill(app, &name, &kept.record.values);
+                    let size = config::size(&kept.record.values);
+                    shared = shared.saturating_add(size.saturating_mul(places));
+                    if shared <= config::MAX_SHARED {
+                        config::fill(app, &name, &kept.record.values);
+                    }
                 }
                 _ if config::is_env(&name) => missing.push(
                     Problem::new(Code::ConfigMissing, "the operator offers nothing of the environment".to_owned())
@@ -130,6 +139,9 @@ impl Writer {
                         .help(format!("set it with `sidereal config set {name} key=value`, then deploy again")),
                 ),
             }
+        }
+        if shared > config::MAX_SHARED {
+            missing.push(judge::problem(rules::shared_too_large(&app.name, shared)));
         }
         Ok((!missing.is_empty()).then_some(missing))
     }

@@ -28,7 +28,7 @@ use store::secrets::Secrets;
 use store::{Entry, Store};
 use tokio::sync::Mutex;
 
-pub(crate) use self::judge::{refuse, whole};
+pub(crate) use self::judge::{counted, refuse, whole};
 pub(crate) use self::links::Planned;
 use crate::http::{Answer, Refusal};
 use crate::state::Shared;

@@ -14,7 +14,7 @@ use store::keys::{self, Head, Keyed, RevisionRecord};
 use store::{Expect, StoreError};
 
 use super::offers::refreshed;
-use super::{Cause, Current, Writer, check, configs, decode, defect, encode, no_app, refuse};
+use super::{Cause, Current, Writer, check, configs, counted, decode, defect, encode, no_app, refuse};
 use crate::clock;
 use crate::http::{Answer, Refusal};
 use crate::trust::{self, Seen};
@@ -28,6 +28,10 @@ impl Writer {
     /// `deploy`.
     pub(crate) async fn deploy(&self, id: &AppId, mut app: LockedApp, cause: Cause) -> Answer<Accepted> {
         self.tenant(&id.tenant).await?;
+        let many = counted(&app);
+        if !many.is_empty() {
+            return Err(refuse(many));
+        }
         let foreign = self.foreign(id, &app).await?;
         if !foreign.is_empty() {
             return Err(refuse(foreign));
