@@ -253,19 +253,19 @@ impl Reconciler {
     async fn clean(&mut self) -> bool {
         for (id, head) in std::mem::take(&mut self.purge) {
             // The next app of that name has missed nothing.
-            match self.store.list(&keys::schedules_of(&id.tenant, &id.app)).await {
-                Ok(listed) => self.prune.extend(listed.entries.into_iter().map(|entry| entry.key)),
+            match self.store.sizes(&keys::schedules_of(&id.tenant, &id.app)).await {
+                Ok(listed) => self.prune.extend(listed.into_iter().map(|(key, _)| key)),
                 Err(cause) => {
                     tracing::warn!(app = %id.app, %cause, "a deleted app's schedules cannot be read; trying again");
                     self.purge.push((id, head));
                     continue;
                 }
             }
-            match self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await {
+            match self.store.sizes(&keys::revisions_of(&id.tenant, &id.app)).await {
                 Ok(listed) => {
                     let last = keys::revision(&id.tenant, &id.app, head.revision);
                     // What is above belongs to the next app of that name.
-                    self.prune.extend(listed.entries.into_iter().map(|e| e.key).filter(|key| *key <= last));
+                    self.prune.extend(listed.into_iter().map(|(key, _)| key).filter(|key| *key <= last));
                 }
                 Err(cause) => {
                     tracing::warn!(app = %id.app, %cause, "the history of a deleted app cannot be read; trying again");

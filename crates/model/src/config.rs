@@ -60,7 +60,8 @@ pub fn names(app: &LockedApp) -> BTreeSet<ConfigName> {
     shared(app).map(|shared| shared.name.clone()).collect()
 }
 
-fn shared(app: &LockedApp) -> impl Iterator<Item = &SharedConfig> {
+/// Every place where an app names one.
+pub fn shared(app: &LockedApp) -> impl Iterator<Item = &SharedConfig> {
     app.components.values().flat_map(|component| &component.config_from)
 }
 

@@ -8,6 +8,7 @@ use api::problem::Code;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use futures::stream::{self, StreamExt as _};
 use model::app::Revision;
 use model::diff::diff;
 use model::plan::AppId;
@@ -15,6 +16,7 @@ use model::{AppName, TenantName};
 use store::keys::RevisionRecord;
 
 use super::Api;
+use super::answers::{self, Room};
 use super::apps::view;
 use super::extract::{At, Condition, Json, Key, json};
 use super::refusal::Answer;
@@ -97,9 +99,24 @@ pub(super) async fn deploy(
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/apps/{app}/revisions", params(("tenant" = TenantName, Path), ("app" = AppName, Path)),
     responses((status = 200, body = Vec<RevisionView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At((tenant, app)): Names) -> Answer<Response> {
-    let history = api.writer.history(&AppId { tenant, app }).await?;
-    let views = history.into_iter().rev().map(view).collect::<Answer<Vec<_>>>()?;
-    Ok(json(&views))
+    let id = AppId { tenant: tenant.clone(), app };
+    let newest = api.writer.newest(&id).await?;
+    let of = api.clone();
+    let history = stream::try_unfold(Some(newest), move |next| {
+        let (api, id) = (of.clone(), id.clone());
+        async move {
+            let Some(next) = next else { return Answer::Ok(None) };
+            match api.writer.recorded(&id, next).await? {
+                Some(record) => {
+                    let previous = record.previous;
+                    Ok(Some((view(record)?, previous)))
+                }
+                // Too old to be kept.
+                None => Ok(None),
+            }
+        }
+    });
+    answers::list(api, tenant, history.boxed()).await
 }
 
 /// One revision.
@@ -110,8 +127,9 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     At((tenant, app, revision)): At<(TenantName, AppName, Revision)>,
 ) -> Answer<Response> {
+    let room = Room::take(&api.answers, &tenant).await?;
     let record = api.writer.past(&AppId { tenant, app }, revision).await?;
-    Ok(json(&view(record)?))
+    room.json(&view(record)?).await
 }
 
 /// A new revision with the content of an earlier one.

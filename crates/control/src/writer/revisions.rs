@@ -93,10 +93,12 @@ impl Writer {
         if let Some(to) = to {
             return self.past(id, to).await;
         }
-        let current = current.head.revision;
-        let earlier = self.history(id).await?.into_iter().rfind(|r| r.revision < current);
-        earlier
-            .ok_or_else(|| Refusal::new(Code::NotFound, format!("app `{}` has no revision before {current}", id.app)))
+        let none = || {
+            let text = format!("app `{}` has no revision before {}", id.app, current.head.revision);
+            Refusal::new(Code::NotFound, text)
+        };
+        let previous = current.record.previous.ok_or_else(none)?;
+        self.recorded(id, previous).await?.ok_or_else(none)
     }
 
     /// Judges, records and commits. The caller holds the turn, and has `seen` the artifacts before it.

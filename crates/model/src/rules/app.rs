@@ -9,8 +9,8 @@ use crate::offers;
 use crate::rules::route::{check_host, check_method, check_path, collide};
 use crate::rules::{
     Code, Found, MAX_ALLOW_HOSTS, MAX_COMPONENTS, MAX_CONFIG_ENTRIES, MAX_CONFIG_ENTRY, MAX_LINKS, MAX_METHODS,
-    MAX_PROVIDERS, MAX_ROUTES, MAX_SETTINGS, MAX_VERSION, Subject, Unknown, Violation, allow_host, callee, imports,
-    limits, links, list, provider, schedules, shown, suggest,
+    MAX_PROVIDERS, MAX_REVISION, MAX_ROUTES, MAX_SETTINGS, MAX_VERSION, Subject, Unknown, Violation, allow_host,
+    callee, imports, limits, links, list, provider, schedules, shown, suggest,
 };
 use crate::schedule::MAX_SCHEDULES;
 use crate::tenant::TenantSettings;
@@ -31,6 +31,11 @@ pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec
     let shared = shared_size(app);
     if shared > MAX_SHARED {
         out.push(Found::at(Subject::App, shared_too_large(&app.name, shared)));
+    } else {
+        let size = size(app);
+        if size > MAX_REVISION {
+            out.push(Found::at(Subject::App, revision_too_large(&app.name, size)));
+        }
     }
     provider::check(app, unknown, tenant, &mut out);
     links::check(app, unknown, &mut out);
@@ -63,6 +68,33 @@ pub fn shared_too_large(app: &AppName, shared: usize) -> Violation {
     let message = format!("the shared configs of app `{app}` have {shared} bytes; at most {MAX_SHARED}");
     Violation::new(Code::ConfigTooLarge, message)
         .help("name configs only at the components that need them, or make them smaller")
+}
+
+/// The bytes of an app as it is stored.
+pub fn size(app: &LockedApp) -> usize {
+    struct Counted(usize);
+    impl std::io::Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 = self.0.saturating_add(bytes.len());
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counted = Counted(0);
+    // Only what cannot be written at all fails, and who writes it down says so.
+    let _ = serde_json::to_writer(&mut counted, app);
+    counted.0
+}
+
+/// That a revision of an app has so many bytes, which is more than [`MAX_REVISION`].
+pub fn revision_too_large(app: &AppName, size: usize) -> Violation {
+    let message = format!(
+        "a revision of app `{app}` would be {size} bytes, shared configs and signers' claims among them; at most {MAX_REVISION} are kept"
+    );
+    Violation::new(Code::AppTooLarge, message)
+        .help("put large values behind a contract, for example `wasi:keyvalue`, or split it into several apps")
 }
 
 fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) -> bool {

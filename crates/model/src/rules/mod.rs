@@ -20,7 +20,7 @@ mod watch;
 
 use std::collections::BTreeSet;
 
-pub use app::{check, shared_too_large, too_many};
+pub use app::{check, revision_too_large, shared_too_large, size, too_many};
 pub use code::Code;
 
 use crate::name::{ComponentName, ProviderName, ScheduleName};
@@ -29,6 +29,8 @@ pub use limits::{LIMIT_FIELDS, LimitField, MAX_REUSE_IDLE, Unit as LimitUnit, ce
 
 /// The largest manifest, bytes.
 pub const MAX_MANIFEST: usize = 1024 * 1024;
+/// The largest revision of an app as it is stored, bytes of JSON: what its shared configs held and what was vouched for it included.
+pub const MAX_REVISION: usize = 1024 * 1024;
 /// The largest artifact, bytes.
 pub const MAX_ARTIFACT: u64 = crate::component::MAX_COMPONENT as u64;
 /// The most components of one app.

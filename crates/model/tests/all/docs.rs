@@ -67,6 +67,7 @@ fn every_limit_is_documented() {
 fn every_bound_is_documented() {
     let bounds = [
         ("Manifest", ByteSize(rules::MAX_MANIFEST as u64).to_string()),
+        ("A revision, as it is stored", ByteSize(rules::MAX_REVISION as u64).to_string()),
         ("Artifact", ByteSize(rules::MAX_ARTIFACT).to_string()),
         ("Components", rules::MAX_COMPONENTS.to_string()),
         ("Providers", rules::MAX_PROVIDERS.to_string()),
