@@ -249,6 +249,16 @@ impl Reconciler {
         None
     }
 
+    /// Removes a record, and what it counted.
+    async fn remove(&self, key: &str) -> Result<(), StoreError> {
+        let size = self.store.get(key).await?.map_or(0, |entry| entry.value.len() as u64);
+        self.store.delete(key, Expect::Any).await?;
+        if let Some(tenant) = writer::kept_for(key) {
+            self.state.lock().count(&tenant, size, 0);
+        }
+        Ok(())
+    }
+
     /// Removes the history of deleted apps, and records that are too old.
     async fn clean(&mut self) -> bool {
         for (id, head) in std::mem::take(&mut self.purge) {
@@ -273,11 +283,13 @@ impl Reconciler {
                 }
             }
         }
-        let keys = std::mem::take(&mut self.prune);
-        let store = &self.store;
+        let mut keys = std::mem::take(&mut self.prune);
+        // Counted once, however often it is to go.
+        keys.sort();
+        keys.dedup();
+        let this = &*self;
         let work = stream::iter(keys).map(|key| async move {
-            let done = store.delete(&key, Expect::Any).await;
-            done.err().map(|cause| {
+            this.remove(&key).await.err().map(|cause| {
                 tracing::warn!(%key, %cause, "an old revision cannot be removed; trying again");
                 key
             })

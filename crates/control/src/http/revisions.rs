@@ -57,8 +57,18 @@ pub(super) async fn plan(
         return json_plan(current, &request, &foreign);
     }
     let missing = api.writer.fill(&id.tenant, &mut request.app).await?.unwrap_or_default();
-    let mut problems = api.writer.judge(&id, &request.app, &tenant, None).await.err().unwrap_or_default();
+    let judged = api.writer.judge(&id, &request.app, &tenant, None).await;
+    let last = current.as_ref().map_or(Revision(0), |record| record.revision);
+    let unkept = match current.as_ref().is_some_and(|record| record.app == request.app) {
+        true => None,
+        false => {
+            let made = (&request.app, judged.as_ref().ok());
+            api.writer.unkept_plan(&id, last, made, &tenant.settings).await?
+        }
+    };
+    let mut problems = judged.err().unwrap_or_default();
     problems.extend(missing);
+    problems.extend(unkept);
     json_plan(current, &request, &problems)
 }
 

@@ -110,6 +110,7 @@ impl Writer {
         let updated_ms = kept.filter(|_| unchanged).map_or_else(clock::millis, |kept| kept.record.updated_ms);
         let record = ConfigRecord { version, updated_ms, values, pending: true };
         let key = keys::config(tenant, name);
+        self.admit(tenant, &key, encode(&record)?.len()).await?;
         let (apps, etag) = self.roll_out(turn, &key, name, record, expect, &users).await?;
         let kept = self.kept(tenant, name).await?.filter(|kept| Some(kept.etag) == etag).ok_or_else(|| {
             Refusal::new(Code::Conflict, format!("the config `{name}` was set again at the same moment"))
@@ -137,7 +138,7 @@ impl Writer {
             refusal.problem.findings = used.iter().map(|app| format!("app `{app}`")).collect();
             return Err(refusal);
         }
-        self.store.delete(&keys::config(tenant, name), expect).await?;
+        self.let_go(&keys::config(tenant, name), expect).await?;
         Ok(())
     }
 
@@ -245,7 +246,7 @@ impl Writer {
         users: &[User],
     ) -> Answer<(Vec<ConfigFollowed>, Option<u64>)> {
         record.pending = true;
-        let etag = self.store.put(key, encode(&record)?, expect, None).await?;
+        let etag = self.keep(key, encode(&record)?, expect).await?;
         drop(turn);
         let mut followed = Vec::new();
         for User { id, .. } in users_of(name, users) {
@@ -284,7 +285,7 @@ impl Writer {
             return Ok((followed, Some(etag)));
         }
         record.pending = false;
-        match self.store.put(key, encode(&record)?, Expect::Revision(etag), None).await {
+        match self.keep(key, encode(&record)?, Expect::Revision(etag)).await {
             Ok(etag) => Ok((followed, Some(etag))),
             Err(StoreError::Conflict { .. }) => Ok((followed, None)),
             Err(cause) => Err(cause.into()),

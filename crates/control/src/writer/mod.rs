@@ -5,6 +5,7 @@
 mod configs;
 mod gone;
 mod judge;
+mod kept;
 mod links;
 mod offers;
 mod revisions;
@@ -29,6 +30,7 @@ use store::{Entry, Store};
 use tokio::sync::Mutex;
 
 pub(crate) use self::judge::{counted, refuse, whole};
+pub(crate) use self::kept::counted as kept_for;
 pub(crate) use self::links::Planned;
 use crate::http::{Answer, Refusal};
 use crate::state::Shared;

@@ -13,6 +13,7 @@ use model::plan::AppId;
 use store::keys::{self, Head, Keyed, RevisionRecord};
 use store::{Expect, StoreError};
 
+use super::kept::is_operators;
 use super::offers::refreshed;
 use super::{Cause, Current, Writer, check, configs, counted, decode, defect, encode, no_app, refuse};
 use crate::clock;
@@ -135,6 +136,11 @@ impl Writer {
             app,
             claims: vetted.claims,
         };
+        if !is_operators(&cause.origin) {
+            let bytes = encode(&record)?.len();
+            let unkept = self.unkept(id, record.revision, bytes, &tenant.settings).await?;
+            unkept.map_or(Ok(()), |problem| Err(Refusal::from(problem)))?;
+        }
         self.put_record(id, &mut record).await?;
         let mut head = Head { revision: record.revision, deleted: false, keyed: old.keyed };
         if old.deleted {
@@ -175,7 +181,7 @@ impl Writer {
         for _ in 0..MAX_SKIPS {
             record.revision = Revision(record.revision.0.saturating_add(1));
             let key = keys::revision(&id.tenant, &id.app, record.revision);
-            match self.store.put(&key, encode(&*record)?, Expect::Absent, None).await {
+            match self.keep(&key, encode(&*record)?, Expect::Absent).await {
                 Err(StoreError::Conflict { .. }) => {
                     tracing::info!(%key, "skipped the number of a revision that was never committed");
                 }
