@@ -121,6 +121,7 @@ impl Control {
             uploads: Shares::new(http::UPLOADS),
             counting: Mutex::default(),
             calls: Shares::new(http::CALLS),
+            answers: Shares::new(http::ANSWERS),
             bounds: http::Bounds::new(),
             looks: turns::Turns::new(http::LOOKS.0, http::LOOKS.1),
             stop: stop.clone(),

@@ -15,6 +15,7 @@ use store::{Entry, Snapshot, Store};
 
 use crate::config::ControlError;
 use crate::state::State;
+use crate::writer::kept_for;
 use crate::{clock, trust};
 
 /// Records that are read at once.
@@ -51,6 +52,7 @@ pub(crate) async fn load(store: &Arc<dyn Store>) -> Result<Loaded, ControlError>
         }
     }
     apps(store, heads.entries, &mut loaded).await?;
+    kept(store, &mut loaded).await?;
     for entry in &nodes.entries {
         if let Some(name) = keys::parts(&entry.key).next().and_then(|n| n.parse::<NodeName>().ok()) {
             loaded.state.node(&name).alive = true;
@@ -97,6 +99,18 @@ async fn apps(store: &Arc<dyn Store>, heads: Vec<Entry>, loaded: &mut Loaded) ->
             }
             Some((id, _, head, None)) => loaded.deleted.push((id, head)),
             None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Counts what is kept of each tenant; nothing of it is read. Apps that are gone may still have something.
+async fn kept(store: &Arc<dyn Store>, loaded: &mut Loaded) -> Result<(), ControlError> {
+    for kind in [keys::REVISIONS, keys::CONFIGS, keys::SECRETS] {
+        for (key, size) in store.sizes(kind).await? {
+            if let Some(tenant) = kept_for(&key) {
+                loaded.state.count(&tenant, 0, size);
+            }
         }
     }
     Ok(())

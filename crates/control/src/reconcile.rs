@@ -249,23 +249,33 @@ impl Reconciler {
         None
     }
 
+    /// Removes a record, and what it counted.
+    async fn remove(&self, key: &str) -> Result<(), StoreError> {
+        let size = self.store.get(key).await?.map_or(0, |entry| entry.value.len() as u64);
+        self.store.delete(key, Expect::Any).await?;
+        if let Some(tenant) = writer::kept_for(key) {
+            self.state.lock().count(&tenant, size, 0);
+        }
+        Ok(())
+    }
+
     /// Removes the history of deleted apps, and records that are too old.
     async fn clean(&mut self) -> bool {
         for (id, head) in std::mem::take(&mut self.purge) {
             // The next app of that name has missed nothing.
-            match self.store.list(&keys::schedules_of(&id.tenant, &id.app)).await {
-                Ok(listed) => self.prune.extend(listed.entries.into_iter().map(|entry| entry.key)),
+            match self.store.sizes(&keys::schedules_of(&id.tenant, &id.app)).await {
+                Ok(listed) => self.prune.extend(listed.into_iter().map(|(key, _)| key)),
                 Err(cause) => {
                     tracing::warn!(app = %id.app, %cause, "a deleted app's schedules cannot be read; trying again");
                     self.purge.push((id, head));
                     continue;
                 }
             }
-            match self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await {
+            match self.store.sizes(&keys::revisions_of(&id.tenant, &id.app)).await {
                 Ok(listed) => {
                     let last = keys::revision(&id.tenant, &id.app, head.revision);
                     // What is above belongs to the next app of that name.
-                    self.prune.extend(listed.entries.into_iter().map(|e| e.key).filter(|key| *key <= last));
+                    self.prune.extend(listed.into_iter().map(|(key, _)| key).filter(|key| *key <= last));
                 }
                 Err(cause) => {
                     tracing::warn!(app = %id.app, %cause, "the history of a deleted app cannot be read; trying again");
@@ -273,11 +283,13 @@ impl Reconciler {
                 }
             }
         }
-        let keys = std::mem::take(&mut self.prune);
-        let store = &self.store;
+        let mut keys = std::mem::take(&mut self.prune);
+        // Counted once, however often it is to go.
+        keys.sort();
+        keys.dedup();
+        let this = &*self;
         let work = stream::iter(keys).map(|key| async move {
-            let done = store.delete(&key, Expect::Any).await;
-            done.err().map(|cause| {
+            this.remove(&key).await.err().map(|cause| {
                 tracing::warn!(%key, %cause, "an old revision cannot be removed; trying again");
                 key
             })

@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) reports: BTreeMap<NodeName, BTreeMap<AppId, AppObserved>>,
     /// Links whose data are being moved.
     pub(crate) moves: BTreeMap<AppId, Moved>,
+    /// Bytes of the revisions, configs and secrets that are kept of each tenant.
+    kept: BTreeMap<TenantName, u64>,
 }
 
 impl State {
@@ -74,6 +76,19 @@ impl State {
     pub(crate) fn settle(&mut self, id: &AppId, at: u64) {
         if self.apps.get(id).is_some_and(|known| known.live.is_none() && known.at <= at) {
             self.apps.remove(id);
+        }
+    }
+
+    /// Bytes of what is kept of a tenant.
+    pub(crate) fn kept(&self, tenant: &TenantName) -> u64 {
+        self.kept.get(tenant).copied().unwrap_or_default()
+    }
+
+    /// Something that is kept of a tenant had `before` bytes and has `after`.
+    pub(crate) fn count(&mut self, tenant: &TenantName, before: u64, after: u64) {
+        match self.kept(tenant).saturating_sub(before).saturating_add(after) {
+            0 => drop(self.kept.remove(tenant)),
+            kept => drop(self.kept.insert(tenant.clone(), kept)),
         }
     }
 

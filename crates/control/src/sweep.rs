@@ -21,7 +21,7 @@ use crate::load::app_id;
 
 /// How often it looks, at least and at most.
 const EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(600));
-/// Apps whose history is read at once.
+/// Apps whose history is read at once, one revision of each.
 const AT_ONCE: usize = 8;
 /// Rounds over the same heads and artifacts after which there is nothing new to find: the history of a head is cut
 /// after the head moved.
@@ -201,10 +201,11 @@ impl Sweeper {
     /// them.
     async fn named(&self, heads: Vec<Entry>) -> Result<BTreeSet<(TenantName, Digest)>, Stop> {
         let read = |head: Entry| async move {
-            let Some(id) = app_id(&head.key) else { return Ok(Vec::new()) };
-            let records = self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await?.entries;
-            let mut digests = Vec::new();
-            for entry in records {
+            let Some(id) = app_id(&head.key) else { return Ok(BTreeSet::new()) };
+            let mut digests = BTreeSet::new();
+            for (key, _) in self.store.sizes(&keys::revisions_of(&id.tenant, &id.app)).await? {
+                // One after the other: a whole history is more than is to be held. One that went meanwhile names nothing.
+                let Some(entry) = self.store.get(&key).await? else { continue };
                 let record: Named = serde_json::from_slice(&entry.value)
                     .map_err(|cause| Stop::Unreadable { key: entry.key.clone(), cause })?;
                 let components = record.app.components.into_values();

@@ -60,8 +60,18 @@ pub fn names(app: &LockedApp) -> BTreeSet<ConfigName> {
     shared(app).map(|shared| shared.name.clone()).collect()
 }
 
-fn shared(app: &LockedApp) -> impl Iterator<Item = &SharedConfig> {
+/// Every place where an app names one.
+pub fn shared(app: &LockedApp) -> impl Iterator<Item = &SharedConfig> {
     app.components.values().flat_map(|component| &component.config_from)
+}
+
+/// The same names, and how many places each has in the app.
+pub fn places(app: &LockedApp) -> BTreeMap<ConfigName, usize> {
+    let mut places = BTreeMap::new();
+    for shared in shared(app) {
+        *places.entry(shared.name.clone()).or_default() += 1;
+    }
+    places
 }
 
 /// Puts the values of `name` into every component that names it.

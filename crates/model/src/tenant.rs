@@ -86,6 +86,9 @@ pub struct Quotas {
     pub store_bytes: Option<ByteSize>,
     /// Bytes of the artifacts that the tenant has sent and that are still there. One more is refused.
     pub artifact_bytes: ByteSize,
+    /// Bytes of what the control plane keeps of the tenant: all revisions of its apps that are kept, its configs and its secrets, as they are
+    /// stored. A change that would make them more is refused.
+    pub record_bytes: ByteSize,
 }
 
 impl Default for Quotas {
@@ -102,6 +105,7 @@ impl Default for Quotas {
             log_rate: ByteSize::mib(4),
             store_bytes: None,
             artifact_bytes: ByteSize::mib(4096),
+            record_bytes: ByteSize::mib(1024),
         }
     }
 }

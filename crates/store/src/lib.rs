@@ -101,6 +101,14 @@ pub trait Store: Send + Sync + 'static {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, StoreError>>;
     /// All keys that start with `prefix`.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Snapshot, StoreError>>;
+    /// All keys that start with `prefix`, in their order, and how large the value of each is, bytes: for whoever must not hold all values
+    /// at once, or wants none of them.
+    fn sizes<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<(String, u64)>, StoreError>> {
+        Box::pin(async move {
+            let entries = self.list(prefix).await?.entries.into_iter();
+            Ok(entries.map(|entry| (entry.key, entry.value.len() as u64)).collect())
+        })
+    }
     /// Writes a key; answers with the store's new revision after the write is durable (leased keys: visible).
     fn put<'a>(
         &'a self,

@@ -89,6 +89,9 @@ pub struct QuotaFlags {
     /// Bytes of artifacts that the tenant has sent, for example `1GiB`.
     #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
     pub artifact_bytes: Option<ByteSize>,
+    /// Bytes of kept revisions, configs and secrets, for example `256MiB`.
+    #[arg(long, value_name = "SIZE", help_heading = "Quotas")]
+    pub record_bytes: Option<ByteSize>,
 }
 
 /// `NAME=VALUE` of a limit.

@@ -137,6 +137,7 @@ fn nothing(changes: &Settings) -> bool {
         cpu_millis,
         store_bytes,
         artifact_bytes,
+        record_bytes,
     } = &changes.quotas;
     changes.shards.is_none()
         && changes.ceilings.is_empty()
@@ -150,6 +151,7 @@ fn nothing(changes: &Settings) -> bool {
         && cpu_millis.is_none()
         && store_bytes.is_none()
         && artifact_bytes.is_none()
+        && record_bytes.is_none()
 }
 
 /// Makes the settings what the flags ask.
@@ -193,6 +195,7 @@ fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Proble
         cpu_millis: quotas.cpu_millis.map_or(now.cpu_millis, |quota| quota.0),
         store_bytes: quotas.store_bytes.map_or(now.store_bytes, |most| most.0),
         artifact_bytes: quotas.artifact_bytes.unwrap_or(now.artifact_bytes),
+        record_bytes: quotas.record_bytes.unwrap_or(now.record_bytes),
     };
     Ok(())
 }

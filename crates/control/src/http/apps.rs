@@ -11,15 +11,16 @@ use axum::extract::{Request, State};
 use axum::http::{self, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use data_encoding::BASE64;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use futures::stream::{self, StreamExt as _};
 use model::plan::AppId;
 use model::{AppName, TenantName};
 use serde::Deserialize;
 use store::keys::{self, RevisionRecord};
 use tokio::time::timeout;
 
+use super::answers::{self, Room};
 use super::body::IDLE;
-use super::extract::{Asked, At, Condition, json, only_json, strict};
+use super::extract::{Asked, At, Condition, only_json, strict};
 use super::refusal::{Answer, Refusal};
 use super::shares::{Held, Shares};
 use super::system::receive;
@@ -27,8 +28,6 @@ use super::{Api, MAX_CALL};
 use crate::clock;
 use crate::writer::no_app;
 
-/// Records that are read at once.
-const AT_ONCE: usize = 64;
 /// How long a deletion waits for the data to be gone.
 const PURGED: Duration = Duration::from_secs(10);
 
@@ -64,9 +63,11 @@ async fn app_view(api: Arc<Api>, id: AppId) -> Answer<Option<AppView>> {
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
     api.writer.tenant(&tenant).await?;
     let ids: Vec<AppId> = api.state.lock().apps_of(&tenant).map(|(id, _, _)| id.clone()).collect();
-    let views = stream::iter(ids).map(|id| app_view(api.clone(), id)).buffered(AT_ONCE);
-    let views: Vec<AppView> = views.try_filter_map(|view| async { Ok(view) }).try_collect().await?;
-    Ok(json(&views))
+    let of = api.clone();
+    let views = stream::iter(ids).then(move |id| app_view(of.clone(), id));
+    // One that was deleted a moment ago is left out.
+    let views = views.filter_map(|view| async move { view.transpose() });
+    answers::list(api, tenant, views.boxed()).await
 }
 
 /// One app.
@@ -77,8 +78,9 @@ pub(super) async fn read(
     At((tenant, app)): At<(TenantName, AppName)>,
 ) -> Answer<Response> {
     let id = AppId { tenant, app };
-    let view = app_view(api, id.clone()).await?;
-    view.map(|view| json(&view)).ok_or_else(|| no_app(&id))
+    let room = Room::take(&api.answers, &id.tenant).await?;
+    let view = app_view(api, id.clone()).await?.ok_or_else(|| no_app(&id))?;
+    room.json(&view).await
 }
 
 /// How an app is deleted.
@@ -159,7 +161,7 @@ pub(super) async fn call(
     let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     // What was sent is not needed any more. The answer keeps its room until the caller has read it.
     drop(sent);
-    let room = room_for(&api.calls, &id.tenant, body.len() / 3 * 4 + ROOM).await?;
+    let room = room_for(&api.calls, &id.tenant, body.len() / 3 * 4 + HEAD).await?;
     let answer = CallResponse { status: head.status.as_u16(), headers, body: BASE64.encode(&body) };
     drop(body);
     let text = serde_json::to_vec(&answer);
@@ -169,7 +171,7 @@ pub(super) async fn call(
 }
 
 /// What the head of an answer takes, about.
-const ROOM: usize = 16 << 10;
+const HEAD: usize = 16 << 10;
 
 /// An answer, and the room it takes in memory for as long as it is there.
 struct Answered {

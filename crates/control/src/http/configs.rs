@@ -11,8 +11,10 @@ use model::{ConfigName, TenantName};
 use serde_json::json;
 
 use super::Api;
+use super::answers::Room;
 use super::extract::{At, Condition, Json, json as answer};
 use super::refusal::Answer;
+use super::system::stopped;
 use crate::events::Subject;
 
 /// With the etag that is seen outside.
@@ -24,8 +26,13 @@ fn shown(api: &Api, view: ConfigView) -> ConfigView {
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/configs", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = Vec<ConfigView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
-    let views = api.writer.configs(&tenant).await?;
-    Ok(answer(&views.into_iter().map(|view| shown(&api, view)).collect::<Vec<_>>()))
+    let room = Room::take(&api.answers, &tenant).await?;
+    let views = {
+        // All apps are read: what names each of the configs.
+        let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
+        api.writer.configs(&tenant).await?
+    };
+    room.json(&views.into_iter().map(|view| shown(&api, view)).collect::<Vec<_>>()).await
 }
 
 /// One config and the apps that name it.
@@ -36,7 +43,12 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     At((tenant, name)): At<(TenantName, ConfigName)>,
 ) -> Answer<Response> {
-    Ok(answer(&shown(&api, api.writer.config(&tenant, &name).await?)))
+    let room = Room::take(&api.answers, &tenant).await?;
+    let view = {
+        let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
+        api.writer.config(&tenant, &name).await?
+    };
+    room.json(&shown(&api, view)).await
 }
 
 /// Sets a config whole. Every app that names it gets a new revision that differs in configuration only; the answer says

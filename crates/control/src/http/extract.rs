@@ -99,6 +99,9 @@ pub(crate) fn only_json(headers: &HeaderMap) -> Answer<()> {
         .status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
 }
 
+/// Unknown fields that are named: a body may have a million.
+const MAX_UNKNOWN: usize = 100;
+
 /// Reads JSON and refuses what it would otherwise ignore.
 pub(crate) fn strict<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
     let bad =
@@ -109,7 +112,12 @@ pub(crate) fn strict<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
     }
     let mut unknown = Vec::new();
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_ignored::deserialize(&mut reader, |path| unknown.push(path.to_string())).map_err(bad)?;
+    let note = |path: serde_ignored::Path<'_>| {
+        if unknown.len() < MAX_UNKNOWN {
+            unknown.push(path.to_string());
+        }
+    };
+    let value = serde_ignored::deserialize(&mut reader, note).map_err(bad)?;
     reader.end().map_err(bad)?;
     if unknown.is_empty() {
         return Ok(value);

@@ -1,6 +1,7 @@
 //! The API over HTTP: which handler answers what, and what every request passes on its way there.
 
 mod access;
+mod answers;
 mod apps;
 mod audit;
 mod body;
@@ -46,6 +47,7 @@ use crate::state::Shared;
 use crate::tokens::Tokens;
 use crate::turns::Turns;
 use crate::writer::Writer;
+pub(crate) use answers::ANSWERS;
 pub(crate) use bounds::Bounds;
 pub(crate) use guard::Guard;
 pub(crate) use refusal::{Answer, Refusal};
@@ -58,7 +60,7 @@ pub(crate) const UPLOADS: usize = 4 * api::control::MAX_BLOB;
 
 /// Bytes of calls that are held in memory, all calls together: what was sent, and after it what was answered.
 pub(crate) const CALLS: usize = 16 * MAX_CALL;
-/// Requests that read much from the disk at once, artifacts as well as the audit log, and those of one tenant among them; the
+/// Requests that read much from the disk at once, artifacts as well as the audit log and all apps of a tenant, and those of one tenant among them; the
 /// others wait for them.
 pub(crate) const LOOKS: (usize, usize) = (2, 1);
 
@@ -81,6 +83,7 @@ pub(crate) struct Api {
     /// Held while it is counted what a tenant has sent.
     pub(crate) counting: Mutex<()>,
     pub(crate) calls: Arc<Shares>,
+    pub(crate) answers: Arc<Shares>,
     pub(crate) bounds: Arc<Bounds>,
     pub(crate) looks: Arc<Turns>,
     pub(crate) stop: CancellationToken,

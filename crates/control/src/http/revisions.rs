@@ -8,16 +8,19 @@ use api::problem::Code;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use futures::stream::{self, StreamExt as _};
 use model::app::Revision;
 use model::diff::diff;
 use model::plan::AppId;
 use model::{AppName, TenantName};
+use store::keys::RevisionRecord;
 
 use super::Api;
+use super::answers::{self, Room};
 use super::apps::view;
 use super::extract::{At, Condition, Json, Key, json};
 use super::refusal::Answer;
-use crate::writer::{Cause, whole};
+use crate::writer::{Cause, counted, whole};
 
 type Names = At<(TenantName, AppName)>;
 
@@ -44,26 +47,38 @@ pub(super) async fn plan(
         Err(refusal) if refusal.problem.code == Code::NotFound => None,
         Err(refusal) => return Err(refusal),
     };
+    let many = counted(&request.app);
+    if !many.is_empty() {
+        // Nothing is compared with what has no end: only that it has none is said.
+        return Ok(json(&planned(current.as_ref(), Vec::new(), &many)));
+    }
     let foreign = api.writer.foreign(&id, &request.app).await?;
     if !foreign.is_empty() {
         return json_plan(current, &request, &foreign);
     }
     let missing = api.writer.fill(&id.tenant, &mut request.app).await?.unwrap_or_default();
-    let mut problems = api.writer.judge(&id, &request.app, &tenant, None).await.err().unwrap_or_default();
+    let judged = api.writer.judge(&id, &request.app, &tenant, None).await;
+    let last = current.as_ref().map_or(Revision(0), |record| record.revision);
+    let unkept = match current.as_ref().is_some_and(|record| record.app == request.app) {
+        true => None,
+        false => {
+            let made = (&request.app, judged.as_ref().ok());
+            api.writer.unkept_plan(&id, last, made, &tenant.settings).await?
+        }
+    };
+    let mut problems = judged.err().unwrap_or_default();
     problems.extend(missing);
+    problems.extend(unkept);
     json_plan(current, &request, &problems)
 }
 
-fn json_plan(
-    current: Option<store::keys::RevisionRecord>,
-    request: &DeployRequest,
-    problems: &[Problem],
-) -> Answer<Response> {
-    Ok(json(&Plan {
-        current: current.as_ref().map(|record| record.revision),
-        changes: diff(current.as_ref().map(|record| &record.app), &request.app),
-        problems: problems.iter().map(whole).collect(),
-    }))
+fn json_plan(current: Option<RevisionRecord>, request: &DeployRequest, problems: &[Problem]) -> Answer<Response> {
+    let changes = diff(current.as_ref().map(|record| &record.app), &request.app);
+    Ok(json(&planned(current.as_ref(), changes, problems)))
+}
+
+fn planned(current: Option<&RevisionRecord>, changes: Vec<String>, problems: &[Problem]) -> Plan {
+    Plan { current: current.map(|record| record.revision), changes, problems: problems.iter().map(whole).collect() }
 }
 
 /// Records a revision and makes it the wanted one. It is not serving yet: follow the events.
@@ -94,9 +109,24 @@ pub(super) async fn deploy(
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/apps/{app}/revisions", params(("tenant" = TenantName, Path), ("app" = AppName, Path)),
     responses((status = 200, body = Vec<RevisionView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At((tenant, app)): Names) -> Answer<Response> {
-    let history = api.writer.history(&AppId { tenant, app }).await?;
-    let views = history.into_iter().rev().map(view).collect::<Answer<Vec<_>>>()?;
-    Ok(json(&views))
+    let id = AppId { tenant: tenant.clone(), app };
+    let newest = api.writer.newest(&id).await?;
+    let of = api.clone();
+    let history = stream::try_unfold(Some(newest), move |next| {
+        let (api, id) = (of.clone(), id.clone());
+        async move {
+            let Some(next) = next else { return Answer::Ok(None) };
+            match api.writer.recorded(&id, next).await? {
+                Some(record) => {
+                    let previous = record.previous;
+                    Ok(Some((view(record)?, previous)))
+                }
+                // Too old to be kept.
+                None => Ok(None),
+            }
+        }
+    });
+    answers::list(api, tenant, history.boxed()).await
 }
 
 /// One revision.
@@ -107,8 +137,9 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     At((tenant, app, revision)): At<(TenantName, AppName, Revision)>,
 ) -> Answer<Response> {
+    let room = Room::take(&api.answers, &tenant).await?;
     let record = api.writer.past(&AppId { tenant, app }, revision).await?;
-    Ok(json(&view(record)?))
+    room.json(&view(record)?).await
 }
 
 /// A new revision with the content of an earlier one.

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::Api;
 use super::extract::{Asked, At, Condition, Whole, json as answer};
 use super::refusal::Answer;
+use super::system::stopped;
 use crate::events::Subject;
 
 /// With the etag that is seen outside.
@@ -25,6 +26,7 @@ fn shown(api: &Api, view: SecretView) -> SecretView {
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/secrets", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = Vec<SecretView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
+    let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
     let views = api.writer.secrets(&tenant).await?;
     Ok(answer(&views.into_iter().map(|view| shown(&api, view)).collect::<Vec<_>>()))
 }
@@ -37,6 +39,7 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     At((tenant, name)): At<(TenantName, SecretName)>,
 ) -> Answer<Response> {
+    let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
     Ok(answer(&shown(&api, api.writer.secret(&tenant, &name).await?)))
 }
 

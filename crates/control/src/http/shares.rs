@@ -55,6 +55,22 @@ impl Shares {
     }
 }
 
+impl Shares {
+    fn give(&self, tenant: &TenantName, bytes: usize) {
+        {
+            let state = &mut *self.lock();
+            state.free += bytes;
+            if let Some(own) = state.by.get_mut(tenant) {
+                *own -= bytes;
+                if *own == 0 {
+                    state.by.remove(tenant);
+                }
+            }
+        }
+        self.changed.notify_waiters();
+    }
+}
+
 impl Held {
     /// Waits for so much more.
     pub(crate) async fn more(&mut self, bytes: usize) {
@@ -69,21 +85,18 @@ impl Held {
         }
         self.bytes += bytes;
     }
+
+    /// Gives back what is more than that.
+    pub(crate) fn only(&mut self, bytes: usize) {
+        let more = self.bytes.saturating_sub(bytes);
+        self.bytes -= more;
+        self.shares.give(&self.tenant, more);
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        {
-            let state = &mut *self.shares.lock();
-            state.free += self.bytes;
-            if let Some(own) = state.by.get_mut(&self.tenant) {
-                *own -= self.bytes;
-                if *own == 0 {
-                    state.by.remove(&self.tenant);
-                }
-            }
-        }
-        self.shares.changed.notify_waiters();
+        self.shares.give(&self.tenant, self.bytes);
     }
 }
 
@@ -114,6 +127,8 @@ mod tests {
             drop(greedy);
             assert!((&mut more).now_or_never().is_some());
         }
+        waits.only(5);
+        assert_eq!(shares.lock().by[&tenant("one")], 15);
         drop((waits, others));
         assert_eq!(shares.lock().free, 80);
         assert!(shares.lock().by.is_empty());

@@ -8,11 +8,11 @@ use api::Problem;
 use api::agent::HostStatus;
 use api::control::{ProviderView, RouteView, TenantView};
 use api::metrics::TenantMetrics;
+use api::problem::Code;
 use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use model::app::{LockedApp, ProviderKind, ProviderSpec};
 use model::plan::AppId;
 use model::tenant::TenantSettings;
@@ -20,6 +20,7 @@ use model::{ProviderName, TenantName};
 use store::{StoreError, keys};
 
 use super::Api;
+use super::answers::Room;
 use super::extract::{At, Condition, Json, json};
 use super::guard::Said;
 use super::refusal::Answer;
@@ -27,8 +28,6 @@ use super::system::stopped;
 use crate::tokens::Caller;
 use crate::writer;
 
-/// Records that are read at once.
-const AT_ONCE: usize = 64;
 /// How long a deletion waits for the data to be gone, and how often it looks.
 const PURGED: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
@@ -117,21 +116,44 @@ pub(super) async fn delete(
     responses((status = 200, body = Vec<ProviderView>), (status = "default", body = Problem)))]
 pub(super) async fn providers(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
     let tenant = api.writer.tenant(&name).await?;
-    // All its apps are read.
-    let _look = api.looks.take(Some(&name)).await.ok_or_else(stopped)?;
-    let ids: Vec<AppId> = api.state.lock().apps_of(&name).map(|(id, _, _)| id.clone()).collect();
-    let read = |id: AppId| {
-        let api = api.clone();
-        async move { Ok::<_, super::Refusal>(api.writer.current(&id).await?.record.app) }
-    };
-    let apps: Vec<LockedApp> = stream::iter(ids).map(read).buffered(AT_ONCE).try_collect().await?;
-    Ok(json(&providers_of(&tenant.settings, &apps)))
+    let room = Room::take(&api.answers, &name).await?;
+    let mut found = Found::of(&tenant.settings);
+    {
+        // All its apps are read, one after the other; nothing is kept of them but what is said.
+        let _look = api.looks.take(Some(&name)).await.ok_or_else(stopped)?;
+        let ids: Vec<AppId> = api.state.lock().apps_of(&name).map(|(id, _, _)| id.clone()).collect();
+        for id in ids {
+            match api.writer.current(&id).await {
+                Ok(current) => found.take(&current.record.app),
+                // Deleted a moment ago.
+                Err(refusal) if refusal.problem.code == Code::NotFound => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+    }
+    room.json(&found.views()).await
 }
 
-fn providers_of(tenant: &TenantSettings, apps: &[LockedApp]) -> Vec<ProviderView> {
-    // Where a provider is from, then its name: an app's own belongs to that app alone.
-    let mut found: BTreeMap<(String, ProviderName), ProviderView> = BTreeMap::new();
-    let mut add = |from: &str, name: &ProviderName, spec: &ProviderSpec| {
+/// The providers found so far, by where each is from, then by its name: an app's own belongs to that app alone. Beside each what gets its
+/// secrets there, which is said after its links.
+struct Found(BTreeMap<(String, ProviderName), (ProviderView, Vec<String>)>);
+
+impl Found {
+    /// What there is before any app.
+    fn of(tenant: &TenantSettings) -> Self {
+        let mut found = Self(BTreeMap::new());
+        for (name, kind) in ProviderKind::BUILT_IN {
+            if let Ok(name) = name.parse() {
+                found.add("built-in", &name, &ProviderSpec::new(kind));
+            }
+        }
+        for (name, spec) in &tenant.providers {
+            found.add("operator", name, spec);
+        }
+        found
+    }
+
+    fn add(&mut self, from: &str, name: &ProviderName, spec: &ProviderSpec) {
         let new = || ProviderView {
             name: name.clone(),
             kind: spec.kind,
@@ -139,42 +161,38 @@ fn providers_of(tenant: &TenantSettings, apps: &[LockedApp]) -> Vec<ProviderView
             from: from.to_owned(),
             links: Vec::new(),
         };
-        found.entry((from.to_owned(), name.clone())).or_insert_with(new);
-    };
-    for (name, kind) in ProviderKind::BUILT_IN {
-        if let Ok(name) = name.parse() {
-            add("built-in", &name, &ProviderSpec::new(kind));
-        }
+        self.0.entry((from.to_owned(), name.clone())).or_insert_with(|| (new(), Vec::new()));
     }
-    for (name, spec) in &tenant.providers {
-        add("operator", name, spec);
-    }
-    for app in apps {
+
+    /// One app's own providers, and where its links go.
+    fn take(&mut self, app: &LockedApp) {
+        let from_of = |name: &ProviderName| {
+            app.providers.get(name).map_or_else(|| "built-in".to_owned(), |spec| from(app, name, spec))
+        };
         for (name, spec) in &app.providers {
-            add(&from(app, name, spec), name, spec);
+            self.add(&from(app, name, spec), name, spec);
         }
-    }
-    for app in apps {
         for link in &app.links {
-            let spec = app.providers.get(&link.provider);
-            let from = spec.map_or_else(|| "built-in".to_owned(), |spec| from(app, &link.provider, spec));
-            if let Some(view) = found.get_mut(&(from, link.provider.clone())) {
+            if let Some((view, _)) = self.0.get_mut(&(from_of(&link.provider), link.provider.clone())) {
                 view.links.push(format!("{}/{} {} {}", app.name, link.component, link.contract, link.label));
             }
         }
-    }
-    for app in apps {
         for (by, spec) in &app.providers {
             for (key, source) in spec.secrets.iter().filter_map(|(key, secret)| Some((key, secret.from.as_ref()?))) {
-                let declared = app.providers.get(source);
-                let from = declared.map_or_else(|| "built-in".to_owned(), |spec| from(app, source, spec));
-                if let Some(view) = found.get_mut(&(from, source.clone())) {
-                    view.links.push(format!("{} the `{key}` of provider `{by}`", app.name));
+                if let Some((_, secrets)) = self.0.get_mut(&(from_of(source), source.clone())) {
+                    secrets.push(format!("{} the `{key}` of provider `{by}`", app.name));
                 }
             }
         }
     }
-    found.into_values().collect()
+
+    fn views(self) -> Vec<ProviderView> {
+        let whole = |(mut view, secrets): (ProviderView, Vec<String>)| {
+            view.links.extend(secrets);
+            view
+        };
+        self.0.into_values().map(whole).collect()
+    }
 }
 
 fn from(app: &LockedApp, name: &ProviderName, spec: &ProviderSpec) -> String {

@@ -69,10 +69,11 @@ impl Reconciler {
         let subject = Subject::App(id.clone());
         match head {
             Some(head) if !head.deleted => {
-                self.wanted(&id, &head, at, subject).await?;
-                if let Some(old) = head.revision.0.checked_sub(HISTORY).filter(|old| *old > 0) {
-                    self.prune.push(keys::revision(&id.tenant, &id.app, Revision(old)));
-                }
+                let first = self.wanted(&id, &head, at, subject).await?.0;
+                // Numbers that were skipped push out as many as those that were not.
+                let old = (first..=head.revision.0).filter_map(|number| number.checked_sub(HISTORY));
+                let old = old.filter(|old| *old > 0).map(Revision);
+                self.prune.extend(old.map(|old| keys::revision(&id.tenant, &id.app, old)));
             }
             deleted => {
                 {
@@ -89,12 +90,13 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn wanted(&mut self, id: &AppId, head: &Head, at: u64, subject: Subject) -> Answer<()> {
+    /// Takes in which revision is wanted; answers with the first number after the one that was wanted before it.
+    async fn wanted(&mut self, id: &AppId, head: &Head, at: u64, subject: Subject) -> Answer<Revision> {
         let entry = self.store.get(&keys::revision(&id.tenant, &id.app, head.revision)).await?;
         let Some(entry) = entry else {
             // Deleted since, with its history: that change is on its way.
             self.events.control(event::DEPLOYED, subject, &json!({ "revision": head.revision }));
-            return Ok(());
+            return Ok(head.revision);
         };
         let record: RevisionRecord = writer::decode(&entry)?;
         let settings = self.tenants.get(&id.tenant).cloned().unwrap_or_default();
@@ -105,7 +107,7 @@ impl Reconciler {
             subject,
             &json!({ "revision": record.revision, "origin": record.origin, "message": record.message }),
         );
-        Ok(())
+        Ok(record.previous.map_or(record.revision, |previous| Revision(previous.0.saturating_add(1))))
     }
 
     /// Trust may have changed: every app of the tenant is judged again, from its record.
@@ -115,18 +117,14 @@ impl Reconciler {
         self.tenants.insert(name.clone(), settings.clone());
         let apps: Vec<(AppId, Revision)> =
             self.state.lock().apps_of(&name).map(|(id, revision, _)| (id.clone(), revision)).collect();
-        let store = &self.store;
+        let (store, settings) = (&self.store, &settings);
         let read = |(id, revision): (AppId, Revision)| async move {
             let entry = store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
             let record = entry.map(|e| writer::decode::<RevisionRecord>(&e)).transpose()?;
-            Answer::Ok((id, record))
+            // What is known of the app is kept, and not the app.
+            Answer::Ok((id, record.map(|record| trust::wanted(&record, settings, clock::seconds()))))
         };
-        let records: Vec<_> = stream::iter(apps)
-            .map(read)
-            .buffer_unordered(AT_ONCE)
-            .map_ok(|(id, record)| (id, record.map(|record| trust::wanted(&record, &settings, clock::seconds()))))
-            .try_collect()
-            .await?;
+        let records: Vec<_> = stream::iter(apps).map(read).buffer_unordered(AT_ONCE).try_collect().await?;
         {
             let mut state = self.state.lock();
             for (id, wanted) in records {

@@ -1,19 +1,21 @@
 //! Configs that apps share. Setting one writes it, then makes a new revision of every app that names it: revisions stay
 //! immutable, and each says what it ran with. What a crash leaves undone is done at the next start.
 
+use std::collections::BTreeMap;
+
 use api::client::Require;
 use api::control::{ConfigFollowed, ConfigRequest, ConfigSet, ConfigUse, ConfigView, Origin};
 use api::problem::{Code, Problem};
-use model::app::LockedApp;
+use model::app::{LockedApp, Revision};
 use model::config::{self, ENV, MAX_CONFIG, MAX_CONFIGS, Values};
 use model::plan::AppId;
-use model::rules::MAX_CONFIG_ENTRIES;
-use model::{ConfigName, TenantName};
+use model::rules::{MAX_CONFIG_ENTRIES, MAX_REVISION};
+use model::{ConfigName, Digest, TenantName, rules};
 use store::keys::{self, ConfigRecord, RevisionRecord};
 use store::{Expect, StoreError};
 use tokio::sync::MutexGuard;
 
-use super::{Cause, Writer, decode, encode};
+use super::{Cause, Writer, counted, decode, encode, judge};
 use crate::clock;
 use crate::http::{Answer, Refusal};
 
@@ -21,6 +23,33 @@ use crate::http::{Answer, Refusal};
 struct Kept {
     record: ConfigRecord,
     etag: u64,
+}
+
+/// An app that names shared configs, and what it takes to say whether it has them as they are now: whole revisions are not held, a tenant may have
+/// thousands.
+struct User {
+    id: AppId,
+    revision: Revision,
+    /// Of what each held when the revision was made; none where its places differ.
+    held: BTreeMap<ConfigName, Option<Digest>>,
+}
+
+impl User {
+    fn of(id: &AppId, record: &RevisionRecord) -> Self {
+        let mut held: BTreeMap<ConfigName, Option<Digest>> = BTreeMap::new();
+        for shared in config::shared(&record.app) {
+            let digest = digest(&shared.values);
+            held.entry(shared.name.clone())
+                .and_modify(|was| *was = was.filter(|was| *was == digest))
+                .or_insert(Some(digest));
+        }
+        Self { id: id.clone(), revision: record.revision, held }
+    }
+}
+
+fn digest(values: &Values) -> Digest {
+    // A map of texts can be written.
+    Digest::of(&serde_json::to_vec(values).unwrap_or_default())
 }
 
 /// Whether two apps are the same but for what shared configs held.
@@ -75,13 +104,13 @@ impl Writer {
             return Err(Refusal::new(Code::RequestInvalid, format!("a tenant has at most {MAX_CONFIGS} configs"))
                 .help("delete one that no app names: `sidereal config list` shows them"));
         }
-        let users = self.users(tenant).await?;
-        bearable(name, &values, &users)?;
+        let users = self.bearable(tenant, name, &values).await?;
         let unchanged = kept.as_ref().is_some_and(|kept| kept.record.values == values);
         let version = kept.as_ref().map_or(0, |kept| kept.record.version).saturating_add(u64::from(!unchanged));
         let updated_ms = kept.filter(|_| unchanged).map_or_else(clock::millis, |kept| kept.record.updated_ms);
         let record = ConfigRecord { version, updated_ms, values, pending: true };
         let key = keys::config(tenant, name);
+        self.admit(tenant, &key, encode(&record)?.len()).await?;
         let (apps, etag) = self.roll_out(turn, &key, name, record, expect, &users).await?;
         let kept = self.kept(tenant, name).await?.filter(|kept| Some(kept.etag) == etag).ok_or_else(|| {
             Refusal::new(Code::Conflict, format!("the config `{name}` was set again at the same moment"))
@@ -100,7 +129,8 @@ impl Writer {
             Expect::Any => Expect::Revision(kept.etag),
             other => other,
         };
-        let used: Vec<String> = users_of(name, &self.users(tenant).await?).map(|(id, _)| id.app.to_string()).collect();
+        let used: Vec<String> =
+            users_of(name, &self.users(tenant).await?).map(|user| user.id.app.to_string()).collect();
         if !used.is_empty() {
             let mut refusal =
                 Refusal::new(Code::ConfigInUse, format!("the config `{name}` is in use by {}", used.join(", ")))
@@ -108,18 +138,27 @@ impl Writer {
             refusal.problem.findings = used.iter().map(|app| format!("app `{app}`")).collect();
             return Err(refusal);
         }
-        self.store.delete(&keys::config(tenant, name), expect).await?;
+        self.let_go(&keys::config(tenant, name), expect).await?;
         Ok(())
     }
 
-    /// Puts the values of the shared configs into `app`; what is missing, where something is.
+    /// Puts the values of the shared configs into `app`; what keeps it from that, where something does. What there is no room for is
+    /// not put there: it is counted before it is copied.
     pub(crate) async fn fill(&self, tenant: &TenantName, app: &mut LockedApp) -> Answer<Option<Vec<Problem>>> {
         config::strip(app);
-        let mut missing = Vec::new();
-        for name in config::names(app) {
+        let many = counted(app);
+        if !many.is_empty() {
+            return Ok(Some(many));
+        }
+        let (mut missing, mut shared) = (Vec::new(), 0_usize);
+        for (name, places) in config::places(app) {
             match self.kept(tenant, &name).await? {
                 Some(kept) if !config::is_env(&name) || !kept.record.values.is_empty() => {
-                    config::fill(app, &name, &kept.record.values);
+                    let size = config::size(&kept.record.values);
+                    shared = shared.saturating_add(size.saturating_mul(places));
+                    if shared <= config::MAX_SHARED {
+                        config::fill(app, &name, &kept.record.values);
+                    }
                 }
                 _ if config::is_env(&name) => missing.push(
                     Problem::new(Code::ConfigMissing, "the operator offers nothing of the environment".to_owned())
@@ -130,6 +169,9 @@ impl Writer {
                         .help(format!("set it with `sidereal config set {name} key=value`, then deploy again")),
                 ),
             }
+        }
+        if shared > config::MAX_SHARED {
+            missing.push(judge::problem(rules::shared_too_large(&app.name, shared)));
         }
         Ok((!missing.is_empty()).then_some(missing))
     }
@@ -201,13 +243,13 @@ impl Writer {
         name: &ConfigName,
         mut record: ConfigRecord,
         expect: Expect,
-        users: &[(AppId, RevisionRecord)],
+        users: &[User],
     ) -> Answer<(Vec<ConfigFollowed>, Option<u64>)> {
         record.pending = true;
-        let etag = self.store.put(key, encode(&record)?, expect, None).await?;
+        let etag = self.keep(key, encode(&record)?, expect).await?;
         drop(turn);
         let mut followed = Vec::new();
-        for (id, _) in users_of(name, users) {
+        for User { id, .. } in users_of(name, users) {
             let seen = self.see_current(id).await.unwrap_or_default();
             let _turn = self.turn.lock().await;
             if self.read(key).await?.is_none_or(|kept| kept.etag != etag) {
@@ -243,7 +285,7 @@ impl Writer {
             return Ok((followed, Some(etag)));
         }
         record.pending = false;
-        match self.store.put(key, encode(&record)?, Expect::Revision(etag), None).await {
+        match self.keep(key, encode(&record)?, Expect::Revision(etag)).await {
             Ok(etag) => Ok((followed, Some(etag))),
             Err(StoreError::Conflict { .. }) => Ok((followed, None)),
             Err(cause) => Err(cause.into()),
@@ -263,13 +305,27 @@ impl Writer {
     }
 
     /// The tenant's apps that name a shared config, as they are wanted.
-    async fn users(&self, tenant: &TenantName) -> Answer<Vec<(AppId, RevisionRecord)>> {
+    async fn users(&self, tenant: &TenantName) -> Answer<Vec<User>> {
+        self.users_seen(tenant, |_, _| ()).await
+    }
+
+    /// The same; each is shown on the way, and one at a time is held.
+    async fn users_seen(
+        &self,
+        tenant: &TenantName,
+        mut see: impl FnMut(&AppId, &LockedApp) + Send,
+    ) -> Answer<Vec<User>> {
         let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
         let mut users = Vec::new();
         for id in ids {
             match self.current(&id).await {
-                Ok(current) if config::names(&current.record.app).is_empty() => {}
-                Ok(current) => users.push((id, current.record)),
+                Ok(current) => {
+                    let user = User::of(&id, &current.record);
+                    if !user.held.is_empty() {
+                        see(&id, &current.record.app);
+                        users.push(user);
+                    }
+                }
                 // Deleted a moment ago.
                 Err(refusal) if refusal.problem.code == Code::NotFound => {}
                 Err(refusal) => return Err(refusal),
@@ -277,40 +333,59 @@ impl Writer {
         }
         Ok(users)
     }
+
+    /// The tenant's apps that name a shared config, where none gets more by these values of one than it may have: then nothing is
+    /// changed.
+    async fn bearable(&self, tenant: &TenantName, name: &ConfigName, values: &Values) -> Answer<Vec<User>> {
+        let mut findings = Vec::new();
+        let users = self
+            .users_seen(tenant, |id, app| {
+                if findings.len() < MAX_FINDINGS && config::names(app).contains(name) {
+                    findings.extend(unbearable(id, app, name, values));
+                }
+            })
+            .await?;
+        if findings.is_empty() {
+            return Ok(users);
+        }
+        let text = format!(
+            "with these values of `{name}` an app would have more than {MAX_CONFIG_ENTRIES} entries at a component, or more than {} bytes of \
+             shared configs, or be larger than {MAX_REVISION} bytes; nothing was changed",
+            config::MAX_SHARED
+        );
+        let mut refusal =
+            Refusal::new(Code::TooLarge, text).help("split the config, or put larger data behind a contract");
+        refusal.problem.findings = findings;
+        Err(refusal)
+    }
 }
 
-type Users = [(AppId, RevisionRecord)];
+/// Apps that are said to have no room for a config, about: a tenant may have thousands.
+const MAX_FINDINGS: usize = 200;
 
-fn users_of<'a>(name: &'a ConfigName, users: &'a Users) -> impl Iterator<Item = (&'a AppId, &'a RevisionRecord)> {
-    users.iter().filter(|(_, record)| config::names(&record.app).contains(name)).map(|(id, record)| (id, record))
+fn users_of<'a>(name: &'a ConfigName, users: &'a [User]) -> impl Iterator<Item = &'a User> {
+    users.iter().filter(|user| user.held.contains_key(name))
 }
 
-/// No app may get more by a config than it may have: then nothing is changed.
-fn bearable(name: &ConfigName, values: &Values, users: &Users) -> Answer<()> {
+/// What an app would have too much of with these values of a config.
+fn unbearable(id: &AppId, app: &LockedApp, name: &ConfigName, values: &Values) -> Vec<String> {
     let mut findings = Vec::new();
-    for (id, record) in users_of(name, users) {
-        let mut app = record.app.clone();
-        config::fill(&mut app, name, values);
-        for (component, locked) in &app.components {
-            let entries = locked.answers().len();
-            if entries > MAX_CONFIG_ENTRIES {
-                findings.push(format!("component `{component}` of app `{}` would have {entries} entries", id.app));
-            }
-        }
-        if config::shared_size(&app) > config::MAX_SHARED {
-            findings.push(format!("app `{}` would hold {} bytes of shared configs", id.app, config::shared_size(&app)));
+    let before = rules::size(app);
+    let mut app = app.clone();
+    config::fill(&mut app, name, values);
+    for (component, locked) in &app.components {
+        let entries = locked.answers().len();
+        if entries > MAX_CONFIG_ENTRIES {
+            findings.push(format!("component `{component}` of app `{}` would have {entries} entries", id.app));
         }
     }
-    if findings.is_empty() {
-        return Ok(());
+    let (shared, size) = (config::shared_size(&app), rules::size(&app));
+    if shared > config::MAX_SHARED {
+        findings.push(format!("app `{}` would hold {shared} bytes of shared configs", id.app));
+    } else if size > MAX_REVISION && size > before {
+        findings.push(format!("a revision of app `{}` would be {size} bytes", id.app));
     }
-    let text = format!(
-        "with these values of `{name}` an app would have more than {MAX_CONFIG_ENTRIES} entries at a component, or more than {} bytes; nothing was changed",
-        config::MAX_SHARED
-    );
-    let mut refusal = Refusal::new(Code::TooLarge, text).help("split the config, or put larger data behind a contract");
-    refusal.problem.findings = findings;
-    Err(refusal)
+    findings
 }
 
 fn sound(name: &ConfigName, values: Values) -> Answer<Values> {
@@ -342,12 +417,13 @@ fn expected(name: &ConfigName, kept: Option<&Kept>, require: Require) -> Answer<
     }
 }
 
-fn view(name: ConfigName, kept: Kept, users: &Users) -> ConfigView {
+fn view(name: ConfigName, kept: Kept, users: &[User]) -> ConfigView {
     let Kept { record: ConfigRecord { version, updated_ms, values, .. }, etag } = kept;
-    let used_by = users_of(&name, users).map(|(id, record)| {
-        let mut app = record.app.clone();
-        config::fill(&mut app, &name, &values);
-        ConfigUse { app: id.app.clone(), revision: record.revision, differs: app != record.app }
+    let digest = digest(&values);
+    let used_by = users_of(&name, users).map(|user| ConfigUse {
+        app: user.id.app.clone(),
+        revision: user.revision,
+        differs: user.held.get(&name) != Some(&Some(digest)),
     });
     let used_by = used_by.collect();
     ConfigView { name, values, version, updated_ms, etag, used_by }

@@ -81,14 +81,14 @@ impl Writer {
     }
 
     async fn remove_all(&self, prefix: &str) -> Answer<()> {
-        for entry in self.store.list(prefix).await?.entries {
-            self.remove(&entry.key).await?;
+        for (key, _) in self.store.sizes(prefix).await? {
+            self.remove(&key).await?;
         }
         Ok(())
     }
 
     pub(super) async fn remove(&self, key: &str) -> Answer<()> {
-        match self.store.delete(key, Expect::Any).await {
+        match self.let_go(key, Expect::Any).await {
             Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
             Err(cause) => Err(cause.into()),
         }

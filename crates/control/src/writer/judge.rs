@@ -118,6 +118,16 @@ impl Writer {
     }
 }
 
+/// What an app has more of than it may: asked before anything is read, filled in or compared for it, whoever sends it.
+pub(crate) fn counted(app: &LockedApp) -> Vec<Problem> {
+    rules::too_many(app).into_iter().map(|found| problem(found.violation)).collect()
+}
+
+/// A broken rule as the API says it.
+pub(super) fn problem(violation: rules::Violation) -> Problem {
+    Problem { help: violation.help, ..Problem::new(code(violation.code), violation.message) }
+}
+
 /// One refusal for all findings: the first one's code, and every sentence with what to do about it.
 pub(crate) fn refuse(mut findings: Vec<Problem>) -> Refusal {
     if findings.is_empty() {

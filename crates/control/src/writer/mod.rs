@@ -5,6 +5,7 @@
 mod configs;
 mod gone;
 mod judge;
+mod kept;
 mod links;
 mod offers;
 mod revisions;
@@ -21,14 +22,15 @@ use model::TenantName;
 use model::app::Revision;
 use model::plan::AppId;
 use model::tenant::TenantSettings;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use store::keys::{self, Head, RevisionRecord};
 use store::secrets::Secrets;
 use store::{Entry, Store};
 use tokio::sync::Mutex;
 
-pub(crate) use self::judge::{refuse, whole};
+pub(crate) use self::judge::{counted, refuse, whole};
+pub(crate) use self::kept::counted as kept_for;
 pub(crate) use self::links::Planned;
 use crate::http::{Answer, Refusal};
 use crate::state::Shared;
@@ -123,32 +125,45 @@ impl Writer {
 
     /// One recorded revision, whether it was ever wanted or not.
     async fn record(&self, id: &AppId, revision: Revision) -> Answer<RevisionRecord> {
-        let entry = self.store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
         let missing = || Refusal::new(Code::NotFound, format!("app `{}` has no revision {revision}", id.app));
-        decode(&entry.ok_or_else(missing)?)
+        self.recorded(id, revision).await?.ok_or_else(missing)
+    }
+
+    /// The same where it may be gone: what is too old is not kept.
+    pub(crate) async fn recorded(&self, id: &AppId, revision: Revision) -> Answer<Option<RevisionRecord>> {
+        let entry = self.store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
+        entry.map(|entry| decode(&entry)).transpose()
+    }
+
+    /// The number of the wanted revision: the app's history begins there and goes on with the `previous` of each.
+    pub(crate) async fn newest(&self, id: &AppId) -> Answer<Revision> {
+        let head = self.head(id).await?.map(|(head, _)| head).filter(|head| !head.deleted);
+        Ok(head.ok_or_else(|| no_app(id))?.revision)
     }
 
     /// One revision of the app's history.
     pub(crate) async fn past(&self, id: &AppId, revision: Revision) -> Answer<RevisionRecord> {
-        let found = self.history(id).await?.into_iter().find(|record| record.revision == revision);
-        found.ok_or_else(|| Refusal::new(Code::NotFound, format!("app `{}` has no revision {revision}", id.app)))
+        let missing = || Refusal::new(Code::NotFound, format!("app `{}` has no revision {revision}", id.app));
+        let newest = self.newest(id).await?;
+        // Whatever was recorded next, be it wanted or not, names the one that was wanted then. Where that is another one, this one never was.
+        let was_wanted =
+            revision == newest || revision < newest && self.before_next(id, revision).await? == Some(revision);
+        if !was_wanted {
+            return Err(missing());
+        }
+        self.recorded(id, revision).await?.ok_or_else(missing)
     }
 
-    /// The app's history, oldest first, without records that never became wanted.
-    pub(crate) async fn history(&self, id: &AppId) -> Answer<Vec<RevisionRecord>> {
-        let head = self.current(id).await?.head;
-        let listed = self.store.list(&keys::revisions_of(&id.tenant, &id.app)).await?;
-        let records = listed.entries.iter().map(decode::<RevisionRecord>).collect::<Answer<Vec<_>>>()?;
-        let mut next = Some(head.revision);
-        let mut history = Vec::new();
-        for record in records.into_iter().rev().filter(|record| record.revision <= head.revision) {
-            if next == Some(record.revision) {
-                next = record.previous;
-                history.push(record);
-            }
+    /// The `previous` of what was recorded next after a revision.
+    async fn before_next(&self, id: &AppId, revision: Revision) -> Answer<Option<Revision>> {
+        /// Of a record, what it takes to go on from it.
+        #[derive(Deserialize)]
+        struct Step {
+            previous: Option<Revision>,
         }
-        history.reverse();
-        Ok(history)
+        let next = Revision(revision.0.saturating_add(1));
+        let entry = self.store.get(&keys::revision(&id.tenant, &id.app, next)).await?;
+        Ok(entry.map(|entry| decode::<Step>(&entry)).transpose()?.and_then(|step| step.previous))
     }
 }
 

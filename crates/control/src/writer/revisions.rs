@@ -13,8 +13,9 @@ use model::plan::AppId;
 use store::keys::{self, Head, Keyed, RevisionRecord};
 use store::{Expect, StoreError};
 
+use super::kept::is_operators;
 use super::offers::refreshed;
-use super::{Cause, Current, Writer, check, configs, decode, defect, encode, no_app, refuse};
+use super::{Cause, Current, Writer, check, configs, counted, decode, defect, encode, no_app, refuse};
 use crate::clock;
 use crate::http::{Answer, Refusal};
 use crate::trust::{self, Seen};
@@ -28,6 +29,10 @@ impl Writer {
     /// `deploy`.
     pub(crate) async fn deploy(&self, id: &AppId, mut app: LockedApp, cause: Cause) -> Answer<Accepted> {
         self.tenant(&id.tenant).await?;
+        let many = counted(&app);
+        if !many.is_empty() {
+            return Err(refuse(many));
+        }
         let foreign = self.foreign(id, &app).await?;
         if !foreign.is_empty() {
             return Err(refuse(foreign));
@@ -89,10 +94,12 @@ impl Writer {
         if let Some(to) = to {
             return self.past(id, to).await;
         }
-        let current = current.head.revision;
-        let earlier = self.history(id).await?.into_iter().rfind(|r| r.revision < current);
-        earlier
-            .ok_or_else(|| Refusal::new(Code::NotFound, format!("app `{}` has no revision before {current}", id.app)))
+        let none = || {
+            let text = format!("app `{}` has no revision before {}", id.app, current.head.revision);
+            Refusal::new(Code::NotFound, text)
+        };
+        let previous = current.record.previous.ok_or_else(none)?;
+        self.recorded(id, previous).await?.ok_or_else(none)
     }
 
     /// Judges, records and commits. The caller holds the turn, and has `seen` the artifacts before it.
@@ -129,6 +136,11 @@ impl Writer {
             app,
             claims: vetted.claims,
         };
+        if !is_operators(&cause.origin) {
+            let bytes = encode(&record)?.len();
+            let unkept = self.unkept(id, record.revision, bytes, &tenant.settings).await?;
+            unkept.map_or(Ok(()), |problem| Err(Refusal::from(problem)))?;
+        }
         self.put_record(id, &mut record).await?;
         let mut head = Head { revision: record.revision, deleted: false, keyed: old.keyed };
         if old.deleted {
@@ -169,7 +181,7 @@ impl Writer {
         for _ in 0..MAX_SKIPS {
             record.revision = Revision(record.revision.0.saturating_add(1));
             let key = keys::revision(&id.tenant, &id.app, record.revision);
-            match self.store.put(&key, encode(&*record)?, Expect::Absent, None).await {
+            match self.keep(&key, encode(&*record)?, Expect::Absent).await {
                 Err(StoreError::Conflict { .. }) => {
                     tracing::info!(%key, "skipped the number of a revision that was never committed");
                 }

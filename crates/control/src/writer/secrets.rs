@@ -47,7 +47,7 @@ impl Writer {
                 None => return Err(Refusal::new(Code::Conflict, format!("there is no secret `{name}` to replace"))),
             },
         };
-        let info = self.secrets.set(tenant, name, value, expect).await?;
+        let info = self.set_counted(tenant, name, value, expect).await?;
         Ok(view(info, &self.uses(tenant).await?))
     }
 
@@ -75,7 +75,7 @@ impl Writer {
             refusal.problem.findings = used_by;
             return Err(refusal);
         }
-        Ok(self.secrets.delete(tenant, name, expect).await?)
+        self.delete_counted(tenant, name, expect).await
     }
 
     /// Changes the master key; secrets are read and set meanwhile.

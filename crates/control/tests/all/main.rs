@@ -14,6 +14,8 @@ mod configs;
 mod events;
 mod failures;
 mod guard;
+mod kept;
+mod made;
 mod many;
 mod moves;
 mod openapi;

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use crate::app::{LockedApp, LockedComponent};
 use crate::config::{MAX_CONFIG_FROM, MAX_SHARED, shared_size};
-use crate::name::ComponentName;
+use crate::name::{AppName, ComponentName};
 use crate::offers;
 use crate::rules::route::{check_host, check_method, check_path, collide};
 use crate::rules::{
-    Code, Found, MAX_ALLOW_HOSTS, MAX_COMPONENTS, MAX_CONFIG_ENTRIES, MAX_CONFIG_ENTRY, MAX_LINKS, MAX_PROVIDERS,
-    MAX_ROUTES, MAX_VERSION, Subject, Unknown, Violation, allow_host, callee, imports, limits, links, list, provider,
-    schedules, shown, suggest,
+    Code, Found, MAX_ALLOW_HOSTS, MAX_COMPONENTS, MAX_CONFIG_ENTRIES, MAX_CONFIG_ENTRY, MAX_LINKS, MAX_METHODS,
+    MAX_PROVIDERS, MAX_REVISION, MAX_ROUTES, MAX_SETTINGS, MAX_VERSION, Subject, Unknown, Violation, allow_host,
+    callee, imports, limits, links, list, provider, schedules, shown, suggest,
 };
 use crate::schedule::MAX_SCHEDULES;
 use crate::tenant::TenantSettings;
@@ -30,10 +30,12 @@ pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec
     }
     let shared = shared_size(app);
     if shared > MAX_SHARED {
-        let message = format!("the shared configs of app `{}` have {shared} bytes; at most {MAX_SHARED}", app.name);
-        let violation = Violation::new(Code::ConfigTooLarge, message)
-            .help("name configs only at the components that need them, or make them smaller");
-        out.push(Found::at(Subject::App, violation));
+        out.push(Found::at(Subject::App, shared_too_large(&app.name, shared)));
+    } else {
+        let size = size(app);
+        if size > MAX_REVISION {
+            out.push(Found::at(Subject::App, revision_too_large(&app.name, size)));
+        }
     }
     provider::check(app, unknown, tenant, &mut out);
     links::check(app, unknown, &mut out);
@@ -46,27 +48,65 @@ pub fn check(app: &LockedApp, unknown: &Unknown, tenant: &TenantSettings) -> Vec
     out
 }
 
+/// What the app has more of than it may, at most a finding for each kind of entry of each part. Whoever takes an app from outside looks here
+/// before anything is made of it: what is filled in, copied or compared for an entry is far more than the entry.
+pub fn too_many(app: &LockedApp) -> Vec<Found> {
+    let mut out = parts(app);
+    if out.is_empty() {
+        for (name, component) in &app.components {
+            out.extend(shared_count(name, component));
+            out.extend(allowed_count(name, component));
+        }
+        out.extend(settings_count(app));
+        out.extend(app.routes.iter().enumerate().filter_map(|(index, route)| methods_count(index, &route.methods)));
+    }
+    out
+}
+
+/// That the shared configs of an app have so many bytes, which is more than [`MAX_SHARED`].
+pub fn shared_too_large(app: &AppName, shared: usize) -> Violation {
+    let message = format!("the shared configs of app `{app}` have {shared} bytes; at most {MAX_SHARED}");
+    Violation::new(Code::ConfigTooLarge, message)
+        .help("name configs only at the components that need them, or make them smaller")
+}
+
+/// The bytes of an app as it is stored.
+pub fn size(app: &LockedApp) -> usize {
+    struct Counted(usize);
+    impl std::io::Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 = self.0.saturating_add(bytes.len());
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counted = Counted(0);
+    // Only what cannot be written at all fails, and who writes it down says so.
+    let _ = serde_json::to_writer(&mut counted, app);
+    counted.0
+}
+
+/// That a revision of an app has so many bytes, which is more than [`MAX_REVISION`].
+pub fn revision_too_large(app: &AppName, size: usize) -> Violation {
+    let message = format!(
+        "a revision of app `{app}` would be {size} bytes, shared configs and signers' claims among them; at most {MAX_REVISION} are kept"
+    );
+    Violation::new(Code::AppTooLarge, message)
+        .help("put large values behind a contract, for example `wasi:keyvalue`, or split it into several apps")
+}
+
 fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) -> bool {
-    let mut bounded = true;
     if app.components.is_empty() && unknown.components.is_empty() && !unknown.all_components {
         let violation = Violation::new(Code::NoComponents, format!("app `{}` has no components", app.name))
             .help("add `[components.<name>]` with `source = \"<file>.wasm\"`");
         out.push(Found::at(Subject::App, violation));
     }
-    for (count, max, noun) in [
-        (app.components.len(), MAX_COMPONENTS, "components"),
-        (app.providers.len(), MAX_PROVIDERS, "providers"),
-        (app.routes.len(), MAX_ROUTES, "routes"),
-        (app.links.len(), MAX_LINKS, "links"),
-        (app.schedules.len(), MAX_SCHEDULES, "schedules"),
-    ] {
-        if count > max {
-            bounded = false;
-            let message = format!("an app has at most {max} {noun}, this one has {count}");
-            let violation = Violation::new(Code::TooMany, message).help("split it into several apps");
-            out.push(Found::at(Subject::App, violation));
-        }
-    }
+    let mut more = parts(app);
+    more.extend(settings_count(app));
+    let bounded = more.is_empty();
+    out.extend(more);
     if app
         .version
         .as_ref()
@@ -79,6 +119,61 @@ fn sizes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) -> bool {
         ));
     }
     bounded
+}
+
+/// The parts of an app, counted.
+fn parts(app: &LockedApp) -> Vec<Found> {
+    let counted = [
+        (app.components.len(), MAX_COMPONENTS, "components"),
+        (app.providers.len(), MAX_PROVIDERS, "providers"),
+        (app.routes.len(), MAX_ROUTES, "routes"),
+        (app.links.len(), MAX_LINKS, "links"),
+        (app.schedules.len(), MAX_SCHEDULES, "schedules"),
+    ];
+    let over = counted.into_iter().filter(|(count, max, _)| count > max);
+    over.map(|(count, max, noun)| {
+        let message = format!("an app has at most {max} {noun}, this one has {count}");
+        Found::at(Subject::App, Violation::new(Code::TooMany, message).help("split it into several apps"))
+    })
+    .collect()
+}
+
+/// Settings that no kind has as many of.
+fn settings_count(app: &LockedApp) -> Vec<Found> {
+    let too_many = |what: String, count: usize, subject| {
+        let message = format!("{what} has {count} settings; at most {MAX_SETTINGS}");
+        Found::at(subject, Violation::new(Code::TooMany, message).help("remove those it does not know"))
+    };
+    let providers = app.providers.iter().map(|(name, spec)| {
+        let count = spec.config.len().saturating_add(spec.secrets.len());
+        (count, format!("provider `{name}`"), Subject::Provider(name.clone()))
+    });
+    let links = app.links.iter().enumerate().map(|(index, link)| {
+        (link.config.len(), format!("a link of component `{}`", link.component), Subject::Link(index))
+    });
+    let over = providers.chain(links).filter(|(count, ..)| *count > MAX_SETTINGS);
+    over.take(MAX_LINKS).map(|(count, what, subject)| too_many(what, count, subject)).collect()
+}
+
+fn shared_count(name: &ComponentName, component: &LockedComponent) -> Option<Found> {
+    let count = component.config_from.len();
+    let message = || format!("component `{name}` names {count} shared configs; at most {MAX_CONFIG_FROM}");
+    let violation = || Violation::new(Code::ConfigFrom, message()).help("put what belongs together into one config");
+    (count > MAX_CONFIG_FROM).then(|| Found::at(Subject::Component(name.clone()), violation()))
+}
+
+fn allowed_count(name: &ComponentName, component: &LockedComponent) -> Option<Found> {
+    let count = component.allow_hosts.len();
+    let message = || format!("component `{name}` names {count} allowed hosts; at most {MAX_ALLOW_HOSTS}");
+    let help = "name a suffix such as `https://*.example.com` in place of many hosts";
+    let violation = || Violation::new(Code::TooMany, message()).help(help);
+    (count > MAX_ALLOW_HOSTS).then(|| Found::at(Subject::Component(name.clone()), violation()))
+}
+
+fn methods_count(route: usize, methods: &[String]) -> Option<Found> {
+    let message = || format!("a route names {} methods; at most {MAX_METHODS}", methods.len());
+    let violation = || Violation::new(Code::TooMany, message()).help("leave `methods` out: then all are answered");
+    (methods.len() > MAX_METHODS).then(|| Found::at(Subject::Route(route), violation()))
 }
 
 fn config(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found>) {
@@ -105,13 +200,10 @@ fn config(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found
 }
 
 fn config_from(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found>) {
-    if component.config_from.len() > MAX_CONFIG_FROM {
-        let message = format!(
-            "component `{name}` names {} shared configs; at most {MAX_CONFIG_FROM}",
-            component.config_from.len()
-        );
-        let violation = Violation::new(Code::ConfigFrom, message).help("put what belongs together into one config");
-        out.push(Found::at(Subject::Component(name.clone()), violation));
+    // Beyond the bound they are not looked at one by one: each is compared with all before it.
+    if let Some(over) = shared_count(name, component) {
+        out.push(over);
+        return;
     }
     for (index, shared) in component.config_from.iter().enumerate() {
         if component.config_from.iter().take(index).any(|other| other.name == shared.name) {
@@ -123,16 +215,9 @@ fn config_from(name: &ComponentName, component: &LockedComponent, out: &mut Vec<
 }
 
 fn allow_hosts(name: &ComponentName, component: &LockedComponent, out: &mut Vec<Found>) {
-    if component.allow_hosts.len() > MAX_ALLOW_HOSTS {
-        let message = format!(
-            "component `{name}` names {} allowed hosts; at most {MAX_ALLOW_HOSTS}",
-            component.allow_hosts.len()
-        );
-        out.push(Found::at(
-            Subject::Component(name.clone()),
-            Violation::new(Code::TooMany, message)
-                .help("name a suffix such as `https://*.example.com` in place of many hosts"),
-        ));
+    if let Some(over) = allowed_count(name, component) {
+        out.push(over);
+        return;
     }
     for (index, host) in component.allow_hosts.iter().enumerate() {
         if let Err(violation) = allow_host::check(host) {
@@ -204,6 +289,10 @@ fn routes(app: &LockedApp, unknown: &Unknown, out: &mut Vec<Found>) {
 }
 
 fn methods(route: usize, methods: &[String], out: &mut Vec<Found>) {
+    if let Some(over) = methods_count(route, methods) {
+        out.push(over);
+        return;
+    }
     let mut seen = BTreeSet::new();
     for (index, method) in methods.iter().enumerate() {
         let twice = Violation::new(Code::RouteMethod, format!("method `{}` is written twice", shown(method)));

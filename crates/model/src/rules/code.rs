@@ -48,6 +48,7 @@ codes! {
     BadDuration = "bad-duration", Error, "A duration that is not a whole number and `ms`, `s`, `m` or `h`.";
     NoComponents = "no-components", Error, "An app without components.";
     TooMany = "too-many", Error, "More entries than an app may have.";
+    AppTooLarge = "app-too-large", Error, "An app that is larger than 1 MiB as a revision.";
     SourcePath = "source-path", Error, "A component's path that is not a plain relative path inside the app's folder.";
     OciReference = "oci-reference", Error, "An OCI reference that cannot be read.";
     OciDigest = "oci-digest", Error, "An OCI reference that is not pinned by a digest.";

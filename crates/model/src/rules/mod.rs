@@ -20,7 +20,7 @@ mod watch;
 
 use std::collections::BTreeSet;
 
-pub use app::check;
+pub use app::{check, revision_too_large, shared_too_large, size, too_many};
 pub use code::Code;
 
 use crate::name::{ComponentName, ProviderName, ScheduleName};
@@ -29,6 +29,8 @@ pub use limits::{LIMIT_FIELDS, LimitField, MAX_REUSE_IDLE, Unit as LimitUnit, ce
 
 /// The largest manifest, bytes.
 pub const MAX_MANIFEST: usize = 1024 * 1024;
+/// The largest revision of an app as it is stored, bytes of JSON: what its shared configs held and what was vouched for it included.
+pub const MAX_REVISION: usize = 1024 * 1024;
 /// The largest artifact, bytes.
 pub const MAX_ARTIFACT: u64 = crate::component::MAX_COMPONENT as u64;
 /// The most components of one app.
@@ -39,6 +41,10 @@ pub const MAX_PROVIDERS: usize = 64;
 pub const MAX_ROUTES: usize = 256;
 /// The most links of one app.
 pub const MAX_LINKS: usize = 256;
+/// The most methods one route names.
+pub const MAX_METHODS: usize = 64;
+/// The most settings of one provider, secrets among them, and of one link: more than any kind has.
+pub const MAX_SETTINGS: usize = 128;
 /// The most hosts one component may name for outgoing HTTP.
 pub const MAX_ALLOW_HOSTS: usize = 64;
 /// The most `config` entries of one component.
@@ -158,9 +164,12 @@ pub struct Unknown {
 /// The entry of `known` that `written` was probably meant to be.
 pub fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = written.to_ascii_lowercase().replace('_', "-");
-    let allowed = (lower.chars().count() / 3).clamp(1, 4);
+    let length = lower.chars().count();
+    let allowed = (length / 3).clamp(1, 4);
     known
         .into_iter()
+        // No nearer than their lengths are; what is compared takes memory for each pair of characters.
+        .filter(|candidate| candidate.chars().count().abs_diff(length) <= allowed)
         .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()), candidate))
         .filter(|(distance, _)| *distance <= allowed)
         .min_by_key(|(distance, _)| *distance)
@@ -230,5 +239,6 @@ mod tests {
         assert_eq!(nearest("allow_hosts", ["allow-hosts"]), Some("allow-hosts"));
         assert_eq!(nearest("fuel", ["cpu", "wall"]), None);
         assert_eq!(nearest("", ["a"]), Some("a"));
+        assert_eq!(nearest(&"a".repeat(4 << 20), ["aaaa"]), None);
     }
 }

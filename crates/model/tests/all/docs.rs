@@ -67,11 +67,14 @@ fn every_limit_is_documented() {
 fn every_bound_is_documented() {
     let bounds = [
         ("Manifest", ByteSize(rules::MAX_MANIFEST as u64).to_string()),
+        ("A revision, as it is stored", ByteSize(rules::MAX_REVISION as u64).to_string()),
         ("Artifact", ByteSize(rules::MAX_ARTIFACT).to_string()),
         ("Components", rules::MAX_COMPONENTS.to_string()),
         ("Providers", rules::MAX_PROVIDERS.to_string()),
         ("Links", rules::MAX_LINKS.to_string()),
         ("Routes", rules::MAX_ROUTES.to_string()),
+        ("Methods of a route", rules::MAX_METHODS.to_string()),
+        ("Settings of a provider, or of a link", rules::MAX_SETTINGS.to_string()),
         ("Schedules", model::schedule::MAX_SCHEDULES.to_string()),
         ("Allowed hosts of a component", rules::MAX_ALLOW_HOSTS.to_string()),
         ("Config entries of a component", rules::MAX_CONFIG_ENTRIES.to_string()),

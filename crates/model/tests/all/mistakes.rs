@@ -12,7 +12,7 @@ use model::rules::Code;
 use crate::{facts, golden};
 
 /// Codes of which no manifest is guilty: what is sent to the control plane can be, and the file has its own test.
-const NOT_HERE: [Code; 7] = [
+const NOT_HERE: [Code; 8] = [
     Code::ArtifactUnknown,
     Code::ProviderForged,
     Code::RouteHostTaken,
@@ -20,6 +20,7 @@ const NOT_HERE: [Code; 7] = [
     Code::LimitFixed,
     Code::Reuse,
     Code::ManifestTooLarge,
+    Code::AppTooLarge,
 ];
 
 fn folder() -> PathBuf {

@@ -39,6 +39,7 @@ cases![
     writes::revisions_grow_and_name_the_last_write,
     writes::a_list_is_whole_ordered_and_of_its_prefix_only,
     writes::a_list_shows_one_moment,
+    writes::sizes_are_those_of_the_list,
     writes::concurrent_compare_and_set_is_linear,
     writes::one_of_many_creators_wins,
     watches::a_watch_first_gives_what_happened_then_what_happens,

@@ -40,6 +40,19 @@ pub(super) async fn compare_and_set_lets_exactly_the_expected_through(store: &Ar
     ok("put if absent after a delete", put(Expect::Absent).await).map(drop)
 }
 
+pub(super) async fn sizes_are_those_of_the_list(store: &Arc<dyn Store>, prefix: &str) -> Outcome {
+    let lease = ok("grant", store.grant(std::time::Duration::from_secs(600)).await)?;
+    for (name, size, lease) in [("b", 70_000, None), ("a", 0, None), ("c", 3, Some(lease)), ("a/1", 1, None)] {
+        ok("put", store.put(&format!("{prefix}{name}"), Bytes::from(vec![b'x'; size]), Expect::Any, lease).await)?;
+    }
+    for under in [prefix.to_owned(), format!("{prefix}a"), format!("{prefix}none")] {
+        let listed = ok("list", store.list(&under).await)?.entries.into_iter();
+        let listed: Vec<(String, u64)> = listed.map(|entry| (entry.key, entry.value.len() as u64)).collect();
+        same("the sizes", &ok("sizes", store.sizes(&under).await)?, &listed)?;
+    }
+    same("what was written", &ok("sizes", store.sizes(prefix).await)?.len(), &4)
+}
+
 pub(super) async fn revisions_grow_and_name_the_last_write(store: &Arc<dyn Store>, prefix: &str) -> Outcome {
     let mut last = ok("list", store.list(prefix).await)?.revision;
     for turn in 0..10 {

@@ -150,6 +150,15 @@ impl Store for RedbStore {
         })
     }
 
+    fn sizes<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<(String, u64)>, StoreError>> {
+        Box::pin(async move {
+            let (state, prefix) = (self.state.clone(), prefix.to_owned());
+            tokio::task::spawn_blocking(move || state.sizes(&prefix))
+                .await
+                .map_err(|e| StoreError::Unreachable(e.to_string()))?
+        })
+    }
+
     fn put<'a>(
         &'a self,
         key: &'a str,

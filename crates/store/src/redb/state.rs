@@ -13,6 +13,9 @@ use crate::{Entry, LeaseId, Snapshot, StoreError, seal};
 /// Durable keys. A value is its revision, eight bytes little-endian, and the content; sealed.
 pub(super) const ENTRIES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("entries");
 
+/// Bytes in front of the content: the seal's and the revision.
+const FRONT: usize = seal::CHECK + 8;
+
 /// A key that lives as long as its lease.
 #[derive(Debug, Clone)]
 pub(super) struct Leased {
@@ -128,6 +131,35 @@ impl State {
             entries.sort_by(|a, b| a.key.cmp(&b.key));
         }
         Ok(Snapshot { entries, revision: at })
+    }
+
+    /// All keys under a prefix, and the size of each one's value: no value is copied, and none is checked.
+    pub(super) fn sizes(&self, prefix: &str) -> Result<Vec<(String, u64)>, StoreError> {
+        let mut leased = Vec::new();
+        let mut sizes = self.again_if_closed(
+            |published| {
+                let of = |(key, leased): (&Arc<str>, &Leased)| (key.to_string(), leased.value.len() as u64);
+                leased = under(&published.leased, prefix).map(of).collect();
+                Ok(Err(published.durable()?))
+            },
+            |durable| {
+                let mut sizes = Vec::new();
+                for row in durable.0.range::<&str>((Bound::Included(prefix), Bound::Unbounded))? {
+                    let (key, stored) = row?;
+                    let key = key.value();
+                    if !key.starts_with(prefix) {
+                        break;
+                    }
+                    sizes.push((key.to_owned(), stored.value().len().saturating_sub(FRONT) as u64));
+                }
+                Ok(sizes)
+            },
+        )?;
+        if !leased.is_empty() {
+            sizes.append(&mut leased);
+            sizes.sort();
+        }
+        Ok(sizes)
     }
 
     /// Looks under the lock by `look`, which either answers or leaves the rest to `read` without the lock. An I/O

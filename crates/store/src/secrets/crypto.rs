@@ -12,6 +12,14 @@ pub(super) const KEY: usize = 32;
 /// Bytes of a nonce: long enough to be drawn at random for ever.
 const NONCE: usize = 24;
 
+/// Bytes that the cipher adds to what it seals.
+const TAG: usize = 16;
+
+/// The length of the text that so many bytes are sealed to.
+pub(super) fn sealed_size(bytes: usize) -> usize {
+    bytes.saturating_add(NONCE + TAG).div_ceil(3).saturating_mul(4)
+}
+
 /// A key. Wiped when dropped; prints as nothing.
 pub(super) struct Key(Zeroizing<[u8; KEY]>);
 
@@ -107,6 +115,7 @@ mod tests {
         let bound = Bound::Secret { tenant: &tenant, name: &name, version: 7 };
         let sealed = key.seal(bound, b"value").unwrap();
         assert_eq!(key.open(bound, &sealed).unwrap().as_slice(), b"value");
+        assert_eq!(sealed.len(), sealed_size(5));
         assert_ne!(key.seal(bound, b"value").unwrap(), sealed, "every nonce is new");
         for wrong in [
             Bound::Secret { tenant: &other, name: &name, version: 7 },

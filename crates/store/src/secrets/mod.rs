@@ -125,6 +125,12 @@ impl Changes {
     }
 }
 
+/// The bytes that a secret of so many has in the store, about: no fewer than it has.
+pub fn stored_size(bytes: usize) -> usize {
+    // Sealed text, and what is written around it.
+    crypto::sealed_size(bytes).saturating_add(96)
+}
+
 /// The engine.
 pub struct Secrets {
     store: Arc<dyn Store>,
