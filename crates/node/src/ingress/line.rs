@@ -2,7 +2,6 @@
 //! brings to a shard leave in one write, and come back in as few reads. A host that has no line, or whose line is full, is asked
 //! over connections of the pool.
 
-use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,6 +13,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use super::numbered::Numbered;
 use super::shard::Shard;
 
 /// Bytes that wait to be written to a host that does not read; more are not queued.
@@ -31,7 +31,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The lines of one worker, by shard.
 #[derive(Debug, Default)]
-pub(super) struct Lines(Mutex<HashMap<u64, Slot>>);
+pub(super) struct Lines(Mutex<Numbered<Slot>>);
 
 #[derive(Debug)]
 enum Slot {
@@ -113,7 +113,7 @@ struct State {
     /// Bytes ever put into `out`, and how many of them were written: what a call that is lost has cost.
     queued: u64,
     written: u64,
-    calls: HashMap<u64, Call>,
+    calls: Numbered<Call>,
     /// Calls given up whose answer may still come.
     cancelled: u64,
     /// Wakes the task that reads and writes.
