@@ -62,8 +62,9 @@ impl Lines {
         let (all, id, socket) = (Arc::downgrade(self), shard.id(), data_line::socket(shard.data_socket()));
         tokio::spawn(async move {
             let connected = tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(&socket)).await;
-            let slot = match connected.map_err(std::io::Error::from).and_then(std::convert::identity) {
-                Ok(stream) => Slot::Open(Line::start(stream)),
+            let connected = connected.map_err(std::io::Error::from).and_then(std::convert::identity);
+            let slot = match connected.and_then(Line::start) {
+                Ok(line) => Slot::Open(line),
                 Err(cause) => {
                     tracing::debug!(socket = %socket.display(), %cause, "a host has no line");
                     Slot::Without(Instant::now() + AGAIN)
@@ -145,15 +146,16 @@ pub(super) enum Told {
 }
 
 impl Line {
-    fn start(stream: UnixStream) -> Arc<Self> {
+    fn start(stream: UnixStream) -> std::io::Result<Arc<Self>> {
+        let mut wire = Wire::new(stream)?;
         let line = Arc::new(Self(Mutex::new(State { used: true, ..State::default() })));
-        let (task, mut wire) = (line.clone(), Wire::new(stream));
+        let task = line.clone();
         tokio::spawn(async move {
             let ended = poll_fn(|cx| task.poll(cx, &mut wire)).await;
             tracing::debug!(why = %ended, "a line to a host ended");
             task.close();
         });
-        line
+        Ok(line)
     }
 
     /// Queues a request.
@@ -350,7 +352,7 @@ mod tests {
     /// Two ends: ours, and that of a host.
     fn line() -> (Arc<Line>, Wire) {
         let (ours, host) = UnixStream::pair().unwrap();
-        (Line::start(ours), Wire::new(host))
+        (Line::start(ours).unwrap(), Wire::new(host).unwrap())
     }
 
     #[tokio::test]
