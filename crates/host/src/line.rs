@@ -163,7 +163,7 @@ impl Line {
         let quiet = state.out.is_empty();
         match body.whole(MAX_MESSAGE) {
             Ok(body) => {
-                data_line::push(&mut state.out, Kind::Answer, id, |out| message::answer(out, &head, &body));
+                data_line::push(&mut state.out, Kind::Answer, id, |out| message::answer(out, &head, body.iter()));
             }
             Err(body) => {
                 let claim = self.data.keep((self.number, id), head.map(|()| body));
