@@ -1,6 +1,7 @@
 //! The in-host path without sockets: a request for a linked workload to the end of its answer, with limits, metering and
-//! log. `in-host COMPONENT [CALLS] [DISTINCT]`; prints one line of JSON, as `twin-m` does for bare wasmtime. With DISTINCT
-//! above 1 the code is mapped that often and the copies are called in turn.
+//! log. `in-host COMPONENT [CALLS] [DISTINCT] [REUSE]`; prints one line of JSON, as `twin-m` does for bare wasmtime. With
+//! DISTINCT above 1 the code is mapped that often and the copies are called in turn. REUSE is how many requests an instance
+//! serves; 1, an instance for each, if absent.
 #![forbid(unsafe_code)]
 
 use std::io::{Seek as _, Write as _};
@@ -11,6 +12,8 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use model::Limits;
+use model::app::Reuse;
+use model::unit::Millis;
 use runtime::{Bindings, LogSink, LogStreamKind, Runtime, RuntimeSettings, Sinks, Workload};
 use serde::Serialize;
 use sidereal_benches::load::percentile;
@@ -34,9 +37,11 @@ struct Report {
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
-    let path = args.next().context("usage: in-host COMPONENT [CALLS] [DISTINCT]")?;
+    let path = args.next().context("usage: in-host COMPONENT [CALLS] [DISTINCT] [REUSE]")?;
     let calls: usize = args.next().map_or(Ok(30_000), |calls| calls.parse())?;
     let distinct: usize = args.next().map_or(Ok(1), |distinct| distinct.parse())?.max(1);
+    let requests: u32 = args.next().map_or(Ok(1), |reuse| reuse.parse())?;
+    let reuse = (requests > 1).then(|| Reuse { requests, idle: Millis(10_000) });
     let wasm = std::fs::read(&path)?;
     let info = model::component::inspect(&wasm)?;
     let mut file = tempfile::tempfile()?;
@@ -50,7 +55,7 @@ fn main() -> anyhow::Result<()> {
         for _ in 0..distinct {
             let linked = runtime.link(&runtime.load(info.world, file.try_clone()?)?, &info.imports)?;
             let sinks = Sinks { log: Arc::new(Nowhere), outbound: None, sockets: None };
-            workloads.push(Workload::new(linked, Limits::default(), None, Arc::new(Bindings::new()), sinks));
+            workloads.push(Workload::new(linked, Limits::default(), reuse, Arc::new(Bindings::new()), sinks));
         }
         let load_us = began.elapsed().as_secs_f64() * 1e6 / distinct as f64;
         let warm_up = calls / 10 + distinct;

@@ -6,13 +6,17 @@
 //! the content. What a request or an answer looks like inside is HTTP/1.1 as on the data socket, with a length.
 
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 use tokio::io::AsyncWrite as _;
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 use tokio_util::io::poll_read_buf;
 
 /// Set by the ingress on a request on the data socket that asks for an answer it was told of on the line, and nothing else.
@@ -118,17 +122,25 @@ pub fn take(buffer: &mut BytesMut) -> Result<Option<Frame>, LineError> {
     Ok(Some(Frame { kind, call, content: buffer.split_to(length).freeze() }))
 }
 
-/// One end of a line.
+/// One end of a line. The event loop is asked for what can be read alone: a unix socket says that it has room whenever the
+/// other side has read something, so one that is also watched for room wakes its process twice for each message.
 #[derive(Debug)]
 pub struct Wire {
-    stream: UnixStream,
-    input: BytesMut,
+    /// A socket, whose readable side is all that is watched: what the library calls a pipe's.
+    input: pipe::Receiver,
+    read: BytesMut,
+    /// The same socket, watched for room, while there is none.
+    full: Option<pipe::Sender>,
 }
 
 impl Wire {
     /// The end that `stream` is.
-    pub fn new(stream: UnixStream) -> Self {
-        Self { stream, input: BytesMut::new() }
+    ///
+    /// # Errors
+    /// When the event loop does not take it.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        let socket = OwnedFd::from(stream.into_std()?);
+        Ok(Self { input: pipe::Receiver::from_owned_fd_unchecked(socket)?, read: BytesMut::new(), full: None })
     }
 
     /// Writes what is in `out`, as far as the other side takes it; ready once nothing is left.
@@ -137,11 +149,25 @@ impl Wire {
     /// [`LineError::Io`], [`LineError::Closed`].
     pub fn poll_flush(&mut self, cx: &mut Context<'_>, out: &mut BytesMut) -> Poll<Result<(), LineError>> {
         while !out.is_empty() {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, out))? {
+            let count = match &mut self.full {
+                Some(full) => ready!(Pin::new(full).poll_write(cx, out))?,
+                None => match send(&self.input, out, SendFlags::NOSIGNAL) {
+                    Ok(count) => count,
+                    Err(Errno::INTR) => continue,
+                    Err(Errno::AGAIN) => {
+                        let socket = self.input.as_fd().try_clone_to_owned()?;
+                        self.full = Some(pipe::Sender::from_owned_fd_unchecked(socket)?);
+                        continue;
+                    }
+                    Err(cause) => return Poll::Ready(Err(io::Error::from(cause).into())),
+                },
+            };
+            match count {
                 0 => return Poll::Ready(Err(LineError::Closed)),
                 count => out.advance(count),
             }
         }
+        self.full = None;
         Poll::Ready(Ok(()))
     }
 
@@ -151,13 +177,13 @@ impl Wire {
     /// Any [`LineError`]; [`LineError::Closed`] is also the ordinary end.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, LineError>> {
         loop {
-            if let Some(frame) = take(&mut self.input)? {
+            if let Some(frame) = take(&mut self.read)? {
                 return Poll::Ready(Ok(frame));
             }
-            if self.input.capacity().saturating_sub(self.input.len()) < READ / 4 {
-                self.input.reserve(READ);
+            if self.read.capacity().saturating_sub(self.read.len()) < READ / 4 {
+                self.read.reserve(READ);
             }
-            if ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.input))? == 0 {
+            if ready!(poll_read_buf(Pin::new(&mut self.input), cx, &mut self.read))? == 0 {
                 return Poll::Ready(Err(LineError::Closed));
             }
         }
@@ -189,6 +215,60 @@ mod tests {
         }
         assert_eq!(seen, [(Kind::Call, 7, 18), (Kind::Cancel, u64::MAX, 0), (Kind::Answer, 0, 100_000)]);
         assert!(buffer.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_full_goes_on_when_the_other_side_reads() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut ours, mut theirs) = (Wire::new(ours).unwrap(), Wire::new(theirs).unwrap());
+        let content = vec![7; MAX_MESSAGE];
+        let mut out = BytesMut::new();
+        for call in 0..16 {
+            assert!(push(&mut out, Kind::Answer, call, |out| out.extend_from_slice(&content)));
+        }
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(ours.poll_flush(&mut cx, &mut out).is_pending() && ours.full.is_some());
+        let write = std::future::poll_fn(|cx| ours.poll_flush(cx, &mut out));
+        let read = async {
+            for call in 0..16 {
+                let frame = std::future::poll_fn(|cx| theirs.poll_frame(cx)).await.unwrap();
+                assert_eq!((frame.call, frame.content.len()), (call, MAX_MESSAGE));
+            }
+        };
+        let (written, ()) = tokio::join!(write, read);
+        written.unwrap();
+        assert!(ours.full.is_none());
+        drop(theirs);
+        assert!(push(&mut out, Kind::Cancel, 1, |_| {}));
+        assert!(matches!(ours.poll_flush(&mut cx, &mut out), Poll::Ready(Err(LineError::Io(_)))));
+    }
+
+    /// What the event loops of this process watch a file for: the bits of `epoll`.
+    fn watched(file: std::os::fd::BorrowedFd<'_>) -> Vec<u32> {
+        let wanted = std::os::fd::AsRawFd::as_raw_fd(&file).to_string();
+        let mut found = Vec::new();
+        for info in std::fs::read_dir("/proc/self/fdinfo").unwrap().flatten() {
+            // One may be gone by now.
+            let text = std::fs::read_to_string(info.path()).unwrap_or_default();
+            for line in text.lines().filter(|line| line.starts_with("tfd:")) {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                if words[1] == wanted {
+                    found.push(u32::from_str_radix(words[3], 16).unwrap());
+                }
+            }
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn a_line_with_room_is_not_watched_for_room() {
+        const READABLE: u32 = 1;
+        const ROOM: u32 = 4;
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let wire = Wire::new(ours).unwrap();
+        let bits = watched(wire.input.as_fd());
+        // An event loop may have more than one descriptor, and each says the same.
+        assert!(!bits.is_empty() && bits.iter().all(|bits| bits & (READABLE | ROOM) == READABLE), "{bits:x?}");
     }
 
     #[test]

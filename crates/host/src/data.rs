@@ -20,7 +20,7 @@ use http::{Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use runtime::{Fault, HttpBodyError, ResponseBody};
+use runtime::{Fault, Few, HttpBodyError, ResponseBody};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -38,6 +38,21 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 
 /// [`CLAIM_HEADER`], parsed.
 const CLAIM: HeaderName = HeaderName::from_static(CLAIM_HEADER);
+
+/// A request without the platform's own headers, and the component that they named.
+pub(crate) struct Routed<B> {
+    /// The value of [`ROUTE_HEADER`].
+    pub(crate) route: Option<HeaderValue>,
+    pub(crate) request: Request<B>,
+}
+
+impl<B> From<Request<B>> for Routed<B> {
+    fn from(mut request: Request<B>) -> Self {
+        let route = request.headers_mut().remove(ROUTE);
+        strip(request.headers_mut());
+        Self { route, request }
+    }
+}
 
 /// A call of a line: the number of the line, and that of the call.
 pub(crate) type CallOnLine = (u64, u64);
@@ -99,12 +114,12 @@ pub(crate) async fn answer_or_hand_over(
         Some(claim) => {
             data.claimed(claim).unwrap_or_else(|| refuse(Code::Internal, "the answer is not there any more"))
         }
-        None => answer(data, request).await,
+        None => answer(data, request.into()).await,
     })
 }
 
 /// Answers one request. Never panics: whatever happens is an answer.
-pub(crate) async fn answer<B>(data: Arc<Data>, request: Request<B>) -> Response<DataBody>
+pub(crate) async fn answer<B>(data: Arc<Data>, request: Routed<B>) -> Response<DataBody>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<HttpBodyError>,
@@ -127,19 +142,20 @@ fn faulted(fault: &Fault) -> Response<DataBody> {
     refuse(code, &sentence)
 }
 
-async fn call<B>(apps: &Arc<Apps>, mut request: Request<B>) -> Response<DataBody>
+async fn call<B>(apps: &Arc<Apps>, request: Routed<B>) -> Response<DataBody>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<HttpBodyError>,
 {
-    let Some(route) = request.headers_mut().remove(ROUTE) else {
+    let Routed { route, mut request } = request;
+    let Some(route) = route else {
         return refuse(Code::RequestInvalid, "the request names no component");
     };
     let Ok(route) = route.to_str() else {
         return refuse(Code::RequestInvalid, "the route is no text");
     };
     let place = match apps.enter(route) {
-        Err(NoPlace::Held) => apps.enter_later(route, brings(&request)).await,
+        Err(NoPlace::Held) => Box::pin(apps.enter_later(route, brings(&request))).await,
         other => other,
     };
     let place = match place {
@@ -154,7 +170,8 @@ where
     let entry = place.entry().clone();
     let workload = match entry.live() {
         Some(workload) => workload,
-        None => match entry.load(apps.code()).await {
+        // In a box of its own: most calls find it loaded, and have no room for this in theirs.
+        None => match Box::pin(entry.load(apps.code())).await {
             Ok(workload) => {
                 apps.trim();
                 workload
@@ -165,7 +182,7 @@ where
             }
         },
     };
-    clean(&mut request);
+    secure(&mut request);
     let mut traced = apps.spans().begin(request.headers_mut(), entry.origin());
     if let Some(traced) = &traced {
         request.extensions_mut().insert(traced.trace.clone());
@@ -203,15 +220,14 @@ fn brings<B: Body>(request: &Request<B>) -> usize {
     fields + request.uri().path().len() + body.map_or(MAX_MESSAGE, |body| body.min(MAX_MESSAGE))
 }
 
-/// Makes the request what the caller sent, as far as a component may know.
-fn clean<B>(request: &mut Request<B>) {
-    strip(request.headers_mut());
+/// Says how the caller reached the ingress, where it was not over plain HTTP.
+fn secure<B>(request: &mut Request<B>) {
     let secure = request.headers().get(FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes() == b"https");
     // Without a scheme the runtime takes `http` and the authority of the `Host` header.
-    if secure && let Some(authority) = authority(request.headers()) {
+    if secure && let Some(authority) = authority(request) {
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = Some(Scheme::HTTPS);
-        parts.authority.get_or_insert(authority);
+        parts.authority = Some(authority);
         parts.path_and_query.get_or_insert_with(|| http::uri::PathAndQuery::from_static("/"));
         if let Ok(uri) = Uri::from_parts(parts) {
             *request.uri_mut() = uri;
@@ -219,12 +235,18 @@ fn clean<B>(request: &mut Request<B>) {
     }
 }
 
-fn authority(headers: &HeaderMap) -> Option<Authority> {
-    headers.get(http::header::HOST).map(HeaderValue::as_bytes).and_then(|host| Authority::try_from(host).ok())
+fn authority<B>(request: &Request<B>) -> Option<Authority> {
+    let host = || Authority::try_from(request.headers().get(http::header::HOST)?.as_bytes()).ok();
+    request.uri().authority().cloned().or_else(host)
+}
+
+/// Whether a header of this name is one of the platform's own.
+pub(crate) fn is_ours(name: &str) -> bool {
+    name.get(..OURS.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(OURS))
 }
 
 fn strip(headers: &mut HeaderMap) {
-    while let Some(ours) = headers.keys().find(|name| name.as_str().starts_with(OURS)).cloned() {
+    while let Some(ours) = headers.keys().find(|name| is_ours(name.as_str())).cloned() {
         headers.remove(ours);
     }
 }
@@ -290,7 +312,7 @@ impl DataBody {
     }
 
     /// The pieces of a body that is here to its end, of at most so many bytes.
-    pub(crate) fn whole(self, most: usize) -> Result<Vec<Bytes>, Self> {
+    pub(crate) fn whole(self, most: usize) -> Result<Few<Bytes>, Self> {
         match self {
             Self::Guest(guest) => {
                 let Guest { body, place, traced, ended } = *guest;
@@ -298,12 +320,12 @@ impl DataBody {
             }
             Self::Text(mut body) => {
                 let mut cx = Context::from_waker(std::task::Waker::noop());
-                let mut pieces = Vec::new();
                 // A text never waits and never fails.
-                while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx) {
-                    pieces.extend(frame.into_data());
-                }
-                Ok(pieces)
+                let mut next = || match Pin::new(&mut body).poll_frame(&mut cx) {
+                    Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+                    _ => None,
+                };
+                Ok(std::iter::from_fn(&mut next).collect())
             }
         }
     }

@@ -46,7 +46,10 @@ pub(crate) async fn serve(stream: UnixStream, data: Arc<Data>, done: Cancellatio
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let line = Arc::new(Line { data, number, state: Mutex::default() });
-    let mut wire = Wire::new(stream);
+    let mut wire = match Wire::new(stream) {
+        Ok(wire) => wire,
+        Err(cause) => return tracing::warn!(%cause, "a line cannot be served"),
+    };
     let mut done = pin!(done.cancelled());
     let ended = poll_fn(|cx| match line.poll(cx, &mut wire) {
         Poll::Pending if done.as_mut().poll(cx).is_ready() && line.is_idle() => Poll::Ready(LineError::Closed),
@@ -160,7 +163,7 @@ impl Line {
         let quiet = state.out.is_empty();
         match body.whole(MAX_MESSAGE) {
             Ok(body) => {
-                data_line::push(&mut state.out, Kind::Answer, id, |out| message::answer(out, &head, &body));
+                data_line::push(&mut state.out, Kind::Answer, id, |out| message::answer(out, &head, body.iter()));
             }
             Err(body) => {
                 let claim = self.data.keep((self.number, id), head.map(|()| body));

@@ -5,15 +5,42 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use api::agent::ROUTE_HEADER;
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::uri::{Authority, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 
+use crate::data::{Routed, is_ours};
 use crate::serve::MAX_HEADERS;
 
-/// Reads a request and its body, which is all that follows the head; `None` where it is none.
-pub(crate) fn request(message: &Bytes) -> Option<Request<Full<Bytes>>> {
+/// What the ingress says in every request, beside the standard names: a name that is known needs no memory of its own.
+static KNOWN: [HeaderName; 4] = [
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("traceparent"),
+];
+
+fn name(name: &[u8]) -> Option<HeaderName> {
+    match KNOWN.iter().find(|known| known.as_str().as_bytes() == name) {
+        Some(known) => Some(known.clone()),
+        None => HeaderName::from_bytes(name).ok(),
+    }
+}
+
+/// The target with whom it is asked of: where a component finds it, which sees no `Host`.
+fn at(host: Bytes, path: Uri) -> Option<Uri> {
+    let mut parts = path.into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(Authority::from_maybe_shared(host).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// Reads a request and its body, which is all that follows the head; `None` where it is none. Of the platform's own headers
+/// the route is kept apart, and no other gets any further.
+pub(crate) fn request(message: &Bytes) -> Option<Routed<Full<Bytes>>> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
     let httparse::Status::Complete(end) = parsed.parse_with_uninit_headers(message, &mut fields).ok()? else {
@@ -22,35 +49,56 @@ pub(crate) fn request(message: &Bytes) -> Option<Request<Full<Bytes>>> {
     let body = message.get(end..)?;
     let mut request = Request::new(Full::new(message.slice_ref(body)));
     *request.method_mut() = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
-    *request.uri_mut() = Uri::from_maybe_shared(message.slice_ref(parsed.path?.as_bytes())).ok()?;
+    let path = Uri::from_maybe_shared(message.slice_ref(parsed.path?.as_bytes())).ok()?;
+    let (mut route, mut host) = (None, None);
     let headers = request.headers_mut();
     headers.reserve(parsed.headers.len());
     for field in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-        headers.append(name, HeaderValue::from_maybe_shared(message.slice_ref(field.value)).ok()?);
+        let bytes = message.slice_ref(field.value);
+        if host.is_none() && field.name.eq_ignore_ascii_case(HOST.as_str()) {
+            host = Some(bytes);
+            continue;
+        }
+        let value = HeaderValue::from_maybe_shared(bytes).ok()?;
+        if field.name.eq_ignore_ascii_case(ROUTE_HEADER) {
+            route = route.or(Some(value));
+        } else if !is_ours(field.name) {
+            headers.append(name(field.name.as_bytes())?, value);
+        }
     }
     // The frame says how long the body is; a head that says otherwise is no head of the ingress.
     let said = match headers.get(CONTENT_LENGTH) {
         Some(length) => length.to_str().ok()?.parse().ok()?,
         None => 0,
     };
-    (said == body.len() && !headers.contains_key(TRANSFER_ENCODING)).then_some(request)
+    if said != body.len() || headers.contains_key(TRANSFER_ENCODING) {
+        return None;
+    }
+    *request.uri_mut() = match host {
+        Some(host) => at(host, path)?,
+        None => path,
+    };
+    Some(Routed { route, request })
 }
 
-/// Writes an answer and its body.
-pub(crate) fn answer(out: &mut BytesMut, head: &Response<()>, body: &[Bytes]) {
+/// Writes an answer and the pieces of its body.
+pub(crate) fn answer<'a>(out: &mut BytesMut, head: &Response<()>, body: impl Iterator<Item = &'a Bytes> + Clone) {
     let status = head.status();
     out.put_slice(b"HTTP/1.1 ");
     out.put_slice(status.as_str().as_bytes());
     out.put_slice(b" \r\n");
     fields(out, head.headers());
-    let length: usize = body.iter().map(Bytes::len).sum();
+    let length: usize = body.clone().map(Bytes::len).sum();
     match (status, head.headers().get(CONTENT_LENGTH)) {
         (StatusCode::NO_CONTENT, _) => {}
         // What a body would have had; there is none.
         (StatusCode::NOT_MODIFIED, Some(length)) => field(out, CONTENT_LENGTH.as_str(), length.as_bytes()),
         (StatusCode::NOT_MODIFIED, None) => {}
-        _ => field(out, CONTENT_LENGTH.as_str(), length.to_string().as_bytes()),
+        _ => {
+            use std::fmt::Write as _;
+            // Writing to a buffer that grows does not fail.
+            let _ = write!(out, "content-length: {length}\r\n");
+        }
     }
     out.put_slice(b"\r\n");
     if status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED {
@@ -103,8 +151,13 @@ mod tests {
 
     #[test]
     fn a_request_is_its_head_and_what_follows() {
-        let text = b"POST /a?b HTTP/1.1\r\nhost: h\r\nX-A: 1\r\nx-a: 2\r\ncontent-length: 3\r\n\r\nabc";
-        let read = request(&Bytes::from_static(text)).unwrap();
+        let text = b"POST /a?b HTTP/1.1\r\nhost: h\r\nsidereal-route: a/1/c\r\nX-A: 1\r\nx-a: 2\r\n\
+            x-forwarded-for: ::1\r\nsidereal-route: b/1/c\r\nSidereal-Claim: 0.0\r\ncontent-length: 3\r\n\r\nabc";
+        let Routed { route, request: read } = request(&Bytes::from_static(text)).unwrap();
+        assert_eq!(route.unwrap(), "a/1/c");
+        let names: Vec<_> = read.headers().keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x-a", "x-forwarded-for", "content-length"], "ours get no further");
+        assert_eq!(read.uri(), "http://h/a?b");
         assert_eq!((read.method(), read.uri().path_and_query().unwrap().as_str()), (&Method::POST, "/a?b"));
         assert_eq!(read.headers().get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
         let body = futures::executor::block_on(read.into_body().collect()).unwrap().to_bytes();
@@ -113,6 +166,7 @@ mod tests {
             "GET / HTTP/1.1\r\nhost: h\r\n",
             "GET / HTTP/1.1\r\ncontent-length: 2\r\n\r\na",
             "GET / HTTP/1.1\r\n\r\na",
+            "GET / HTTP/1.1\r\nhost: a b\r\n\r\n",
             "GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
             "\r\n\r\n",
@@ -126,7 +180,7 @@ mod tests {
     fn an_answer_has_the_length_of_its_body() {
         let written = |response: Response<()>, body: &[Bytes]| {
             let mut out = BytesMut::new();
-            answer(&mut out, &response, body);
+            answer(&mut out, &response, body.iter());
             String::from_utf8(out.to_vec()).unwrap()
         };
         let with = |status: u16, name: &str, value: &str| {

@@ -1,6 +1,5 @@
 //! The body of a response, whole or still being written by its guest, and the cap on request bodies.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use tokio::task::AbortHandle;
 
 use crate::call::Call;
 use crate::fault::Fault;
+use crate::few::Few;
 use crate::outbound::{HttpBody, HttpBodyError};
 
 /// A response body. Dropping it before its end ends the guest that writes it.
@@ -21,7 +21,7 @@ use crate::outbound::{HttpBody, HttpBodyError};
 /// A body that ends without an error is whole: one whose guest failed ends with that [`Fault`].
 pub struct ResponseBody {
     /// Frames already here.
-    frames: VecDeque<Frame<Bytes>>,
+    frames: Few<Frame<Bytes>>,
     /// Where further ones come from.
     rest: Option<Rest>,
     /// The guest, where it goes on.
@@ -87,7 +87,7 @@ fn length(frame: &Frame<Bytes>) -> usize {
 impl ResponseBody {
     pub(crate) fn new(body: HttpBody, call: Arc<Call>, limit: ByteSize) -> Self {
         let rest = Rest { body, call, guest: None, left: limit.0, limit };
-        Self { frames: VecDeque::new(), rest: Some(rest), guest: None }
+        Self { frames: Few::default(), rest: Some(rest), guest: None }
     }
 
     /// The guest's task, to be ended with this body where that is dropped before its end.
@@ -114,7 +114,7 @@ impl ResponseBody {
                 Poll::Ready(Some(frame)) => {
                     let frame = frame?;
                     gathered += length(&frame);
-                    self.frames.push_back(frame);
+                    self.frames.push(frame);
                     pulled = Pulled::Some;
                 }
             }
@@ -127,7 +127,7 @@ impl ResponseBody {
     ///
     /// # Errors
     /// The body, where more is to come or it is larger.
-    pub fn whole(self, most: usize) -> Result<Vec<Bytes>, Self> {
+    pub fn whole(self, most: usize) -> Result<Few<Bytes>, Self> {
         if self.rest.is_some() || self.frames.iter().map(length).sum::<usize>() > most {
             return Err(self);
         }
@@ -196,7 +196,7 @@ impl Body for ResponseBody {
     type Error = Fault;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
-        match self.frames.pop_front() {
+        match self.frames.pop() {
             Some(frame) => Poll::Ready(Some(Ok(frame))),
             None => self.poll_rest(cx),
         }
@@ -220,7 +220,10 @@ impl Body for ResponseBody {
 
 impl fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseBody").field("frames", &self.frames.len()).field("whole", &self.rest.is_none()).finish()
+        f.debug_struct("ResponseBody")
+            .field("frames", &self.frames.iter().count())
+            .field("whole", &self.rest.is_none())
+            .finish()
     }
 }
 

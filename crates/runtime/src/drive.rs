@@ -21,15 +21,16 @@ impl Drop for Account<'_> {
     }
 }
 
-/// Runs a guest to its end within the limits of its workload.
-pub(crate) async fn drive<T>(
+/// Runs a guest to its end within the limits of its workload. `guest` makes it where it stays: a future that is handed over
+/// has room for it twice, and is copied whole.
+pub(crate) async fn drive<T, F: Future<Output = Result<T, Fault>>>(
     work: Arc<Workload>,
     call: Arc<Call>,
-    guest: impl Future<Output = Result<T, Fault>>,
+    guest: impl FnOnce() -> F,
 ) -> Result<T, Fault> {
     work.meter().begin();
     let _account = Account(&call);
-    let mut guest = pin!(guest);
+    let mut guest = pin!(guest());
     let ticker = &work.linked().set.ticker;
     // Made when the guest first waits; most calls end without it.
     let mut timer: Option<Pin<Box<Sleep>>> = None;

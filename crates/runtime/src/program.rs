@@ -123,7 +123,7 @@ impl Workload {
                 let mut instance = Instance::new(&work, &call, Some(told)).await?;
                 instance.invoke(&call, |store, exports| Box::pin(to_its_end(store, exports, export))).await
             };
-            match drive(work.clone(), call.clone(), guest).await {
+            match drive(work.clone(), call.clone(), || guest).await {
                 Ok(said) => Ok(said),
                 Err(Fault::Exit { code }) => Ok(code),
                 Err(fault) => Err(fault),

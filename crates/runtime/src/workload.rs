@@ -91,7 +91,7 @@ impl Workload {
     /// The fault a call would end with.
     pub async fn probe(self: &Arc<Self>) -> Result<(), Fault> {
         let call = Arc::new(Call::new(&self.limits, self.meter.clone()));
-        let instance = drive(self.clone(), call.clone(), self.instantiate(&call)).await?;
+        let instance = drive(self.clone(), call.clone(), || self.instantiate(&call)).await?;
         self.keep(instance);
         Ok(())
     }
@@ -112,7 +112,8 @@ impl Workload {
         let trace = request.extensions_mut().remove::<Arc<CallTrace>>();
         let call = Arc::new(Call::new(&self.limits, self.meter.clone()).traced(trace));
         let request = self.admit(request, &call)?;
-        let mut task = Box::pin(drive(self.clone(), call.clone(), serve(self.clone(), call.clone(), request)));
+        let (work, of) = (self.clone(), call.clone());
+        let mut task = Box::pin(drive(self.clone(), call.clone(), move || serve(work, of, request)));
         let mut ended = until_head(&mut task, &call).await;
         if let Some(Err(fault)) = ended {
             return Err(fault);
@@ -154,7 +155,7 @@ impl Workload {
             self.keep(instance);
             Ok(value)
         };
-        drive(self.clone(), call.clone(), guest).await
+        drive(self.clone(), call.clone(), || guest).await
     }
 
     /// The component ready to be instantiated: what generated bindings look the indices of its exports up in.

@@ -76,7 +76,7 @@ pub(super) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, client: Cl
         let end = match connection.next_head().await {
             Ok(length) => {
                 let mut measured = worker.meter.begin();
-                let end = connection.request(length).await;
+                let end = connection.request(length, measured.began()).await;
                 let traced = connection.traced.take();
                 if let Some(status) = connection.answered.take() {
                     measured.answered(status);
@@ -197,7 +197,7 @@ impl Connection<'_, '_> {
     }
 
     /// Serves the request whose head is the first `length` bytes of the buffer.
-    async fn request(&mut self, length: usize) -> Result<(), End> {
+    async fn request(&mut self, length: usize, began: Instant) -> Result<(), End> {
         let mut call = match self.route(length) {
             Ok(call) => call,
             Err((answer, to_head)) => return self.answer(answer, to_head, length).await,
@@ -211,7 +211,7 @@ impl Connection<'_, '_> {
                 return self.answer(answer, call.to_head, length).await;
             }
         };
-        let until = Instant::now() + self.worker.config.request_timeout;
+        let until = began + self.worker.config.request_timeout;
         // A body that is here already goes with the head, in one write, and can be sent again.
         let body = match call.framing {
             Framing::None => Some(0),

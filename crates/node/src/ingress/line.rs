@@ -2,7 +2,6 @@
 //! brings to a shard leave in one write, and come back in as few reads. A host that has no line, or whose line is full, is asked
 //! over connections of the pool.
 
-use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,6 +13,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use super::numbered::Numbered;
 use super::shard::Shard;
 
 /// Bytes that wait to be written to a host that does not read; more are not queued.
@@ -31,7 +31,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The lines of one worker, by shard.
 #[derive(Debug, Default)]
-pub(super) struct Lines(Mutex<HashMap<u64, Slot>>);
+pub(super) struct Lines(Mutex<Numbered<Slot>>);
 
 #[derive(Debug)]
 enum Slot {
@@ -62,8 +62,9 @@ impl Lines {
         let (all, id, socket) = (Arc::downgrade(self), shard.id(), data_line::socket(shard.data_socket()));
         tokio::spawn(async move {
             let connected = tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(&socket)).await;
-            let slot = match connected.map_err(std::io::Error::from).and_then(std::convert::identity) {
-                Ok(stream) => Slot::Open(Line::start(stream)),
+            let connected = connected.map_err(std::io::Error::from).and_then(std::convert::identity);
+            let slot = match connected.and_then(Line::start) {
+                Ok(line) => Slot::Open(line),
                 Err(cause) => {
                     tracing::debug!(socket = %socket.display(), %cause, "a host has no line");
                     Slot::Without(Instant::now() + AGAIN)
@@ -113,7 +114,7 @@ struct State {
     /// Bytes ever put into `out`, and how many of them were written: what a call that is lost has cost.
     queued: u64,
     written: u64,
-    calls: HashMap<u64, Call>,
+    calls: Numbered<Call>,
     /// Calls given up whose answer may still come.
     cancelled: u64,
     /// Wakes the task that reads and writes.
@@ -145,15 +146,16 @@ pub(super) enum Told {
 }
 
 impl Line {
-    fn start(stream: UnixStream) -> Arc<Self> {
+    fn start(stream: UnixStream) -> std::io::Result<Arc<Self>> {
+        let mut wire = Wire::new(stream)?;
         let line = Arc::new(Self(Mutex::new(State { used: true, ..State::default() })));
-        let (task, mut wire) = (line.clone(), Wire::new(stream));
+        let task = line.clone();
         tokio::spawn(async move {
             let ended = poll_fn(|cx| task.poll(cx, &mut wire)).await;
             tracing::debug!(why = %ended, "a line to a host ended");
             task.close();
         });
-        line
+        Ok(line)
     }
 
     /// Queues a request.
@@ -350,7 +352,7 @@ mod tests {
     /// Two ends: ours, and that of a host.
     fn line() -> (Arc<Line>, Wire) {
         let (ours, host) = UnixStream::pair().unwrap();
-        (Line::start(ours), Wire::new(host))
+        (Line::start(ours).unwrap(), Wire::new(host).unwrap())
     }
 
     #[tokio::test]

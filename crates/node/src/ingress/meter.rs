@@ -79,6 +79,11 @@ pub(super) struct Measured<'a> {
 }
 
 impl Measured<'_> {
+    /// When it began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
     /// The whole of its answer was sent.
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.class = class(status);

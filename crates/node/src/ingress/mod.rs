@@ -12,7 +12,7 @@
 //! | `head`, `target`, `fields`, `body` | what a valid request is; pure |
 //! | [`table`] | which route; pure |
 //! | `gate` | whether the tenant may have one more request |
-//! | [`shard`], `gateway`, `pool`, `line` | which shard, by which connection |
+//! | [`shard`], `gateway`, `pool`, `line`, `numbered` | which shard, by which connection |
 //! | `upstream_head`, `response` | what is written to hosts and to clients; pure |
 //! | `pump`, `wire`, `gathered` | moving bodies |
 //! | [`call`] | requests that are no bytes of HTTP/1 |
@@ -34,6 +34,7 @@ mod h2;
 mod head;
 mod line;
 mod meter;
+mod numbered;
 mod pool;
 mod pump;
 pub mod reading;
@@ -137,7 +138,8 @@ impl Ingress {
                 routes: Arc::clone(&routes),
                 door: Arc::clone(&door),
                 meter: Arc::default(),
-                draining: ingress.draining.clone(),
+                // Asked about in every request: one for each worker, so that no two of them ask by the same lock.
+                draining: ingress.draining.child_token(),
             });
             ingress.meters.push(Arc::clone(&worker.meter));
             let done = start_worker(number, worker, listener, ingress.ended.clone()).map_err(IngressError::Worker)?;

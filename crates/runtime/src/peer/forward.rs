@@ -138,7 +138,7 @@ async fn on_any(
         work.keep(instance);
         Ok(())
     };
-    drive(work.clone(), call.clone(), guest).await
+    drive(work.clone(), call.clone(), || guest).await
 }
 
 async fn on_owner(
@@ -171,7 +171,7 @@ async fn on_owner(
         instance.call(&call, work.linked().exported(), function, params, results).await?;
         Ok(instance)
     };
-    let instance = drive(work.clone(), call.clone(), guest).await?;
+    let instance = drive(work.clone(), call.clone(), || guest).await?;
     *slot = Some(instance);
     drop(slot);
     Ok(owner)
@@ -197,7 +197,7 @@ pub(super) async fn drop_handle(mut store: StoreContextMut<'_, Ctx>, rep: u32) -
         instance.drop_resource(&call, resource).await?;
         Ok(instance)
     };
-    match drive(work.clone(), call.clone(), guest).await {
+    match drive(work.clone(), call.clone(), || guest).await {
         Ok(instance) => owner.put(&mut slot, instance),
         Err(fault) => {
             begun.outcome = Some(fault.clone());
