@@ -13,6 +13,7 @@ use serde_json::json;
 use super::Api;
 use super::extract::{At, Condition, Json, json as answer};
 use super::refusal::Answer;
+use super::system::stopped;
 use crate::events::Subject;
 
 /// With the etag that is seen outside.
@@ -24,6 +25,8 @@ fn shown(api: &Api, view: ConfigView) -> ConfigView {
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/configs", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = Vec<ConfigView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
+    // All apps that name one are read.
+    let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
     let views = api.writer.configs(&tenant).await?;
     Ok(answer(&views.into_iter().map(|view| shown(&api, view)).collect::<Vec<_>>()))
 }
@@ -36,6 +39,7 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     At((tenant, name)): At<(TenantName, ConfigName)>,
 ) -> Answer<Response> {
+    let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
     Ok(answer(&shown(&api, api.writer.config(&tenant, &name).await?)))
 }
 

@@ -26,3 +26,4 @@ mod secrets;
 mod sweep;
 mod tenants;
 mod trust;
+mod turn;
