@@ -26,3 +26,16 @@ pub use targets::{TARGETS, Target};
 pub fn target(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }
+
+/// Where the pseudo-random numbers of a test of mutations begin: the same for every submission, so that none is refused for
+/// what another one would have met as well, and the clock's in a long run. `SIDEREAL_FUZZ_SEED` says another one. Printed.
+pub fn seed(long: bool) -> u64 {
+    let clock = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |now| now.as_secs());
+    let seed = match std::env::var("SIDEREAL_FUZZ_SEED") {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("SIDEREAL_FUZZ_SEED is `{text}`, not a number")),
+        Err(_) if long => clock(),
+        Err(_) => 0x51de_4ea1,
+    };
+    println!("seed {seed}: SIDEREAL_FUZZ_SEED={seed} repeats this run");
+    seed
+}

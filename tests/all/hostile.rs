@@ -124,7 +124,7 @@ fn every_case_of_the_corpus_has_its_own_end_and_hurts_nobody() {
     }
     for case in malformed::ALL.iter().filter(|case| !case.large) {
         match arena.attempt(&(case.bytes)(), false) {
-            Ok((code, _)) if ["manifest-invalid", "artifact-invalid", "compile-failed"].contains(&code.as_str()) => {}
+            Ok((code, _)) if REASONS.contains(&code.as_str()) => {}
             other => wrong.push(format!("{}: {other:?}", case.name)),
         }
     }
@@ -135,6 +135,46 @@ fn every_case_of_the_corpus_has_its_own_end_and_hurts_nobody() {
     arena.unharmed().unwrap();
     assert!(wrong.is_empty(), "{} of them end otherwise:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// Those that take seconds each, where `SIDEREAL_LARGE` says so: every night.
+#[test]
+fn components_as_large_as_they_may_be_end_with_a_reason_and_hurt_nobody() {
+    if std::env::var_os("SIDEREAL_LARGE").is_none() {
+        return sidereal_tests::not_run(
+            "components of many megabytes: SIDEREAL_LARGE=1 runs them, and every night does",
+        );
+    }
+    let arena = Arena::start().unwrap();
+    let victim = Victim::start(arena.platform.ingress);
+    let mut wrong = Vec::new();
+    for case in malformed::ALL.iter().filter(|case| case.large) {
+        let begun = std::time::Instant::now();
+        let end = arena.put(&(case.bytes)(), false);
+        println!(
+            "{}: {:?} in {:?}",
+            case.name,
+            end.as_ref().map(|end| end.as_ref().map(|(code, _)| code)),
+            begun.elapsed()
+        );
+        match end {
+            Ok(Some((code, _))) if REASONS.contains(&code.as_str()) => {}
+            other => wrong.push(format!("{}: {other:?}", case.name)),
+        }
+    }
+    // Well-formed: whoever may have it or not, it is one of the two.
+    match arena.put(&malformed::large_custom_section(), false) {
+        Ok(end) => println!("40 MB beside the code: {:?}", end.map(|(code, _)| code)),
+        Err(cause) => wrong.push(format!("40 MB beside the code: {cause:#}")),
+    }
+    let served = victim.stop();
+    assert!(served.failures.is_empty(), "the victim: {:?}", served.failures);
+    assert!(served.latencies.len() > 100, "the victim was asked {} times", served.latencies.len());
+    arena.unharmed().unwrap();
+    assert!(wrong.is_empty(), "{} of them end otherwise:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The codes of what is no component.
+const REASONS: [&str; 3] = ["manifest-invalid", "artifact-invalid", "compile-failed"];
 
 /// What the corpus wrote reaches a terminal without its escapes, and nobody takes it for the platform's.
 fn logs(arena: &Arena) {

@@ -307,6 +307,10 @@ async fn the_escape_drill_in_the_place_of_a_host() {
     // Whoever is confined has to be able to load it.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(dir.path(), open).unwrap();
+    // What a platform really has, beside which it is tried: nothing that is only named so.
+    let home = dir.path().join("platform");
+    let Some(mut platform) = start(&home) else { return };
+    let real = real(&platform, &home, dir.path());
     let drill = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/sandbox/tests/all");
     let calls = fs::read_to_string(drill.join("host.calls")).unwrap();
     let allowed: Vec<&str> = calls.lines().filter_map(|line| line.split(' ').nth(1)).collect();
@@ -314,6 +318,8 @@ async fn the_escape_drill_in_the_place_of_a_host() {
     let built = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-w", "-DENTRY=epoll_wait(int a, void *b, int c, int d)", "-DCONNECTED=6"])
         .arg(format!("-DALLOWED={}", allowed.join(",")))
+        .args(["-DFOLDER=7", "-include"])
+        .arg(&real)
         .arg(drill.join("drill.c"))
         .arg("-o")
         .arg(&library)
@@ -340,7 +346,7 @@ async fn the_escape_drill_in_the_place_of_a_host() {
     let listen = |name: &str| UnixListener::bind(dir.path().join(name)).unwrap();
     let (agent, calls, line) = (listen("agent"), listen("calls"), listen("line"));
     let (_node, first) = UnixStream::pair().unwrap();
-    let code = fs::File::open(dir.path()).unwrap();
+    let code = fs::File::open(home.join("cache")).unwrap();
     let (starter, theirs) = UnixStream::pair().unwrap();
     let handed = [agent.as_fd(), calls.as_fd(), line.as_fd(), first.as_fd(), code.as_fd()];
     sandbox::handoff::send(&starter, &handed).unwrap();
@@ -359,10 +365,61 @@ async fn the_escape_drill_in_the_place_of_a_host() {
     let escaped: Vec<&str> = said.lines().filter(|line| line.ends_with("DONE")).collect();
     assert!(escaped.is_empty(), "the kernel let it: {escaped:?}");
     let wanted = fs::read_to_string(drill.join("drill")).unwrap();
-    assert_eq!(said, wanted, "the answers are those that the sandbox's own drill gets");
+    let more = said.strip_prefix(&wanted);
+    let more = more.unwrap_or_else(|| panic!("not the answers that the sandbox's own drill gets:\n{said}"));
+    golden("host-drill", more);
+    assert_eq!(platform.get("victim.localhost", "/").unwrap().status, 200, "the platform is as it was");
+    assert_eq!(platform.stop(Duration::from_secs(20)).unwrap().code(), Some(0));
     for dir in spec.cgroups {
         until(Duration::from_secs(5), || fs::remove_dir(&dir).is_ok() || !dir.exists()).unwrap();
     }
+}
+
+/// For the compiler of the drill: the files, folders, sockets and the address of a platform on which another tenant runs.
+fn real(platform: &Platform, home: &Path, above: &Path) -> PathBuf {
+    let app = tempfile::tempdir().unwrap();
+    write_app(app.path(), "victim", "kv-probe", "links = { \"wasi:keyvalue\" = \"embedded\" }").unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    assert_eq!(platform.get("victim.localhost", "/set/default/secret/canary").unwrap().status, 200);
+    platform.secret("canary", "canary").unwrap();
+    let artifact = fs::read_dir(home.join("blobs/sha256")).unwrap().next().unwrap().unwrap().file_name();
+    let audit = fs::read_dir(home.join("audit")).unwrap().next().unwrap().unwrap().file_name();
+    let files = [
+        ("the data folder", String::new()),
+        ("the store", "/store.redb".into()),
+        ("the embedded data", "/data.redb".into()),
+        ("the audit log", format!("/audit/{}", audit.display())),
+        ("the operator's token", "/token".into()),
+        ("the operator's key", "/keys/operator.nk".into()),
+        ("the key of all secrets", "/keys/secrets.key".into()),
+        ("the key of compiled code", "/keys/mac.key".into()),
+        ("the user ids", "/uids.json".into()),
+        ("an artifact", format!("/blobs/sha256/{}", artifact.display())),
+        ("the objects", "/objects".into()),
+        ("the run folders", "/run".into()),
+        ("another tenant's run folder", "/run/local.0".into()),
+        ("another tenant's agent socket", "/run/local.0/agent.sock".into()),
+    ];
+    let there = |path: &str| format!("{}{path}", home.display());
+    let text = |text: &str| format!("{text:?}");
+    let rows = files.map(|(what, path)| {
+        assert!(Path::new(&there(&path)).exists(), "{what} is not at {path}: the drill would find nothing");
+        format!("{{{}, {}, {}}}", text(what), text(&there(&path)), text(&format!("..{path}")))
+    });
+    let sockets = [
+        ("another tenant's agent", "/run/local.0/agent.sock"),
+        ("another tenant's ingress", "/run/local.0/data.sock"),
+        ("another tenant's line", "/run/local.0/data.line"),
+    ];
+    let sockets = sockets.map(|(what, path)| {
+        UnixStream::connect(there(path)).unwrap_or_else(|cause| panic!("{what} does not listen at {path}: {cause}"));
+        format!("{{{}, {}}}", text(what), text(&there(path)))
+    });
+    let api = platform.info["api"].as_str().unwrap().rsplit(':').next().unwrap();
+    let header = above.join("real.h");
+    let lines = [("REAL", rows.join(", ")), ("SOCKETS", sockets.join(", ")), ("API", api.to_owned())];
+    fs::write(&header, lines.map(|(name, value)| format!("#define {name} {value}\n")).concat()).unwrap();
+    header
 }
 
 #[test]

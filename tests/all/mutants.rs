@@ -1,12 +1,13 @@
 //! Components changed at random: whatever is left of them, no process of the platform goes down by it.
 //!
-//! Every mutant is read as an upload is (in this process: the reader's rules are those of `fuzz`); those that can be read
-//! are compiled as the node does, by a `sidereal compile` of their own; and of those that compile, some are deployed.
+//! Every mutant is read as an upload is (in this process: the reader's rules are those of `fuzz`); of those that can be read
+//! some are compiled as the node does, by a `sidereal compile` of their own; and of those that compile, some are deployed
+//! with a route, and called.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use fuzz::components::{assemble, sections};
 use fuzz::mutate::{Random, mutate};
@@ -15,11 +16,11 @@ use model::component::inspect;
 use sidereal_tests::hostile::arena::Arena;
 use sidereal_tests::hostile::soak::Victim;
 
-/// Mutants in CI; `SIDEREAL_MUTANTS` raises it.
+/// Mutants in CI, the same ones each time; `SIDEREAL_MUTANTS` raises it, and takes others each time.
 const MUTANTS: usize = 2000;
 /// How long CI goes on with it, where nobody asks for more.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// One of so many that can be read is compiled, and one of so many that compile is deployed.
+/// One of so many that can be read is compiled, and one of so many that compile is deployed; each of them until one was called.
 const EVERY: (usize, usize) = (8, 40);
 
 fn asked(name: &str) -> Option<u64> {
@@ -71,6 +72,30 @@ struct Counts {
     panicked: AtomicUsize,
     deployed: AtomicUsize,
     turned_down: AtomicUsize,
+    called: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Counts {
+    fn some(count: &AtomicUsize) -> bool {
+        count.load(Relaxed) > 0
+    }
+
+    /// Deploys one that compiles, and calls it where it comes to be.
+    fn deploy(&self, arena: &Arena, bytes: &[u8]) -> Result<(), String> {
+        if arena.put(bytes, true).map_err(|cause| format!("{cause:#}"))?.is_some() {
+            self.turned_down.fetch_add(1, Relaxed);
+            return Ok(());
+        }
+        self.deployed.fetch_add(1, Relaxed);
+        // Whatever it answers: somebody does.
+        let seen = arena.call().map_err(|cause| format!("the ingress does not answer for it: {cause:#}"))?;
+        self.called.fetch_add(1, Relaxed);
+        if seen.status >= 500 || !seen.whole {
+            self.failed.fetch_add(1, Relaxed);
+        }
+        Ok(())
+    }
 }
 
 /// Whether a compiler of its own makes code of it.
@@ -103,9 +128,7 @@ fn compiles(bytes: &[u8], world: World, counts: &Counts) -> Result<bool, String>
 #[test]
 fn no_mutant_brings_a_process_down() {
     let wanted = asked("SIDEREAL_MUTANTS").map(|count| usize::try_from(count).unwrap());
-    let seed = asked("SIDEREAL_FUZZ_SEED")
-        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs()));
-    println!("seed {seed}: SIDEREAL_FUZZ_SEED={seed} repeats this run");
+    let seed = fuzz::seed(wanted.is_some());
     let (originals, arena, counts) = (originals(), Arena::start().unwrap(), Counts::default());
     let reader = fuzz::target("component").unwrap();
     let victim = Victim::start(arena.platform.ingress);
@@ -113,7 +136,7 @@ fn no_mutant_brings_a_process_down() {
     let lane = &|lane: u64| {
         let mut random = Random::new(seed ^ lane << 32);
         while counts.mutants.fetch_add(1, Relaxed) < wanted.unwrap_or(MUTANTS)
-            && (wanted.is_some() || begun.elapsed() < PATIENCE)
+            && (wanted.is_some() || begun.elapsed() < PATIENCE || !Counts::some(&counts.called))
         {
             let bytes = mutant(&originals, &mut random);
             (reader.run)(&bytes);
@@ -128,9 +151,10 @@ fn no_mutant_brings_a_process_down() {
             });
             if !compiled {
                 counts.refused.fetch_add(1, Relaxed);
-            } else if counts.compiled.fetch_add(1, Relaxed) % EVERY.1 == 0 && lane == 0 {
-                let end = arena.attempt(&bytes, false);
-                if end.is_ok() { &counts.turned_down } else { &counts.deployed }.fetch_add(1, Relaxed);
+            } else if (counts.compiled.fetch_add(1, Relaxed) % EVERY.1 == 0 || !Counts::some(&counts.called))
+                && lane == 0
+            {
+                counts.deploy(&arena, &bytes).unwrap();
             }
         }
     };
@@ -143,4 +167,7 @@ fn no_mutant_brings_a_process_down() {
     assert!(served.failures.is_empty(), "the victim: {:?}", served.failures);
     arena.unharmed().unwrap();
     assert!(counts.read.load(Relaxed) > 10, "hardly any mutant can be read: {counts:?}");
+    for (what, count) in [("compiled", &counts.compiled), ("deployed", &counts.deployed), ("called", &counts.called)] {
+        assert!(Counts::some(count), "no mutant was {what}: {counts:?}");
+    }
 }

@@ -51,7 +51,7 @@ attempt("new raw socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW,
 for what, path in [
     ("the shadow file", "/etc/shadow"),
     ("the keys of the platform", home + "/keys"),
-    ("the store of the platform", home + "/state.redb"),
+    ("the store of the platform", home + "/store.redb"),
     ("the user ids of the platform", home + "/uids.json"),
     ("another tenant's data", home + "/externals/other"),
     ("homes", "/home"),

@@ -8,11 +8,14 @@ use api::control::AppView;
 use model::app::{LockedApp, Revision, Route};
 use model::observed::AppObserved;
 use model::plan::{AppId, Desired, NodeState, Observed, Wanted};
+use model::rules::MAX_ROUTES;
 use model::tenant::Quotas;
 use model::{AppName, NodeName, TenantName};
 use store::keys::NodeRecord;
 
 use crate::moved::Moved;
+use crate::named::{Named, Thing, Users};
+use crate::taken::Taken;
 
 /// The state, shared by the writer, the reconciler and the readers. Never held over an await.
 #[derive(Default)]
@@ -37,6 +40,14 @@ struct Live {
     revision: Revision,
     components: u32,
     routes: Box<[Route]>,
+    names: Box<[Thing]>,
+}
+
+/// What a tenant has together.
+#[derive(Default)]
+struct Total {
+    apps: u64,
+    components: u64,
 }
 
 /// See the module.
@@ -45,6 +56,10 @@ pub(crate) struct State {
     pub(crate) desired: Desired,
     pub(crate) observed: Observed,
     apps: BTreeMap<AppId, Known>,
+    /// The same by what a change asks for: kept true by [`State::want`] and [`State::forget`], so that none goes through all.
+    totals: BTreeMap<TenantName, Total>,
+    taken: Taken,
+    named: Named,
     pub(crate) nodes: BTreeMap<NodeName, NodeRecord>,
     pub(crate) reports: BTreeMap<NodeName, BTreeMap<AppId, AppObserved>>,
     /// Links whose data are being moved.
@@ -58,8 +73,9 @@ impl State {
     pub(crate) fn want(&mut self, id: &AppId, at: u64, app: &LockedApp, wanted: Wanted) {
         if self.apps.get(id).is_none_or(|known| known.at <= at) {
             let components = u32::try_from(app.components.len()).unwrap_or(u32::MAX);
-            let live = Live { revision: wanted.revision, components, routes: app.routes.as_slice().into() };
-            self.apps.insert(id.clone(), Known { at, live: Some(live) });
+            let names = Thing::of(app).into_iter().collect();
+            let live = Live { revision: wanted.revision, components, routes: app.routes.as_slice().into(), names };
+            self.known(id, Known { at, live: Some(live) });
             self.desired.apps.insert(id.clone(), wanted);
         }
     }
@@ -67,9 +83,37 @@ impl State {
     /// The app was deleted at store revision `at`.
     pub(crate) fn forget(&mut self, id: &AppId, at: u64) {
         if self.apps.get(id).is_none_or(|known| known.at <= at) {
-            self.apps.insert(id.clone(), Known { at, live: None });
+            self.known(id, Known { at, live: None });
             self.desired.apps.remove(id);
         }
+    }
+
+    /// Puts what is known of an app in the place of what was.
+    fn known(&mut self, id: &AppId, known: Known) {
+        if let Some(was) = self.apps.get(id).and_then(|known| known.live.as_ref()) {
+            self.taken.remove(id, &was.routes);
+            self.named.remove(id, &was.names);
+            if let Some(total) = self.totals.get_mut(&id.tenant) {
+                total.apps -= 1;
+                total.components -= u64::from(was.components);
+                if total.apps == 0 {
+                    self.totals.remove(&id.tenant);
+                }
+            }
+        }
+        if let Some(live) = &known.live {
+            self.taken.add(id, &live.routes);
+            self.named.add(id, &live.names);
+            let total = self.totals.entry(id.tenant.clone()).or_default();
+            total.apps += 1;
+            total.components += u64::from(live.components);
+        }
+        self.apps.insert(id.clone(), known);
+    }
+
+    /// The tenant's apps that name something kept beside them.
+    pub(crate) fn users(&self, tenant: &TenantName, thing: Thing) -> Users<'_> {
+        self.named.by(tenant, thing)
     }
 
     /// Everything up to store revision `at` was seen: what is only remembered against older news can go.
@@ -109,15 +153,11 @@ impl State {
     /// Whether the tenant's quotas allow `app`; a sentence for each that does not. What was there before a quota became
     /// smaller may be deployed again, and may shrink.
     pub(crate) fn over_quota(&self, id: &AppId, app: &LockedApp, quotas: &Quotas) -> Vec<String> {
-        let (mut apps, mut components, mut own) = (1u64, app.components.len() as u64, None);
-        for (other, known) in self.apps.iter().filter(|(other, _)| other.tenant == id.tenant) {
-            let Some(live) = &known.live else { continue };
-            if other == id {
-                own = Some(live.components);
-            } else {
-                apps += 1;
-                components += u64::from(live.components);
-            }
+        let own = self.apps.get(id).and_then(|known| Some(known.live.as_ref()?.components));
+        let (mut apps, mut components) = (1u64, app.components.len() as u64);
+        if let Some(total) = self.totals.get(&id.tenant) {
+            apps += total.apps - u64::from(own.is_some());
+            components += total.components - u64::from(own.unwrap_or(0));
         }
         let mut problems = Vec::new();
         if own.is_none() && apps > u64::from(quotas.apps) {
@@ -131,13 +171,22 @@ impl State {
         problems
     }
 
-    /// Routes of all other apps, whosever, that could get in the way of one of `app`'s.
+    /// Routes of other apps, whosever, that are in the way of one of `app`'s: of each all of the tenant's own, and one of
+    /// another tenant, where there is any.
     pub(crate) fn routes_near(&self, id: &AppId, app: &LockedApp) -> Vec<(TenantName, AppName, Route)> {
         let mut near = Vec::new();
-        for (other, known) in self.apps.iter().filter(|(other, _)| *other != id) {
-            let routes = known.live.iter().flat_map(|l| l.routes.iter());
-            let close = routes.filter(|theirs| app.routes.iter().any(|ours| hosts_meet(&ours.host, &theirs.host)));
-            near.extend(close.map(|route| (other.tenant.clone(), other.app.clone(), route.clone())));
+        let mut add = |other: &AppId, most: usize, is: &dyn Fn(&Route) -> bool| {
+            let live = self.apps.get(other).and_then(|known| known.live.as_ref());
+            let routes = live.iter().flat_map(|live| live.routes.iter()).filter(|route| is(route)).take(most);
+            near.extend(routes.map(|route| (other.tenant.clone(), other.app.clone(), route.clone())));
+        };
+        for route in app.routes.iter().take(MAX_ROUTES) {
+            if let Some((other, host)) = self.taken.foreign(&id.tenant, &route.host) {
+                add(other, 1, &|theirs| theirs.host == host);
+            }
+            for other in self.taken.own(id, route) {
+                add(other, MAX_ROUTES, &|theirs| theirs.host == route.host && theirs.path == route.path);
+            }
         }
         near
     }
@@ -186,16 +235,10 @@ impl State {
     }
 }
 
-/// Some request could be for both: the same host, or one is under the other's wildcard.
-fn hosts_meet(a: &str, b: &str) -> bool {
-    let under = |host: &str, pattern: &str| {
-        pattern.strip_prefix('*').is_some_and(|suffix| host.len() > suffix.len() && host.ends_with(suffix))
-    };
-    a == b || under(a, b) || under(b, a)
-}
-
 #[cfg(test)]
 mod tests {
+    use model::app::ProviderKind;
+
     use super::*;
 
     fn id(app: &str) -> AppId {
@@ -248,12 +291,75 @@ mod tests {
     }
 
     #[test]
-    fn wildcards_meet_what_is_under_them() {
-        for (a, b) in [("a.b", "a.b"), ("*.b", "a.b"), ("*.b", "x.a.b"), ("*.b", "*.a.b")] {
-            assert!(hosts_meet(a, b) && hosts_meet(b, a), "{a} {b}");
-        }
-        for (a, b) in [("a.b", "c.b"), ("*.b", "b"), ("*.b", "a.c"), ("*.a.b", "xa.b")] {
-            assert!(!hosts_meet(a, b) && !hosts_meet(b, a), "{a} {b}");
+    fn what_others_route_is_found_by_host_and_what_we_route_by_path() {
+        let routed = |app: &str, routes: &[(&str, &str)]| -> LockedApp {
+            let routes: Vec<_> = routes
+                .iter()
+                .map(|(host, path)| serde_json::json!({ "host": host, "path": path, "component": "c" }))
+                .collect();
+            serde_json::from_value(serde_json::json!({ "name": app, "components": {}, "routes": routes })).unwrap()
+        };
+        let of = |tenant: &str, app: &str| AppId { tenant: tenant.parse().unwrap(), app: app.parse().unwrap() };
+        let near = |state: &State, id: &AppId, app: &LockedApp| -> Vec<String> {
+            let near = state.routes_near(id, app);
+            near.into_iter()
+                .map(|(tenant, app, route)| format!("{tenant}/{app} {}{}", route.host, route.path))
+                .collect()
+        };
+        let mut state = State::default();
+        state.want(&of("u", "x"), 1, &routed("x", &[("*.a.b", "/"), ("*.a.b", "/x"), ("c", "/")]), wanted(1));
+        state.want(&id("y"), 2, &routed("y", &[("d", "/"), ("d", "/y"), ("c.d", "/")]), wanted(1));
+        let app = routed("z", &[("e.a.b", "/z"), ("d", "/y"), ("c.d", "/z")]);
+        assert_eq!(near(&state, &id("z"), &app), ["u/x *.a.b/", "t/y d/y"]);
+        assert_eq!(near(&state, &id("y"), &app), ["u/x *.a.b/"], "not its own");
+        // Another revision and a deletion give up what they had.
+        state.want(&of("u", "x"), 3, &routed("x", &[("c", "/")]), wanted(2));
+        state.forget(&id("y"), 4);
+        assert_eq!(near(&state, &id("z"), &app), [""; 0]);
+        assert_eq!(near(&state, &id("z"), &routed("z", &[("*.c", "/"), ("c", "/z")])), ["u/x c/"]);
+    }
+
+    #[test]
+    fn what_apps_name_is_known_as_they_are_wanted() {
+        let naming = |secret: &str, config: &str| -> LockedApp {
+            let component = serde_json::json!({
+                "digest": format!("sha256:{}", "0".repeat(64)), "size": 1, "world": "p2", "imports": [], "exports": [],
+                "limits": {}, "config_from": [{ "name": config }],
+            });
+            let own = serde_json::json!({ "type": "keyvalue-redis", "secrets": { "password": { "secret": secret } } });
+            let offered = serde_json::json!({ "type": "keyvalue-redis", "operator": true });
+            let link = serde_json::json!({ "component": "c", "contract": "wasi:keyvalue", "label": "default", "provider": "shared" });
+            serde_json::from_value(serde_json::json!({
+                "name": "a", "components": { "c": component }, "providers": { "own": own, "shared": offered },
+                "links": [link],
+            }))
+            .unwrap()
+        };
+        let secret = |name: &str| Thing::Secret(name.parse().unwrap());
+        let config = |name: &str| Thing::Config(name.parse().unwrap());
+        let offered = |kind| Thing::Offered("shared".parse().unwrap(), kind);
+        let users = |state: &State, tenant: &str, thing: Thing| {
+            let tenant = tenant.parse().unwrap();
+            state.users(&tenant, thing).first(9).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let mut state = State::default();
+        state.want(&id("a"), 1, &naming("one", "c"), wanted(1));
+        state.want(&id("b"), 2, &naming("two", "c"), wanted(1));
+        assert_eq!(users(&state, "t", config("c")), ["a", "b"]);
+        assert_eq!(users(&state, "t", secret("one")), ["a"]);
+        assert_eq!(users(&state, "u", secret("one")), [""; 0], "of another tenant");
+        assert_eq!(users(&state, "t", offered(ProviderKind::KeyvalueRedis)), ["a", "b"]);
+        assert_eq!(users(&state, "t", offered(ProviderKind::KeyvalueMemory)), [""; 0]);
+        state.want(&id("a"), 3, &naming("two", "d"), wanted(2));
+        assert_eq!(users(&state, "t", secret("one")), [""; 0]);
+        assert_eq!(
+            (users(&state, "t", secret("two")), users(&state, "t", config("c"))),
+            (vec!["a".into(), "b".into()], vec!["b".into()])
+        );
+        state.forget(&id("b"), 4);
+        state.forget(&id("a"), 5);
+        for thing in [secret("two"), config("d"), offered(ProviderKind::KeyvalueRedis)] {
+            assert_eq!(state.users(&id("a").tenant, thing).count(), 0);
         }
     }
 }

@@ -104,6 +104,24 @@ struct Ring {
     follow: Option<broadcast::Sender<Arc<LogLine>>>,
 }
 
+impl Rings {
+    /// Makes room where all have too much together: whoever has more than a fair share pays, and enough that this does not
+    /// happen again with the next line. Shares are of tenants first: how many apps one has cuts nobody else's log.
+    fn cut(&mut self) {
+        let mut tenants: HashMap<TenantName, (usize, usize)> = HashMap::new();
+        for ((tenant, _), ring) in &self.by_app {
+            let (apps, bytes) = tenants.entry(tenant.clone()).or_default();
+            (*apps, *bytes) = (*apps + 1, *bytes + ring.bytes);
+        }
+        let share = IN_ALL / 2 / tenants.len().max(1);
+        for ((tenant, _), ring) in &mut self.by_app {
+            if let Some((apps, _)) = tenants.get(tenant).filter(|(_, bytes)| *bytes > share) {
+                self.bytes -= ring.shrink(share / *apps);
+            }
+        }
+    }
+}
+
 impl Ring {
     /// Drops the oldest lines until at most `keep` bytes are left; says how many bytes went.
     fn shrink(&mut self, keep: usize) -> usize {
@@ -193,10 +211,7 @@ impl Logs {
         ring.lines.push_back(line);
         rings.bytes -= ring.shrink(PER_APP);
         if rings.bytes > IN_ALL {
-            // Those with more than a fair share pay, and enough that this does not happen again with the next line.
-            let share = IN_ALL / 2 / rings.by_app.len().max(1);
-            let freed: usize = rings.by_app.values_mut().map(|ring| ring.shrink(share)).sum();
-            rings.bytes -= freed;
+            rings.cut();
         }
     }
 
@@ -388,6 +403,28 @@ mod tests {
         let rings = logs.rings.lock().unwrap();
         let sum: usize = rings.by_app.values().map(|ring| ring.lines.iter().map(|l| cost(l)).sum::<usize>()).sum();
         assert!(rings.bytes <= IN_ALL && sum == rings.bytes, "{} {sum}", rings.bytes);
+    }
+
+    #[test]
+    fn the_apps_of_one_tenant_however_many_cut_the_kept_log_of_no_other() {
+        let (logs, loud, quiet): (_, TenantName, TenantName) =
+            (Logs::default(), "loud".parse().unwrap(), "quiet".parse().unwrap());
+        logs.limit(&loud, &Quotas { log_rate: model::unit::ByteSize::mib(1 << 20), ..Quotas::default() });
+        let kept = |logs: &Logs| texts(logs, "quiet", "a", LogQuery { last: 1000, ..LogQuery::default() }).len();
+        for n in 0..200 {
+            logs.push(&quiet, line("a", "c", format!("{n:0>1000}")));
+        }
+        // Twice what all may have together, of 5,000 apps that each have next to nothing.
+        for _ in 0..24 {
+            for app in 0..5000 {
+                logs.push(&loud, line(&format!("a{app}"), "c", "x".repeat(1000)));
+            }
+        }
+        assert_eq!(kept(&logs), 200);
+        let rings = logs.rings.lock().unwrap();
+        assert!(rings.bytes <= IN_ALL, "{}", rings.bytes);
+        let of_loud: Vec<usize> = rings.by_app.values().map(|ring| ring.lines.len()).collect();
+        assert!(of_loud.iter().filter(|lines| **lines > 0).count() > 4000, "its own apps share what is its own");
     }
 
     #[test]

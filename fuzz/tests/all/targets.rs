@@ -22,10 +22,7 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn every_target_holds_over_its_corpus_and_mutations_of_it() {
     let asked = number("SIDEREAL_FUZZ_EXECUTIONS");
-    let seed = number("SIDEREAL_FUZZ_SEED").unwrap_or_else(|| {
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |now| now.as_secs())
-    });
-    println!("seed {seed}: SIDEREAL_FUZZ_SEED={seed} repeats this run");
+    let seed = fuzz::seed(asked.is_some());
     for target in TARGETS {
         let inputs = corpus(target);
         assert!(!inputs.is_empty(), "{} has nothing to begin with", target.name);

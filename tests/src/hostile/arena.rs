@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::cases::{COMPONENTS, Case, End, REQUESTS, Refused, STREAMS};
+use super::cases::{COMPONENTS, Case, End, REQUESTS, Refused, STREAMS, Send};
 use super::raw::{Seen, exchange};
 use crate::platform::{Platform, until, write_app};
 
@@ -194,6 +194,14 @@ impl Arena {
     /// # Errors
     /// When it is not refused.
     pub fn attempt(&self, bytes: &[u8], routed: bool) -> anyhow::Result<(String, String)> {
+        self.put(bytes, routed)?.context("it was deployed")
+    }
+
+    /// The same, where it may as well be deployed: `None`, then. A request gets to it by [`Arena::call`].
+    ///
+    /// # Errors
+    /// When nothing is said of it.
+    pub fn put(&self, bytes: &[u8], routed: bool) -> anyhow::Result<Option<(String, String)>> {
         let folder = self.folder("refused");
         std::fs::create_dir_all(&folder)?;
         std::fs::write(folder.join("component.wasm"), bytes)?;
@@ -212,11 +220,21 @@ impl Arena {
             folder.to_str().context("a path that is no text")?,
         ])?;
         let said = String::from_utf8_lossy(&out.stdout).into_owned();
-        ensure!(!out.status.success(), "it was deployed: {said}");
+        if out.status.success() {
+            return Ok(None);
+        }
         let envelope: serde_json::Value = serde_json::from_str(said.lines().last().unwrap_or_default())
             .with_context(|| format!("no envelope: {said}{}", String::from_utf8_lossy(&out.stderr)))?;
         let code = envelope["error"]["code"].as_str().context("no code")?.to_owned();
-        Ok((code, said))
+        Ok(Some((code, said)))
+    }
+
+    /// Asks what was deployed by [`Arena::put`].
+    ///
+    /// # Errors
+    /// When the ingress does not answer.
+    pub fn call(&self) -> anyhow::Result<Seen> {
+        exchange(self.platform.ingress, "refused.localhost", "/", Send::Get)
     }
 
     /// What must hold when all is over: the same host processes, a platform that said nothing of a panic, and a victim

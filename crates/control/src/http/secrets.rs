@@ -26,6 +26,7 @@ fn shown(api: &Api, view: SecretView) -> SecretView {
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/secrets", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = Vec<SecretView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
+    // All apps that name one are read.
     let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
     let views = api.writer.secrets(&tenant).await?;
     Ok(answer(&views.into_iter().map(|view| shown(&api, view)).collect::<Vec<_>>()))
@@ -62,10 +63,11 @@ pub(super) async fn write(
         body.fill(0);
         std::hint::black_box(&body);
     }
-    let view = api.writer.set_secret(&tenant, &name, &value, api.etags.require(require)).await?;
-    let data = json!({ "secret": view.name, "version": view.version });
-    api.events.control(event::SECRET_SET, Subject::Tenant(tenant), &data);
-    Ok(answer(&shown(&api, view)))
+    let info = api.writer.set_secret(&tenant, &name, &value, api.etags.require(require)).await?;
+    let data = json!({ "secret": info.name, "version": info.version });
+    api.events.control(event::SECRET_SET, Subject::Tenant(tenant.clone()), &data);
+    let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
+    Ok(answer(&shown(&api, api.writer.shown(&tenant, info).await?)))
 }
 
 /// How a secret is deleted.

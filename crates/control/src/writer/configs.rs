@@ -1,55 +1,29 @@
 //! Configs that apps share. Setting one writes it, then makes a new revision of every app that names it: revisions stay
 //! immutable, and each says what it ran with. What a crash leaves undone is done at the next start.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use api::client::Require;
 use api::control::{ConfigFollowed, ConfigRequest, ConfigSet, ConfigUse, ConfigView, Origin};
 use api::problem::{Code, Problem};
-use model::app::{LockedApp, Revision};
+use model::app::LockedApp;
 use model::config::{self, ENV, MAX_CONFIG, MAX_CONFIGS, Values};
 use model::plan::AppId;
 use model::rules::{MAX_CONFIG_ENTRIES, MAX_REVISION};
-use model::{ConfigName, Digest, TenantName, rules};
+use model::{AppName, ConfigName, TenantName, rules};
 use store::keys::{self, ConfigRecord, RevisionRecord};
 use store::{Expect, StoreError};
 use tokio::sync::MutexGuard;
 
-use super::{Cause, Writer, counted, decode, encode, judge};
+use super::{Cause, SHOWN, Writer, and_more, counted, decode, encode, judge};
 use crate::clock;
 use crate::http::{Answer, Refusal};
+use crate::named::Thing;
 
 /// A config that is there, and the store revision it was written at.
 struct Kept {
     record: ConfigRecord,
     etag: u64,
-}
-
-/// An app that names shared configs, and what it takes to say whether it has them as they are now: whole revisions are not held, a tenant may have
-/// thousands.
-struct User {
-    id: AppId,
-    revision: Revision,
-    /// Of what each held when the revision was made; none where its places differ.
-    held: BTreeMap<ConfigName, Option<Digest>>,
-}
-
-impl User {
-    fn of(id: &AppId, record: &RevisionRecord) -> Self {
-        let mut held: BTreeMap<ConfigName, Option<Digest>> = BTreeMap::new();
-        for shared in config::shared(&record.app) {
-            let digest = digest(&shared.values);
-            held.entry(shared.name.clone())
-                .and_modify(|was| *was = was.filter(|was| *was == digest))
-                .or_insert(Some(digest));
-        }
-        Self { id: id.clone(), revision: record.revision, held }
-    }
-}
-
-fn digest(values: &Values) -> Digest {
-    // A map of texts can be written.
-    Digest::of(&serde_json::to_vec(values).unwrap_or_default())
 }
 
 /// Whether two apps are the same but for what shared configs held.
@@ -66,15 +40,25 @@ impl Writer {
     /// The tenant's configs, what names each, and the operator's environment.
     pub(crate) async fn configs(&self, tenant: &TenantName) -> Answer<Vec<ConfigView>> {
         self.tenant(tenant).await?;
-        let users = self.users(tenant).await?;
         let mut views = Vec::new();
         if let Some(kept) = self.read(&keys::env()).await? {
             let name: ConfigName = ENV.parse().map_err(super::defect)?;
-            views.push(view(name, Kept { etag: 0, ..kept }, &users));
+            views.push(view(name, Kept { etag: 0, ..kept }));
         }
         for entry in self.store.list(&keys::configs_of(tenant)).await?.entries {
             let Some(name) = keys::parts(&entry.key).nth(1).and_then(|name| name.parse().ok()) else { continue };
-            views.push(view(name, Kept { record: decode(&entry)?, etag: entry.revision }, &users));
+            views.push(view(name, Kept { record: decode(&entry)?, etag: entry.revision }));
+        }
+        let apps: BTreeSet<AppName> = {
+            let state = self.state.lock();
+            views.iter().flat_map(|view| state.users(tenant, named(&view.name)).first(usize::MAX)).collect()
+        };
+        for app in apps {
+            let Some(record) = self.user(tenant, app).await? else { continue };
+            let names = config::names(&record.app);
+            for view in views.iter_mut().filter(|view| names.contains(&view.name)) {
+                view.used_by.push(used(&record, &view.name, &view.values));
+            }
         }
         Ok(views)
     }
@@ -83,7 +67,7 @@ impl Writer {
     pub(crate) async fn config(&self, tenant: &TenantName, name: &ConfigName) -> Answer<ConfigView> {
         self.tenant(tenant).await?;
         let kept = self.kept(tenant, name).await?.ok_or_else(|| none(tenant, name))?;
-        Ok(view(name.clone(), kept, &self.users(tenant).await?))
+        self.used(tenant, view(name.clone(), kept)).await
     }
 
     /// Sets a config whole, and makes new revisions of the apps that name it.
@@ -96,6 +80,10 @@ impl Writer {
     ) -> Answer<ConfigSet> {
         changeable(name)?;
         let values = sound(name, request.values)?;
+        self.tenant(tenant).await?;
+        // Reading all users takes time, so it is done before the turn. An app that names it only since then is judged as
+        // the others are when its turn comes, and the answer says what became of it.
+        self.bearable(tenant, name, &values).await?;
         let turn = self.turn.lock().await;
         self.tenant(tenant).await?;
         let kept = self.kept(tenant, name).await?;
@@ -104,19 +92,19 @@ impl Writer {
             return Err(Refusal::new(Code::RequestInvalid, format!("a tenant has at most {MAX_CONFIGS} configs"))
                 .help("delete one that no app names: `sidereal config list` shows them"));
         }
-        let users = self.bearable(tenant, name, &values).await?;
         let unchanged = kept.as_ref().is_some_and(|kept| kept.record.values == values);
         let version = kept.as_ref().map_or(0, |kept| kept.record.version).saturating_add(u64::from(!unchanged));
         let updated_ms = kept.filter(|_| unchanged).map_or_else(clock::millis, |kept| kept.record.updated_ms);
         let record = ConfigRecord { version, updated_ms, values, pending: true };
         let key = keys::config(tenant, name);
         self.admit(tenant, &key, encode(&record)?.len()).await?;
-        let (apps, etag) = self.roll_out(turn, &key, name, record, expect, &users).await?;
+        let users = self.users(tenant, name);
+        let (apps, etag) = self.roll_out(turn, &key, name, record, expect, users).await?;
         let kept = self.kept(tenant, name).await?.filter(|kept| Some(kept.etag) == etag).ok_or_else(|| {
             Refusal::new(Code::Conflict, format!("the config `{name}` was set again at the same moment"))
                 .help("the apps that name it get the later values; look at it again, then decide anew")
         })?;
-        Ok(ConfigSet { config: view(name.clone(), kept, &self.users(tenant).await?), unchanged, apps })
+        Ok(ConfigSet { config: self.used(tenant, view(name.clone(), kept)).await?, unchanged, apps })
     }
 
     /// Deletes a config that no app names.
@@ -129,13 +117,18 @@ impl Writer {
             Expect::Any => Expect::Revision(kept.etag),
             other => other,
         };
-        let used: Vec<String> =
-            users_of(name, &self.users(tenant).await?).map(|user| user.id.app.to_string()).collect();
-        if !used.is_empty() {
+        let (used, all) = {
+            let state = self.state.lock();
+            let users = state.users(tenant, named(name));
+            (users.first(SHOWN), users.count())
+        };
+        if all > 0 {
+            let more = and_more(used.len(), all);
+            let by: Vec<String> = used.iter().map(ToString::to_string).chain(more.clone()).collect();
             let mut refusal =
-                Refusal::new(Code::ConfigInUse, format!("the config `{name}` is in use by {}", used.join(", ")))
+                Refusal::new(Code::ConfigInUse, format!("the config `{name}` is in use by {}", by.join(", ")))
                     .help("deploy these apps without it first");
-            refusal.problem.findings = used.iter().map(|app| format!("app `{app}`")).collect();
+            refusal.problem.findings = used.iter().map(|app| format!("app `{app}`")).chain(more).collect();
             return Err(refusal);
         }
         self.let_go(&keys::config(tenant, name), expect).await?;
@@ -210,10 +203,10 @@ impl Writer {
             };
             let mut users = Vec::new();
             for tenant in &tenants {
-                users.extend(self.users(tenant).await?);
+                users.extend(self.users(tenant, &name));
             }
             let turn = self.turn.lock().await;
-            let (apps, _) = self.roll_out(turn, &keys::env(), &name, record, expect, &users).await?;
+            let (apps, _) = self.roll_out(turn, &keys::env(), &name, record, expect, users).await?;
             said(&name, &apps);
         }
         for entry in self.store.list(keys::CONFIGS).await?.entries {
@@ -222,10 +215,10 @@ impl Writer {
             let (Some(tenant), Some(name)) = (parts.next(), parts.next()) else { continue };
             let (Ok(tenant), Ok(name)) = (tenant.parse::<TenantName>(), name.parse::<ConfigName>()) else { continue };
             if record.pending {
-                let users = self.users(&tenant).await?;
+                let users = self.users(&tenant, &name);
                 let expect = Expect::Revision(entry.revision);
                 let turn = self.turn.lock().await;
-                let (apps, _) = self.roll_out(turn, &entry.key, &name, record, expect, &users).await?;
+                let (apps, _) = self.roll_out(turn, &entry.key, &name, record, expect, users).await?;
                 said(&name, &apps);
             }
         }
@@ -243,13 +236,13 @@ impl Writer {
         name: &ConfigName,
         mut record: ConfigRecord,
         expect: Expect,
-        users: &[User],
+        users: Vec<AppId>,
     ) -> Answer<(Vec<ConfigFollowed>, Option<u64>)> {
         record.pending = true;
         let etag = self.keep(key, encode(&record)?, expect).await?;
         drop(turn);
         let mut followed = Vec::new();
-        for User { id, .. } in users_of(name, users) {
+        for id in &users {
             let seen = self.see_current(id).await.unwrap_or_default();
             let _turn = self.turn.lock().await;
             if self.read(key).await?.is_none_or(|kept| kept.etag != etag) {
@@ -304,50 +297,48 @@ impl Writer {
         entry.map(|entry| Ok(Kept { record: decode(&entry)?, etag: entry.revision })).transpose()
     }
 
-    /// The tenant's apps that name a shared config, as they are wanted.
-    async fn users(&self, tenant: &TenantName) -> Answer<Vec<User>> {
-        self.users_seen(tenant, |_, _| ()).await
+    /// The tenant's apps that name a config, as they are wanted.
+    fn users(&self, tenant: &TenantName, name: &ConfigName) -> Vec<AppId> {
+        let apps = self.state.lock().users(tenant, named(name)).first(usize::MAX);
+        apps.into_iter().map(|app| AppId { tenant: tenant.clone(), app }).collect()
     }
 
-    /// The same; each is shown on the way, and one at a time is held.
-    async fn users_seen(
-        &self,
-        tenant: &TenantName,
-        mut see: impl FnMut(&AppId, &LockedApp) + Send,
-    ) -> Answer<Vec<User>> {
-        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
-        let mut users = Vec::new();
-        for id in ids {
-            match self.current(&id).await {
-                Ok(current) => {
-                    let user = User::of(&id, &current.record);
-                    if !user.held.is_empty() {
-                        see(&id, &current.record.app);
-                        users.push(user);
-                    }
-                }
-                // Deleted a moment ago.
-                Err(refusal) if refusal.problem.code == Code::NotFound => {}
-                Err(refusal) => return Err(refusal),
+    /// One of them; none where it was deleted a moment ago.
+    async fn user(&self, tenant: &TenantName, app: AppName) -> Answer<Option<RevisionRecord>> {
+        match self.current(&AppId { tenant: tenant.clone(), app }).await {
+            Ok(current) => Ok(Some(current.record)),
+            Err(refusal) if refusal.problem.code == Code::NotFound => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// The view with what names the config.
+    async fn used(&self, tenant: &TenantName, mut view: ConfigView) -> Answer<ConfigView> {
+        for id in self.users(tenant, &view.name) {
+            let record = self.user(tenant, id.app).await?;
+            // One that names it no more has changed a moment ago.
+            let record = record.filter(|record| config::names(&record.app).contains(&view.name));
+            let used = record.map(|record| used(&record, &view.name, &view.values));
+            view.used_by.extend(used);
+        }
+        Ok(view)
+    }
+
+    /// No app may get more by a config than it may have: then nothing is changed.
+    async fn bearable(&self, tenant: &TenantName, name: &ConfigName, values: &Values) -> Answer<()> {
+        let (mut findings, mut more) = (Vec::new(), 0usize);
+        for id in self.users(tenant, name) {
+            let Some(record) = self.user(tenant, id.app).await? else { continue };
+            match unbearable(record.app, name, values) {
+                found if found.is_empty() => {}
+                found if findings.len() < SHOWN => findings.extend(found),
+                _ => more = more.saturating_add(1),
             }
         }
-        Ok(users)
-    }
-
-    /// The tenant's apps that name a shared config, where none gets more by these values of one than it may have: then nothing is
-    /// changed.
-    async fn bearable(&self, tenant: &TenantName, name: &ConfigName, values: &Values) -> Answer<Vec<User>> {
-        let mut findings = Vec::new();
-        let users = self
-            .users_seen(tenant, |id, app| {
-                if findings.len() < MAX_FINDINGS && config::names(app).contains(name) {
-                    findings.extend(unbearable(id, app, name, values));
-                }
-            })
-            .await?;
         if findings.is_empty() {
-            return Ok(users);
+            return Ok(());
         }
+        findings.extend(and_more(0, more));
         let text = format!(
             "with these values of `{name}` an app would have more than {MAX_CONFIG_ENTRIES} entries at a component, or more than {} bytes of \
              shared configs, or be larger than {MAX_REVISION} bytes; nothing was changed",
@@ -360,30 +351,26 @@ impl Writer {
     }
 }
 
-/// Apps that are said to have no room for a config, about: a tenant may have thousands.
-const MAX_FINDINGS: usize = 200;
-
-fn users_of<'a>(name: &'a ConfigName, users: &'a [User]) -> impl Iterator<Item = &'a User> {
-    users.iter().filter(|user| user.held.contains_key(name))
+fn named(name: &ConfigName) -> Thing {
+    Thing::Config(name.clone())
 }
 
-/// What an app would have too much of with these values of a config.
-fn unbearable(id: &AppId, app: &LockedApp, name: &ConfigName, values: &Values) -> Vec<String> {
-    let mut findings = Vec::new();
-    let before = rules::size(app);
-    let mut app = app.clone();
+/// What an app would have too much of with these values.
+fn unbearable(mut app: LockedApp, name: &ConfigName, values: &Values) -> Vec<String> {
+    let before = rules::size(&app);
     config::fill(&mut app, name, values);
-    for (component, locked) in &app.components {
-        let entries = locked.answers().len();
-        if entries > MAX_CONFIG_ENTRIES {
-            findings.push(format!("component `{component}` of app `{}` would have {entries} entries", id.app));
-        }
-    }
+    let entries = app.components.iter().map(|(component, locked)| (component, locked.answers().len()));
+    let mut findings: Vec<String> = entries
+        .filter(|(_, entries)| *entries > MAX_CONFIG_ENTRIES)
+        .map(|(component, entries)| {
+            format!("component `{component}` of app `{}` would have {entries} entries", app.name)
+        })
+        .collect();
     let (shared, size) = (config::shared_size(&app), rules::size(&app));
     if shared > config::MAX_SHARED {
-        findings.push(format!("app `{}` would hold {shared} bytes of shared configs", id.app));
+        findings.push(format!("app `{}` would hold {shared} bytes of shared configs", app.name));
     } else if size > MAX_REVISION && size > before {
-        findings.push(format!("a revision of app `{}` would be {size} bytes", id.app));
+        findings.push(format!("a revision of app `{}` would be {size} bytes", app.name));
     }
     findings
 }
@@ -417,16 +404,17 @@ fn expected(name: &ConfigName, kept: Option<&Kept>, require: Require) -> Answer<
     }
 }
 
-fn view(name: ConfigName, kept: Kept, users: &[User]) -> ConfigView {
+/// Without what names it.
+fn view(name: ConfigName, kept: Kept) -> ConfigView {
     let Kept { record: ConfigRecord { version, updated_ms, values, .. }, etag } = kept;
-    let digest = digest(&values);
-    let used_by = users_of(&name, users).map(|user| ConfigUse {
-        app: user.id.app.clone(),
-        revision: user.revision,
-        differs: user.held.get(&name) != Some(&Some(digest)),
-    });
-    let used_by = used_by.collect();
-    ConfigView { name, values, version, updated_ms, etag, used_by }
+    ConfigView { name, values, version, updated_ms, etag, used_by: Vec::new() }
+}
+
+/// An app that names the config.
+fn used(record: &RevisionRecord, name: &ConfigName, values: &Values) -> ConfigUse {
+    let mut app = record.app.clone();
+    config::fill(&mut app, name, values);
+    ConfigUse { app: record.app.name.clone(), revision: record.revision, differs: app != record.app }
 }
 
 /// What nobody waits for is said in the log.

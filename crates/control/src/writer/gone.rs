@@ -1,5 +1,5 @@
-//! Tenants that are deleted. First it is written down that the name is gone for ever; the settings go last. A crash in
-//! between leaves both, and the next start goes on from there.
+//! Tenants that are deleted. First it is written down that the name is gone for ever: from then on the tenant is not there for
+//! any other change. The settings go last. A crash in between leaves both, and the next start goes on from there.
 
 use api::client::Require;
 use api::problem::Code;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use store::keys::{self, Head};
 use store::{Expect, StoreError};
 
-use super::{Writer, decode, encode};
+use super::{Writer, encode};
 use crate::clock;
 use crate::http::{Answer, Refusal};
 
@@ -24,8 +24,8 @@ struct Gone {
 impl Writer {
     /// Deletes a tenant and everything it has. Its data on the nodes goes once the last calls have ended.
     pub(crate) async fn delete_tenant(&self, name: &TenantName, require: Require) -> Answer<()> {
-        let _turn = self.turn.lock().await;
-        let etag = self.tenant(name).await?.etag;
+        let turn = self.turn.lock().await;
+        let etag = self.last_settings(name).await?.etag;
         match require {
             Require::Exists => {}
             Require::At(wanted) if wanted == etag => {}
@@ -40,6 +40,7 @@ impl Writer {
             }
         }
         self.store.put(&keys::gone(name), encode(&Gone { at_ms: clock::millis() })?, Expect::Any, None).await?;
+        drop(turn);
         self.erase(name).await
     }
 
@@ -48,13 +49,13 @@ impl Writer {
         for entry in self.store.list(keys::GONE).await?.entries {
             let Some(Ok(name)) = keys::parts(&entry.key).next().map(str::parse::<TenantName>) else { continue };
             if self.store.get(&keys::tenant(&name)).await?.is_some() {
-                let _turn = self.turn.lock().await;
                 self.erase(&name).await?;
             }
         }
         Ok(())
     }
 
+    /// Takes the turn anew for each app: a tenant of thousands does not keep the others waiting.
     async fn erase(&self, name: &TenantName) -> Answer<()> {
         // Its people first: nothing new comes in.
         for prefix in [keys::tokens_of(name), keys::token_uses_of(name)] {
@@ -63,10 +64,11 @@ impl Writer {
         for entry in self.store.list(&keys::apps_of(name)).await?.entries {
             let Some(id) = keys::parts(&entry.key).nth(1).and_then(|app| app.parse().ok()) else { continue };
             let id = AppId { tenant: name.clone(), app: id };
-            let head: Head = decode(&entry)?;
-            if !head.deleted {
+            let _turn = self.turn.lock().await;
+            // It may have been deleted since it was listed.
+            if let Some((head, at)) = self.head(&id).await?.filter(|(head, _)| !head.deleted) {
                 let head = Head { deleted: true, keyed: Vec::new(), ..head };
-                let at = self.store.put(&entry.key, encode(&head)?, Expect::Revision(entry.revision), None).await?;
+                let at = self.store.put(&entry.key, encode(&head)?, Expect::Revision(at), None).await?;
                 self.state.lock().forget(&id, at);
             }
             self.store.put(&keys::purge(name, &id.app), encode(&())?, Expect::Any, None).await?;
@@ -92,5 +94,79 @@ impl Writer {
             Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
             Err(cause) => Err(cause.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::FutureExt as _;
+    use model::app::Revision;
+    use model::tenant::TenantSettings;
+    use store::Store as _;
+    use store::blobs::Blobs;
+    use store::redb::RedbStore;
+    use store::secrets::Secrets;
+
+    use super::*;
+    use crate::state::Shared;
+    use crate::trust::Vetter;
+    use crate::writer::Turn;
+
+    #[tokio::test]
+    async fn the_deletion_of_a_tenant_takes_turns_with_other_changes_and_nothing_comes_between() {
+        const APPS: usize = 3;
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
+        let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
+        let secrets = Secrets::open(store.clone(), &dir.path().join("keys")).await.unwrap();
+        let (state, turn) = (Arc::<Shared>::default(), Turn::default());
+        let writer = Writer::new(store.clone(), Vetter::new(blobs), secrets, state, turn);
+        let tenant: TenantName = "t".parse().unwrap();
+        let settings = encode(&TenantSettings::default()).unwrap();
+        store.put(&keys::tenant(&tenant), settings, Expect::Absent, None).await.unwrap();
+        for n in 0..APPS {
+            let head = encode(&Head { revision: Revision(1), deleted: false, keyed: vec![] }).unwrap();
+            let key = keys::app(&tenant, &format!("a{n}").parse().unwrap());
+            store.put(&key, head, Expect::Absent, None).await.unwrap();
+        }
+        let left = async || {
+            let heads = store.list(&keys::apps_of(&tenant)).await.unwrap().entries;
+            heads.iter().filter(|entry| !serde_json::from_slice::<Head>(&entry.value).unwrap().deleted).count()
+        };
+
+        // The turn is given in the order of who asks: the deletion first, then each of these in between.
+        let held = writer.turn().await;
+        let mut deleting = writer.delete_tenant(&tenant, Require::Exists).boxed();
+        assert!((&mut deleting).now_or_never().is_none());
+        let mut next = Box::pin(writer.turn());
+        assert!((&mut next).now_or_never().is_none());
+        drop(held);
+        let mut seen = Vec::new();
+        loop {
+            tokio::select! {
+                done = &mut deleting => {
+                    done.unwrap();
+                    break;
+                }
+                turn = &mut next => {
+                    seen.push(left().await);
+                    let refusal = writer.tenant(&tenant).await.err().unwrap();
+                    assert_eq!(refusal.problem.code, Code::NotFound, "what has the turn now finds no tenant");
+                    // Again in the row, behind the deletion where that waits.
+                    let mut again = Box::pin(writer.turn());
+                    assert!((&mut again).now_or_never().is_none());
+                    drop(turn);
+                    next = again;
+                }
+            }
+        }
+        assert!(seen.contains(&APPS) && seen.contains(&1), "{seen:?} apps were left when others had the turn");
+        assert_eq!(left().await, 0);
+        assert!(store.get(&keys::tenant(&tenant)).await.unwrap().is_none());
+        drop(next);
+        let refusal = writer.delete_tenant(&tenant, Require::Exists).await.err().unwrap();
+        assert_eq!(refusal.problem.code, Code::NotFound);
     }
 }

@@ -1,6 +1,9 @@
 //! The one place that changes what is wanted: revisions, deletions, tenant settings. Writes are made one after another,
 //! so that two apps can never both win the same route, and no deploy is judged by settings that were just replaced. Here
 //! is what every change begins with: the turn, and what is there. Each kind of change has its own file.
+//!
+//! The turn is one for all tenants, so nobody holds it for longer the more apps or routes there are: what a change asks about
+//! all of them, `State` keeps ready, and what concerns many apps takes a turn for each.
 
 mod configs;
 mod gone;
@@ -41,6 +44,14 @@ pub(crate) type Turn = Arc<Mutex<()>>;
 
 /// How often what no client would ask for again is seen anew, where another revision came before its turn.
 pub(crate) const SEES: u32 = 3;
+
+/// Apps that a refusal names, of those that are in the way: a tenant may have thousands.
+const SHOWN: usize = 16;
+
+/// The last finding of a refusal that names only some of all apps.
+fn and_more(shown: usize, all: usize) -> Option<String> {
+    all.checked_sub(shown).filter(|more| *more > 0).map(|more| format!("and {more} apps more"))
+}
 
 /// Makes all changes.
 pub(crate) struct Writer {
@@ -95,10 +106,19 @@ impl Writer {
         }
     }
 
-    /// The tenant's settings as they are in the store.
+    /// The tenant's settings as they are in the store. One that is being deleted is not there: nothing of it changes any
+    /// more, whoever has the turn meanwhile.
     pub(crate) async fn tenant(&self, name: &TenantName) -> Answer<Tenant> {
-        let entry = self.store.get(&keys::tenant(name)).await?;
-        let entry = entry.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no tenant `{name}`")))?;
+        let tenant = self.last_settings(name).await?;
+        if self.store.get(&keys::gone(name)).await?.is_some() {
+            return Err(no_tenant(name));
+        }
+        Ok(tenant)
+    }
+
+    /// The same of one that may be half deleted.
+    async fn last_settings(&self, name: &TenantName) -> Answer<Tenant> {
+        let entry = self.store.get(&keys::tenant(name)).await?.ok_or_else(|| no_tenant(name))?;
         Ok(Tenant { settings: Arc::new(decode(&entry)?), etag: entry.revision })
     }
 
@@ -180,6 +200,10 @@ fn check(id: &AppId, head: Option<&Head>, require: Require) -> Answer<()> {
         }
         (Require::Exists | Require::At(_), None) => conflict(format!("app `{}` does not exist", id.app)),
     }
+}
+
+fn no_tenant(name: &TenantName) -> Refusal {
+    Refusal::new(Code::NotFound, format!("there is no tenant `{name}`"))
 }
 
 pub(crate) fn no_app(id: &AppId) -> Refusal {

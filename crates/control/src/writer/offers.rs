@@ -7,15 +7,16 @@ use api::client::Require;
 use api::control::Origin;
 use api::problem::Code;
 use axum::http::StatusCode;
-use model::app::{LockedApp, ProviderSpec};
+use model::app::{LockedApp, ProviderKind, ProviderSpec};
 use model::plan::AppId;
 use model::rules::provider::built_in;
 use model::tenant::TenantSettings;
-use model::{ProviderName, TenantName};
+use model::{AppName, ProviderName, TenantName};
 use store::keys::{self, RevisionRecord};
 
-use super::{Cause, Current, SEES, Writer, decode};
+use super::{Cause, Current, SEES, SHOWN, Writer, and_more, decode};
 use crate::http::{Answer, Refusal};
+use crate::named::Thing;
 use crate::trust::Seen;
 
 impl Writer {
@@ -100,17 +101,18 @@ impl Writer {
         if turned.is_empty() {
             return Ok(());
         }
-        let ids: Vec<AppId> = self.state.lock().apps_of(name).map(|(id, _, _)| id.clone()).collect();
         let mut links = Vec::new();
-        for id in ids {
-            let app = self.current(&id).await?.record.app;
-            for link in &app.links {
-                let linked = app.providers.get(&link.provider).filter(|spec| spec.operator);
-                let (Some(linked), Some(new)) = (linked, turned.get(&link.provider)) else { continue };
-                if linked.kind != new.kind {
-                    let at = format!("{}/{} {} {}", id.app, link.component, link.contract, link.label);
-                    links.push(format!("{at} goes to `{}` of type {}", link.provider, linked.kind.as_str()));
+        for (provider, new) in turned {
+            for kind in ProviderKind::ALL.into_iter().filter(|kind| *kind != new.kind) {
+                let (apps, all) = {
+                    let state = self.state.lock();
+                    let users = state.users(name, Thing::Offered(provider.clone(), kind));
+                    (users.first(SHOWN), users.count())
+                };
+                for app in &apps {
+                    links.extend(self.links_to(name, app, provider, kind).await?);
                 }
+                links.extend(and_more(apps.len(), all));
             }
         }
         if links.is_empty() {
@@ -121,6 +123,24 @@ impl Writer {
         Err(Refusal::new(Code::RequestInvalid, text)
             .status(StatusCode::CONFLICT)
             .help("offer the new one under another name, move the links there, then remove the old one"))
+    }
+
+    /// The links of an app to a provider of the operator that is of this type for it.
+    async fn links_to(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        provider: &ProviderName,
+        kind: ProviderKind,
+    ) -> Answer<Vec<String>> {
+        let id = AppId { tenant: tenant.clone(), app: app.clone() };
+        let links = self.current(&id).await?.record.app.links;
+        let there = links.into_iter().filter(|link| link.provider == *provider);
+        let said = there.map(|link| {
+            let at = format!("{app}/{} {} {}", link.component, link.contract, link.label);
+            format!("{at} goes to `{provider}` of type {}", kind.as_str())
+        });
+        Ok(said.collect())
     }
 }
 

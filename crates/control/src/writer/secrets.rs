@@ -1,23 +1,32 @@
 //! Setting and deleting secrets, in turn with deploys: an app whose secret was there when it was judged has it when it
 //! is recorded. Values pass through and are kept by the secret store alone.
 
+use std::collections::BTreeSet;
+
 use api::client::Require;
 use api::control::{KeyRotated, SecretView};
 use api::problem::Code;
 use model::plan::AppId;
-use model::{SecretName, SecretValue, TenantName};
+use model::tenant::TenantSettings;
+use model::{AppName, SecretName, SecretValue, TenantName};
 use store::Expect;
 use store::secrets::SecretInfo;
 
-use super::Writer;
+use super::{SHOWN, Writer, and_more};
 use crate::http::{Answer, Refusal};
+use crate::named::Thing;
 
 impl Writer {
     /// The tenant's secrets and what names each.
     pub(crate) async fn secrets(&self, tenant: &TenantName) -> Answer<Vec<SecretView>> {
-        self.tenant(tenant).await?;
-        let uses = self.uses(tenant).await?;
+        let settings = self.tenant(tenant).await?.settings;
         let infos = self.secrets.list(tenant).await?;
+        let apps: BTreeSet<AppName> = {
+            let state = self.state.lock();
+            infos.iter().flat_map(|info| state.users(tenant, named(&info.name)).first(usize::MAX)).collect()
+        };
+        let mut uses = self.uses(tenant, apps).await?;
+        uses.extend(of_operator(&settings));
         Ok(infos.into_iter().map(|info| view(info, &uses)).collect())
     }
 
@@ -25,17 +34,18 @@ impl Writer {
     pub(crate) async fn secret(&self, tenant: &TenantName, name: &SecretName) -> Answer<SecretView> {
         self.tenant(tenant).await?;
         let info = self.secrets.get(tenant, name).await?.ok_or_else(|| none(tenant, name))?;
-        Ok(view(info, &self.uses(tenant).await?))
+        self.shown(tenant, info).await
     }
 
-    /// Sets a secret; whoever uses it gets the new value from its next use on.
+    /// Sets a secret; whoever uses it gets the new value from its next use on. What [`Writer::shown`] shows of it is read
+    /// when others may change something again.
     pub(crate) async fn set_secret(
         &self,
         tenant: &TenantName,
         name: &SecretName,
         value: &SecretValue,
         require: Require,
-    ) -> Answer<SecretView> {
+    ) -> Answer<SecretInfo> {
         let _turn = self.turn.lock().await;
         self.tenant(tenant).await?;
         let expect = match require {
@@ -47,8 +57,15 @@ impl Writer {
                 None => return Err(Refusal::new(Code::Conflict, format!("there is no secret `{name}` to replace"))),
             },
         };
-        let info = self.set_counted(tenant, name, value, expect).await?;
-        Ok(view(info, &self.uses(tenant).await?))
+        self.set_counted(tenant, name, value, expect).await
+    }
+
+    /// A secret with what names it. Reads every app that does.
+    pub(crate) async fn shown(&self, tenant: &TenantName, info: SecretInfo) -> Answer<SecretView> {
+        let apps = self.state.lock().users(tenant, named(&info.name)).first(usize::MAX);
+        let mut uses = self.uses(tenant, apps).await?;
+        uses.extend(of_operator(&self.tenant(tenant).await?.settings));
+        Ok(view(info, &uses))
     }
 
     /// Deletes a secret. One that something names is kept unless `force`: then its users fail when they next need it.
@@ -59,23 +76,38 @@ impl Writer {
         force: bool,
         require: Require,
     ) -> Answer<()> {
-        let _turn = self.turn.lock().await;
-        self.tenant(tenant).await?;
+        let turn = self.turn.lock().await;
+        let settings = self.tenant(tenant).await?.settings;
         let info = self.secrets.get(tenant, name).await?.ok_or_else(|| none(tenant, name))?;
         let expect = match require {
             Require::At(etag) => Expect::Revision(etag),
             Require::Any | Require::Exists => Expect::Revision(info.etag),
             Require::Absent => return Err(Refusal::new(Code::Conflict, format!("there is a secret `{name}`"))),
         };
-        let used_by = view(info, &self.uses(tenant).await?).used_by;
-        if !force && !used_by.is_empty() {
-            let mut refusal =
-                Refusal::new(Code::Conflict, format!("the secret `{name}` is in use: {}", used_by.join(", ")))
-                    .help("deploy without it first, or delete it all the same with `--force`");
-            refusal.problem.findings = used_by;
-            return Err(refusal);
+        let (apps, all) = {
+            let state = self.state.lock();
+            let users = state.users(tenant, named(name));
+            (users.first(SHOWN), users.count())
+        };
+        let offered = of_operator(&settings).any(|(secret, _)| secret == *name);
+        if force || all == 0 && !offered {
+            return self.delete_counted(tenant, name, expect).await;
         }
-        self.delete_counted(tenant, name, expect).await
+        drop(turn);
+        let mut used_by: Vec<String> = Vec::new();
+        for app in &apps {
+            let uses = self.uses(tenant, [app.clone()]).await?;
+            let of_app: Vec<String> = uses.into_iter().filter(|(secret, _)| secret == name).map(|(_, by)| by).collect();
+            // Changed a moment ago: it was so when it was asked.
+            used_by.extend(if of_app.is_empty() { vec![format!("app `{app}`")] } else { of_app });
+        }
+        used_by.extend(and_more(apps.len(), all));
+        used_by.extend(of_operator(&settings).filter(|(secret, _)| secret == name).map(|(_, by)| by));
+        let mut refusal =
+            Refusal::new(Code::Conflict, format!("the secret `{name}` is in use: {}", used_by.join(", ")))
+                .help("deploy without it first, or delete it all the same with `--force`");
+        refusal.problem.findings = used_by;
+        Err(refusal)
     }
 
     /// Changes the master key; secrets are read and set meanwhile.
@@ -84,11 +116,15 @@ impl Writer {
         Ok(KeyRotated { key: rotated.key, tenants: rotated.tenants })
     }
 
-    /// Every secret that something of the tenant names, and what does.
-    async fn uses(&self, tenant: &TenantName) -> Answer<Vec<(SecretName, String)>> {
-        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
+    /// Every secret that these apps name, and what does.
+    async fn uses(
+        &self,
+        tenant: &TenantName,
+        apps: impl IntoIterator<Item = AppName>,
+    ) -> Answer<Vec<(SecretName, String)>> {
         let mut uses = Vec::new();
-        for id in ids {
+        for app in apps {
+            let id = AppId { tenant: tenant.clone(), app };
             let app = match self.current(&id).await {
                 Ok(current) => current.record.app,
                 // Deleted a moment ago.
@@ -98,13 +134,22 @@ impl Writer {
             let of_app = model::secret::uses(&app);
             uses.extend(of_app.into_iter().map(|used| (used.secret, format!("app `{}`, {}", id.app, used.by))));
         }
-        for (provider, spec) in &self.tenant(tenant).await?.settings.providers {
-            for (key, reference) in spec.secrets.iter().filter(|(_, reference)| reference.is_own()) {
-                uses.push((reference.secret.clone(), format!("the `{key}` of the operator's provider `{provider}`")));
-            }
-        }
         Ok(uses)
     }
+}
+
+/// The tenant's secrets that the operator's providers name, and what does.
+fn of_operator(settings: &TenantSettings) -> impl Iterator<Item = (SecretName, String)> {
+    settings.providers.iter().flat_map(|(provider, spec)| {
+        let own = spec.secrets.iter().filter(|(_, reference)| reference.is_own());
+        own.map(move |(key, reference)| {
+            (reference.secret.clone(), format!("the `{key}` of the operator's provider `{provider}`"))
+        })
+    })
+}
+
+fn named(name: &SecretName) -> Thing {
+    Thing::Secret(name.clone())
 }
 
 fn view(info: SecretInfo, uses: &[(SecretName, String)]) -> SecretView {

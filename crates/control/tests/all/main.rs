@@ -28,3 +28,4 @@ mod secrets;
 mod sweep;
 mod tenants;
 mod trust;
+mod turn;

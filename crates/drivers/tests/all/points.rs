@@ -52,7 +52,8 @@ fn the_table_names_tests_that_there_are() {
     for (index, row) in rows.iter().enumerate() {
         let cells: Vec<&str> = row.trim_start_matches("//! ").split(" | ").collect();
         assert_eq!(cells[0].trim_start_matches("| "), (index + 1).to_string(), "{row}");
-        let named = |cell: &str| cell.split('`').skip(1).step_by(2).any(|name| sources.contains(&format!("fn {name}(")));
+        let named =
+            |cell: &str| cell.split('`').skip(1).step_by(2).any(|name| sources.contains(&format!("fn {name}(")));
         assert!(!named(cells[1]), "a test in the column of the point: {row}");
         let names = cells[2..].join(" ");
         let names = names.split('`').skip(1).step_by(2).filter(|name| !name.contains(':'));

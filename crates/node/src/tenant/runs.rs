@@ -289,6 +289,32 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_is_revealed_to_apps_whose_revisions_link_it_and_no_longer() {
+        let (tenant, name): (_, AppName) = (Tenant::new("t".parse().unwrap()), "a".parse().unwrap());
+        let app = |revision, labels: &[&str]| {
+            let link = |label: &&str| {
+                serde_json::json!({
+                    "component": "c", "contract": "wasmcloud:secrets", "label": label, "provider": "secrets",
+                })
+            };
+            let links: Vec<_> = labels.iter().map(link).collect();
+            let app = serde_json::json!({ "name": "a", "components": {}, "links": links });
+            Arc::new(Prepared::of(Revision(revision), &serde_json::from_value(app).unwrap()).unwrap())
+        };
+        let may = |app: &AppName, secret: &str| tenant.may_reveal(app, &secret.parse().unwrap());
+        tenant.add(app(1, &["linked", "kept"]));
+        assert!(may(&name, "linked") && may(&name, "kept"));
+        assert!(!may(&name, "other") && !may(&"b".parse().unwrap(), "linked"), "nobody else, and nothing else");
+        // The next revision has no such link: it is over with the last one that had it.
+        tenant.add(app(2, &["kept"]));
+        let last = tenant.part(&name, Revision(1));
+        assert!(!may(&name, "linked") && may(&name, "kept"));
+        drop(last);
+        tenant.remove(&name, Revision(2));
+        assert!(!may(&name, "kept"));
+    }
+
+    #[test]
     fn an_app_has_the_keys_of_its_own_providers_and_of_no_name_that_is_made_up() {
         let (tenant, name): (_, AppName) = (Tenant::new("t".parse().unwrap()), "a".parse().unwrap());
         let app = |revision, providers: &[(&str, &str)]| {

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -29,8 +30,21 @@ static void say(const char *what, long got) {
     write(1, line, n);
 }
 
+// What a running platform has: what it is, where it is, and where that is from the folder that the process was handed.
+#ifdef REAL
+static const struct { const char *what, *path, *beside; } real[] = {REAL};
+// Sockets of another tenant's host and of the platform.
+static const struct { const char *what, *path; } sockets[] = {SOCKETS};
+#endif
+
+static void attempt(const char *how, const char *what, long got) {
+    char name[120];
+    snprintf(name, sizeof name, "%s %s", how, what);
+    say(name, got);
+}
+
 int ENTRY {
-    static char name[40];
+    static char name[40], name_of[512];
     struct sockaddr_in meta = {.sin_family = AF_INET, .sin_port = htons(80)};
     inet_pton(AF_INET, "169.254.169.254", &meta.sin_addr);
     struct sockaddr off = {.sa_family = AF_UNSPEC};
@@ -102,6 +116,32 @@ int ENTRY {
     say("open the root", open("/", O_RDONLY | O_DIRECTORY));
     say("create a file", open("/x", O_CREAT | O_RDWR, 0600));
     say("climb out", open("/../../etc/passwd", O_RDONLY));
+#ifdef REAL
+    struct stat seen;
+    for (size_t i = 0; i < sizeof real / sizeof *real; i++) {
+        attempt("open", real[i].what, syscall(SYS_openat, AT_FDCWD, real[i].path, O_RDONLY));
+        attempt("look at", real[i].what, syscall(SYS_newfstatat, AT_FDCWD, real[i].path, &seen, 0));
+        attempt("open, from the folder it was handed,", real[i].what, syscall(SYS_openat, FOLDER, real[i].beside, O_RDONLY));
+        attempt("look, from the folder it was handed, at", real[i].what, syscall(SYS_newfstatat, FOLDER, real[i].beside, &seen, 0));
+        attempt("open, over the first process,", real[i].what, open(strcat(strcpy(name_of, "/proc/1/root"), real[i].path), O_RDONLY));
+    }
+    struct sockaddr_in api = {.sin_family = AF_INET, .sin_port = htons(API)};
+    inet_pton(AF_INET, "127.0.0.1", &api.sin_addr);
+    for (int fd = 3; fd <= FOLDER; fd++) {
+        char whence[40];
+        snprintf(whence, sizeof whence, "with descriptor %d", fd);
+        attempt("connect to the API", whence, syscall(SYS_connect, fd, &api, sizeof api));
+        attempt("send to the API", whence, syscall(SYS_sendto, fd, "x", 1, 0, &api, sizeof api));
+        for (size_t i = 0; i < sizeof sockets / sizeof *sockets; i++) {
+            struct sockaddr_un at = {.sun_family = AF_UNIX};
+            strncpy(at.sun_path, sockets[i].path, sizeof at.sun_path - 1);
+            char what[100];
+            snprintf(what, sizeof what, "%s %s", sockets[i].what, whence);
+            attempt("connect to", what, syscall(SYS_connect, fd, &at, sizeof at));
+            attempt("send to", what, syscall(SYS_sendto, fd, "x", 1, 0, &at, sizeof at));
+        }
+    }
+#endif
     // What is on no list is refused, whatever it is. ALLOWED comes from the committed list.
     static const int allowed[] = {ALLOWED};
     for (int number = 0; number < 470; number++) {
