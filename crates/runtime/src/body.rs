@@ -127,6 +127,7 @@ impl ResponseBody {
     ///
     /// # Errors
     /// The body, where more is to come or it is larger.
+    #[allow(clippy::result_large_err, reason = "a body that goes on is moved once, and was no allocation before")]
     pub fn whole(self, most: usize) -> Result<Few<Bytes>, Self> {
         if self.rest.is_some() || self.frames.iter().map(length).sum::<usize>() > most {
             return Err(self);
