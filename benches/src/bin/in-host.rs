@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
     let calls: usize = args.next().map_or(Ok(30_000), |calls| calls.parse())?;
     let distinct: usize = args.next().map_or(Ok(1), |distinct| distinct.parse())?.max(1);
     let requests: u32 = args.next().map_or(Ok(1), |reuse| reuse.parse())?;
-    let reuse = (requests > 1).then(|| Reuse { requests, idle: Millis(10_000) });
+    let reuse = (requests > 1).then_some(Reuse { requests, idle: Millis(10_000) });
     let wasm = std::fs::read(&path)?;
     let info = model::component::inspect(&wasm)?;
     let mut file = tempfile::tempfile()?;
