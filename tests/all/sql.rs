@@ -201,6 +201,47 @@ fn a_component_of_wasmcloud_meets_its_postgres_and_no_sqlite() {
     }
 }
 
+#[test]
+fn a_component_of_wasmcloud_meets_its_postgres_behind_another_component() {
+    let server = Postgres::start();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &["--shards", "1"]).unwrap();
+    platform.secret("db-password", PASSWORD).unwrap();
+    add_postgres(&platform, &server);
+    let links = |own: &str| {
+        format!(
+            "links.\"wasmcloud:postgres\" = {{ component = \"between\" }}\n\n[components.between]\n\
+             source = \"between.wasm\"\n{own}"
+        )
+    };
+    std::fs::copy(sidereal_tests::guest("pg-between"), app.path().join("between.wasm")).unwrap();
+    write_app(app.path(), "books", "pg-probe", &links("links.\"wasmcloud:postgres\" = \"db\"")).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let ask = |path: &str| {
+        let answer = platform.get("books.localhost", &path.replace(' ', "%20")).unwrap();
+        (answer.status, answer.body.trim_end().to_owned())
+    };
+    assert_eq!(ask("/all"), (200, "same".to_owned()));
+    assert_eq!(ask("/batch?sql=CREATE TABLE t (n INT)"), (200, "ok".to_owned()));
+    let (status, token) = ask("/prepare?sql=INSERT INTO t VALUES ($1)");
+    assert_eq!(status, 200, "{token}");
+    assert_eq!(ask(&format!("/exec?sql={token}&p=i:7")), (200, "1".to_owned()));
+    assert_eq!(ask("/query?sql=SELECT n FROM t"), (200, "n=PgValue::Int4(7)".to_owned()));
+    let (status, text) = ask("/query?sql=DROP TABLE t");
+    assert!(status == 502 && text.contains("the go-between drops nothing"), "{text}");
+    assert_eq!(server.psql(PASSWORD, "postgres", "SELECT n FROM t").unwrap(), "7");
+    // It is moved past the component, and back, like to any other provider.
+    platform.ok(&["link", "set", "books", "wasmcloud:postgres=db", "--component", "main"]).unwrap();
+    assert_eq!(ask("/batch?sql=DROP TABLE t"), (200, "ok".to_owned()));
+    // One that does not export the contract is refused, with what it does export.
+    std::fs::copy(sidereal_tests::guest("hello"), app.path().join("between.wasm")).unwrap();
+    write_app(app.path(), "books", "pg-probe", &links("")).unwrap();
+    let refused = platform.cli(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+    assert!(said.contains("imports `wasmcloud:postgres/query@0.1.1-draft` from component `between`"), "{said}");
+}
+
 fn add_postgres(platform: &Platform, server: &Postgres) {
     let add = ["provider", "add", "db", "--type", "sql-postgres", "--set", "username=postgres", "--set", "tls=off"];
     let secret = ["--secret", "password=db-password", "--url"];

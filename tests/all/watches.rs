@@ -254,6 +254,58 @@ fn what_was_written_is_told_though_its_call_met_its_deadline_or_its_host_was_kil
     }
 }
 
+/// What a component stands before is watched where it writes: the refusal says so, and it works.
+#[test]
+fn changes_made_by_way_of_a_component_are_told_where_it_writes_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();
+    let app = dir.path().join("watched");
+    std::fs::create_dir_all(&app).unwrap();
+    std::fs::copy(sidereal_tests::guest("watcher"), app.join("component.wasm")).unwrap();
+    let prefixer = sidereal_tests::workspace().join("examples/prefix-keyvalue/prefixer.wasm");
+    std::fs::copy(prefixer, app.join("prefixer.wasm")).unwrap();
+    let deploy = |watched: &str| {
+        let text = format!(
+            r#"schema = 1
+name = "watched"
+
+[components.main]
+source = "component.wasm"
+
+[components.main.links]
+"wasi:keyvalue" = [{{ component = "prefixer" }}, {{ provider = "embedded", label = "log" }}]
+
+[components.index]
+source = "component.wasm"
+
+[components.index.links]
+"wasi:keyvalue" = [{{ {watched} }}, {{ provider = "embedded", label = "log" }}]
+
+[components.prefixer]
+source = "prefixer.wasm"
+config = {{ prefix = "shop/" }}
+links."wasi:keyvalue" = "embedded"
+
+[[routes]]
+host = "watched.localhost"
+component = "main"
+"#
+        );
+        std::fs::write(app.join("app.toml"), text).unwrap();
+        platform.cli(&["deploy", app.to_str().unwrap()]).unwrap()
+    };
+    let refused = deploy("component = \"prefixer\", watch = \"*\"");
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+    assert!(said.contains("link-watch") && said.contains("`embedded`, which `prefixer` writes to"), "{said}");
+    let deployed = deploy("provider = \"embedded\", watch = \"shop/*\"");
+    assert!(deployed.status.success(), "{}", String::from_utf8_lossy(&deployed.stderr));
+    text(&platform, "/set?key=a&value=1");
+    reaches(&platform, "set:shop/a:1");
+    text(&platform, "/delete?key=a");
+    reaches(&platform, "deleted:shop/a");
+}
+
 #[test]
 fn a_provider_whose_changes_are_not_followed_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -250,7 +250,7 @@ impl Follower {
         let subscribed = tokio::select! {
             biased;
             () = self.stop.cancelled() => return End::Over,
-            subscribed = self.backend.subscribe(self.taken.subscription.clone()) => subscribed,
+            subscribed = self.taken.meter.id().calls(self.backend.subscribe(self.taken.subscription.clone())) => subscribed,
         };
         if self.from == Source::Own {
             self.begun.cancel();
@@ -487,7 +487,7 @@ async fn leave(
 }
 
 async fn tell(taken: &Taken, id: &str, settle: Box<dyn Settle>, outcome: Outcome) {
-    if let Err(cause) = settle.settle(outcome).await {
+    if let Err(cause) = taken.meter.id().calls(settle.settle(outcome)).await {
         let group = &taken.subscription.group;
         tracing::warn!(app = %group.app, group = group.name, id, %cause, "what became of a message cannot be told; it may come again");
     }

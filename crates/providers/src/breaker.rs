@@ -31,13 +31,19 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// back.
 #[derive(Debug)]
 pub struct Breaker<E> {
-    pauses: Pauses,
+    rules: Arc<Rules<E>>,
     /// What one link finds out holds for all.
     common: bool,
+    states: PerLink<Mutex<State<E>>>,
+}
+
+/// What does not change, for each call to keep while it is under way.
+#[derive(Debug)]
+struct Rules<E> {
+    pauses: Pauses,
     /// What a call that was given up says of a silent server.
     silent: Option<E>,
     jitter: RandomState,
-    states: PerLink<Mutex<State<E>>>,
 }
 
 #[derive(Debug)]
@@ -77,8 +83,8 @@ struct Open<E> {
 /// that is silent.
 #[derive(Debug)]
 #[must_use]
-pub struct Pass<'a, E: Clone> {
-    breaker: &'a Breaker<E>,
+pub struct Pass<E: Clone> {
+    rules: Arc<Rules<E>>,
     /// What its link knows.
     state: Arc<Mutex<State<E>>>,
     probe: bool,
@@ -88,7 +94,8 @@ pub struct Pass<'a, E: Clone> {
 impl<E: Clone + Send + 'static> Breaker<E> {
     /// A server that is believed to be there.
     pub fn new(pauses: Pauses) -> Self {
-        Self { pauses, common: false, silent: None, jitter: RandomState::new(), states: PerLink::default() }
+        let rules = Rules { pauses, silent: None, jitter: RandomState::new() };
+        Self { rules: Arc::new(rules), common: false, states: PerLink::default() }
     }
 
     /// The same, for what all links of a provider do as one, as to log in: what fails for one is tried by no other.
@@ -100,14 +107,15 @@ impl<E: Clone + Send + 'static> Breaker<E> {
     /// The same, and calls that are given up while the server is silent count as failures, for this reason.
     #[must_use]
     pub fn or_silent(self, why: E) -> Self {
-        Self { silent: Some(why), ..self }
+        let rules = Rules { pauses: self.rules.pauses, silent: Some(why), jitter: RandomState::new() };
+        Self { rules: Arc::new(rules), ..self }
     }
 
     /// Leave to make a call now, in the name of the link that calls here.
     ///
     /// # Errors
     /// The failure that holds calls back.
-    pub fn enter(&self) -> Result<Pass<'_, E>, E> {
+    pub fn enter(&self) -> Result<Pass<E>, E> {
         self.enter_at(Instant::now())
     }
 
@@ -116,7 +124,7 @@ impl<E: Clone + Send + 'static> Breaker<E> {
         self.states.each(|state| *lock(state) = State::default());
     }
 
-    fn enter_at(&self, now: Instant) -> Result<Pass<'_, E>, E> {
+    fn enter_at(&self, now: Instant) -> Result<Pass<E>, E> {
         let link = LinkId::calling().filter(|_| !self.common);
         let state = self.states.of(link.as_ref());
         let mut known = lock(&state);
@@ -130,11 +138,11 @@ impl<E: Clone + Send + 'static> Breaker<E> {
         };
         known.unanswered.get_or_insert(now);
         drop(known);
-        Ok(Pass { breaker: self, state, probe, settled: false })
+        Ok(Pass { rules: self.rules.clone(), state, probe, settled: false })
     }
 }
 
-impl<E: Clone> Pass<'_, E> {
+impl<E: Clone> Pass<E> {
     /// Looks at what the link knows, or changes it.
     fn state<T>(&self, with: impl FnOnce(&mut State<E>) -> T) -> T {
         with(&mut lock(&self.state))
@@ -170,13 +178,26 @@ impl<E: Clone> Pass<'_, E> {
         counts
     }
 
+    /// The call found out nothing of what this breaker is about: something else was in its way.
+    pub fn untried(mut self) {
+        self.settled = true;
+        let probe = self.probe;
+        self.state(|state| {
+            if probe {
+                state.open.iter_mut().for_each(|open| open.probing = false);
+            }
+            // The silence has another reason.
+            state.unanswered = None;
+        });
+    }
+
     /// The caller gives up. Whether that counts.
     pub fn given_up(self) -> bool {
         self.given_up_at(Instant::now())
     }
 
     fn given_up_at(self, now: Instant) -> bool {
-        let why = self.breaker.silent.clone().filter(|_| self.is_silent(now));
+        let why = self.rules.silent.clone().filter(|_| self.is_silent(now));
         let counts = why.is_some();
         if let Some(why) = why {
             self.failed_at(why, now);
@@ -191,12 +212,12 @@ impl<E: Clone> Pass<'_, E> {
 
     fn failed_at(mut self, why: E, now: Instant) {
         self.settled = true;
-        let Pauses { after, least, most } = self.breaker.pauses;
+        let Pauses { after, least, most } = self.rules.pauses;
         self.state(|state| {
             state.failures = state.failures.saturating_add(1);
             // Calls that were under way when the first of them failed prolong nothing.
             if state.failures >= after && (self.probe || state.open.is_none()) {
-                let random = self.breaker.jitter.hash_one(state.failures);
+                let random = self.rules.jitter.hash_one(state.failures);
                 let until = now + pause(state.failures - after, least, most, random);
                 state.open = Some(Open { until, why, probing: false });
                 // What finds out begins anew.
@@ -206,7 +227,7 @@ impl<E: Clone> Pass<'_, E> {
     }
 }
 
-impl<E: Clone> Drop for Pass<'_, E> {
+impl<E: Clone> Drop for Pass<E> {
     fn drop(&mut self) {
         if std::mem::replace(&mut self.settled, true) {
             return;
@@ -215,8 +236,8 @@ impl<E: Clone> Drop for Pass<'_, E> {
             self.state(|state| state.open.iter_mut().for_each(|open| open.probing = false));
         }
         // As if it were given up now; settled above, so that it ends there.
-        let (breaker, state) = (self.breaker, self.state.clone());
-        Pass { breaker, state, probe: self.probe, settled: true }.given_up();
+        let (rules, state) = (self.rules.clone(), self.state.clone());
+        Pass { rules, state, probe: self.probe, settled: true }.given_up();
     }
 }
 
@@ -281,6 +302,22 @@ mod tests {
         let without = Breaker::new(PAUSES);
         assert!(!without.enter_at(start).unwrap().given_up_at(start + 2 * SILENCE));
         without.enter_at(start).unwrap().failed_at("x", start);
+    }
+
+    #[test]
+    fn a_call_that_was_not_tried_says_nothing_and_leaves_its_place() {
+        let breaker = Breaker::new(Pauses { after: 1, ..PAUSES }).or_silent("silent");
+        let start = Instant::now();
+        breaker.enter_at(start).unwrap().untried();
+        let soon = start + SILENCE;
+        assert!(!breaker.enter_at(soon).unwrap().given_up_at(soon), "nobody has waited for an answer since");
+        breaker.enter_at(soon).unwrap().failed_at("down", soon);
+        let later = soon + PAUSES.least;
+        breaker.enter_at(later).unwrap().untried();
+        let probe = breaker.enter_at(later).unwrap();
+        assert_eq!(breaker.enter_at(later).unwrap_err(), "down", "it is still held back");
+        probe.answered();
+        assert!(breaker.enter_at(later).is_ok());
     }
 
     #[tokio::test]

@@ -105,7 +105,7 @@ mod tests {
         for contract in ANSWERED {
             assert!(answers(contract, ProviderKind::Component), "{contract}");
         }
-        assert!(!answers(model::sql::POSTGRES, ProviderKind::Component));
+        assert!(!answers(model::sql::POSTGRES, ProviderKind::SqlSqlite));
         assert!(answers(model::sql::POSTGRES, ProviderKind::SqlPostgres));
     }
 }

@@ -10,7 +10,7 @@ use providers::messaging::{ComponentSender, MessagingLink};
 use providers::meter::LinkMeter;
 use providers::secrets::{ComponentSecrets, LinkedSecret};
 use providers::share::Sharing;
-use providers::sql::ComponentSql;
+use providers::sql::{ComponentSql, PostgresLink};
 use runtime::Callee;
 
 use super::Given;
@@ -58,6 +58,10 @@ impl Given {
             model::sql::CONTRACT => {
                 let database = Arc::new(ComponentSql::new(&link.label, callee()));
                 self.sql = Some(self.sql.take().unwrap_or_default().with(&link.label, database, meter, sharing));
+            }
+            // The contract has no name for a database: a component asks the one with the label `default`.
+            model::sql::POSTGRES if link.label == model::Label::default_label() => {
+                self.postgres = Some(PostgresLink::component(callee(), meter));
             }
             _ => {}
         }

@@ -13,10 +13,17 @@ use crate::rules::{Code, Found, Subject, Unknown, Violation, list, shown, sugges
 pub const COMPONENT: &str = "component";
 /// The contracts of the platform that a component can answer in the place of a provider; any other interface is called
 /// directly.
-pub const ANSWERED: &[&str] =
-    &["wasi:keyvalue", "wasi:blobstore", crate::messaging::CONTRACT, crate::secret::CONTRACT, crate::sql::CONTRACT];
+pub const ANSWERED: &[&str] = &[
+    "wasi:keyvalue",
+    "wasi:blobstore",
+    crate::messaging::CONTRACT,
+    crate::secret::CONTRACT,
+    crate::sql::CONTRACT,
+    crate::sql::POSTGRES,
+];
 /// Interfaces of these that have types and no functions: a component imports them and need not export them.
-const TYPES_ONLY: &[(&str, &str)] = &[(crate::messaging::CONTRACT, "types"), (crate::sql::CONTRACT, "types")];
+const TYPES_ONLY: &[(&str, &str)] =
+    &[(crate::messaging::CONTRACT, "types"), (crate::sql::CONTRACT, "types"), (crate::sql::POSTGRES, "types")];
 /// Components that may call one another in a row.
 pub const MAX_CALL_DEPTH: u32 = 16;
 

@@ -187,7 +187,7 @@ impl Redis {
         self.lanes.of(LinkId::calling().as_ref())
     }
 
-    async fn connection(&self, asking: &Asking<'_>) -> Result<(MultiplexedConnection, u64), BackendError> {
+    async fn connection(&self, asking: &Asking) -> Result<(MultiplexedConnection, u64), BackendError> {
         let lane = &asking.lane;
         if let Some(open) = lane.open() {
             return Ok(open);
@@ -262,7 +262,7 @@ impl Redis {
         reads: bool,
         what: Question<'_>,
         key: &str,
-        asking: &Asking<'_>,
+        asking: &Asking,
     ) -> Result<T, Failed> {
         let mut tries = if reads { 2 } else { 1 };
         loop {
@@ -294,13 +294,13 @@ const NONE: u64 = 0;
 
 /// A call under way, and the connection it is on. Given up while the server is silent, it leaves that behind as one that had
 /// no answer in its time does: nobody may be at the other end any more, and nothing would ever tell.
-struct Asking<'a> {
-    pass: Option<Pass<'a, BackendError>>,
+struct Asking {
+    pass: Option<Pass<BackendError>>,
     lane: Arc<Lane>,
     generation: AtomicU64,
 }
 
-impl Asking<'_> {
+impl Asking {
     fn answered<T>(mut self, answer: Result<T, BackendError>) -> Result<T, BackendError> {
         self.pass.take().into_iter().for_each(Pass::answered);
         answer
@@ -328,7 +328,7 @@ impl Asking<'_> {
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for Asking {
     fn drop(&mut self) {
         if self.pass.take().is_some_and(Pass::given_up) {
             self.leave();

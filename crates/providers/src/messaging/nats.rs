@@ -38,7 +38,9 @@ pub(super) fn refused(cause: NatsError) -> BackendError {
         NatsError::TimedOut { ms } => BackendError::TimedOut { ms },
         NatsError::NoResponders(subject) => BackendError::NoResponder(subject),
         NatsError::TooLarge { .. } | NatsError::Invalid(_) => BackendError::Refused(cause.to_string()),
-        NatsError::Unavailable(_) | NatsError::Lost(_) => BackendError::Unavailable(cause.to_string()),
+        NatsError::Unavailable(_) | NatsError::Lost(_) | NatsError::Silent { .. } => {
+            BackendError::Unavailable(cause.to_string())
+        }
     }
 }
 

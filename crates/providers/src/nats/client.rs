@@ -1,4 +1,8 @@
 //! The handle: what callers ask of the task that owns the connection, each call within its time.
+//!
+//! All links of a provider share the connection, and each has breakers of its own: one for whether there is a connection to
+//! be had, one for whether JetStream answers what the link asks. The connection is left behind only where the server says
+//! nothing on it at all, so a stream that hangs holds back those who ask it and nobody else.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,12 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::connect::{Door, ServerInfo};
 use super::credentials::Login;
-use super::driver::Driver;
+use super::driver::{Driver, unsent};
 use super::endpoint::Endpoint;
 use super::error::NatsError;
 use super::message::{Message, Outgoing, check_subject};
 use super::subscription::{Buffer, Sink, Subscription, pipe};
 use super::{TIMEOUT, wire};
+use crate::breaker::{Breaker, Pass, Pauses};
 use crate::dial::{Caller, Dialer, Target};
 use crate::http_out::Tls;
 
@@ -24,6 +29,12 @@ use crate::http_out::Tls;
 const COMMANDS: usize = 1024;
 /// Payloads that wait to be written, bytes; a caller beyond waits for room.
 const ROOM: usize = 32 << 20;
+
+/// After a try to connect that failed, a link's calls are held back.
+const PAUSES: Pauses = Pauses { after: 1, least: Duration::from_millis(50), most: Duration::from_secs(2) };
+/// After questions that JetStream did not answer: one alone may be to a stream that was removed, of which an older server
+/// says nothing.
+const SLOW: Pauses = Pauses { after: 3, least: Duration::from_millis(200), most: Duration::from_secs(5) };
 
 /// What a client is made from.
 pub struct Options {
@@ -53,38 +64,39 @@ struct Inner {
     /// Until the first call, which starts it.
     driver: Mutex<Option<Driver>>,
     trouble: watch::Receiver<Option<NatsError>>,
+    /// Two kinds of failure with patience of their own.
+    down: Breaker<NatsError>,
+    silent: Breaker<NatsError>,
 }
 
 /// What is asked of the task.
 pub(super) enum Command {
-    Publish {
-        message: Outgoing,
-        done: Done<()>,
-        room: OwnedSemaphorePermit,
-    },
-    Request {
-        message: Outgoing,
-        token: u64,
-        done: Done<Message>,
-        room: OwnedSemaphorePermit,
-    },
-    Subscribe {
-        subject: String,
-        queue: Option<String>,
-        sid: u64,
-        sink: Sink,
-        done: Done<()>,
-    },
-    Flush {
-        done: Done<ServerInfo>,
-    },
-    /// The same where nothing was sent before: any connection will do.
-    Check {
-        done: Done<ServerInfo>,
-    },
+    Publish { message: Outgoing, done: Done<()>, room: OwnedSemaphorePermit },
+    Request { message: Outgoing, token: u64, done: Done<Message>, room: OwnedSemaphorePermit },
+    Subscribe { subject: String, queue: Option<String>, sid: u64, sink: Sink, done: Done<()> },
+    Flush { done: Done<ServerInfo> },
 }
 
-pub(super) type Done<T> = oneshot::Sender<Result<T, NatsError>>;
+/// Told the answer, or what the server has against the question; or why nobody could be asked.
+pub(super) type Done<T> = oneshot::Sender<Told<T>>;
+pub(super) type Told<T> = Result<Result<T, NatsError>, Down>;
+
+/// There is no connection, or no more.
+#[derive(Debug, Clone)]
+pub(super) struct Down {
+    pub(super) why: NatsError,
+    /// It was a good one until then: the next call may make another at once.
+    pub(super) worked: bool,
+}
+
+/// What JetStream's answer to a question says of whether it answers the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Says {
+    /// It does.
+    All,
+    /// Nothing: where a stream is can be told without it.
+    Nothing,
+}
 
 /// Who no longer waits. Each follows a command, so there are never more of these than calls under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +124,9 @@ impl Client {
         let driver = Mutex::new(Some(Driver::new(door, inbox, asked, left, tell)));
         let room = Arc::new(Semaphore::new(ROOM));
         let tokens = AtomicU64::new(super::session::FIRST_SID);
-        Self(Arc::new(Inner { commands, gone, room, tokens, driver, trouble }))
+        let silent = NatsError::Silent { ms: TIMEOUT.as_millis() as u64 };
+        let (down, silent) = (Breaker::new(PAUSES), Breaker::new(SLOW).or_silent(silent));
+        Self(Arc::new(Inner { commands, gone, room, tokens, driver, trouble, down, silent }))
     }
 
     /// Why there is no connection, where the last one broke or there was none to be had.
@@ -125,16 +139,16 @@ impl Client {
     /// # Errors
     /// What a call would answer.
     pub async fn check(&self) -> Result<ServerInfo, NatsError> {
-        let ask = || self.asked(|done| Command::Check { done });
-        match ask().await {
+        match self.flushed().await {
             // A connection that nobody used may have ended meanwhile: that says nothing of the server as it is now.
-            Err(NatsError::Lost(_)) => ask().await,
+            Err(NatsError::Lost(_)) => self.flushed().await,
             answer => answer,
         }
     }
 
-    async fn asked(&self, command: impl FnOnce(Done<ServerInfo>) -> Command) -> Result<ServerInfo, NatsError> {
-        let answer = self.within(TIMEOUT, self.ask(command)).await;
+    async fn flushed(&self) -> Result<ServerInfo, NatsError> {
+        let asked = async { self.ask(self.0.down.enter()?, |done| Command::Flush { done }).await };
+        let answer = self.within(TIMEOUT, asked).await;
         if matches!(answer, Err(NatsError::TimedOut { .. })) {
             self.gone(Gone::Flush);
         }
@@ -148,8 +162,9 @@ impl Client {
     pub async fn publish(&self, message: Outgoing) -> Result<(), NatsError> {
         message.check()?;
         self.within(TIMEOUT, async {
+            let pass = self.0.down.enter()?;
             let room = self.room(&message).await?;
-            self.ask(|done| Command::Publish { message, done, room }).await
+            self.ask(pass, |done| Command::Publish { message, done, room }).await
         })
         .await
     }
@@ -160,34 +175,56 @@ impl Client {
     /// [`NatsError`]
     pub async fn flush(&self) -> Result<(), NatsError> {
         // On another connection it would speak of nothing that was published on this one.
-        self.asked(|done| Command::Flush { done }).await.map(drop)
+        self.flushed().await.map(drop)
     }
 
-    /// Sends a message and waits for the first answer.
+    /// Sends a message and waits for the first answer, from whoever listens: that it does not come says nothing of the
+    /// server.
     ///
     /// # Errors
     /// [`NatsError`]; [`NatsError::NoResponders`] at once where nobody listens.
     pub async fn request(&self, message: Outgoing, limit: Duration) -> Result<Message, NatsError> {
         message.check()?;
-        self.within(limit, async { self.ask_for(message).await?.answer().await }).await
+        self.within(limit, async { self.ask_for(message, None).await?.answer().await }).await
     }
 
-    /// Sends a message whose answer is waited for later. What is asked first is sent first.
+    /// Asks JetStream, which owes an answer within [`TIMEOUT`]. While it does not answer the link that calls here, an error
+    /// at once.
+    ///
+    /// # Errors
+    /// As [`Client::request`]; [`NatsError::Silent`].
+    pub(super) async fn served(&self, message: Outgoing, says: Says) -> Result<Message, NatsError> {
+        message.check()?;
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
+        let asked = tokio::time::timeout_at(deadline, self.ask_for(message, Some(says))).await;
+        asked.map_err(|_| late(TIMEOUT))??.by(deadline).await
+    }
+
+    /// As [`Client::served`], and the answer is waited for later. What is asked first is sent first.
     ///
     /// # Errors
     /// [`NatsError`]
-    pub async fn begin(&self, message: Outgoing) -> Result<Waiting, NatsError> {
+    pub(super) async fn begin(&self, message: Outgoing) -> Result<Waiting, NatsError> {
         message.check()?;
-        self.within(TIMEOUT, self.ask_for(message)).await
+        self.within(TIMEOUT, self.ask_for(message, Some(Says::All))).await
     }
 
-    async fn ask_for(&self, message: Outgoing) -> Result<Waiting, NatsError> {
+    async fn ask_for(&self, message: Outgoing, served: Option<Says>) -> Result<Waiting, NatsError> {
+        let down = self.0.down.enter()?;
         let subject = message.subject.clone();
         let room = self.room(&message).await?;
+        let served = match served {
+            Some(says) => Some((self.0.silent.enter()?, says)),
+            None => None,
+        };
         let token = self.0.tokens.fetch_add(1, Relaxed);
         let (done, answer) = oneshot::channel();
-        self.send(Command::Request { message, token, done, room }).await?;
-        Ok(Waiting { client: self.clone(), token, subject, answer: Some(answer) })
+        if let Err(cause) = self.send(&down, Command::Request { message, token, done, room }).await {
+            served.into_iter().for_each(|(silent, _)| silent.untried());
+            return Err(cause);
+        }
+        let (answer, down) = (Some(answer), Some(down));
+        Ok(Waiting { client: self.clone(), token, subject, answer, down, served })
     }
 
     /// Subscribes to a subject, which may have wildcards; members of one `queue` share its messages. The server has
@@ -208,7 +245,11 @@ impl Client {
         // Made first: where the call is given up, its drop unsubscribes.
         let subscription = Subscription { client: self.clone(), sid, arrived, shared };
         let (subject, queue) = (subject.to_owned(), queue.map(str::to_owned));
-        self.within(TIMEOUT, self.ask(|done| Command::Subscribe { subject, queue, sid, sink, done })).await?;
+        let asked = async {
+            let pass = self.0.down.enter()?;
+            self.ask(pass, |done| Command::Subscribe { subject, queue, sid, sink, done }).await
+        };
+        self.within(TIMEOUT, asked).await?;
         Ok(subscription)
     }
 
@@ -222,15 +263,23 @@ impl Client {
         self.0.gone.send(who).ok();
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Done<T>) -> Command) -> Result<T, NatsError> {
+    async fn ask<T>(&self, pass: Pass<NatsError>, command: impl FnOnce(Done<T>) -> Command) -> Result<T, NatsError> {
         let (done, answer) = oneshot::channel();
-        self.send(command(done)).await?;
-        answer.await.unwrap_or_else(|_| Err(ended()))
+        self.send(&pass, command(done)).await?;
+        match answer.await.unwrap_or_else(|_| Err(ended())) {
+            Ok(answer) => {
+                pass.answered();
+                answer
+            }
+            Err(down) => Err(down.tell(pass)),
+        }
     }
 
-    async fn send(&self, command: Command) -> Result<(), NatsError> {
+    async fn send(&self, pass: &Pass<NatsError>, command: Command) -> Result<(), NatsError> {
+        // It may have waited for room.
+        pass.still()?;
         self.start();
-        self.0.commands.send(command).await.map_err(|_| ended())
+        self.0.commands.send(command).await.map_err(|_| ended().why)
     }
 
     fn start(&self) {
@@ -244,7 +293,7 @@ impl Client {
         let bytes = message.size();
         let large = NatsError::TooLarge { bytes, limit: wire::MAX_MESSAGE };
         let wanted = u32::try_from(bytes).ok().filter(|_| bytes <= wire::MAX_MESSAGE).ok_or(large)?;
-        self.0.room.clone().acquire_many_owned(wanted).await.map_err(|_| ended())
+        self.0.room.clone().acquire_many_owned(wanted).await.map_err(|_| ended().why)
     }
 
     async fn within<T>(
@@ -252,34 +301,71 @@ impl Client {
         limit: Duration,
         work: impl Future<Output = Result<T, NatsError>>,
     ) -> Result<T, NatsError> {
-        let late = NatsError::TimedOut { ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) };
-        tokio::time::timeout(limit, work).await.unwrap_or(Err(late))
+        tokio::time::timeout(limit, work).await.unwrap_or(Err(late(limit)))
+    }
+}
+
+impl Down {
+    /// Tells the link of the call, where it is to be held back for it.
+    fn tell(self, pass: Pass<NatsError>) -> NatsError {
+        if !self.worked {
+            pass.failed(unsent(&self.why));
+        }
+        self.why
     }
 }
 
 /// A request under way; dropped before its answer it is forgotten.
-pub struct Waiting {
+pub(super) struct Waiting {
     client: Client,
     token: u64,
     subject: String,
-    answer: Option<oneshot::Receiver<Result<Message, NatsError>>>,
+    answer: Option<oneshot::Receiver<Told<Message>>>,
+    down: Option<Pass<NatsError>>,
+    /// Where JetStream owes the answer.
+    served: Option<(Pass<NatsError>, Says)>,
 }
 
 impl Waiting {
-    /// The first answer, within [`TIMEOUT`].
+    /// The first answer, within [`TIMEOUT`] from now on.
     ///
     /// # Errors
-    /// As [`Client::request`].
-    pub async fn in_time(self) -> Result<Message, NatsError> {
-        let client = self.client.clone();
-        client.within(TIMEOUT, self.answer()).await
+    /// As [`Client::served`].
+    pub(super) async fn in_time(self) -> Result<Message, NatsError> {
+        self.by(tokio::time::Instant::now() + TIMEOUT).await
     }
 
-    async fn answer(mut self) -> Result<Message, NatsError> {
-        let Some(answer) = &mut self.answer else { return Err(ended()) };
-        let answer = answer.await;
+    async fn by(mut self, deadline: tokio::time::Instant) -> Result<Message, NatsError> {
+        if let Ok(answer) = tokio::time::timeout_at(deadline, self.answer()).await {
+            return answer;
+        }
+        if let Some((silent, _)) = self.served.take() {
+            silent.late(NatsError::Silent { ms: TIMEOUT.as_millis() as u64 });
+        }
+        Err(late(TIMEOUT))
+    }
+
+    async fn answer(&mut self) -> Result<Message, NatsError> {
+        let Some(answer) = &mut self.answer else { return Err(ended().why) };
+        let told = answer.await;
         self.answer = None;
-        let answer = answer.unwrap_or_else(|_| Err(ended()))?;
+        let answer = match told.unwrap_or_else(|_| Err(ended())) {
+            Ok(answer) => {
+                self.down.take().into_iter().for_each(Pass::answered);
+                match self.served.take() {
+                    Some((silent, Says::All)) => silent.answered(),
+                    Some((silent, Says::Nothing)) => silent.untried(),
+                    None => {}
+                }
+                answer?
+            }
+            Err(down) => {
+                // That JetStream said nothing has another reason.
+                self.served.take().into_iter().for_each(|(silent, _)| silent.untried());
+                let Some(pass) = self.down.take() else { return Err(down.why) };
+                return Err(down.tell(pass));
+            }
+        };
         if answer.status() == Some(503) && answer.payload.is_empty() {
             return Err(NatsError::NoResponders(std::mem::take(&mut self.subject)));
         }
@@ -296,8 +382,12 @@ impl Drop for Waiting {
     }
 }
 
-fn ended() -> NatsError {
-    NatsError::Unavailable("the client has ended".into())
+fn ended() -> Down {
+    Down { why: NatsError::Unavailable("the client has ended".into()), worked: false }
+}
+
+fn late(limit: Duration) -> NatsError {
+    NatsError::TimedOut { ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) }
 }
 
 fn random() -> String {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::TIMEOUT;
-use super::client::{Command, Gone};
+use super::client::{Command, Down, Gone};
 use super::connect::{Connected, Door};
 use super::error::NatsError;
 use super::session::Session;
@@ -36,9 +36,7 @@ pub(super) struct Driver {
     commands: mpsc::Receiver<Command>,
     gone: mpsc::UnboundedReceiver<Gone>,
     failures: u32,
-    /// Until then every call fails with what connecting failed with.
-    refuse: Option<(Instant, NatsError)>,
-    /// When to connect for the subscriptions.
+    /// When to connect for the subscriptions: calls come when their links let them.
     wake: Instant,
     /// Says why there is no connection.
     trouble: watch::Sender<Option<NatsError>>,
@@ -80,7 +78,7 @@ impl Driver {
         trouble: watch::Sender<Option<NatsError>>,
     ) -> Self {
         let session = Session::new(inbox);
-        Self { door, session, commands, gone, failures: 0, refuse: None, wake: Instant::now(), trouble }
+        Self { door, session, commands, gone, failures: 0, wake: Instant::now(), trouble }
     }
 
     /// Until every handle is dropped.
@@ -88,47 +86,39 @@ impl Driver {
         while let Some(first) = self.wanted().await {
             let opened = self.open().await;
             let began = Instant::now();
-            let (why, silent) = match opened {
+            let (why, worked) = match opened {
                 Ok(connected) => {
-                    self.refuse = None;
                     self.trouble.send_replace(None);
-                    match self.serve(connected, first).await {
-                        Some(Ended { why, silent }) => (self.session.closed(why), silent),
-                        None => return,
-                    }
+                    let Some(Ended { why, silent }) = self.serve(connected, first).await else { return };
+                    let worked = !silent && began.elapsed() >= SHORT;
+                    (self.session.closed(why, worked), worked)
                 }
-                Err(cause) => {
+                Err(why) => {
                     if let Some(command) = first {
-                        fail(command, &cause);
+                        fail(command, why.clone());
                     }
-                    (cause, true)
+                    // Whoever came meanwhile waited for this try too, and makes none of its own.
+                    while let Ok(command) = self.commands.try_recv() {
+                        fail(command, unsent(&why));
+                    }
+                    (why, false)
                 }
             };
             self.trouble.send_replace(Some(unsent(&why)));
-            let held = !silent && began.elapsed() >= SHORT;
-            self.failures = if held { 0 } else { self.failures.saturating_add(1) };
-            let pause = pause(self.failures.max(1), rand::rng().random());
-            self.wake = Instant::now() + pause;
-            // Right after a connection that worked the next call may try at once.
-            self.refuse = (!held).then_some((self.wake, why));
+            self.failures = if worked { 0 } else { self.failures.saturating_add(1) };
+            self.wake = Instant::now() + pause(self.failures.max(1), rand::rng().random());
         }
     }
 
-    /// Opens a connection. Where the last try failed, the call that this one is for finds out alone: the others are
-    /// told at once what went wrong then, and do not wait for a server that may not be there.
+    /// Opens a connection. Calls that come meanwhile wait for it.
     async fn open(&mut self) -> Result<Connected, NatsError> {
-        let Self { door, refuse, commands, session, gone, .. } = self;
+        let Self { door, session, gone, .. } = self;
         let late = NatsError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
         let opening = timeout(TIMEOUT, door.open());
         tokio::pin!(opening);
         loop {
             tokio::select! {
                 opened = &mut opening => return opened.unwrap_or(Err(late)),
-                Some(command) = commands.recv(), if refuse.is_some() => {
-                    if let Some((_, why)) = refuse {
-                        fail(command, &unsent(why));
-                    }
-                }
                 Some(gone) = gone.recv() => {
                     session.forget(gone, false);
                 }
@@ -140,16 +130,7 @@ impl Driver {
     async fn wanted(&mut self) -> Option<Option<Command>> {
         loop {
             tokio::select! {
-                command = self.commands.recv() => {
-                    let command = command?;
-                    match (&self.refuse, &command) {
-                        // Who asks whether the server is there means now, and the last connection worked: the node ends
-                        // those of a provider that no revision names, until one does again.
-                        (Some((_, NatsError::Lost(_))), Command::Check { .. }) => return Some(Some(command)),
-                        (Some((until, why)), _) if *until > Instant::now() => fail(command, &unsent(why)),
-                        _ => return Some(Some(command)),
-                    }
-                }
+                command = self.commands.recv() => return command.map(Some),
                 Some(gone) = self.gone.recv() => {
                     self.session.forget(gone, false);
                 }
@@ -241,17 +222,17 @@ async fn write(writer: &mut (impl AsyncWrite + Unpin), out: &BytesMut) -> std::i
     writer.write(out).await.map(Written::Some)
 }
 
-fn fail(command: Command, why: &NatsError) {
-    let why = why.clone();
+fn fail(command: Command, why: NatsError) {
+    let down = Down { why, worked: false };
     match command {
-        Command::Publish { done, .. } | Command::Subscribe { done, .. } => drop(done.send(Err(why))),
-        Command::Request { done, .. } => drop(done.send(Err(why))),
-        Command::Flush { done } | Command::Check { done } => drop(done.send(Err(why))),
+        Command::Publish { done, .. } | Command::Subscribe { done, .. } => drop(done.send(Err(down))),
+        Command::Request { done, .. } => drop(done.send(Err(down))),
+        Command::Flush { done } => drop(done.send(Err(down))),
     }
 }
 
 /// What went wrong with the connection, said to a call that was never sent.
-fn unsent(why: &NatsError) -> NatsError {
+pub(super) fn unsent(why: &NatsError) -> NatsError {
     match why {
         NatsError::Denied(_) => why.clone(),
         NatsError::Lost(why) | NatsError::Unavailable(why) => NatsError::Unavailable(why.clone()),

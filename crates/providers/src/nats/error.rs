@@ -22,6 +22,15 @@ pub enum NatsError {
         /// The limit, milliseconds.
         ms: u64,
     },
+    /// JetStream does not answer what this link asks. Nothing was sent.
+    #[error(
+        "JetStream did not answer the last calls of this link within {ms} ms each; it is asked again after a pause, and until it \
+         answers no call is sent: look whether the stream has a leader (`nats stream info`)"
+    )]
+    Silent {
+        /// What each of them had, milliseconds.
+        ms: u64,
+    },
     /// Nobody listens on the subject of a request.
     #[error("nobody answers on the NATS subject `{0}`")]
     NoResponders(String),
@@ -41,7 +50,9 @@ pub enum NatsError {
 impl Kind for NatsError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unavailable(_) | Self::Lost(_) | Self::NoResponders(_) => ErrorKind::Unavailable,
+            Self::Unavailable(_) | Self::Lost(_) | Self::Silent { .. } | Self::NoResponders(_) => {
+                ErrorKind::Unavailable
+            }
             Self::Denied(_) => ErrorKind::Denied,
             Self::TimedOut { .. } => ErrorKind::TimedOut,
             Self::TooLarge { .. } | Self::Invalid(_) => ErrorKind::Refused,

@@ -5,11 +5,11 @@ use data_encoding::BASE64;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::client::{Client, Waiting};
+use super::Message;
+use super::client::{Client, Says, Waiting};
 use super::error::NatsError;
 use super::headers::Headers;
 use super::message::Outgoing;
-use super::{Message, TIMEOUT};
 
 /// A stream is not there.
 pub const NO_STREAM: u32 = 10059;
@@ -259,14 +259,39 @@ impl JetStream {
     /// # Errors
     /// [`JetStreamError`]
     pub async fn call<T: DeserializeOwned>(&self, call: &str, body: &impl Serialize) -> Result<T, JetStreamError> {
+        self.told(call, body, Says::All).await
+    }
+
+    /// As [`JetStream::call`], for where a stream is: that this is answered says nothing of whether the stream will.
+    ///
+    /// # Errors
+    /// [`JetStreamError`]
+    pub async fn look<T: DeserializeOwned>(&self, call: &str, body: &impl Serialize) -> Result<T, JetStreamError> {
+        self.told(call, body, Says::Nothing).await
+    }
+
+    async fn told<T: DeserializeOwned>(
+        &self,
+        call: &str,
+        body: &impl Serialize,
+        says: Says,
+    ) -> Result<T, JetStreamError> {
         let json = serde_json::to_vec(body).map_err(|cause| NatsError::Invalid(cause.to_string()))?;
         let json = if json == b"null" { Vec::new() } else { json };
-        let answer = self.client.request(Outgoing::new(self.subject(call), json), TIMEOUT).await;
+        let answer = self.client.served(Outgoing::new(self.subject(call), json), says).await;
         match answer {
             Ok(answer) => read(&answer),
             Err(NatsError::NoResponders(_)) => Err(JetStreamError::NotEnabled),
             Err(cause) => Err(cause.into()),
         }
+    }
+
+    /// One question whose answer is a message, its status among the headers.
+    ///
+    /// # Errors
+    /// [`NatsError`]
+    pub async fn ask(&self, message: Outgoing) -> Result<Message, NatsError> {
+        self.client.served(message, Says::All).await
     }
 
     /// As [`JetStream::store`], and what comes of it is asked later. What is begun first is stored first.
@@ -289,7 +314,7 @@ impl JetStream {
     async fn direct(&self, stream: &str, which: Which<'_>) -> Result<Option<Found>, JetStreamError> {
         let json = serde_json::to_vec(&which).map_err(|cause| NatsError::Invalid(cause.to_string()))?;
         let ask = Outgoing::new(self.subject(&format!("DIRECT.GET.{stream}")), json);
-        let answer = self.client.request(ask, TIMEOUT).await?;
+        let answer = self.ask(ask).await?;
         match answer.headers.status() {
             None => {}
             Some((404, _)) => return Ok(None),
@@ -319,11 +344,15 @@ impl JetStream {
     /// # Errors
     /// [`JetStreamError`]
     pub async fn stream(&self, name: &str) -> Result<Option<StreamInfo>, JetStreamError> {
-        match self.call(&format!("STREAM.INFO.{name}"), &()).await {
-            Ok(info) => Ok(Some(info)),
-            Err(JetStreamError::Refused { err_code: NO_STREAM, .. }) => Ok(None),
-            Err(cause) => Err(cause),
-        }
+        there(self.call(&format!("STREAM.INFO.{name}"), &()).await)
+    }
+
+    /// The same before something is asked of it, as [`JetStream::look`].
+    ///
+    /// # Errors
+    /// [`JetStreamError`]
+    pub async fn find(&self, name: &str) -> Result<Option<StreamInfo>, JetStreamError> {
+        there(self.look(&format!("STREAM.INFO.{name}"), &()).await)
     }
 
     /// Makes a stream; the one that is there where another was first.
@@ -347,7 +376,7 @@ impl JetStream {
     /// [`JetStreamError`]
     pub async fn store(&self, subject: &str, headers: Headers, payload: Bytes) -> Result<PubAck, JetStreamError> {
         let message = Outgoing { subject: subject.to_owned(), reply: None, headers, payload };
-        read(&self.client.request(message, TIMEOUT).await?)
+        read(&self.ask(message).await?)
     }
 
     /// Publishes and waits until the stream has it. [`NatsError::NoResponders`] where no stream listens.
@@ -356,7 +385,15 @@ impl JetStream {
     /// [`JetStreamError`]
     pub async fn publish(&self, subject: &str, headers: Headers, payload: Bytes) -> Result<PubAck, JetStreamError> {
         let message = Outgoing { subject: self.inside(subject), reply: None, headers, payload };
-        read(&self.client.request(message, TIMEOUT).await?)
+        read(&self.ask(message).await?)
+    }
+}
+
+fn there(answer: Result<StreamInfo, JetStreamError>) -> Result<Option<StreamInfo>, JetStreamError> {
+    match answer {
+        Ok(info) => Ok(Some(info)),
+        Err(JetStreamError::Refused { err_code: NO_STREAM, .. }) => Ok(None),
+        Err(cause) => Err(cause),
     }
 }
 

@@ -24,7 +24,7 @@ mod session;
 mod subscription;
 mod wire;
 
-pub use client::{Client, Options, Waiting};
+pub use client::{Client, Options};
 pub use connect::ServerInfo;
 pub use credentials::{Credentials, CredentialsError, Login};
 pub use endpoint::{Endpoint, EndpointError};

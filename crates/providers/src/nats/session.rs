@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::BytesMut;
 
-use super::client::{Command, Done, Gone};
+use super::client::{Command, Done, Down, Gone};
 use super::connect::{ServerInfo, refused};
 use super::error::NatsError;
 use super::message::Message;
@@ -73,23 +73,24 @@ impl Session {
         }
     }
 
-    /// The connection is gone. `why` where the server did not say.
-    pub(super) fn closed(&mut self, why: String) -> NatsError {
+    /// The connection is gone, which `worked` until then or did not. `why` where the server did not say.
+    pub(super) fn closed(&mut self, why: String, worked: bool) -> NatsError {
         let why = match self.complaint.take() {
             Some(NatsError::Denied(said)) => NatsError::Denied(said),
             Some(NatsError::Unavailable(said)) => NatsError::Lost(said),
             _ => NatsError::Lost(why),
         };
+        let down = || Down { why: why.clone(), worked };
         for (_, Requested { done, .. }) in self.requests.drain() {
-            drop(done.send(Err(why.clone())));
+            drop(done.send(Err(down())));
         }
         for awaited in self.pongs.drain(..) {
             if let Awaited::Flushed(done) = awaited {
-                drop(done.send(Err(why.clone())));
+                drop(done.send(Err(down())));
             }
         }
         self.subscriptions.retain(|_, known| match known.done.take() {
-            Some(done) => done.send(Err(why.clone())).is_err(),
+            Some(done) => done.send(Err(down())).is_err(),
             None => !known.ending,
         });
         self.out.clear();
@@ -104,14 +105,14 @@ impl Session {
                 if allowed.is_ok() && !done.is_closed() {
                     wire::publish(&mut self.out, &message, None);
                 }
-                drop((done.send(allowed), room));
+                drop((done.send(Ok(allowed)), room));
             }
             Command::Request { message, token, done, room } => {
                 if done.is_closed() {
                     return;
                 }
                 if let Err(cause) = self.allowed(&message) {
-                    drop(done.send(Err(cause)));
+                    drop(done.send(Ok(Err(cause))));
                     return;
                 }
                 let reply = format!("{}.{token}", self.inbox);
@@ -128,7 +129,7 @@ impl Session {
                 self.subscriptions.insert(sid, Subscribed { subject, queue, sink, ending: false, done: Some(done) });
                 self.ping(Awaited::Subscribed(sid));
             }
-            Command::Flush { done } | Command::Check { done } => self.ping(Awaited::Flushed(done)),
+            Command::Flush { done } => self.ping(Awaited::Flushed(done)),
         }
     }
 
@@ -184,7 +185,7 @@ impl Session {
                 let token = message.subject.rsplit('.').next().and_then(|token| token.parse().ok());
                 // An answer that nobody waits for any more is dropped.
                 if let Some(waiting) = token.and_then(|token: u64| self.requests.remove(&token)) {
-                    drop(waiting.done.send(Ok(message)));
+                    drop(waiting.done.send(Ok(Ok(message))));
                 }
             }
             ServerOp::Deliver { sid, message } => {
@@ -195,10 +196,10 @@ impl Session {
             }
             ServerOp::Ping => self.out.extend_from_slice(b"PONG\r\n"),
             ServerOp::Pong => match self.pongs.pop_front() {
-                Some(Awaited::Flushed(done)) => drop(done.send(Ok(self.info.clone()))),
+                Some(Awaited::Flushed(done)) => drop(done.send(Ok(Ok(self.info.clone())))),
                 Some(Awaited::Subscribed(sid)) => {
                     if let Some(done) = self.subscriptions.get_mut(&sid).and_then(|known| known.done.take()) {
-                        drop(done.send(Ok(())));
+                        drop(done.send(Ok(Ok(()))));
                     }
                 }
                 Some(Awaited::Drained(sid)) => drop(self.subscriptions.remove(&sid)),
@@ -218,14 +219,14 @@ impl Session {
             let these = self.subscriptions.extract_if(.., |_, known| known.subject == subject);
             for (_, known) in these.collect::<Vec<_>>() {
                 if let Some(done) = known.done {
-                    drop(done.send(Err(denied.clone())));
+                    drop(done.send(Ok(Err(denied.clone()))));
                 }
                 known.sink.end(denied.clone());
             }
         } else if why.starts_with("Permissions Violation for Publish") {
             let these = self.requests.extract_if(|_, known| known.subject == subject);
             for (_, known) in these.collect::<Vec<_>>() {
-                drop(known.done.send(Err(denied.clone())));
+                drop(known.done.send(Ok(Err(denied.clone()))));
             }
         } else {
             self.complaint = Some(refused(why));

@@ -9,6 +9,7 @@
 
 mod behind;
 mod between;
+mod between_postgres;
 mod blob_copy;
 mod blob_memory;
 mod blobstore;
@@ -27,6 +28,7 @@ mod kv_copy;
 mod messaging_jetstream;
 mod messaging_nats;
 mod nats;
+mod nats_links;
 mod nats_server;
 mod official;
 mod old_versions;

@@ -21,7 +21,7 @@ use providers::keyvalue::KeyValue;
 use providers::logging::Logging;
 use providers::messaging::Messaging;
 use providers::secrets::{Resolver, Revealed, SecretError, Secrets};
-use providers::sql::Sql;
+use providers::sql::{Sql, WasmcloudPostgres};
 use runtime::wasmtime::Engine;
 use runtime::wasmtime::component::Component;
 use runtime::{Bindings, Capability, LogSink, LogStreamKind, Outbound, Runtime, RuntimeSettings, Sinks, Workload};
@@ -221,6 +221,7 @@ impl Guest {
             Box::new(Secrets),
             Box::new(Messaging),
             Box::new(Sql),
+            Box::new(WasmcloudPostgres),
         ];
         let runtime = Runtime::new(settings, offers).unwrap();
         let mut file = tempfile::tempfile().unwrap();

@@ -133,7 +133,7 @@ impl Nats {
             return Ok(known);
         }
         let name = self.name(container)?;
-        let Some(info) = self.0.js.stream(&stream_of(&name)).await.map_err(failed)? else {
+        let Some(info) = self.0.js.find(&stream_of(&name)).await.map_err(failed)? else {
             return Err(BackendError::NoContainer(container.to_owned()));
         };
         let found = Arc::new(bucket::usable(&name, &info.config)?);

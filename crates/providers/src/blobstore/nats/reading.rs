@@ -14,6 +14,7 @@ use super::{BackendError, Nats, Reading, failed};
 use crate::blobstore::clamp;
 use crate::nats::jetstream::{JetStream, JetStreamError, Which};
 use crate::nats::scan::Scan;
+use crate::per_link::LinkId;
 
 /// How often an object that was replaced while it was opened is opened again.
 const TRIES: u32 = 8;
@@ -35,6 +36,8 @@ struct Reader {
     /// Of a whole object: what was read, and what it should be.
     hash: Option<(Sha256, Vec<u8>)>,
     first: Option<Bytes>,
+    /// In whose name it goes on where its chunks are asked for.
+    link: Option<LinkId>,
     _hold: Hold,
 }
 
@@ -59,7 +62,8 @@ impl Nats {
             match reader.begin().await {
                 Ok(()) => {
                     let chunks = futures::stream::try_unfold(reader, |mut reader| async move {
-                        Ok(reader.chunk().await?.map(|chunk| (chunk, reader)))
+                        let chunk = LinkId::carried(reader.link.clone(), reader.chunk()).await?;
+                        Ok(chunk.map(|chunk| (chunk, reader)))
                     });
                     return Ok(Reading { size, chunks: chunks.boxed() });
                 }
@@ -84,6 +88,7 @@ impl Nats {
             left: size,
             hash: meta.sha256().filter(|_| whole).map(|expected| (Sha256::new(), expected)),
             first: None,
+            link: LinkId::calling(),
         }
     }
 }

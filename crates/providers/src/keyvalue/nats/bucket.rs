@@ -87,7 +87,7 @@ struct Info {
 pub(super) async fn ensure(js: &JetStream, name: &str, replicas: u32) -> Result<Bucket, BackendError> {
     let stream = format!("KV_{name}");
     let info = format!("STREAM.INFO.{stream}");
-    let config = match js.call::<Info>(&info, &()).await {
+    let config = match js.look::<Info>(&info, &()).await {
         Ok(found) => found.config,
         Err(JetStreamError::Refused { err_code: NO_STREAM, .. }) => {
             let release = js.client.check().await.map_err(|cause| failed(cause.into()))?.release();
@@ -96,7 +96,7 @@ pub(super) async fn ensure(js: &JetStream, name: &str, replicas: u32) -> Result<
                 Ok(made) => made.config,
                 // Another host was first.
                 Err(JetStreamError::Refused { err_code, .. }) if STREAM_IN_USE.contains(&err_code) => {
-                    js.call::<Info>(&info, &()).await.map_err(failed)?.config
+                    js.look::<Info>(&info, &()).await.map_err(failed)?.config
                 }
                 Err(cause) => return Err(failed(cause)),
             }

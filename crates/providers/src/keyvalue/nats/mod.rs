@@ -27,7 +27,7 @@ use super::{Answer, Backend, BackendError, Gathered, Page, check_length};
 use crate::dial::Dialer;
 use crate::http_out::Tls;
 use crate::nats::jetstream::{JetStream, JetStreamError, NO_MESSAGE, NO_STREAM, WRONG_SEQUENCE};
-use crate::nats::{Client, EndpointError, Headers, Login, NatsError, Options, Outgoing, TIMEOUT};
+use crate::nats::{Client, EndpointError, Headers, Login, NatsError, Options, Outgoing};
 pub use batch::MAX_BATCH;
 use bucket::Bucket;
 pub use follow::Follower;
@@ -196,7 +196,7 @@ impl Nats {
 
     async fn direct(&self, stream: &str, subject: &str) -> Result<Found, JetStreamError> {
         let ask = Outgoing::new(self.js.subject(&format!("DIRECT.GET.{stream}.{subject}")), "");
-        let answer = self.js.client.request(ask, TIMEOUT).await?;
+        let answer = self.js.ask(ask).await?;
         match answer.headers.status() {
             None => {}
             Some((404, _)) => return Ok(Found { value: None, version: 0 }),

@@ -20,6 +20,7 @@ use crate::messaging::nats::trace_of;
 use crate::messaging::{Delivery, Outcome, Settle};
 use crate::nats::jetstream::Place;
 use crate::nats::{self, Buffer, Outgoing};
+use crate::per_link::LinkId;
 
 /// Messages that wait here at most: the rest is for other hosts.
 const AT_ONCE: usize = 8;
@@ -99,7 +100,7 @@ impl Arriving {
         let stop = CancellationToken::new();
         let floor_at = Instant::now();
         let puller = Puller { broker, group, subscription, inbox, arriving, peers, out, stop: stop.clone(), floor_at };
-        tokio::spawn(puller.run());
+        tokio::spawn(LinkId::carried(LinkId::calling(), puller.run()));
         Ok(Self { arrived, stop })
     }
 }
@@ -247,7 +248,8 @@ impl Puller {
         };
         let to = self.subscription.dead_letter(&guests.subject).filter(|_| self.group.taken != Taken::OneByOne);
         tracing::warn!(id, subject = guests.subject, why, to, "a message is put away without being tried");
-        tokio::spawn(async move { Box::new(settle).settle(Outcome::PutAway { to, why }).await });
+        let put_away = async move { Box::new(settle).settle(Outcome::PutAway { to, why }).await };
+        tokio::spawn(LinkId::carried(LinkId::calling(), put_away));
         None
     }
 }

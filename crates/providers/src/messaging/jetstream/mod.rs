@@ -148,7 +148,7 @@ impl Jetstream {
             let again = match &cause {
                 JetStreamError::Nats(NatsError::Lost(_) | NatsError::TimedOut { .. }) => true,
                 // Nothing was sent: only what may have been sent before is worth the wait.
-                JetStreamError::Nats(NatsError::Unavailable(_)) => sent,
+                JetStreamError::Nats(NatsError::Unavailable(_) | NatsError::Silent { .. }) => sent,
                 // Nobody listens: a server that has just started, or a stream that is gone.
                 JetStreamError::Nats(NatsError::NoResponders(_)) => {
                     *lock(&self.0.known) = None;

@@ -13,6 +13,7 @@ use super::{BackendError, Jetstream, failed, refused};
 use crate::messaging::{Outcome, Settle};
 use crate::nats::jetstream::{JetStreamError, Place};
 use crate::nats::{self, Headers, NatsError, Outgoing, TIMEOUT};
+use crate::per_link::LinkId;
 
 /// How long the server is told again what it does not confirm.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -64,6 +65,7 @@ impl Settler {
         let Some(kept) = &self.kept else { return Ok(()) };
         let began = Instant::now();
         loop {
+            // Asked whatever else of the link goes unanswered: a message that is handled is not to come again for that.
             let told = self.broker.client().request(Outgoing::new(&*kept.subject, word.clone()), TIMEOUT).await;
             match told {
                 Ok(_) => return Ok(()),
@@ -160,12 +162,13 @@ impl Drop for Settler {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (broker, group, place, handed) = (self.broker.clone(), self.group.clone(), self.place, self.handed);
             let word = if self.later { LATER } else { "-NAK" };
-            runtime.spawn(async move {
+            let give_back = async move {
                 if !handed {
                     broker.give_back(&group, place.seq, place.delivered).await;
                 }
                 broker.client().publish(Outgoing::new(&*kept.subject, word)).await.ok()
-            });
+            };
+            runtime.spawn(LinkId::carried(LinkId::calling(), give_back));
         }
     }
 }

@@ -223,7 +223,7 @@ fn late() -> SqlError {
 /// those at rest are asked before they are used: nobody may be at the other end of them either, and nothing would ever
 /// tell. Where it is only this call that takes long, the other links keep theirs.
 struct Asking<'a> {
-    pass: Option<Pass<'a, SqlError>>,
+    pass: Option<Pass<SqlError>>,
     pool: &'a Pool,
 }
 

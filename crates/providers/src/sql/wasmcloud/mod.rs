@@ -1,21 +1,16 @@
 //! `wasmcloud:postgres` 0.1.1-draft, as existing components import it: one database, without a name, that only a Postgres
-//! can be. Statements, limits and connections are those of [`Postgres`]; only the values are the contract's own.
+//! can be, or a component that exports the contract. Statements and limits are those of [`Postgres`](super::Postgres); only
+//! the values are the contract's own.
 
+mod component;
+mod link;
 mod params;
 mod values;
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use model::Digest;
-use model::sql::{MAX_CALL, MAX_PARAMS, MAX_SQL, SqlError, Statement};
 use runtime::wasmtime::component::{HasData, Linker};
 use runtime::{Capability, Ctx, LogStreamKind};
 
-use super::connection;
-use super::postgres::{MAX_CONNECTIONS, Param, Postgres, Reader};
-use crate::meter::LinkMeter;
-use crate::share::{Share, Sharing};
+pub use link::PostgresLink;
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -25,102 +20,9 @@ mod bindings {
     });
 }
 use bindings::wasmcloud::postgres::types::{
-    PgValue, PreparedStatementExecError, QueryError, ResultRow, ResultRowEntry, StatementPrepareError,
+    PgValue, PreparedStatementExecError, QueryError, ResultRow, StatementPrepareError,
 };
 use bindings::wasmcloud::postgres::{prepared, query, types};
-
-/// Statements a component keeps prepared; of more, the oldest is forgotten.
-const MAX_PREPARED: usize = 1024;
-
-/// The database of a component: a binding, immutable. Another link is another revision.
-#[derive(Clone)]
-pub struct PostgresLink {
-    database: Arc<Postgres>,
-    meter: Arc<LinkMeter>,
-    share: Share,
-    prepared: Arc<Mutex<Prepared>>,
-}
-
-/// The statements behind tokens. The same text has the same token, in every instance of the component.
-#[derive(Default)]
-struct Prepared {
-    by_token: HashMap<String, String>,
-    oldest: VecDeque<String>,
-}
-
-impl PostgresLink {
-    /// Everything a component asks goes to `database`.
-    pub fn new(database: Arc<Postgres>, meter: Arc<LinkMeter>, sharing: Sharing) -> Self {
-        let share = Share::new(Some(MAX_CONNECTIONS), sharing);
-        Self { database, meter, share, prepared: Arc::default() }
-    }
-
-    /// A call, by one of the connections that the link may have, counted.
-    async fn call<T>(
-        &self,
-        operation: &'static str,
-        work: impl Future<Output = Result<T, SqlError>>,
-    ) -> Result<T, SqlError> {
-        let work = async {
-            let _connection = connection(&self.share).await?;
-            work.await
-        };
-        self.meter.call(operation, work).await
-    }
-
-    fn keep(&self, sql: String) -> String {
-        let token = Digest::of(sql.as_bytes()).hex().to_string();
-        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        if prepared.by_token.insert(token.clone(), sql).is_none() {
-            prepared.oldest.push_back(token.clone());
-        }
-        while prepared.oldest.len() > MAX_PREPARED {
-            if let Some(oldest) = prepared.oldest.pop_front() {
-                prepared.by_token.remove(&oldest);
-            }
-        }
-        token
-    }
-
-    fn kept(&self, token: &str) -> Option<String> {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).by_token.get(token).cloned()
-    }
-}
-
-/// Checks a statement as every backend has it, and turns its parameters into the server's.
-fn checked(sql: &str, given: &[PgValue]) -> Result<Vec<Param>, SqlError> {
-    model::sql::check(&[Statement { sql: sql.to_owned(), params: Vec::new() }])?;
-    if given.len() > MAX_PARAMS {
-        return Err(SqlError::TooLarge(format!("a statement has at most {MAX_PARAMS} parameters")));
-    }
-    let mut bytes = sql.len();
-    let mut all = Vec::with_capacity(given.len());
-    for (index, value) in given.iter().enumerate() {
-        let number = index + 1;
-        let param = params::of(value).map_err(|why| SqlError::Value(format!("${number} {why}")))?;
-        bytes = bytes.saturating_add(match &param {
-            Param::Null => 1,
-            Param::Text(text) if text.contains('\0') => {
-                return Err(SqlError::Value(format!("the text of ${number} has a NUL character")));
-            }
-            Param::Text(text) => text.len(),
-            Param::Bytes(bytes) => bytes.len(),
-        });
-        if bytes > MAX_CALL {
-            return Err(SqlError::TooLarge(format!("a statement and its parameters have at most {MAX_CALL} bytes")));
-        }
-        all.push(param);
-    }
-    Ok(all)
-}
-
-fn refused(error: SqlError) -> QueryError {
-    match error {
-        SqlError::Invalid(why) => QueryError::InvalidQuery(why),
-        SqlError::Value(why) => QueryError::InvalidParams(why),
-        other => QueryError::Unexpected(other.to_string()),
-    }
-}
 
 /// The capability `wasmcloud:postgres`. Which database a component has is in its [`PostgresLink`] binding.
 #[derive(Debug, Clone, Copy, Default)]
@@ -170,53 +72,26 @@ impl query::Host for View<'_> {
         sql: String,
         given: Vec<PgValue>,
     ) -> wasmtime::Result<Result<Vec<ResultRow>, QueryError>> {
-        let link = match self.linked() {
-            Ok(link) => link,
-            Err(why) => return Ok(Err(QueryError::Unexpected(why))),
-        };
-        let reader = Reader { read: values::value, null: || PgValue::Null };
-        let asked =
-            link.call("query", async { link.database.rows(&sql, &checked(&sql, &given)?, &reader).await }).await;
-        Ok(asked.map_err(refused).map(|(columns, rows)| {
-            let row = |values: Vec<PgValue>| {
-                let entry = |(name, value): (&String, PgValue)| ResultRowEntry { column_name: name.clone(), value };
-                columns.iter().zip(values).map(entry).collect()
-            };
-            rows.into_iter().map(row).collect()
-        }))
+        Ok(match self.linked() {
+            Ok(link) => link.query(sql, given).await,
+            Err(why) => Err(QueryError::Unexpected(why)),
+        })
     }
 
     async fn query_batch(&mut self, sql: String) -> wasmtime::Result<Result<(), QueryError>> {
-        let link = match self.linked() {
-            Ok(link) => link,
-            Err(why) => return Ok(Err(QueryError::Unexpected(why))),
-        };
-        let script = async {
-            if sql.len() > MAX_SQL {
-                return Err(SqlError::TooLarge(format!("a script has at most {MAX_SQL} bytes")));
-            }
-            if sql.contains('\0') {
-                return Err(SqlError::Invalid("it has a NUL character".to_owned()));
-            }
-            link.database.script(&sql).await
-        };
-        Ok(link.call("query-batch", script).await.map_err(refused))
+        Ok(match self.linked() {
+            Ok(link) => link.script(sql).await,
+            Err(why) => Err(QueryError::Unexpected(why)),
+        })
     }
 }
 
 impl prepared::Host for View<'_> {
     async fn prepare(&mut self, sql: String) -> wasmtime::Result<Result<String, StatementPrepareError>> {
-        let unexpected = StatementPrepareError::Unexpected;
-        let link = match self.linked() {
-            Ok(link) => link,
-            Err(why) => return Ok(Err(unexpected(why))),
-        };
-        let asked = async {
-            checked(&sql, &[])?;
-            link.database.prepare(&sql).await
-        };
-        let asked = link.call("prepare", asked).await;
-        Ok(asked.map(|()| link.keep(sql)).map_err(|cause| unexpected(cause.to_string())))
+        Ok(match self.linked() {
+            Ok(link) => link.prepare(sql).await,
+            Err(why) => Err(StatementPrepareError::Unexpected(why)),
+        })
     }
 
     async fn exec(
@@ -224,14 +99,9 @@ impl prepared::Host for View<'_> {
         token: String,
         given: Vec<PgValue>,
     ) -> wasmtime::Result<Result<u64, PreparedStatementExecError>> {
-        let link = match self.linked() {
-            Ok(link) => link,
-            Err(why) => return Ok(Err(PreparedStatementExecError::Unexpected(why))),
-        };
-        let Some(sql) = link.kept(&token) else {
-            return Ok(Err(PreparedStatementExecError::UnknownPreparedQuery));
-        };
-        let asked = link.call("exec", async { link.database.changed(&sql, &checked(&sql, &given)?).await }).await;
-        Ok(asked.map_err(|cause| PreparedStatementExecError::QueryError(refused(cause))))
+        Ok(match self.linked() {
+            Ok(link) => link.exec(&token, given).await,
+            Err(why) => Err(PreparedStatementExecError::Unexpected(why)),
+        })
     }
 }

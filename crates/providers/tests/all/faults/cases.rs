@@ -313,9 +313,6 @@ pub(super) async fn neighbours_do_not_wait<R: Remote>() {
 
 /// The calls of one link failed until a moment ago; those of another link to the same provider find out for themselves.
 pub(super) async fn other_links_are_not_held_back<R: Remote>() {
-    if !R::PER_LINK {
-        return;
-    }
     let Some(rig) = Rig::<R>::warm().await else { return };
     for round in 0.. {
         rig.proxy.set(Mode::Refuse).await;

@@ -27,9 +27,6 @@ pub(crate) trait Remote: Send + Sync + Sized + 'static {
     /// Whether calls that were under way when the server went are made again until it is back, for longer than a second.
     const BRIDGES: bool = false;
 
-    /// Whether each link finds out for itself that the server is away, and not the one connection that all share.
-    const PER_LINK: bool = true;
-
     /// A server of the test's own, ready for what `open` gives. `None`, said loudly, where none can be had.
     fn start() -> impl Future<Output = Option<Self>> + Send;
 

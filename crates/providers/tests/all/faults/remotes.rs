@@ -82,7 +82,6 @@ pub(crate) struct NatsKeys(NatsOfAnn);
 impl Remote for NatsKeys {
     // The lookup of the bucket, at most, and the call itself.
     const BOUND: Duration = Duration::from_secs(10);
-    const PER_LINK: bool = false;
 
     async fn start() -> Option<Self> {
         Some(Self(NatsOfAnn::start()))
@@ -109,7 +108,6 @@ pub(crate) struct NatsMessages(NatsOfAnn);
 
 impl Remote for NatsMessages {
     const BOUND: Duration = Duration::from_secs(5);
-    const PER_LINK: bool = false;
 
     async fn start() -> Option<Self> {
         Some(Self(NatsOfAnn::start()))
@@ -322,7 +320,6 @@ impl Remote for JetstreamMessages {
     // What is known of the stream, a message that is sent again for a while, and the last of these tries.
     const BOUND: Duration = Duration::from_secs(18);
     const BRIDGES: bool = true;
-    const PER_LINK: bool = false;
 
     async fn start() -> Option<Self> {
         Some(Self(NatsOfAnn::start()))
@@ -354,7 +351,6 @@ pub(crate) struct NatsObjects(NatsOfAnn);
 impl Remote for NatsObjects {
     // The lookup of the bucket, at most, and the call itself.
     const BOUND: Duration = Duration::from_secs(10);
-    const PER_LINK: bool = false;
 
     async fn start() -> Option<Self> {
         Some(Self(NatsOfAnn::start()))
