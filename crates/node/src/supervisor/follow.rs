@@ -5,9 +5,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use api::Problem;
 use api::agent::LogLine;
 use api::agent_client::HostClient;
-use futures::stream::StreamExt;
+use futures::stream::{BoxStream, StreamExt};
 use model::escape;
 use tokio_util::sync::CancellationToken;
 
@@ -26,11 +27,24 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// The host has ended when this is cancelled: what it said last is still to be read, and then there is nothing more.
 pub(super) type Gone = CancellationToken;
 
-/// Copies the lines of a host's components to the node's log, as long as the host runs.
-pub(super) async fn lines(client: Arc<HostClient>, tenant: Arc<Tenant>, logs: Arc<Logs>, gone: Gone) {
+/// The lines of a host's components, or why there are none yet.
+pub(super) type Lines = Result<BoxStream<'static, LogLine>, Problem>;
+
+/// The lines of a host's components from now on. Opened before the host has a call: one that ends at once says something, too.
+pub(super) async fn open_lines(client: &HostClient, tenant: &Tenant, logs: &Arc<Logs>) -> Lines {
+    let (quota, name) = (logs.clone(), tenant.name.clone());
+    client.logs(move |bytes| quota.read(&name, bytes)).await
+}
+
+/// Copies the lines of a host's components to the node's log, as long as the host runs. `first` are open already.
+pub(super) async fn lines(client: Arc<HostClient>, tenant: Arc<Tenant>, logs: Arc<Logs>, gone: Gone, first: Lines) {
+    let mut first = Some(first);
     loop {
-        let (quota, name) = (logs.clone(), tenant.name.clone());
-        match client.logs(move |bytes| quota.read(&name, bytes)).await {
+        let opened = match first.take() {
+            Some(first) => first,
+            None => open_lines(&client, &tenant, &logs).await,
+        };
+        match opened {
             Ok(mut lines) => {
                 while let Some(line) = lines.next().await {
                     // Of other apps a host has nothing to say.
@@ -146,7 +160,10 @@ mod tests {
             let logs = Arc::new(Logs::default());
             logs.limit(&tenant.name, &Quotas { log_rate: ByteSize::kib(10), ..Quotas::default() });
             let (client, taken) = flooding(dir.path(), piece.clone().into_bytes());
-            let following = lines(client, tenant, logs, Gone::new());
+            let following = async {
+                let first = open_lines(&client, &tenant, &logs).await;
+                lines(client.clone(), tenant, logs, Gone::new(), first).await;
+            };
             assert!(tokio::time::timeout(Duration::from_secs(1), following).await.is_err());
             let taken = taken.load(Relaxed);
             assert!(taken < ON_THE_WAY, "{taken} bytes of {:?}", &piece[..8]);
@@ -162,8 +179,11 @@ mod tests {
         let socket = dir.path().join("agent");
         let listener = UnixListener::bind(&socket).unwrap();
         let gone = Gone::new();
-        let following =
-            tokio::spawn(lines(Arc::new(HostClient::new(socket.clone())), tenant.clone(), logs.clone(), gone.clone()));
+        let (client, known, into, end) = (HostClient::new(socket), tenant.clone(), logs.clone(), gone.clone());
+        let following = tokio::spawn(async move {
+            let first = open_lines(&client, &known, &into).await;
+            lines(Arc::new(client), known, into, end, first).await;
+        });
         let (mut stream, _) = listener.accept().await.unwrap();
         let _asked = stream.read(&mut [0; 4096]).await.unwrap();
         let body = line_of("a").repeat(LINES);

@@ -34,7 +34,7 @@ use crate::services::{Client, Services};
 use crate::taking;
 use crate::tenant::{Prepared, Tenant};
 pub(crate) use backoff::Backoff;
-use follow::Gone;
+use follow::{Gone, Lines};
 use process::Process;
 pub(crate) use process::describe;
 
@@ -312,7 +312,7 @@ impl Supervisor {
                 return End::Stopped;
             }
         };
-        let refused = match ready {
+        let (refused, lines) = match ready {
             Ok(ready) => ready,
             Err(cause) => {
                 process.kill().await;
@@ -327,7 +327,7 @@ impl Supervisor {
         self.event(HostChange::Ready(refused));
         let _taking = Scoped(tokio::spawn(self.taking()));
         let gone = Gone::new();
-        let following = self.follow(&gone);
+        let following = self.follow(&gone, lines);
         let end = tokio::select! {
             how = process.ended() => {
                 self.plan.front.down(self.shard);
@@ -347,9 +347,9 @@ impl Supervisor {
     }
 
     /// Reads what the host says of its calls until all is read that it said before it was gone.
-    fn follow(&self, gone: &Gone) -> Vec<Scoped> {
+    fn follow(&self, gone: &Gone, lines: Lines) -> Vec<Scoped> {
         let (client, tenant) = (&self.client, &self.plan.tenant);
-        let lines = follow::lines(client.clone(), tenant.clone(), self.plan.logs.clone(), gone.clone());
+        let lines = follow::lines(client.clone(), tenant.clone(), self.plan.logs.clone(), gone.clone(), lines);
         let exporter = self.plan.exporter.as_ref().filter(|exporter| exporter.traces());
         let spans = exporter
             .map(|exporter| follow::spans(client.clone(), tenant.clone(), self.shard, exporter.clone(), gone.clone()));
@@ -377,9 +377,9 @@ impl Supervisor {
         }
     }
 
-    /// Waits until the host answers, and gives it every revision it is to have. What it refuses is told, and keeps
+    /// Waits until the host answers, opens its log, and gives it every revision it is to have. What it refuses is told, and keeps
     /// nothing else from being served.
-    async fn bring_up(&self, pid: Option<u32>) -> Result<Vec<(AppName, Revision, Problem)>, Problem> {
+    async fn bring_up(&self, pid: Option<u32>) -> Result<(Vec<(AppName, Revision, Problem)>, Lines), Problem> {
         let info = tokio::time::timeout(READY, self.first_answer()).await;
         let info = info.map_err(|_| Problem::new(Code::TimedOut, format!("did not answer within {READY:?}")))?;
         // In its own namespace its number is another one.
@@ -396,6 +396,10 @@ impl Supervisor {
             ));
         }
         self.info.store(Some(info));
+        let lines = follow::open_lines(&self.client, &self.plan.tenant, &self.plan.logs);
+        let lines = tokio::time::timeout(READY, lines).await;
+        let lines =
+            lines.map_err(|_| Problem::new(Code::TimedOut, format!("did not open its log within {READY:?}")))?;
         self.hold().await?;
         let revisions = self.plan.tenant.revisions_for(self.shard, self.plan.shards.load(Ordering::Acquire));
         let puts =
@@ -404,7 +408,7 @@ impl Supervisor {
         // Nobody answers: that is not the fault of a revision.
         match refused.iter().find(|(_, _, problem)| problem.code == Code::Unreachable) {
             Some((_, _, problem)) => Err(problem.clone()),
-            None => Ok(refused),
+            None => Ok((refused, lines)),
         }
     }
 
