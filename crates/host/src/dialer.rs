@@ -47,7 +47,6 @@ impl NodeDialer {
         let (fd, address) = self.ask(Transport::Tcp, target).await?;
         let stream = StdStream::from(fd);
         stream.set_nonblocking(true).map_err(unusable)?;
-        stream.set_nodelay(true).map_err(unusable)?;
         Ok(Dialled { stream: TcpStream::from_std(stream).map_err(unusable)?.into(), address })
     }
 

@@ -19,7 +19,7 @@ use model::egress::Destination;
 use rustix::net::Shutdown;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
@@ -49,7 +49,8 @@ impl Open {
 /// A fresh connection.
 #[derive(Debug)]
 pub(crate) enum Socket {
-    Tcp(TcpStream),
+    /// One that does not block.
+    Tcp(OwnedFd),
     Udp(UdpSocket),
 }
 
@@ -128,8 +129,8 @@ impl Connections {
         let end = CancellationToken::new();
         let open = Arc::new(Open { dial: dial.clone(), destination, address, shard, end: end.clone() });
         let (fd, life) = match socket {
-            Socket::Tcp(stream) => {
-                let socket = Arc::new(watched(OwnedFd::from(stream.into_std()?))?);
+            Socket::Tcp(socket) => {
+                let socket = Arc::new(watched(socket)?);
                 (Fd::Shared(socket.clone()), Life::Tcp(socket))
             }
             Socket::Udp(socket) => {

@@ -1,23 +1,23 @@
 //! Every outgoing connection of every tenant: resolve once, decide on all addresses, connect to one of those that were
 //! checked, hand the socket over. Guests' HTTP and sockets and providers' clients come through the same door.
 
+mod connect;
 mod journal;
 mod nameserver;
 pub(crate) mod own;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::services::{Caller, Dial, FileFault};
 use futures::future::BoxFuture;
 use model::egress::{Destination, Grant, Transport};
-use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 
 pub use crate::connections::Dialled;
-use crate::connections::{Open, Socket};
+use crate::connections::Open;
 use crate::lookups::Lookups;
 use crate::tenant::Tenant;
 use journal::{Journal, Outcome};
@@ -25,12 +25,8 @@ pub use nameserver::{Nameserver, Nameservers};
 
 /// Resolution and connection together take no longer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// An attempt on one of several addresses takes no longer, so that one dead address does not cost the whole time.
-const ATTEMPT: Duration = Duration::from_millis(1500);
 /// A name with more addresses is refused: no service has so many, and each costs a check.
 const MAX_ADDRESSES: usize = 64;
-/// Addresses tried before giving up.
-const MAX_ATTEMPTS: usize = 4;
 /// Names being resolved at once, all tenants together: each holds a thread of the system's resolver.
 const LOOKUPS: usize = 256;
 
@@ -111,8 +107,8 @@ impl Dialer {
         };
         decide(tenant, dial, &destination, &addresses)?;
         let (socket, address) = match dial.transport {
-            Transport::Tcp => connect(&addresses, dial.port, deadline).await.unwrap_or_else(|| Err(late()))?,
-            Transport::Udp => connect_udp(&addresses, dial.port).await?,
+            Transport::Tcp => connect::tcp(&addresses, dial.port, deadline).await.unwrap_or_else(|| Err(late()))?,
+            Transport::Udp => connect::udp(&addresses, dial.port).await?,
         };
         let added = tenant.connections.add(socket, dial, destination, address, shard, room);
         let (dialled, open) = added.map_err(|cause| unconnected(address, &cause))?;
@@ -176,51 +172,6 @@ fn decide(tenant: &Tenant, dial: &Dial, destination: &Destination, addresses: &[
 
 fn unconnected(address: SocketAddr, cause: &io::Error) -> FileFault {
     FileFault::Connect { address: address.to_string(), cause: cause.to_string() }
-}
-
-/// Tries the checked addresses in the resolver's order; `None` where the time is up.
-async fn connect(
-    addresses: &[IpAddr],
-    port: u16,
-    deadline: tokio::time::Instant,
-) -> Option<Result<(Socket, SocketAddr), FileFault>> {
-    let mut last = None;
-    let tried = addresses.len().min(MAX_ATTEMPTS);
-    for (at, ip) in addresses.iter().take(MAX_ATTEMPTS).enumerate() {
-        let address = SocketAddr::new(*ip, port);
-        let until = if at + 1 == tried { deadline } else { deadline.min(tokio::time::Instant::now() + ATTEMPT) };
-        match timeout_at(until, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                if let Err(cause) = stream.set_nodelay(true) {
-                    tracing::debug!(%address, %cause, "cannot switch off delayed sending");
-                }
-                return Some(Ok((Socket::Tcp(stream), address)));
-            }
-            Ok(Err(cause)) => last = Some(unconnected(address, &cause)),
-            Err(_) if tokio::time::Instant::now() >= deadline => return None,
-            Err(_) => {}
-        }
-    }
-    last.map(Err)
-}
-
-/// A UDP socket that sends to the first checked address there is a way to, and takes datagrams from it alone.
-async fn connect_udp(addresses: &[IpAddr], port: u16) -> Result<(Socket, SocketAddr), FileFault> {
-    let mut last = None;
-    for ip in addresses {
-        let address = SocketAddr::new(*ip, port);
-        let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let connecting = async {
-            let socket = UdpSocket::bind((any, 0)).await?;
-            socket.connect(address).await?;
-            Ok(socket)
-        };
-        match connecting.await {
-            Ok(socket) => return Ok((Socket::Udp(socket), address)),
-            Err(cause) => last = Some(unconnected(address, &cause)),
-        }
-    }
-    Err(last.unwrap_or_else(|| FileFault::Dns { host: String::new(), cause: "it has no address".to_owned() }))
 }
 
 fn place(host: &str, port: u16) -> String {

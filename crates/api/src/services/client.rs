@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use super::line::{CallError, CallsClient, KvClient, KvError};
 
 use super::codec::{self, WireError};
-use super::descriptor;
-use super::{FileFault, FileReply, FileRequest, Hello, MoreRequest, Standing};
+use super::exchange::Exchange;
+use super::{FileFault, FileReply, FileRequest, Hello, MAX_FRAME, MoreRequest, Standing};
 
 /// Dials of one host under way at once.
 const MAX_DIALS: usize = 32;
@@ -61,7 +61,7 @@ impl NodeWay {
     /// Where the connection cannot be used.
     pub fn handed(first: StdStream) -> std::io::Result<Self> {
         first.set_nonblocking(true)?;
-        let first = UnixStream::from_std(first)?;
+        let first = Exchange::new(UnixStream::from_std(first)?, BytesMut::new(), MAX_FRAME)?;
         let (ask, asked) = mpsc::channel(64);
         // A task of its own: whoever gives up waiting leaves no half-read answer behind.
         tokio::spawn(ask_for_more(first, asked));
@@ -114,7 +114,7 @@ impl StandingWord {
     }
 }
 
-/// One frame. Not with `sendmsg`: that could name an address, and is not for a host.
+/// One frame.
 async fn say(stream: &mut UnixStream, what: &impl serde::Serialize) -> Result<(), WireError> {
     let mut frame = BytesMut::new();
     codec::encode(what, &mut frame)?;
@@ -122,11 +122,8 @@ async fn say(stream: &mut UnixStream, what: &impl serde::Serialize) -> Result<()
 }
 
 /// Asks for connections over the first one, one after the other, until it breaks or nobody wants any.
-async fn ask_for_more(
-    mut first: UnixStream,
-    mut asked: mpsc::Receiver<oneshot::Sender<Result<UnixStream, WireError>>>,
-) {
-    if say(&mut first, &Hello::More).await.is_err() {
+async fn ask_for_more(mut first: Exchange, mut asked: mpsc::Receiver<oneshot::Sender<Result<UnixStream, WireError>>>) {
+    if first.say(&Hello::More).is_err() {
         return;
     }
     while let Some(tell) = asked.recv().await {
@@ -140,32 +137,15 @@ async fn ask_for_more(
     }
 }
 
-async fn one_more(first: &mut UnixStream) -> Result<UnixStream, WireError> {
-    say(first, &MoreRequest::Connection).await?;
-    let (reply, fd, _) = answer(first).await?;
-    match (reply, fd) {
+async fn one_more(first: &mut Exchange) -> Result<UnixStream, WireError> {
+    first.say(&MoreRequest::Connection)?;
+    match first.next_with_fd().await? {
         (FileReply::Ready { .. }, Some(fd)) => {
             let stream = StdStream::from(fd);
             stream.set_nonblocking(true)?;
             Ok(UnixStream::from_std(stream)?)
         }
         (reply, _) => Err(WireError::Malformed(format!("a connection was asked for and this came: {reply:?}"))),
-    }
-}
-
-/// The next reply, the descriptor that came with it, and whether nothing followed it.
-async fn answer(stream: &UnixStream) -> Result<(FileReply, Option<OwnedFd>, bool), WireError> {
-    let mut buffer = BytesMut::new();
-    let mut received = None;
-    loop {
-        if let Some(reply) = codec::decode(&mut buffer)? {
-            return Ok((reply, received, buffer.is_empty()));
-        }
-        let (count, fd) = descriptor::recv_with_fd(stream, &mut buffer).await?;
-        if count == 0 {
-            return Err(WireError::Closed);
-        }
-        received = fd.or(received);
     }
 }
 
@@ -180,7 +160,7 @@ pub struct FilesClient {
     dials: Semaphore,
     loads: Semaphore,
     externals: Semaphore,
-    idle: Mutex<Vec<UnixStream>>,
+    idle: Mutex<Vec<Exchange>>,
 }
 
 impl FilesClient {
@@ -208,12 +188,15 @@ impl FilesClient {
         let _permit = permits.acquire().await.map_err(|_| WireError::Closed)?;
         let idle = lock(&self.idle).pop();
         let mut stream = match idle {
-            Some(stream) if still_open(&stream) => stream,
-            _ => self.node.open(Hello::Files).await?,
+            Some(stream) if stream.still_open() => stream,
+            _ => {
+                let stream = self.node.open(Hello::Files).await?;
+                Exchange::new(stream, BytesMut::new(), MAX_FRAME).map_err(WireError::from)?
+            }
         };
-        say(&mut stream, request).await?;
-        let (reply, received, done) = answer(&stream).await?;
-        if done {
+        stream.say(request)?;
+        let (reply, received) = stream.next_with_fd().await?;
+        if stream.is_drained() {
             lock(&self.idle).push(stream);
         }
         match (reply, received) {
@@ -224,10 +207,4 @@ impl FilesClient {
             (FileReply::Refused(fault), _) => Err(fault.into()),
         }
     }
-}
-
-/// An idle connection has nothing to say: anything readable is its end.
-fn still_open(stream: &UnixStream) -> bool {
-    let mut byte = [0; 1];
-    matches!(stream.try_read(&mut byte), Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock)
 }

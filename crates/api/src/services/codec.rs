@@ -79,7 +79,7 @@ pub fn decode<T: DeserializeOwned>(buffer: &mut BytesMut) -> Result<Option<T>, W
 }
 
 /// How large the frame at the front of `buffer` says it is, bytes after its length; `None` where that is not there yet.
-fn size_within(buffer: &BytesMut, most: usize) -> Result<Option<usize>, WireError> {
+pub(super) fn size_within(buffer: &BytesMut, most: usize) -> Result<Option<usize>, WireError> {
     let Some(head) = buffer.first_chunk::<HEAD>() else { return Ok(None) };
     let size = u32::from_le_bytes(*head) as usize;
     if size > most { Err(WireError::TooLarge(size)) } else { Ok(Some(size)) }

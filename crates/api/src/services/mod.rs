@@ -8,7 +8,8 @@
 //! * [`Hello::KeyValue`]: then [`KvCall`]s one way and [`KvReply`]s the other, multiplexed by `id`, any order.
 //! * [`Hello::Calls`]: the same with [`ServiceCall`]s and [`ServiceReply`]s, for every other service.
 //! * [`Hello::Files`]: then one [`FileRequest`] at a time, each answered by a [`FileReply`]; where the reply is
-//!   [`FileReply::Ready`], the descriptor travels with the reply's bytes by `SCM_RIGHTS`.
+//!   [`FileReply::Ready`], the descriptor travels with the reply's bytes by `SCM_RIGHTS`. Who goes on asking without reading
+//!   the answers is hung up on.
 //! * [`Hello::More`]: then one [`MoreRequest`] at a time, answered like a [`FileRequest`] with one end of a new connection.
 //! * [`Hello::Alive`]: nothing more; whoever sees it close knows the other process is gone.
 //! * [`Hello::Standing`]: then one byte whenever the host stands elsewhere in the queue for the cores, a [`Standing`]; not answered.
@@ -17,7 +18,7 @@ pub mod blob;
 pub mod client;
 pub mod codec;
 pub mod datagram;
-mod descriptor;
+mod exchange;
 pub mod line;
 pub mod messaging;
 pub mod secret;
@@ -369,8 +370,8 @@ pub enum KvFault {
 pub enum FileRequest {
     /// Compiled code of an artifact the tenant runs; the node has checked its MAC when it answers.
     Compiled { digest: Digest, world: World },
-    /// A connected socket. TCP: the socket itself. UDP: one end of a pair of packet sockets whose other end the node
-    /// relays, see [`crate::services::datagram`].
+    /// A connected socket. TCP: the socket itself, set not to delay what is small. UDP: one end of a pair of packet
+    /// sockets whose other end the node relays, see [`crate::services::datagram`].
     Dial(Dial),
     /// A connected unix socket to the process of an external provider.
     External(External),

@@ -2,12 +2,11 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use bytes::BytesMut;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::codec::{self, FrameReader, FrameWriter, WireError};
-use super::descriptor;
+use super::codec::{FrameReader, FrameWriter, WireError};
+use super::exchange::Exchange;
 use super::{FileReply, FileRequest, Hello, MoreRequest};
 
 /// The largest request that is answered with a descriptor, and the largest [`Hello`], bytes: names, a host and a digest.
@@ -47,22 +46,16 @@ pub async fn accept(stream: UnixStream) -> Result<Accepted, WireError> {
             let (read, write) = stream.into_split();
             Accepted::Calls(FrameReader::with_buffer(read, rest), FrameWriter::new(write))
         }
-        Hello::Files => Accepted::Files(FilesConnection { reader: small(stream, rest) }),
+        Hello::Files => Accepted::Files(FilesConnection(Exchange::new(stream, rest, MAX_REQUEST)?)),
         Hello::Alive => Accepted::Alive(stream),
         Hello::Standing => Accepted::Standing(stream),
-        Hello::More => Accepted::More(MoreConnection { reader: small(stream, rest) }),
+        Hello::More => Accepted::More(MoreConnection(Exchange::new(stream, rest, MAX_REQUEST)?)),
     })
-}
-
-fn small(stream: UnixStream, rest: BytesMut) -> FrameReader<UnixStream> {
-    FrameReader::with_buffer(stream, rest).limited(MAX_REQUEST)
 }
 
 /// A connection for [`FileRequest`]s, the node's end.
 #[derive(Debug)]
-pub struct FilesConnection {
-    reader: FrameReader<UnixStream>,
-}
+pub struct FilesConnection(Exchange);
 
 impl FilesConnection {
     /// The next request; `None` where the host hung up.
@@ -70,24 +63,22 @@ impl FilesConnection {
     /// # Errors
     /// Any [`WireError`].
     pub async fn next(&mut self) -> Result<Option<FileRequest>, WireError> {
-        self.reader.next().await
+        self.0.next().await
     }
 
     /// Answers the request read last. The descriptor is given exactly with [`FileReply::Ready`]; the caller still owns
     /// its copy.
     ///
     /// # Errors
-    /// Any [`WireError`].
-    pub async fn reply(&mut self, reply: &FileReply, fd: Option<BorrowedFd<'_>>) -> Result<(), WireError> {
-        send_with_fd(self.reader.get_ref(), reply, fd).await
+    /// Any [`WireError`], also where the host asked on without reading its answers; the connection is of no more use then.
+    pub fn reply(&mut self, reply: &FileReply, fd: Option<BorrowedFd<'_>>) -> Result<(), WireError> {
+        self.0.say_with_fd(reply, fd)
     }
 }
 
 /// The connection over which a host asks for others, the node's end.
 #[derive(Debug)]
-pub struct MoreConnection {
-    reader: FrameReader<UnixStream>,
-}
+pub struct MoreConnection(Exchange);
 
 impl MoreConnection {
     /// The next request; `None` where the host hung up.
@@ -95,26 +86,16 @@ impl MoreConnection {
     /// # Errors
     /// Any [`WireError`].
     pub async fn next(&mut self) -> Result<Option<MoreRequest>, WireError> {
-        self.reader.next().await
+        self.0.next().await
     }
 
     /// Answers the request read last with a new connection, whose other end is returned.
     ///
     /// # Errors
-    /// Any [`WireError`].
-    pub async fn connection(&mut self) -> Result<UnixStream, WireError> {
+    /// As of [`FilesConnection::reply`].
+    pub fn connection(&mut self) -> Result<UnixStream, WireError> {
         let (ours, theirs) = UnixStream::pair()?;
-        send_with_fd(self.reader.get_ref(), &FileReply::Ready { address: None }, Some(theirs.as_fd())).await?;
+        self.0.say_with_fd(&FileReply::Ready { address: None }, Some(theirs.as_fd()))?;
         Ok(ours)
     }
-}
-
-/// Writes one reply to a connection for files, with the descriptor beside its bytes.
-///
-/// # Errors
-/// Any [`WireError`].
-pub async fn send_with_fd(stream: &UnixStream, reply: &FileReply, fd: Option<BorrowedFd<'_>>) -> Result<(), WireError> {
-    let mut frame = BytesMut::new();
-    codec::encode(reply, &mut frame)?;
-    Ok(descriptor::send_with_fd(stream, &frame, fd).await?)
 }

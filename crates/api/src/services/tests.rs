@@ -135,7 +135,7 @@ async fn serve_files(listener: UnixListener, connections: Arc<AtomicU32>) {
                 let FileRequest::Compiled { digest, .. } = &request else { panic!("{request:?}") };
                 if request == compiled("refused") {
                     let fault = FileFault::NoCode("no such code".into());
-                    files.reply(&FileReply::Refused(fault), None).await.unwrap();
+                    files.reply(&FileReply::Refused(fault), None).unwrap();
                     continue;
                 }
                 if request == compiled("hang") {
@@ -147,7 +147,7 @@ async fn serve_files(listener: UnixListener, connections: Arc<AtomicU32>) {
                     std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
                 std::fs::remove_file(&path).unwrap();
                 file.write_all(digest.to_string().as_bytes()).unwrap();
-                files.reply(&FileReply::Ready { address: None }, Some(file.as_fd())).await.unwrap();
+                files.reply(&FileReply::Ready { address: None }, Some(file.as_fd())).unwrap();
             }
         });
     }
@@ -214,7 +214,7 @@ async fn who_can_connect_nowhere_is_handed_its_connections() {
         let Accepted::More(mut more) = accept(first).await.unwrap() else { panic!("not asked for") };
         let mut kinds = Vec::new();
         while let Ok(Some(MoreRequest::Connection)) = more.next().await {
-            let stream = more.connection().await.unwrap();
+            let stream = more.connection().unwrap();
             kinds.push(match accept(stream).await {
                 Ok(Accepted::Alive(held)) => {
                     drop(held);
@@ -244,7 +244,7 @@ async fn a_word_of_where_a_host_stands_never_waits() {
     let server = tokio::spawn(async move {
         let Accepted::More(mut more) = accept(first).await.unwrap() else { panic!("not asked for") };
         more.next().await.unwrap();
-        match accept(more.connection().await.unwrap()).await.unwrap() {
+        match accept(more.connection().unwrap()).await.unwrap() {
             Accepted::Standing(stream) => stream,
             other => panic!("{other:?}"),
         }

@@ -66,7 +66,7 @@ impl Node {
                 Ok(Accepted::Calls(reader, writer)) => self.serve_calls(reader, writer).await,
                 Ok(Accepted::More(mut more)) => {
                     while let Ok(Some(MoreRequest::Connection)) = more.next().await {
-                        tokio::spawn(self.clone().serve(more.connection().await.unwrap()));
+                        tokio::spawn(self.clone().serve(more.connection().unwrap()));
                     }
                 }
                 // The host ended before it said anything.
@@ -121,18 +121,18 @@ impl Node {
                         Some(code) => {
                             let mut file = tempfile::tempfile().unwrap();
                             file.write_all(&code).unwrap();
-                            files.reply(&FileReply::Ready { address: None }, Some(file.as_fd())).await.unwrap();
+                            files.reply(&FileReply::Ready { address: None }, Some(file.as_fd())).unwrap();
                         }
                         None => {
                             let fault = FileFault::NoCode("the tenant runs no such artifact".into());
-                            files.reply(&FileReply::Refused(fault), None).await.unwrap();
+                            files.reply(&FileReply::Refused(fault), None).unwrap();
                         }
                     }
                 }
                 FileRequest::External(wanted) => {
                     let why = format!("nothing runs provider `{}` here", wanted.provider);
                     let fault = FileFault::NotReady { why, soon: false };
-                    files.reply(&FileReply::Refused(fault), None).await.unwrap();
+                    files.reply(&FileReply::Refused(fault), None).unwrap();
                 }
                 FileRequest::Dial(dial) => {
                     self.dials.lock().unwrap().push(dial);
@@ -141,11 +141,11 @@ impl Node {
                         Some(address) => {
                             let stream = std::net::TcpStream::connect(address).unwrap();
                             let reply = FileReply::Ready { address: Some(address) };
-                            files.reply(&reply, Some(stream.as_fd())).await.unwrap();
+                            files.reply(&reply, Some(stream.as_fd())).unwrap();
                         }
                         None => {
                             let fault = FileFault::Denied { address: "10.0.0.1".into(), what: "private".into() };
-                            files.reply(&FileReply::Refused(fault), None).await.unwrap();
+                            files.reply(&FileReply::Refused(fault), None).unwrap();
                         }
                     }
                 }

@@ -29,10 +29,10 @@ pub(super) async fn serve(
             FileRequest::Dial(dial) => match services.dialer.dial(&client.tenant, client.shard, &dial).await {
                 Ok(dialled) => {
                     let ready = FileReply::Ready { address: Some(dialled.address) };
-                    connection.reply(&ready, Some(dialled.as_fd())).await?;
+                    connection.reply(&ready, Some(dialled.as_fd()))?;
                     dialled.handed_over();
                 }
-                Err(fault) => connection.reply(&FileReply::Refused(untold(&dial, fault)), None).await?,
+                Err(fault) => connection.reply(&FileReply::Refused(untold(&dial, fault)), None)?,
             },
         }
     }
@@ -58,8 +58,8 @@ fn untold(dial: &Dial, fault: FileFault) -> FileFault {
 
 async fn answer(connection: &mut FilesConnection, made: Result<OwnedFd, FileFault>) -> Result<(), WireError> {
     match made {
-        Ok(fd) => connection.reply(&FileReply::Ready { address: None }, Some(fd.as_fd())).await,
-        Err(fault) => connection.reply(&FileReply::Refused(fault), None).await,
+        Ok(fd) => connection.reply(&FileReply::Ready { address: None }, Some(fd.as_fd())),
+        Err(fault) => connection.reply(&FileReply::Refused(fault), None),
     }
 }
 

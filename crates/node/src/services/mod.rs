@@ -187,7 +187,7 @@ async fn connection(
         Accepted::More(mut more) => {
             while let Some(MoreRequest::Connection) = more.next().await? {
                 let Ok(permit) = maker.room.clone().acquire_owned().await else { break };
-                let made = more.connection().await?;
+                let made = more.connection()?;
                 if maker.made.send((made, permit)).await.is_err() {
                     break;
                 }
