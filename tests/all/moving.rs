@@ -303,7 +303,8 @@ fn while_data_move_nobody_else_sends_the_app_elsewhere() {
         let out = platform.cli(args).unwrap();
         (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
     };
-    write(&links("embedded"));
+    // The keys are many, and the machine may be slow.
+    write(&format!("limits = {{ cpu = \"60s\", wall = \"5m\" }}\n{}", links("embedded")));
     platform.ok(&deploy).unwrap();
     let url = format!("redis://{}", way.addr);
     platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &url]).unwrap();

@@ -262,8 +262,10 @@ fn changes_made_by_way_of_a_component_are_told_where_it_writes_them() {
     let app = dir.path().join("watched");
     std::fs::create_dir_all(&app).unwrap();
     std::fs::copy(sidereal_tests::guest("watcher"), app.join("component.wasm")).unwrap();
-    let prefixer = sidereal_tests::workspace().join("examples/prefix-keyvalue/prefixer.wasm");
-    std::fs::copy(prefixer, app.join("prefixer.wasm")).unwrap();
+    let example = sidereal_tests::workspace().join("examples/prefix-keyvalue");
+    let key = std::fs::read_to_string(example.join("signer.pub")).unwrap();
+    platform.ok(&["tenant-settings", "set", "--trust", key.trim()]).unwrap();
+    std::fs::copy(example.join("prefixer.wasm"), app.join("prefixer.wasm")).unwrap();
     let deploy = |watched: &str| {
         let text = format!(
             r#"schema = 1
