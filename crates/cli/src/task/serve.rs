@@ -116,7 +116,8 @@ async fn run(
     };
     let mut stopped = None;
     let outcome = tokio::select! {
-        ended = running => ended.map(|ended| (ended, Duration::ZERO)),
+        // Nothing is in flight any more, but what it said last: its process ends by itself.
+        ended = running => ended.map(|ended| (ended, LAST_LINES)),
         // Whoever wants it to stop need not wait until it is ready. A program is not told, and ends at once.
         deadline = &mut asked => {
             stopped = Some((Instant::now(), deadline));
