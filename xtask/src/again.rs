@@ -94,7 +94,9 @@ fn watched(test: &mut Command, mut out: impl Write + Send + 'static) -> anyhow::
             // Where nobody reads, the tests are run all the same.
             drop(out.write_all(&[&line, &b"\n"[..]].concat()));
             failures.line(&String::from_utf8_lossy(&line));
-            drop(tell.send(failures.names.clone()));
+            if failures.whole {
+                drop(tell.send(failures.names.clone()));
+            }
         }
     });
     let status = child.wait().with_context(|| format!("cannot wait for {program:?}"))?;
@@ -108,15 +110,17 @@ fn watched(test: &mut Command, mut out: impl Write + Send + 'static) -> anyhow::
 }
 
 /// The list that a run ends with: `failures:`, and a name a line, indented. What failed tests wrote stands before it under the
-/// same word, and may look like anything.
+/// same word, and may look like anything. Until the line with the result has come, more may follow.
 #[derive(Default)]
 struct Failures {
     open: bool,
+    whole: bool,
     names: Vec<String>,
 }
 
 impl Failures {
     fn line(&mut self, line: &str) {
+        self.whole = line.starts_with("test result: ");
         if line == "failures:" {
             (self.open, self.names) = (true, Vec::new());
         } else if self.open {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tonic::transport::server::Connected;
@@ -106,11 +108,8 @@ fn forget(dir: &Path) {
         let name = entry.file_name();
         let of = name.to_str().and_then(|name| name.strip_prefix(SOCKET)?.strip_suffix(".sock")?.split('-').next());
         let is_gone = of.is_some_and(|pid| matches!(Path::new("/proc").join(pid).try_exists(), Ok(false)));
-        // A process that this one does not see, as in another container, answers.
-        let refuses = |path: &Path| {
-            std::os::unix::net::UnixStream::connect(path)
-                .is_err_and(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
-        };
+        // A process that this one does not see, as in another container, has it open.
+        let refuses = |path: &Path| connects(path).is_err_and(|cause| cause == Errno::CONNREFUSED);
         if is_gone
             && refuses(&entry.path())
             && let Err(cause) = std::fs::remove_file(entry.path())
@@ -118,6 +117,13 @@ fn forget(dir: &Path) {
             tracing::debug!(path = %entry.path().display(), %cause, "the socket of a plugin that was killed stays");
         }
     }
+}
+
+/// Connects and hangs up. Nothing is waited for: anybody may have made a socket in this folder, and take no connections.
+fn connects(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
 }
 
 fn nanos() -> u32 {

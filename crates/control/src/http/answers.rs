@@ -29,7 +29,11 @@ const PAGE: usize = 256 << 10;
 const MOST: usize = ANSWERS / 8;
 
 /// Room for one answer, or for one page of it.
-pub(super) struct Room(Held);
+pub(super) struct Room {
+    held: Held,
+    /// So much of it is held already, bytes.
+    has: usize,
+}
 
 /// A text, and the room it takes for as long as it is there.
 struct Kept {
@@ -50,17 +54,26 @@ fn busy<T>(_: T) -> Refusal {
 impl Room {
     /// Waits for room, a while.
     pub(super) async fn take(answers: &Arc<Shares>, tenant: &TenantName) -> Answer<Self> {
+        Self::of(ROOM, answers, tenant).await
+    }
+
+    /// The same for an answer that is made whole before anybody knows how large it is: as much as one may have.
+    pub(super) async fn whole(answers: &Arc<Shares>, tenant: &TenantName) -> Answer<Self> {
+        Self::of(MOST, answers, tenant).await
+    }
+
+    async fn of(has: usize, answers: &Arc<Shares>, tenant: &TenantName) -> Answer<Self> {
         let mut held = answers.hold(tenant);
-        timeout(IDLE, held.more(ROOM)).await.map_err(busy)?;
-        Ok(Self(held))
+        timeout(IDLE, held.more(has)).await.map_err(busy)?;
+        Ok(Self { held, has })
     }
 
     /// The text in as much room as it needs.
     async fn keep(self, text: Vec<u8>) -> Answer<Bytes> {
-        let Self(mut held) = self;
+        let Self { mut held, has } = self;
         let needs = text.len().min(MOST);
-        if needs > ROOM {
-            timeout(IDLE, held.more(needs - ROOM)).await.map_err(busy)?;
+        if needs > has {
+            timeout(IDLE, held.more(needs - has)).await.map_err(busy)?;
         }
         held.only(needs);
         Ok(Bytes::from_owner(Kept { text, _room: held }))

@@ -26,7 +26,7 @@ fn shown(api: &Api, view: ConfigView) -> ConfigView {
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/configs", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = Vec<ConfigView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
-    let room = Room::take(&api.answers, &tenant).await?;
+    let room = Room::whole(&api.answers, &tenant).await?;
     let views = {
         // All apps are read: what names each of the configs.
         let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;

@@ -101,7 +101,7 @@ pub(super) async fn deploy(
         let text = format!("`message` has at most {MAX_MESSAGE} bytes and no control characters");
         return Err(super::Refusal::new(Code::RequestInvalid, text));
     }
-    let cause = Cause { origin: Origin::Deploy, message, require, key };
+    let cause = Cause { origin: Origin::Deploy, message, require, key, free: false };
     api.writer.deploy(&AppId { tenant, app }, request.app, cause).await.map(|a| accepted(&a))
 }
 
@@ -154,7 +154,7 @@ pub(super) async fn rollback(
     Condition(require): Condition,
     Json(request): Json<RollbackRequest>,
 ) -> Answer<Response> {
-    api.writer.rollback(&AppId { tenant, app }, request.to, require).await.map(|a| accepted(&a))
+    api.writer.rollback(&AppId { tenant, app }, request.to, require, false).await.map(|a| accepted(&a))
 }
 
 /// A new revision that differs only in one link's provider.

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Api;
+use super::answers::Room;
 use super::extract::{Asked, At, Condition, Whole, json as answer};
 use super::refusal::Answer;
 use super::system::stopped;
@@ -26,10 +27,13 @@ fn shown(api: &Api, view: SecretView) -> SecretView {
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/secrets", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = Vec<SecretView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
-    // All apps that name one are read.
-    let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
-    let views = api.writer.secrets(&tenant).await?;
-    Ok(answer(&views.into_iter().map(|view| shown(&api, view)).collect::<Vec<_>>()))
+    let room = Room::whole(&api.answers, &tenant).await?;
+    let views = {
+        // All apps that name one are read.
+        let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
+        api.writer.secrets(&tenant).await?
+    };
+    room.json(&views.into_iter().map(|view| shown(&api, view)).collect::<Vec<_>>()).await
 }
 
 /// One secret without its value.

@@ -116,7 +116,7 @@ pub(super) async fn delete(
     responses((status = 200, body = Vec<ProviderView>), (status = "default", body = Problem)))]
 pub(super) async fn providers(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
     let tenant = api.writer.tenant(&name).await?;
-    let room = Room::take(&api.answers, &name).await?;
+    let room = Room::whole(&api.answers, &name).await?;
     let mut found = Found::of(&tenant.settings);
     {
         // All its apps are read, one after the other; nothing is kept of them but what is said.

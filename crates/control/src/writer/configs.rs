@@ -261,7 +261,7 @@ impl Writer {
                 (Some(before.revision), None)
             } else {
                 let origin = Origin::Config { name: name.clone(), version: record.version };
-                let cause = Cause { origin, message: None, require: Require::Any, key: None };
+                let cause = Cause { origin, message: None, require: Require::Any, key: None, free: false };
                 let head = self.head(id).await?;
                 match self.append(id, head, app, cause, &seen).await {
                     Ok(accepted) => (Some(accepted.revision), None),

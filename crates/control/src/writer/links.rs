@@ -64,7 +64,14 @@ impl Writer {
         let (current, head) = self.there(id, require).await?;
         let tenant = self.tenant(&id.tenant).await?;
         let app = relinked(current.record.app, request, &tenant.settings, moves)?;
-        self.append(id, head, app, Cause { origin: Origin::Link, message: None, require, key: None }, &seen).await
+        self.append(
+            id,
+            head,
+            app,
+            Cause { origin: Origin::Link, message: None, require, key: None, free: false },
+            &seen,
+        )
+        .await
     }
 
     /// What [`Writer::moved`] would do: the links as they are, and both providers. Refuses what it would refuse. Whoever

@@ -68,6 +68,8 @@ pub(crate) struct Cause {
     pub(crate) message: Option<String>,
     pub(crate) require: Require,
     pub(crate) key: Option<String>,
+    /// Made whatever else the tenant keeps.
+    pub(crate) free: bool,
 }
 
 /// An app that is there.

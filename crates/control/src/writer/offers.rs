@@ -61,7 +61,8 @@ impl Writer {
     /// there is more to see.
     async fn follow_one(&self, id: &AppId, seen: &Seen, last: bool) -> Answer<()> {
         let Some((record, app)) = self.outdated(id).await? else { return Ok(()) };
-        let cause = Cause { origin: Origin::Provider, message: record.message, require: Require::Any, key: None };
+        let cause =
+            Cause { origin: Origin::Provider, message: record.message, require: Require::Any, key: None, free: false };
         let head = self.head(id).await?;
         match self.append(id, head, app, cause, seen).await {
             Ok(accepted) => {

@@ -75,7 +75,14 @@ impl Writer {
     }
 
     /// `rollback`: a new revision with the content of an earlier one.
-    pub(crate) async fn rollback(&self, id: &AppId, to: Option<Revision>, require: Require) -> Answer<Accepted> {
+    /// One that takes back what the platform itself has done is `free` of the quota: there must be a way back.
+    pub(crate) async fn rollback(
+        &self,
+        id: &AppId,
+        to: Option<Revision>,
+        require: Require,
+        free: bool,
+    ) -> Answer<Accepted> {
         let (current, _) = self.there(id, require).await?;
         let seen = self.see(id, &self.earlier(id, &current, to).await?.app).await;
         let _turn = self.turn.lock().await;
@@ -86,7 +93,7 @@ impl Writer {
         // operator offers of the environment is for now to say.
         let mut app = refreshed(to.app, &self.tenant(&id.tenant).await?.settings);
         self.fill_env(&mut app).await?;
-        self.append(id, head, app, Cause { origin, message: to.message, require, key: None }, &seen).await
+        self.append(id, head, app, Cause { origin, message: to.message, require, key: None, free }, &seen).await
     }
 
     /// The revision of an app that is meant, or the last one before the wanted one.
@@ -136,7 +143,7 @@ impl Writer {
             app,
             claims: vetted.claims,
         };
-        if !is_operators(&cause.origin) {
+        if !cause.free && !is_operators(&cause.origin) {
             let bytes = encode(&record)?.len();
             let unkept = self.unkept(id, record.revision, bytes, &tenant.settings).await?;
             unkept.map_or(Ok(()), |problem| Err(Refusal::from(problem)))?;

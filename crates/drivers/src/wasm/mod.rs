@@ -315,7 +315,7 @@ impl Driver for WasmDriver {
             let (state, asked, turns) = (state.clone(), asked.clone(), turns.clone());
             // Nobody waits for it.
             tokio::spawn(async move {
-                if strays::is_due(begun.elapsed()) {
+                if asked.is_due(begun.elapsed()) {
                     asked.sweep(&state, &turns).await;
                 }
                 sweep(state).await;
@@ -326,6 +326,7 @@ impl Driver for WasmDriver {
     }
 
     async fn start(&self, config: TaskConfig) -> Result<Started, Failure> {
+        self.asked.waits();
         let unheard = self.heard(&config.id);
         if let Ok(known) = self.tasks.get(&config.id) {
             return match unheard {
@@ -374,6 +375,8 @@ impl Driver for WasmDriver {
     async fn unheard(&self, id: &str) {
         self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
         tokio::time::sleep(UNHEARD).await;
+        // Whoever asks for it meanwhile goes first, and it is heard of then.
+        let _turn = self.turns.take(id).await;
         if !self.is_unheard(id) {
             return;
         }
@@ -414,6 +417,7 @@ impl Driver for WasmDriver {
     }
 
     async fn wait(&self, id: &str) -> Result<ExitResult, Failure> {
+        self.asked.waits();
         Ok(self.tasks.get(id)?.wait().await.result)
     }
 

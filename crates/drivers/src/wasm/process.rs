@@ -52,8 +52,9 @@ impl Seen {
     /// # Errors
     /// Where it cannot be looked at, which does not say that there is none.
     pub fn of(pid: i32) -> io::Result<Option<Self>> {
-        match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-            Ok(stat) => match Self::parse(pid, &stat) {
+        match std::fs::read(format!("/proc/{pid}/stat")) {
+            // A process may call itself anything.
+            Ok(stat) => match Self::parse(pid, &String::from_utf8_lossy(&stat)) {
                 Some(seen) => Ok(Some(seen)),
                 None => {
                     Err(io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat cannot be understood")))

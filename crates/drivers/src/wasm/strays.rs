@@ -6,13 +6,13 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::noted::Intent;
 use super::others;
 use super::turns::Turns;
 
-/// How long an agent has taken fingerprints of one stream, without a word of a task, before it is taken that it does not know the
+/// How long an agent has taken fingerprints of one stream, and has waited for tasks, without a word of a task, before it is taken that it does not know the
 /// task. An agent that is away takes none, however long it is away.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -26,11 +26,8 @@ struct Known {
     /// The folders of the allocations of those who asked: of another agent, whose plugin may have the same `state_dir`, nothing is
     /// known here.
     folders: HashSet<PathBuf>,
-}
-
-/// Whether an agent that has taken fingerprints of one stream for so long has had the time to ask.
-pub fn is_due(listens: Duration) -> bool {
-    listens >= PATIENCE
+    /// When the agent first waited for a task or started one: by then it has asked for all that it knows, of every driver.
+    whole: Option<Instant>,
 }
 
 impl Asked {
@@ -39,6 +36,17 @@ impl Asked {
         let mut known = self.known();
         known.ids.insert(id.to_owned());
         known.folders.extend(folder(alloc));
+    }
+
+    /// The agent waits for a task or starts one, which it does once it has recovered all of them.
+    pub fn waits(&self) {
+        self.known().whole.get_or_insert_with(Instant::now);
+    }
+
+    /// Whether an agent that has taken fingerprints of one stream for so long has had the time to ask.
+    pub fn is_due(&self, listens: Duration) -> bool {
+        let waited = self.known().whole.map(|since| since.elapsed());
+        waited.is_some_and(|waited| listens.min(waited) >= PATIENCE)
     }
 
     /// It came to nothing, or is no more.
@@ -123,7 +131,12 @@ mod tests {
     /// Agents recover what they know one after the other, before they do anything else.
     #[test]
     fn an_agent_has_the_time_to_ask() {
-        assert!(!is_due(Duration::from_secs(599)) && is_due(Duration::from_secs(600)));
+        let asked = Asked::default();
+        assert!(!asked.is_due(PATIENCE), "it has waited for nothing yet");
+        asked.waits();
+        assert!(!asked.is_due(PATIENCE), "not for so long");
+        asked.known().whole = Instant::now().checked_sub(PATIENCE);
+        assert!(!asked.is_due(Duration::from_secs(599)) && asked.is_due(PATIENCE));
     }
 
     /// One that is started, or recovered, at that very moment is known by the time it is its turn.
