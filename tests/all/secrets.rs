@@ -276,11 +276,14 @@ pub(crate) fn events(home: &Path, api: &str) -> String {
         let query = EventQuery { after: Some("1".to_owned()), ..EventQuery::default() };
         let mut events = client.events(query).await.unwrap();
         let mut text = String::new();
-        // They come at once, one after the other; the first one as soon as this machine comes to it.
-        let mut patience = Duration::from_secs(60);
-        while let Ok(Some(Ok(event))) = tokio::time::timeout(patience, events.next()).await {
+        // They come at once, one after the other; the first one as soon as this machine comes to it. New ones may come for ever.
+        let mut end = tokio::time::Instant::now() + Duration::from_secs(60);
+        let mut first = true;
+        while let Ok(Some(Ok(event))) = tokio::time::timeout_at(end, events.next()).await {
             text.push_str(&serde_json::to_string(&event).unwrap());
-            patience = Duration::from_secs(2);
+            if std::mem::take(&mut first) {
+                end = tokio::time::Instant::now() + Duration::from_secs(5);
+            }
         }
         text
     })
