@@ -4,7 +4,7 @@
 
 use std::io::{BufRead as _, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,6 +13,10 @@ use anyhow::Context as _;
 const FEW: usize = 3;
 /// Something that a test left running may hold the output open: it is waited for no longer than this once the tests are over.
 const LEFT: Duration = Duration::from_secs(5);
+/// A test that never ends would cost a run all of its time: a line is written for each that ends, and for one that takes long.
+const SILENT: Duration = Duration::from_secs(15 * 60);
+/// How often it is looked whether the tests are over.
+const OFTEN: Duration = Duration::from_millis(50);
 
 /// Set where a test that fails once has failed.
 const STRICT: &str = "SIDEREAL_STRICT";
@@ -46,12 +50,14 @@ pub fn run(command: &[String], stands_in: &str) -> anyhow::Result<()> {
     // Whoever asks for certain tests looks at them, and has them run again himself.
     let all = args.is_empty() && std::env::var_os(STRICT).is_none();
     let begun = Instant::now();
-    let (mut code, failed) = if all { watched(&mut test, std::io::stdout())? } else { (plain(&mut test)?, Vec::new()) };
+    let (mut code, failed) =
+        if all { watched(&mut test, std::io::stdout(), SILENT)? } else { (plain(&mut test)?, Vec::new()) };
     eprintln!("── {package}: {} s", begun.elapsed().as_secs());
     if code != 0 && worth_it(&failed) {
         eprintln!("── {package}: once more, alone: {}", failed.join(" "));
         // As it ran before, but one after the other.
-        code = plain(test.args(&failed).args(["--exact", "--test-threads", "1"]))?;
+        test.args(&failed).args(["--exact", "--test-threads", "1"]);
+        (code, _) = watched(&mut test, std::io::stdout(), SILENT)?;
         if code == 0 {
             note(&package, &failed)?;
         }
@@ -82,8 +88,13 @@ fn plain(test: &mut Command) -> anyhow::Result<i32> {
     Ok(status.code().unwrap_or(1))
 }
 
-/// Runs it and passes on what it writes, line by line; with the names of the tests that failed.
-fn watched(test: &mut Command, mut out: impl Write + Send + 'static) -> anyhow::Result<(i32, Vec<String>)> {
+/// Runs it and passes on what it writes, line by line; with the names of the tests that failed. One that writes nothing for
+/// `silent` is ended, and has failed.
+fn watched(
+    test: &mut Command,
+    mut out: impl Write + Send + 'static,
+    silent: Duration,
+) -> anyhow::Result<(i32, Vec<String>)> {
     let program = test.get_program().to_owned();
     let mut child = test.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {program:?}"))?;
     let output = child.stdout.take().context("no output")?;
@@ -94,14 +105,31 @@ fn watched(test: &mut Command, mut out: impl Write + Send + 'static) -> anyhow::
             // Where nobody reads, the tests are run all the same.
             drop(out.write_all(&[&line, &b"\n"[..]].concat()));
             failures.line(&String::from_utf8_lossy(&line));
-            if failures.whole {
-                drop(tell.send(failures.names.clone()));
-            }
+            let names = if failures.whole { failures.names.clone() } else { Vec::new() };
+            drop(tell.send(names));
         }
     });
-    let status = child.wait().with_context(|| format!("cannot wait for {program:?}"))?;
+    let (mut names, mut heard) = (Vec::new(), Instant::now());
+    let status = loop {
+        match told.recv_timeout(OFTEN) {
+            Ok(so_far) => (names, heard) = (so_far, Instant::now()),
+            // It may have closed its output, and run on.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(OFTEN),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {program:?}"))? {
+            break status;
+        }
+        if heard.elapsed() > silent {
+            eprintln!("── {} has written nothing for {} s and was ended", program.display(), silent.as_secs());
+            child.kill().with_context(|| format!("cannot end {program:?}"))?;
+            child.wait().with_context(|| format!("cannot wait for {program:?}"))?;
+            test.stdout(Stdio::inherit());
+            return Ok((1, Vec::new()));
+        }
+    };
     // The list comes last; the channel ends with the output.
-    let (mut names, until) = (Vec::new(), Instant::now() + LEFT);
+    let until = Instant::now() + LEFT;
     while let Ok(so_far) = told.recv_timeout(until.saturating_duration_since(Instant::now())) {
         names = so_far;
     }
@@ -164,8 +192,15 @@ mod tests {
     fn what_a_test_left_running_is_not_waited_for() {
         let script = "printf 'failures:\\n    a::b\\n\\ntest result: FAILED\\n'; sleep 60 & exit 101";
         let begun = Instant::now();
-        let (code, failed) = watched(Command::new("sh").args(["-c", script]), std::io::sink()).unwrap();
+        let (code, failed) = watched(Command::new("sh").args(["-c", script]), std::io::sink(), SILENT).unwrap();
         assert_eq!((code, failed), (101, vec!["a::b".to_owned()]));
         assert!(begun.elapsed() < Duration::from_secs(55), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_test_that_never_ends_is_ended() {
+        let script = "echo 'test a ... ok'; exec sleep 600";
+        let ended = watched(Command::new("sh").args(["-c", script]), std::io::sink(), Duration::from_millis(300));
+        assert_eq!(ended.unwrap(), (1, Vec::new()));
     }
 }

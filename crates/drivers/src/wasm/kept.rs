@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::make_private;
+use super::folder::make_private;
 
 /// Where, in the driver's directory.
 const DATA: &str = "data";

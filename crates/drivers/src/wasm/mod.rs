@@ -8,6 +8,8 @@
 //! | [`config`] | what the agent's and the task's `config` blocks may say |
 //! | [`spec`] | what the process of a task is told |
 //! | [`task`] | a task's life: start, recover, wait, stop |
+//! | `begin` | how one begins of which nothing was started before |
+//! | `folder` | where it is, and how that is made and goes |
 //! | `turns` | who may begin a task of an id |
 //! | [`end`] | how it ended |
 //! | [`process`] | its process, and what is in its session |
@@ -19,11 +21,13 @@
 //! | `strays` | what runs that no agent knows |
 //! | [`fingerprint`] | whether this machine can run tasks |
 
+mod begin;
 pub mod cgroup;
 pub mod config;
 mod dns;
 pub mod end;
 pub mod fingerprint;
+mod folder;
 pub mod kept;
 pub mod noted;
 pub mod others;
@@ -35,20 +39,17 @@ mod turns;
 pub mod usage;
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use api::task::TaskSpec;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::sync::broadcast;
 
-use cgroup::{Bounds, Made};
-use config::{AgentConfig, MISSING as MISSING_LAYERS, TaskOptions};
-use noted::{Intent, Noted};
+use config::{AgentConfig, TaskOptions};
+use folder::{dir_of, forget, remove};
+use noted::Noted;
 use plugin::driver::{
     Capabilities, Driver, Event, ExitResult, Fingerprint, Info, Inspection, Mode, Spec, Started, TaskConfig,
     TaskHandle, TaskState, TaskStatus,
@@ -125,64 +126,6 @@ impl WasmDriver {
         }
     }
 
-    /// Starts a task of which nothing was started before.
-    async fn begin(&self, config: &TaskConfig, agent: &AgentConfig, dir: &Path) -> Result<Arc<Task>, Failure> {
-        let spec = spec::spec(config, agent)?;
-        let sidereal = agent.sidereal().ok_or_else(|| Failure::recoverable(fingerprint::MISSING))?;
-        remove(dir)?;
-        make(dir)?;
-        let bounds = if agent.enforce_resources { spec::bounds(config) } else { Bounds::default() };
-        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let (id, alloc) = (config.id.clone(), PathBuf::from(&config.alloc_dir));
-        let intent = Intent { id, alloc, groups: Made::intended(name, &bounds) };
-        // Before anything that takes its time: a start that comes later finds this one.
-        let lock = Task::intend(dir, &intent).inspect_err(|_| forget(dir))?;
-        let begun = self.go_on(config, agent, (dir, lock), spec, (&sidereal, &bounds)).await;
-        begun.inspect_err(|_| forget(dir))
-    }
-
-    /// Goes on with a start that is written down. Its directory is for the caller to remove.
-    async fn go_on(
-        &self,
-        config: &TaskConfig,
-        agent: &AgentConfig,
-        (dir, lock): (&Path, File),
-        mut spec: TaskSpec,
-        (sidereal, bounds): (&Path, &Bounds),
-    ) -> Result<Arc<Task>, Failure> {
-        let refused = self.layers.refused(sidereal, &spec.waive).await?;
-        spec.waive.retain(|name| name != MISSING_LAYERS);
-        spec.refused = refused.into_iter().map(|(layer, why)| (layer.to_string(), why)).collect();
-        // Not where the agent hung up meanwhile: a start that comes later is the one it has, and is not for this one to end.
-        self.wanted(&config.id)?;
-        self.end_others(config, agent).await?;
-        kept::begin(&agent.state_dir(), Path::new(&config.alloc_dir))
-            .map_err(|cause| unwritable(&spec.data, &cause))?;
-        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let groups = bound(name, bounds)?;
-        spec.groups = groups.groups.clone();
-        let known = api::task::REGISTRY_ENV.iter();
-        spec.registry = known.filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
-        self.say(config, "Bringing the component up");
-        let started = match self.wanted(&config.id) {
-            Ok(()) => Task::start(sidereal, (dir, lock), &spec, groups.clone(), &config.name).await,
-            Err(failure) => Err(failure),
-        };
-        if started.is_err() {
-            groups.clear().await;
-        }
-        started
-    }
-
-    /// Ends other starts of this task that the agent does not know of: never a second copy.
-    async fn end_others(&self, config: &TaskConfig, agent: &AgentConfig) -> Result<(), Failure> {
-        for other in others::end_all(&agent.state_dir(), &config.id).await? {
-            self.tasks.remove(&other);
-            self.say(config, "An earlier start of this task, which the agent had not heard of, was ended");
-        }
-        Ok(())
-    }
-
     /// Tells the agent's people when a task ends otherwise than they asked.
     fn watch(&self, config: TaskConfig, task: Arc<Task>) {
         let events = self.events.clone();
@@ -201,69 +144,12 @@ impl Default for WasmDriver {
     }
 }
 
-/// The directory of a task: short, for its sockets, and the same for the same id.
-fn dir_of(agent: &AgentConfig, id: &str) -> PathBuf {
-    others::folder(&agent.state_dir()).join(model::Digest::of(id.as_bytes()).short())
-}
-
-fn make(dir: &Path) -> Result<(), Failure> {
-    make_private(dir).map_err(|cause| unwritable(dir, &cause))
-}
-
-/// Makes a folder that is this user's alone.
-fn make_private(dir: &Path) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-fn unwritable(dir: &Path, cause: &std::io::Error) -> Failure {
-    Failure::recoverable(format!(
-        "{} cannot be made: {cause}; `state_dir` of the plugin's configuration says where state is kept",
-        dir.display()
-    ))
-}
-
-fn remove(dir: &Path) -> Result<(), Failure> {
-    match std::fs::remove_dir_all(dir) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-            Err(Failure::recoverable(format!("{} cannot be removed: {cause}", dir.display())))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Removes what is left of allocations that are gone.
 async fn sweep(state: PathBuf) {
     others::sweep(&state, kept::GONE_FOR).await;
     let swept = tokio::task::spawn_blocking(move || kept::sweep(&state, kept::GONE_FOR)).await;
     if let Err(cause) = swept {
         tracing::warn!(%cause, "what is left of allocations that are gone stays");
-    }
-}
-
-/// Removes what a start that failed left; that it failed is what is told.
-fn forget(dir: &Path) {
-    if let Err(failure) = remove(dir) {
-        tracing::warn!(%failure, "a folder of a task that did not start stays");
-    }
-}
-
-/// The control groups of a task, made.
-fn bound(name: &str, bounds: &Bounds) -> Result<Made, Failure> {
-    Made::new(name, bounds).map_err(|cause| unbounded(&cause))
-}
-
-/// Why a task is not bounded: this machine, or this user, never can; or it is short of something for the moment.
-fn unbounded(cause: &std::io::Error) -> Failure {
-    use std::io::ErrorKind::{
-        AlreadyExists, InvalidInput, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem, Unsupported,
-    };
-    match cause.kind() {
-        AlreadyExists | InvalidInput | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem
-        | Unsupported => Failure::unrecoverable(format!(
-            "the `resources` block cannot be enforced on this machine: {cause}; run the agent as root with control groups, or set \
-             `enforce_resources = false` in the plugin's configuration"
-        )),
-        _ => Failure::recoverable(format!("the `resources` block cannot be enforced now: {cause}")),
     }
 }
 
@@ -491,24 +377,5 @@ impl Driver for WasmDriver {
             }
         })
         .boxed()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use plugin::Class;
-    use rustix::io::Errno;
-
-    use super::*;
-
-    /// What the machine is short of for the moment is no reason to give an allocation up.
-    #[test]
-    fn bounds_that_cannot_be_set_now_are_tried_again() {
-        for cause in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::AGAIN, Errno::INTR, Errno::NOMEM, Errno::BUSY] {
-            assert_eq!(unbounded(&cause.into()).class, Class::Recoverable, "{cause}");
-        }
-        for cause in [Errno::ACCESS, Errno::PERM, Errno::ROFS, Errno::NOENT, Errno::INVAL, Errno::OPNOTSUPP] {
-            assert_eq!(unbounded(&cause.into()).class, Class::Unrecoverable, "{cause}");
-        }
     }
 }

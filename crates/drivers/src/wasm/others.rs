@@ -6,9 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::folder::remove;
 use super::kept::gone_for;
 use super::noted::{Intent, Noted, is_absent, is_held};
-use super::remove;
 use super::task::Task;
 use api::task::SOCKET;
 use plugin::Failure;
