@@ -100,8 +100,8 @@ pub fn run(args: &Args, table: &mut Table) -> anyhow::Result<()> {
 /// What the host costs with one app is not theirs.
 fn unloaded(args: &Args, data: &Path, mut platform: Platform) -> anyhow::Result<f64> {
     platform.stop(Duration::from_secs(30))?;
-    let platform = Platform::start(data, &["--allow-unsigned", "--shards", "1", "--code-budget", "16MiB"])?;
-    let alone = Us::start(&["--allow-unsigned", "--shards", "1", "--code-budget", "16MiB"])?;
+    let platform = Platform::start(data, &["--allow-unsigned", "--shards", "1", "--code-budget", "1MiB"])?;
+    let alone = Us::start(&["--allow-unsigned", "--shards", "1", "--code-budget", "1MiB"])?;
     alone.deploy("app0", "hello", "")?;
     let memory = |of: &Platform, apps: usize| -> anyhow::Result<u64> {
         let mut connection = Connection::open(of.ingress)?;
