@@ -206,7 +206,7 @@ async fn no_call_goes_on_with_the_old_provider_before_the_way_back_is_recorded()
 /// that the source has not: it was copied before, and removed since.
 fn loses_its_notes() -> Steps {
     let lost = AtomicU32::new(0);
-    Arc::new(move |step| match step {
+    Arc::new(move |step: &CopyStep| match step {
         CopyStep::Noted(_) if lost.fetch_add(1, SeqCst) == 0 => {
             Some(Err(Problem::new(Code::NotFound, "the tenant has other hosts")))
         }
