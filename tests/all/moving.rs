@@ -334,10 +334,19 @@ fn what_an_app_removes_right_after_kill_9_does_not_come_back() {
     assert_eq!(redis.tell("", &["HLEN", "local/probe/default"]).unwrap(), "1999");
 }
 
+#[test]
+fn a_switch_that_kill_9_interrupts_goes_on_where_the_new_revision_comes_up_and_loses_no_count() {
+    interrupted_switch(true);
+}
+
+#[test]
+fn a_switch_that_kill_9_interrupts_is_taken_back_where_the_new_revision_does_not_come_up_and_loses_no_count() {
+    interrupted_switch(false);
+}
+
 /// Killed when the revision with the new link is recorded and does not answer yet: the node puts the old one back, and what
 /// that one acknowledged would be nowhere when the new one comes.
-#[test]
-fn a_switch_that_kill_9_interrupts_loses_no_count() {
+fn interrupted_switch(comes_up: bool) {
     let (redis, beside) = (Redis::start().unwrap(), Redis::start().unwrap());
     let way = Throttle::before(beside.addr).unwrap();
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -368,6 +377,9 @@ fn a_switch_that_kill_9_interrupts_loses_no_count() {
     platform.kill().unwrap();
     drop(asked.wait());
 
+    if comes_up {
+        way.passes(usize::MAX);
+    }
     let platform = Platform::start(dir.path(), &[]).unwrap();
     let mut counted = 0;
     let count = || {
@@ -387,6 +399,10 @@ fn a_switch_that_kill_9_interrupts_loses_no_count() {
     until(Duration::from_secs(60), over).unwrap();
     let kept = || platform.get("probe.localhost", "/get/default/k").unwrap().body;
     assert_eq!(kept(), "110", "every answered call is counted");
+    if comes_up {
+        assert_eq!(goes(&platform), "redis");
+        return;
+    }
     assert_eq!(goes(&platform), "embedded", "what was before is recorded again");
     // Once the revision that was recorded for it serves, the data can be moved.
     let moves = || platform.cli(&to_redis).unwrap().status.success();
