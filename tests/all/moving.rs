@@ -291,6 +291,154 @@ fn a_move_goes_on_after_kill_9() {
     assert_ne!(platform.get("probe.localhost", "/get/default/k0-0").unwrap().status, 200, "it is redis that answers");
 }
 
+/// The app answers before the copy has begun to note what it writes: what it removes then was copied already.
+#[test]
+fn what_an_app_removes_right_after_kill_9_does_not_come_back() {
+    let redis = Redis::start().unwrap();
+    let way = Throttle::before(redis.addr).unwrap();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    let wide = "limits = { cpu = \"60s\", wall = \"60s\" }\n";
+    write_app(app.path(), "probe", "kv-probe", &format!("{wide}{}", links("embedded"))).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let url = format!("redis://{}", way.addr);
+    platform.ok(&["provider", "add", "redis", "--type", "keyvalue-redis", "--url", &url]).unwrap();
+    assert_eq!(platform.get("probe.localhost", "/fill/default/2000/300").unwrap().body, "ok");
+    way.passes(100_000);
+    let asked = std::process::Command::new(sidereal_tests::binary())
+        .args(["link", "set", "probe", "wasi:keyvalue=redis", "--copy-data"])
+        .env("SIDEREAL_DATA_DIR", dir.path())
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    let mut asked = asked.unwrap();
+    let there = || redis.tell("", &["HKEYS", "local/probe/default"]).unwrap();
+    until(Duration::from_secs(20), || there().contains("fill-")).unwrap();
+    platform.kill().unwrap();
+    drop(asked.wait());
+    // What was on its way arrives; from then on nothing does until the app has removed what is there.
+    way.passes(usize::MAX);
+    let mut last = there().len();
+    until(Duration::from_secs(20), || last == std::mem::replace(&mut last, there().len())).unwrap();
+    let key = there().lines().find(|key| key.starts_with("fill-")).unwrap().to_owned();
+    way.passes(0);
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    assert_eq!(platform.get("probe.localhost", &format!("/delete/default/{key}")).unwrap().body, "ok");
+    way.passes(usize::MAX);
+    let moved = || {
+        let links = platform.ok(&["link", "list", "probe"]).unwrap();
+        links[0]["link"]["provider"] == "redis"
+    };
+    until(Duration::from_secs(60), moved).unwrap();
+    assert_eq!(platform.get("probe.localhost", &format!("/exists/default/{key}")).unwrap().body, "false");
+    assert_eq!(redis.tell("", &["HLEN", "local/probe/default"]).unwrap(), "1999");
+}
+
+#[test]
+fn a_switch_that_kill_9_interrupts_goes_on_where_the_new_revision_comes_up_and_loses_no_count() {
+    interrupted_switch(true);
+}
+
+#[test]
+fn a_switch_that_kill_9_interrupts_is_taken_back_where_the_new_revision_does_not_come_up_and_loses_no_count() {
+    interrupted_switch(false);
+}
+
+/// Killed when the revision with the new link is recorded and does not answer yet: the node puts the old one back, and what
+/// that one acknowledged would be nowhere when the new one comes.
+fn interrupted_switch(comes_up: bool) {
+    let (redis, beside) = (Redis::start().unwrap(), Redis::start().unwrap());
+    let way = Throttle::before(beside.addr).unwrap();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    for (name, url) in [("redis", redis.url()), ("beside", format!("redis://{}", way.addr))] {
+        platform.ok(&["provider", "add", name, "--type", "keyvalue-redis", "--url", &url]).unwrap();
+    }
+    // The second link has no part in the move: while its server does not answer, no revision comes up.
+    let two = "[components.main.links]\n\"wasi:keyvalue\" = [{ provider = \"embedded\" }, { label = \"beside\", provider = \"beside\" }]";
+    write_app(app.path(), "probe", "kv-probe", two).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    assert_eq!(platform.get("probe.localhost", "/set/default/k/10").unwrap().body, "ok");
+    way.passes(0);
+    let to_redis = ["link", "set", "probe", "wasi:keyvalue#default=redis", "--copy-data"];
+    let asked = std::process::Command::new(sidereal_tests::binary())
+        .args(to_redis)
+        .env("SIDEREAL_DATA_DIR", dir.path())
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    let mut asked = asked.unwrap();
+    let goes = |platform: &Platform| {
+        let links = platform.ok(&["link", "list", "probe"]).unwrap();
+        let default = links.as_array().unwrap().iter().find(|one| one["link"]["label"] == "default");
+        default.unwrap()["link"]["provider"].as_str().unwrap().to_owned()
+    };
+    until(Duration::from_secs(20), || goes(&platform) == "redis").unwrap();
+    platform.kill().unwrap();
+    drop(asked.wait());
+
+    if comes_up {
+        way.passes(usize::MAX);
+    }
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    let mut counted = 0;
+    let count = || {
+        counted += u64::from(platform.get("probe.localhost", "/increment/default/k/1").unwrap().status == 200);
+        counted == 100
+    };
+    until(Duration::from_secs(60), count).unwrap();
+    way.passes(usize::MAX);
+    let address = platform.info["api"].as_str().unwrap().trim_start_matches("http://").parse().unwrap();
+    let client = ControlClient::new(address, std::fs::read_to_string(dir.path().join("token")).unwrap().trim());
+    let (tenant, name) = ("local".parse().unwrap(), "probe".parse().unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let over = || {
+        let view = runtime.block_on(client.copied(&tenant, &name)).unwrap();
+        matches!(view.phase, CopyPhase::Done | CopyPhase::Failed)
+    };
+    until(Duration::from_secs(60), over).unwrap();
+    let kept = || platform.get("probe.localhost", "/get/default/k").unwrap().body;
+    assert_eq!(kept(), "110", "every answered call is counted");
+    if comes_up {
+        assert_eq!(goes(&platform), "redis");
+        return;
+    }
+    assert_eq!(goes(&platform), "embedded", "what was before is recorded again");
+    // Once the revision that was recorded for it serves, the data can be moved.
+    let moves = || platform.cli(&to_redis).unwrap().status.success();
+    until(Duration::from_secs(60), moves).unwrap();
+    assert_eq!((goes(&platform).as_str(), kept().as_str()), ("redis", "110"));
+}
+
+#[test]
+fn nothing_moves_into_the_bucket_of_another_link_whatever_its_provider_is_called() {
+    let redis = Redis::start().unwrap();
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    // The last one says by no setting that it is the same server.
+    let host = format!("redis://localhost:{}", redis.addr.port());
+    for (name, url) in [("one", redis.url()), ("first", format!("{}/0", redis.url())), ("host", host)] {
+        platform.ok(&["provider", "add", name, "--type", "keyvalue-redis", "--url", &url]).unwrap();
+    }
+    let second = "[components.index]\nsource = \"component.wasm\"\n[components.index.links]\n\
+                  \"wasi:keyvalue\" = \"one\"\n\n[[routes]]\nhost = \"index.localhost\"\npath = \"/\"\ncomponent = \"index\"\n";
+    write_app(app.path(), "probe", "kv-probe", &format!("{}\n\n{second}", links("embedded"))).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    let get = |host: &str, path: &str| platform.get(host, path).unwrap().body;
+    assert_eq!(get("probe.localhost", "/set/default/k/old"), "ok");
+    assert_eq!(get("index.localhost", "/set/default/k/its-own"), "ok");
+    assert_eq!(get("index.localhost", "/set/default/more/1"), "ok");
+    for (link, named) in [("wasi:keyvalue=first", "`index`"), ("wasi:keyvalue=host", "another link of the app")] {
+        let moved = ["link", "set", "probe", link, "--component", "main", "--copy-data=remove"];
+        let refused = platform.cli(&moved).unwrap();
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && why.contains(named), "{link}: {why}");
+    }
+    assert_eq!(get("index.localhost", "/get/default/k"), "its-own");
+    assert_eq!(get("index.localhost", "/exists/default/more"), "true");
+    assert_eq!(redis.tell("", &["HLEN", "local/probe/default"]).unwrap(), "2", "nothing else is there");
+}
+
 #[test]
 fn while_data_move_nobody_else_sends_the_app_elsewhere() {
     let redis = Redis::start().unwrap();

@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use std::collections::BTreeMap;
 
-use model::{ProviderName, ProviderSpec, Revision};
+use model::{ComponentName, Label, ProviderName, ProviderSpec, Revision};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
+use crate::control::MoveRequest;
 
 /// The longest a call waits for a move of data; then it is refused. Whoever holds an app is done with it earlier.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -47,6 +48,10 @@ pub struct CopyRequest {
     /// Where present: not the one container, but every one except these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_but: Option<Vec<String>>,
+    /// Where other links of the app stay. One that reaches what is filled, by a name that does not say so, is found out before
+    /// anything is copied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<CopyEnd>,
 }
 
 /// Where a listing goes on; absent at its beginning.
@@ -156,4 +161,24 @@ pub struct CopyView {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,
+}
+
+/// What the store keeps of the last move of an app's data. Whoever directs it goes on from here after a restart; a node that
+/// starts lets the calls of an app wait that is in [`CopyPhase::Switching`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    /// As it was asked for: the same again is this move.
+    pub request: MoveRequest,
+    /// The link that was meant then. Others of the contract may come while it moves, and the request may name no label.
+    #[serde(default)]
+    pub meant: Option<(ComponentName, Label)>,
+    /// What was copied last, once that which only its target had was dealt with as asked: there is nothing in the target
+    /// since that was not copied there.
+    #[serde(default)]
+    pub looked: Option<CopyRequest>,
+    /// From the switch on, the revision whose calls wait.
+    #[serde(default)]
+    pub before: Option<Revision>,
+    /// How far it is.
+    pub view: CopyView,
 }

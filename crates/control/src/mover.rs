@@ -3,7 +3,7 @@
 //!
 //! What is asked for is recorded first, so that a move that is interrupted goes on when the control plane is back. A
 //! copy that begins again writes only what differs. Until the new revision is recorded the app is as it was, and nobody
-//! else changes its link.
+//! else changes its link. From then on calls go on with what is recorded and with nothing else, whatever is interrupted.
 
 mod work;
 
@@ -11,12 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::control::{LinkRequest, MoveRequest};
-use api::copy::{CopyEnd, CopyPhase, CopyRequest, CopyView};
-use api::node::NodeApi;
+use api::copy::{CopyEnd, CopyPhase, CopyRequest, CopyView, MoveRecord};
+use api::node::{CopyStep, NodeApi};
 use api::{Code, Problem};
+use model::app::Revision;
 use model::plan::AppId;
-use model::{ComponentName, Label};
-use serde::{Deserialize, Serialize};
 use store::audit::Outcome;
 use store::{Expect, Store, StoreError, keys};
 use tokio_util::sync::CancellationToken;
@@ -27,30 +26,6 @@ use crate::moved::Moved;
 use crate::place::Place;
 use crate::state::Shared;
 use crate::writer::{Planned, SEES, Writer, decode, encode};
-
-/// What is recorded of a move.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Record {
-    /// As it was asked for: the same again is this move.
-    request: MoveRequest,
-    /// The link that was meant then. Others of the contract may come while it moves, and the request may name no label.
-    #[serde(default)]
-    meant: Option<(ComponentName, Label)>,
-    /// What only the target has was looked at, and dealt with as asked.
-    checked: bool,
-    view: CopyView,
-}
-
-impl Record {
-    /// The link that is moved, and where to.
-    fn link(&self) -> LinkRequest {
-        let asked = link(&self.request);
-        match self.meant.clone() {
-            Some((component, label)) => LinkRequest { component: Some(component), label: Some(label), ..asked },
-            None => asked,
-        }
-    }
-}
 
 struct Moving {
     request: MoveRequest,
@@ -109,13 +84,17 @@ impl Mover {
             let (Some(Ok(tenant)), Some(Ok(app))) = (parts.next().map(str::parse), parts.next().map(str::parse)) else {
                 continue;
             };
-            let Ok(record) = decode::<Record>(&entry) else {
+            let Ok(record) = decode::<MoveRecord>(&entry) else {
                 tracing::error!(key = entry.key, "the record of a move of data cannot be read; it is left as it is");
                 continue;
             };
             let over = matches!(record.view.phase, CopyPhase::Done | CopyPhase::Failed);
             let (id, view) = (AppId { tenant, app }, record.view.clone());
             if matches!(self.writer.current(&id).await, Err(refusal) if refusal.problem.code == Code::NotFound) {
+                if view.phase == CopyPhase::Switching {
+                    // The next app of that name would wait.
+                    self.release(&id, "", None).await;
+                }
                 self.unsave(&id).await;
                 continue;
             }
@@ -123,7 +102,7 @@ impl Mover {
             let request = record.request.clone();
             self.lock().insert(id.clone(), Moving { request, view, cancel: cancel.clone() });
             if !over {
-                if let Err(cause) = self.claim(&id, &record.link()).await {
+                if let Err(cause) = self.claim(&id, &meant(&record)).await {
                     // The move itself says so when it comes to it.
                     tracing::info!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "a link is not to be moved as it is");
                 }
@@ -157,7 +136,7 @@ impl Mover {
             problem: None,
         };
         let meant = Some((planned.link.component.clone(), planned.link.label.clone()));
-        let record = Record { request, meant, checked: false, view: view.clone() };
+        let record = MoveRecord { request, meant, looked: None, before: None, view: view.clone() };
         let cancel = self.stop.child_token();
         {
             let mut moving = self.lock();
@@ -226,7 +205,7 @@ impl Mover {
         }
     }
 
-    async fn save(&self, id: &AppId, record: &Record) -> Result<(), Problem> {
+    async fn save(&self, id: &AppId, record: &MoveRecord) -> Result<(), Problem> {
         if !self.lock().contains_key(id) {
             return Err(cancelled());
         }
@@ -254,12 +233,19 @@ impl Mover {
         }
     }
 
+    /// Lets the calls that wait go on.
+    async fn release(&self, id: &AppId, copy: &str, to: Option<Revision>) {
+        if let Err(problem) = self.nodes.copy(&id.tenant, &id.app, copy, CopyStep::Release(to)).await {
+            tracing::warn!(app = %id.app, cause = problem.detail, "calls that wait were not told to go on");
+        }
+    }
+
     /// The app's links are everybody's to change again.
     fn lift(&self, id: &AppId) {
         self.state.lock().moves.remove(id);
     }
 
-    async fn run(self: Arc<Self>, id: AppId, record: Record, cancel: CancellationToken) {
+    async fn run(self: Arc<Self>, id: AppId, record: MoveRecord, cancel: CancellationToken) {
         let copy = format!("{:016x}", rand::random::<u64>());
         let mut work = work::Work::new(&self, &id, copy, record);
         let result = work.persist(&cancel).await;
@@ -297,6 +283,15 @@ fn link(request: &MoveRequest) -> LinkRequest {
     LinkRequest { component, contract, label, provider }
 }
 
+/// The link that is moved, and where to.
+fn meant(record: &MoveRecord) -> LinkRequest {
+    let asked = link(&record.request);
+    match record.meant.clone() {
+        Some((component, label)) => LinkRequest { component: Some(component), label: Some(label), ..asked },
+        None => asked,
+    }
+}
+
 /// From the link as it is and as it will be to what is copied.
 fn copy_request(planned: &Planned) -> Answer<CopyRequest> {
     let link = &planned.link;
@@ -332,7 +327,9 @@ fn copy_request(planned: &Planned) -> Answer<CopyRequest> {
         spec: spec.clone(),
         bucket: bucket.to_owned(),
     };
-    Ok(CopyRequest { from: end(&planned.from), to: end(&planned.to), sources: planned.sources.clone(), all_but })
+    let others = planned.others.clone().into_iter().map(|other| end(&other)).collect();
+    let (from, to, sources) = (end(&planned.from), end(&planned.to), planned.sources.clone());
+    Ok(CopyRequest { from, to, sources, all_but, others })
 }
 
 /// Another link goes on with some of what would be copied, or has it already where that would go.

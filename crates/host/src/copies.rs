@@ -20,13 +20,24 @@ pub(crate) struct Copy {
     request: CopyRequest,
     from: Arc<Opened>,
     to: Arc<Opened>,
+    /// Where other links stay, in the order of the request.
+    others: Vec<Arc<Opened>>,
     /// Whose writes are noted: `from`, and where a revision that is still ending has it with other settings, that. Both may
     /// reach the same data.
     noted: Vec<Arc<Opened>>,
     /// Of a page of objects, what is still to be copied.
     rest: tokio::sync::Mutex<objects::Rest>,
-    /// Whether both are one store, once it was looked at.
-    one_store: tokio::sync::OnceCell<bool>,
+    /// Who else reaches what is filled, once it was looked at.
+    reached: tokio::sync::OnceCell<Option<Reached>>,
+}
+
+/// Who reaches what is filled.
+#[derive(Debug, Clone, Copy)]
+enum Reached {
+    /// The source: both are one store.
+    Source,
+    /// Another link, by its place in the request.
+    Other(usize),
 }
 
 /// Both sides, by what is in them.
@@ -55,8 +66,9 @@ impl Copies {
         let open =
             |end: &api::copy::CopyEnd| providers.shared(app, &end.provider, end.spec.clone(), request.sources.clone());
         let (from, to) = (open(&request.from)?, open(&request.to)?);
+        let others = request.others.iter().map(open).collect::<Result<_, _>>()?;
         let noted = providers.named(app, &request.from.provider);
-        let copy = Copy { from, to, noted, request, rest: Default::default(), one_store: Default::default() };
+        let copy = Copy { from, to, others, noted, request, rest: Default::default(), reached: Default::default() };
         if Arc::ptr_eq(&copy.from, &copy.to) && copy.request.from.bucket == copy.request.to.bucket {
             return Err(Problem::new(Code::RequestInvalid, "the copy would be from a bucket to itself"));
         }
@@ -138,25 +150,65 @@ impl Copy {
         Ok(Ends::Objects(objects::End { backend: from.backend() }, objects::End { backend: to.backend() }, scope))
     }
 
-    /// Both sides, once it is certain that they are two. Only the host that copies looks: two that look at once would see
-    /// each other.
+    /// Both sides, once it is certain that they are two, and that nobody else of the app is at the target. Only the host that
+    /// copies looks: two that look at once would see each other.
     async fn apart(&self) -> Result<Ends<'_>, Problem> {
         let ends = self.ends()?;
-        let look = async {
-            match &ends {
-                Ends::Keys(from, to) => copy::same(*from, *to).await.map_err(|error| problem(&error)),
-                Ends::Objects(from, to, scope) => {
-                    objects::same(*from, *to, scope).await.map_err(|error| object_problem(&error))
-                }
+        match *self.reached.get_or_try_init(|| self.look(&ends)).await? {
+            None => Ok(ends),
+            Some(reached) => Err(self.one_store(reached)),
+        }
+    }
+
+    async fn look(&self, ends: &Ends<'_>) -> Result<Option<Reached>, Problem> {
+        let (from, to) = match ends {
+            Ends::Keys(from, to) => (from, to),
+            Ends::Objects(from, to, scope) => {
+                let same = objects::same(*from, *to, scope).await.map_err(|error| object_problem(&error))?;
+                return Ok(same.then_some(Reached::Source));
             }
         };
-        if *self.one_store.get_or_try_init(|| look).await? {
-            let CopyRequest { from, to, .. } = &self.request;
+        if copy::same(*from, *to).await.map_err(|error| problem(&error))? {
+            return Ok(Some(Reached::Source));
+        }
+        for (index, (open, end)) in self.others.iter().zip(&self.request.others).enumerate() {
+            let other = End { backend: open.keyvalue().ok_or_else(unsupported)?.backend(), bucket: &end.bucket };
+            let same = copy::same(other, *to).await.map_err(|error| match error {
+                CopyError::Source(cause) => {
+                    let what = format!(
+                        "whether another link of the app has the same data by `{}` cannot be seen: {cause}",
+                        end.provider
+                    );
+                    Problem::new(Code::ProviderUnavailable, what)
+                        .help("nothing was moved; mend that provider and set the link again")
+                }
+                other => problem(&other),
+            });
+            if same? {
+                return Ok(Some(Reached::Other(index)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Why nothing is copied where somebody else reaches what would be filled.
+    fn one_store(&self, reached: Reached) -> Problem {
+        let CopyRequest { from, to, others, .. } = &self.request;
+        let other = match reached {
+            Reached::Source => None,
+            Reached::Other(index) => others.get(index),
+        };
+        let Some(other) = other else {
             let what =
                 format!("`{}` and `{}` reach the same data: there is nothing to copy", from.provider, to.provider);
-            return Err(Problem::new(Code::RequestInvalid, what).help("set the link without `--copy-data`"));
-        }
-        Ok(ends)
+            return Problem::new(Code::RequestInvalid, what).help("set the link without `--copy-data`");
+        };
+        let what = format!(
+            "another link of the app has the same data by `{}` as `{}` reaches: what it writes there would be replaced by older values",
+            other.provider, to.provider
+        );
+        Problem::new(Code::RequestInvalid, what)
+            .help("set the link without `--copy-data`, or give it a bucket or container of its own")
     }
 
     /// The notes of what is copied from, and of which bucket.

@@ -66,6 +66,8 @@ pub struct Node {
     schedules: Arc<Schedules>,
     confinement: Arc<Confinement>,
     settled: watch::Receiver<bool>,
+    /// What served before the start is put back.
+    begun: watch::Receiver<bool>,
     /// One permit for each byte of [`asked::ANSWERS`].
     answers: Arc<Semaphore>,
     running: Mutex<Option<Running>>,
@@ -156,6 +158,7 @@ impl Node {
         let (said_in, said) = mpsc::unbounded_channel::<Said>();
         let publisher = tokio::spawn(publish(store.clone(), said));
         let (settled_in, settled) = watch::channel(false);
+        let (begun_in, begun) = watch::channel(false);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let admin = match &config.admin {
             None => None,
@@ -212,6 +215,7 @@ impl Node {
             said: said_in,
             record,
             settled: settled_in,
+            begun: begun_in,
         };
         let (stop, stopped) = oneshot::channel();
         let agent = tokio::spawn(agent::run(setup, external_events, stopped));
@@ -230,6 +234,7 @@ impl Node {
             schedules,
             confinement: config.confinement,
             settled,
+            begun,
             answers: Arc::new(Semaphore::new(asked::ANSWERS)),
             running,
         };

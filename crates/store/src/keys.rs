@@ -6,7 +6,7 @@
 //! | `apps/<t>/<a>` | [`Head`] | control, compare-and-set |
 //! | `revisions/<t>/<a>/<n>` | [`RevisionRecord`] | control, once |
 //! | `assigned/<node>/<t>/<a>` | [`Assignment`] | control |
-//! | `copies/<t>/<a>` | the last move of an app's data, kept as JSON | control |
+//! | `copies/<t>/<a>` | `MoveRecord`, of the last move of an app's data | control |
 //! | `purges/<t>/<a>` | there: the data of a deleted app is to go from the nodes | control |
 //! | `nodes/<node>` | [`NodeRecord`], leased | node |
 //! | `observed/<node>/<t>/<a>` | `AppObserved`, leased | node |

@@ -1,10 +1,12 @@
 //! One move, from the first key to the calls that go on: what [`super::Mover`] runs for each that is under way.
 
+mod calls;
+
 use std::time::{Duration, Instant};
 
 use api::client::Require;
 use api::control::LinkRequest;
-use api::copy::{CopyPhase, CopyView, Cursor, Extra, Keys};
+use api::copy::{CopyPhase, CopyRequest, CopyView, Cursor, Extra, Keys, MoveRecord};
 use api::node::{CopyOutcome, CopyStep};
 use api::{Code, Problem};
 use model::app::{LockedApp, Revision};
@@ -12,7 +14,8 @@ use model::observed::Phase;
 use model::plan::AppId;
 use tokio_util::sync::CancellationToken;
 
-use super::{Mover, Record, cancelled, copy_request};
+use self::calls::Calls;
+use super::{Mover, cancelled, copy_request, meant};
 use crate::writer::Planned;
 
 /// Keys per step.
@@ -29,10 +32,8 @@ const HOLD: Duration = Duration::from_secs(5);
 const LAST: Duration = Duration::from_secs(5);
 /// How long the new revision may take to serve, and the one before where the new one does not. Calls wait meanwhile.
 const SERVE: Duration = Duration::from_secs(12);
-// The hosts' patience is longer than all of it: a call that waits is answered.
+// The hosts' patience is longer than all of it: a call that waits is answered, unless the store takes nothing.
 const _: () = assert!(HOLD.as_secs() + LAST.as_secs() + 2 * SERVE.as_secs() < api::copy::PATIENCE.as_secs());
-/// How long the app may take to come up again after a restart, where the link was moved before it.
-const RESUMED: Duration = Duration::from_secs(300);
 /// A copy that a host has lost, because it was started again, begins again.
 const TRIES: u32 = 5;
 /// Between two tries, and between two looks.
@@ -44,15 +45,17 @@ pub(super) struct Work<'a> {
     mover: &'a Mover,
     id: &'a AppId,
     copy: String,
-    pub(super) record: Record,
+    pub(super) record: MoveRecord,
     round: u64,
-    /// Calls of the app wait, or may.
-    held: bool,
+    calls: Calls,
 }
 
 impl<'a> Work<'a> {
-    pub(super) fn new(mover: &'a Mover, id: &'a AppId, copy: String, record: Record) -> Self {
-        Self { mover, id, copy, record, round: 0, held: false }
+    pub(super) fn new(mover: &'a Mover, id: &'a AppId, copy: String, record: MoveRecord) -> Self {
+        // The node lets them wait from its start on where the record says so.
+        let interrupted = record.view.phase == CopyPhase::Switching;
+        let calls = if interrupted { Calls::Undecided } else { Calls::GoOn };
+        Self { mover, id, copy, record, round: 0, calls }
     }
 
     pub(super) fn show(&self) {
@@ -77,7 +80,9 @@ impl<'a> Work<'a> {
         loop {
             tries += 1;
             let result = self.once(cancel).await;
-            self.release(None).await;
+            if self.calls == Calls::Wait {
+                self.release(None).await;
+            }
             let end = self.step(CopyStep::End).await;
             match result {
                 Err(problem)
@@ -100,13 +105,11 @@ impl<'a> Work<'a> {
     }
 
     async fn once(&mut self, cancel: &CancellationToken) -> Result<(), Problem> {
-        let request = self.record.link();
-        let recorded = self.record.view.phase == CopyPhase::Switching;
-        let planned = self.claim().await?;
-        if planned.link.provider == request.provider && recorded {
-            // The revision was recorded before an interruption; its data had been copied whole by then.
-            return self.resumed(planned.revision).await;
+        let request = meant(&self.record);
+        if self.calls == Calls::Undecided && self.resumed(&request).await? {
+            return Ok(());
         }
+        let planned = self.claim().await?;
         if planned.link.provider != self.record.view.from {
             let what = format!(
                 "the link goes to `{}` now and no longer to `{}`: somebody set it while its data were copied",
@@ -121,7 +124,7 @@ impl<'a> Work<'a> {
         let approach = async {
             // Waits for hosts that are ending.
             self.step(CopyStep::Begin(Box::new(copy.clone()))).await?;
-            self.approach().await
+            self.approach(&copy).await
         };
         tokio::select! {
             biased;
@@ -135,36 +138,20 @@ impl<'a> Work<'a> {
             return Err(Problem::new(Code::Conflict, "a provider of the app was changed while its data were copied"));
         }
         self.answers(planned.revision).await?;
+        self.record.before = Some(planned.revision);
         self.phase(CopyPhase::Switching).await?;
         let begun = Instant::now();
-        self.held = true;
+        self.calls = Calls::Wait;
         self.step(CopyStep::Hold(planned.revision, ms(HOLD))).await?;
         let revision = self.switch(&planned, &request).await?;
-        let served = self.served(revision, SERVE).await;
-        let to = match &served {
-            Ok(serving) => *serving,
-            // Where not even that can be had, the calls go on where they are: they must not wait for ever.
-            Err(_) => self.back(planned.revision, revision).await.unwrap_or(planned.revision),
-        };
-        self.release(Some(to)).await;
-        served?;
+        self.settle(revision).await?;
         self.record.view.held_ms = Some(ms(begun.elapsed()));
         self.record.view.revision = Some(revision);
         Ok(())
     }
 
     async fn claim(&self) -> Result<Planned, Problem> {
-        self.mover.claim(self.id, &self.record.link()).await.map_err(|refusal| refusal.problem)
-    }
-
-    /// The link was moved before an interruption: nothing can be lost any more, and nothing is held.
-    async fn resumed(&mut self, revision: Revision) -> Result<(), Problem> {
-        self.mover.lift(self.id);
-        self.record.view.revision = Some(revision);
-        self.served(revision, RESUMED).await.map(drop).map_err(|problem| {
-            let what = format!("the data and the link were moved to `{}`, but {}", self.record.view.to, problem.detail);
-            Problem::new(problem.code, what).help("`sidereal status` says how the app stands")
-        })
+        self.mover.claim(self.id, &meant(&self.record)).await.map_err(|refusal| refusal.problem)
     }
 
     /// The revision that is to be held is the one that answers. Where an earlier one does, because the newest does not
@@ -182,22 +169,10 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Lets the calls that wait go on. The new revision was held from its first moment, so none has been answered by a
-    /// provider that the app does not stay with.
-    async fn release(&mut self, to: Option<Revision>) {
-        if std::mem::take(&mut self.held)
-            && let Err(problem) = self.step(CopyStep::Release(to)).await
-        {
-            tracing::warn!(app = %self.id.app, cause = problem.detail, "calls that wait were not told to go on");
-        }
-    }
-
     /// Everything that is done while the app goes on.
-    async fn approach(&mut self) -> Result<(), Problem> {
-        if !self.record.checked {
-            self.extra().await?;
-            self.record.checked = true;
-        }
+    async fn approach(&mut self, copy: &CopyRequest) -> Result<(), Problem> {
+        self.extra(copy).await?;
+        self.record.looked = Some(copy.clone());
         self.phase(CopyPhase::Copying).await?;
         let mut cursor = Cursor::default();
         loop {
@@ -221,10 +196,22 @@ impl<'a> Work<'a> {
         Err(Problem::new(Code::Busy, what).help("nothing was changed; try again at a quieter time"))
     }
 
-    /// Deals with keys that only the target has, as asked.
-    async fn extra(&mut self) -> Result<(), Problem> {
+    /// Deals with keys that only the target has, as asked. Where the copy has begun before, all of them were copied by it:
+    /// the app has removed them since, and nobody may have noted that.
+    async fn extra(&mut self, copy: &CopyRequest) -> Result<(), Problem> {
+        let to = &self.record.view.to;
+        let again = self.record.looked.as_ref().is_some_and(|looked| covers(looked, copy));
         if self.record.request.extra == Extra::Keep {
-            return Ok(());
+            if self.record.looked.is_none() {
+                return Ok(());
+            }
+            let what = format!(
+                "the copy was interrupted, and with `--copy-data=keep` nobody can tell what it had copied from what `{to}` had \
+                 before: what the app has removed since would come back"
+            );
+            return Err(Problem::new(Code::Busy, what).help(format!(
+                "nothing was moved, and what was copied stays in `{to}`; `--copy-data=remove` makes it what the app has"
+            )));
         }
         let mut cursor = Cursor::default();
         loop {
@@ -232,7 +219,7 @@ impl<'a> Work<'a> {
                 return Err(wrong());
             };
             if let Some(first) = keys.first() {
-                if self.record.request.extra == Extra::Refuse {
+                if self.record.request.extra == Extra::Refuse && !again {
                     let to = &self.record.view.to;
                     let what = format!(
                         "`{to}` has data of this app that the present provider does not have, for example `{}`",
@@ -293,39 +280,18 @@ impl<'a> Work<'a> {
         let require = Require::At(planned.revision.0);
         // What comes between is a conflict, and is held like every revision that comes now.
         self.mover.lift(self.id);
-        let writer = &self.mover.writer;
-        match writer.moved(self.id, request, require).await {
-            Ok(accepted) => Ok(accepted.revision),
-            Err(refusal) => match writer.current(self.id).await {
-                // A store that failed may have written all the same: what counts is what it has.
-                Ok(current)
-                    if current.record.revision > planned.revision && goes(&current.record.app, planned, request) =>
-                {
-                    Ok(current.record.revision)
-                }
-                _ => Err(refusal.problem),
-            },
-        }
-    }
-
-    /// The new revision `after` does not serve: what was before becomes a revision again, and that one must. Where somebody
-    /// has deployed another one since, it is that one. Which serves now.
-    async fn back(&self, to: Revision, after: Revision) -> Result<Revision, Problem> {
-        let writer = &self.mover.writer;
-        let mut tries = 0;
-        let revision = loop {
-            tries += 1;
-            match writer.rollback(self.id, Some(to), Require::At(after.0), true).await {
-                Ok(accepted) => break accepted.revision,
-                Err(refusal) if refusal.problem.code == Code::Conflict => {
-                    break writer.current(self.id).await.map_err(|refusal| refusal.problem)?.head.revision;
-                }
-                // What is wanted must not go elsewhere than what is about to answer.
-                Err(_) if tries < TRIES => tokio::time::sleep(LOOK * tries).await,
-                Err(refusal) => return Err(refusal.problem),
-            }
+        self.calls = Calls::Undecided;
+        let refusal = match self.mover.writer.moved(self.id, request, require).await {
+            Ok(accepted) => return Ok(accepted.revision),
+            Err(refusal) => refusal,
         };
-        self.served(revision, SERVE).await
+        // A store that failed may have written all the same: what counts is what it has.
+        let current = self.current().await?;
+        if current.record.revision > planned.revision && goes(&current.record.app, planned, request) {
+            return Ok(current.record.revision);
+        }
+        self.calls = Calls::Wait;
+        Err(refusal.problem)
     }
 
     /// Waits until a revision serves, or one that took its place; which it is.
@@ -353,6 +319,16 @@ impl<'a> Work<'a> {
     }
 }
 
+/// Whether whatever `now` would find in its target was looked at by `before`: it is the same place, and no more of it.
+fn covers(before: &CopyRequest, now: &CopyRequest) -> bool {
+    let no_more = match (&before.all_but, &now.all_but) {
+        (None, None) => true,
+        (Some(before), Some(now)) => before.iter().all(|container| now.contains(container)),
+        _ => false,
+    };
+    before.to == now.to && no_more
+}
+
 /// Whether the links that were planned to move have moved.
 fn goes(app: &LockedApp, planned: &Planned, request: &LinkRequest) -> bool {
     planned.with.iter().chain([&planned.link]).all(|was| {
@@ -370,4 +346,27 @@ fn ms(time: Duration) -> u64 {
 
 fn wrong() -> Problem {
     Problem::new(Code::Internal, "the node answered another question than was asked")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_was_copied_before_is_known_only_where_it_was_the_same_place_and_no_less() {
+        let copy = |url: &str, all_but: Option<&[&str]>| -> CopyRequest {
+            let spec = json!({ "type": "blobstore-s3", "config": { "url": url } });
+            let from = json!({ "provider": "folder", "spec": { "type": "blobstore-folder" }, "bucket": "default" });
+            let to = json!({ "provider": "s3", "spec": spec, "bucket": "default" });
+            serde_json::from_value(json!({ "from": from, "to": to, "all_but": all_but })).unwrap()
+        };
+        let covers =
+            |before: Option<&[&str]>, now: Option<&[&str]>| covers(&copy("http://a", before), &copy("http://a", now));
+        assert!(covers(None, None) && covers(Some(&["a"]), Some(&["a"])));
+        assert!(covers(Some(&["a"]), Some(&["a", "b"])), "a label has come");
+        assert!(!covers(Some(&["a", "b"]), Some(&["a"])), "a label went: what is in its container was never looked at");
+        assert!(!covers(None, Some(&[])) && !covers(Some(&[]), None));
+        assert!(!super::covers(&copy("http://a", None), &copy("http://b", None)), "another server");
+    }
 }

@@ -15,7 +15,7 @@ use model::tenant::TenantSettings;
 use super::offers::{offered, refreshed};
 use super::{Cause, Writer, refuse};
 use crate::http::{Answer, Refusal};
-use crate::place::{Place, goes_to, spec};
+use crate::place::{Place, goes_to, may_be, spec};
 use crate::trust::Seen;
 
 /// A link that is to be moved with its data.
@@ -30,6 +30,9 @@ pub(crate) struct Planned {
     pub(crate) with: Vec<model::Link>,
     /// Those that stay and reach some of it, where it is or where it goes.
     pub(crate) shared: Vec<model::Link>,
+    /// Providers of those that stay and would reach it, were they the one it goes to by another name: their settings do not
+    /// say that they are not.
+    pub(crate) others: BTreeMap<ProviderName, ProviderSpec>,
     /// Where it goes now.
     pub(crate) from: (ProviderName, ProviderSpec),
     /// Where it will go.
@@ -95,14 +98,21 @@ impl Writer {
                 sources.extend(model::secret::sources(&app, &to));
                 let (from, to) = ((link.provider.clone(), from), (request.provider.clone(), to));
                 let now = &current.record.app;
-                let shared = now.links.iter().filter(|other| {
-                    let there = || [&from, &to].iter().any(|(name, spec)| goes_to(now, other, (name, spec)));
+                let stays = now.links.iter().filter(|other| {
                     let meets = || Some(place.as_ref()?.meets(&Place::of(now, other)?));
                     let stays = **other != link && !with.contains(other) && other.contract == link.contract;
-                    stays && there() && meets() == Some(true)
+                    stays && meets() == Some(true)
                 });
-                let shared = shared.cloned().collect();
-                Ok(Planned { revision, from, to, sources, link, place, with, shared })
+                let there =
+                    |other: &&model::Link| [&from, &to].iter().any(|(name, spec)| goes_to(now, other, (name, spec)));
+                let (shared, elsewhere): (Vec<_>, Vec<_>) = stays.partition(there);
+                let others = elsewhere
+                    .into_iter()
+                    .filter_map(|other| Some((other.provider.clone(), spec(now, &other.provider)?)));
+                let others: BTreeMap<_, _> = others.filter(|(_, other)| may_be(other, &to.1)).collect();
+                sources.extend(others.values().flat_map(|other| model::secret::sources(now, other)));
+                let shared = shared.into_iter().cloned().collect();
+                Ok(Planned { revision, from, to, sources, link, place, with, shared, others })
             }
             _ => Err(Refusal::new(Code::Internal, format!("link {index} names a provider that is not there"))),
         }

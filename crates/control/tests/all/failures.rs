@@ -16,11 +16,11 @@ use store::{Change, Entry, Expect, LeaseId, Snapshot, Store, StoreError};
 use crate::rig::{Node, Rig, TOKEN, locked, name, refused};
 
 /// Fails as many of the next writes under a prefix, and ends as many of the next watches, as it is told.
-struct Flaky {
-    store: Arc<RedbStore>,
-    prefix: &'static str,
-    writes: AtomicU32,
-    watches: AtomicU32,
+pub(crate) struct Flaky {
+    pub(crate) store: Arc<RedbStore>,
+    pub(crate) prefix: &'static str,
+    pub(crate) writes: AtomicU32,
+    pub(crate) watches: AtomicU32,
 }
 
 fn take(left: &AtomicU32) -> bool {

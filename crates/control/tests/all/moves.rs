@@ -1,20 +1,21 @@
 //! Moves of data with a node that does every step: which revision has the calls at the end, whatever becomes of the new one.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::Code;
-use api::client::Require;
+use api::client::{ControlClient, Require};
 use api::control::MoveRequest;
-use api::copy::{CopyPhase, CopyView, Extra};
-use api::node::CopyStep;
+use api::copy::{CopyPhase, CopyView, Extra, Keys, MoveRecord};
+use api::node::{CopyOutcome, CopyStep};
+use api::{Code, Problem};
 use model::app::{LockedApp, Revision};
 use model::observed::{AppObserved, Phase, Reason};
 use store::keys::{self, NodeRecord};
 use store::{Expect, Store as _};
 
-use crate::rig::{Inside, Nodes, PATIENCE, Rig, locked, name, refused};
+use crate::failures::Flaky;
+use crate::rig::{Inside, Nodes, PATIENCE, Rig, Steps, TOKEN, control_with, locked, name, refused};
 
 /// Where a node says that an app stands.
 async fn report(rig: &Rig, revision: u64, phase: Phase, serving: Option<u64>) {
@@ -42,10 +43,17 @@ async fn deployed_with(nodes: Nodes) -> (Rig, LockedApp, Arc<Mutex<Vec<CopyStep>
     (rig, app, steps)
 }
 
+fn request(extra: Extra) -> MoveRequest {
+    let (contract, provider) = (name("wasi:keyvalue"), name("memory"));
+    MoveRequest { component: None, contract, label: None, provider, extra }
+}
+
 async fn begin(rig: &Rig) {
-    let (contract, provider, extra) = (name("wasi:keyvalue"), name("memory"), Extra::Refuse);
-    let request = MoveRequest { component: None, contract, label: None, provider, extra };
-    rig.client.copy(&rig.tenant, &name("counter"), &request).await.unwrap();
+    begin_with(rig, Extra::Refuse).await;
+}
+
+async fn begin_with(rig: &Rig, extra: Extra) {
+    rig.client.copy(&rig.tenant, &name("counter"), &request(extra)).await.unwrap();
 }
 
 /// The move, once it is over.
@@ -100,6 +108,145 @@ async fn where_the_new_provider_does_not_serve_the_old_one_does_again_before_cal
     assert_eq!((view.phase, problem.code), (CopyPhase::Failed, Code::StartFailed));
     assert!(problem.detail.contains("it breaks"), "{problem}");
     assert_eq!(released(&steps), [Some(Revision(3))]);
+    assert_eq!(rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app.links, app.links);
+}
+
+/// Another control plane over the same store, with the same node.
+async fn restarted(rig: &mut Rig, steps: &Arc<Mutex<Vec<CopyStep>>>) {
+    let nodes = Nodes { copied: Some(steps.clone()), ..Nodes::default() };
+    rig.restart_with(nodes, Duration::from_secs(3600)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_in_the_switch_calls_go_on_with_what_is_recorded_once_it_serves() {
+    let (mut rig, _, steps) = deployed().await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin(&rig).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    // The new link is recorded, and its revision does not serve yet. The node puts the old one back, and its calls wait.
+    restarted(&mut rig, &steps).await;
+    assert_eq!(released(&steps), [], "neither by the one that ended nor by the one that began");
+    report(&rig, 2, Phase::Serving, Some(2)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem, view.revision), (CopyPhase::Done, None, Some(Revision(2))));
+    assert_eq!(released(&steps), [Some(Revision(2))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_in_the_switch_what_was_before_is_recorded_again_where_the_new_provider_does_not_serve() {
+    let (mut rig, app, steps) = deployed().await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin(&rig).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    restarted(&mut rig, &steps).await;
+    report(&rig, 2, Phase::Failed, Some(1)).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(3))).await;
+    assert_eq!(released(&steps), [], "not before it serves");
+    report(&rig, 3, Phase::Serving, Some(3)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem.unwrap().code), (CopyPhase::Failed, Code::StartFailed));
+    assert_eq!(released(&steps), [Some(Revision(3))]);
+    assert_eq!(rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app.links, app.links);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_before_the_link_moved_calls_go_on_at_once_and_the_move_begins_anew() {
+    let (mut rig, _, steps) = deployed().await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    let (from, to, phase) = (name("embedded"), name("memory"), CopyPhase::Switching);
+    let (held_ms, revision, problem) = (None, None, None);
+    let view = CopyView { from, to, phase, read: 0, written: 0, bytes: 0, held_ms, revision, problem };
+    let (meant, before) = (Some((name("counter"), name("default"))), Some(Revision(1)));
+    let record = MoveRecord { request: request(Extra::Refuse), meant, looked: None, before, view };
+    let key = keys::copy(&rig.tenant, &name("counter"));
+    rig.store.put(&key, serde_json::to_vec(&record).unwrap().into(), Expect::Any, None).await.unwrap();
+    restarted(&mut rig, &steps).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    report(&rig, 2, Phase::Serving, Some(2)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem, view.revision), (CopyPhase::Done, None, Some(Revision(2))));
+    let first = |steps: &[CopyStep]| matches!(steps, [CopyStep::Release(None), CopyStep::Begin(_), ..]);
+    assert!(first(&steps.lock().unwrap()), "{:?}", steps.lock().unwrap());
+    assert_eq!(released(&steps), [None, Some(Revision(2))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_goes_on_with_the_old_provider_before_the_way_back_is_recorded() {
+    let (mut rig, app, steps) = deployed().await;
+    rig.shutdown().await;
+    let (writes, watches) = (AtomicU32::new(0), AtomicU32::new(0));
+    let flaky = Arc::new(Flaky { store: rig.store.clone(), prefix: keys::REVISIONS, writes, watches });
+    let nodes = Nodes { copied: Some(steps.clone()), ..Nodes::default() };
+    let keep = Duration::from_secs(3600);
+    let control = control_with(flaky.clone(), &rig.blobs, &rig.keys(), nodes, keep, None).await;
+    rig.client = ControlClient::new(control.addr(), TOKEN);
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin(&rig).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    flaky.writes.store(u32::MAX, SeqCst);
+    report(&rig, 2, Phase::Failed, Some(1)).await;
+    let refused = async {
+        while u32::MAX - flaky.writes.load(SeqCst) < 8 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.expect("it is given up");
+    assert_eq!(released(&steps), [], "the app's record says that the new provider answers");
+    flaky.writes.store(0, SeqCst);
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(3))).await;
+    report(&rig, 3, Phase::Serving, Some(3)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem.unwrap().code), (CopyPhase::Failed, Code::StartFailed));
+    assert_eq!(released(&steps), [Some(Revision(3))]);
+    assert_eq!(rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app.links, app.links);
+    control.shutdown().await;
+}
+
+/// A node one of whose hosts is gone when it is asked for the first time what it noted. From then on the target has a key
+/// that the source has not: it was copied before, and removed since.
+fn loses_its_notes() -> Steps {
+    let lost = AtomicU32::new(0);
+    Arc::new(move |step: &CopyStep| match step {
+        CopyStep::Noted(_) if lost.fetch_add(1, SeqCst) == 0 => {
+            Some(Err(Problem::new(Code::NotFound, "the tenant has other hosts")))
+        }
+        CopyStep::Extra(_) if lost.load(SeqCst) > 0 => {
+            Some(Ok(CopyOutcome::Keys(Keys { keys: vec!["removed".into()], cursor: None })))
+        }
+        _ => None,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_begins_again_takes_back_what_the_app_has_removed_since() {
+    let (rig, _, steps) = deployed_with(Nodes { steps: Some(loses_its_notes()), ..Nodes::default() }).await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin(&rig).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    report(&rig, 2, Phase::Serving, Some(2)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem), (CopyPhase::Done, None));
+    let steps = steps.lock().unwrap();
+    let mut again = steps.iter().skip_while(|step| !matches!(step, CopyStep::End));
+    let looked = again.by_ref().find(|step| matches!(step, CopyStep::Extra(_) | CopyStep::Page(_)));
+    assert!(matches!(looked, Some(CopyStep::Extra(_))), "{steps:?}");
+    assert!(matches!(again.next(), Some(CopyStep::Keys(keys)) if *keys == ["removed"]), "{steps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_keeps_what_the_target_had_does_not_begin_again() {
+    let (rig, app, steps) = deployed_with(Nodes { steps: Some(loses_its_notes()), ..Nodes::default() }).await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin_with(&rig, Extra::Keep).await;
+    let view = over(&rig).await;
+    let problem = view.problem.unwrap();
+    assert_eq!((view.phase, problem.code), (CopyPhase::Failed, Code::Busy));
+    assert!(
+        problem.detail.contains("would come back") && problem.help.unwrap().contains("remove"),
+        "{}",
+        problem.detail
+    );
+    assert!(!steps.lock().unwrap().iter().any(|step| matches!(step, CopyStep::Keys(_) | CopyStep::Hold(..))));
     assert_eq!(rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app.links, app.links);
 }
 

@@ -46,6 +46,9 @@ pub(crate) fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
+/// What a node answers to a step of a move; `None`: that it did it.
+pub(crate) type Steps = Arc<dyn Fn(&CopyStep) -> Option<Result<CopyOutcome, Problem>> + Send + Sync>;
+
 /// Answers calls with what was asked, and logs two lines.
 #[derive(Default)]
 pub(crate) struct Nodes {
@@ -57,6 +60,8 @@ pub(crate) struct Nodes {
     pub(crate) purged: Arc<Mutex<Vec<String>>>,
     /// The steps of moves of data, which it says to have done; absent, it has no data.
     pub(crate) copied: Option<Arc<Mutex<Vec<CopyStep>>>>,
+    /// What it says of them instead, where it is something.
+    pub(crate) steps: Option<Steps>,
     /// Pages of moves wait here, where there is something to wait for.
     pub(crate) page: Option<Arc<Inside>>,
     /// Calls of `/wait` that wait, until they may go on.
@@ -163,18 +168,19 @@ impl NodeApi for Nodes {
         let Some(copied) = &self.copied else {
             return Box::pin(async { Err(Problem::new(Code::ProviderUnavailable, "no data here")) });
         };
-        let outcome = match &step {
+        let done = || match &step {
             CopyStep::Page(_) | CopyStep::Keys(_) => CopyOutcome::Step(Default::default()),
             CopyStep::Extra(_) | CopyStep::Noted(_) => CopyOutcome::Keys(Default::default()),
             _ => CopyOutcome::Done,
         };
+        let outcome = self.steps.as_ref().and_then(|steps| steps(&step)).unwrap_or_else(|| Ok(done()));
         let gate = self.page.clone().filter(|_| matches!(step, CopyStep::Page(_)));
         copied.lock().unwrap().push(step);
         Box::pin(async move {
             if let Some(gate) = gate {
                 gate.wait().await;
             }
-            Ok(outcome)
+            outcome
         })
     }
 

@@ -38,6 +38,7 @@ fn request() -> CopyRequest {
         to: end("embedded", ProviderKind::KeyvalueEmbedded),
         sources: Default::default(),
         all_but: None,
+        others: Vec::new(),
     }
 }
 
@@ -255,6 +256,25 @@ async fn a_copy_from_a_provider_to_another_name_of_its_data_is_refused() {
         assert_eq!(refused.code, Code::RequestInvalid, "{refused}");
         assert!(refused.detail.contains("reach the same data"), "{refused}");
     }
+    copy.ask::<_, serde_json::Value>(Method::DELETE, "", &()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_to_where_another_link_is_by_another_name_is_refused() {
+    let rig = Rig::new().await;
+    rig.run(&linked(&rig, "memory")).await;
+    rig.get("counter/1/main", "/").await;
+    let copy = Copying(&rig);
+    // The test's node keeps them by the names of app and provider: with other settings it is the target all the same.
+    let embedded = end("embedded", ProviderKind::KeyvalueEmbedded);
+    let spec = ProviderSpec { config: [("a".to_owned(), "b".to_owned())].into(), ..embedded.spec.clone() };
+    let other = |bucket: &str| CopyEnd { bucket: bucket.to_owned(), spec: spec.clone(), ..embedded.clone() };
+    copy.begin(&CopyRequest { others: vec![other("own")], ..request() }).await.unwrap();
+    copy.ask::<_, Step>(Method::POST, "/page", &Cursor::default()).await.expect("another bucket is another place");
+    copy.begin(&CopyRequest { others: vec![other("own"), other("default")], ..request() }).await.unwrap();
+    let refused = copy.ask::<_, Step>(Method::POST, "/page", &Cursor::default()).await.unwrap_err();
+    assert_eq!(refused.code, Code::RequestInvalid, "{refused}");
+    assert!(refused.detail.contains("another link of the app"), "{refused}");
     copy.ask::<_, serde_json::Value>(Method::DELETE, "", &()).await.unwrap();
 }
 

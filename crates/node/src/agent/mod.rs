@@ -64,6 +64,8 @@ pub(crate) struct Setup {
     pub(crate) said: mpsc::UnboundedSender<Said>,
     pub(crate) record: NodeRecord,
     pub(crate) settled: watch::Sender<bool>,
+    /// Says once that what served before the start is put back.
+    pub(crate) begun: watch::Sender<bool>,
 }
 
 /// The agent's task. Ends when told to, and hands over the hosts that are still there.
@@ -149,6 +151,7 @@ impl Agent {
                             _ = &mut stop => break,
                             () = self.begin(&mut assigned) => {}
                         }
+                        self.setup.begun.send_replace(true);
                     }
                 }
                 Some(event) = events.recv() => {

@@ -1,9 +1,13 @@
 //! The first look after a start: what served when the node stopped serves again, before anything newer is tried.
 //! Routes are there at once; requests wait the moment that the hosts need to be told their revisions.
+//!
+//! Where the node stopped while an app's data were moved and its link was about to follow, what served may no longer be
+//! what the app's data are with. Its calls wait until whoever directs the move says with which revision they go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use api::copy::{CopyPhase, MoveRecord};
 use futures::stream::StreamExt;
 use model::{AppName, Revision, TenantName};
 use store::keys::{self, RevisionRecord, Served};
@@ -26,14 +30,20 @@ impl Agent {
         let Some(seen) = assigned.recv().await else { return };
         let started = std::time::Instant::now();
         self.assigned(seen);
-        let served = match served(self.setup.store.as_ref(), &keys::served_by(&self.setup.name)).await {
-            Ok(served) => served,
+        let store = self.setup.store.clone();
+        let prefix = keys::served_by(&self.setup.name);
+        let (served, switching) = match futures::try_join!(served(store.as_ref(), &prefix), switching(store.as_ref())) {
+            Ok(found) => found,
             Err(cause) => {
                 // Every app is brought up as if it were new: slower, but the same in the end.
                 tracing::warn!(%cause, "what served before the start cannot be read");
-                BTreeMap::new()
+                Default::default()
             }
         };
+        for (tenant, app) in switching {
+            let revision = served.get(&(tenant.clone(), app.clone())).copied();
+            self.hold(&tenant, &app, revision).await;
+        }
         let mut wanted = Vec::new();
         for ((tenant, app), revision) in served {
             if self.accounts.get(&tenant).is_some_and(|account| account.apps.contains_key(&app)) {
@@ -42,7 +52,7 @@ impl Agent {
                 self.forget(&tenant, &app);
             }
         }
-        let store = &self.setup.store;
+        let store = &store;
         let read = wanted.into_iter().map(|(tenant, app, revision)| async move {
             let prepared = read(store.as_ref(), &tenant, &app, revision).await;
             (tenant, app, prepared)
@@ -56,6 +66,17 @@ impl Agent {
             }
         }
         tracing::info!(apps = count, elapsed = ?started.elapsed(), "what served before the start is put back");
+    }
+
+    /// Lets the calls of an app wait from the first moment of its hosts on, those of what `served` and of what comes.
+    async fn hold(&mut self, tenant: &TenantName, name: &AppName, served: Option<Revision>) {
+        let Some(account) = self.accounts.get(tenant) else { return };
+        let Some(wanted) = account.apps.get(name).and_then(|app| app.wanted.as_ref()) else { return };
+        let (shared, hosts, revision) = (account.shared.clone(), account.refer(), served.unwrap_or(wanted.revision));
+        shared.held.lock().await.insert(name.clone(), revision);
+        // Whoever lets them go on finds the tenant, also where it has no host yet.
+        self.setup.hosts.set(&shared, hosts);
+        tracing::info!(%tenant, app = %name, "calls wait until a move of data goes on");
     }
 
     fn put_back(&mut self, tenant: &TenantName, name: &AppName, prepared: Arc<Prepared>) {
@@ -83,6 +104,18 @@ async fn served(store: &dyn Store, prefix: &str) -> Result<BTreeMap<(TenantName,
         Some((names(&entry.key)?, served.revision))
     };
     Ok(entries.filter_map(read).collect())
+}
+
+/// The apps whose link was about to move, or had just moved.
+async fn switching(store: &dyn Store) -> Result<BTreeSet<(TenantName, AppName)>, StoreError> {
+    let entries = store.list(keys::COPIES).await?.entries.into_iter();
+    let switching = |entry: store::Entry| {
+        let record: MoveRecord = serde_json::from_slice(&entry.value).ok()?;
+        let mut names = keys::parts(&entry.key);
+        let app = (names.next()?.parse().ok()?, names.next()?.parse().ok()?);
+        (record.view.phase == CopyPhase::Switching).then_some(app)
+    };
+    Ok(entries.filter_map(switching).collect())
 }
 
 async fn read(store: &dyn Store, tenant: &TenantName, app: &AppName, revision: Revision) -> Result<Prepared, String> {

@@ -190,7 +190,12 @@ impl NodeApi for Node {
         let (index, tenant) = (self.hosts.clone(), tenant.clone());
         let (app, id, lent) = (app.clone(), id.to_owned(), self.lent.clone());
         let externals = Some(self.externals.clone());
+        let mut begun = self.begun.clone();
         Box::pin(async move {
+            // Before that it is not known whose calls wait, and nobody could let them go on.
+            if begun.wait_for(|begun| *begun).await.is_err() {
+                return Err(Problem::new(Code::Unreachable, "the node has ended"));
+            }
             let hosted = || {
                 let missing = || Problem::new(Code::Unreachable, "nothing of the tenant runs on this node");
                 index.hosted(&tenant).ok_or_else(missing)

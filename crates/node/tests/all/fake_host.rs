@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use api::agent::{Drained, HostInfo, HostStatus, StartRequest};
+use api::copy::Held;
 use api::services::client::NodeWay;
 use api::{Code, Problem};
 use bytes::Bytes;
@@ -82,6 +83,14 @@ impl Fake {
                 self.note(&format!("drain {app}/{number}"));
                 self.revisions.lock().unwrap().remove(&format!("{app}/{number}"));
                 json(StatusCode::OK, &Drained { ended: 0 })
+            }
+            (&Method::POST, ["apps", app, "revisions", number, "hold"]) => {
+                self.note(&format!("hold {app}/{number}"));
+                json(StatusCode::OK, &Held { in_flight: 0 })
+            }
+            (&Method::POST, ["apps", app, "release"]) => {
+                self.note(&format!("release {app}"));
+                json(StatusCode::OK, &serde_json::json!({}))
             }
             (&Method::PUT, ["apps", _, "revisions", _, "taking"]) => Response::new(Full::default()),
             (&Method::POST, ["drain"]) if self.told("stubborn") => std::future::pending().await,

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::node::NodeApi;
+use api::control::MoveRequest;
+use api::copy::{CopyPhase, CopyView, Extra, MoveRecord};
+use api::node::{CopyStep, NodeApi};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
@@ -522,6 +524,60 @@ async fn after_a_restart_it_serves_what_it_served() {
     assert_eq!((seen.revision, seen.serving), (Revision(2), Some(Revision(1))));
     let loaded = rig.notes().into_iter().filter(|line| line.contains("load=true")).collect::<Vec<_>>();
     assert_eq!(loaded.len(), 1, "only the new revision is loaded at once: {loaded:?}");
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
+/// What is recorded of a move of data.
+fn moving(phase: CopyPhase) -> MoveRecord {
+    let (from, to) = ("embedded".parse().unwrap(), "memory".parse().unwrap());
+    let (contract, extra) = ("wasi:keyvalue".parse().unwrap(), Extra::Refuse);
+    let request = MoveRequest { component: None, contract, label: None, provider: "memory".parse().unwrap(), extra };
+    let (held_ms, revision, problem) = (None, None, None);
+    let view = CopyView { from, to, phase, read: 0, written: 0, bytes: 0, held_ms, revision, problem };
+    MoveRecord { request, meant: None, looked: None, before: Some(Revision(1)), view }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_whose_link_was_about_to_move_waits_from_the_first_moment_after_a_restart() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    let apps = [("a", CopyPhase::Switching), ("b", CopyPhase::Following), ("c", CopyPhase::Done)];
+    for (app, _) in apps {
+        rig.deploy(app, 1, "good").await;
+        rig.serving(app, 1).await;
+    }
+    node.shutdown(Duration::from_secs(5)).await;
+    for (app, phase) in apps {
+        rig.put(&keys::copy(&tenant(), &app.parse().unwrap()), &moving(phase)).await;
+    }
+    std::fs::remove_file(rig.run("notes")).unwrap();
+
+    let node = rig.start().await;
+    rig.serving("a", 1).await;
+    rig.noted("start a/1 load=false", 2).await;
+    let notes = rig.notes();
+    for host in ["t.0", "t.1"] {
+        let at = |line: &str| notes.iter().position(|note| *note == format!("{host} {line}"));
+        let held = at("hold a/1").expect("every host lets its calls wait");
+        assert!(Some(held) < at("start a/1 load=false"), "before it has anything of it: {notes:?}");
+    }
+    assert!(!notes.iter().any(|note| note.contains("hold b") || note.contains("hold c")), "{notes:?}");
+    let release = |node: Arc<Node>| async move {
+        node.copy(&tenant(), &"a".parse().unwrap(), "", CopyStep::Release(None)).await.map(drop)
+    };
+    release(node.clone()).await.unwrap();
+    rig.noted("release a", 2).await;
+    node.shutdown(Duration::from_secs(5)).await;
+
+    // Whoever lets them go on in the same moment as the node starts is heard.
+    let node = rig.start().await;
+    release(node.clone()).await.expect("it is told");
+    rig.serving("a", 1).await;
+    let (_, text, _) = get(&node, "a", "/").await;
+    std::fs::remove_file(rig.run("notes")).unwrap();
+    kill(pid_of(&text));
+    rig.noted("start a/1 load=false", 1).await;
+    assert!(!rig.notes().iter().any(|note| note.contains("hold a")), "{:?}", rig.notes());
     node.shutdown(Duration::from_secs(5)).await;
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest as _, Sha256};
 
-use super::{Backend, BackendError, CHUNK, Reading};
+use super::{Backend, BackendError, CHUNK, ObjectInfo, Reading};
 
 /// Objects copied side by side: each holds a part of an upload in memory.
 const AT_ONCE: usize = 4;
@@ -18,6 +18,8 @@ const LOOKS: usize = 16;
 /// A step of a listing that took longer is answered, and goes on with the next step: whoever directs the copy wants to
 /// show how far it is. One large object may still take longer.
 const STEP: Duration = Duration::from_secs(5);
+/// How often an object is read that seems damaged.
+const TRIES: u32 = 3;
 
 /// A side of a copy.
 #[derive(Clone, Copy)]
@@ -353,10 +355,39 @@ async fn whole(from: End<'_>, to: End<'_>, container: &str) -> Result<Copied, Co
     }
 }
 
+/// An object of the source may be replaced while it is read, by another host: some stores then have no more of what it was,
+/// and say that it is damaged. Whoever replaced it has noted that, so a later round copies what it is by then.
 async fn copied(from: End<'_>, to: End<'_>, container: &str, object: &str) -> Result<Copied, CopyError> {
-    let wanted = gone(from.backend.object(container, object).await).map_err(CopyError::Source)?.flatten();
+    let mut tries = 1;
+    loop {
+        let wanted = described(from, container, object).await?;
+        match became(from, to, container, object, wanted.as_ref()).await {
+            Err(CopyError::Source(BackendError::Damaged { .. }))
+                if described(from, container, object).await? != wanted =>
+            {
+                return Ok(Copied::looked(false, 0));
+            }
+            // Replaced within one second by one of the same size, perhaps.
+            Err(CopyError::Source(BackendError::Damaged { .. })) if tries < TRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+async fn described(from: End<'_>, container: &str, object: &str) -> Result<Option<ObjectInfo>, CopyError> {
+    Ok(gone(from.backend.object(container, object).await).map_err(CopyError::Source)?.flatten())
+}
+
+/// Makes an object in the target what it is in the source, where it is as `wanted` says.
+async fn became(
+    from: End<'_>,
+    to: End<'_>,
+    container: &str,
+    object: &str,
+    wanted: Option<&ObjectInfo>,
+) -> Result<Copied, CopyError> {
     let there = gone(to.backend.object(container, object).await).map_err(CopyError::Target)?.flatten();
-    let reading = match &wanted {
+    let reading = match wanted {
         Some(_) => gone(from.backend.read(container, object, 0, u64::MAX).await).map_err(CopyError::Source)?,
         None => None,
     };

@@ -109,6 +109,28 @@ async fn an_object_that_is_damaged_in_the_target_is_written_again() {
 }
 
 #[tokio::test]
+async fn an_object_that_another_host_replaces_while_it_is_read_is_left_to_a_later_round() {
+    let (from, to) = (filled().await, Memory::default());
+    let becomes = |object: &str, bytes: Vec<u8>| from.replaced.lock().unwrap().insert(object.to_owned(), bytes.into());
+    let large = |store: &Memory| store.containers.lock().unwrap()["photos"].get("large").cloned();
+    // The target has it already: it is read to be compared.
+    to.create("photos").await.unwrap();
+    put(&to, "photos", "large", &vec![6; 6 << 20]).await;
+    becomes("large", vec![8; 5 << 20]);
+    let copied = whole(&from, &to, &everything()).await.unwrap();
+    assert_eq!((copied.read, large(&to).unwrap().len()), (35, 6 << 20), "all others are copied");
+    // Read to be written; what it was before stays until then.
+    becomes("large", vec![9; 4 << 20]);
+    let noted = || vec![Key::Object("photos".into(), "large".into())];
+    assert_eq!(copy::keys(end(&from), end(&to), noted()).await.unwrap().written, 0);
+    assert_eq!(large(&to).unwrap().len(), 6 << 20);
+    // By another one that is described like it.
+    becomes("large", vec![10; 4 << 20]);
+    assert_eq!(copy::keys(end(&from), end(&to), noted()).await.unwrap().written, 1);
+    assert!(large(&to) == large(&from) && large(&to).unwrap()[0] == 10);
+}
+
+#[tokio::test]
 async fn what_only_the_target_has_is_found_and_goes_away_when_asked() {
     let (from, to) = (filled().await, filled().await);
     to.create("extra").await.unwrap();

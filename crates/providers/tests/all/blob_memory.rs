@@ -21,6 +21,8 @@ pub(crate) struct Memory {
     pub(crate) refuse: Arc<Mutex<Option<BackendError>>>,
     /// Objects whose content is gone, until they are written again.
     pub(crate) damaged: Arc<Mutex<BTreeSet<String>>>,
+    /// What objects become while somebody reads them: whoever does gets the first chunk, and hears that they are damaged.
+    pub(crate) replaced: Arc<Mutex<BTreeMap<String, Bytes>>>,
 }
 
 impl Memory {
@@ -74,6 +76,11 @@ impl Backend for Memory {
             let mut chunks: Vec<_> = bytes.chunks(CHUNK).map(|chunk| Ok(bytes.slice_ref(chunk))).collect();
             if damaged {
                 chunks = vec![Err(BackendError::Damaged { object: object.to_owned(), why: "it is gone".into() })];
+            }
+            if let Some(next) = self.replaced.lock().unwrap().remove(object) {
+                self.within(container, |objects| objects.insert(object.to_owned(), next))?;
+                chunks.truncate(1);
+                chunks.push(Err(BackendError::Damaged { object: object.to_owned(), why: "it was replaced".into() }));
             }
             Ok(Reading { size, chunks: futures::stream::iter(chunks).boxed() })
         });
