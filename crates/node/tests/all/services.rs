@@ -609,8 +609,7 @@ async fn code_is_handed_out_for_what_the_tenant_runs_only() {
     let ask = |digest, world| FileRequest::Compiled { digest, world };
     assert!(files.request(&ask(mine, World::P2)).await.is_err(), "before it runs here");
     tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
-    let being_made =
-        |cause: &FileError| matches!(cause, FileError::Fault(FileFault::NotReady { soon: true, why }) if why.contains("compiled"));
+    let being_made = |cause: &FileError| matches!(cause, FileError::Fault(FileFault::NotReady { soon: true, why }) if why.contains("compiled"));
     assert!(being_made(&files.request(&ask(mine, World::P2)).await.unwrap_err()), "nobody waits for it here");
     let ready = async || loop {
         match files.request(&ask(mine, World::P2)).await {
