@@ -64,11 +64,10 @@ fn seeded_faults_are_found_and_nothing_is_changed() {
     fs::File::options().append(true).open(home.join("store.redb")).unwrap().set_modified(future).unwrap();
     let blob = fs::read_dir(home.join("blobs/sha256")).unwrap().next().unwrap().unwrap().path();
     fs::write(&blob, "other bytes").unwrap();
-    fs::write(
-        home.join("api.json"),
-        r#"{"api":"http://127.0.0.1:1","ingress":"127.0.0.1:1","pid":4194303,"since_ms":1}"#,
-    )
-    .unwrap();
+    // Left behind by a power cut; the number is that of another process by now, which nobody is to be told to end.
+    let pid = std::process::id();
+    let left = format!(r#"{{"api":"http://127.0.0.1:1","ingress":"127.0.0.1:1","pid":{pid},"since_ms":1}}"#);
+    fs::write(home.join("api.json"), left).unwrap();
     let app = tempfile::tempdir().unwrap();
     fs::write(app.path().join("app.toml"), "schema = 1\nnam = \"x\"\n").unwrap();
     let _taken = std::net::TcpListener::bind("127.0.0.1:8080");
@@ -104,6 +103,7 @@ fn seeded_faults_are_found_and_nothing_is_changed() {
     ] {
         assert!(found.iter().any(|f| f == code), "{code} was not found in {found:?}");
     }
+    assert!(!found.iter().any(|f| f == "api-silent"), "nothing runs: {found:?}");
     assert_eq!(out.status.code(), Some(1));
     assert_eq!(listing(home), before, "nothing was changed");
     // And a damaged store is refused by `up`, not emptied.
@@ -126,12 +126,18 @@ fn faults_around_a_directory_are_found() {
         assert!(found.iter().any(|f| f == code), "{code} was not found in {found:?}");
     }
     fs::rename(home.join("elsewhere"), home.join("blobs")).unwrap();
-    // A process that is there, and no API.
+    // One that has the directory, and no API. Until it has said where that is, there is nothing to find.
     let nobody = sidereal_tests::ports::free();
     let pid = std::process::id();
     let running = format!(r#"{{"api":"http://{nobody}","ingress":"{nobody}","pid":{pid},"since_ms":1}}"#);
-    fs::write(home.join("api.json"), running).unwrap();
+    let held = fs::File::create(home.join("lock")).unwrap();
+    held.try_lock().unwrap();
+    fs::write(home.join("api.json"), &running).unwrap();
+    assert!(!doctor().iter().any(|f| ["api-silent", "store-busy", "stopped-hard"].contains(&f.as_str())));
+    fs::write(home.join("lock"), &running).unwrap();
     assert!(doctor().iter().any(|f| f == "api-silent"), "{:?}", doctor());
+    drop(held);
+    assert!(doctor().iter().any(|f| f == "stopped-hard"), "{:?}", doctor());
     fs::remove_file(home.join("api.json")).unwrap();
     // A small file system, in mounts of the command's own: few bytes, then few files.
     let Some(own) = mounts() else { return };

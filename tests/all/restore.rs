@@ -1,5 +1,5 @@
 //! The data directory as a whole, copied while the platform is stopped: the copy serves elsewhere with all there was, a file of
-//! it alone in the place of a newer one is refused by name.
+//! it alone in the place of a newer one is refused by name. What can be made again is made again where it is missing.
 
 use std::path::Path;
 use std::process::Command;
@@ -73,6 +73,40 @@ fn a_copy_of_the_data_directory_serves_elsewhere_with_all_there_was() {
     platform.ok(&["deploy", later.path().to_str().unwrap()]).unwrap();
     body(&platform, "later");
     assert_eq!(count(&platform), 5);
+    stopped(platform);
+}
+
+/// Of all compiled code, how many pieces there are.
+fn compiled(dir: &Path) -> usize {
+    let files = |dir: &Path| -> Vec<_> {
+        let entries = std::fs::read_dir(dir).map(|all| all.flatten().map(|entry| entry.path()).collect());
+        entries.unwrap_or_default()
+    };
+    let code = files(&dir.join("cache")).into_iter().flat_map(|engine| files(&engine));
+    code.filter(|file| file.extension().is_some_and(|kind| kind == "cwasm")).count()
+}
+
+/// As after an upgrade with another engine.
+#[test]
+fn without_compiled_code_what_served_has_it_made_again_and_calls_wait() {
+    let [dir, app] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    shop(app.path());
+    let platform = Platform::start(dir.path(), FLAGS).unwrap();
+    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    assert_eq!(count(&platform), 1);
+    stopped(platform);
+    let forget = || std::fs::remove_dir_all(dir.path().join("cache")).unwrap();
+
+    forget();
+    let platform = Platform::start(dir.path(), FLAGS).unwrap();
+    until(Duration::from_secs(60), || compiled(dir.path()) == 1).expect("it is made though nobody asks for it");
+    stopped(platform);
+
+    forget();
+    let platform = Platform::start(dir.path(), FLAGS).unwrap();
+    let first = platform.get("shop.localhost", "/").unwrap();
+    assert_eq!(first.status, 200, "{first:?}");
+    assert_eq!(count(&platform), 3);
     stopped(platform);
 }
 

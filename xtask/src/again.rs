@@ -23,9 +23,29 @@ const STRICT: &str = "SIDEREAL_STRICT";
 /// Names the file that gets a line for each test that failed and then passed.
 pub const FLAKY: &str = "SIDEREAL_FLAKY";
 
-/// Modules of tests of what keeps strangers apart: one that fails now and then may be the hole that opens now and then.
-const ONCE: [&str; 8] =
-    ["isolation", "egress", "egress_providers", "egress_table", "rechecks", "accounts", "audit", "hostile"];
+/// Modules of tests of what keeps strangers apart, and of what nobody may lose, be refused or be let do even once in a thousand
+/// times: one that fails now and then may be the hole that opens now and then.
+const ONCE: [&str; 19] = [
+    "isolation",
+    "egress",
+    "egress_providers",
+    "egress_table",
+    "rechecks",
+    "accounts",
+    "audit",
+    "hostile",
+    "refusals",
+    "trust",
+    "tenants",
+    "secrets",
+    "canaries",
+    "guard",
+    "external",
+    "hosts",
+    "apart",
+    "deploy",
+    "crash",
+];
 
 /// Packages whose tests wait for servers and time-outs most of the time, and for how many of them at once there is room on
 /// each core.
@@ -184,7 +204,9 @@ mod tests {
         let many: Vec<String> = (0..=FEW).map(|number| number.to_string()).collect();
         assert!(!worth_it(&[]) && !worth_it(&many));
         assert!(many.get(1..).is_some_and(worth_it));
-        assert!(!worth_it(&["c::d".to_owned(), "isolation::a".to_owned()]));
+        let once = |name: &str| !worth_it(&["c::d".to_owned(), name.to_owned()]);
+        assert!(["isolation::a", "refusals::a", "trust::a", "deploy::a", "crash::a"].into_iter().all(once));
+        assert!(!once("wiring::crash") && !once("deployed::a"));
     }
 
     /// A run whose output something holds open after its end does not wait for ever; its failures are known.

@@ -1,7 +1,7 @@
 //! Where this machine keeps keys and state, and how a command finds the running platform.
 
 use std::fs;
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,17 @@ pub struct Running {
     pub pid: u32,
     /// Milliseconds since 1970.
     pub since_ms: u64,
+}
+
+/// Who has the lock of the data directory.
+#[derive(Debug)]
+pub enum Holder {
+    /// No platform runs in it, whatever an earlier one left there.
+    Nobody,
+    /// One that has not said yet where it answers.
+    Unsaid,
+    /// The platform that says this of itself.
+    Platform(Running),
 }
 
 /// A token, and the address it is for. No `Debug`: it would be printed one day.
@@ -160,6 +171,18 @@ impl Home {
             .help("start it with `sidereal up`, or name its directory with --data-dir")
         })?;
         serde_json::from_str(&text).with_context(|| format!("{} is damaged", self.running_file().display()))
+    }
+
+    /// Who runs in the directory. Its lock tells, which ends with whoever has it: an announcement may be left of a run that is
+    /// over, and its number be that of another process by now. The lock is had for a moment where nobody has it.
+    pub fn holder(&self) -> Holder {
+        let Ok(mut lock) = fs::File::open(self.lock_file()) else { return Holder::Nobody };
+        if !matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)) {
+            return Holder::Nobody;
+        }
+        let mut text = String::new();
+        let said = lock.read_to_string(&mut text).ok().and_then(|_| serde_json::from_str(&text).ok());
+        said.map_or(Holder::Unsaid, Holder::Platform)
     }
 
     /// The token that `sidereal login` kept.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use api::services::FileRequest;
-use api::services::client::FilesClient;
+use api::services::client::{FileError, FilesClient};
+use api::services::{FileFault, FileRequest};
 use model::{ComponentName, Digest, InterfaceId, World};
 use runtime::{Linked, Runtime};
 
@@ -16,6 +16,8 @@ use crate::error::StartError;
 
 /// For a node that does not answer at all.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Before code that the node still has made is asked for again. Nothing is held meanwhile: code that is there comes past it.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// Code that is mapped and linked. Unmapped with its last holder.
 pub(crate) struct Loaded {
@@ -98,8 +100,24 @@ impl CodeStore {
     }
 
     /// The code of an artifact, linked: from memory, or by way of the node. Called many times at once for one
-    /// artifact, it is brought once.
+    /// artifact, it is brought once. The node may have to have it made: a caller waits as long as its call may take, `wall`.
     pub(crate) async fn load(
+        &self,
+        component: &ComponentName,
+        digest: Digest,
+        world: World,
+        imports: &[InterfaceId],
+        forwarded: &Arc<[InterfaceId]>,
+        wall: Duration,
+    ) -> Result<Arc<Loaded>, StartError> {
+        // To load takes a moment also where a call may take less.
+        let patience = wall.max(TIMEOUT);
+        let brought = self.bring(component, digest, world, imports, forwarded);
+        let late = || StartError::Late { component: component.clone(), waited: patience };
+        tokio::time::timeout(patience, brought).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn bring(
         &self,
         component: &ComponentName,
         digest: Digest,
@@ -114,11 +132,7 @@ impl CodeStore {
         }
         let component = || component.clone();
         let unavailable = |cause: String| StartError::Code { component: component(), cause };
-        let request = FileRequest::Compiled { digest, world };
-        let answer = tokio::time::timeout(TIMEOUT, self.files.request(&request)).await;
-        let answer = answer.map_err(|_| unavailable(format!("the node did not answer within {TIMEOUT:?}")))?;
-        let (fd, _) = answer.map_err(|cause| unavailable(cause.to_string()))?;
-        let file = File::from(fd);
+        let file = self.ask(&FileRequest::Compiled { digest, world }).await.map_err(unavailable)?;
         let size = file.metadata().map_err(|cause| unavailable(cause.to_string()))?.len();
         let code =
             self.runtime.load(world, file).map_err(|cause| StartError::Load { component: component(), cause })?;
@@ -130,5 +144,17 @@ impl CodeStore {
         let fresh = Arc::new(Loaded { linked, size, count, bytes });
         *loaded = Arc::downgrade(&fresh);
         Ok(fresh)
+    }
+
+    /// Asks the node for code until it is there, or will not be.
+    async fn ask(&self, request: &FileRequest) -> Result<File, String> {
+        loop {
+            let answer = tokio::time::timeout(TIMEOUT, self.files.request(request)).await;
+            match answer.map_err(|_| format!("the node did not answer within {TIMEOUT:?}"))? {
+                Ok((fd, _)) => return Ok(File::from(fd)),
+                Err(FileError::Fault(FileFault::NotReady { soon: true, .. })) => tokio::time::sleep(AGAIN).await,
+                Err(cause) => return Err(cause.to_string()),
+            }
+        }
     }
 }

@@ -26,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::apps::{Apps, NoPlace, Place};
 use crate::entry::Entry;
+use crate::error::StartError;
 use crate::fault;
 use crate::spans::Traced;
 
@@ -142,6 +143,15 @@ fn faulted(fault: &Fault) -> Response<DataBody> {
     refuse(code, &sentence)
 }
 
+/// The answer to a call whose component has no code here. Nothing has run.
+fn unloaded(error: &StartError) -> Response<DataBody> {
+    match error {
+        StartError::Late { .. } => refuse(Code::Busy, "the component's code is still being compiled; try again"),
+        StartError::Ended { .. } => refuse(Code::NotFound, "this host does not have that revision any more"),
+        _ => refuse(Code::StartFailed, "the component could not be loaded; try again"),
+    }
+}
+
 async fn call<B>(apps: &Arc<Apps>, request: Routed<B>) -> Response<DataBody>
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -178,7 +188,7 @@ where
             }
             Err(error) => {
                 tracing::warn!(%error, "a component could not be loaded for a call");
-                return refuse(Code::StartFailed, "the component could not be loaded; try again");
+                return unloaded(&error);
             }
         },
     };

@@ -153,7 +153,13 @@ impl Entry {
             return Ok(live);
         }
         let spec = &self.spec;
-        let loaded = code.load(&spec.component, spec.digest, spec.world, &spec.imports, &spec.forwarded).await?;
+        let wall = spec.limits.wall.duration();
+        let load = code.load(&spec.component, spec.digest, spec.world, &spec.imports, &spec.forwarded, wall);
+        let loaded = tokio::select! {
+            biased;
+            loaded = load => loaded?,
+            () = self.ended.cancelled() => return Err(StartError::Ended { component: spec.component.clone() }),
+        };
         let mut state = self.state();
         // Another call may have waited for the same code.
         if let Some(live) = &state.live {

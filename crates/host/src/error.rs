@@ -1,5 +1,7 @@
 //! Why a host does not start or cannot go on.
 
+use std::time::Duration;
+
 use api::{Code, Problem};
 use model::{ComponentName, ContractId, Label, ProviderName};
 
@@ -41,6 +43,12 @@ pub(crate) enum StartError {
     /// The node has no compiled code for it, or could not hand it over.
     #[error("component `{component}`: its compiled code is not available: {cause}")]
     Code { component: ComponentName, cause: String },
+    /// The node still has it made.
+    #[error("component `{component}`: its code is still being compiled after {waited:?}")]
+    Late { component: ComponentName, waited: Duration },
+    /// Its revision ended while its code was waited for.
+    #[error("component `{component}`: its revision ended before its code was there")]
+    Ended { component: ComponentName },
     /// The code is for another engine.
     #[error("component `{component}`: {cause}")]
     Load { component: ComponentName, cause: runtime::LoadError },
@@ -69,6 +77,8 @@ impl StartError {
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::Code { .. } | Self::Load { .. } | Self::Http { .. } => Code::StartFailed,
+            Self::Late { .. } => Code::Busy,
+            Self::Ended { .. } => Code::NotFound,
             Self::Link { .. } | Self::BadLink { .. } => Code::LinkMissing,
             Self::Probe { .. } => Code::ProbeFailed,
             Self::Settings { .. } | Self::Provider { .. } => Code::ProviderUnavailable,

@@ -13,11 +13,12 @@ use store::{Store, keys};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
+use crate::artifacts::{ArtifactError, Artifacts, CompileError};
 use crate::converge;
 use crate::external::Externals;
 use crate::front::Front;
 use crate::probe;
+use crate::recompile::code_for;
 use crate::supervisor::{HostRef, HostState};
 use crate::tenant::{Prepared, Tenant};
 
@@ -71,6 +72,8 @@ pub(crate) enum Progress {
     Moved,
     /// The hosts have a revision again that was suspended.
     Resumed,
+    /// The code of a revision that serves was made again, or cannot be.
+    Compiled(Result<(), Problem>),
 }
 
 struct Failure {
@@ -150,18 +153,15 @@ impl Job {
     }
 
     async fn compile(&self, host: &HostRef, prepared: &Prepared) -> Result<(), Failure> {
-        let info = host.info.load_full();
-        let keys = prepared.code.iter().map(|(digest, world)| {
-            let fingerprint = info.as_ref().and_then(|info| info.fingerprints.get(world)).cloned();
-            let missing = || Problem::new(Code::StartFailed, format!("the host has no engine for {}", world.as_str()));
-            Ok(CodeKey { digest: *digest, world: *world, fingerprint: fingerprint.ok_or_else(missing)? })
-        });
-        let keys = keys.collect::<Result<Vec<_>, Problem>>()?;
+        let keys = code_for(prepared, host.info.load_full().as_deref())?;
         if keys.iter().any(|key| !self.artifacts.is_cached(key)) {
             self.tell(Progress::Phase(Phase::Compiling));
         }
         let all = keys.iter().map(|key| self.artifacts.ensure(&self.tenant.name, key));
-        futures::future::try_join_all(all).await.map_err(|cause| refusal(&cause))?;
+        futures::future::try_join_all(all).await.map_err(|cause| {
+            let (problem, again) = refusal(&cause);
+            Failure { reason: problem.reason(), again }
+        })?;
         Ok(())
     }
 
@@ -256,7 +256,8 @@ async fn wait_restart(host: &HostRef) -> Result<(), Failure> {
     wait_ready(host).await
 }
 
-fn refusal(cause: &ArtifactError) -> Failure {
+/// Why there is no code, and whether that may pass.
+pub(crate) fn refusal(cause: &ArtifactError) -> (Problem, bool) {
     let (code, again) = match cause {
         ArtifactError::Blob { .. } => (Code::ArtifactMissing, false),
         ArtifactError::Compile { cause: CompileError::Spawn(_), .. } => (Code::Busy, true),
@@ -264,7 +265,7 @@ fn refusal(cause: &ArtifactError) -> Failure {
         ArtifactError::Cache { .. } => (Code::StoreUnavailable, true),
         ArtifactError::Fingerprint(_) => (Code::Internal, false),
     };
-    Failure { reason: Problem::new(code, cause.to_string()).reason(), again }
+    (Problem::new(code, cause.to_string()), again)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | `agent` | one task that owns the state and carries the steps out |
 //! | `supervisor` | one task per host process: start, restore, restart, stop |
 //! | [`artifacts`] | compiled code: compiled in a limited child process, loaded only if its MAC is ours |
+//! | [`recompile`] | code of what served, for an engine that has none of it |
 //! | [`confine`] | layers, user ids and control groups of what it starts |
 //! | [`services`] | what a host may ask over the connections it was handed |
 //! | [`dialer`] | every outgoing connection: resolve once, decide on the address, connect, hand over |
@@ -52,6 +53,7 @@ pub mod otlp;
 mod pace;
 mod probe;
 mod publisher;
+pub mod recompile;
 pub mod schedules;
 pub mod services;
 mod serving;

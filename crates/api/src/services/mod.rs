@@ -444,8 +444,8 @@ pub enum FileFault {
     /// No such artifact for this tenant, or its compiled code failed its check.
     #[error("{0}")]
     NoCode(String),
-    /// The process of an external provider cannot be spoken to now. `soon`: it is being started, or has more callers
-    /// than it takes at once; asking again in a moment may help.
+    /// The process of an external provider cannot be spoken to now, or code is still being made. `soon`: it is being
+    /// started, has more callers than it takes at once, or is code; asking again in a moment may help.
     #[error("{why}")]
     NotReady { why: String, soon: bool },
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use store::StoreError;
 
 use crate::context::{Context, connect};
-use crate::home::Home;
+use crate::home::{Holder, Home};
 use crate::keys;
 
 /// One fault.
@@ -180,23 +180,29 @@ fn signing_keys(home: &Home, found: &mut Vec<Diagnosis>) {
 
 /// Whether a platform runs; faults of one that should.
 async fn platform(home: &Home, found: &mut Vec<Diagnosis>) -> bool {
-    let running = match home.running() {
-        Ok(running) => running,
-        Err(cause) if cause.downcast_ref::<api::Problem>().is_some() => return false,
+    let announced = match home.running() {
+        Ok(running) => Some(running),
+        Err(cause) if cause.downcast_ref::<api::Problem>().is_some() => None,
         Err(cause) => {
             found.push(fault("announcement-damaged", format!("{cause:#}"), "stop the platform and start it again"));
+            None
+        }
+    };
+    let running = match (home.holder(), announced) {
+        (Holder::Platform(running), Some(_)) => running,
+        // It starts, or it stops: what it uses is not looked at, and there is nobody to ask.
+        (Holder::Platform(_) | Holder::Unsaid, _) => return true,
+        (Holder::Nobody, announced) => {
+            if let Some(running) = announced {
+                found.push(risk(
+                    "stopped-hard",
+                    format!("the platform that was process {} ended without stopping", running.pid),
+                    "`sidereal up` takes over; acknowledged writes are kept",
+                ));
+            }
             return false;
         }
     };
-    let alive = Path::new(&format!("/proc/{}", running.pid)).exists();
-    if !alive {
-        found.push(risk(
-            "stopped-hard",
-            format!("process {} ended without stopping", running.pid),
-            "`sidereal up` takes over; acknowledged writes are kept",
-        ));
-        return false;
-    }
     let answer = match home.token(false).and_then(|token| connect(&running, &token)) {
         Ok(client) => match client.version().await {
             Ok(_) => both(client.nodes().await, client.tenants().await),

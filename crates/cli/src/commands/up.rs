@@ -381,6 +381,7 @@ fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::home::Holder;
 
     #[test]
     fn whoever_starts_is_not_taken_for_the_run_before() {
@@ -395,5 +396,26 @@ mod tests {
         let said = lock(&context).unwrap_err().to_string();
         assert!(said.contains("is starting"), "{said}");
         drop(held);
+    }
+
+    #[test]
+    fn the_lock_says_who_runs_here() {
+        use clap::Parser as _;
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_string_lossy().into_owned();
+        let cli = crate::args::Cli::try_parse_from(["sidereal", "--data-dir", &home, "up"]).unwrap();
+        let context = Context::new(&cli.global, true).unwrap();
+        assert!(matches!(context.home.holder(), Holder::Nobody), "there is no lock");
+        let (api, ingress) = ("http://127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned());
+        let running = Running { api, ingress, metrics: None, pid: std::process::id(), since_ms: 4 };
+        let held = lock(&context).unwrap();
+        assert!(matches!(context.home.holder(), Holder::Unsaid));
+        write_lock(&held, &running).unwrap();
+        assert!(matches!(context.home.holder(), Holder::Platform(said) if said.since_ms == 4));
+        // What it leaves says nothing, though a process of that number is there.
+        drop(held);
+        context.home.announce(&running).unwrap();
+        assert!(matches!(context.home.holder(), Holder::Nobody));
+        drop(lock(&context).unwrap());
     }
 }

@@ -72,7 +72,11 @@ impl Callee for Sibling {
             apps.trim();
             loaded.map_err(|error| {
                 tracing::warn!(%error, "a component could not be loaded for a call of another");
-                Fault::Instantiate { message: error.to_string() }
+                match error {
+                    StartError::Late { .. } => Fault::Busy,
+                    StartError::Ended { .. } => Fault::Cancelled,
+                    error => Fault::Instantiate { message: error.to_string() },
+                }
             })
         })
     }

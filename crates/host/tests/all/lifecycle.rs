@@ -1,5 +1,6 @@
 //! How revisions and the host itself begin and end.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use api::Code;
@@ -59,6 +60,53 @@ async fn what_cannot_start_says_why_and_leaves_nothing() {
     // Without loading first, the same is found by the first call.
     rig.start(&missing, 1, false).await.unwrap();
     assert_eq!(rig.get("c/1/main", "/").await.fault(), (503, "start-failed"));
+}
+
+/// As after a start with another engine: what served is here at once, and the node has its code made.
+#[tokio::test]
+async fn calls_wait_for_code_that_is_still_being_made() {
+    let rig = Rig::new().await;
+    let (hello, probe) = (rig.app("a", "hello"), rig.app("p", "probe"));
+    rig.start(&hello, 1, false).await.unwrap();
+    rig.node.unmade.store(3, SeqCst);
+    let (one, two) = tokio::join!(rig.get("a/1/main", "/"), rig.get("a/1/main", "/"));
+    assert_eq!((one.status, two.status), (200, 200), "{one:?} {two:?}");
+    assert_eq!(rig.node.compiled_asked.load(SeqCst), 4, "it is asked for once, until it is there");
+
+    // Others come past it: more than a host asks for at once wait for theirs.
+    let mut waits = rig.app("w", "hello");
+    rig.node.made.lock().unwrap().extend(probe.components.values().map(|component| component.digest));
+    for n in 0..40_u8 {
+        let mut component = waits.components.values().next().unwrap().clone();
+        component.digest = digest(&format!("w{n}"));
+        waits.components.insert(format!("w{n}").parse().unwrap(), component);
+    }
+    rig.start(&waits, 1, false).await.unwrap();
+    rig.node.unmade.store(u32::MAX, SeqCst);
+    let routes: Vec<_> = (0..40).map(|n| format!("w/1/w{n}")).collect();
+    let all = futures::future::join_all(routes.iter().map(|route| rig.get(route, "/")));
+    let others = async {
+        until("each waits", || async { rig.agent.status(1 << 20).await.unwrap().in_flight == 40 }).await;
+        rig.start(&probe, 1, false).await.unwrap();
+        assert_eq!(rig.get("p/1/main", "/").await, Answer::ok("probe"));
+        // They are over with their revision, and nothing of it has run.
+        rig.drain("w", 1, Duration::ZERO).await
+    };
+    let (all, ended) = tokio::join!(all, others);
+    assert_eq!(ended, 40);
+    assert!(all.iter().all(|answer| answer.fault() == (503, "not-found")), "{all:?}");
+}
+
+/// A caller waits as long as its call may take, or the moment that every load may take, and is told to come again.
+#[tokio::test]
+async fn code_that_is_not_made_in_time_is_asked_for_again_later() {
+    let rig = Rig::new().await;
+    let mut app = rig.app("a", "hello");
+    app.components.values_mut().next().unwrap().limits.wall = Millis(1);
+    rig.start(&app, 1, false).await.unwrap();
+    rig.node.unmade.store(u32::MAX, SeqCst);
+    assert_eq!(rig.get("a/1/main", "/").await.fault(), (503, "busy"));
+    assert_eq!(rig.status("a").await.in_flight, 0);
 }
 
 #[tokio::test]

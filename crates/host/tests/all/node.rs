@@ -1,6 +1,6 @@
 //! The node's end of a host's connections: compiles guests, keeps their data in memory, dials one address.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -32,6 +32,10 @@ const UNTRIED: u64 = 1 << 32;
 pub(crate) struct Node {
     artifacts: Mutex<Artifacts>,
     pub(crate) compiled_asked: AtomicU32,
+    /// So often it answers that code is still being made.
+    pub(crate) unmade: AtomicU32,
+    /// But not of these.
+    pub(crate) made: Mutex<HashSet<Digest>>,
     pub(crate) dials: Mutex<Vec<Dial>>,
     /// Where every dial ends up; refused where absent.
     pub(crate) dial_to: Mutex<Option<SocketAddr>>,
@@ -116,6 +120,12 @@ impl Node {
             match request {
                 FileRequest::Compiled { digest, world } => {
                     self.compiled_asked.fetch_add(1, SeqCst);
+                    let made = self.made.lock().unwrap().contains(&digest);
+                    if !made && self.unmade.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+                        let fault = FileFault::NotReady { why: "it is being compiled".into(), soon: true };
+                        files.reply(&FileReply::Refused(fault), None).unwrap();
+                        continue;
+                    }
                     let code = self.artifacts.lock().unwrap().get(&(digest, world)).cloned();
                     match code {
                         Some(code) => {

@@ -33,6 +33,8 @@ pub(super) struct App {
     pub(super) leaving: HashMap<Revision, CancellationToken>,
     /// External providers of it that do not answer for longer.
     pub(super) ailing: BTreeMap<(ProviderName, Digest), Reason>,
+    /// What serves and has no code yet for the engine of a host, once for each such host: calls wait for it there.
+    pub(super) compiling: Vec<Revision>,
     /// How often it was resumed of late, and its hosts do not all have it back yet.
     pub(super) resuming: u32,
     /// The last thing that its hosts are told because it is suspended or resumed: each waits for the one before.
@@ -53,6 +55,7 @@ impl Default for App {
             tries: 0,
             leaving: HashMap::new(),
             ailing: BTreeMap::new(),
+            compiling: Vec::new(),
             resuming: 0,
             turn: None,
             told: None,
@@ -65,12 +68,21 @@ impl App {
     pub(super) fn news(&mut self, hosts: &Hosts) -> Option<AppObserved> {
         let ailing = self.ailing.values().next().filter(|_| *hosts == Hosts::Up);
         let hosts = ailing.map_or_else(|| hosts.clone(), |reason| Hosts::Degraded(reason.clone()));
-        let seen = observe(self.wanted.as_ref()?, &self.actual, self.phase, self.failure.as_ref(), &hosts);
+        let mut seen = observe(self.wanted.as_ref()?, &self.actual, self.phase, self.failure.as_ref(), &hosts);
+        if seen.phase == Phase::Serving && self.is_compiling() {
+            seen.phase = Phase::Compiling;
+        }
         if self.told.as_ref() == Some(&seen) {
             return None;
         }
         self.told = Some(seen.clone());
         Some(seen)
+    }
+
+    /// Calls to what serves wait for its code.
+    pub(super) fn is_compiling(&self) -> bool {
+        let serving = self.actual.serving.filter(|_| self.actual.suspended.is_none());
+        serving.is_some_and(|serving| self.compiling.contains(&serving))
     }
 
     /// Nothing of it is left.

@@ -220,12 +220,13 @@ impl Agent {
         let Some(account) = self.accounts.get_mut(&name) else { return };
         let before = account.health();
         match what {
-            HostChange::Ready(refused) => {
+            HostChange::Ready { refused, uncompiled } => {
                 account.was_ready = true;
                 account.degraded.remove(&shard);
                 for (app, revision, problem) in refused {
                     self.refused(&name, &app, revision, &problem);
                 }
+                self.recompile(&name, uncompiled);
                 self.settle_pinned(&name, shard);
             }
             HostChange::Ended(_) => {}
@@ -268,9 +269,9 @@ impl Agent {
         }
     }
 
-    /// A host that was started does not take a revision that served before: the machine has changed under it.
-    fn refused(&mut self, tenant: &TenantName, name: &AppName, revision: Revision, problem: &Problem) {
-        tracing::warn!(%tenant, app = %name, %revision, cause = %problem.detail, "a host refused a revision that served");
+    /// A host that was started does not take a revision that served before, or has no code of it: the machine has changed under it.
+    pub(super) fn refused(&mut self, tenant: &TenantName, name: &AppName, revision: Revision, problem: &Problem) {
+        tracing::warn!(%tenant, app = %name, %revision, cause = %problem.detail, "a revision that served cannot serve here");
         let Some(app) = self.accounts.get_mut(tenant).and_then(|account| account.apps.get_mut(name)) else { return };
         if app.actual.serving != Some(revision) {
             return;

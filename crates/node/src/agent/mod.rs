@@ -4,6 +4,7 @@
 mod app;
 mod hosts;
 mod index;
+mod recompile;
 mod restore;
 mod routes;
 mod steps;

@@ -184,6 +184,7 @@ impl Agent {
             Progress::Forgotten => {}
             Progress::Moved => self.reroute(&tenant, &name),
             Progress::Resumed => self.resumed(&tenant, &name),
+            Progress::Compiled(made) => self.recompiled(&tenant, &name, revision, made),
             // Of a job that was replaced meanwhile there is no news.
             _ if app.actual.bringing != Some(revision) => {}
             Progress::Phase(phase) => app.phase = phase,

@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -87,8 +87,46 @@ type Making = Shared<BoxFuture<'static, Result<(), ArtifactError>>>;
 #[derive(Debug)]
 pub struct Artifacts {
     inner: Arc<Inner>,
-    making: Arc<Mutex<HashMap<Wanted, Making>>>,
+    work: Arc<Work>,
+}
+
+/// What is being made, and what came of it otherwise. What failed is noted before it is not made any more.
+#[derive(Debug, Default)]
+struct Work {
+    making: Mutex<HashMap<Wanted, Making>>,
     failed: Mutex<HashMap<CodeKey, (ArtifactError, Instant)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Work {
+    /// Somebody's work is over.
+    fn ended(&self, wanted: &Wanted, result: &Result<(), ArtifactError>) {
+        let mut failed = lock(&self.failed);
+        match result {
+            Ok(()) => {
+                failed.remove(&wanted.1);
+            }
+            Err(cause) => {
+                if failed.len() >= MAX_REMEMBERED {
+                    failed.retain(|_, (_, when)| when.elapsed() < REMEMBER_FAILURE);
+                }
+                if failed.len() < MAX_REMEMBERED {
+                    failed.insert(wanted.1.clone(), (cause.clone(), Instant::now()));
+                }
+            }
+        }
+        drop(failed);
+        lock(&self.making).remove(wanted);
+    }
+
+    /// Why there is no such code, where that was found out of late.
+    fn failed_of_late(&self, key: &CodeKey) -> Option<ArtifactError> {
+        let (cause, when) = lock(&self.failed).get(key).cloned()?;
+        (when.elapsed() < REMEMBER_FAILURE).then_some(cause)
+    }
 }
 
 #[derive(Debug)]
@@ -115,7 +153,7 @@ impl Artifacts {
     ) -> Result<Self, NodeError> {
         let compiler = compile::Compiler::new(exe, confinement);
         let inner = Inner { cache: Cache::open(cache, &keys)?, blobs, compiler, turns: Arc::default(), machine: None };
-        Ok(Self { inner: Arc::new(inner), making: Arc::default(), failed: Mutex::default() })
+        Ok(Self { inner: Arc::new(inner), work: Arc::default() })
     }
 
     /// As [`Artifacts::open`], in a folder that other nodes of the machine use as well: they take turns in compiling, and keep
@@ -129,7 +167,7 @@ impl Artifacts {
         std::thread::spawn(move || thin::thin(&cache));
         let machine = Some(MachineTurns::of(dir.join("turns")));
         let inner = Inner { cache: opened, blobs, compiler, turns: Arc::default(), machine };
-        Ok(Self { inner: Arc::new(inner), making: Arc::default(), failed: Mutex::default() })
+        Ok(Self { inner: Arc::new(inner), work: Arc::default() })
     }
 
     /// The folder of all code, as a name to be given away: nothing in it can be opened by it without the right to.
@@ -154,43 +192,24 @@ impl Artifacts {
         if matches!(self.inner.look(key.clone()).await?, Found::Ours(_)) {
             return Ok(());
         }
-        let result = self.make(tenant, key).await;
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        match &result {
-            Ok(()) => {
-                failed.remove(key);
-            }
-            Err(cause) => {
-                if failed.len() >= MAX_REMEMBERED {
-                    failed.retain(|_, (_, when)| when.elapsed() < REMEMBER_FAILURE);
-                }
-                if failed.len() < MAX_REMEMBERED {
-                    failed.insert(key.clone(), (cause.clone(), Instant::now()));
-                }
-            }
-        }
-        result
+        self.make(tenant, key, true)?.await
     }
 
-    /// The code, checked, as a file open for reading at its start; compiled first where that is needed. The check
-    /// holds for the file that is handed out: it is never written again, only replaced under its name.
+    /// The code, checked, as a file open for reading at its start. The check holds for the file that is handed out: it is
+    /// never written again, only replaced under its name. `None` where it is being made, from now on or already: that takes
+    /// minutes where many want it, and whoever asks again holds nothing up meanwhile.
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn open_code(&self, tenant: &TenantName, key: &CodeKey) -> Result<File, ArtifactError> {
-        if let Found::Ours(file) = self.inner.look(key.clone()).await? {
-            return Ok(file);
+    pub async fn open_code(&self, tenant: &TenantName, key: &CodeKey) -> Result<Option<File>, ArtifactError> {
+        // Nor is it looked at until then: one that is not ours would be read to its end each time.
+        if lock(&self.work.making).contains_key(&(tenant.clone(), key.clone())) {
+            return Ok(None);
         }
-        let remembered = self.failed.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
-        if let Some((cause, when)) = remembered
-            && when.elapsed() < REMEMBER_FAILURE
-        {
-            return Err(cause);
-        }
-        self.ensure(tenant, key).await?;
         match self.inner.look(key.clone()).await? {
-            Found::Ours(file) => Ok(file),
-            Found::Missing | Found::Foreign => Err(self.inner.cache.error(key, "it changed while it was made")),
+            Found::Ours(file) => Ok(Some(file)),
+            // It is made by a task of its own.
+            Found::Missing | Found::Foreign => self.make(tenant, key, false).map(|_making| None),
         }
     }
 
@@ -206,28 +225,26 @@ impl Artifacts {
         self.inner.cache.tidy(unnamed, engines);
     }
 
-    async fn make(&self, tenant: &TenantName, key: &CodeKey) -> Result<(), ArtifactError> {
-        let making = {
-            let wanted = (tenant.clone(), key.clone());
-            let mut all = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-            match all.get(&wanted) {
-                Some(making) => making.clone(),
-                None => {
-                    let (inner, making) = (self.inner.clone(), self.making.clone());
-                    let lost = inner.cache.error(key, "the task that compiles it ended early");
-                    let mine = wanted.clone();
-                    let task = tokio::spawn(async move {
-                        let result = inner.make(&mine.0, &mine.1).await;
-                        making.lock().unwrap_or_else(PoisonError::into_inner).remove(&mine);
-                        result
-                    });
-                    let shared = async move { task.await.unwrap_or(Err(lost)) }.boxed().shared();
-                    all.insert(wanted, shared.clone());
-                    shared
-                }
-            }
-        };
-        making.await
+    /// Has it made, where it is not being made. What failed of late is tried again only where somebody insists.
+    fn make(&self, tenant: &TenantName, key: &CodeKey, insist: bool) -> Result<Making, ArtifactError> {
+        let wanted = (tenant.clone(), key.clone());
+        let mut all = lock(&self.work.making);
+        if let Some(making) = all.get(&wanted) {
+            return Ok(making.clone());
+        }
+        if !insist && let Some(cause) = self.work.failed_of_late(key) {
+            return Err(cause);
+        }
+        let (inner, work, mine) = (self.inner.clone(), self.work.clone(), wanted.clone());
+        let lost = inner.cache.error(key, "the task that compiles it ended early");
+        let task = tokio::spawn(async move {
+            let result = inner.make(&mine.0, &mine.1).await;
+            work.ended(&mine, &result);
+            result
+        });
+        let making = async move { task.await.unwrap_or(Err(lost)) }.boxed().shared();
+        all.insert(wanted, making.clone());
+        Ok(making)
     }
 }
 

@@ -74,12 +74,11 @@ async fn compiled(client: &Client, services: &Services, digest: Digest, world: W
     };
     let key = CodeKey { digest, world, fingerprint };
     let _load = take(&client.tenant.share.loads, 1).await.map_err(|cause| FileFault::NoCode(cause.to_string()))?;
-    let file = services
-        .artifacts
-        .open_code(&client.tenant.name, &key)
-        .await
-        .map_err(|cause| FileFault::NoCode(cause.to_string()))?;
-    Ok(file.into())
+    let opened = services.artifacts.open_code(&client.tenant.name, &key).await;
+    match opened.map_err(|cause| FileFault::NoCode(cause.to_string()))? {
+        Some(file) => Ok(file.into()),
+        None => Err(FileFault::NotReady { why: format!("the artifact {digest} is being compiled"), soon: true }),
+    }
 }
 
 async fn external(

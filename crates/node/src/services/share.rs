@@ -21,7 +21,7 @@ const DISK: usize = 16;
 const SQL: usize = 32;
 /// Objects that are read or written.
 const OBJECTS: usize = 512;
-/// Compiled code that is checked, or made first.
+/// Compiled code that is checked.
 const LOADS: usize = 64;
 /// Keys that watchers are being told of: what is written down for one takes about a KiB until it is in its queue.
 const TOLD: usize = 2 * MAX_TOLD;

@@ -30,6 +30,7 @@ use crate::confine::{Confinement, Held, Who};
 use crate::front::Front;
 use crate::logs::Logs;
 use crate::otlp::Exporter;
+use crate::recompile::{Uncompiled, uncompiled};
 use crate::services::{Client, Services};
 use crate::taking;
 use crate::tenant::{Prepared, Tenant};
@@ -105,8 +106,13 @@ pub struct HostEvent {
 /// What can happen to a host.
 #[derive(Debug)]
 pub enum HostChange {
-    /// It answers; these of its revisions it refused.
-    Ready(Vec<(AppName, Revision, Problem)>),
+    /// It answers.
+    Ready {
+        /// Of its revisions it refused these.
+        refused: Vec<(AppName, Revision, Problem)>,
+        /// Of these its engine has no code yet.
+        uncompiled: Vec<Uncompiled>,
+    },
     /// Its process ended, and is started again.
     Ended(Reason),
     /// Its process ends again and again.
@@ -312,7 +318,7 @@ impl Supervisor {
                 return End::Stopped;
             }
         };
-        let (refused, lines) = match ready {
+        let (change, lines) = match ready {
             Ok(ready) => ready,
             Err(cause) => {
                 process.kill().await;
@@ -324,7 +330,7 @@ impl Supervisor {
         self.plan.front.up(self.shard, self.dir.join(DATA_SOCKET));
         *was_ready = true;
         self.tell.send_replace(HostState::Ready);
-        self.event(HostChange::Ready(refused));
+        self.event(change);
         let _taking = Scoped(tokio::spawn(self.taking()));
         let gone = Gone::new();
         let following = self.follow(&gone, lines);
@@ -379,7 +385,7 @@ impl Supervisor {
 
     /// Waits until the host answers, opens its log, and gives it every revision it is to have. What it refuses is told, and keeps
     /// nothing else from being served.
-    async fn bring_up(&self, pid: Option<u32>) -> Result<(Vec<(AppName, Revision, Problem)>, Lines), Problem> {
+    async fn bring_up(&self, pid: Option<u32>) -> Result<(HostChange, Lines), Problem> {
         let info = tokio::time::timeout(READY, self.first_answer()).await;
         let info = info.map_err(|_| Problem::new(Code::TimedOut, format!("did not answer within {READY:?}")))?;
         // In its own namespace its number is another one.
@@ -395,20 +401,22 @@ impl Supervisor {
                 "says it has one engine after the other, or one of an unusable name",
             ));
         }
-        self.info.store(Some(info));
+        self.info.store(Some(info.clone()));
         let lines = follow::open_lines(&self.client, &self.plan.tenant, &self.plan.logs);
         let lines = tokio::time::timeout(READY, lines).await;
         let lines =
             lines.map_err(|_| Problem::new(Code::TimedOut, format!("did not open its log within {READY:?}")))?;
         self.hold().await?;
         let revisions = self.plan.tenant.revisions_for(self.shard, self.plan.shards.load(Ordering::Acquire));
+        let uncompiled = uncompiled(&self.plan.services.artifacts, &info, revisions.clone());
         let puts =
             futures::stream::iter(revisions).map(|prepared| self.put(prepared)).buffer_unordered(RESTORE_AT_ONCE);
-        let refused: Vec<_> = puts.filter_map(std::future::ready).collect().await;
+        let refused = puts.filter_map(std::future::ready).collect::<Vec<_>>();
+        let (uncompiled, refused) = tokio::join!(uncompiled, refused);
         // Nobody answers: that is not the fault of a revision.
         match refused.iter().find(|(_, _, problem)| problem.code == Code::Unreachable) {
             Some((_, _, problem)) => Err(problem.clone()),
-            None => Ok((refused, lines)),
+            None => Ok((HostChange::Ready { refused, uncompiled }, lines)),
         }
     }
 

@@ -1,9 +1,11 @@
 //! Compiled code on disk: made once, shared, and never loaded when it is not ours.
 
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::{Digest, TenantName, World};
 use node::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
@@ -63,9 +65,22 @@ fn tenant() -> TenantName {
     "acme".parse().unwrap()
 }
 
+/// Asks until it is there, or cannot be.
+async fn opened(artifacts: &Artifacts, key: &CodeKey) -> Result<File, ArtifactError> {
+    let asked = async {
+        loop {
+            match artifacts.open_code(&tenant(), key).await.transpose() {
+                Some(opened) => return opened,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), asked).await.expect("it is made for ever")
+}
+
 async fn content(artifacts: &Artifacts, key: &CodeKey) -> Vec<u8> {
     let mut bytes = Vec::new();
-    artifacts.open_code(&tenant(), key).await.unwrap().read_to_end(&mut bytes).unwrap();
+    opened(artifacts, key).await.unwrap().read_to_end(&mut bytes).unwrap();
     bytes
 }
 
@@ -153,7 +168,7 @@ async fn failures_have_their_reasons_and_are_not_repeated_at_once() {
     let rig = Rig::new("echo 'unexpected end at 0x9' >&2; exit 1");
     let artifacts = rig.open("keys");
     let key = rig.blob(b"bad");
-    let refused = artifacts.open_code(&tenant(), &key).await.unwrap_err();
+    let refused = opened(&artifacts, &key).await.unwrap_err();
     assert!(refused.to_string().contains("unexpected end at 0x9"), "{refused}");
     for _ in 0..5 {
         assert!(artifacts.open_code(&tenant(), &key).await.is_err());
@@ -173,6 +188,28 @@ async fn failures_have_their_reasons_and_are_not_repeated_at_once() {
         let key = CodeKey { fingerprint: bad.into(), ..key.clone() };
         assert!(matches!(artifacts.ensure(&tenant(), &key).await, Err(ArtifactError::Fingerprint(_))), "{bad}");
     }
+}
+
+/// A host is not kept waiting for it: what is there is handed out meanwhile, however much is made.
+#[tokio::test]
+async fn code_that_is_being_made_is_asked_for_again() {
+    let rig = Rig::new("while [ ! -e \"${0%exe}go\" ]; do sleep 0.01; done; printf compiled:; exec /bin/cat");
+    let artifacts = rig.open("keys");
+    std::fs::write(rig.dir.path().join("go"), b"").unwrap();
+    let there = rig.blob(b"there");
+    artifacts.ensure(&tenant(), &there).await.unwrap();
+    std::fs::remove_file(rig.dir.path().join("go")).unwrap();
+
+    let keys: Vec<_> = (0..10).map(|n| rig.blob(format!("one {n}").as_bytes())).collect();
+    for key in keys.iter().chain(&keys) {
+        assert!(artifacts.open_code(&tenant(), key).await.unwrap().is_none());
+    }
+    assert_eq!(content(&artifacts, &there).await, b"compiled:there");
+    std::fs::write(rig.dir.path().join("go"), b"").unwrap();
+    for (n, key) in keys.iter().enumerate() {
+        assert_eq!(content(&artifacts, key).await, format!("compiled:one {n}").as_bytes());
+    }
+    assert_eq!(rig.runs(), 11, "each is made once");
 }
 
 #[tokio::test]

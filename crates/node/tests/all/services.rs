@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use api::agent::HostInfo;
 use api::services::blob::{BlobOp, BlobRequest};
-use api::services::client::{CallsClient, FilesClient, KvClient, KvError, NodeWay};
+use api::services::client::{CallsClient, FileError, FilesClient, KvClient, KvError, NodeWay};
 use api::services::codec;
 use api::services::messaging::{BrokerKind, Handed, MessagingAnswer, MessagingRequest, Settled, WireMessage};
 use api::services::secret::SecretRequest;
@@ -609,8 +609,16 @@ async fn code_is_handed_out_for_what_the_tenant_runs_only() {
     let ask = |digest, world| FileRequest::Compiled { digest, world };
     assert!(files.request(&ask(mine, World::P2)).await.is_err(), "before it runs here");
     tenant.add(Arc::new(Prepared::of(Revision(1), &app).unwrap()));
+    let being_made = |cause: &FileError| matches!(cause, FileError::Fault(FileFault::NotReady { soon: true, why }) if why.contains("compiled"));
+    assert!(being_made(&files.request(&ask(mine, World::P2)).await.unwrap_err()), "nobody waits for it here");
+    let ready = async || loop {
+        match files.request(&ask(mine, World::P2)).await {
+            Err(cause) if being_made(&cause) => tokio::time::sleep(Duration::from_millis(5)).await,
+            answer => return answer.unwrap(),
+        }
+    };
     for _ in 0..3 {
-        let (fd, address) = files.request(&ask(mine, World::P2)).await.unwrap();
+        let (fd, address) = tokio::time::timeout(Duration::from_secs(60), ready()).await.unwrap();
         assert_eq!(address, None);
         let mut text = String::new();
         std::io::Read::read_to_string(&mut std::fs::File::from(fd), &mut text).unwrap();

@@ -581,6 +581,47 @@ async fn an_app_whose_link_was_about_to_move_waits_from_the_first_moment_after_a
     node.shutdown(Duration::from_secs(5)).await;
 }
 
+/// As after an upgrade with another engine: what served is there when its code is, and what it waits for is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_without_compiled_code_it_has_settled_when_that_is_made() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    for app in ["a", "b"] {
+        rig.deploy(app, 1, "good").await;
+        rig.serving(app, 1).await;
+    }
+    node.shutdown(Duration::from_secs(5)).await;
+    std::fs::remove_dir_all(rig.dir.path().join("cache")).unwrap();
+    // The engine takes its time, and cannot compile `b`.
+    let compile = format!(
+        "while [ ! -e {} ]; do sleep 0.01; done; code=$(cat); case \"$code\" in b) echo 'not with this engine' >&2; exit 1 ;; \
+         esac; printf %s \"$code\"; exit 0",
+        rig.run("go").display()
+    );
+    let exe = rig.dir.path().join("exe");
+    let script = std::fs::read_to_string(&exe).unwrap();
+    assert!(script.contains("exec /bin/cat ;;"), "{script}");
+    std::fs::write(&exe, script.replace("exec /bin/cat ;;", &format!("{compile} ;;"))).unwrap();
+
+    let node = rig.start().await;
+    for app in ["a", "b"] {
+        let seen = rig.until(app, |seen| seen.phase == Phase::Compiling).await;
+        assert_eq!((seen.serving, seen.reason), (Some(Revision(1)), None), "its routes are there, and calls wait");
+    }
+    assert!(!node.settled(Duration::ZERO).await);
+    std::fs::write(rig.run("go"), "").unwrap();
+    rig.serving("a", 1).await;
+    let seen = rig.until("b", |seen| seen.phase == Phase::Failed).await;
+    let reason = seen.reason.unwrap();
+    assert_eq!((seen.serving, reason.code.as_str()), (None, "compile-failed"));
+    assert!(reason.message.contains("not with this engine"), "{}", reason.message);
+    assert!(node.settled(PATIENCE).await);
+    let code = rig.dir.path().join("cache/aa").join(format!("{}.p2.cwasm", Digest::of(b"a").hex()));
+    assert_eq!(std::fs::read(code).unwrap(), b"a", "nobody has asked for it");
+    assert_eq!((get(&node, "a", "/").await.0, get(&node, "b", "/").await.0), (200, 404));
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_will_not_drain_does_not_hold_the_node_up() {
     let rig = Rig::new();

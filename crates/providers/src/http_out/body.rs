@@ -12,7 +12,7 @@ use runtime::{HttpBody, HttpBodyError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// When a request's body last moved.
+/// When a request last moved: it got its connection, or a piece of its body was sent.
 #[derive(Clone)]
 pub(super) struct Progress {
     start: Instant,
@@ -24,7 +24,8 @@ impl Progress {
         Self { start: Instant::now(), moved_ms: Arc::default() }
     }
 
-    fn moved(&self) {
+    /// It moves now.
+    pub(super) fn moved(&self) {
         self.moved_ms.store(self.start.elapsed().as_millis() as u64, Relaxed);
     }
 

@@ -14,7 +14,7 @@ use connect::{CONNECT, ConnectError, Connector};
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, Request, Response, Version};
 use http_body_util::BodyExt;
-use hyper_util::client::legacy;
+use hyper_util::client::legacy::{self, connect::capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use model::{AppName, ComponentName};
 use runtime::{HttpBody, Outbound, OutboundError, OutboundOptions, OutboundResponse};
@@ -26,7 +26,7 @@ use body::{Progress, Watched};
 
 /// To connect, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// From the last piece of the request that was sent to the head of the response.
+/// From the last piece of the request that was sent to the head of the response, once there is a connection.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two pieces of a body.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -142,12 +142,19 @@ impl Shared {
         // The client sets it from the address, so that it is the one that was checked.
         request.headers_mut().remove(header::HOST);
         let progress = Progress::new();
-        let request = request.map(|body| Watched::request(body, progress.clone()));
+        let mut request = request.map(|body| Watched::request(body, progress.clone()));
+        let mut connection = capture_connection(&mut request);
 
         let response = CONNECT.scope(connect, self.client.request(request));
+        // To connect has a time of its own, and where a connection is used again it takes none.
+        let late = async {
+            drop(connection.wait_for_connection_metadata().await);
+            progress.moved();
+            progress.stalled(first_byte).await;
+        };
         let response = tokio::select! {
             response = response => response.map_err(|cause| translate(&cause))?,
-            () = progress.stalled(connect + first_byte) => return Err(OutboundError::ResponseTimeout),
+            () = late => return Err(OutboundError::ResponseTimeout),
         };
         let (mut head, body) = response.into_parts();
         strip_hop_by_hop(&mut head.headers);

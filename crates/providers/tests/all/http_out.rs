@@ -174,6 +174,39 @@ async fn every_wait_has_its_limit() {
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }
 
+/// A guest that waits for 80 ms waits no longer because to connect may take seconds; nor where that is over already.
+#[tokio::test]
+async fn the_time_to_connect_is_no_part_of_the_time_to_the_first_byte() {
+    let (address, seen) = server().await;
+    let dialer = Direct::to(address);
+    let client = client(&["http://api.example", "http://away.example"], dialer.clone());
+    for pooled in [false, true] {
+        *dialer.refuse.lock().unwrap() = None;
+        if pooled {
+            text(client.send(get("http://api.example/"), ANY).await.unwrap().into_body()).await;
+        }
+        let heads = seen.lock().unwrap().len();
+        let options = OutboundOptions { first_byte: Some(Duration::from_millis(80)), ..ANY };
+        let silent = client.send(get("http://api.example/silent"), options);
+        // Begun after it, and given up after the time to connect.
+        let connecting = async {
+            while seen.lock().unwrap().len() == heads {
+                tokio::task::yield_now().await;
+            }
+            *dialer.refuse.lock().unwrap() = Some(DialError::TimedOut { ms: 0 });
+            client.send(get("http://away.example/"), ANY).await.map(|_| ())
+        };
+        let failed = tokio::select! {
+            biased;
+            failed = silent => failed.unwrap_err(),
+            other = connecting => panic!("it waited longer than {other:?}"),
+        };
+        assert_eq!(failed, OutboundError::ResponseTimeout, "pooled: {pooled}");
+    }
+    let asked = dialer.asked.lock().unwrap().iter().filter(|target| target.host == "api.example").count();
+    assert_eq!(asked, 2, "one connection was used again");
+}
+
 #[tokio::test]
 async fn failures_are_told_apart() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
