@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use sidereal_tests::hostile::arena::NOISY;
 use sidereal_tests::load::Load;
-use sidereal_tests::{not_isolated, not_run};
 use sidereal_tests::platform::{Platform, alive, set_aside, until, write_app};
+use sidereal_tests::{not_isolated, not_run};
 
 /// Where hosts are in the group of their tenant, with cgroups of version 2.
 const OWN: &str = "/own";

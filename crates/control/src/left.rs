@@ -84,7 +84,8 @@ impl Left {
 
     /// Drops what is over.
     fn lapse(&mut self, now: u64) {
-        while let Some((_, tenant, host)) = self.due.first().filter(|(at, ..)| now >= at.saturating_add(KEPT)).cloned() {
+        while let Some((_, tenant, host)) = self.due.first().filter(|(at, ..)| now >= at.saturating_add(KEPT)).cloned()
+        {
             self.forget(&tenant, &host);
         }
     }

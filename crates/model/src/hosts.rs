@@ -78,7 +78,10 @@ mod tests {
         for host in ["*.example", "example", "notacme.example", "acme.example.com", "a.localhost", "*.com"] {
             assert!(refused("acme", &given, host), "{host}");
         }
-        assert!(refused("acme", &["acme.example"], "*.acme.example") && refused("acme", &["*.acme.example"], "acme.example"));
+        assert!(
+            refused("acme", &["acme.example"], "*.acme.example")
+                && refused("acme", &["*.acme.example"], "acme.example")
+        );
         for host in ["*.com", "shop.example", "a.localhost"] {
             assert!(!refused("acme", &["*"], host), "{host}");
             // Whose tenant it is makes no difference to what was said.
@@ -89,7 +92,8 @@ mod tests {
     #[test]
     fn one_that_was_given_nothing_takes_no_name_from_others() {
         assert!(!refused("acme", &[], "counter.localhost") && !refused("acme", &[], "a.b.localhost"));
-        for host in ["shop.example", "*.com", "*.localhost", "*.a.localhost", "localhost", "notlocalhost", "127.0.0.1"] {
+        for host in ["shop.example", "*.com", "*.localhost", "*.a.localhost", "localhost", "notlocalhost", "127.0.0.1"]
+        {
             assert!(refused("acme", &[], host), "{host}");
             assert!(!refused("local", &[], host), "{host}");
         }
@@ -100,8 +104,13 @@ mod tests {
         let tenant = TenantSettings { hosts: vec!["*.acme.example".to_owned()], ..TenantSettings::default() };
         let found = check(["acme.example", "a.acme.example", "*.com"], &"acme".parse().unwrap(), &tenant);
         let said: Vec<_> = found.iter().map(|v| (v.code, v.message.as_str())).collect();
-        let of = |host: &str| format!("host `{host}` is none of those that tenant `acme` was given: it has `*.acme.example`");
-        assert_eq!(said, [(Code::RouteHostNotGiven, of("acme.example").as_str()), (Code::RouteHostNotGiven, of("*.com").as_str())]);
+        let of = |host: &str| {
+            format!("host `{host}` is none of those that tenant `acme` was given: it has `*.acme.example`")
+        };
+        assert_eq!(
+            said,
+            [(Code::RouteHostNotGiven, of("acme.example").as_str()), (Code::RouteHostNotGiven, of("*.com").as_str())]
+        );
         assert!(found[1].help.as_ref().unwrap().contains("sidereal tenant set acme --host '*.com'"));
         let tenant = TenantSettings { hosts: (0..9).map(|n| format!("{n}.example")).collect(), ..tenant };
         let found = check(["a.example"], &"acme".parse().unwrap(), &tenant);

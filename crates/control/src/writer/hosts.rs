@@ -62,8 +62,9 @@ impl Writer {
         let freed = self.left().free(host);
         if freed.is_empty() {
             let text = format!("no tenant gave up `{host}`, or a host that overlaps with it, in the last 24 hours");
-            return Err(Refusal::new(Code::NotFound, text)
-                .help("a tenant may have it that was given it with `sidereal tenant set NAME --host`, unless another has it"));
+            return Err(Refusal::new(Code::NotFound, text).help(
+                "a tenant may have it that was given it with `sidereal tenant set NAME --host`, unless another has it",
+            ));
         }
         for (tenant, kept) in &freed {
             self.put_left(tenant, kept).await?;

@@ -75,12 +75,8 @@ async fn a_tenant_has_the_hosts_it_was_given_and_takes_none() {
     let more = rig.artifact(2).await;
     for (app, host) in [("a", "shop.acme.example"), ("b", "b.localhost")] {
         assert_eq!(deploy(&owner, tenant, on(app, host, &more)).await.unwrap().revision.0, 2);
-        let link = LinkRequest {
-            component: None,
-            contract: name("wasi:keyvalue"),
-            label: None,
-            provider: name("memory"),
-        };
+        let link =
+            LinkRequest { component: None, contract: name("wasi:keyvalue"), label: None, provider: name("memory") };
         owner.link(tenant, &name(app), &link, Require::Any).await.unwrap();
         let mut beside = on("c", host, &more);
         beside.routes[0].path = "/beside".into();

@@ -89,9 +89,7 @@ impl Nameservers {
                         return Err(no_such_name());
                     }
                     Ok(Ok(Said::Cut)) => useless(io::ErrorKind::Other, *server, "cut its answer short twice"),
-                    Ok(Ok(Said::Failed(code))) => {
-                        useless(io::ErrorKind::Other, *server, &format!("answered {code:?}"))
-                    }
+                    Ok(Ok(Said::Failed(code))) => useless(io::ErrorKind::Other, *server, &format!("answered {code:?}")),
                     Ok(Err(cause)) => cause,
                     Err(_) => {
                         silent = true;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use sandbox::cgroup::{Cpu, Group, Hierarchy, Share};
 use sandbox::{Layer, Spec};
 
-use crate::{not_here, not_run};
 use crate::stage::start;
+use crate::{not_here, not_run};
 
 pub(crate) fn memory(spec: &Spec) {
     if spec.waived.contains(&Layer::Cgroup) {
@@ -47,7 +47,9 @@ pub(crate) fn aside(spec: &Spec) {
     }
     let found = Hierarchy::probe().unwrap();
     if let Err(cause) = found.share_cpu("sidereal-sandbox-test") {
-        return not_here(&format!("that a group is set aside: its tree has no part of the processor to give ({cause})"));
+        return not_here(&format!(
+            "that a group is set aside: its tree has no part of the processor to give ({cause})"
+        ));
     }
     let cpu = Cpu { weight: 40, ceiling: None };
     let share = Share { memory: None, pids: 64, cpu: Some(cpu) };
