@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sidereal_tests::http::Connection;
-use sidereal_tests::not_run;
+use sidereal_tests::not_isolated;
 use sidereal_tests::platform::{Platform, until, write_app};
 
 const TENANTS: usize = 25;
@@ -102,14 +102,14 @@ fn many_tenants_serve_at_once_within_their_quotas() {
     let without = |layer: &str| nodes["nodes"][0]["waived"].get(layer).cloned();
     match without("uid") {
         None => assert_eq!(hosts.iter().copied().map(uid).collect::<BTreeSet<_>>().len(), tenants, "users"),
-        Some(why) => not_run(&format!("that each of many tenants has a user of its own: {why}")),
+        Some(why) => not_isolated(&format!("that each of many tenants has a user of its own: {why}")),
     }
     match without("cgroup") {
         None => {
             let groups: BTreeSet<_> = hosts.iter().copied().filter_map(tenant).collect();
             assert_eq!(groups, (0..tenants).map(|n| format!("tenant-{n}")).collect(), "control groups");
         }
-        Some(why) => not_run(&format!("that each of many tenants has a control group of its own: {why}")),
+        Some(why) => not_isolated(&format!("that each of many tenants has a control group of its own: {why}")),
     }
     assert!(memory(&hosts, "before its first request") <= IDLE);
     all_ask(platform.ingress, tenants);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sidereal_tests::hostile::arena::NOISY;
 use sidereal_tests::http::Connection;
 use sidereal_tests::platform::{Platform, children, until, write_app};
-use sidereal_tests::{not_run, platform};
+use sidereal_tests::{not_isolated, platform};
 
 /// Two tenants with databases: `victim` of the first, `noisy` with four of the other.
 fn start(dir: &Path) -> Platform {
@@ -53,7 +53,7 @@ fn a_process_with_databases_has_nothing_that_only_the_operator_may_read() {
     let dir = tempfile::tempdir().unwrap();
     let platform = start(dir.path());
     if platform.ok(&["status"]).unwrap()["nodes"][0]["waived"] != serde_json::json!({}) {
-        return not_run("what the process of databases sees: this machine refuses layers");
+        return not_isolated("what the process of databases sees: this machine refuses layers");
     }
     assert_eq!(ask(platform.ingress, "victim", "/execute/-", "CREATE TABLE t (n BIGINT)").0, 200);
     let all = processes(platform.pid());
@@ -178,7 +178,7 @@ fn a_process_of_databases_sees_those_of_its_tenant_and_ends_with_it() {
         {
             match has(layer) {
                 true => assert_eq!(field(name), value, "{tenant}: {name}"),
-                false => not_run(&format!("{layer} of a process of databases: this machine refuses it")),
+                false => not_isolated(&format!("{layer} of a process of databases: this machine refuses it")),
             }
         }
         match has("root") {
@@ -191,14 +191,14 @@ fn a_process_of_databases_sees_those_of_its_tenant_and_ends_with_it() {
                 let seen = fs::read_dir(format!("/proc/{pid}/root{}", data.display())).unwrap();
                 assert_eq!(seen.count(), 1, "nothing else of the platform");
             }
-            false => not_run("what a process of databases sees: this machine refuses `root`"),
+            false => not_isolated("what a process of databases sees: this machine refuses `root`"),
         }
         match has("cgroup") {
             true => {
                 let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
                 assert!(group.contains(&format!("tenant.{tenant}")), "{group}");
             }
-            false => not_run("the control group of a process of databases: this machine refuses `cgroup`"),
+            false => not_isolated("the control group of a process of databases: this machine refuses `cgroup`"),
         }
     }
     let noisy = || processes(up).iter().any(|(tenant, _)| tenant == NOISY);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use node::confine::{Confinement, Waiver, Wanted, Who};
 use rustix::process::Signal;
-use sidereal_tests::not_run;
+use sidereal_tests::not_isolated;
 use sidereal_tests::platform::{Platform, alive, children, cli, until, write_app};
 
 /// With every layer, or what this machine refuses.
@@ -21,7 +21,7 @@ fn start(dir: &Path) -> Option<Platform> {
     match Platform::start(dir, &[]) {
         Ok(platform) => Some(platform),
         Err(cause) if cause.to_string().contains("isolation-refused") => {
-            not_run(&format!("isolation of the processes of a platform: {cause}"));
+            not_isolated(&format!("the processes of a platform: {cause}"));
             None
         }
         Err(cause) => panic!("{cause:#}"),
@@ -283,7 +283,7 @@ fn a_layer_that_is_waived_is_named_everywhere() {
 fn a_start_that_is_refused_leaves_no_group_behind() {
     let (dir, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     if !rustix::process::geteuid().is_root() || sandbox::cgroup::Hierarchy::probe().is_err() {
-        return not_run("that a refused start leaves no control group behind: root, and a hierarchy of them");
+        return not_isolated("that a refused start leaves no control group behind: root, and a hierarchy of them");
     }
     // A program that the user of a tenant cannot run.
     let program = bin.path().join("sidereal");
@@ -301,7 +301,7 @@ fn a_start_that_is_refused_leaves_no_group_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_escape_drill_in_the_place_of_a_host() {
     if Command::new("cc").arg("--version").output().is_err() || !cfg!(target_arch = "x86_64") {
-        return not_run("the escape drill in the place of a host: a C compiler on x86-64");
+        return not_isolated("the escape drill in the place of a host: a C compiler on x86-64");
     }
     let dir = tempfile::tempdir().unwrap();
     // Whoever is confined has to be able to load it.
@@ -340,7 +340,7 @@ async fn the_escape_drill_in_the_place_of_a_host() {
     };
     let confinement: Arc<Confinement> = match Confinement::establish(&wanted).await {
         Ok(confinement) => confinement,
-        Err(problem) => return not_run(&format!("the escape drill in the place of a host: {}", problem.detail)),
+        Err(problem) => return not_isolated(&format!("the escape drill in the place of a host: {}", problem.detail)),
     };
     let spec = confinement.spec(Who::Tenant(&"drill".parse().unwrap())).unwrap();
     let listen = |name: &str| UnixListener::bind(dir.path().join(name)).unwrap();
@@ -445,12 +445,12 @@ fn an_external_program_is_confined_and_finds_no_way_out() {
     let mut platform = match Platform::start(dir.path(), &flags) {
         Ok(platform) => platform,
         Err(cause) if cause.to_string().contains("isolation-refused") => {
-            return not_run(&format!("the confinement of external programs: {cause}"));
+            return not_isolated(&format!("the confinement of external programs: {cause}"));
         }
         Err(cause) => panic!("{cause:#}"),
     };
     if !cfg!(target_arch = "x86_64") {
-        return not_run("the escape drill of an external program: x86-64");
+        return not_isolated("the escape drill of an external program: x86-64");
     }
     let calls = sidereal_tests::workspace().join("crates/sandbox/tests/all/program.calls");
     let calls = fs::read_to_string(calls).unwrap();
@@ -535,7 +535,7 @@ fn an_ordinary_user_is_told_what_is_missing_and_goes_on_without_it() {
     if std::os::unix::fs::chown(&data, Some(NOBODY), Some(NOBODY)).is_err()
         || sidereal_tests::platform::as_user(NOBODY).arg("--version").output().map_or(true, |out| !out.status.success())
     {
-        return not_run(
+        return not_isolated(
             "a platform of an ordinary user: this one may not become another, or that one may not run the binary",
         );
     }
@@ -560,7 +560,7 @@ fn an_ordinary_user_is_told_what_is_missing_and_goes_on_without_it() {
     platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
     assert_eq!(platform.get("hello.localhost", "/").unwrap().status, 200);
     if off.contains_key("user") {
-        not_run("the layers that an ordinary user has: this machine lets nobody make a user namespace");
+        not_isolated("the layers that an ordinary user has: this machine lets nobody make a user namespace");
     } else {
         for layer in ["user", "pid", "root", "net", "ipc", "uts", "caps"] {
             assert!(on.iter().any(|name| name == layer), "{layer}: {node}");

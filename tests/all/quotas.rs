@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use sidereal_tests::hostile::arena::NOISY;
 use sidereal_tests::load::Load;
-use sidereal_tests::not_run;
 use sidereal_tests::platform::{Platform, alive, set_aside, until, write_app};
+use sidereal_tests::{not_isolated, not_run};
 
 /// Where hosts are in the group of their tenant, with cgroups of version 2.
 const OWN: &str = "/own";
@@ -21,7 +21,7 @@ fn start(dir: &Path, what: &str) -> Option<Platform> {
     if node["layers"].as_array().unwrap().iter().any(|layer| layer == "cgroup") {
         return Some(platform);
     }
-    not_run(&format!("{what}: control groups, {}", node["waived"]["cgroup"]));
+    not_isolated(&format!("{what}: control groups, {}", node["waived"]["cgroup"]));
     None
 }
 

@@ -121,6 +121,17 @@ fn two_tenants_share_a_platform_and_nothing_else() {
     assert!(scrape().contains("\"beta\""));
     sidereal_tests::platform::until(std::time::Duration::from_secs(30), || !scrape().contains("\"acme\"")).unwrap();
     assert_eq!(beta.says(&["status"]).0, 0);
+
+    // What it had is not the next one's at once, unless the operator says so.
+    let (code, text) = beta.says(&["deploy", one.to_str().unwrap()]);
+    assert!(code == 4 && text.contains("sidereal route free 'one.localhost'"), "{code} {text}");
+    assert_eq!(beta.says(&["route", "free", "one.localhost"]).0, 5);
+    platform.ok(&["route", "free", "one.localhost"]).unwrap();
+    beta.deploy(&one);
+    // Nor is what nobody has.
+    write_app(&more, "more", "hello", "[[routes]]\nhost = \"*.localhost\"\ncomponent = \"main\"").unwrap();
+    let (code, text) = beta.says(&["deploy", more.to_str().unwrap()]);
+    assert!(code == 5 && text.contains("host-not-given") && text.contains("`*.localhost`"), "{code} {text}");
 }
 
 #[test]

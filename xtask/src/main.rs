@@ -6,6 +6,7 @@ mod check;
 mod examples;
 mod fuzz;
 mod guests;
+mod must;
 mod openbao;
 mod packages;
 mod servers;

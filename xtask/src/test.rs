@@ -9,13 +9,15 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::check::step;
-use crate::{again, packages};
+use crate::{again, must, packages};
 
 /// Installs what the tests need, builds the guests and the product, runs every test.
 ///
 /// # Errors
-/// When something is missing and cannot be installed, does not build, a test fails, or a server it takes was not there.
+/// When something is missing and cannot be installed, does not build, a test fails, or a server it takes was not there; where it
+/// is said what must run, when some of that was not.
 pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
+    let areas = must::areas()?;
     packages::ensure(packages::TEST_NEEDS)?;
     let mut missing = crate::servers::ensure(root);
     missing.extend(crate::openbao::ensure(root));
@@ -44,7 +46,8 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
         .env("RUST_BACKTRACE", "0");
     let tested = step("test", &mut test, root);
     let said = std::fs::read_to_string(&not_run).unwrap_or_default();
-    for line in said.lines().collect::<BTreeSet<_>>() {
+    let said: BTreeSet<&str> = said.lines().collect();
+    for line in &said {
         eprintln!("NOT RUN: {line}");
     }
     for line in std::fs::read_to_string(&flaky).unwrap_or_default().lines() {
@@ -54,7 +57,7 @@ pub fn run(root: &Path, filter: &[String]) -> anyhow::Result<()> {
     if !missing.is_empty() {
         bail!("not everything was run. What was missing:\n{}", missing.join("\n"));
     }
-    Ok(())
+    must::check(&said, &areas)
 }
 
 /// Builds the product together with the tests: apart, their dependencies would have other features, and everything would be

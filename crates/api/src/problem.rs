@@ -62,8 +62,10 @@ codes! {
     InterfaceNotGranted = "interface-not-granted", 403, 5;
     /// An import has no link and nothing built in answers it.
     LinkMissing = "link-missing", 422, 1;
-    /// A route of another app has the same host, path and method.
+    /// A route of another app has the same host, path and method, or the host is another tenant's or was until a short time ago.
     RouteTaken = "route-taken", 409, 4;
+    /// The operator did not give the host of a route to the tenant.
+    HostNotGiven = "host-not-given", 403, 5;
     /// A limit is above the tenant's ceiling.
     LimitAboveCeiling = "limit-above-ceiling", 422, 1;
     /// Compilation failed, crashed or ran into its own limits.

@@ -62,6 +62,9 @@ pub enum ControlError {
     /// A tenant that was being deleted could not be deleted to the end.
     #[error("deleting a tenant: {0}")]
     Gone(String),
+    /// It cannot be read which hosts tenants gave up a short time ago.
+    #[error("hosts that were given up: {0}")]
+    Hosts(String),
     /// The audit log cannot be opened: nothing could be changed.
     #[error("the audit log in {} cannot be used: {cause}", dir.display())]
     Audit {

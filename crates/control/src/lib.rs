@@ -10,6 +10,7 @@ mod config;
 mod etags;
 mod events;
 mod http;
+mod left;
 mod load;
 mod moved;
 mod mover;
@@ -103,6 +104,7 @@ impl Control {
         let mover =
             Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), audit.clone(), stop.clone());
         mover.resume().await?;
+        writer.resume_hosts().await.map_err(|refusal| ControlError::Hosts(refusal.problem.detail))?;
         writer.finish_gone().await.map_err(|refusal| ControlError::Gone(refusal.problem.detail))?;
         let purger = Purger { store: store.clone(), nodes: nodes.clone(), state: state.clone() };
         let sweeper = Sweeper::new(store.clone(), blobs.clone(), nodes.clone(), keep_unnamed);

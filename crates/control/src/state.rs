@@ -1,7 +1,7 @@
 //! What the control plane holds in memory of all apps: what is wanted, what is assigned, what is reported, and the
 //! routes. Small by design (a few hundred bytes an app): whole revisions stay in the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use api::control::AppView;
@@ -191,6 +191,12 @@ impl State {
         near
     }
 
+    /// The hosts that an app has routes on.
+    pub(crate) fn hosts_of(&self, id: &AppId) -> BTreeSet<String> {
+        let live = self.apps.get(id).and_then(|known| known.live.as_ref());
+        live.iter().flat_map(|live| live.routes.iter()).map(|route| route.host.clone()).collect()
+    }
+
     /// Mutable access to a node's place, made where it is new.
     pub(crate) fn node(&mut self, node: &NodeName) -> &mut NodeState {
         self.observed.nodes.entry(node.clone()).or_default()
@@ -204,7 +210,7 @@ impl State {
 
     /// `http://host:port/path` of a route on every ingress there is.
     pub(crate) fn urls(&self, route: &Route) -> Vec<String> {
-        let ports: std::collections::BTreeSet<&str> =
+        let ports: BTreeSet<&str> =
             self.nodes.values().flat_map(|n| &n.ingress).filter_map(|a| a.rsplit_once(':')).map(|(_, p)| p).collect();
         let url = |port: &str| match port {
             "80" => format!("http://{}{}", route.host, route.path),

@@ -315,6 +315,7 @@ pub(crate) fn settings_problems(settings: &TenantSettings) -> Vec<String> {
     }
     let (_, bad) = model::egress::Policy::of(settings);
     problems.extend(bad.into_iter().map(|cause| format!("egress: {cause}")));
+    problems.extend(settings.hosts.iter().filter_map(|pattern| model::hosts::problem(pattern)));
     let shards = TenantSettings::SHARDS;
     if !shards.contains(&settings.shards) {
         problems.push(format!("shards is {}; it is {} to {}", settings.shards, shards.start(), shards.end()));

@@ -14,6 +14,7 @@ pub mod diff;
 pub mod digest;
 pub mod egress;
 pub mod escape;
+pub mod hosts;
 pub mod interface;
 pub mod limits;
 pub mod listed;

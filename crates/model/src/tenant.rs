@@ -23,6 +23,9 @@ pub struct TenantSettings {
     pub ceilings: Limits,
     /// Address ranges (CIDR) outside the public internet that the tenant's connections may reach.
     pub egress: Vec<String>,
+    /// Hosts that its apps may have routes on: names, `*.suffix` for every name below, `*` for all. An app keeps those that it
+    /// has. Empty: whole names below `localhost`; of the tenant `local`: all.
+    pub hosts: Vec<String>,
     /// Providers the operator offers to every app of the tenant. The addresses they name are granted to them.
     pub providers: BTreeMap<ProviderName, ProviderSpec>,
     /// Host processes that share the tenant's load; at least 1.
@@ -48,6 +51,7 @@ impl Default for TenantSettings {
             allow_unsigned: false,
             ceilings: Limits::ceiling(),
             egress: Vec::new(),
+            hosts: Vec::new(),
             providers: BTreeMap::new(),
             shards: 2,
             quotas: Quotas::default(),

@@ -46,6 +46,18 @@ impl Resolve for SystemResolver {
     }
 }
 
+/// Why there is no connection, as who asked is told, and what the node's own log says in its place where it may say more.
+struct Failed {
+    fault: FileFault,
+    own: Option<String>,
+}
+
+impl From<FileFault> for Failed {
+    fn from(fault: FileFault) -> Self {
+        Self { fault, own: None }
+    }
+}
+
 /// Makes connections for hosts.
 pub struct Dialer {
     resolver: Arc<dyn Resolve>,
@@ -75,16 +87,16 @@ impl Dialer {
         let result = self.attempt(tenant, shard, dial).await;
         let outcome = match &result {
             Ok((dialled, grant)) => Outcome::connected(dialled.address, *grant),
-            Err(fault) => Outcome::of(fault),
+            Err(failed) => Outcome::of(failed),
         };
         self.journal.write(tenant, dial, outcome);
-        result.map(|(dialled, _)| dialled)
+        result.map(|(dialled, _)| dialled).map_err(|failed| failed.fault)
     }
 
-    async fn attempt(&self, tenant: &Arc<Tenant>, shard: u32, dial: &Dial) -> Result<(Dialled, Grant), FileFault> {
+    async fn attempt(&self, tenant: &Arc<Tenant>, shard: u32, dial: &Dial) -> Result<(Dialled, Grant), Failed> {
         let limited = |what: &str| FileFault::Limited { address: place(&dial.host, dial.port), what: what.to_owned() };
         if !tenant.may_dial(Instant::now()) {
-            return Err(limited("the tenant opens too many connections a second"));
+            return Err(limited("the tenant opens too many connections a second").into());
         }
         let room = tenant.room.clone().try_acquire_owned();
         let room = room.map_err(|_| limited("the tenant has as many connections open as it may"))?;
@@ -92,15 +104,19 @@ impl Dialer {
         let late = || FileFault::TimedOut { address: place(&dial.host, dial.port), ms: millis(self.timeout) };
         let deadline = tokio::time::Instant::now() + self.timeout;
         // A tenant's own: who waits for it takes nothing from anybody else.
-        let Ok(Ok(_permit)) = timeout_at(deadline, tenant.dialing.acquire()).await else { return Err(late()) };
+        let Ok(Ok(_permit)) = timeout_at(deadline, tenant.dialing.acquire()).await else { return Err(late().into()) };
         let addresses = match &destination {
             Destination::Address(address) => vec![*address],
             Destination::Name(name) => {
                 let dns = |cause: String| FileFault::Dns { host: name.clone(), cause };
                 let found = timeout_at(deadline, self.resolve(tenant, name)).await.map_err(|_| late())?;
-                let found = found.map_err(|cause| dns(cause.to_string()))?;
+                let found = found.map_err(|cause| Failed {
+                    fault: dns(nameserver::told(&cause)),
+                    own: Some(dns(cause.to_string()).to_string()),
+                })?;
                 if found.is_empty() || found.len() > MAX_ADDRESSES {
-                    return Err(dns(format!("it has {} addresses; 1 to {MAX_ADDRESSES} are accepted", found.len())));
+                    let many = format!("it has {} addresses; 1 to {MAX_ADDRESSES} are accepted", found.len());
+                    return Err(dns(many).into());
                 }
                 found
             }

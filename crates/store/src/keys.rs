@@ -14,6 +14,7 @@
 //! | `schedules/<t>/<a>/<name>` | [`model::schedule::Record`], compare-and-set, kept over restarts | node |
 //! | `secrets/<t>/<name>` | a sealed value, see [`crate::secrets`] | control, compare-and-set |
 //! | `gone/<t>` | there: the tenant was deleted, and no other has its name | control |
+//! | `left/<t>` | hosts of routes that the tenant gave up, and when each was, kept as JSON | control |
 //! | `tokens/<t>/<id>` | [`TokenRecord`] | control |
 //! | `token-uses/<t>/<id>` | [`TokenUse`] | control |
 //! | `audit/tail` | [`crate::audit::Tail`]: where the audit log ends | control |
@@ -174,6 +175,13 @@ pub const GONE: &str = "gone/";
 /// That a tenant was deleted.
 pub fn gone(t: &TenantName) -> String {
     format!("gone/{t}")
+}
+
+/// Hosts of routes that tenants gave up.
+pub const LEFT: &str = "left/";
+/// Those of a tenant. They outlive it.
+pub fn left(t: &TenantName) -> String {
+    format!("left/{t}")
 }
 
 /// All tokens.

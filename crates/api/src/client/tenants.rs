@@ -55,6 +55,15 @@ impl ControlClient {
         Ok(whole.status() == StatusCode::NO_CONTENT)
     }
 
+    /// Lets other tenants have a host that one gave up a short time ago, and those that overlap with it.
+    ///
+    /// # Errors
+    /// `not-found` where nobody did, `request-invalid` where it is no host; [`ClientError`].
+    pub async fn free_host(&self, host: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/route-hosts/{host}");
+        self.send(Method::DELETE, &path, HeaderMap::new(), Bytes::new(), None).await.map(drop)
+    }
+
     /// Whom the client's token belongs to.
     ///
     /// # Errors

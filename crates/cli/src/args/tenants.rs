@@ -40,6 +40,13 @@ pub struct Settings {
     /// Take a granted range back, for new connections.
     #[arg(long, value_name = "CIDR")]
     pub deny_egress: Vec<String>,
+    /// Let its apps have routes on this host: a name, `*.` and a suffix for every name below, or `*` for all. Without any
+    /// they have whole names below `localhost`.
+    #[arg(long = "host", value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// Take a host back, for apps that do not have it yet.
+    #[arg(long = "no-host", value_name = "HOST")]
+    pub no_hosts: Vec<String>,
     /// The most an app of the tenant may ask for, for example `memory=256MiB` or `cpu=1s` (`docs/limits.md` has the names).
     #[arg(long = "ceiling", value_name = "NAME=VALUE")]
     pub ceilings: Vec<Ceiling>,

@@ -2,6 +2,7 @@
 //! edge are written in words of their own, which are parsed here once.
 
 use clap::Subcommand;
+use model::rules::route::check_host;
 use model::{AppName, ComponentName, ContractId, Label, ProviderName, SecretRef};
 
 use super::{Patience, pair};
@@ -132,4 +133,17 @@ pub enum RouteCommand {
         /// Only this app.
         app: Option<AppName>,
     },
+    /// Let other tenants have a host that one gave up less than 24 hours ago.
+    Free {
+        /// A host name, or `*.` and a suffix; what overlaps with it is freed too.
+        #[arg(value_parser = host)]
+        host: String,
+    },
+}
+
+fn host(text: &str) -> Result<String, String> {
+    check_host(text).map(|()| text.to_owned()).map_err(|bad| match bad.help {
+        Some(help) => format!("{}: {help}", bad.message),
+        None => bad.message,
+    })
 }

@@ -52,6 +52,11 @@ pub async fn tenant(context: &Context, command: TenantCommand) -> anyhow::Result
                 let next = format!("sidereal --tenant {name} tenant token create --role owner");
                 format!("tenant {name} is there\nnext: `{next}`")
             });
+            if view.settings.hosts.is_empty() {
+                context.out.note(&format!(
+                    "its apps may have whole names below `localhost`; `sidereal tenant set {name} --host HOST` gives it others"
+                ));
+            }
             let unbounded = view.settings.quotas.unbounded();
             if !unbounded.is_empty() {
                 let flags: Vec<String> = unbounded.iter().map(|name| format!("--{}", name.replace('_', "-"))).collect();
@@ -109,7 +114,7 @@ async fn show(context: &Context, client: &ControlClient, name: &TenantName) -> a
 
 async fn set(context: &Context, client: &ControlClient, name: &TenantName, changes: &Settings) -> anyhow::Result<()> {
     let mut probe = TenantSettings::default();
-    let lists = [&changes.distrust, &changes.unrevoke, &changes.deny_egress];
+    let lists = [&changes.distrust, &changes.unrevoke, &changes.deny_egress, &changes.no_hosts];
     if lists.iter().all(|list| list.is_empty()) {
         // What leaves the defaults alone may still be meant: only the absence of every flag is not.
         apply(changes, &mut probe)?;
@@ -163,6 +168,8 @@ fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Proble
         unrevoke,
         allow_egress,
         deny_egress,
+        hosts,
+        no_hosts,
         ceilings,
         shards,
         allow_unsigned,
@@ -171,12 +178,15 @@ fn apply(changes: &Settings, settings: &mut TenantSettings) -> Result<(), Proble
     all_there("trusted key", distrust, &settings.trust_anchors)?;
     all_there("revoked key, token or digest", unrevoke, &settings.revoked)?;
     all_there("granted range", deny_egress, &settings.egress)?;
+    all_there("host", no_hosts, &settings.hosts)?;
     settings.trust_anchors.retain(|key| !distrust.contains(key) && !trust.contains(key));
     settings.trust_anchors.extend(trust.iter().cloned());
     settings.revoked.retain(|id| !revoke.contains(id) && !unrevoke.contains(id));
     settings.revoked.extend(revoke.iter().cloned());
     settings.egress.retain(|cidr| !allow_egress.contains(cidr) && !deny_egress.contains(cidr));
     settings.egress.extend(allow_egress.iter().cloned());
+    settings.hosts.retain(|host| !hosts.contains(host) && !no_hosts.contains(host));
+    settings.hosts.extend(hosts.iter().cloned());
     for ceiling in ceilings {
         (ceiling.limit.set)(&mut settings.ceilings, ceiling.value);
     }

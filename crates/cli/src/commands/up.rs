@@ -260,7 +260,7 @@ fn write_lock(mut lock: &File, running: &Running) -> anyhow::Result<()> {
     lock.write_all(serde_json::to_string(running)?.as_bytes()).context("cannot write the lock file")
 }
 
-/// The tenant of this machine, on first start: it trusts this machine's account key.
+/// The tenant of this machine, on first start: it trusts this machine's account key, and its apps may have every host.
 async fn seed_tenant(
     context: &Context,
     args: &Up,
@@ -276,7 +276,8 @@ async fn seed_tenant(
         let text = format!("the tenant `{}` was deleted, and its name is not used again", context.tenant);
         return Err(Problem::new(Code::Conflict, text).help("name another one: `sidereal up --tenant NAME`").into());
     }
-    let mut settings = TenantSettings { trust_anchors: vec![account.to_owned()], ..TenantSettings::default() };
+    let (trust_anchors, hosts) = (vec![account.to_owned()], vec![model::hosts::ANY.to_owned()]);
+    let mut settings = TenantSettings { trust_anchors, hosts, ..TenantSettings::default() };
     if let Some(shards) = args.shards {
         let may = TenantSettings::SHARDS;
         if !may.contains(&shards) {

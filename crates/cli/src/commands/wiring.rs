@@ -198,10 +198,20 @@ async fn replaceable(
 /// `sidereal route`
 ///
 /// # Errors
-/// When the platform cannot be reached.
+/// When the platform cannot be reached, or nobody gave up the host that is to be freed.
 pub async fn route(context: &Context, command: RouteCommand) -> anyhow::Result<()> {
-    let RouteCommand::List { app } = command;
-    let mut routes = context.client()?.routes(&context.tenant).await.map_err(refused)?;
+    let client = context.client()?;
+    let app = match command {
+        RouteCommand::List { app } => app,
+        RouteCommand::Free { host } => {
+            client.free_host(&host).await.map_err(refused)?;
+            context.out.result(&serde_json::json!({ "host": host, "freed": true }), || {
+                format!("{host} is free: a tenant that may have it gets it with its next deploy")
+            });
+            return Ok(());
+        }
+    };
+    let mut routes = client.routes(&context.tenant).await.map_err(refused)?;
     routes.retain(|route| app.as_ref().is_none_or(|app| *app == route.app));
     let rows: Vec<_> = routes
         .iter()

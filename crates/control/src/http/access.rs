@@ -57,6 +57,7 @@ pub(crate) const TABLE: &[Row] = &[
     ("GET", "/v1/audit/verify", Operator, Reads),
     ("GET", "/v1/tenants/{tenant}/audit", OWNER, Reads),
     ("POST", "/v1/secrets/rotate-key", Operator, Changes),
+    ("DELETE", "/v1/route-hosts/{host}", Operator, Changes),
     ("GET", "/v1/tenants/{tenant}", VIEWER, Reads),
     // An owner may change whom the tenant trusts and nothing else: the handler sees to that.
     ("PUT", "/v1/tenants/{tenant}", OWNER, Changes),

@@ -10,6 +10,7 @@ mod configs;
 mod copies;
 mod extract;
 mod guard;
+mod hosts;
 mod refusal;
 mod revisions;
 mod schedules;
@@ -136,6 +137,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(tenants::routes))
         .routes(routes!(tenants::hosts))
         .routes(routes!(tenants::metrics))
+        .routes(routes!(hosts::free))
         .routes(routes!(audit::list))
         .routes(routes!(audit::verify))
         .routes(routes!(audit::of_tenant))

@@ -67,6 +67,7 @@ impl Writer {
             let _turn = self.turn.lock().await;
             // It may have been deleted since it was listed.
             if let Some((head, at)) = self.head(&id).await?.filter(|(head, _)| !head.deleted) {
+                self.give_up_hosts(&id, None).await?;
                 let head = Head { deleted: true, keyed: Vec::new(), ..head };
                 let at = self.store.put(&entry.key, encode(&head)?, Expect::Revision(at), None).await?;
                 self.state.lock().forget(&id, at);

@@ -42,6 +42,7 @@ impl Writer {
         let vetted = self.vetter.vet(app, (&id.tenant, &tenant.settings), seen, clock::seconds()).await?;
         let routes = self.state.lock().routes_near(id, app);
         let mut violations = admission::check(app, &vetted.infos, &id.tenant, &tenant.settings, &routes);
+        violations.extend(self.unfit_hosts(id, app, &tenant.settings));
         violations.extend(self.unknown_programs(app));
         let missing = self.missing_secrets(&id.tenant, app).await?;
         let over = self.state.lock().over_quota(id, app, &tenant.settings.quotas);
@@ -153,7 +154,8 @@ pub(crate) fn whole(finding: &Problem) -> String {
 /// The API's code of a broken rule.
 fn code(rule: rules::Code) -> Code {
     match rule {
-        rules::Code::RouteCollision | rules::Code::RouteHostTaken => Code::RouteTaken,
+        rules::Code::RouteCollision | rules::Code::RouteHostTaken | rules::Code::RouteHostLeft => Code::RouteTaken,
+        rules::Code::RouteHostNotGiven => Code::HostNotGiven,
         rules::Code::LimitAboveCeiling => Code::LimitAboveCeiling,
         rules::Code::ImportNotLinked | rules::Code::ImportNotOffered | rules::Code::ImportVersion => Code::LinkMissing,
         rules::Code::ArtifactUnknown | rules::Code::ArtifactMissing => Code::ArtifactMissing,

@@ -7,6 +7,7 @@
 
 mod configs;
 mod gone;
+mod hosts;
 mod judge;
 mod kept;
 mod links;
@@ -36,6 +37,7 @@ pub(crate) use self::judge::{counted, refuse, whole};
 pub(crate) use self::kept::counted as kept_for;
 pub(crate) use self::links::Planned;
 use crate::http::{Answer, Refusal};
+use crate::left::Left;
 use crate::state::Shared;
 use crate::trust::{self, Vetter};
 
@@ -59,6 +61,7 @@ pub(crate) struct Writer {
     pub(crate) vetter: Vetter,
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) state: Arc<Shared>,
+    left: std::sync::Mutex<Left>,
     turn: Turn,
 }
 
@@ -92,7 +95,7 @@ impl Writer {
         state: Arc<Shared>,
         turn: Turn,
     ) -> Self {
-        Self { store, vetter, secrets, state, turn }
+        Self { store, vetter, secrets, state, left: std::sync::Mutex::default(), turn }
     }
 
     /// Waits until nobody else changes what is wanted.

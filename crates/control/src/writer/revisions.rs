@@ -158,6 +158,7 @@ impl Writer {
             let excess = head.keyed.len().saturating_sub(KEYS);
             head.keyed.drain(..excess);
         }
+        self.give_up_hosts(id, Some(&record.app)).await?;
         let at = self.store.put(&keys::app(&id.tenant, &id.app), encode(&head)?, expect, None).await?;
         let wanted = trust::wanted(&record, &tenant.settings, clock::seconds());
         self.state.lock().want(id, at, &record.app, wanted);
@@ -207,6 +208,7 @@ impl Writer {
         let (head, mut at) = there.ok_or_else(|| no_app(id))?;
         check(id, Some(&head), require)?;
         if !head.deleted {
+            self.give_up_hosts(id, None).await?;
             let head = Head { deleted: true, keyed: Vec::new(), ..head };
             let key = keys::app(&id.tenant, &id.app);
             at = self.store.put(&key, encode(&head)?, Expect::Revision(at), None).await?;

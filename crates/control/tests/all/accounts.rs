@@ -111,6 +111,7 @@ async fn a_role_may_do_what_it_says_and_no_more() {
     for wider in [
         TenantSettings { egress: vec!["10.0.0.0/8".into()], ..revoking.clone() },
         TenantSettings { shards: 64, ..revoking.clone() },
+        TenantSettings { hosts: vec!["*".into()], ..revoking.clone() },
         TenantSettings { allow_unsigned: true, ..revoking.clone() },
         TenantSettings { quotas: Quotas { apps: 9999, ..Quotas::default() }, ..revoking.clone() },
         TenantSettings { suspended: Some("x".into()), ..revoking.clone() },

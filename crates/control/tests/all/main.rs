@@ -14,6 +14,7 @@ mod configs;
 mod events;
 mod failures;
 mod guard;
+mod hosts;
 mod kept;
 mod made;
 mod many;

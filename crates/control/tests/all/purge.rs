@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::Code;
 use api::client::Require;
+use api::control::DeployRequest;
 use model::app::Revision;
 
 use crate::rig::{Nodes, Rig, locked, name, refused};
@@ -53,4 +54,34 @@ async fn data_goes_when_asked_for_and_when_the_last_call_has_ended() {
     };
     tokio::time::timeout(crate::rig::PATIENCE, done).await.unwrap();
     assert_eq!(*purged.lock().unwrap(), ["t/a", "t/a"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_of_one_tenant_that_takes_for_ever_keeps_no_other_ones() {
+    let mut rig = Rig::new().await;
+    let purged = Arc::new(Mutex::new(Vec::new()));
+    rig.restart_with(Nodes { stuck: Some(name("t")), purged: purged.clone(), ..Nodes::default() }, KEEP).await;
+    let (client, tenant, other) = (rig.client.clone(), rig.tenant.clone(), name("u"));
+    client.put_tenant(&other, &rig.settings(), Require::Absent).await.unwrap();
+    rig.deploy("a", 1).await;
+    let hangs = tokio::spawn({
+        let (client, tenant) = (client.clone(), tenant.clone());
+        async move { client.delete_app_and_data(&tenant, &name("a"), Require::Any).await }
+    });
+    let begun = async {
+        while purged.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::rig::PATIENCE, begun).await.unwrap();
+    // It comes after the other by its name, and while that one's are under way.
+    let bytes = rig.artifact(1).await;
+    client.put_blob(&other, &model::Digest::of(&bytes), bytes.clone()).await.unwrap();
+    for app in ["b", "c"] {
+        let request = DeployRequest { app: locked(app, &bytes), message: None };
+        client.deploy(&other, &request.app.name, &request, Require::Any, None).await.unwrap();
+        assert!(client.delete_app_and_data(&other, &request.app.name, Require::Any).await.unwrap(), "{app}");
+    }
+    assert_eq!(*purged.lock().unwrap(), ["t/a", "u/b", "u/c"]);
+    assert!(!hangs.await.unwrap().unwrap(), "it takes longer");
 }

@@ -58,6 +58,8 @@ pub(crate) struct Nodes {
     pub(crate) busy: AtomicUsize,
     /// Apps whose data it removed.
     pub(crate) purged: Arc<Mutex<Vec<String>>>,
+    /// Whose data are never removed to the end.
+    pub(crate) stuck: Option<TenantName>,
     /// The steps of moves of data, which it says to have done; absent, it has no data.
     pub(crate) copied: Option<Arc<Mutex<Vec<CopyStep>>>>,
     /// What it says of them instead, where it is something.
@@ -186,12 +188,16 @@ impl NodeApi for Nodes {
 
     fn purge(&self, tenant: &TenantName, app: &AppName) -> BoxFuture<'static, Result<(), Problem>> {
         let (purged, line) = (self.purged.clone(), format!("{tenant}/{app}"));
+        let stuck = self.stuck.as_ref() == Some(tenant);
         let busy = self.busy.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
         Box::pin(async move {
             if busy {
                 return Err(Problem::new(Code::Busy, "it still runs"));
             }
             purged.lock().unwrap().push(line);
+            if stuck {
+                std::future::pending::<()>().await;
+            }
             Ok(())
         })
     }

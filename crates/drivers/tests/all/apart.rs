@@ -17,7 +17,7 @@ use crate::agent::{Agent, Alloc, host_of, pid_of, sidereal, status, until};
 fn layers_are_here() -> bool {
     let said = Command::new(sidereal()).arg("layers").output().unwrap();
     String::from_utf8_lossy(&said.stdout).trim() == "{}" || {
-        crate::not_run(&format!("isolation of tasks: this machine refuses {}", String::from_utf8_lossy(&said.stdout)));
+        crate::not_run(&format!("isolation: of tasks: this machine refuses {}", String::from_utf8_lossy(&said.stdout)));
         false
     }
 }

@@ -68,7 +68,8 @@ impl fmt::Display for Class {
             Class::Documentation => "a documentation address",
             Class::Benchmarking => "a benchmarking address",
             Class::Reserved => "a reserved address",
-            Class::Wrapped(inner) => return write!(f, "an IPv6 form of {inner}"),
+            // Not which one: a tenant is told the class of an address that it does not know.
+            Class::Wrapped(inner) => return write!(f, "an IPv6 form of {}", classify_4(*inner)),
         })
     }
 }

@@ -104,6 +104,8 @@ codes! {
     ScheduleMissed = "schedule-missed", Error, "A schedule whose answer to missed due times is none that exists.";
     ScheduleComponent = "schedule-component", Error, "A schedule of a component that the app does not have, or that exports nothing a schedule can call.";
     RouteHostTaken = "route-host-taken", Error, "A route on a host that belongs to another tenant.";
+    RouteHostLeft = "route-host-left", Error, "A route on a host that another tenant gave up less than 24 hours ago.";
+    RouteHostNotGiven = "route-host-not-given", Error, "A route on a host that the operator did not give to the tenant.";
 }
 
 impl fmt::Display for Code {

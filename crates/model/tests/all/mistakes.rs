@@ -12,10 +12,12 @@ use model::rules::Code;
 use crate::{facts, golden};
 
 /// Codes of which no manifest is guilty: what is sent to the control plane can be, and the file has its own test.
-const NOT_HERE: [Code; 8] = [
+const NOT_HERE: [Code; 10] = [
     Code::ArtifactUnknown,
     Code::ProviderForged,
     Code::RouteHostTaken,
+    Code::RouteHostLeft,
+    Code::RouteHostNotGiven,
     Code::LinkComponent,
     Code::LimitFixed,
     Code::Reuse,

@@ -10,6 +10,7 @@ use api::services::{Caller, Dial, FileFault};
 use model::egress::Grant;
 use tokio::sync::mpsc;
 
+use super::Failed;
 use crate::flows::now_ms;
 use crate::tenant::Tenant;
 
@@ -22,22 +23,25 @@ const SHOWN: usize = 260;
 pub(super) struct Outcome {
     verdict: Verdict,
     address: Option<SocketAddr>,
+    /// As the tenant may read it.
     reason: String,
+    /// As the node's own log has it, where that is not the same.
+    own: Option<String>,
     policy: String,
 }
 
 impl Outcome {
     pub(super) fn connected(address: SocketAddr, grant: Grant) -> Self {
         let policy = grant.to_string();
-        Self { verdict: Verdict::Connected, address: Some(address), reason: String::new(), policy }
+        Self { verdict: Verdict::Connected, address: Some(address), reason: String::new(), own: None, policy }
     }
 
     pub(super) fn revoked(address: SocketAddr, reason: String) -> Self {
-        Self { verdict: Verdict::Revoked, address: Some(address), reason, policy: String::new() }
+        Self { verdict: Verdict::Revoked, address: Some(address), reason, own: None, policy: String::new() }
     }
 
-    pub(super) fn of(fault: &FileFault) -> Self {
-        let (verdict, address, reason) = match fault {
+    pub(super) fn of(failed: &Failed) -> Self {
+        let (verdict, address, reason) = match &failed.fault {
             FileFault::Denied { address, what } => (Verdict::Denied, Some(address), what.clone()),
             FileFault::Limited { what, .. } => (Verdict::Limited, None, what.clone()),
             FileFault::Connect { address, cause } => (Verdict::Failed, Some(address), cause.clone()),
@@ -45,7 +49,7 @@ impl Outcome {
         };
         // A host that never became an address is none.
         let address = address.and_then(|text| text.parse().ok());
-        Self { verdict, address, reason, policy: String::new() }
+        Self { verdict, address, reason, own: failed.own.clone(), policy: String::new() }
     }
 }
 
@@ -80,7 +84,7 @@ impl Journal {
             port: dial.port,
             address: outcome.address,
             verdict: outcome.verdict,
-            reason: outcome.reason,
+            reason: outcome.own.unwrap_or_else(|| outcome.reason.clone()),
             policy: outcome.policy,
             missed: 0,
         });
@@ -92,19 +96,18 @@ impl Journal {
         if log.try_send(record.clone()).is_err() {
             self.unlogged.fetch_add(1, Relaxed);
         }
-        tenant.flows.record(told(record));
+        tenant.flows.record(told(record, outcome.reason));
     }
 }
 
 /// As the tenant may read it: what a name resolves to is nothing that it is told by being refused it.
-fn told(record: Arc<FlowRecord>) -> Arc<FlowRecord> {
+fn told(record: Arc<FlowRecord>, reason: String) -> Arc<FlowRecord> {
     let literal = record.host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
-    match record.verdict {
-        Verdict::Denied if !literal && record.address.is_some() => {
-            Arc::new(FlowRecord { address: None, ..FlowRecord::clone(&record) })
-        }
-        _ => record,
+    let hidden = record.verdict == Verdict::Denied && !literal;
+    if record.reason == reason && !(hidden && record.address.is_some()) {
+        return record;
     }
+    Arc::new(FlowRecord { address: record.address.filter(|_| !hidden), reason, ..FlowRecord::clone(&record) })
 }
 
 async fn log(mut records: mpsc::Receiver<Arc<FlowRecord>>, unlogged: Arc<AtomicU64>) {

@@ -88,13 +88,13 @@ impl Nameservers {
                         first.store(at, Relaxed);
                         return Err(no_such_name());
                     }
-                    Ok(Ok(Said::Cut)) => io::Error::other(format!("{server} cut its answer short twice")),
-                    Ok(Ok(Said::Failed(code))) => io::Error::other(format!("{server} answered {code:?}")),
+                    Ok(Ok(Said::Cut)) => useless(io::ErrorKind::Other, *server, "cut its answer short twice"),
+                    Ok(Ok(Said::Failed(code))) => useless(io::ErrorKind::Other, *server, &format!("answered {code:?}")),
                     Ok(Err(cause)) => cause,
                     Err(_) => {
                         silent = true;
                         let what = if strange { "answered nothing that fits the question" } else { "does not answer" };
-                        io::Error::new(io::ErrorKind::TimedOut, format!("the nameserver {server} {what}"))
+                        useless(io::ErrorKind::TimedOut, *server, what)
                     }
                 });
             }
@@ -170,6 +170,26 @@ fn no_such_name() -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, "there is no such name")
 }
 
+/// A nameserver that was of no use, as the node's own log says it.
+#[derive(Debug, thiserror::Error)]
+#[error("the nameserver {server} {what}")]
+struct Useless {
+    server: SocketAddr,
+    what: String,
+}
+
+fn useless(kind: io::ErrorKind, server: SocketAddr, what: &str) -> io::Error {
+    io::Error::new(kind, Useless { server, what: what.to_owned() })
+}
+
+/// Why a name was not found, as its tenant may know it: which nameservers its node has is the operator's.
+pub(super) fn told(cause: &io::Error) -> String {
+    match cause.get_ref().and_then(|cause| cause.downcast_ref::<Useless>()) {
+        Some(Useless { what, .. }) => format!("the nameserver {what}"),
+        None => cause.to_string(),
+    }
+}
+
 async fn exchange(server: SocketAddr, query: &Query<'_>, strange: &mut bool) -> io::Result<Said> {
     let any: IpAddr = match server {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -197,7 +217,7 @@ async fn whole(server: SocketAddr, query: &Query<'_>) -> io::Result<Said> {
     stream.write_all(&[&length.to_be_bytes()[..], &query.bytes].concat()).await?;
     let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut bytes).await?;
-    let unfit = || io::Error::other(format!("the nameserver {server} answered nothing that fits"));
+    let unfit = || useless(io::ErrorKind::Other, server, "answered nothing that fits");
     query.read(&bytes).ok_or_else(unfit)
 }
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use sandbox::cgroup::{Cpu, Group, Hierarchy, Share};
 use sandbox::{Layer, Spec};
 
-use crate::not_run;
 use crate::stage::start;
+use crate::{not_here, not_run};
 
 pub(crate) fn memory(spec: &Spec) {
     if spec.waived.contains(&Layer::Cgroup) {
@@ -47,7 +47,9 @@ pub(crate) fn aside(spec: &Spec) {
     }
     let found = Hierarchy::probe().unwrap();
     if let Err(cause) = found.share_cpu("sidereal-sandbox-test") {
-        return not_run(&format!("that a group is set aside: its tree has no part of the processor to give ({cause})"));
+        return not_here(&format!(
+            "that a group is set aside: its tree has no part of the processor to give ({cause})"
+        ));
     }
     let cpu = Cpu { weight: 40, ceiling: None };
     let share = Share { memory: None, pids: 64, cpu: Some(cpu) };
@@ -68,12 +70,12 @@ pub(crate) fn aside(spec: &Spec) {
 /// A group is prepared where others start processes all the time, as in a session of somebody who works there.
 pub(crate) fn busy(_: &Spec) {
     let Ok(Hierarchy::Unified(own)) = Hierarchy::probe() else {
-        return not_run("a node among processes that come and go: there are no cgroups of version 2 here");
+        return not_here("a node among processes that come and go: there are no cgroups of version 2 here");
     };
     for number in 0..20 {
         let group = own.join(format!("sidereal-sandbox-test.{}-busy-{number}", std::process::id()));
         if let Err(cause) = fs::create_dir(&group) {
-            return not_run(&format!("a node among processes that come and go: {}: {cause}", group.display()));
+            return not_here(&format!("a node among processes that come and go: {}: {cause}", group.display()));
         }
         let script = "echo $$ >\"$0/cgroup.procs\" && while :; do /bin/true; done";
         let mut shells = [0; 2].map(|_| Command::new("sh").args(["-c", script]).arg(&group).spawn().unwrap());

@@ -1,0 +1,127 @@
+//! Whose host is whose: what the operator gives, what a tenant cannot take, and that a host which is given up is nobody
+//! else's for a while.
+
+use api::client::{ClientError, ControlClient, Require};
+use api::control::{Accepted, DeployRequest, LinkRequest, TokenRequest};
+use api::problem::Code;
+use bytes::Bytes;
+use model::access::Role;
+use model::app::LockedApp;
+use model::tenant::TenantSettings;
+use model::{Digest, TenantName};
+
+use crate::rig::{Rig, locked, name, refused};
+
+/// The app with its one route on another host.
+fn on(app: &str, host: &str, bytes: &[u8]) -> LockedApp {
+    let mut app = locked(app, bytes);
+    host.clone_into(&mut app.routes[0].host);
+    app
+}
+
+/// An artifact that both tenants have sent.
+async fn sent(rig: &Rig, n: u32, other: &TenantName) -> Bytes {
+    let bytes = rig.artifact(n).await;
+    rig.client.put_blob(other, &Digest::of(&bytes), bytes.clone()).await.unwrap();
+    bytes
+}
+
+async fn deploy(client: &ControlClient, tenant: &TenantName, app: LockedApp) -> Result<Accepted, ClientError> {
+    let name = app.name.clone();
+    client.deploy(tenant, &name, &DeployRequest { app, message: None }, Require::Any, None).await
+}
+
+async fn give(rig: &Rig, tenant: &TenantName, hosts: &[&str], require: Require) {
+    let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+    rig.client.put_tenant(tenant, &TenantSettings { hosts, ..rig.settings() }, require).await.unwrap();
+}
+
+async fn owner(rig: &Rig) -> ControlClient {
+    let request = TokenRequest { role: Role::Owner, label: String::new(), expires_in: None };
+    ControlClient::new(rig.addr, &rig.client.create_token(&rig.tenant, &request).await.unwrap().token)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_has_the_hosts_it_was_given_and_takes_none() {
+    let rig = Rig::new().await;
+    let (tenant, owner, bytes) = (&rig.tenant, owner(&rig).await, rig.artifact(1).await);
+    for host in ["*.com", "*.localhost", "shop.example", "shop.acme.example"] {
+        let app = on("a", host, &bytes);
+        let plan = owner.plan(tenant, &app.name, &DeployRequest { app: app.clone(), message: None }).await.unwrap();
+        let says = format!("host `{host}` is none of those that tenant `t` was given");
+        assert!(plan.problems.len() == 1 && plan.problems[0].starts_with(&says), "{plan:?}");
+        let problem = refused(deploy(&owner, tenant, app).await);
+        assert!(problem.code == Code::HostNotGiven && problem.detail.starts_with(&says), "{problem:?}");
+        assert!(problem.help.unwrap().contains(&format!("sidereal tenant set t --host '{host}'")));
+    }
+    deploy(&owner, tenant, on("b", "b.localhost", &bytes)).await.unwrap();
+
+    // It is the operator's to give.
+    let view = owner.tenant(tenant).await.unwrap();
+    let wider = TenantSettings { hosts: vec!["*".into()], ..view.settings };
+    assert_eq!(refused(owner.put_tenant(tenant, &wider, Require::At(view.etag)).await).code, Code::Forbidden);
+    let bad = TenantSettings { hosts: vec!["*.*.example".into(), "a/b".into()], ..rig.settings() };
+    let problem = refused(rig.client.put_tenant(tenant, &bad, Require::Exists).await);
+    assert!(problem.code == Code::RequestInvalid && problem.findings.len() == 2, "{problem:?}");
+    give(&rig, tenant, &["*.acme.example"], Require::Exists).await;
+    deploy(&owner, tenant, on("a", "shop.acme.example", &bytes)).await.unwrap();
+    for host in ["*.com", "c.localhost"] {
+        let problem = refused(deploy(&owner, tenant, on("c", host, &bytes)).await);
+        assert!(problem.code == Code::HostNotGiven && problem.detail.contains("`*.acme.example`"), "{problem:?}");
+    }
+
+    // What is taken back, or was there before anything was given, stays with the app that has it, and with no other one.
+    give(&rig, tenant, &["else.example"], Require::Exists).await;
+    let more = rig.artifact(2).await;
+    for (app, host) in [("a", "shop.acme.example"), ("b", "b.localhost")] {
+        assert_eq!(deploy(&owner, tenant, on(app, host, &more)).await.unwrap().revision.0, 2);
+        let link =
+            LinkRequest { component: None, contract: name("wasi:keyvalue"), label: None, provider: name("memory") };
+        owner.link(tenant, &name(app), &link, Require::Any).await.unwrap();
+        let mut beside = on("c", host, &more);
+        beside.routes[0].path = "/beside".into();
+        assert_eq!(refused(deploy(&owner, tenant, beside).await).code, Code::HostNotGiven);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_was_given_up_is_no_other_tenants_for_a_while() {
+    let mut rig = Rig::new().await;
+    let (tenant, other) = (rig.tenant.clone(), name("u"));
+    give(&rig, &tenant, &["*"], Require::Exists).await;
+    give(&rig, &other, &["*"], Require::Absent).await;
+    let bytes = sent(&rig, 1, &other).await;
+    let is_kept = async |rig: &Rig, host: &str| {
+        let problem = refused(deploy(&rig.client, &other, on("mine", host, &bytes)).await);
+        assert!(problem.code == Code::RouteTaken && problem.detail.contains("gave up"), "{problem:?}");
+        assert!(!problem.detail.contains("tenant `t`") && !problem.detail.contains("old"), "{problem:?}");
+        assert!(problem.help.unwrap().contains(&format!("sidereal route free '{host}'")));
+    };
+
+    // By the end of the app, whatever overlaps, and over a restart.
+    deploy(&rig.client, &tenant, on("old", "shop.example", &bytes)).await.unwrap();
+    rig.client.delete_app(&tenant, &name("old"), Require::Any).await.unwrap();
+    is_kept(&rig, "shop.example").await;
+    is_kept(&rig, "*.example").await;
+    rig.restart().await;
+    is_kept(&rig, "shop.example").await;
+    // Its own it takes back at once, and gives up by another revision.
+    deploy(&rig.client, &tenant, on("new", "shop.example", &bytes)).await.unwrap();
+    deploy(&rig.client, &tenant, on("new", "b.test", &bytes)).await.unwrap();
+    is_kept(&rig, "shop.example").await;
+
+    // The operator frees it, and nobody else does.
+    assert_eq!(refused(owner(&rig).await.free_host("shop.example").await).code, Code::Forbidden);
+    assert_eq!(refused(rig.client.free_host("*.*.example").await).code, Code::RequestInvalid);
+    assert_eq!(refused(rig.client.free_host("other.test").await).code, Code::NotFound);
+    rig.client.free_host("*.example").await.unwrap();
+    rig.restart().await;
+    deploy(&rig.client, &other, on("mine", "shop.example", &bytes)).await.unwrap();
+    assert_eq!(refused(rig.client.free_host("shop.example").await).code, Code::NotFound);
+
+    // What a deleted tenant had is kept as well.
+    rig.client.delete_tenant(&tenant, Require::Exists).await.unwrap();
+    is_kept(&rig, "b.test").await;
+    is_kept(&rig, "*.test").await;
+    deploy(&rig.client, &other, on("mine", "c.test", &bytes)).await.expect("it overlaps with nothing");
+}
