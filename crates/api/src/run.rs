@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 /// themselves, in this order, each in a message of its own after what every host is handed.
 pub const FOLDERS_ENV: &str = "SIDEREAL_HOST_FOLDERS";
 
+/// Environment variable of a host: the variables that its components find in their environment, a JSON list of names. The values
+/// are in their config.
+pub const VARIABLES_ENV: &str = "SIDEREAL_HOST_VARIABLES";
+
 /// The most folders a host is handed: they wait in its socket until it takes them.
 pub const MAX_FOLDERS: usize = 64;
 

@@ -43,8 +43,9 @@ pub const SOCKET: &str = "task.sock";
 /// How it ended.
 pub const EXIT_FILE: &str = "exit.json";
 
-/// Variables of the scheduler's by which registries are reached and known: proxies, certificates, and who asks.
-pub const REGISTRY_ENV: [&str; 11] = [
+/// Variables of the scheduler's by which registries are reached and known: proxies, certificates, and who asks, whose credentials may
+/// be in the care of a program.
+pub const REGISTRY_ENV: [&str; 12] = [
     "HTTPS_PROXY",
     "https_proxy",
     "HTTP_PROXY",
@@ -56,6 +57,7 @@ pub const REGISTRY_ENV: [&str; 11] = [
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "DOCKER_CONFIG",
+    "PATH",
 ];
 
 /// What a task runs, and with what.
@@ -75,7 +77,7 @@ pub struct TaskSpec {
     /// Arguments of a program; what it is called comes before them.
     #[serde(default)]
     pub args: Vec<String>,
-    /// The environment of a program.
+    /// The environment of its component. What a service has of it is in `config` too.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Folders its component may use, at most [`MAX_FOLDERS`](crate::run::MAX_FOLDERS).
@@ -295,6 +297,17 @@ pub struct TaskExit {
     pub ran: bool,
     /// When, milliseconds since 1970.
     pub ended_ms: u64,
+}
+
+/// What the program that runs tasks says of itself and of the machine, to whoever starts them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskOffer {
+    /// The version of the tasks that it runs, [`VERSION`]; 0 where it is older than this word.
+    #[serde(default)]
+    pub tasks: u32,
+    /// Layers of isolation that the machine refuses, and why.
+    #[serde(default)]
+    pub refused: BTreeMap<String, String>,
 }
 
 /// A client of one task.

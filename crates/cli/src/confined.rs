@@ -28,6 +28,7 @@ pub fn host(tenant: model::TenantName, shard: u32, stage: &Stage) -> anyhow::Res
     telemetry::init(false);
     raise_file_limit();
     let (handed, code) = host::Handed::take(handoff::receive(std::io::stdin().as_fd())?);
+    host::environment::grant()?;
     let named = host::folders::named()?;
     let opened = named.iter().map(|_| {
         let [folder] = handoff::receive(std::io::stdin().as_fd())?;

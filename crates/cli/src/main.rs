@@ -6,6 +6,7 @@ mod commands;
 mod compile;
 mod confined;
 mod context;
+mod credentials;
 mod databases;
 mod demo;
 mod follow;

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use api::{Code, Problem};
-use data_encoding::BASE64;
 use futures::StreamExt as _;
 use model::Digest;
 use model::manifest::OciReference;
 use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::errors::{OciDistributionError, OciEnvelope, OciErrorCode};
 use oci_client::manifest::{OciImageManifest, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
@@ -27,12 +26,12 @@ pub const WHOLE: Duration = Duration::from_secs(300);
 /// The largest artifact, bytes.
 const MAX_ARTIFACT: usize = 50 << 20;
 
-/// Brings the component of a pinned reference, which may take no longer than `whole`.
+/// Brings the component of a pinned reference as the one that `auth` says, which may take no longer than `whole`.
 ///
 /// # Errors
 /// When the registry does not answer, refuses, answers with other bytes than those pinned, or takes longer.
-pub async fn pull(reference: &OciReference, whole: Duration) -> anyhow::Result<Vec<u8>> {
-    tokio::time::timeout(whole, asked(reference)).await.unwrap_or_else(|_| Err(late(reference, whole).into()))
+pub async fn pull(reference: &OciReference, auth: &RegistryAuth, whole: Duration) -> anyhow::Result<Vec<u8>> {
+    tokio::time::timeout(whole, asked(reference, auth)).await.unwrap_or_else(|_| Err(late(reference, whole).into()))
 }
 
 /// It took too long.
@@ -41,7 +40,7 @@ pub fn late(reference: &OciReference, whole: Duration) -> Problem {
     Problem::new(Code::TimedOut, what).help("look whether the registry answers from this machine")
 }
 
-async fn asked(reference: &OciReference) -> anyhow::Result<Vec<u8>> {
+async fn asked(reference: &OciReference, auth: &RegistryAuth) -> anyhow::Result<Vec<u8>> {
     let shown = format!("{}/{}@{}", reference.registry, reference.repository, reference.digest);
     // A second installation loses and is harmless: there is one provider in this program.
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -54,14 +53,25 @@ async fn asked(reference: &OciReference) -> anyhow::Result<Vec<u8>> {
     let client = Client::new(config);
     let image =
         Reference::with_digest(reference.registry.clone(), reference.repository.clone(), reference.digest.to_string());
-    let auth = credentials(&reference.registry);
-    let failed = |cause: OciDistributionError| match unknown(&cause) {
-        true => Problem::new(Code::ArtifactMissing, format!("the registry does not have {shown}"))
+    let failed = |cause: OciDistributionError| match () {
+        () if unknown(&cause) => Problem::new(Code::ArtifactMissing, format!("the registry does not have {shown}"))
             .help("check repository and digest; `oras manifest fetch --descriptor` shows the digest of a tag"),
-        false => Problem::new(Code::Unreachable, format!("cannot bring {shown}: {cause}"))
-            .help("check the reference and the registry's credentials (docker config.json)"),
+        () if denies(&cause) => {
+            let help = match auth {
+                RegistryAuth::Anonymous => {
+                    "log in there, or name a helper: the docker configuration of this user has no credentials"
+                }
+                _ => {
+                    "log in there again: the credentials of this user's docker configuration may not read the repository"
+                }
+            };
+            Problem::new(Code::Forbidden, format!("the registry does not give {shown} to whoever asks: {cause}"))
+                .help(help)
+        }
+        () => Problem::new(Code::Unreachable, format!("cannot bring {shown}: {cause}"))
+            .help("check the reference, and whether the registry answers from this machine"),
     };
-    let (raw, _) = client.pull_manifest_raw(&image, &auth, &MANIFESTS).await.map_err(failed)?;
+    let (raw, _) = client.pull_manifest_raw(&image, auth, &MANIFESTS).await.map_err(failed)?;
     matches(&raw, reference.digest, &shown)?;
     let unreadable = |cause: &dyn std::fmt::Display| {
         Problem::new(Code::ArtifactInvalid, format!("the manifest of {shown} cannot be read: {cause}"))
@@ -127,6 +137,25 @@ fn unknown(cause: &OciDistributionError) -> bool {
     }
 }
 
+/// Whether the registry answered that it is not for whoever asks.
+fn denies(cause: &OciDistributionError) -> bool {
+    let denied = |envelope: &OciEnvelope| {
+        envelope.errors.iter().any(|error| matches!(error.code, OciErrorCode::Unauthorized | OciErrorCode::Denied))
+    };
+    match cause {
+        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::ServerError { code: 401 | 403, .. } => {
+            true
+        }
+        OciDistributionError::RegistryError { envelope, .. } => denied(envelope),
+        // Which status that had is not told, and it may be out of order.
+        OciDistributionError::AuthenticationFailure(said) => {
+            serde_json::from_str(said).is_ok_and(|envelope| denied(&envelope))
+                || said.contains("incorrect username or password")
+        }
+        _ => false,
+    }
+}
+
 fn matches(bytes: &[u8], wanted: Digest, shown: &str) -> Result<(), Problem> {
     let found = Digest::of(bytes);
     if found == wanted {
@@ -140,21 +169,6 @@ fn matches(bytes: &[u8], wanted: Digest, shown: &str) -> Result<(), Problem> {
 pub fn loopback(registry: &str) -> bool {
     let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host).trim_matches(['[', ']']);
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-/// The user's docker credentials for a registry, if there are any.
-fn credentials(registry: &str) -> RegistryAuth {
-    let read = || -> Option<(String, String)> {
-        let dir = std::env::var_os("DOCKER_CONFIG")
-            .map(std::path::PathBuf::from)
-            .or_else(|| Some(etcetera::home_dir().ok()?.join(".docker")))?;
-        let config: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).ok()?).ok()?;
-        let auth = config.get("auths")?.get(registry)?.get("auth")?.as_str()?;
-        let plain = String::from_utf8(BASE64.decode(auth.as_bytes()).ok()?).ok()?;
-        let (user, password) = plain.split_once(':')?;
-        Some((user.to_owned(), password.to_owned()))
-    };
-    read().map_or(RegistryAuth::Anonymous, |(user, password)| RegistryAuth::Basic(user, password))
 }
 
 #[cfg(test)]
@@ -259,6 +273,26 @@ mod tests {
         Ok(())
     }
 
+    /// What a person has to change is told from what passes.
+    #[test]
+    fn who_may_not_is_told_from_who_cannot() {
+        let server = |code| OciDistributionError::ServerError { code, url: String::new(), message: String::new() };
+        let said = |text: &str| OciDistributionError::AuthenticationFailure(text.to_owned());
+        for refused in [
+            server(401),
+            server(403),
+            OciDistributionError::UnauthorizedError { url: String::new() },
+            said(r#"{"errors":[{"code":"DENIED","message":"denied"}]}"#),
+            said(r#"{"details":"incorrect username or password"}"#),
+        ] {
+            assert!(denies(&refused), "{refused}");
+        }
+        let busy = r#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#;
+        for passes in [server(500), server(429), said(busy), said("<html>bad gateway</html>")] {
+            assert!(!denies(&passes), "{passes}");
+        }
+    }
+
     fn code(brought: anyhow::Result<Vec<u8>>) -> Code {
         crate::output::problem_of(&brought.unwrap_err()).code
     }
@@ -266,13 +300,13 @@ mod tests {
     #[tokio::test]
     async fn a_registry_that_does_what_it_should_is_believed() {
         let (reference, _) = registry(Does::Sends, Does::Sends).await;
-        assert_eq!(pull(&reference, WHOLE).await.unwrap(), vec![7; 1000]);
+        assert_eq!(pull(&reference, &RegistryAuth::Anonymous, WHOLE).await.unwrap(), vec![7; 1000]);
     }
 
     #[tokio::test]
     async fn a_component_without_end_is_read_no_further_than_its_manifest_says() {
         let (reference, sent) = registry(Does::Sends, Does::SendsWithoutEnd).await;
-        assert_eq!(code(pull(&reference, WHOLE).await), Code::ArtifactTampered);
+        assert_eq!(code(pull(&reference, &RegistryAuth::Anonymous, WHOLE).await), Code::ArtifactTampered);
         // What lies in the buffers of a connection is sent, and read by nobody.
         let sent = sent.load(Ordering::Relaxed);
         assert!(sent < MAX_ARTIFACT, "{sent} bytes");
@@ -284,7 +318,7 @@ mod tests {
         let whole = Duration::from_secs(1);
         for (manifest, component) in [(Does::SendsAByteAtATime, Does::Sends), (Does::Sends, Does::SendsAByteAtATime)] {
             let (reference, sent) = registry(manifest, component).await;
-            assert_eq!(code(pull(&reference, whole).await), Code::TimedOut, "{manifest:?}");
+            assert_eq!(code(pull(&reference, &RegistryAuth::Anonymous, whole).await), Code::TimedOut, "{manifest:?}");
             assert!(sent.load(Ordering::Relaxed) < 200, "{manifest:?}");
         }
     }
@@ -293,7 +327,11 @@ mod tests {
     async fn a_registry_that_sends_from_itself_to_itself_is_left() {
         for (manifest, component) in [(Does::SendsElsewhere, Does::Sends), (Does::Sends, Does::SendsElsewhere)] {
             let (reference, _) = registry(manifest, component).await;
-            assert_eq!(code(pull(&reference, WHOLE).await), Code::Unreachable, "{manifest:?}");
+            assert_eq!(
+                code(pull(&reference, &RegistryAuth::Anonymous, WHOLE).await),
+                Code::Unreachable,
+                "{manifest:?}"
+            );
         }
     }
 }

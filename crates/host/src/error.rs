@@ -17,6 +17,9 @@ pub enum HostError {
     /// The folders it is to grant.
     #[error("{name} is no list of the folders that this host was handed", name = api::run::FOLDERS_ENV)]
     Folders,
+    /// The variables it is to grant.
+    #[error("{name} is no list of variables", name = api::run::VARIABLES_ENV)]
+    Variables,
     /// It is not confined as it should be, so it runs nothing.
     #[error("{0}")]
     Confinement(String),

@@ -19,6 +19,7 @@ mod data;
 mod dialer;
 mod embedded;
 mod entry;
+pub mod environment;
 mod error;
 mod external;
 mod fault;

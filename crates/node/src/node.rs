@@ -200,7 +200,7 @@ impl Node {
             exe: config.exe,
             confinement: config.confinement.clone(),
             run_dir: config.run_dir,
-            env: environment(config.code_budget, &named),
+            env: environment(config.code_budget, &named, &config.host_variables),
             folders: folders.into(),
             store,
             artifacts: artifacts.clone(),
@@ -350,13 +350,19 @@ impl From<IngressError> for NodeError {
     }
 }
 
-fn environment(code_budget: Option<u64>, folders: &[api::run::Folder]) -> Vec<(OsString, OsString)> {
+fn environment(
+    code_budget: Option<u64>,
+    folders: &[api::run::Folder],
+    variables: &[String],
+) -> Vec<(OsString, OsString)> {
     let passed = PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
     let budget = code_budget.map(|bytes| (api::agent::CODE_BUDGET_ENV.into(), bytes.to_string().into()));
     let folders = serde_json::to_string(folders).ok().filter(|_| !folders.is_empty());
     let folders = folders.map(|folders| (api::run::FOLDERS_ENV.into(), folders.into()));
+    let variables = serde_json::to_string(variables).ok().filter(|_| !variables.is_empty());
+    let variables = variables.map(|variables| (api::run::VARIABLES_ENV.into(), variables.into()));
     let allocator = SMALL.map(|(name, value)| (name.into(), value.into()));
-    passed.chain(budget).chain(folders).chain(allocator).collect()
+    passed.chain(budget).chain(folders).chain(variables).chain(allocator).collect()
 }
 
 /// Removes what hosts of an earlier node left. A host that is still ending has its sockets open and needs no names.

@@ -17,7 +17,7 @@ use crate::limiter::Limiter;
 use crate::log::{CallLog, LogStreamKind, Stdio};
 use crate::outbound::Hooks;
 use crate::peer::Held;
-use crate::program::{Folders, Told};
+use crate::program::{Environment, Folders, Told};
 use crate::sockets::{Names, Sockets};
 use crate::workload::Sinks;
 
@@ -175,6 +175,9 @@ impl Ctx {
                 builder
                     .stdout(Stdio { log: log.clone(), stream: LogStreamKind::Stdout })
                     .stderr(Stdio { log, stream: LogStreamKind::Stderr });
+            }
+            if let Some(environment) = self.bindings.get::<Environment>() {
+                builder.envs(&environment.0);
             }
             if let Some(folders) = self.bindings.get::<Folders>()
                 && let Err(error) = folders.give(&mut builder)

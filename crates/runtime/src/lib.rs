@@ -1,8 +1,8 @@
 //! The wasmtime embedding: compile, load, link and run components with every limit enforced.
 //!
 //! Invariant: `unsafe` lives in [`load`] alone, and a guest gets nothing it was not given: no files but in folders
-//! that were granted, no sockets but those the node
-//! connected, no environment, no instance another revision has used. Listeners, client libraries and API types live elsewhere.
+//! that were granted, no sockets but those the node connected, no environment but variables that were granted, no instance another
+//! revision has used. Listeners, client libraries and API types live elsewhere.
 //!
 //! ```text
 //! wasm ── compile() (separate process) ──▶ code file ── Runtime::load ──▶ Code ── Runtime::link ──▶ Linked
@@ -55,7 +55,7 @@ pub use model::app::Reuse;
 pub use outbound::{HttpBody, HttpBodyError, Outbound, OutboundError, OutboundOptions, OutboundResponse};
 pub use peer::{Callee, CalleeTrace, Loading, MAX_CALL_DEPTH, Peer, Peers, call_component};
 pub use pipe::Output;
-pub use program::{Folders, Granted, Program, Written};
+pub use program::{Environment, Folders, Granted, Program, Written};
 pub use sockets::{Connection, Datagrams, Opening, Received, SocketFault, Sockets};
 pub use ticker::Queue;
 pub use workload::{Sinks, Workload};

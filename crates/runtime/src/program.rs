@@ -55,6 +55,11 @@ impl Told {
     }
 }
 
+/// Variables that every instance of a component finds in its environment: a binding. There are none but these; a program has its
+/// own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Environment(pub Vec<(String, String)>);
+
 /// Folders that every instance of a component may use: a binding. There are none but these.
 #[derive(Debug, Default)]
 pub struct Folders(pub Vec<Granted>);

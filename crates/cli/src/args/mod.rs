@@ -190,7 +190,8 @@ pub enum Command {
         #[arg(long)]
         outside: bool,
     },
-    /// Prints which layers of isolation this machine refuses, and why, as JSON (asked by a task driver).
+    /// Prints which tasks this program runs, and which layers of isolation this machine refuses and why, as JSON (asked by a
+    /// task driver).
     #[command(hide = true)]
     Layers,
     /// Compiles a component from stdin to stdout (started by the node).

@@ -23,7 +23,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use api::task::{Groups, LOCK_FILE, PROCESS_FILE, SPEC_FILE, TaskProcess, TaskSpec, VERSION};
+use api::task::{Groups, LOCK_FILE, PROCESS_FILE, SPEC_FILE, TaskOffer, TaskProcess, TaskSpec, VERSION};
 use api::{Code, Problem};
 
 /// The network namespace of whoever opens it.
@@ -101,7 +101,7 @@ fn read(dir: &Path) -> anyhow::Result<TaskSpec> {
     Ok(spec)
 }
 
-/// Says which layers this machine refuses.
+/// Says which tasks this program runs, and which layers this machine refuses.
 ///
 /// # Errors
 /// Where no process can be started at all.
@@ -109,8 +109,8 @@ pub fn layers() -> anyhow::Result<u8> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let refused = runtime.block_on(node::confine::missing(&exe, Path::new("/")))?;
-    let refused: std::collections::BTreeMap<_, _> = refused.into_iter().map(|(layer, (why, _))| (layer, why)).collect();
-    crate::output::stdout(&serde_json::to_string(&refused)?);
+    let refused = refused.into_iter().map(|(layer, (why, _))| (layer, why)).collect();
+    crate::output::stdout(&serde_json::to_string(&TaskOffer { tasks: VERSION, refused })?);
     Ok(0)
 }
 

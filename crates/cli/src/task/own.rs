@@ -132,6 +132,8 @@ pub(super) async fn start(
     let node = Node::start(NodeConfig {
         code_dir: Some(spec.code.clone()),
         host_folders: folders,
+        // A program is told its own.
+        host_variables: spec.listen.map(|_| spec.env.keys().cloned().collect()).unwrap_or_default(),
         run_dir,
         ingress: IngressConfig { workers: ingress_workers(), ..IngressConfig::new(listen) },
         ingress_fallback: false,

@@ -57,6 +57,19 @@ fn root(place: &Place) -> io::Result<OwnedFd> {
     }
 }
 
+/// Holds what `path` says, without doing anything to it. Links below the folder that it begins in are followed where they stay in
+/// that one: what is beside it may be the scheduler's own.
+fn hold(place: &Place, how: ResolveFlags) -> io::Result<OwnedFd> {
+    let mut parts = place.path.components();
+    match (parts.next(), parts.as_path()) {
+        (Some(first), rest) if !rest.as_os_str().is_empty() => {
+            let begins = open(root(place)?, Path::new(first.as_os_str()), OFlags::PATH | FOLDER, PLAIN)?;
+            open(begins, rest, OFlags::PATH, how)
+        }
+        _ => open(root(place)?, &place.path, OFlags::PATH, PLAIN),
+    }
+}
+
 /// Opens what `path` says for use, once `fits` says of what is found there that it may be. To open is to do something already:
 /// some devices end the machine's watch over itself, or read on, as soon as somebody has them open. So it is held first, looked
 /// at, and the very same thing is opened then.
@@ -65,7 +78,7 @@ fn open_looked_at(
     (flags, how): (OFlags, ResolveFlags),
     fits: impl FnOnce(&Stat) -> io::Result<()>,
 ) -> io::Result<File> {
-    let held = open(root(place)?, &place.path, OFlags::PATH, how)?;
+    let held = hold(place, how)?;
     fits(&fstat(&held)?)?;
     // Another name of what is held, which nobody can exchange. Neither a pipe nor a terminal does anything to whoever opens it so.
     let name = format!("/proc/self/fd/{}", held.as_raw_fd());
@@ -73,7 +86,8 @@ fn open_looked_at(
     Ok(File::from(rustix::fs::open(name, flags, Mode::empty())?))
 }
 
-/// Reads a whole file, of at most `most` bytes. Links that stay inside are followed: artifacts may hold some.
+/// Reads a whole file, of at most `most` bytes. Links that stay in the folder that the path begins in are followed: artifacts may
+/// hold some.
 ///
 /// # Errors
 /// Where there is none, it is none, or it is larger.
@@ -168,11 +182,13 @@ mod tests {
     fn links_lead_nowhere_but_inside() {
         let dir = tempfile::tempdir().unwrap();
         let (task, other) = (dir.path().join("task"), dir.path().join("other"));
-        for folder in [task.join("local/real"), other.clone()] {
+        for folder in [task.join("local/real"), task.join("private"), other.clone()] {
             std::fs::create_dir_all(folder).unwrap();
         }
         std::fs::write(other.join("secret"), "secret").unwrap();
         std::fs::write(task.join("local/real/file"), "own").unwrap();
+        // The scheduler's, in the task's directory.
+        std::fs::write(task.join("private/token"), "token").unwrap();
         for (link, to) in [
             ("local/inside", "real/file".into()),
             ("local/out", "../../other/secret".into()),
@@ -180,12 +196,19 @@ mod tests {
             ("local/folder", "../../other".into()),
             ("local/sub", "real".into()),
             ("local/magic", "/proc/self/cwd/Cargo.toml".into()),
+            ("local/token", "../private/token".into()),
+            ("local/beside", "../private".into()),
+            ("token", "private/token".into()),
+            ("beside", "private".into()),
         ] {
             symlink(to, task.join(link)).unwrap();
         }
         let read = |path: &str| read(&place(&task, path), 100);
         assert_eq!((read("local/inside").unwrap(), read("local/sub/file").unwrap()), (b"own".into(), b"own".into()));
         for path in ["local/out", "local/absolute", "local/folder/secret", "local/magic", "../other/secret"] {
+            assert!(read(path).is_err(), "{path}");
+        }
+        for path in ["local/token", "local/beside/token", "token", "beside/token"] {
             assert!(read(path).is_err(), "{path}");
         }
         assert!(read("local").unwrap_err().to_string().contains("no file"));

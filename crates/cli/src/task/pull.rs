@@ -20,7 +20,7 @@ use node::artifacts::Pulled;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::io::AsyncReadExt as _;
 
-use crate::oci;
+use crate::{credentials, oci};
 
 /// Writable memory of the process, bytes: a component, twice while it grows, and what TLS takes.
 const MEMORY: u64 = 256 << 20;
@@ -150,10 +150,16 @@ pub fn run(reference: &OciReference, outside: bool) -> anyhow::Result<u8> {
         rustix::thread::move_into_link_name_space(std::io::stdin().as_fd(), kind)
             .context("cannot enter the network of the machine")?;
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // A helper is a program of the operator's, and takes what memory it takes.
+    let auth = runtime.block_on(credentials::of(&reference.registry));
     setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) })
         .context("cannot limit memory")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (code, said) = match runtime.block_on(oci::pull(reference, oci::WHOLE)) {
+    let brought = match auth {
+        Ok(auth) => runtime.block_on(oci::pull(reference, &auth, oci::WHOLE)),
+        Err(problem) => Err(problem.into()),
+    };
+    let (code, said) = match brought {
         Ok(bytes) => (0, bytes),
         Err(cause) => (1, serde_json::to_vec(&crate::output::problem_of(&cause))?),
     };

@@ -8,7 +8,7 @@ use api::task::TaskSpec;
 use plugin::Failure;
 use plugin::driver::TaskConfig;
 
-use super::cgroup::{Bounds, Made};
+use super::cgroup::{Bounds, Made, unenforced};
 use super::config::{AgentConfig, MISSING as MISSING_LAYERS};
 use super::folder::{forget, make, remove, unwritable};
 use super::noted::Intent;
@@ -92,10 +92,7 @@ fn unbounded(cause: &std::io::Error) -> Failure {
     };
     match cause.kind() {
         AlreadyExists | InvalidInput | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem
-        | Unsupported => Failure::unrecoverable(format!(
-            "the `resources` block cannot be enforced on this machine: {cause}; run the agent as root with control groups, or set \
-             `enforce_resources = false` in the plugin's configuration"
-        )),
+        | Unsupported => Failure::unrecoverable(unenforced(cause)),
         _ => Failure::recoverable(format!("the `resources` block cannot be enforced now: {cause}")),
     }
 }

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 const ROOT: &str = "/sys/fs/cgroup";
 /// Ours, below every root.
 const OURS: &str = "sidereal-nomad";
+/// Where agents from 1.7 on make the groups of tasks that share their cores, on machines with version 2.
+const SHARE: &str = "nomad.slice/share.slice";
 /// What a group is called by which somebody finds out whether there can be any, before the number of its process.
 const PROBE: &str = "probe-";
 
@@ -85,12 +87,12 @@ fn plan(version: Version, root: &Path, name: &str, bounds: &Bounds) -> Vec<Plan>
                 oom: None,
             });
             // Which cores are the task's, or everybody's, the agent has settled.
-            let given = bounds.given.clone().filter(|dir| dir.starts_with(root.join("cpuset")) && dir.is_dir());
+            let given = bounds.given.clone();
             let cores = given.map(|dir| Plan { dir, ours: false, settings: Vec::new(), oom: None });
             memory.into_iter().chain(cpu).chain(cores).collect()
         }
         Version::Two => {
-            let given = bounds.given.clone().filter(|dir| dir.starts_with(root));
+            let given = bounds.given.clone();
             let mut settings = Vec::new();
             if let Some(bytes) = bounds.memory {
                 settings.extend([("memory.max", bytes.to_string()), ("memory.swap.max", "0".to_owned())]);
@@ -98,7 +100,7 @@ fn plan(version: Version, root: &Path, name: &str, bounds: &Bounds) -> Vec<Plan>
             if let Some(shares) = bounds.cpu_shares {
                 settings.push(("cpu.weight", weight(shares).to_string()));
             }
-            if settings.is_empty() {
+            if settings.is_empty() && given.is_none() {
                 return Vec::new();
             }
             let ours = given.is_none();
@@ -106,6 +108,24 @@ fn plan(version: Version, root: &Path, name: &str, bounds: &Bounds) -> Vec<Plan>
             vec![Plan { dir, ours, settings, oom: bounds.memory.map(|_| "memory.events") }]
         }
     }
+}
+
+/// The group that the agent names has the task's cores: a task without it would run on all of them.
+fn is_given(version: Version, root: &Path, dir: &Path) -> io::Result<()> {
+    let sign = match version {
+        Version::One => "cpuset.cpus",
+        Version::Two => "cgroup.procs",
+    };
+    if dir.starts_with(root) && dir.join(sign).is_file() {
+        return Ok(());
+    }
+    let (kind, what) = match dir.try_exists() {
+        // It may be on its way.
+        Ok(false) => (io::ErrorKind::ResourceBusy, "it is not there"),
+        _ => (io::ErrorKind::Unsupported, "it is none"),
+    };
+    let text = format!("the agent names {} as the group of the task's cores, and {what}", dir.display());
+    Err(io::Error::new(kind, text))
 }
 
 /// Shares of version 1 (2 to 262144) as the weight of version 2 (1 to 10000), as the kernel's documents relate them.
@@ -132,7 +152,7 @@ impl Made {
 
     fn below(root: &Path, name: &str, bounds: &Bounds) -> io::Result<Self> {
         let mut made = Self::default();
-        if bounds.memory.is_none() && bounds.cpu_shares.is_none() {
+        if *bounds == Bounds::default() {
             return Ok(made);
         }
         let version = version(root)
@@ -158,6 +178,8 @@ impl Made {
                 }
                 std::fs::create_dir_all(&dir).map_err(|cause| at(&dir, cause))?;
                 self.made.push(dir.clone());
+            } else {
+                is_given(version, root, &dir)?;
             }
             for (name, value) in settings {
                 let file = dir.join(name);
@@ -202,13 +224,44 @@ impl Made {
     }
 }
 
-/// Whether bounds can be enforced on this machine by this user. Two that ask at once make two groups.
+/// Whether bounds can be enforced on this machine by this user.
 pub fn available() -> bool {
+    tried().is_ok()
+}
+
+/// Tries whether bounds can be enforced on this machine by this user. Two that ask at once make two groups.
+///
+/// # Errors
+/// Why they cannot.
+pub fn tried() -> io::Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    forget_probes(Path::new(ROOT), &|pid| matches!(Path::new("/proc").join(pid).try_exists(), Ok(false)));
+    let root = Path::new(ROOT);
+    forget_probes(root, &|pid| matches!(Path::new("/proc").join(pid).try_exists(), Ok(false)));
     let probe = Bounds { memory: Some(1 << 30), cpu_shares: Some(100), given: None };
     let name = format!("{PROBE}{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
-    Made::new(&name, &probe).is_ok_and(|made| made.remove())
+    match Made::new(&name, &probe) {
+        Ok(made) if made.remove() => Ok(()),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("the group {name} cannot be removed again"))),
+        // Somebody else makes them, and they are this user's to write to.
+        Err(_) if gives(root) => Ok(()),
+        Err(cause) => Err(cause),
+    }
+}
+
+/// Whether the agent makes the groups of tasks, and bounds can be set in them.
+fn gives(root: &Path) -> bool {
+    let share = root.join(SHARE);
+    let handed_on = std::fs::read_to_string(share.join("cgroup.subtree_control")).unwrap_or_default();
+    ["memory", "cpu"].iter().all(|name| handed_on.split_whitespace().any(|known| known == *name))
+        && rustix::fs::access(&share, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// Why no task can be bounded, and what to do about it.
+pub fn unenforced(cause: &io::Error) -> String {
+    format!(
+        "the `resources` block cannot be enforced on this machine: {cause}; run the agent as root with control groups, or set \
+         `enforce_resources = false` in the plugin's configuration"
+    )
 }
 
 /// Removes the groups of those who were killed while they asked.
@@ -253,13 +306,24 @@ mod tests {
     fn the_cores_that_the_agent_gives_are_joined_and_not_made() {
         let dir = tempfile::tempdir().unwrap();
         let cores = dir.path().join("cpuset/nomad/shared");
-        let bounds = Bounds { given: Some(cores.clone()), ..BOUNDS };
-        let joined = |bounds: &Bounds| plan(Version::One, dir.path(), "t", bounds).len();
-        assert_eq!(joined(&bounds), 2, "there is none");
+        for controller in ["memory", "cpu"] {
+            std::fs::create_dir_all(dir.path().join(controller)).unwrap();
+        }
+        let bounded = |given: &Path| {
+            let bounds = Bounds { given: Some(given.to_owned()), ..BOUNDS };
+            Made::below(dir.path(), "t", &bounds).map(|made| made.groups.join).map_err(|cause| cause.kind())
+        };
+        assert_eq!(bounded(&cores), Err(io::ErrorKind::ResourceBusy), "there is none yet");
         std::fs::create_dir_all(&cores).unwrap();
-        let [.., last] = &plan(Version::One, dir.path(), "t", &bounds)[..] else { panic!("three groups") };
-        assert!(!last.ours && last.dir == cores && last.settings.is_empty());
-        assert_eq!(joined(&Bounds { given: Some(dir.path().join("memory")), ..bounds }), 2, "it is no set of cores");
+        std::fs::write(cores.join("cpuset.cpus"), "0").unwrap();
+        let joined = bounded(&cores).unwrap();
+        assert!(joined.len() == 3 && joined.last() == Some(&cores) && cores.exists(), "{joined:?}");
+        // Without them it would run on all cores.
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::write(elsewhere.path().join("cpuset.cpus"), "0").unwrap();
+        for none in [dir.path().join("memory"), elsewhere.path().to_owned()] {
+            assert_eq!(bounded(&none), Err(io::ErrorKind::Unsupported), "{none:?}");
+        }
     }
 
     /// What is written where, as the kernel's documents have it: in the group that the agent made, else in one of our own, to whose
@@ -286,8 +350,12 @@ mod tests {
 
         let given = root.join("nomad.slice/share.slice/a.web.scope");
         std::fs::create_dir_all(&given).unwrap();
-        std::fs::write(given.join("memory.swap.max"), "max").unwrap();
-        let made = Made::below(root, "u", &Bounds { given: Some(given.clone()), ..BOUNDS }).unwrap();
+        let bounds = Bounds { given: Some(given.clone()), ..BOUNDS };
+        assert!(Made::below(root, "u", &bounds).is_err(), "it is no group");
+        for (file, text) in [("cgroup.procs", ""), ("memory.swap.max", "max")] {
+            std::fs::write(given.join(file), text).unwrap();
+        }
+        let made = Made::below(root, "u", &bounds).unwrap();
         assert_eq!(
             (made.groups.join.as_slice(), made.made.len()),
             (&[given.clone()][..], 0),
@@ -308,6 +376,19 @@ mod tests {
             let all: Vec<_> = (0..4).map(|_| scope.spawn(asks)).collect();
             assert!(all.into_iter().all(|asks| asks.join().unwrap()));
         });
+    }
+
+    /// Where the agent makes the groups, none of our own need be possible.
+    #[test]
+    fn groups_that_the_agent_makes_are_enough_where_they_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!gives(dir.path()), "it makes none");
+        std::fs::create_dir_all(dir.path().join(SHARE)).unwrap();
+        let hands_on = |names: &str| std::fs::write(dir.path().join(SHARE).join("cgroup.subtree_control"), names);
+        hands_on("cpuset cpu io pids\n").unwrap();
+        assert!(!gives(dir.path()), "no memory");
+        hands_on("cpuset cpu io memory pids\n").unwrap();
+        assert!(gives(dir.path()));
     }
 
     #[test]

@@ -138,8 +138,7 @@ pub struct TaskOptions {
     /// Answers of `wasi:config`.
     #[serde(default, deserialize_with = "text_map")]
     pub settings: BTreeMap<String, String>,
-    /// Variables of the task's environment that reach the component: a program as its environment, and `wasi:config` answers
-    /// with them too.
+    /// Variables of the task's environment that reach the component: they are in its own, and `wasi:config` answers with them too.
     #[serde(default, deserialize_with = "or_default")]
     pub env: Vec<String>,
     /// Folders of the task that the component may use, by path: `/local`, `/alloc/data/app`.

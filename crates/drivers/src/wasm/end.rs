@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, SystemTime};
 
+use api::Problem;
 use api::task::{EXIT_FILE, TaskExit};
 use plugin::driver::ExitResult;
 
@@ -26,6 +27,12 @@ pub struct Ended {
     pub problem: Option<String>,
     /// When.
     pub at: SystemTime,
+}
+
+/// What went wrong with a task, its code, and what to do about it.
+pub fn in_words(problem: &Problem) -> String {
+    let help = problem.help.as_ref().map_or_else(String::new, |help| format!(" ({help})"));
+    format!("{} [{}]{help}", problem.detail, problem.code.as_str())
 }
 
 /// What the task of this directory wrote down of its end; `None` where it did not, or not whole.
@@ -54,7 +61,7 @@ impl Ended {
             let signal = if exit.oom { KILLED } else { 0 };
             return Self {
                 result: ExitResult { exit_code: exit.code, signal, oom_killed: exit.oom },
-                problem: exit.problem.map(|problem| problem.detail),
+                problem: exit.problem.as_ref().map(in_words),
                 at: SystemTime::UNIX_EPOCH + Duration::from_millis(exit.ended_ms),
             };
         }
@@ -94,6 +101,11 @@ mod tests {
         // A text that is cut off is none.
         std::fs::write(dir.path().join(EXIT_FILE), r#"{"code":"#).unwrap();
         assert_eq!(said(Some(9)).0, 137);
+        let problem = Problem::new(api::Code::LimitReached, "it used all its memory").help("raise `memory`");
+        let exit = TaskExit { code: 137, problem: Some(problem), oom: true, ran: true, ended_ms: 1 };
+        super::super::task::write_whole(&dir.path().join(EXIT_FILE), &serde_json::to_vec(&exit).unwrap()).unwrap();
+        assert_eq!(said(None), (137, 9, "it used all its memory [limit-reached] (raise `memory`)".to_owned()));
+        std::fs::remove_file(dir.path().join(EXIT_FILE)).unwrap();
         let ended = Ended::of(dir.path(), true, None);
         assert!(ended.problem.is_some_and(|why| why.contains("with the machine")) && ended.result.exit_code == 137);
     }

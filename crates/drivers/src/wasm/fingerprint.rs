@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use api::task::{TaskOffer, VERSION};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use model::ProviderKind;
@@ -68,7 +69,7 @@ impl Known {
             Some(known) if known.is_empty() => Refused::new(),
             _ => {
                 let asked = refused_now(sidereal).await.map(of_programs);
-                asked.map_err(|why| Failure::recoverable(format!("{}: {why}", unsaid(sidereal))))?
+                asked.map_err(Failure::recoverable)?
             }
         };
         // That look may have come at a bad moment too.
@@ -77,10 +78,6 @@ impl Known {
         refused.retain(|layer, _| !waive.iter().any(|name| name == layer.as_str()));
         Ok(refused)
     }
-}
-
-fn unsaid(sidereal: &Path) -> String {
-    format!("{} does not say how it isolates", sidereal.display())
 }
 
 /// A fingerprint at once, and again whenever it has changed or some time has passed. What it finds of the layers is in `found`.
@@ -129,6 +126,12 @@ async fn look(agent: &AgentConfig, known: &mut Option<Isolation>, found: &Known)
     if let Err(cause) = writable(&agent.state_dir()) {
         return without(Health::Unhealthy, format!("{} cannot be used: {cause}", agent.state_dir().display()));
     }
+    // Each start would fail for it.
+    if agent.enforce_resources
+        && let Err(cause) = cgroup::tried()
+    {
+        return without(Health::Unhealthy, cgroup::unenforced(&cause));
+    }
     if known.as_ref().is_none_or(|known| known.version != version) {
         match refused_now(&sidereal).await {
             Ok(refused) => {
@@ -137,7 +140,7 @@ async fn look(agent: &AgentConfig, known: &mut Option<Isolation>, found: &Known)
             }
             Err(why) => {
                 *known = None;
-                return without(Health::Unhealthy, format!("{}: {why}", unsaid(&sidereal)));
+                return without(Health::Unhealthy, why);
             }
         }
     }
@@ -162,7 +165,7 @@ async fn look(agent: &AgentConfig, known: &mut Option<Isolation>, found: &Known)
         text("providers", list(providers)),
         text("worlds", "wasi:http@0.2,wasi:http@0.3,wasi:cli@0.2,wasi:cli@0.3,wasi_snapshot_preview1".to_owned()),
         flag("unsigned", agent.allow_unsigned),
-        flag("isolation.cgroup", agent.enforce_resources && cgroup::available()),
+        flag("isolation.cgroup", agent.enforce_resources),
         flag("exec", false),
         flag("commands", true),
     ];
@@ -196,10 +199,23 @@ fn layers(refused: &Refused, waive: &[String]) -> Result<Vec<(Layer, bool)>, Str
     Ok(of_programs.map(|layer| (layer, !waived(&layer) && !refused.contains_key(&layer))).collect())
 }
 
-/// Asks the program what this machine refuses.
+/// Asks the program what this machine refuses. Nothing is known of one that runs other tasks than this plugin writes.
 async fn refused_now(sidereal: &Path) -> Result<Refused, String> {
-    let said = run(sidereal, "layers", TRYING).await?;
-    serde_json::from_str(&said).map_err(|cause| cause.to_string())
+    let said = run(sidereal, "layers", TRYING).await;
+    said.and_then(|said| offered(&said)).map_err(|why| format!("{} cannot run tasks: {why}", sidereal.display()))
+}
+
+fn offered(said: &str) -> Result<Refused, String> {
+    let unsaid = |cause: &dyn std::fmt::Display| format!("it does not say how it isolates: {cause}");
+    let TaskOffer { tasks, refused } = serde_json::from_str(said).map_err(|cause| unsaid(&cause))?;
+    if tasks != VERSION {
+        let its = if tasks == 0 { "an older version".to_owned() } else { format!("version {tasks}") };
+        return Err(format!(
+            "it runs tasks of {its}, and this plugin writes version {VERSION}; install `sidereal` and the plugin of one release"
+        ));
+    }
+    let layers = refused.into_iter().map(|(name, why)| name.parse::<Layer>().map(|layer| (layer, why)));
+    layers.collect::<Result<_, _>>().map_err(|cause: String| unsaid(&cause))
 }
 
 async fn version(sidereal: &Path) -> Result<String, String> {
@@ -239,6 +255,23 @@ fn writable(dir: &PathBuf) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The two programs of an install may be of two releases for a while.
+    #[test]
+    fn a_program_of_another_release_runs_no_task_of_this_one() {
+        let said = |tasks: u32| format!(r#"{{"tasks":{tasks},"refused":{{"net":"no"}}}}"#);
+        assert_eq!(offered(&said(VERSION)).unwrap(), [(Layer::Net, "no".to_owned())].into());
+        for (said, why) in [
+            (said(VERSION + 1), format!("tasks of version {}, and this plugin writes version {VERSION};", VERSION + 1)),
+            // As the releases before said it.
+            (r#"{"net":"no"}"#.to_owned(), "it runs tasks of an older version".to_owned()),
+            (said(VERSION).replace("net", "hull"), "how it isolates: `hull`".to_owned()),
+            ("no".to_owned(), "how it isolates".to_owned()),
+        ] {
+            let refused = offered(&said).unwrap_err();
+            assert!(refused.contains(&why), "{refused}");
+        }
+    }
 
     #[test]
     fn layers_are_on_that_are_neither_refused_nor_waived() {

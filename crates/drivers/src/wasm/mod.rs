@@ -71,7 +71,7 @@ const STARTED: Duration = Duration::from_secs(20 * 60);
 #[derive(Debug)]
 pub struct WasmDriver {
     agent: RwLock<AgentConfig>,
-    tasks: Tasks<Task>,
+    tasks: Arc<Tasks<Task>>,
     /// Starts whose answer the agent did not hear, until it asks about them.
     unheard: Mutex<HashSet<String>>,
     asked: Arc<strays::Asked>,
@@ -84,14 +84,19 @@ pub struct WasmDriver {
 impl WasmDriver {
     /// With the defaults of every setting, and no tasks.
     pub fn new() -> Self {
+        Self::patient(strays::PATIENCE)
+    }
+
+    /// As [`WasmDriver::new`], and a task that no agent knows is ended after `patience`.
+    pub fn patient(patience: Duration) -> Self {
         let events = broadcast::channel(EVENTS).0;
         // It is known from here on, whatever this process is short of later.
         api::task::boot();
         Self {
             agent: RwLock::default(),
-            tasks: Tasks::default(),
+            tasks: Arc::default(),
             unheard: Mutex::default(),
-            asked: Arc::default(),
+            asked: Arc::new(strays::Asked::new(patience)),
             turns: Arc::default(),
             events,
             sampler: Arc::default(),
@@ -196,13 +201,17 @@ impl Driver for WasmDriver {
 
     fn fingerprint(&self) -> BoxStream<'static, Fingerprint> {
         let state = self.agent().state_dir();
-        let (asked, turns, begun) = (self.asked.clone(), self.turns.clone(), tokio::time::Instant::now());
+        let (asked, turns, tasks) = (self.asked.clone(), self.turns.clone(), self.tasks.clone());
+        let begun = tokio::time::Instant::now();
+        asked.listens();
         let swept = move |told| {
-            let (state, asked, turns) = (state.clone(), asked.clone(), turns.clone());
+            let (state, asked, turns, tasks) = (state.clone(), asked.clone(), turns.clone(), tasks.clone());
             // Nobody waits for it.
             tokio::spawn(async move {
                 if asked.is_due(begun.elapsed()) {
-                    asked.sweep(&state, &turns).await;
+                    for id in asked.sweep(&state, &turns).await {
+                        tasks.remove(&id);
+                    }
                 }
                 sweep(state).await;
             });
@@ -212,7 +221,6 @@ impl Driver for WasmDriver {
     }
 
     async fn start(&self, config: TaskConfig) -> Result<Started, Failure> {
-        self.asked.waits();
         let unheard = self.heard(&config.id);
         if let Ok(known) = self.tasks.get(&config.id) {
             return match unheard {
@@ -225,7 +233,7 @@ impl Driver for WasmDriver {
         let dir = dir_of(&agent, &config.id);
         // Whoever asks at the same time finds what this one begins.
         let turn = self.turns.take(&config.id).await;
-        self.asked.begin(&config.id, Path::new(&config.alloc_dir));
+        let _call = self.asked.starts(&config.id, Path::new(&config.alloc_dir));
         let begun = match Noted::of(&dir, &config.id).await {
             // A plugin that was killed before the agent heard of it has started it: whatever became of it, that was its start.
             Ok(Noted::Started(state)) => Task::recover(state, &config.name),
@@ -283,7 +291,7 @@ impl Driver for WasmDriver {
         let config = config.ok_or_else(|| Failure::unrecoverable("the agent's handle names no task"))?;
         self.heard(&config.id);
         // Also where it cannot be recovered: what becomes of it then is for the agent to say.
-        self.asked.begin(&config.id, Path::new(&config.alloc_dir));
+        self.asked.recovers(&config.id, Path::new(&config.alloc_dir));
         if self.tasks.get(&config.id).is_ok() {
             return Ok(());
         }
@@ -303,8 +311,9 @@ impl Driver for WasmDriver {
     }
 
     async fn wait(&self, id: &str) -> Result<ExitResult, Failure> {
-        self.asked.waits();
-        Ok(self.tasks.get(id)?.wait().await.result)
+        let task = self.tasks.get(id)?;
+        let _call = self.asked.waits(id);
+        Ok(task.wait().await.result)
     }
 
     async fn stop(&self, id: &str, timeout: Duration, signal: Option<&str>) -> Result<(), Failure> {

@@ -67,7 +67,7 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
         component,
         listen,
         args: options.args,
-        env: if listen.is_none() { env } else { Default::default() },
+        env,
         folders,
         network,
         dns,
@@ -316,7 +316,9 @@ mod tests {
         let told = spec(&task, &AgentConfig::default()).unwrap();
         assert_eq!(told.listen, Some("10.1.2.3:20000".parse().unwrap()));
         assert_eq!(told.component, TaskComponent::Path(in_task("local/a.wasm")));
-        assert_eq!(told.config.get("NOMAD_REGION").map(String::as_str), Some("global"));
+        for granted in [&told.config, &told.env] {
+            assert_eq!(granted.get("NOMAD_REGION").map(String::as_str), Some("global"));
+        }
         task.network_isolation_spec =
             Some(NetworkIsolationSpec { mode: Mode::Group.into(), path: "/run/netns/x".into(), ..Default::default() });
         let told = spec(&task, &AgentConfig::default()).unwrap();

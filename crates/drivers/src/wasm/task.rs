@@ -262,8 +262,7 @@ fn failure(problem: &Problem) -> Failure {
         Code::Internal | Code::StartFailed => Class::Recoverable,
         _ => Class::Unrecoverable,
     };
-    let help = problem.help.as_ref().map_or_else(String::new, |help| format!(" ({help})"));
-    Failure { class, message: format!("{} [{}]{help}", problem.detail, problem.code.as_str()) }
+    Failure { class, message: end::in_words(problem) }
 }
 
 /// Writes a file that is there whole or not at all.

@@ -374,6 +374,16 @@ async fn a_task_has_its_share_of_the_processor_and_its_cores() {
     });
     assert_eq!(std::fs::read_to_string(cpu.unwrap()).unwrap().trim(), "321");
     agent.destroy(alloc.id(), true).await.unwrap();
+    // One that is not there is waited for: nothing runs on every core meanwhile.
+    let linux = alloc.config.resources.as_mut().unwrap().linux_resources.as_mut().unwrap();
+    linux.cpuset_cgroup = format!("{}-none", cores.0.display());
+    alloc.next_id();
+    let refused = agent.start_task(&alloc.config).await.unwrap_err();
+    assert!(
+        is_recoverable(&refused) && refused.message().contains("-none as the group of the task's cores"),
+        "{refused}"
+    );
+    assert!(agent.left().is_empty() && crate::agent::groups(alloc.id()).is_empty());
 }
 
 /// A group of the first core, as agents make them on machines with control groups of version 1.
@@ -415,7 +425,8 @@ async fn a_task_that_runs_out_of_memory_is_said_to_have() {
         tokio::time::timeout(Duration::from_secs(120), agent.wait(alloc.id())).await.expect("it ends").unwrap();
     assert!(result.oom_killed && result.exit_code == 137, "{result:?}");
     let told = agent.events.clone();
-    let why = "the task used all the memory of its `resources` block and was killed";
+    let why = "the task used all the memory of its `resources` block and was killed [limit-reached] (raise `memory` (or \
+               `memory_max`), or let it use less)";
     until("an event", || told.lock().unwrap().iter().any(|event| event.message == why)).await;
     agent.destroy(alloc.id(), true).await.unwrap();
     assert!(agent.left().is_empty());

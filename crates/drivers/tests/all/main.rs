@@ -37,6 +37,7 @@ mod registry;
 mod servers;
 mod shares;
 mod soon;
+mod strays;
 mod unheard;
 mod wire;
 

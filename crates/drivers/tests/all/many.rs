@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::TaskStatsRequest;
+use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::{StartTaskRequest, TaskStatsRequest};
 
 use crate::agent::{Agent, PROGRAM, pid_of, until};
 
@@ -90,14 +90,19 @@ async fn many_tasks_at_once() {
     let pid = agent.process.as_ref().unwrap().pid();
     let before = held(pid);
     let begun = Instant::now();
-    let mut tasks = Vec::new();
-    for number in 0..count {
+    // As an agent does that is given a node's allocations.
+    let starts = (0..count).map(|number| {
         let mut alloc = agent.alloc(&format!("at-once-{number}"), "hello");
         alloc.config.stdout_path = "/dev/null".into();
         alloc.config.stderr_path = "/dev/null".into();
-        let handle = agent.start_task(&alloc.config).await.unwrap();
-        tasks.push((alloc, pid_of(&handle)));
-    }
+        let (mut driver, task) = (agent.clients.driver.clone(), alloc.config.clone());
+        async move {
+            let started = driver.start_task(StartTaskRequest { task: Some(task) }).await;
+            let handle = started.unwrap_or_else(|refused| panic!("{number}: {refused}")).into_inner().handle.unwrap();
+            (alloc, pid_of(&handle))
+        }
+    });
+    let tasks = futures::future::join_all(starts).await;
     let up = begun.elapsed();
     for (alloc, _) in &tasks {
         assert_eq!(alloc.get("/").await.unwrap().0, 200);

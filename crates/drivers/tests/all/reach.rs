@@ -130,6 +130,47 @@ async fn a_registry_is_reached_as_the_agent_s_environment_says() {
     agent.destroy(alloc.id(), true).await.unwrap();
 }
 
+/// 11, 30: credentials may be in the care of a helper, which is asked by its protocol; one that has failed may come back. Who has none
+/// at all is refused, and is not tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_come_from_the_helper_that_the_configuration_names() {
+    let shop = Shop::of(&std::fs::read(guest("hello")).unwrap());
+    shop.closed.store(true, SeqCst);
+    let at = shop.open().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let helper = |text: &str| {
+        let path = dir.path().join("docker-credential-shop");
+        std::fs::write(path.with_extension("new"), format!("#!/bin/sh\n{text}\n")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path.with_extension("new"), mode).unwrap();
+        std::fs::rename(path.with_extension("new"), path).unwrap();
+    };
+    let docker = |config: Value| std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let env = [("PATH", path.as_str()), ("DOCKER_CONFIG", dir.path().to_str().unwrap())];
+    let mut agent = Agent::within(&env, json!({"allow_unsigned": true})).await;
+    let mut alloc = agent.alloc("helped", "hello");
+    let http = json!({"port": "http"});
+    configure(&agent, &mut alloc, &json!({"component": shop.pinned(&at), "http": http}));
+    docker(json!({"auths": {}}));
+    let refused = agent.start_task(&alloc.config).await.unwrap_err();
+    assert!(refused.message().contains("[forbidden] (log in there") && !is_recoverable(&refused), "{refused}");
+    docker(json!({"credHelpers": {at.as_str(): "shop"}}));
+    helper("echo out of order; exit 1");
+    let refused = agent.start_task(&alloc.config).await.unwrap_err();
+    let why = "docker-credential-shop, which the docker configuration names for";
+    assert!(refused.message().contains(why) && refused.message().contains("out of order"), "{refused}");
+    assert!(is_recoverable(&refused), "{refused}");
+    let answer = json!({"ServerURL": at.as_str(), "Username": "shopper", "Secret": "secret"});
+    helper(&format!("[ \"$1\" = get ] && [ \"$(cat)\" = {at} ] && [ -n \"$HOME\" ] && echo '{answer}'"));
+    agent.start_task(&alloc.config).await.unwrap();
+    assert_eq!(alloc.get("/").await.unwrap().0, 200);
+    let basic = data_encoding::BASE64.encode(b"shopper:secret");
+    assert_eq!(*shop.credentials.lock().unwrap(), format!("Basic {basic}"));
+    agent.destroy(alloc.id(), true).await.unwrap();
+    assert!(agent.left().is_empty());
+}
+
 /// 11: whoever vouches for the component must be one the operator trusts, and for these bytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_what_a_trusted_account_signed_runs() {
@@ -231,6 +272,35 @@ async fn a_service_has_the_limits_of_its_job() {
         assert!(alloc.get("/spin").await.unwrap().0 >= 500);
         let err = alloc.stderr.clone();
         crate::agent::until("a line of the platform's", || err.lock().unwrap().contains(said)).await;
+        agent.destroy(alloc.id(), true).await.unwrap();
+        alloc.next_id();
+        alloc.read();
+    }
+}
+
+/// 23: a service finds the variables it was granted in its environment, and no other; `wasi:config` answers with them too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_has_the_environment_that_its_job_grants() {
+    let mut agent = Agent::start().await;
+    let mut alloc = agent.alloc("environment", "probe");
+    alloc.config.env.insert("NOMAD_REGION".into(), "global".into());
+    let http = json!({"port": "http"});
+    for (env, seen) in [
+        (json!(["NOMAD_REGION"]), "variables: 1\narguments: 0\nNOMAD_REGION"),
+        (json!([]), "variables: 0\narguments: 0\n"),
+    ] {
+        let settings = json!({"colour": "teal"});
+        let config = json!({"component": "local/app.wasm", "http": http, "env": env, "settings": settings});
+        configure(&agent, &mut alloc, &config);
+        let handle = agent.start_task(&alloc.config).await.unwrap();
+        assert_eq!(alloc.get("/env").await.unwrap(), (200, seen.to_owned()));
+        let status = if env == json!([]) { 404 } else { 200 };
+        assert_eq!(alloc.get("/config?key=NOMAD_REGION").await.unwrap().0, status);
+        assert_eq!(alloc.get("/config?key=colour").await.unwrap(), (200, "teal".to_owned()));
+        // What is granted may be a secret, and is in nobody's process.
+        let host = crate::agent::host_of(crate::agent::pid_of(&handle));
+        let environ = String::from_utf8_lossy(&std::fs::read(format!("/proc/{host}/environ")).unwrap()).into_owned();
+        assert!(environ.contains("MIMALLOC") && !environ.contains("global"), "{environ}");
         agent.destroy(alloc.id(), true).await.unwrap();
         alloc.next_id();
         alloc.read();

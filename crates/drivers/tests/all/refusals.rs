@@ -10,6 +10,7 @@ use plugin::error::is_recoverable;
 use serde_json::json;
 use tonic::Code;
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering::SeqCst;
 
 use crate::agent::{Agent, PROGRAM, live};
@@ -156,6 +157,64 @@ async fn a_missing_program_is_said_in_the_fingerprint() {
     assert!(agent.first.health_description.contains("not on this machine"), "{:?}", agent.first);
     let agent = Agent::with(json!({"sidereal": "/bin/false"})).await;
     assert_eq!(agent.first.health, 1, "{:?}", agent.first);
+}
+
+/// 10: a program of another release, which would refuse each task, is said to be that; an agent places nothing there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_of_another_release_is_said_in_the_fingerprint() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("sidereal");
+    let offer = json!({"tasks": api::task::VERSION + 1, "refused": {}});
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = layers ]; then echo '{offer}'; exit; fi\nexec {} \"$@\"\n",
+        crate::agent::sidereal().display()
+    );
+    std::fs::write(&other, text).unwrap();
+    std::fs::set_permissions(&other, PermissionsExt::from_mode(0o755)).unwrap();
+    let agent = Agent::with(json!({"sidereal": other.display().to_string()})).await;
+    assert_eq!(agent.first.health, 1, "{:?}", agent.first);
+    let said = format!("{} cannot run tasks: it runs tasks of version", other.display());
+    assert!(agent.first.health_description.starts_with(&said), "{:?}", agent.first);
+    assert!(agent.first.health_description.ends_with("of one release"), "{:?}", agent.first);
+}
+
+/// 10, 26: where no task could be bounded, none would start: the client is not healthy, and says what to do. It is, where the
+/// operator does without.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_can_bound_no_task_is_not_healthy() {
+    const WHAT: &str = "clients on which no task can be bounded";
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let (mut program, state) = (PROGRAM.to_owned(), dir.path().join("state"));
+    if rustix::process::geteuid().is_root() {
+        // As an ordinary user.
+        const USER: u32 = 12_345;
+        std::fs::create_dir(&state).unwrap();
+        std::fs::set_permissions(&state, PermissionsExt::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(&state, Some(USER), Some(USER)).unwrap();
+        let script = dir.path().join("plugin");
+        let become_it =
+            format!("setpriv --reuid {USER} --regid {USER} --clear-groups --inh-caps=-all --bounding-set=-all");
+        std::fs::write(&script, format!("#!/bin/sh\nexec {become_it} {PROGRAM} \"$@\"\n")).unwrap();
+        std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        program = script.display().to_string();
+        let runs = std::process::Command::new("setpriv")
+            .args(["--reuid", "12345", "--regid", "12345", "--clear-groups", "test", "-x", PROGRAM, "-a", "-x"])
+            .arg(crate::agent::sidereal())
+            .status();
+        if !runs.is_ok_and(|status| status.success()) {
+            return crate::not_run(&format!("{WHAT}: no other user can be, or run the binaries"));
+        }
+    } else if drivers::wasm::cgroup::available() {
+        return crate::not_run(&format!("{WHAT}: this user was given control groups"));
+    }
+    for (enforce, health) in [(json!(null), 1), (json!(true), 1), (json!(false), 2)] {
+        let config = json!({"enforce_resources": enforce, "state_dir": state.display().to_string()});
+        let agent = Agent::launched(&program, &[], config).await;
+        assert_eq!(agent.first.health, health, "{:?}", agent.first);
+        let said = agent.first.health_description.contains("set `enforce_resources = false` in the plugin's");
+        assert_eq!(said, health == 1, "{:?}", agent.first);
+    }
 }
 
 /// 10: an agent hears something before any look at the machine has ended; and then what it is.

@@ -87,7 +87,8 @@ impl Held {
     fn new() -> Self {
         let held = Self(tempfile::tempdir().unwrap());
         let text = format!(
-            "#!/bin/sh\nif [ \"$1\" = layers ]; then while [ -e \"$0.held\" ]; do sleep 0.02; done; echo '{{\"landlock\":\"a test\"}}'; exit; fi\nexec {} \"$@\"\n",
+            "#!/bin/sh\nif [ \"$1\" = layers ]; then while [ -e \"$0.held\" ]; do sleep 0.02; done; echo '{}'; exit; fi\nexec {} \"$@\"\n",
+            json!({"tasks": api::task::VERSION, "refused": {"landlock": "a test"}}),
             sidereal().display()
         );
         std::fs::write(held.program(), text).unwrap();

@@ -391,6 +391,9 @@ pub(crate) fn bindings(
     providers: &Providers,
 ) -> Arc<Bindings> {
     let mut bindings = Bindings::new();
+    if let Some(environment) = crate::environment::granted(&config) {
+        bindings = bindings.with(Arc::new(environment));
+    }
     if !config.is_empty() {
         bindings = bindings.with(Arc::new(ConfigValues(config)));
     }

@@ -52,6 +52,8 @@ pub struct NodeConfig {
     pub code_budget: Option<u64>,
     /// Folders that the components of its hosts may use; those of a task.
     pub host_folders: Vec<(api::run::Folder, OwnedFd)>,
+    /// What of their config the components of its hosts find in their environment, by name; that of a task.
+    pub host_variables: Vec<String>,
     /// How requests from outside are taken.
     pub ingress: IngressConfig,
     /// Where the ingress port is taken, listen on a free one.
@@ -92,6 +94,7 @@ impl NodeConfig {
             storage,
             code_budget: None,
             host_folders: Vec::new(),
+            host_variables: Vec::new(),
             ingress: IngressConfig::new(ingress_listen),
             ingress_fallback: true,
             closed: false,

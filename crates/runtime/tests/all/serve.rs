@@ -9,7 +9,7 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use model::World;
 use model::unit::{ByteSize, Millis};
-use runtime::{Bindings, Fault, HttpBodyError, LogStreamKind};
+use runtime::{Bindings, Environment, Fault, HttpBodyError, LogStreamKind};
 
 use crate::support::{Config, Rig, call, get, text, until};
 
@@ -58,6 +58,15 @@ async fn nothing_of_the_host_leaks_in() {
     let rig = Rig::new();
     let seen = call(&rig.workload("probe"), "/env").await.unwrap().1;
     assert!(seen.starts_with("variables: 0\narguments: 0"), "{seen}");
+}
+
+#[tokio::test]
+async fn variables_that_are_granted_are_the_guests_environment() {
+    let mut rig = Rig::new();
+    let variables = [("REGION", "eu"), ("ZONE", "b")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    rig.bindings = Bindings::new().with(Arc::new(Environment(variables.into())));
+    let seen = call(&rig.workload("probe"), "/env").await.unwrap().1;
+    assert_eq!(seen, "variables: 2\narguments: 0\nREGION\nZONE");
 }
 
 #[tokio::test]
