@@ -134,10 +134,19 @@ impl SecretError {
     }
 }
 
+/// See [`Resolver::hold`]; `None` of one that keeps nothing.
+pub type Hold = Option<Arc<dyn Send + Sync>>;
+
 /// Reveals secrets. The host's asks its node; a test's may hold them itself.
 pub trait Resolver: Send + Sync + 'static {
     /// What a secret that the app names holds now.
     fn reveal<'a>(&'a self, app: &'a AppName, secret: &'a SecretRef) -> BoxFuture<'a, Result<Revealed, SecretError>>;
+
+    /// What whoever names a secret holds for as long as it may ask for it. Who keeps values that were read keeps those that
+    /// somebody holds, and no others.
+    fn hold(&self, _secret: &SecretRef) -> Hold {
+        None
+    }
 
     /// A number that grows when some secret may have been set anew or deleted. Whose and which is not said: reveal it
     /// and compare [`Revealed::version`].
@@ -150,6 +159,7 @@ pub struct Credentials {
     app: AppName,
     secrets: BTreeMap<String, SecretRef>,
     resolver: Arc<dyn Resolver>,
+    _held: Vec<Hold>,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -161,7 +171,8 @@ impl std::fmt::Debug for Credentials {
 impl Credentials {
     /// The secrets that the provider's settings name.
     pub fn new(app: AppName, secrets: BTreeMap<String, SecretRef>, resolver: Arc<dyn Resolver>) -> Self {
-        Self { app, secrets, resolver }
+        let held = secrets.values().map(|secret| resolver.hold(secret)).collect();
+        Self { app, secrets, resolver, _held: held }
     }
 
     /// Whether there are none, so that nothing can change.

@@ -52,7 +52,7 @@ impl Given {
                 // The control plane has checked the name; a link that names none gives none.
                 let Some((key, secret)) = model::secret::of_link(link) else { return };
                 let source = Arc::new(ComponentSecrets::new(name.to_string(), callee()));
-                let linked = LinkedSecret { app: app.clone(), secret, source, meter };
+                let linked = LinkedSecret::new(app.clone(), secret, source, meter);
                 self.secrets = Some(self.secrets.take().unwrap_or_default().with(key, linked));
             }
             model::sql::CONTRACT => {

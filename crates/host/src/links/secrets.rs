@@ -55,7 +55,7 @@ impl Source {
         if let Server::Vault(vault) = &self.server {
             vault.tell(&meter);
         }
-        let linked = LinkedSecret { app: self.app.clone(), secret, source: self.resolver.clone(), meter };
+        let linked = LinkedSecret::new(self.app.clone(), secret, self.resolver.clone(), meter);
         links.with(key, linked)
     }
 }

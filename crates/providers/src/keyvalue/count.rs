@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::BackendError;
 
 /// All tries of one increment together.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Keys remembered before those nobody waits for are forgotten.
 const FORGET_AT: usize = 1024;
 /// What a key was seen to hold is believed for so long, where it is remembered.
@@ -110,7 +110,8 @@ impl Counting {
         }
     }
 
-    fn turn(&self, bucket: &str, key: &str, remember: bool) -> Arc<Turn> {
+    /// Whoever locks it may write the key; no other call of this host does meanwhile.
+    pub(super) fn turn(&self, bucket: &str, key: &str, remember: bool) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if turns.len() >= FORGET_AT {
             turns.retain(|_, place| {

@@ -4,11 +4,13 @@
 //! escaped, so that no text of a tenant is ever a piece of a path or meets a pattern of a policy. A value is the field
 //! `text` where it is plain text, and `base64` where it is not.
 //!
-//! Version 2 has check-and-set, on which increments stand. Neither version can change several keys at once, and version
-//! 1 cannot add: what they have no way to do is refused and not imitated.
+//! Version 2 has check-and-set, on which increments stand, and may ask for it with every write. Neither version can change
+//! several keys at once, and version 1 cannot add: what they have no way to do is refused and not imitated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use data_encoding::BASE64;
 use futures::FutureExt;
@@ -16,9 +18,10 @@ use futures::future::BoxFuture;
 use http::Method;
 use model::{AppName, ProviderName, TenantName};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::count::{Counting, Found, Versioned};
+use super::count::{Counting, Found, TIMEOUT, Versioned};
 use super::escape::{escape, unescape};
 use super::{Answer, Backend, BackendError, Gathered, PAGE, Page, check_length, paged};
 use crate::dial::Dialer;
@@ -31,6 +34,8 @@ use crate::vault::{self, Hidden, VaultError};
 pub const MAX_VALUE: usize = 512 * 1024;
 /// The longest value that is stored as text, so that people can read it in Vault, bytes.
 const MAX_TEXT: usize = 64 * 1024;
+/// Between two tries to write a key that others write.
+const AGAIN: Duration = Duration::from_millis(5);
 /// Values of one batch that are asked for at once.
 const READS: usize = 16;
 
@@ -76,6 +81,8 @@ pub struct VaultKv {
     mount: Segments,
     base: String,
     counting: Counting,
+    /// Whether Vault asked for the version that a write replaces.
+    versions_needed: AtomicBool,
 }
 
 /// What is stored for one key.
@@ -118,6 +125,12 @@ struct Got2 {
     metadata: Metadata,
 }
 
+/// The same where only the version matters, whatever the value is.
+#[derive(Deserialize)]
+struct Known {
+    metadata: Metadata,
+}
+
 #[derive(Deserialize)]
 struct Metadata {
     version: u64,
@@ -150,6 +163,7 @@ impl VaultKv {
             mount,
             base: format!("{prefix}/{tenant}/{app}"),
             counting: Counting::default(),
+            versions_needed: AtomicBool::new(false),
         })
     }
 
@@ -205,16 +219,13 @@ impl VaultKv {
                 Ok(Found { value: data.map(value_of).transpose()?, version: metadata.version })
             }
             // A key whose last version was deleted by somebody else is told with its version.
-            (Version::V2, 404) => {
-                let known = told.json::<Got<Got2>>().ok().and_then(|got| got.data);
-                Ok(Found { value: None, version: known.map_or(0, |known| known.metadata.version) })
-            }
+            (Version::V2, 404) => Ok(Found { value: None, version: version(&told) }),
             _ => Ok(none),
         }
     }
 
     /// Writes a value; with `cas` only over that version. The version after it, where there is one.
-    async fn put(&self, bucket: &str, key: &str, value: Vec<u8>, cas: Option<u64>) -> Result<u64, VaultError> {
+    async fn put(&self, bucket: &str, key: &str, value: &[u8], cas: Option<u64>) -> Result<u64, VaultError> {
         let data = stored(value);
         let body = match self.version {
             Version::V1 => json_body(&data),
@@ -232,6 +243,29 @@ impl VaultKv {
         }
     }
 
+    /// Writes a value over whatever is there.
+    async fn write(&self, bucket: &str, key: &str, value: &[u8]) -> Result<(), BackendError> {
+        if !self.versions_needed.load(Relaxed) {
+            match self.put(bucket, key, value, None).await {
+                Err(VaultError::VersionNeeded) => self.versions_needed.store(true, Relaxed),
+                other => return other.map(|_| ()).map_err(translate),
+            }
+        }
+        let deadline = Instant::now() + TIMEOUT;
+        let late = |_| BackendError::TimedOut { ms: TIMEOUT.as_millis() as u64 };
+        let turn = self.counting.turn(bucket, key, false);
+        let _mine = tokio::time::timeout_at(deadline, turn.lock()).await.map_err(late)?;
+        let path = self.path("data/", bucket, Some(key));
+        loop {
+            let told = self.call(Method::GET, &path, Zeroizing::default()).await.map_err(translate)?;
+            match self.put(bucket, key, value, Some(version(&told))).await {
+                // Somebody else wrote in between: this write is the later one.
+                Err(VaultError::Conflict) if Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
+                other => return other.map(|_| ()).map_err(translate),
+            }
+        }
+    }
+
     fn no_such(&self, told: &Told) -> VaultError {
         let cause = format!("a write was answered with status {}", told.status.as_u16());
         VaultError::Garbage { place: self.vault.place().to_owned(), cause }
@@ -244,18 +278,22 @@ impl VaultKv {
     }
 }
 
+/// The version that a key has, as Vault told when it was asked for it; 0 where it never was.
+fn version(told: &Told) -> u64 {
+    told.json::<Got<Known>>().ok().and_then(|got| got.data).map_or(0, |known| known.metadata.version)
+}
+
 /// The method by which names are listed.
 fn list() -> Method {
     Method::from_bytes(b"LIST").unwrap_or(Method::GET)
 }
 
-fn stored(value: Vec<u8>) -> Stored {
-    let value = Zeroizing::new(value);
+fn stored(value: &[u8]) -> Stored {
     // Characters that JSON escapes would grow beyond what Vault stores.
     let plain = |text: &&str| text.len() <= MAX_TEXT && !text.chars().any(char::is_control);
-    match std::str::from_utf8(&value).ok().filter(plain) {
+    match std::str::from_utf8(value).ok().filter(plain) {
         Some(text) => Stored { text: Some(Hidden::new(text.to_owned())), base64: None },
-        None => Stored { text: None, base64: Some(Hidden::new(BASE64.encode(&value))) },
+        None => Stored { text: None, base64: Some(Hidden::new(BASE64.encode(value))) },
     }
 }
 
@@ -300,7 +338,8 @@ impl Versioned for VaultKv {
         version: u64,
     ) -> BoxFuture<'a, Result<Option<u64>, BackendError>> {
         async move {
-            match self.put(bucket, key, value.into_bytes(), Some(version)).await {
+            let value = Zeroizing::new(value);
+            match self.put(bucket, key, value.as_bytes(), Some(version)).await {
                 Ok(version) => Ok(Some(version)),
                 Err(VaultError::Conflict) => Ok(None),
                 Err(cause) => Err(translate(cause)),
@@ -317,12 +356,13 @@ impl Backend for VaultKv {
 
     fn set<'a>(&'a self, bucket: &'a str, key: &'a str, value: Vec<u8>) -> Answer<'a, ()> {
         async move {
+            let value = Zeroizing::new(value);
             if value.len() > MAX_VALUE {
                 let n = value.len();
                 let why = format!("a value in Vault has at most {MAX_VALUE} bytes, this one has {n}");
                 return Err(BackendError::TooLarge(why));
             }
-            self.put(bucket, key, value, None).await.map(|_| ()).map_err(translate)
+            self.write(bucket, key, &value).await
         }
         .boxed()
     }
@@ -409,7 +449,7 @@ mod tests {
         let readable = ["", "hello", "ключ", "{\"a\":1}", "~"].map(str::as_bytes);
         let encoded = [b"a\nb", &b"\0"[..], &all, &[0xff, 0xfe], long.as_bytes()];
         for (as_text, value) in readable.map(|v| (true, v)).into_iter().chain(encoded.map(|v| (false, v))) {
-            let data = stored(value.to_vec());
+            let data = stored(value);
             assert_eq!(data.text.is_some(), as_text);
             let json = json_body(&data).unwrap();
             let kept: Kept = serde_json::from_slice(&json).unwrap();

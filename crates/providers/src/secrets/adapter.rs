@@ -10,7 +10,7 @@ use runtime::wasmtime::component::{ComponentType, HasData, Linker, Lower, Resour
 use runtime::{Capability, Ctx, LogStreamKind};
 use zeroize::Zeroize as _;
 
-use super::{Resolver, SecretError};
+use super::{Hold, Resolver, SecretError};
 use crate::meter::{ErrorKind, Kind as _, LinkMeter};
 
 mod bindings {
@@ -38,6 +38,15 @@ pub struct LinkedSecret {
     pub source: Arc<dyn Resolver>,
     /// Counts.
     pub meter: Arc<LinkMeter>,
+    _held: Hold,
+}
+
+impl LinkedSecret {
+    /// The secret `secret` of `app`, which is held at `source` from here on.
+    pub fn new(app: AppName, secret: SecretRef, source: Arc<dyn Resolver>, meter: Arc<LinkMeter>) -> Self {
+        let held = source.hold(&secret);
+        Self { app, secret, source, meter, _held: held }
+    }
 }
 
 /// The secrets a component may see, by the key it asks for.

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use model::secret::MAX_SECRET;
 use model::{AppName, SecretName, SecretRef};
 
-use super::{Resolver, Revealed, SecretError};
+use super::{Hold, Resolver, Revealed, SecretError};
 use crate::meter::{ErrorKind, Kind as _};
 
 /// The secrets that the suite sets; the app may have all of them, and nobody else one.
@@ -93,6 +93,9 @@ impl Asked<'_> {
 /// # Errors
 /// The first thing that is not as the contract says.
 pub async fn run(store: &dyn Resolver, keeper: &dyn Keeper, app: &AppName, stranger: &AppName) -> Result<(), Mismatch> {
+    // As whoever asks for them does.
+    let names = NAMES.iter().filter_map(|name| name.parse().ok());
+    let _held: Vec<Hold> = names.map(|name| store.hold(&SecretRef::new(name))).collect();
     let asked = Asked { store, keeper, app };
     missing(&asked).await?;
     values(&asked).await?;

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use model::{AppName, ProviderName, SecretRef};
 use tokio::sync::watch;
 
-use super::{Resolver, Revealed, SecretError};
+use super::{Hold, Resolver, Revealed, SecretError};
 
 /// The tenant's own store and the providers that keep secrets, by name.
 pub struct Sources {
@@ -24,16 +24,19 @@ impl Sources {
     pub fn new(own: Arc<dyn Resolver>, own_is_used: bool, named: BTreeMap<ProviderName, Arc<dyn Resolver>>) -> Self {
         Self { own, own_is_used, named }
     }
+
+    /// Who keeps it.
+    fn of(&self, secret: &SecretRef) -> Option<&Arc<dyn Resolver>> {
+        match &secret.from {
+            Some(from) if !secret.is_own() => self.named.get(from),
+            _ => Some(&self.own),
+        }
+    }
 }
 
 impl Resolver for Sources {
     fn reveal<'a>(&'a self, app: &'a AppName, secret: &'a SecretRef) -> BoxFuture<'a, Result<Revealed, SecretError>> {
-        let source = match &secret.from {
-            Some(_) if secret.is_own() => Some(&self.own),
-            Some(from) => self.named.get(from),
-            None => Some(&self.own),
-        };
-        match source {
+        match self.of(secret) {
             Some(source) => source.reveal(app, secret),
             None => {
                 let from = secret.from.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -42,6 +45,10 @@ impl Resolver for Sources {
                 std::future::ready(Err(SecretError::Unavailable { secret, cause })).boxed()
             }
         }
+    }
+
+    fn hold(&self, secret: &SecretRef) -> Hold {
+        self.of(secret)?.hold(secret)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

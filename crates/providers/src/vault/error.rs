@@ -48,6 +48,9 @@ pub enum VaultError {
         /// Vault's words.
         said: String,
     },
+    /// The login ended in its own time, and a new one is refused: nothing was taken from us.
+    #[error("{0}")]
+    RanOut(Box<Self>),
     /// What we log in with cannot be had.
     #[error("{cause}")]
     NoCredential {
@@ -75,6 +78,9 @@ pub enum VaultError {
     /// The version is not the one that was expected. Nothing was written.
     #[error("the key was written by another in between")]
     Conflict,
+    /// A mount or a key with `cas_required` takes no write that does not say which version it replaces. Nothing was written.
+    #[error("Vault takes no write here that does not say which version it replaces (`cas_required`)")]
+    VersionNeeded,
     /// What was sent or would be answered is too large.
     #[error("too large for Vault: {0}")]
     TooLarge(String),
@@ -107,13 +113,14 @@ pub enum VaultError {
 impl Kind for VaultError {
     fn kind(&self) -> ErrorKind {
         match self {
+            Self::RanOut(cause) => cause.kind(),
             Self::Slow { .. } => ErrorKind::TimedOut,
             Self::NotGranted(_)
             | Self::Expired
             | Self::LoginRefused { .. }
             | Self::Denied(_)
             | Self::NoCredential { passing: false, .. } => ErrorKind::Denied,
-            Self::TooLarge(_) | Self::Conflict | Self::OtherEngine { .. } => ErrorKind::Refused,
+            Self::TooLarge(_) | Self::Conflict | Self::VersionNeeded | Self::OtherEngine { .. } => ErrorKind::Refused,
             Self::Sealed(_)
             | Self::Unreachable { .. }
             | Self::NoCredential { passing: true, .. }
@@ -192,6 +199,7 @@ pub(super) fn fault(place: &str, told: &Told, hidden: &[&str]) -> Option<VaultEr
         307 | 308 => VaultError::Standby(place.to_owned()),
         400 => match said() {
             words if words.contains("check-and-set parameter did not match") => VaultError::Conflict,
+            words if words.contains("check-and-set parameter required") => VaultError::VersionNeeded,
             words => VaultError::Other { status, said: words },
         },
         413 => VaultError::TooLarge(format!("it does not take this much at once ({})", said())),
@@ -230,6 +238,8 @@ mod tests {
             fault(400, r#"{"errors":["check-and-set parameter did not match the current version"]}"#),
             Some(VaultError::Conflict)
         );
+        let needed = r#"{"errors":["check-and-set parameter required for this call"]}"#;
+        assert_eq!(fault(400, needed), Some(VaultError::VersionNeeded));
         assert!(matches!(fault(307, ""), Some(VaultError::Standby(_))));
         assert_eq!(fault(429, ""), Some(VaultError::Busy));
     }

@@ -56,6 +56,8 @@ pub(super) struct Token {
     pub(super) renewable: bool,
     /// Tells a token from those before and after it.
     pub(super) generation: u64,
+    /// Vault refused it before its end, has not taken it since, and there is no other yet.
+    pub(super) doubted: bool,
 }
 
 /// From when and how long a token lives.
@@ -72,9 +74,17 @@ pub(super) enum Next {
     LogIn,
 }
 
+/// Vault tells lives in whole seconds: by so much a token may end sooner than told.
+const ROUNDED: Duration = Duration::from_secs(1);
+
 impl Life {
     pub(super) fn end(self) -> Instant {
         self.began + self.length
+    }
+
+    /// What is left of one that was told to be 0, as of a token that never ends: its last second.
+    pub(super) fn last(now: Instant) -> Self {
+        Self { began: now, length: ROUNDED }
     }
 
     /// Two thirds of it, or up to a tenth earlier, so that not all who began together come back together.
@@ -86,6 +96,11 @@ impl Life {
 }
 
 impl Token {
+    /// Whether it ended in its own time, so that it is no wonder when Vault does not take it.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        !self.doubted && self.life.is_some_and(|life| now + ROUNDED >= life.end())
+    }
+
     pub(super) fn next(&self) -> Next {
         match self.life {
             Some(life) if self.renewable && life.length * 2 >= self.full => Next::Renew,
@@ -175,6 +190,7 @@ pub(super) async fn log_in(
         full: life.map_or(Duration::ZERO, |life| life.length),
         renewable: auth.renewable,
         generation,
+        doubted: false,
     })
 }
 
@@ -189,7 +205,7 @@ async fn look_up(vault: &Vault, token: &Hidden, began: Instant, generation: u64)
     let Looked { data } = told.json().map_err(|cause| vault.unanswered(cause))?;
     let life = life(began, data.ttl);
     let full = life.map_or(Duration::ZERO, |life| life.length);
-    Ok(Token { header, life, full, renewable: data.renewable, generation })
+    Ok(Token { header, life, full, renewable: data.renewable, generation, doubted: false })
 }
 
 /// Where a token asks about itself.
@@ -206,7 +222,8 @@ pub(super) async fn renew(vault: &Vault, token: &Token) -> Result<Option<Token>,
         _ => vault.sound(&told, &[])?,
     }
     let Answer { auth } = told.json().map_err(|cause| vault.unanswered(cause))?;
-    Ok(Some(Token { life: life(began, auth.lease_duration), renewable: auth.renewable, ..token.clone() }))
+    let life = life(began, auth.lease_duration);
+    Ok(Some(Token { life, renewable: auth.renewable, doubted: false, ..token.clone() }))
 }
 
 fn header(vault: &Vault, token: &Hidden) -> Result<HeaderValue, VaultError> {
@@ -240,6 +257,7 @@ mod tests {
             full: Duration::from_secs(60),
             renewable,
             generation: 1,
+            doubted: false,
         };
         assert_eq!(token(60, true).next(), Next::Renew);
         assert_eq!(token(30, true).next(), Next::Renew);
@@ -247,5 +265,19 @@ mod tests {
         assert_eq!(token(60, false).next(), Next::LogIn);
         assert_eq!(token(0, true).life, None);
         assert_eq!(token(u64::MAX, true).life, None);
+    }
+
+    #[test]
+    fn a_token_that_ended_in_its_own_time_is_told_from_one_that_was_taken_away() {
+        let now = Instant::now();
+        let life = Life { began: now, length: Duration::from_secs(60) };
+        let header = HeaderValue::from_static("t");
+        let token =
+            Token { header, life: Some(life), full: life.length, renewable: false, generation: 1, doubted: false };
+        assert!(!token.is_over(now) && !token.is_over(now + Duration::from_secs(58)));
+        // Lives are told in whole seconds.
+        assert!(token.is_over(now + Duration::from_secs(59)) && token.is_over(now + Duration::from_secs(3600)));
+        assert!(!Token { life: None, ..token.clone() }.is_over(now + Duration::from_secs(3600)));
+        assert!(!Token { doubted: true, ..token }.is_over(now + Duration::from_secs(3600)));
     }
 }

@@ -2,29 +2,30 @@
 //!
 //! A token is renewed at two thirds of its life by a task of its own; where it cannot be renewed, the client logs in anew.
 //! A token that turns out to be none any more is replaced at the next call, once. While Vault is away a token that is
-//! still good stays in use.
+//! still good stays in use. One that may not look itself up cannot be told from one that ended: a new login tells, and
+//! where it did not help, the next ones wait longer and longer.
 
 mod error;
 mod hidden;
 mod login;
 mod mount;
 mod secrets;
+mod session;
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use model::{AppName, ProviderName};
-use tokio::task::AbortHandle;
 use zeroize::Zeroizing;
 
 pub use error::VaultError;
 pub use hidden::Hidden;
-use login::{LOOKUP_SELF, Next, Token};
+use login::{LOOKUP_SELF, Life, Next, Token};
 pub use login::{Login, LoginSource};
 pub use secrets::FromSecrets;
+use session::Session;
 
 use crate::breaker::{Breaker, Pauses, pause};
 use crate::dial::{Caller, Dialer};
@@ -36,10 +37,6 @@ const REFUSED: Pauses = Pauses { after: 1, least: Duration::from_millis(200), mo
 /// Between two tries to renew while Vault does not answer.
 const RENEW_LEAST: Duration = Duration::from_secs(1);
 const RENEW_MOST: Duration = Duration::from_secs(30);
-/// A token that was refused a path and is good is not looked up again for that one for this long.
-const TRUSTED: Duration = Duration::from_secs(5);
-/// Paths of which this is remembered.
-const MOST_SEEN: usize = 256;
 /// The most bytes of an answer.
 pub const MAX_ANSWER: usize = 16 << 20;
 
@@ -73,23 +70,6 @@ pub struct Vault {
     jitter: RandomState,
     /// For the task that keeps the token alive.
     own: Weak<Self>,
-}
-
-#[derive(Default)]
-struct Session {
-    token: Option<Token>,
-    /// By path: when the token was last refused it and turned out to be good.
-    seen_good: HashMap<String, Instant>,
-    logins: u64,
-    keeper: Option<AbortHandle>,
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        if let Some(keeper) = &self.keeper {
-            keeper.abort();
-        }
-    }
 }
 
 impl Vault {
@@ -144,7 +124,7 @@ impl Vault {
 
     /// Which login of ours it is that holds now: another number for every token that Vault gave. What Vault made for a token ends with it.
     pub(crate) fn login_now(&self) -> u64 {
-        self.lock().token.as_ref().map_or(0, |token| token.generation)
+        self.lock().token.as_ref().filter(|token| !token.doubted).map_or(0, |token| token.generation)
     }
 
     /// One request with our token: an answer of status 200, 204 or 404.
@@ -155,19 +135,27 @@ impl Vault {
         let token = self.token().await?;
         let told = self.send(method.clone(), path, Some(&token.header), body.clone()).await?;
         if told.status != StatusCode::FORBIDDEN {
-            return self.sound(&told, &[exposed(&token)]).map(|()| told);
+            self.sound(&told, &[exposed(&token)])?;
+            if token.doubted
+                && let Some(token) = self.lock().of(token.generation)
+            {
+                token.doubted = false;
+            }
+            return Ok(told);
         }
         // Not allowed, or the token is no token any more: Vault has one status for both.
-        let told = match self.is_good(&token, path).await? {
-            true => told,
+        let (token, told) = match self.is_good(&token, path).await? {
+            true => (token, told),
             false => {
-                self.forget(token.generation);
-                let token = self.token().await?;
+                let token = self.another(&token).await?;
                 let told = self.send(method, path, Some(&token.header), body).await?;
                 if told.status != StatusCode::FORBIDDEN {
+                    self.lock().can_tell();
                     return self.sound(&told, &[exposed(&token)]).map(|()| told);
                 }
-                told
+                let random = self.jitter.hash_one((path, token.generation));
+                self.lock().was_in_vain(token.generation, path, Instant::now(), random);
+                (token, told)
             }
         };
         Err(VaultError::Denied(error::said(&told, &[exposed(&token)])))
@@ -210,8 +198,7 @@ impl Vault {
     }
 
     fn usable(&self) -> Option<Token> {
-        let now = Instant::now();
-        self.lock().token.clone().filter(|token| token.life.is_none_or(|life| now < life.end()))
+        self.lock().usable(Instant::now())
     }
 
     async fn token(&self) -> Result<Token, VaultError> {
@@ -225,9 +212,20 @@ impl Vault {
         }
     }
 
+    /// Another token than this one, which Vault does not take: of a new login, or what another call got meanwhile. Where
+    /// there is none, this one stays in use: it may be good, and only not allowed to look itself up.
+    async fn another(&self, refused: &Token) -> Result<Token, VaultError> {
+        let _one = self.logging_in.lock().await;
+        match self.usable() {
+            Some(other) if other.generation != refused.generation => return Ok(other),
+            _ => self.lock().doubt(refused.generation, Instant::now()),
+        }
+        self.log_in().await
+    }
+
     /// Logs in and lets a task of its own keep the token alive. The caller holds `logging_in`.
     async fn log_in(&self) -> Result<Token, VaultError> {
-        let pass = self.refused.enter()?;
+        let pass = self.refused.enter().map_err(|cause| self.in_its_time(cause))?;
         let logged_in = async {
             let login = self.login.login().await?;
             let generation = {
@@ -241,9 +239,11 @@ impl Vault {
             Ok(mut token) => {
                 pass.answered();
                 // A token that was given and looked at anew is the same one: what Vault made for it lives on.
-                let same = |before: &&Token| before.header == token.header;
-                let before = self.lock().token.as_ref().filter(same).map(|before| before.generation);
-                token.generation = before.unwrap_or(token.generation);
+                let before = self.lock().token.clone().filter(|before| before.header == token.header);
+                if let Some(before) = before {
+                    token.generation = before.generation;
+                    token.life = token.life.or_else(|| before.life.map(|_| Life::last(Instant::now())));
+                }
                 self.install(token.clone());
                 Ok(token)
             }
@@ -253,28 +253,28 @@ impl Vault {
                     pass.failed(cause.clone());
                 }
                 tracing::warn!(%cause, "no login to Vault");
-                Err(cause)
+                Err(self.in_its_time(cause))
             }
+        }
+    }
+
+    /// Why there is no login, with whether the last one ended in its own time.
+    fn in_its_time(&self, cause: VaultError) -> VaultError {
+        let refused = matches!(cause, VaultError::Expired | VaultError::LoginRefused { .. });
+        match refused && self.lock().is_over(Instant::now()) {
+            true => VaultError::RanOut(Box::new(cause)),
+            false => cause,
         }
     }
 
     fn install(&self, token: Token) {
         let mut session = self.lock();
-        session.seen_good.clear();
         let keeper = token.life.map(|_| tokio::spawn(keep(self.own.clone(), token.generation)).abort_handle());
-        let before = std::mem::replace(&mut session.keeper, keeper);
-        session.token = Some(token);
+        let before = session.install(token, keeper);
         drop(session);
         // It may be this very task: it ends where it would next wait, and it has nothing left to do.
         if let Some(before) = before {
             before.abort();
-        }
-    }
-
-    fn forget(&self, generation: u64) {
-        let mut session = self.lock();
-        if session.token.as_ref().is_some_and(|token| token.generation == generation) {
-            session.token = None;
         }
     }
 
@@ -287,21 +287,25 @@ impl Vault {
             if !same {
                 return Ok(false);
             }
-            if session.seen_good.get(path).is_some_and(|at| at.elapsed() < TRUSTED) {
+            if session.is_seen_good(path, Instant::now()) {
                 return Ok(true);
             }
         }
         let told = self.send(Method::GET, LOOKUP_SELF, Some(&token.header), Zeroizing::default()).await?;
-        if told.status == StatusCode::FORBIDDEN {
-            return Ok(false);
+        let refused = told.status == StatusCode::FORBIDDEN;
+        if !refused {
+            self.sound(&told, &[exposed(token)])?;
         }
-        self.sound(&told, &[exposed(token)])?;
-        let mut session = self.lock();
-        if session.seen_good.len() >= MOST_SEEN {
-            session.seen_good.clear();
+        let (mut session, now) = (self.lock(), Instant::now());
+        // It ended, or may not look itself up. Where a new one has just not helped, it is the latter.
+        let good = !refused || session.is_in_vain(now);
+        if !refused {
+            session.can_tell();
         }
-        session.seen_good.insert(path.to_owned(), Instant::now());
-        Ok(true)
+        if good {
+            session.saw_good(path, now);
+        }
+        Ok(good)
     }
 
     /// When the token of this generation is to be renewed; `None` where it is not in use any more or does not end.
@@ -326,8 +330,7 @@ impl Vault {
         if token.next() == Next::Renew
             && let Some(renewed) = login::renew(self, &token).await?
         {
-            let mut session = self.lock();
-            if let Some(token) = session.token.as_mut().filter(|token| token.generation == generation) {
+            if let Some(token) = self.lock().of(generation) {
                 *token = renewed;
             }
             return Ok(true);

@@ -294,11 +294,9 @@ async fn a_call_whose_caller_pauses_ends_at_its_wall() {
 async fn a_component_before_secrets_gives_what_it_makes_of_them() {
     let vault = Vault::new();
     vault.set("stripe-key", "sk-1");
-    let linked = |secret: &str, source: Arc<dyn providers::secrets::Resolver>| LinkedSecret {
-        app: "shop".parse().unwrap(),
-        secret: model::SecretRef::new(secret.parse().unwrap()),
-        source,
-        meter: Arc::default(),
+    let linked = |secret: &str, source: Arc<dyn providers::secrets::Resolver>| {
+        let secret = model::SecretRef::new(secret.parse().unwrap());
+        LinkedSecret::new("shop".parse().unwrap(), secret, source, Arc::default())
     };
     let own = SecretLinks::default().with("stripe-key", linked("stripe-key", vault.clone()));
     let between = Guest::new("go-between", Bindings::new().with(Arc::new(own)), None);

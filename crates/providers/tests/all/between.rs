@@ -198,11 +198,9 @@ impl secrets::conformance::Keeper for Keeper {
 async fn a_component_before_secrets_keeps_the_contract() {
     let vault = Vault::new();
     let (shop, stranger): (AppName, AppName) = ("shop".parse().unwrap(), "stranger".parse().unwrap());
-    let linked = |name: &str| LinkedSecret {
-        app: shop.clone(),
-        secret: SecretRef::new(name.parse().unwrap()),
-        source: vault.clone(),
-        meter: Arc::default(),
+    let linked = |name: &str| {
+        let secret = SecretRef::new(name.parse().unwrap());
+        LinkedSecret::new(shop.clone(), secret, vault.clone(), Arc::default())
     };
     let own =
         secrets::conformance::NAMES.iter().fold(SecretLinks::default(), |links, name| links.with(name, linked(name)));

@@ -118,11 +118,9 @@ async fn a_component_sees_the_secrets_that_its_links_name_and_as_they_are_now() 
     let vault = Vault::new();
     vault.set("stripe-key", "sk-1");
     vault.set("other", "not-yours");
-    let linked = |secret: &str| LinkedSecret {
-        app: "shop".parse().unwrap(),
-        secret: model::SecretRef::new(secret.parse().unwrap()),
-        source: vault.clone(),
-        meter: Arc::default(),
+    let linked = |secret: &str| {
+        let secret = model::SecretRef::new(secret.parse().unwrap());
+        LinkedSecret::new("shop".parse().unwrap(), secret, vault.clone(), Arc::default())
     };
     let (known, gone) = (linked("stripe-key"), linked("gone"));
     let meter = known.meter.clone();
@@ -149,12 +147,8 @@ async fn a_component_sees_the_secrets_that_its_links_name_and_as_they_are_now() 
 async fn a_secret_that_is_no_text_comes_as_bytes() {
     let vault = Vault::new();
     vault.set_bytes("blob", vec![0, 255, 7]);
-    let linked = LinkedSecret {
-        app: "shop".parse().unwrap(),
-        secret: model::SecretRef::new("blob".parse().unwrap()),
-        source: vault,
-        meter: Arc::default(),
-    };
+    let secret = model::SecretRef::new("blob".parse().unwrap());
+    let linked = LinkedSecret::new("shop".parse().unwrap(), secret, vault, Arc::default());
     let links = SecretLinks::default().with("blob", linked);
     let guest = Guest::new("secret-probe", Bindings::new().with(Arc::new(links)), None);
     assert_eq!(guest.get("/get/blob").await, ok("bytes [0, 255, 7]"));

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use model::{AppName, SecretRef};
-use providers::meter::{ErrorKind, Kind as _};
+use providers::meter::{ErrorKind, Kind as _, LinkMeter};
 use providers::secrets::vault::{Engine, Scope, Settings as StoreSettings, VaultSecrets};
-use providers::secrets::{Credentials, Resolver, Revealed, SecretError, Sources, conformance};
+use providers::secrets::{Credentials, Hold, LinkedSecret, Resolver, Revealed, SecretError, Sources, conformance};
 use providers::vault::{Hidden, Login, Settings, VaultError};
 use serde_json::{Value, json};
 
@@ -37,8 +37,24 @@ fn app() -> AppName {
     "shop".parse().unwrap()
 }
 
-fn store(rig: &Rig, mount: &str, login: Login, auth_mount: Option<&str>, with: &With) -> Arc<VaultSecrets> {
-    store_of(rig, &app(), mount, login, auth_mount, with)
+/// A store, and who holds the secrets that tests ask it for: as links do, for as long as they are there.
+struct Linked {
+    store: Arc<VaultSecrets>,
+    _held: Vec<Hold>,
+}
+
+impl std::ops::Deref for Linked {
+    type Target = VaultSecrets;
+
+    fn deref(&self) -> &VaultSecrets {
+        &self.store
+    }
+}
+
+fn store(rig: &Rig, mount: &str, login: Login, auth_mount: Option<&str>, with: &With) -> Linked {
+    let store = store_of(rig, &app(), mount, login, auth_mount, with);
+    let held = ["api-key", "cache", "key", "smtp"].map(|name| store.hold(&secret(name, None))).into();
+    Linked { store, _held: held }
 }
 
 fn store_of(
@@ -125,6 +141,10 @@ struct ByApp([(AppName, Arc<VaultSecrets>); 2]);
 impl Resolver for ByApp {
     fn reveal<'a>(&'a self, app: &'a AppName, secret: &'a SecretRef) -> BoxFuture<'a, Result<Revealed, SecretError>> {
         self.0.iter().find(|(of, _)| of == app).unwrap().1.reveal(app, secret)
+    }
+
+    fn hold(&self, secret: &SecretRef) -> Hold {
+        self.0[0].1.hold(secret)
     }
 
     fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
@@ -337,6 +357,46 @@ async fn a_value_is_used_to_the_end_of_its_lease_while_vault_is_away() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_is_used_to_the_end_of_its_lease_where_the_login_ended_while_vault_was_away() {
+    let rig = rigs().await.remove(0);
+    let fake = rig.fake.as_ref().unwrap();
+    let mount = rig.mount("2");
+    let policy = rig.policy(&[&format!("{mount}/*")]);
+    put(&rig, &format!("{mount}/data/sidereal/acme/shop/key"), json!({ "value": "hunter2" }));
+    // An AppRole that logs in once, and a token that is given: neither has a second life.
+    let role = json!({ "token_policies": [policy], "token_ttl": 6, "renewable": false, "secret_id_num_uses": 1 });
+    let (auth, approle) = rig.approle(role);
+    let given = rig.token(json!({ "policies": [policy], "ttl": 6, "renewable": false }));
+    let token = || Login::Token(Hidden::new(given.clone()));
+    let long = [store(&rig, &mount, token(), None, &USUAL), store(&rig, &mount, approle, Some(&auth), &USUAL)];
+    let short = store(&rig, &mount, token(), None, &With { lease: Duration::from_secs(10), ..USUAL });
+    let meters = [0; 2].map(|_| Arc::new(LinkMeter::default()));
+    for (store, meter) in long.iter().zip(&meters) {
+        store.tell(meter);
+        assert_eq!(text(&**store, "key").await, "hunter2");
+    }
+    assert_eq!(text(&*short, "key").await, "hunter2");
+    let read = Instant::now();
+    fake.seal(true);
+    // By then each of the tokens has ended.
+    tokio::time::sleep_until((read + Duration::from_secs(7)).into()).await;
+    fake.seal(false);
+    for (meter, words) in meters.iter().zip(["expired or revoked", "refuses the login by approle"]) {
+        let said = || meter.trouble().is_some_and(|trouble| trouble.reason.contains(words));
+        until("it is told that the login has ended", || async { said() }).await;
+    }
+    for store in &long {
+        assert_eq!(text(&**store, "key").await, "hunter2", "Vault that comes back takes nothing away");
+    }
+    until("with the lease a value ends", || async { reveal(&*short, "key").await.is_err() }).await;
+    let ended = reveal(&*short, "key").await.unwrap_err();
+    assert!(ended.to_string().contains("expired or revoked"), "{ended}");
+    for store in &long {
+        assert_eq!(text(&**store, "key").await, "hunter2");
+    }
+}
+
 fn store_at_nobody(dialer: &Arc<crate::support::Direct>, mount: &str) -> Arc<VaultSecrets> {
     let login = Arc::new(Login::Token(Hidden::new("t".to_owned())));
     let vault = Settings { url: "http://127.0.0.1:1", ca: None, namespace: None, auth_mount: None, login };
@@ -390,7 +450,7 @@ async fn a_credential_that_vault_makes_is_renewed_replaced_in_time_and_revoked_a
         let store = store(&rig, &mount, login, Some(&auth), &with);
         store.check().await.unwrap();
         let part = |field| {
-            let (store, secret) = (store.clone(), secret("cache", Some(field)));
+            let (store, secret) = (store.store.clone(), secret("cache", Some(field)));
             async move { store.reveal(&app(), &secret).await }
         };
         let (user, password) = (part("username").await.unwrap(), part("password").await.unwrap());
@@ -425,6 +485,70 @@ async fn a_credential_that_vault_makes_is_renewed_replaced_in_time_and_revoked_a
         drop(store);
         until("the lease is revoked", || async { tokio::task::block_in_place(lists) }).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_link_and_no_provider_names_any_more_is_let_go_while_others_use_the_same_vault() {
+    let rig = rigs().await.remove(0);
+    let fake = rig.fake.as_ref().unwrap();
+    let database = fresh("database");
+    rig.admin("POST", &format!("sys/mounts/{database}"), json!({ "type": "database" }));
+    rig.admin("POST", &format!("{database}/config/db"), json!({ "plugin_name": "valkey-database-plugin" }));
+    for role in ["admin", "read"] {
+        let role_of = json!({ "db_name": "db", "default_ttl": "600s", "max_ttl": "600s" });
+        rig.admin("POST", &format!("{database}/roles/acme.shop.{role}"), role_of);
+    }
+    let kv = rig.mount("2");
+    for name in ["admin", "read"] {
+        put(&rig, &format!("{kv}/data/sidereal/acme/shop/{name}"), json!({ "value": name }));
+    }
+    let store = |mount: &str, engine| store_of(&rig, &app(), mount, rig.root_login(), None, &With { engine, ..USUAL });
+    let (dynamic, versioned) = (store(&database, Engine::Dynamic), store(&kv, Engine::Kv2));
+
+    // A link names one, and the settings of a provider the other; of both kinds.
+    let from: model::ProviderName = "vault".parse().unwrap();
+    let linked =
+        |store: &Arc<VaultSecrets>| LinkedSecret::new(app(), secret("admin", None), store.clone(), Arc::default());
+    let named = |store: &Arc<VaultSecrets>| {
+        let sources = Sources::new(Keeper::new(), false, [(from.clone(), store.clone() as Arc<dyn Resolver>)].into());
+        let field = if Arc::ptr_eq(store, &dynamic) { "username" } else { "value" };
+        let read = SecretRef { from: Some(from.clone()), ..secret("read", Some(field)) };
+        Credentials::new(app(), [("username".to_owned(), read)].into(), Arc::new(sources))
+    };
+    let links = [&dynamic, &versioned].map(linked);
+    let providers = [&dynamic, &versioned].map(named);
+    let user = |of: usize| {
+        let credentials = &providers[of];
+        async move { credentials.get("username").await.unwrap().unwrap().version }
+    };
+    let admin = secret("admin", Some("username"));
+    dynamic.reveal(&app(), &admin).await.unwrap();
+    assert_eq!(text(&*versioned, "admin").await, "admin");
+    let before = (user(0).await, user(1).await);
+    let lease = |n: usize| format!("{database}/creds/acme.shop.{}/lease-{n}", ["admin", "read"][n - 1]);
+    let lives = |n| fake.state().has_lease(&lease(n));
+    assert!(lives(1) && lives(2));
+    // Held by two, and one of them goes: nothing happens.
+    drop(linked(&dynamic));
+    let looks = fake.asked("shop/read");
+    until("it is not read again", || async { fake.asked("shop/read") >= looks + 2 }).await;
+    assert!(lives(1) && fake.asked("leases/revoke") == 0);
+
+    drop(links);
+    until("the lease is not revoked", || async { fake.asked("leases/revoke") == 1 }).await;
+    assert!(!lives(1) && lives(2), "the one of the link that went");
+    // One look may have been under way.
+    let looks = fake.asked("shop/read");
+    until("the other is not read again", || async { fake.asked("shop/read") >= looks + 2 }).await;
+    let (gone, looks) = (fake.asked("shop/admin"), fake.asked("shop/read"));
+    until("the other is not read again", || async { fake.asked("shop/read") >= looks + 3 }).await;
+    assert_eq!(fake.asked("shop/admin"), gone, "what nobody names is read no more");
+    assert_eq!((user(0).await, user(1).await), before, "and what is named is what it was");
+    assert_eq!(fake.asked("creds/acme.shop.read"), 1);
+    // Named again: had anew.
+    let _again = linked(&versioned);
+    assert_eq!(text(&*versioned, "admin").await, "admin");
+    assert!(fake.asked("shop/admin") > gone);
 }
 
 #[tokio::test]

@@ -308,7 +308,7 @@ async fn a_given_token_that_has_ended_is_said_to_have_ended() {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        assert_eq!(ended, VaultError::Expired);
+        assert_eq!(ended, VaultError::RanOut(Box::new(VaultError::Expired)));
         let unknown = rig.vault(Login::Token(Hidden::new("hvs.hunter2".to_owned())), None);
         let refused = unknown.check().await.unwrap_err();
         assert_eq!(refused, VaultError::Expired);
@@ -331,6 +331,82 @@ async fn what_policies_do_not_allow_is_denied_without_a_new_login_each_time() {
         if let Some(fake) = &rig.fake {
             assert_eq!(fake.asked(&format!("{auth}/login")), 1);
             assert_eq!(fake.asked("lookup-self"), 1, "a token that is good is not asked about again at once");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_may_not_look_itself_up_is_not_replaced_for_each_call_that_is_denied() {
+    for rig in rigs().await {
+        let mount = rig.mount("2");
+        let path = |part| format!("{mount}/{part}/sidereal/acme/shop/open/*");
+        let policy = rig.policy(&[&path("data"), &path("metadata")]);
+        let role = |uses| {
+            json!({
+                "token_policies": [policy], "token_ttl": 600, "token_no_default_policy": true,
+                "secret_id_num_uses": uses,
+            })
+        };
+        let denied = |kv: Arc<VaultKv>, n: usize| async move {
+            // Each another path: a component can name as many as it likes.
+            let denied = kv.set("closed", &format!("k{n}"), b"1".to_vec()).await.unwrap_err();
+            assert!(matches!(denied, BackendError::Denied(_)), "{denied:?}");
+            denied.to_string()
+        };
+        let (auth, login) = rig.approle(role(0));
+        let kv = Arc::new(rig.kv("shop", &mount, Version::V2, login, Some(&auth)));
+        let start = Instant::now();
+        for n in 0..40 {
+            let said = denied(kv.clone(), n).await;
+            assert!(said.contains("policies"), "{said}");
+        }
+        assert_eq!(kv.increment("open", "n", 1).await.unwrap(), 1);
+        if let Some(fake) = &rig.fake {
+            // The first, the one that told that the token is not to blame, and how long that is believed.
+            let most = 2 + usize::try_from(start.elapsed().as_secs()).unwrap() / 2;
+            let logins = fake.asked(&format!("{auth}/login"));
+            assert!(logins <= most, "{logins} logins, and {most} at most");
+        }
+        // What it logs in with is used up by the first login: a call that is denied takes nothing from those that are not.
+        let (auth, login) = rig.approle(role(1));
+        let kv = Arc::new(rig.kv("shop", &mount, Version::V2, login, Some(&auth)));
+        assert_eq!(kv.increment("open", "n", 1).await.unwrap(), 2);
+        for n in 0..5 {
+            denied(kv.clone(), n).await;
+            assert_eq!(kv.get("open", "n").await.unwrap(), Some(b"2".to_vec()), "the token is as good as before");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_or_a_key_that_takes_only_writes_by_version_is_written() {
+    for rig in rigs().await {
+        let mount = rig.mount("2");
+        rig.admin("POST", &format!("{mount}/config"), json!({ "cas_required": true }));
+        let kv = rig.kv("shop", &mount, Version::V2, rig.root_login(), None);
+        kv.check().await.unwrap();
+        conformance::run_with(&kv, V2).await.unwrap();
+        // Over what is no value of ours, what was deleted by hand, and by many at once.
+        let path = format!("{mount}/data/sidereal/acme/shop/b/by-hand");
+        let by_hand = |cas: u64| json!({ "data": { "password": "hunter2" }, "options": { "cas": cas } });
+        rig.admin("POST", &path, by_hand(0));
+        kv.set("b", "by-hand", b"1".to_vec()).await.unwrap();
+        rig.admin("DELETE", &path, Value::Null);
+        kv.set("b", "by-hand", b"2".to_vec()).await.unwrap();
+        assert_eq!(kv.get("b", "by-hand").await.unwrap(), Some(b"2".to_vec()));
+        let hosts = [0; 2].map(|_| rig.kv("shop", &mount, Version::V2, rig.root_login(), None));
+        let sets = (0..20_usize).map(|n| hosts[n % 2].set("b", "hot", n.to_string().into_bytes()));
+        futures::future::try_join_all(sets).await.unwrap();
+        let last = kv.get("b", "hot").await.unwrap().unwrap();
+        assert!(String::from_utf8(last).unwrap().parse::<u64>().unwrap() < 20);
+
+        let mount = rig.mount("2");
+        let meta = format!("{mount}/metadata/sidereal/acme/shop/b/careful");
+        rig.admin("POST", &meta, json!({ "cas_required": true }));
+        let kv = rig.kv("shop", &mount, Version::V2, rig.root_login(), None);
+        for value in [b"1", b"2"] {
+            kv.set("b", "careful", value.to_vec()).await.unwrap();
+            assert_eq!(kv.get("b", "careful").await.unwrap(), Some(value.to_vec()));
         }
     }
 }

@@ -5,8 +5,9 @@
 //! All of them are typed names, in which no text of a tenant can be a piece of a path or meet a pattern of a policy.
 //!
 //! What was read once is kept: the next call is answered from memory, and a task of its own asks Vault again, so that a
-//! value that was changed there is told of. While Vault cannot be asked a value is used to the end of its lease; where Vault
-//! answers that we may not have it, or that it is gone, it is wiped at once.
+//! value that was changed there is told of. While Vault cannot be asked, or our login has run out, a value is used to the end
+//! of its lease; where Vault answers that we may not have it, or that it is gone, it is wiped at once. So is one that nobody
+//! holds any more, and a credential that was made for us is given back.
 
 mod answer;
 mod held;
@@ -26,7 +27,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use super::{Resolver, Revealed, SecretError};
+use super::{Hold, Resolver, Revealed, SecretError};
 use crate::dial::Dialer;
 use crate::http_json::{SettingsError, json_body};
 use crate::meter::LinkMeter;
@@ -85,6 +86,7 @@ pub struct VaultSecrets {
     base: String,
     refresh: Duration,
     lease: Duration,
+    /// A slot is held by the map, by whoever names the secret, and by who asks for it now.
     slots: Mutex<BTreeMap<SecretName, Arc<Slot>>>,
     /// Every value that is new here has a number of its own.
     numbers: AtomicU64,
@@ -185,9 +187,13 @@ impl VaultSecrets {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn slot(&self, name: &SecretName) -> Arc<Slot> {
+        self.lock().entry(name.clone()).or_default().clone()
+    }
+
     /// What a secret holds: from memory, or asked for now, by one for all who want it.
     async fn held(&self, name: &SecretName) -> Result<Held, SecretError> {
-        let slot = self.lock().entry(name.clone()).or_default().clone();
+        let slot = self.slot(name);
         if let Some(known) = slot.known() {
             return known;
         }
@@ -236,8 +242,10 @@ impl VaultSecrets {
 
     /// What is left of a secret that was asked for in vain.
     fn failed(&self, slot: &Slot, before: Option<Held>, cause: SecretError) -> SecretError {
+        let holds =
+            |before: &Held| before.is_good() && (cause.is_away() || (ran_out(&cause) && before.lease.is_none()));
         match before {
-            Some(before) if cause.is_away() && before.is_good() => {
+            Some(before) if holds(&before) => {
                 slot.keep(before.again_later(self.refresh));
                 self.stands(Err(&cause));
             }
@@ -314,12 +322,17 @@ impl VaultSecrets {
     fn due(&self) -> Option<Instant> {
         self.lock().values().filter_map(|slot| slot.due()).min()
     }
-}
 
-impl Drop for VaultSecrets {
-    fn drop(&mut self) {
-        let slots = std::mem::take(&mut *self.lock());
-        let leases: Vec<Lease> = slots.values().filter_map(|slot| slot.held()?.lease).collect();
+    /// Forgets what nobody holds any more.
+    fn let_go(&self) {
+        let left: Vec<Arc<Slot>> =
+            self.lock().extract_if(.., |_, slot| Arc::strong_count(slot) == 1).map(|(_, slot)| slot).collect();
+        self.give_back(&left);
+    }
+
+    /// Revokes the leases of secrets that are not used any more.
+    fn give_back<'a>(&self, slots: impl IntoIterator<Item = &'a Arc<Slot>>) {
+        let leases: Vec<Lease> = slots.into_iter().filter_map(|slot| slot.held()?.lease).collect();
         // Where the process ends with it, the leases end by themselves.
         if let (false, Ok(runtime)) = (leases.is_empty(), tokio::runtime::Handle::try_current()) {
             let vault = self.vault.clone();
@@ -335,6 +348,13 @@ impl Drop for VaultSecrets {
     }
 }
 
+impl Drop for VaultSecrets {
+    fn drop(&mut self) {
+        let slots = std::mem::take(&mut *self.lock());
+        self.give_back(slots.values());
+    }
+}
+
 impl Resolver for VaultSecrets {
     fn reveal<'a>(&'a self, _: &'a AppName, secret: &'a SecretRef) -> BoxFuture<'a, Result<Revealed, SecretError>> {
         async move {
@@ -345,9 +365,19 @@ impl Resolver for VaultSecrets {
         .boxed()
     }
 
+    fn hold(&self, secret: &SecretRef) -> Hold {
+        Some(self.slot(&secret.secret))
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
+}
+
+/// Whether our login ended in its own time, and nothing was taken from us: what is in a `kv` may still be used, and a
+/// credential ended with the token it was made with.
+fn ran_out(cause: &SecretError) -> bool {
+    matches!(cause, SecretError::Vault { cause, .. } if matches!(**cause, VaultError::RanOut(_)))
 }
 
 fn refused(name: &SecretName, cause: VaultError) -> SecretError {
@@ -357,7 +387,8 @@ fn refused(name: &SecretName, cause: VaultError) -> SecretError {
 /// Between two looks at what is due.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Reads everything that is kept anew when it is due, for as long as somebody holds the provider.
+/// Reads everything that is kept anew when it is due, and lets go what nobody holds, for as long as somebody holds the
+/// provider.
 async fn keep(secrets: Weak<VaultSecrets>) {
     loop {
         let Some(due) = secrets.upgrade().map(|secrets| secrets.due()) else { return };
@@ -365,6 +396,7 @@ async fn keep(secrets: Weak<VaultSecrets>) {
         let latest = Instant::now() + LOOK;
         tokio::time::sleep_until(due.map_or(latest, |due| due.min(latest)).into()).await;
         let Some(secrets) = secrets.upgrade() else { return };
+        secrets.let_go();
         let now = Instant::now();
         let slots: Vec<(SecretName, Arc<Slot>)> =
             secrets.lock().iter().map(|(name, slot)| (name.clone(), slot.clone())).collect();

@@ -36,7 +36,8 @@ enum Method {
 struct AppRole {
     role: Value,
     role_id: String,
-    secret_ids: Vec<String>,
+    /// Each with how often it still logs in; `None` for ever.
+    secret_ids: BTreeMap<String, Option<u64>>,
 }
 
 fn seconds(value: &Value) -> Option<Duration> {
@@ -167,14 +168,15 @@ impl Auth {
             (Some(Method::AppRole(roles)), ["role", name, "secret-id"]) if write => match roles.get_mut(*name) {
                 Some(role) => {
                     let secret = format!("secret-id-{}-of-{name}", role.secret_ids.len());
-                    role.secret_ids.push(secret.clone());
+                    let uses = role.role["secret_id_num_uses"].as_u64().filter(|uses| *uses > 0);
+                    role.secret_ids.insert(secret.clone(), uses);
                     (200, json!({ "data": { "secret_id": secret } }))
                 }
                 None => error(400, "role does not exist"),
             },
             (Some(Method::AppRole(roles)), ["role", name, "secret-id", "destroy"]) if write => {
                 if let Some(role) = roles.get_mut(*name) {
-                    role.secret_ids.retain(|known| Some(known.as_str()) != body["secret_id"].as_str());
+                    role.secret_ids.remove(body["secret_id"].as_str().unwrap_or_default());
                 }
                 (204, Value::Null)
             }
@@ -197,11 +199,16 @@ impl Auth {
     }
 }
 
-fn approle(roles: &BTreeMap<String, AppRole>, body: &Value) -> Result<Value, String> {
+fn approle(roles: &mut BTreeMap<String, AppRole>, body: &Value) -> Result<Value, String> {
     let role_id = body["role_id"].as_str().ok_or("missing role_id")?;
     let secret_id = body["secret_id"].as_str().ok_or("missing secret_id")?;
-    let role = roles.values().find(|role| role.role_id == role_id && role.secret_ids.iter().any(|id| id == secret_id));
-    role.map(|role| role.role.clone()).ok_or_else(|| "invalid role or secret ID".to_owned())
+    let role = roles.values_mut().find(|role| role.role_id == role_id).ok_or("invalid role or secret ID")?;
+    let uses = role.secret_ids.get_mut(secret_id).ok_or("invalid role or secret ID")?;
+    *uses = uses.map(|uses| uses - 1);
+    if *uses == Some(0) {
+        role.secret_ids.remove(secret_id);
+    }
+    Ok(role.role.clone())
 }
 
 fn jwt(key: Option<&[u8]>, roles: &BTreeMap<String, Value>, body: &Value) -> Result<Value, String> {

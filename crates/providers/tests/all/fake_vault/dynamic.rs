@@ -53,6 +53,10 @@ impl Engines {
         }
     }
 
+    pub(super) fn has_lease(&self, id: &str) -> bool {
+        self.leases.contains_key(id)
+    }
+
     /// `sys/leases/…`.
     pub(super) fn lease(&mut self, method: &str, what: &str, body: &Value, is_good: impl Fn(&str) -> bool) -> Answer {
         let now = Instant::now();

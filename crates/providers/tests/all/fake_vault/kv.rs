@@ -11,7 +11,11 @@ const MAX_ENTRY: usize = 1 << 20;
 
 pub(super) enum Engine {
     V1(BTreeMap<String, Value>),
-    V2(BTreeMap<String, Key>),
+    V2 {
+        keys: BTreeMap<String, Key>,
+        /// No write without the version it replaces.
+        cas_required: bool,
+    },
 }
 
 #[derive(Default)]
@@ -19,6 +23,8 @@ pub(super) struct Key {
     /// By number; `None` is deleted.
     versions: BTreeMap<u64, Option<Value>>,
     current: u64,
+    /// As of the whole engine.
+    cas_required: bool,
 }
 
 fn nothing() -> Answer {
@@ -27,11 +33,14 @@ fn nothing() -> Answer {
 
 impl Engine {
     pub(super) fn new(versioned: bool) -> Self {
-        if versioned { Self::V2(BTreeMap::new()) } else { Self::V1(BTreeMap::new()) }
+        match versioned {
+            true => Self::V2 { keys: BTreeMap::new(), cas_required: false },
+            false => Self::V1(BTreeMap::new()),
+        }
     }
 
     pub(super) fn versioned(&self) -> bool {
-        matches!(self, Self::V2(_))
+        matches!(self, Self::V2 { .. })
     }
 
     pub(super) fn handle(&mut self, method: &str, path: &str, body: &Value) -> Answer {
@@ -60,8 +69,16 @@ impl Engine {
                 }
                 _ => error(405, "unsupported operation"),
             },
-            Self::V2(keys) => match path.split_once('/') {
-                Some(("data", path)) => data(keys, method, path, body),
+            Self::V2 { cas_required, .. } if path == "config" && matches!(method, "POST" | "PUT") => {
+                *cas_required = body["cas_required"] == true;
+                (204, Value::Null)
+            }
+            Self::V2 { keys, cas_required } => match path.split_once('/') {
+                Some(("data", path)) => data(keys, *cas_required, method, path, body),
+                Some(("metadata", path)) if matches!(method, "POST" | "PUT") => {
+                    keys.entry(path.to_owned()).or_default().cas_required = body["cas_required"] == true;
+                    (204, Value::Null)
+                }
                 Some(("metadata", path)) if method == "LIST" => listed(keys.keys(), path),
                 Some(("metadata", path)) if method == "DELETE" => {
                     keys.remove(path);
@@ -73,10 +90,10 @@ impl Engine {
     }
 }
 
-fn data(keys: &mut BTreeMap<String, Key>, method: &str, path: &str, body: &Value) -> Answer {
+fn data(keys: &mut BTreeMap<String, Key>, cas_required: bool, method: &str, path: &str, body: &Value) -> Answer {
     match method {
         "GET" => {
-            let Some(key) = keys.get(path) else { return nothing() };
+            let Some(key) = keys.get(path).filter(|key| key.current > 0) else { return nothing() };
             let value = key.versions.get(&key.current).cloned().flatten();
             let status = if value.is_some() { 200 } else { 404 };
             let deleted = if value.is_some() { "" } else { "2026-01-01T00:00:00Z" };
@@ -88,6 +105,10 @@ fn data(keys: &mut BTreeMap<String, Key>, method: &str, path: &str, body: &Value
                 return error(400, "no data provided");
             }
             let current = keys.get(path).map_or(0, |key| key.current);
+            let needed = cas_required || keys.get(path).is_some_and(|key| key.cas_required);
+            if needed && body["options"].get("cas").is_none() {
+                return error(400, "check-and-set parameter required for this call");
+            }
             if body["options"].get("cas").is_some_and(|cas| cas.as_u64() != Some(current)) {
                 return error(400, "check-and-set parameter did not match the current version");
             }

@@ -121,6 +121,10 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
 }
 
 impl State {
+    pub(crate) fn has_lease(&self, id: &str) -> bool {
+        self.made.has_lease(id)
+    }
+
     fn handle(&mut self, method: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Answer {
         let Some(path) = path.strip_prefix("/v1/") else { return (404, json!({})) };
         let token = headers.get("x-vault-token").and_then(|token| token.to_str().ok());
