@@ -1,5 +1,6 @@
-# The counter of examples/counter, from an OCI registry, its keys in a Redis beside it; the password comes from Vault or a
-# Nomad variable by a template, and reaches only the link that needs it. The plugin's configuration has to let tasks connect to it: egress = ["10.1.0.0/16"].
+# The counter of examples/counter, from an OCI registry, its keys in a Redis of the network; the password comes from Vault or a
+# Nomad variable by a template, and reaches only the link that needs it. The plugin's configuration has to let tasks connect to it:
+# egress = ["10.1.0.0/16:6379"].
 job "counter" {
   datacenters = ["dc1"]
 

@@ -306,13 +306,7 @@ pub(crate) fn settings_problems(settings: &TenantSettings) -> Vec<String> {
             Err(cause) => problems.push(format!("a trust anchor is {cause}")),
         }
     }
-    for entry in &settings.revoked {
-        if entry.is_empty() || entry.len() > 256 || !entry.bytes().all(|b| b.is_ascii_graphic()) {
-            problems.push("a revoked entry is a key (A…, M…), a token id or a digest (sha256:…)".to_owned());
-        } else if entry.starts_with("sha256:") && entry.parse::<Digest>().is_err() {
-            problems.push(format!("revoked entry `{entry}` is not a whole digest"));
-        }
-    }
+    problems.extend(TenantSettings::revoked_problems(&settings.revoked));
     let (_, bad) = model::egress::Policy::of(settings);
     problems.extend(bad.into_iter().map(|cause| format!("egress: {cause}")));
     problems.extend(settings.hosts.iter().filter_map(|pattern| model::hosts::problem(pattern)));

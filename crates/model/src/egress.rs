@@ -8,11 +8,13 @@ mod address;
 mod allowed;
 mod destination;
 mod policy;
+mod range;
 
 pub use address::{Class, classify};
 pub use allowed::{AllowedHost, Transport};
 pub use destination::{Destination, DestinationError};
 pub use policy::{Cidr, CidrError, Denied, Grant, Policy, endpoint_of};
+pub use range::{Range, RangeError};
 
 #[cfg(test)]
 mod tests;

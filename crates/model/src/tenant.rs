@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::app::ProviderSpec;
+use crate::digest::Digest;
 use crate::limits::Limits;
 use crate::name::ProviderName;
 use crate::unit::ByteSize;
@@ -41,6 +42,20 @@ pub struct TenantSettings {
 impl TenantSettings {
     /// What `shards` may be.
     pub const SHARDS: std::ops::RangeInclusive<u32> = 1..=64;
+
+    /// Why entries of the revocation list cannot be what they say, one sentence each.
+    pub fn revoked_problems(revoked: &[String]) -> Vec<String> {
+        let problem = |entry: &String| {
+            if entry.is_empty() || entry.len() > 256 || !entry.bytes().all(|b| b.is_ascii_graphic()) {
+                Some("a revoked entry is a key (A…, M…), a token id or a digest (sha256:…)".to_owned())
+            } else if entry.starts_with("sha256:") && entry.parse::<Digest>().is_err() {
+                Some(format!("revoked entry `{entry}` is not a whole digest"))
+            } else {
+                None
+            }
+        };
+        revoked.iter().filter_map(problem).collect()
+    }
 }
 
 impl Default for TenantSettings {

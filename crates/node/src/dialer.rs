@@ -22,6 +22,7 @@ use crate::lookups::Lookups;
 use crate::tenant::Tenant;
 use journal::{Journal, Outcome};
 pub use nameserver::{Nameserver, Nameservers};
+pub use own::is_own;
 
 /// Resolution and connection together take no longer.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::egress::{AllowedHost, Cidr, Class, Destination, Policy, Transport, classify};
+use model::egress::{AllowedHost, Cidr, Class, Destination, Policy, Range, Transport, classify};
 
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     super::texts(&[
@@ -131,6 +131,9 @@ fn numeric(text: &str) -> Option<u32> {
 }
 
 fn range(text: &str) {
+    if let Ok(range) = text.parse::<Range>() {
+        assert_eq!(range.to_string().parse::<Range>(), Ok(range));
+    }
     let Ok(cidr) = text.parse::<Cidr>() else { return };
     assert_eq!(cidr.to_string().parse::<Cidr>(), Ok(cidr));
     let written = cidr.to_string();

@@ -34,7 +34,7 @@ pub struct Settings {
     /// Take an entry off the revocation list.
     #[arg(long, value_name = "ID")]
     pub unrevoke: Vec<String>,
-    /// Grant an address range outside the public internet.
+    /// Grant an address range outside the public internet, all its ports or some: `10.1.0.0/16:6379`.
     #[arg(long, value_name = "CIDR")]
     pub allow_egress: Vec<String>,
     /// Take a granted range back, for new connections.

@@ -52,7 +52,7 @@ pub struct Up {
     /// Run unsigned components too: a development policy, named in `status`.
     #[arg(long, env = "SIDEREAL_ALLOW_UNSIGNED")]
     pub allow_unsigned: bool,
-    /// Address ranges outside the public internet that apps may connect to.
+    /// Address ranges outside the public internet that apps may connect to, all their ports or some: `10.1.0.0/16:6379`.
     #[arg(long, value_name = "CIDR")]
     pub allow_egress: Vec<String>,
     /// The nameserver that names of outgoing connections are resolved by, port 53 where none is said. Where it is absent, the

@@ -96,7 +96,7 @@ pub async fn prepare(spec: &TaskSpec, exe: &Path, outside: Option<File>) -> Resu
             None
         }
         None => {
-            own.limits = unbounded(own.limits, &spec.limits);
+            own.limits = unbounded(own.limits, &spec.limits, &spec.settings.ceilings);
             let export = own.exports.iter().find(|export| is_run(export)).map(ToString::to_string).unwrap_or_default();
             let args = std::iter::once(called(&spec.component)).chain(spec.args.iter().cloned()).collect();
             let env = spec.env.clone().into_iter().collect();
@@ -141,13 +141,13 @@ fn unfit(spec: &TaskSpec, exports: &[InterfaceId]) -> Option<Problem> {
 }
 
 /// A program computes as long as its task may run: what bounds it is its scheduler, by control groups and by ending it, and what
-/// its job names. What bounds the platform's own memory stays.
-fn unbounded(limits: Limits, named: &BTreeMap<String, String>) -> Limits {
+/// its job names. What bounds the platform's own memory stays, and so does what the operator says of memory.
+fn unbounded(limits: Limits, named: &BTreeMap<String, String>, ceilings: &Limits) -> Limits {
     let mut free = Limits {
         cpu: Millis(u64::MAX),
         wall: Millis(u64::MAX),
-        memory: Limits::ceiling().memory,
-        table_elements: Limits::ceiling().table_elements,
+        memory: ceilings.memory,
+        table_elements: ceilings.table_elements,
         subrequests: u32::MAX,
         log_per_call: ByteSize(u64::MAX),
         ..limits

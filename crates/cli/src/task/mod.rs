@@ -12,6 +12,7 @@ mod output;
 mod own;
 mod place;
 mod pull;
+mod reach;
 mod serve;
 mod used;
 mod user;

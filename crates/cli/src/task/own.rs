@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 
 use super::app::{NAME, Ready};
 use super::serve::{Memory, used_up};
-use super::{health, names, place, user};
+use super::{health, names, place, reach, user};
 
 /// The pause before the task's own store is asked again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -39,6 +39,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 const REVISION: Revision = Revision(1);
 /// The largest component that is held in memory beside its compiled code, bytes.
 const SMALL: usize = 1 << 20;
+/// Remarks of the node that wait to be written.
+const REMARKS: usize = 16;
 /// The largest file of a secret, bytes.
 const MAX_SECRET: usize = 1 << 20;
 
@@ -63,14 +65,22 @@ pub(super) struct Own {
     _sockets: std::fs::File,
 }
 
-/// Starts the task's node; it, and what people should know of how the task is isolated.
+/// What people should know of a task.
+pub(super) struct Notes {
+    /// Of how it is isolated.
+    pub(super) first: Vec<String>,
+    /// As they come up.
+    pub(super) later: mpsc::Receiver<String>,
+}
+
+/// Starts the task's node; it, and what people should know of the task.
 pub(super) async fn start(
     (dir, scratch): (&Path, &Path),
     exe: PathBuf,
     spec: &TaskSpec,
     names: &Names,
     ready: Ready,
-) -> anyhow::Result<(Own, Vec<String>)> {
+) -> anyhow::Result<(Own, Notes)> {
     let unusable = |cause: &dyn std::fmt::Display| Problem::new(Code::StoreUnavailable, cause.to_string());
     let sockets = dir.join("run");
     let data = if keeps(spec) { spec.data.clone() } else { scratch.join("data") };
@@ -101,6 +111,7 @@ pub(super) async fn start(
         let value = value.map_err(|cause| Problem::new(Code::Internal, cause.to_string()))?;
         store.put(&key, value.into(), Expect::Any, None).await.map(drop).map_err(|cause| unusable(&cause))
     };
+    let settings = reach::settings(spec, &ready.app);
     let record = RevisionRecord {
         revision: REVISION,
         previous: None,
@@ -110,7 +121,7 @@ pub(super) async fn start(
         app: ready.app,
         claims: Default::default(),
     };
-    put(keys::tenant(&names.tenant), serde_json::to_vec(&spec.settings)).await?;
+    put(keys::tenant(&names.tenant), serde_json::to_vec(&settings)).await?;
     put(keys::revision(&names.tenant, &names.app, REVISION), serde_json::to_vec(&record)).await?;
     let assigned = Assignment { revision: REVISION, suspended: None, expiry: None };
     put(keys::assigned(&names.node, &names.tenant, &names.app), serde_json::to_vec(&assigned)).await?;
@@ -124,7 +135,15 @@ pub(super) async fn start(
         tracing::warn!(%layer, %why, "the task is not isolated by a layer");
         format!("sidereal: the component is not isolated by `{layer}`: {why}")
     });
-    let notes = notes.collect();
+    let first = notes.collect();
+    let (remarks, later) = mpsc::channel(REMARKS);
+    let ingress = IngressConfig {
+        workers: ingress_workers(),
+        // What stands before a task is most often one address: a load balancer, or the client itself.
+        connections_per_ip: usize::MAX,
+        remarks: Some(remarks),
+        ..IngressConfig::new(listen)
+    };
     let config = NodeConfig::new(names.node.clone(), &data, exe, confinement, storage, listen);
     // Sockets have short names, and the directory of the task may have a long one.
     let sockets = std::fs::File::open(&sockets).map_err(|cause| unusable(&cause))?;
@@ -135,7 +154,7 @@ pub(super) async fn start(
         // A program is told its own.
         host_variables: spec.listen.map(|_| spec.env.keys().cloned().collect()).unwrap_or_default(),
         run_dir,
-        ingress: IngressConfig { workers: ingress_workers(), ..IngressConfig::new(listen) },
+        ingress,
         ingress_fallback: false,
         closed: spec.listen.is_none(),
         resolver: names::resolver(spec)?,
@@ -146,7 +165,7 @@ pub(super) async fn start(
             .help("where the port is taken, another allocation may be ending; Nomad tries again"),
         cause => unusable(&format!("the task cannot be set up: {cause}")),
     })?;
-    Ok((Own { node, store, _sockets: sockets }, notes))
+    Ok((Own { node, store, _sockets: sockets }, Notes { first, later }))
 }
 
 /// Every address of the network this process is in: those of IPv6 too, where it has that.

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::app::prepare;
 use super::control::Control;
 use super::output::Output;
-use super::own::{Names, start};
+use super::own::{Names, Notes, start};
 use super::{log, used};
 
 /// How long the last lines may take to be read.
@@ -191,7 +191,7 @@ pub(super) fn used_up() -> Problem {
 async fn pass_on(
     node: Arc<Node>,
     names: Names,
-    (stdout, stderr, patience, notes): (Place, Place, Duration, Vec<String>),
+    (stdout, stderr, patience, mut notes): (Place, Place, Duration, Notes),
     mut written: mpsc::Receiver<RunFrame>,
     quiet: oneshot::Receiver<()>,
 ) {
@@ -199,7 +199,7 @@ async fn pass_on(
     let query = LogQuery { last: KEPT_LINES, follow: true, ..LogQuery::default() };
     let mut lines = node.logs(&names.tenant, &names.app, query);
     let (mut out, mut err) = (Output::to(stdout), Output::to(stderr));
-    for note in notes {
+    for note in notes.first {
         err.line(&note);
     }
     let mut ended = std::pin::pin!(quiet);
@@ -213,6 +213,10 @@ async fn pass_on(
                     RunFrame::Stderr(bytes) => err.bytes(bytes.into()).await,
                     RunFrame::End(_) => {}
                 }
+                continue;
+            }
+            Some(note) = notes.later.recv() => {
+                err.line(&format!("sidereal: {note}"));
                 continue;
             }
             line = lines.next() => line,

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use model::Limits;
-use model::rules::{LIMIT_FIELDS, LimitUnit};
+use model::claims::{KeyKind, PublicKey};
+use model::egress::Range;
+use model::rules::{LIMIT_FIELDS, LimitField, LimitUnit};
+use model::tenant::{Quotas, TenantSettings};
 use model::unit::{ByteSize, Millis};
 use sandbox::Layer;
 use serde::Deserialize;
@@ -15,6 +18,8 @@ use plugin::hcl::Fields;
 
 /// Where state is kept when the agent's configuration does not say.
 const STATE_DIR: &str = "/var/lib/sidereal-nomad";
+/// What a task may keep when the agent's configuration does not say.
+const STORE_BYTES: ByteSize = ByteSize::mib(1024);
 
 /// The agent's `plugin "nomad-driver-wasm" { config { … } }`. Every field has a default that works.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -29,6 +34,15 @@ pub struct AgentConfig {
     /// Unsigned components run.
     #[serde(default, deserialize_with = "or_default")]
     pub allow_unsigned: bool,
+    /// Keys, token ids and digests of which no component starts.
+    #[serde(default, deserialize_with = "or_default")]
+    pub revoked: Vec<String>,
+    /// The largest `limits` that a job may name, where those are not the platform's.
+    #[serde(default, deserialize_with = "text_map")]
+    ceilings: BTreeMap<String, String>,
+    /// What a task may keep in built-in providers.
+    #[serde(default)]
+    store_bytes: Option<String>,
     /// Address ranges outside the public internet that tasks may connect to.
     #[serde(default, deserialize_with = "or_default")]
     pub egress: Vec<String>,
@@ -53,6 +67,9 @@ impl Default for AgentConfig {
             state_dir: None,
             trust_anchors: Vec::new(),
             allow_unsigned: false,
+            revoked: Vec::new(),
+            ceilings: BTreeMap::new(),
+            store_bytes: None,
             egress: Vec::new(),
             enforce_resources: yes(),
             waive: None,
@@ -68,6 +85,9 @@ impl AgentConfig {
             .maybe_text("state_dir")
             .texts("trust_anchors")
             .flag("allow_unsigned", false)
+            .texts("revoked")
+            .text_map("ceilings")
+            .maybe_text("store_bytes")
             .texts("egress")
             .flag("enforce_resources", true)
             .texts("waive")
@@ -100,6 +120,55 @@ impl AgentConfig {
         named
             .try_for_each(|name| name.parse::<Layer>().map(drop))
             .map_err(|why| format!("{why}; `{MISSING}` stands for whatever this machine refuses"))
+    }
+
+    /// What a job's `limits` may be at most.
+    ///
+    /// # Errors
+    /// The first key of `ceilings` that is none, or what is wrong with its value.
+    pub fn ceilings(&self) -> Result<Limits, String> {
+        let mut ceilings = Limits::ceiling();
+        for (field, value) in limits("ceilings", &self.ceilings, &Limits::ceiling())? {
+            (field.set)(&mut ceilings, value);
+        }
+        Ok(ceilings)
+    }
+
+    /// What a task may use beside what its job and its `resources` block say.
+    ///
+    /// # Errors
+    /// What is wrong with `store_bytes`.
+    pub fn quotas(&self) -> Result<Quotas, String> {
+        let written = self.store_bytes.as_deref().map(str::parse::<ByteSize>).transpose();
+        let most = written.map_err(|cause| format!("`store_bytes`: {cause}"))?.unwrap_or(STORE_BYTES);
+        let quotas = Quotas { store_bytes: Some(most), ..Quotas::default() };
+        match quotas.problems().first() {
+            Some(problem) => Err(format!("`store_bytes`: {problem}")),
+            None => Ok(quotas),
+        }
+    }
+
+    /// What of whom it trusts, what it grants and how much cannot be, in words.
+    ///
+    /// # Errors
+    /// The first such setting, and why.
+    pub fn check_grants(&self) -> Result<(), String> {
+        for range in &self.egress {
+            range.parse::<Range>().map_err(|cause| format!("`egress`: {cause}"))?;
+        }
+        for anchor in &self.trust_anchors {
+            // A mistyped anchor may be a seed: never repeat it.
+            if !PublicKey::parse(anchor).is_ok_and(|key| key.kind() == KeyKind::Account) {
+                return Err(
+                    "`trust_anchors` holds something that is no account's public key (A…, 56 characters)".into()
+                );
+            }
+        }
+        if let Some(problem) = TenantSettings::revoked_problems(&self.revoked).first() {
+            return Err(format!("`revoked`: {problem}"));
+        }
+        self.ceilings()?;
+        self.quotas().map(drop)
     }
 
     /// Fails where no task could have its socket: names of sockets are short, unix(7).
@@ -200,27 +269,39 @@ impl TaskOptions {
             .spec()
     }
 
-    /// What of [`TaskOptions::limits`] is none, in words.
+    /// What of [`TaskOptions::limits`] is none, or more than the agent's configuration lets a job have, in words.
     ///
     /// # Errors
     /// The first such key, and how it is written.
-    pub fn check_limits(&self) -> Result<(), String> {
-        for (name, value) in &self.limits {
-            let Some(field) = LIMIT_FIELDS.iter().find(|field| field.name == name) else {
-                let known: Vec<&str> = LIMIT_FIELDS.iter().map(|field| field.name).collect();
-                return Err(format!("`limits` names {name}, which is none; there are {}", known.join(", ")));
-            };
-            let read = match field.unit {
-                LimitUnit::Duration => value.parse::<Millis>().map(|value| value.0).ok(),
-                LimitUnit::Size => value.parse::<ByteSize>().map(|value| value.0).ok(),
-                LimitUnit::Count => value.parse::<u32>().map(u64::from).ok(),
-            };
-            let (least, most) = (field.floor, (field.get)(&Limits::ceiling()));
-            if !read.is_some_and(|value| (least..=most).contains(&value)) {
-                let (least, most) = (field.show(least), field.show(most));
-                return Err(format!("`limits` has {name} = \"{value}\"; write {least} to {most}"));
-            }
-        }
-        Ok(())
+    pub fn check_limits(&self, ceilings: &Limits) -> Result<(), String> {
+        limits("limits", &self.limits, ceilings).map(drop)
     }
+}
+
+/// The limits that the map `named` has, each in milliseconds, bytes or pieces.
+///
+/// # Errors
+/// The first that is none, or out of its bounds.
+fn limits(
+    named: &str,
+    written: &BTreeMap<String, String>,
+    ceilings: &Limits,
+) -> Result<Vec<(&'static LimitField, u64)>, String> {
+    let one = |(name, value): (&String, &String)| {
+        let Some(field) = LIMIT_FIELDS.iter().find(|field| field.name == name) else {
+            let known: Vec<&str> = LIMIT_FIELDS.iter().map(|field| field.name).collect();
+            return Err(format!("`{named}` names {name}, which is none; there are {}", known.join(", ")));
+        };
+        let read = match field.unit {
+            LimitUnit::Duration => value.parse::<Millis>().map(|value| value.0).ok(),
+            LimitUnit::Size => value.parse::<ByteSize>().map(|value| value.0).ok(),
+            LimitUnit::Count => value.parse::<u32>().map(u64::from).ok(),
+        };
+        let (least, most) = (field.floor, (field.get)(ceilings));
+        read.filter(|value| (least..=most).contains(value)).map(|value| (field, value)).ok_or_else(|| {
+            let (least, most) = (field.show(least), field.show(most));
+            format!("`{named}` has {name} = \"{value}\"; write {least} to {most}")
+        })
+    };
+    written.iter().map(one).collect()
 }

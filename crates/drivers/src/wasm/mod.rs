@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`config`] | what the agent's and the task's `config` blocks may say |
 //! | [`spec`] | what the process of a task is told |
+//! | `ports` | where it listens, and those beside it |
 //! | [`task`] | a task's life: start, recover, wait, stop |
 //! | `begin` | how one begins of which nothing was started before |
 //! | `folder` | where it is, and how that is made and goes |
@@ -31,6 +32,7 @@ mod folder;
 pub mod kept;
 pub mod noted;
 pub mod others;
+mod ports;
 pub mod process;
 pub mod spec;
 mod strays;
@@ -169,23 +171,9 @@ impl Driver for WasmDriver {
 
     fn configure(&self, text: &[u8]) -> Result<(), Failure> {
         let config: AgentConfig = block::decode(text)?;
-        for range in &config.egress {
-            range
-                .parse::<model::egress::Cidr>()
-                .map_err(|cause| Failure::unrecoverable(format!("`egress`: {cause}")))?;
-        }
+        config.check_grants().map_err(Failure::unrecoverable)?;
         config.check_state_dir().map_err(|why| Failure::unrecoverable(format!("`state_dir`: {why}")))?;
         config.check_waive().map_err(|why| Failure::unrecoverable(format!("`waive`: {why}")))?;
-        for anchor in &config.trust_anchors {
-            let key = model::claims::PublicKey::parse(anchor);
-            // A mistyped anchor may be a seed: never repeat it.
-            let fine = key.is_ok_and(|key| key.kind() == model::claims::KeyKind::Account);
-            if !fine {
-                return Err(Failure::unrecoverable(
-                    "`trust_anchors` holds something that is no account's public key (A…, 56 characters)",
-                ));
-            }
-        }
         *self.agent.write().unwrap_or_else(PoisonError::into_inner) = config;
         self.layers.forget();
         Ok(())

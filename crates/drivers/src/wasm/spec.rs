@@ -1,7 +1,6 @@
 //! From what the agent sends to what a task process is told. Pure: where a path of a job leads, the task finds out when it
 //! opens it, for whoever looked before would have seen something else.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
 use api::run::{Folder, MAX_FOLDERS};
@@ -12,6 +11,7 @@ use super::cgroup::Bounds;
 use super::config::{AgentConfig, FolderOptions, LinkOptions, TaskOptions};
 use super::dns::dns;
 use super::kept;
+use super::ports::{beside, listen};
 use plugin::Failure;
 use plugin::config::decode;
 use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::network_isolation_spec::Mode;
@@ -29,7 +29,8 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
     if !task.devices.is_empty() {
         return Err(Failure::unrecoverable("the task has devices, and a component has no way to reach one"));
     }
-    options.check_limits().map_err(Failure::unrecoverable)?;
+    let ceilings = agent.ceilings().map_err(Failure::unrecoverable)?;
+    options.check_limits(&ceilings).map_err(Failure::unrecoverable)?;
     let dns = dns(task.dns.as_ref())?;
     let network = network(task)?;
     let listen = options.http.as_ref().map(|http| listen(task, &http.port, network.is_some())).transpose()?;
@@ -56,9 +57,12 @@ pub fn spec(task: &TaskConfig, agent: &AgentConfig) -> Result<TaskSpec, Failure>
     let folders = folders(task, &options, &dir)?;
     let settings = TenantSettings {
         trust_anchors: agent.trust_anchors.clone(),
+        revoked: agent.revoked.clone(),
         allow_unsigned: agent.allow_unsigned,
-        egress: agent.egress.clone(),
+        ceilings,
+        egress: agent.egress.iter().cloned().chain(beside(task)).collect(),
         shards: 1,
+        quotas: agent.quotas().map_err(Failure::unrecoverable)?,
         ..TenantSettings::default()
     };
     Ok(TaskSpec {
@@ -112,37 +116,6 @@ fn network(task: &TaskConfig) -> Result<Option<PathBuf>, Failure> {
         ))),
         Err(_) => Err(Failure::unrecoverable("the group's network has a mode this driver does not know")),
     }
-}
-
-/// Where a port of this label is listened to: in a namespace on every address of it, under the number inside.
-fn listen(task: &TaskConfig, label: &str, inside: bool) -> Result<SocketAddr, Failure> {
-    let resources = task.resources.as_ref();
-    let mapped = resources.into_iter().flat_map(|resources| &resources.ports);
-    let mapped = mapped.map(|port| (port.label.as_str(), port.value, port.to, port.host_ip.as_str()));
-    let networks = resources.and_then(|resources| resources.allocated_resources.as_ref());
-    let networks = networks.into_iter().flat_map(|allocated| &allocated.networks);
-    let reserved = networks.flat_map(|network| {
-        let ports = network.reserved_ports.iter().chain(&network.dynamic_ports);
-        ports.map(|port| (port.label.as_str(), port.value, 0, network.ip.as_str()))
-    });
-    let all: Vec<_> = mapped.chain(reserved).collect();
-    let Some((_, value, to, host_ip)) = all.iter().find(|(known, ..)| *known == label).copied() else {
-        let labels: Vec<&str> = all.iter().map(|(label, ..)| *label).collect();
-        let known = match labels.is_empty() {
-            true => "it has no ports".to_owned(),
-            false => format!("it has {}", labels.join(", ")),
-        };
-        return Err(Failure::unrecoverable(format!(
-            "`http` names the port `{label}`, which the group's network does not have; {known}"
-        )));
-    };
-    let wrong = || Failure::unrecoverable(format!("the port `{label}` was given no address to listen at"));
-    let port = u16::try_from(if inside && to > 0 { to } else { value }).ok().filter(|port| *port > 0);
-    let address = match inside {
-        true => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        false => host_ip.parse().map_err(|_| wrong())?,
-    };
-    Ok(SocketAddr::new(address, port.ok_or_else(wrong)?))
 }
 
 struct TaskDir<'a> {
@@ -261,6 +234,8 @@ fn link(written: &str, link: &LinkOptions, dir: &TaskDir<'_>) -> Result<TaskLink
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::Limits;
+    use model::unit::ByteSize;
     use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::{
         AllocatedTaskResources, NetworkIsolationSpec, NetworkPort, NetworkResource, PortMapping, Resources,
     };
@@ -332,6 +307,22 @@ mod tests {
         let allocated = AllocatedTaskResources { networks: vec![network], ..Default::default() };
         task.resources = Some(Resources { allocated_resources: Some(allocated), ..Default::default() });
         assert_eq!(spec(&task, &AgentConfig::default()).unwrap().listen, Some("10.9.9.9:21000".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_the_operator_says_of_all_tasks_holds_for_each() {
+        let agent =
+            json!({"revoked": ["MREVOKED"], "ceilings": [{"cpu": "1s", "memory": "64MiB"}], "store_bytes": "1MiB"});
+        let agent: AgentConfig = decode(&rmp_serde::to_vec(&agent).unwrap()).unwrap();
+        let told = |limits: serde_json::Value| spec(&task(json!({"component": "a.wasm", "limits": limits})), &agent);
+        let settings = told(json!([{"cpu": "1s"}])).unwrap().settings;
+        assert_eq!((settings.revoked, settings.quotas.store_bytes), (vec!["MREVOKED".into()], Some(ByteSize::mib(1))));
+        assert_eq!((settings.ceilings.cpu.0, settings.ceilings.memory), (1000, ByteSize::mib(64)));
+        assert_eq!(settings.ceilings.wall, Limits::ceiling().wall, "what is not named has the platform's");
+        let refused = told(json!([{"cpu": "2s"}])).unwrap_err().message;
+        assert_eq!(refused, "`limits` has cpu = \"2s\"; write 10ms to 1s");
+        let plain = spec(&task(json!({"component": "a.wasm"})), &AgentConfig::default()).unwrap().settings;
+        assert_eq!((plain.quotas.store_bytes, plain.ceilings), (Some(ByteSize::mib(1024)), Limits::ceiling()));
     }
 
     #[test]

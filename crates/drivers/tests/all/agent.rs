@@ -1,7 +1,7 @@
 //! The host's side: an agent with its plugin, an allocation's directories and FIFOs.
 
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -334,6 +334,18 @@ impl Alloc {
 
     pub fn id(&self) -> &str {
         &self.config.id
+    }
+
+    /// Its port is at this address of the client, and the group has these beside it.
+    pub fn at(&mut self, ip: IpAddr, beside: &[(&str, u16)]) {
+        self.address.set_ip(ip);
+        let ports = &mut self.config.resources.as_mut().unwrap().ports;
+        ports.extend(beside.iter().map(|(label, port)| PortMapping {
+            label: (*label).to_owned(),
+            value: (*port).into(),
+            ..PortMapping::default()
+        }));
+        ports.iter_mut().for_each(|port| port.host_ip = ip.to_string());
     }
 
     /// Another run of the task, as after a restart.

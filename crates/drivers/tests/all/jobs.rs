@@ -50,6 +50,31 @@ fn json(body: &Body) -> Value {
     Value::Object(object)
 }
 
+/// Whether a task is for this driver.
+fn is_ours(task: &Block) -> bool {
+    let driver = task.body().attributes().find(|attribute| attribute.key() == "driver").unwrap();
+    driver.expr() == &hcl::Expression::from("wasm")
+}
+
+/// A job file of `examples/nomad/`.
+pub fn example(file: &str) -> String {
+    std::fs::read_to_string(root().join("examples/nomad").join(file)).unwrap()
+}
+
+/// The `config` of its one task for this driver, with what it would have of its environment filled in.
+pub fn config_of(file: &str, env: &[(&str, String)]) -> Value {
+    let mut text = example(file);
+    for (name, value) in env {
+        text = text.replace(&format!("${{{name}}}"), value);
+    }
+    let body = hcl::parse(&text).unwrap();
+    let groups = blocks(&body, "job").into_iter().flat_map(|job| blocks(job.body(), "group"));
+    let tasks = groups.flat_map(|group| blocks(group.body(), "task")).filter(|task| is_ours(task));
+    let configs: Vec<Value> = tasks.flat_map(|task| blocks(task.body(), "config")).map(|c| json(c.body())).collect();
+    let [config] = &configs[..] else { panic!("{file}: one task") };
+    config.clone()
+}
+
 /// How many tasks and agent configurations a file had; each was checked.
 fn check(name: &str, text: &str) -> (usize, usize) {
     let body = hcl::parse(text).unwrap_or_else(|cause| panic!("{name}: {cause}"));
@@ -74,14 +99,12 @@ fn check(name: &str, text: &str) -> (usize, usize) {
             host_ip: "127.0.0.1".into(),
         });
         let ports: Vec<_> = ports.collect();
-        for task in blocks(group.body(), "task") {
+        for task in blocks(group.body(), "task").into_iter().filter(|task| is_ours(task)) {
             let alloc = tempfile::tempdir().unwrap();
             let own = alloc.path().join(task.labels()[0].as_str());
             for folder in [own.join("local"), own.join("secrets"), alloc.path().join("alloc/data")] {
                 std::fs::create_dir_all(folder).unwrap();
             }
-            let driver_name = task.body().attributes().find(|attribute| attribute.key() == "driver").unwrap();
-            assert_eq!(driver_name.expr(), &hcl::Expression::from("wasm"), "{name}");
             let [config] = blocks(task.body(), "config")[..] else { panic!("{name}: one config") };
             let sent = block(&driver.task_schema(), &json(config.body())).unwrap_or_else(|why| panic!("{name}: {why}"));
             let started = TaskConfig {

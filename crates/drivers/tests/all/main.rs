@@ -11,6 +11,7 @@
 mod agent;
 mod apart;
 mod batch;
+mod beside;
 #[path = "../../../plugin/tests/all/block.rs"]
 mod block;
 mod exchanged;
@@ -26,6 +27,8 @@ mod many;
 #[path = "../../../../tests/src/nameserver.rs"]
 #[allow(dead_code, reason = "other tests use more of it")]
 mod nameserver;
+mod namespace;
+mod operator;
 mod points;
 #[path = "../../../../tests/src/ports.rs"]
 mod ports;

@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::agent::{Agent, Alloc, guest};
 use crate::nameserver::{Nameserver, Reply};
+use crate::namespace::Namespace;
 use crate::registry::Shop;
 use crate::servers::Server;
 
@@ -307,39 +307,22 @@ async fn a_service_has_the_environment_that_its_job_grants() {
     }
 }
 
-/// A network namespace as an agent makes one for a group, with its loopback up.
-struct Namespace(String);
+/// An address of the network in there beside its loopback.
+const INSIDE: &str = "10.213.77.2";
 
-impl Namespace {
-    fn new() -> Option<Self> {
-        let name = format!("sidereal-test-{}", std::process::id());
-        let ip = |args: &[&str]| Command::new("ip").args(args).output().is_ok_and(|output| output.status.success());
-        ip(&["netns", "add", &name]).then_some(())?;
-        let made = Self(name);
-        ip(&["-n", &made.0, "link", "set", "lo", "up"]).then_some(made)
-    }
-
-    fn path(&self) -> String {
-        format!("/run/netns/{}", self.0)
-    }
-
-    /// Runs something inside.
-    fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let path = self.path();
-        let thread = std::thread::spawn(move || {
-            let file = std::fs::File::open(path).unwrap();
-            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-            rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), kind).unwrap();
-            work()
-        });
-        thread.join().unwrap()
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        drop(Command::new("ip").args(["netns", "delete", &self.0]).output());
-    }
+/// Whoever answers in there at this address.
+fn inner(namespace: &Namespace, address: &str) -> SocketAddr {
+    let address = address.to_owned();
+    let inner = namespace.inside(move || TcpListener::bind(address).unwrap());
+    let at = inner.local_addr().unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = inner.accept() {
+            let mut head = [0; 1024];
+            drop(stream.read(&mut head));
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\ninside"));
+        }
+    });
+    at
 }
 
 fn ask(address: SocketAddr, path: &str) -> Option<String> {
@@ -353,20 +336,10 @@ fn ask(address: SocketAddr, path: &str) -> Option<String> {
 /// 25: the task listens in the network of its group, and what it connects to is there too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_lives_in_the_network_of_its_group() {
-    let Some(namespace) = Namespace::new() else {
-        crate::not_run("tasks in a network namespace: this user cannot make one with `ip netns`");
-        return;
-    };
-    // Somebody who can be reached in there alone.
-    let inner = namespace.inside(|| TcpListener::bind("127.0.0.1:0").unwrap());
-    let at = inner.local_addr().unwrap();
-    std::thread::spawn(move || {
-        while let Ok((mut stream, _)) = inner.accept() {
-            let mut head = [0; 1024];
-            drop(stream.read(&mut head));
-            drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\ninside"));
-        }
-    });
+    let Some(namespace) = Namespace::new("tasks in a network namespace", &[INSIDE]) else { return };
+    // Somebody who can be reached in there alone, at a port that the job names and at another one.
+    let (at, other) = (inner(&namespace, "127.0.0.1:0"), inner(&namespace, "127.0.0.1:0"));
+    let own = inner(&namespace, &format!("{INSIDE}:0"));
     let sockets = namespace.inside(|| {
         let address = ("127.0.0.53", 53);
         (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap())
@@ -377,13 +350,16 @@ async fn a_task_lives_in_the_network_of_its_group() {
         "inner.eu.corp.example" => Reply::has(&["127.0.0.1"]),
         _ => Reply::NoSuchName,
     });
-    let mut agent = Agent::with(json!({"allow_unsigned": true, "egress": ["127.0.0.0/8"]})).await;
+    // The loopback of a group's network is the group's: what the job names there takes no grant of the client's.
+    let mut agent = Agent::start().await;
     let mut alloc = agent.alloc("netns", "probe");
     let (there, named) = (format!("http://{at}"), format!("http://inner.eu:{}", at.port()));
+    let (by_its_address, elsewhere) = (format!("http://{own}"), format!("http://inner.eu:{}", other.port()));
+    let hosts = [&there, &named, &by_its_address, &elsewhere];
     configure(
         &agent,
         &mut alloc,
-        &json!({"component": "local/app.wasm", "http": {"port": "http"}, "allow_hosts": [there, named]}),
+        &json!({"component": "local/app.wasm", "http": {"port": "http"}, "allow_hosts": hosts}),
     );
     alloc.config.resources.as_mut().unwrap().ports[0].to = 8080;
     alloc.config.network_isolation_spec = Some(NetworkIsolationSpec {
@@ -407,6 +383,13 @@ async fn a_task_lives_in_the_network_of_its_group() {
     let answer = namespace.inside(move || (ask(task, "/"), ask(task, &url)));
     assert!(answer.0.as_ref().is_some_and(|answer| answer.starts_with("HTTP/1.1 200")), "{answer:?}");
     assert!(answer.1.as_ref().is_some_and(|answer| answer.contains("inside")), "it dials inside: {answer:?}");
+    let url = format!("/fetch?url={by_its_address}/");
+    let answer = namespace.inside(move || ask(task, &url));
+    assert!(answer.as_ref().is_some_and(|answer| answer.contains("inside")), "at its own address: {answer:?}");
+    // Whoever owns a name may let it point where he likes.
+    let url = format!("/fetch?url={elsewhere}/");
+    let answer = namespace.inside(move || ask(task, &url));
+    assert!(answer.as_ref().is_some_and(|answer| !answer.contains("inside")), "a port nobody names: {answer:?}");
     // A group's network may be one of IPv6 alone.
     let six: SocketAddr = "[::1]:8080".parse().unwrap();
     match namespace.inside(|| UdpSocket::bind("[::1]:0").is_ok()) {

@@ -136,6 +136,12 @@ async fn an_agent_configuration_that_cannot_be_is_refused() {
         .unwrap();
     for (config, why) in [
         (json!({"egress": ["10.0.0.1/8"]}), "egress"),
+        (json!({"egress": ["10.0.0.0/8:32000-20000"]}), "`egress`: `10.0.0.0/8:32000-20000` is not an address range"),
+        (json!({"revoked": ["sha256:12"]}), "`revoked`: revoked entry `sha256:12` is not a whole digest"),
+        (json!({"ceilings": {"processor": "1s"}}), "`ceilings` names processor, which is none; there are cpu"),
+        (json!({"ceilings": {"memory": "2GiB"}}), "`ceilings` has memory = \"2GiB\"; write 64KiB to 1GiB"),
+        (json!({"store_bytes": "much"}), "`store_bytes`: `much` is not a size"),
+        (json!({"store_bytes": "1KiB"}), "`store_bytes`: quotas.store_bytes is at least 64KiB"),
         (json!({"trust_anchors": ["SAANOTAKEY"]}), "trust_anchors"),
         (json!({"state_dir": "var/wasm"}), "`state_dir`: var/wasm is no absolute path"),
         (json!({"state_dir": format!("/{}", "d".repeat(100))}), "is longer than 78 characters"),

@@ -1,7 +1,7 @@
 //! A registry and a Redis of the machine's, for tasks that need one.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -46,21 +46,20 @@ impl Server {
 
     /// An empty Redis with this password.
     pub fn redis(password: &str) -> Self {
+        Self::redis_of(free(), &["--requirepass", password])
+    }
+
+    /// An empty Redis of the network's, at this address.
+    pub fn redis_at(ip: IpAddr) -> Self {
+        Self::redis_of(SocketAddr::new(ip, free().port()), &["--protected-mode", "no"])
+    }
+
+    fn redis_of(addr: SocketAddr, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let addr = free();
         let socket = dir.path().join("socket");
         let mut command = Command::new("redis-server");
-        command.args([
-            "--port",
-            &addr.port().to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--requirepass",
-            password,
-        ]);
-        command.arg("--unixsocket").arg(&socket).arg("--dir").arg(dir.path());
+        command.args(["--port", &addr.port().to_string(), "--bind", &addr.ip().to_string(), "--save", ""]);
+        command.args(more).arg("--unixsocket").arg(&socket).arg("--dir").arg(dir.path());
         // Made after the port is bound.
         Self::start(addr, dir, command, || socket.exists() && TcpStream::connect(addr).is_ok())
     }

@@ -62,7 +62,7 @@ impl fmt::Display for Class {
             Class::CarrierNat => "a carrier-grade NAT address",
             Class::UniqueLocal => "a unique local address",
             Class::Metadata => "a cloud metadata address",
-            Class::Own => "an address of this machine",
+            Class::Own => "an address of this machine, which only a range with ports grants",
             Class::Multicast => "a multicast address",
             Class::Broadcast => "a broadcast address",
             Class::Documentation => "a documentation address",

@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::destination::Destination;
+
 /// How bytes travel over a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -99,6 +101,12 @@ impl AllowedHost {
         self.used == Use::Sockets(transport) && self.covers(transport, host, port)
     }
 
+    /// The one host it is about, and the port; `None` where it is about the names below one.
+    pub fn place(&self) -> Option<(Destination, u16)> {
+        let host = Destination::parse(&self.host).ok().filter(|_| !self.suffix)?;
+        Some((host, self.port))
+    }
+
     /// Whether it is about sockets, and not about outgoing HTTP.
     pub fn is_for_sockets(&self) -> bool {
         matches!(self.used, Use::Sockets(_))
@@ -177,5 +185,9 @@ mod tests {
         assert!(entry("tcp://a.example:443").opens(Transport::Tcp, "a.example", 443));
         assert!(!entry("tcp://a.example:443").opens(Transport::Udp, "a.example", 443));
         assert!(entry("udp://a.example:443").names("A.example") && entry("udp://a.example:1").is_for_sockets());
+        let home = Destination::Address(std::net::Ipv6Addr::LOCALHOST.into());
+        assert_eq!(entry("tcp://[::1]:443").place(), Some((home, 443)));
+        assert_eq!(entry("http://a.example").place(), Some((Destination::Name("a.example".to_owned()), 80)));
+        assert_eq!(entry("http://*.a.example").place(), None);
     }
 }

@@ -13,6 +13,7 @@ use crate::tenant::TenantSettings;
 
 use super::address::{Class, classify};
 use super::destination::Destination;
+use super::range::{Range, RangeError};
 
 /// An address range, `10.1.0.0/16` or `fd00::/8`; a bare address is the range of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,8 +49,12 @@ impl Cidr {
         width == other && (mine ^ theirs) & mask(self.prefix) == 0
     }
 
-    fn is_one_address(&self) -> bool {
+    pub(super) fn is_one_address(&self) -> bool {
         bits(self.address).1 == self.prefix
+    }
+
+    pub(super) fn is_ipv6(&self) -> bool {
+        self.address.is_ipv6()
     }
 }
 
@@ -90,7 +95,7 @@ pub enum Grant {
     /// It is public.
     Public,
     /// It lies in a range the operator granted to the tenant.
-    Range(Cidr),
+    Range(Range),
     /// The operator declared the provider that dials with exactly this host and port.
     Operator,
 }
@@ -118,13 +123,13 @@ pub struct Denied {
 /// What one tenant's connections may reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
-    ranges: Vec<Cidr>,
+    ranges: Vec<Range>,
     providers: Vec<(ProviderName, Destination, u16)>,
 }
 
 impl Policy {
     /// The policy in a tenant's settings, and what in them cannot be read: an unreadable range grants nothing.
-    pub fn of(settings: &TenantSettings) -> (Self, Vec<CidrError>) {
+    pub fn of(settings: &TenantSettings) -> (Self, Vec<RangeError>) {
         let mut policy = Self::default();
         let mut errors = Vec::new();
         for range in &settings.egress {
@@ -160,7 +165,7 @@ impl Policy {
         });
         let mut grant = if declared { Grant::Operator } else { Grant::Public };
         for address in addresses {
-            let one = self.one(declared, *address, own)?;
+            let one = self.one(declared, *address, port, own)?;
             if matches!(one, Grant::Range(_)) {
                 grant = one;
             }
@@ -168,14 +173,14 @@ impl Policy {
         Ok(grant)
     }
 
-    fn one(&self, declared: bool, address: IpAddr, own: &[IpAddr]) -> Result<Grant, Denied> {
+    fn one(&self, declared: bool, address: IpAddr, port: u16, own: &[IpAddr]) -> Result<Grant, Denied> {
         let class = match classify(address) {
             class if class.may_be_own() && own.contains(&address) => Class::Own,
             class => class,
         };
         let denied = Denied { address, class };
-        let range = |exact: bool| {
-            let fits = |range: &&Cidr| range.contains(address) && (!exact || range.is_one_address());
+        let range = |may: fn(&Range) -> bool| {
+            let fits = |range: &&Range| range.contains(address, port) && may(range);
             self.ranges.iter().find(fits).copied().map(Grant::Range).ok_or(denied)
         };
         match class {
@@ -183,17 +188,18 @@ impl Policy {
             // Nobody has a reason to connect there: a TCP connection to them reaches this machine or nothing.
             Class::Unspecified | Class::Multicast | Class::Broadcast => Err(denied),
             // A range that happens to hold credentials grants them only when it names just them.
-            Class::Metadata => range(true),
+            Class::Metadata => range(Range::is_one_address),
             // Both the wrapping and what is wrapped must be reachable: a grant of a NAT64 prefix is no way around.
             Class::Wrapped(inner) => {
-                let outer = range(false)?;
-                self.one(false, inner.into(), own).map_err(|_| denied)?;
+                let outer = range(|_| true)?;
+                self.one(false, inner.into(), port, own).map_err(|_| denied)?;
                 Ok(outer)
             }
             _ if declared => Ok(Grant::Operator),
-            // Nor does the range of a network grant the machine itself: its API and what else listens there.
-            Class::Own => range(true),
-            _ => range(false),
+            // Nor does the range of a network grant the machine itself: its API and what else listens there. One that names ports
+            // says what it is for.
+            Class::Own => range(Range::may_be_own),
+            _ => range(|_| true),
         }
     }
 }

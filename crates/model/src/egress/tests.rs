@@ -393,6 +393,19 @@ fn grants_open_exactly_their_range() {
         (&["64:ff9b::/96"], "64:ff9b::127.0.0.1", false),
         (&["64:ff9b::/96", "0.0.0.0/0"], "64:ff9b::169.254.169.254", false),
         (&["::/0"], "2002:a00:1::", false),
+        // with ports: these are asked for at 80
+        (&["10.1.0.0/16:80"], "10.1.2.3", true),
+        (&["10.1.0.0/16:81-90"], "10.1.2.3", false),
+        (&["10.1.0.0/16:1-90", "10.1.0.0/16:8080"], "10.1.2.3", true),
+        (&["10.1.0.0/16:80"], "10.2.0.1", false),
+        (&["127.0.0.1:80"], "127.0.0.1", true),
+        (&["[::1]:80"], "::1", true),
+        (&["[fd00::/8]:79"], "fd12::1", false),
+        (&["169.254.0.0/16:80"], "169.254.169.254", false),
+        (&["169.254.169.254:80"], "169.254.169.254", true),
+        (&["0.0.0.0/0:80"], "0.0.0.0", false),
+        (&["[::ffff:0:0/96]:80", "10.0.0.0/8:81"], "::ffff:10.0.0.1", false),
+        (&["[::ffff:0:0/96]:80", "10.0.0.0/8:80"], "::ffff:10.0.0.1", true),
     ];
     for (ranges, host, allowed) in cases {
         assert_eq!(verdict(&policy(ranges), host).is_ok(), *allowed, "{ranges:?} {host}");
@@ -416,9 +429,20 @@ fn an_address_of_the_machine_takes_a_grant_though_it_looks_public() {
     let own: IpAddr = "8.8.4.4".parse().unwrap();
     let to = Destination::Address(own);
     let denied = Policy::default().decide(None, &to, 6379, &[own], &[own]).unwrap_err();
-    assert_eq!(denied.to_string(), "8.8.4.4 (an address of this machine) is not granted");
+    let said = "8.8.4.4 (an address of this machine, which only a range with ports grants) is not granted";
+    assert_eq!(denied.to_string(), said);
     assert!(policy(&["8.8.4.4/32"]).decide(None, &to, 6379, &[own], &[own]).is_ok());
     assert!(Policy::default().decide(None, &to, 6379, &[own], &[]).is_ok());
+    // The range of a network is not of the machine, but for the ports that it names.
+    for (range, port, granted) in [
+        ("8.8.4.0/24", 6379, false),
+        ("8.8.4.0/24:6000-7000", 6379, true),
+        ("8.8.4.0/24:6000-7000", 4646, false),
+        ("8.8.4.4:6379", 6379, true),
+        ("8.8.4.4:6379", 4646, false),
+    ] {
+        assert_eq!(policy(&[range]).decide(None, &to, port, &[own], &[own]).is_ok(), granted, "{range} {port}");
+    }
 }
 
 #[test]
@@ -490,6 +514,31 @@ fn ranges_are_read_strictly() {
     }
     for good in ["0.0.0.0/0", "::/0", "10.0.0.0/8", "fd00::/8", "192.0.2.7/32", "::1/128"] {
         assert_eq!(good.parse::<Cidr>().unwrap().to_string(), good);
+    }
+    for bad in [
+        "10.0.0.0/8:",
+        "10.0.0.0/8:0",
+        "10.0.0.0/8:080",
+        "10.0.0.0/8:+80",
+        "10.0.0.0/8:80-79",
+        "10.0.0.0/8:80-",
+        "10.0.0.0/8:-80",
+        "10.0.0.0/8:80-81-82",
+        "10.0.0.0/8:65536",
+        "10.0.0.0/8:80 ",
+        "10.0.0.1/8:80",
+        "[10.0.0.0/8]:80",
+        "[fd00::/8]",
+        "[fd00::/8]:",
+        "[fd00::/8:80",
+        "fd00::/8:80",
+        "db.example:80",
+        ":80",
+    ] {
+        assert!(bad.parse::<Range>().is_err(), "{bad:?}");
+    }
+    for good in ["10.0.0.0/8", "fd00::/8", "10.0.0.0/8:80", "10.0.0.7/32:1-65535", "[fd00::/8]:6379", "[::1/128]:1-2"] {
+        assert_eq!(good.parse::<Range>().unwrap().to_string(), good);
     }
     let (policy, errors) =
         Policy::of(&TenantSettings { egress: vec!["10.0.0.0/99".into()], ..TenantSettings::default() });

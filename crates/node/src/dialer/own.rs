@@ -14,8 +14,9 @@ pub(crate) fn among(addresses: &[IpAddr]) -> Vec<IpAddr> {
     meant.filter(|address| classify(*address).may_be_own() && is_own(*address)).collect()
 }
 
-/// The kernel sends from an address to itself, and from another one to everybody else. Nothing is sent.
-fn is_own(address: IpAddr) -> bool {
+/// Whether it is an address of the network that this process is in: the kernel sends from an address to itself, and from another
+/// one to everybody else. Nothing is sent.
+pub fn is_own(address: IpAddr) -> bool {
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let from = UdpSocket::bind((any, 0)).and_then(|socket| {
         socket.connect((address, 9))?;

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use tokio::net::TcpStream;
@@ -16,11 +16,14 @@ use super::Worker;
 use super::buffer::Buffer;
 use super::h1::{self, Client};
 use super::{h2, wire};
+use crate::pace::LineRate;
 
 const BACKLOG: i32 = 4096;
 /// After a failed accept (no descriptors left, no memory) the next one waits, longer each time.
 const BACKOFF: Duration = Duration::from_millis(10);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// Lines about connections that were refused: a second over time, and at once.
+const SAID: (f64, f64) = (0.1, 2.0);
 /// What a client of HTTP/2 sends first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -69,8 +72,9 @@ pub(super) async fn accept(worker: Arc<Worker>, listener: tokio::net::TcpListene
                 backoff = BACKOFF;
                 // Refused by closing it: an answer would cost what the bound is there to save.
                 let ip = peer.ip().to_canonical();
-                if let Some(permit) = worker.door.enter(ip) {
-                    tasks.spawn(serve(Arc::clone(&worker), stream, ip, permit));
+                match worker.door.enter(ip) {
+                    Ok(permit) => drop(tasks.spawn(serve(Arc::clone(&worker), stream, ip, permit))),
+                    Err(bound) => worker.refused(ip, bound),
                 }
             }
             Err(error) if is_of_one_connection(&error) => {}
@@ -117,6 +121,41 @@ async fn serve(worker: Arc<Worker>, mut stream: TcpStream, ip: IpAddr, _permit: 
     }
 }
 
+impl Worker {
+    /// Says that a connection was refused, now and then: whoever has it sees it close, and nothing else tells anybody why.
+    fn refused(&self, ip: IpAddr, bound: Bound) {
+        let Some(others) = self.door.may_say(Instant::now()) else { return };
+        let said = bound.said(ip, others);
+        tracing::warn!("{said}");
+        if let Some(remarks) = &self.config.remarks
+            && remarks.try_send(said).is_err()
+        {
+            tracing::debug!("nobody takes remarks about connections");
+        }
+    }
+}
+
+/// Which bound a connection did not get past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// Of all clients together: so many.
+    All(usize),
+    /// Of one address: so many.
+    Address(usize),
+}
+
+impl Bound {
+    /// In words, of a connection of `ip` after so many others of which nothing was said.
+    fn said(self, ip: IpAddr, others: u64) -> String {
+        let why = match self {
+            Self::All(most) => format!("{most} are open, the most of all clients together"),
+            Self::Address(most) => format!("its address has {most} open, the most of one"),
+        };
+        let others = if others > 0 { format!(", and {others} before it") } else { String::new() };
+        format!("a connection of {ip} was closed unread: {why}{others}")
+    }
+}
+
 /// Counts connections and holds the bounds.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -124,6 +163,7 @@ pub(super) struct Door {
     most_per_ip: usize,
     open: AtomicUsize,
     per_ip: Mutex<HashMap<IpAddr, usize>>,
+    said: Mutex<LineRate>,
 }
 
 /// One connection's place; given back when dropped.
@@ -135,27 +175,36 @@ pub(super) struct Permit {
 
 impl Door {
     pub(super) fn new(most: usize, most_per_ip: usize) -> Arc<Self> {
-        Arc::new(Self { most, most_per_ip, open: AtomicUsize::new(0), per_ip: Mutex::default() })
+        let said = Mutex::new(LineRate::new(Instant::now(), SAID.0, SAID.1));
+        Arc::new(Self { most, most_per_ip, open: AtomicUsize::new(0), per_ip: Mutex::default(), said })
     }
 
-    /// A place for a connection of this address, if there is one.
-    pub(super) fn enter(self: &Arc<Self>, ip: IpAddr) -> Option<Permit> {
+    /// Leave for a line about a refusal, with the number of those that had none before it.
+    fn may_say(&self, now: Instant) -> Option<u64> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).take(now)
+    }
+
+    /// A place for a connection of this address.
+    ///
+    /// # Errors
+    /// The bound that leaves none.
+    pub(super) fn enter(self: &Arc<Self>, ip: IpAddr) -> Result<Permit, Bound> {
         let counted = key(ip);
         // Dropped, and so given back, where a bound is reached.
         let mut permit = Permit { door: Arc::clone(self), counted: None };
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.most {
-            return None;
+            return Err(Bound::All(self.most));
         }
         if let Some(ip) = counted {
             let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
             let count = per_ip.entry(ip).or_default();
             if *count >= self.most_per_ip {
-                return None;
+                return Err(Bound::Address(self.most_per_ip));
             }
             *count += 1;
             permit.counted = Some(ip);
         }
-        Some(permit)
+        Ok(permit)
     }
 }
 
@@ -193,13 +242,26 @@ mod tests {
         let enter = |ip: &str| door.enter(ip.parse().unwrap());
         let a = enter("192.0.2.1").unwrap();
         let _b = enter("::ffff:192.0.2.1").unwrap();
-        assert!(enter("192.0.2.1").is_none());
+        assert_eq!(enter("192.0.2.1").unwrap_err(), Bound::Address(2));
         let _c = enter("192.0.2.2").unwrap();
-        assert!(enter("192.0.2.3").is_none());
+        assert_eq!(enter("192.0.2.3").unwrap_err(), Bound::All(3));
         drop(a);
-        assert!(enter("192.0.2.1").is_some());
+        assert!(enter("192.0.2.1").is_ok());
         assert_eq!(door.open.load(Ordering::Relaxed), 2);
         assert_eq!(door.per_ip.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn refusals_are_said_now_and_then() {
+        let (door, start) = (Door::new(1, 1), Instant::now());
+        let told = (0..1000).filter_map(|_| door.may_say(start)).count();
+        assert_eq!(told, 2);
+        let others = door.may_say(start + Duration::from_secs(60)).unwrap();
+        let said = Bound::Address(1).said("192.0.2.1".parse().unwrap(), others);
+        assert_eq!(
+            said,
+            "a connection of 192.0.2.1 was closed unread: its address has 1 open, the most of one, and 998 before it"
+        );
     }
 
     #[test]

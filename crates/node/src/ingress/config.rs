@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::otlp::Exporter;
 
 /// Settings of an [`Ingress`](super::Ingress). [`IngressConfig::new`] has the defaults of `docs/limits.md`.
@@ -35,6 +37,8 @@ pub struct IngressConfig {
     pub h2_streams: u32,
     /// Takes the spans of requests; none are made where absent.
     pub exporter: Option<Arc<Exporter>>,
+    /// Takes what people should know of connections that were refused, beside the log; what it has no room for is left out.
+    pub remarks: Option<mpsc::Sender<String>>,
 }
 
 impl IngressConfig {
@@ -54,6 +58,7 @@ impl IngressConfig {
             upstream_idle: Duration::from_secs(30),
             h2_streams: 100,
             exporter: None,
+            remarks: None,
         }
     }
 }

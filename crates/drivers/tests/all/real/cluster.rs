@@ -45,7 +45,7 @@ datacenter = "NAME"
 plugin_dir = "DIR/plugins-NAME"
 client {
   enabled           = true
-  network_interface = "lo"
+  network_interface = "INTERFACE"
   servers           = ["127.0.0.1:SERVER"]
   options           = { "fingerprint.blacklist" = "env_aws,env_gce,env_azure" }
   cni_path          = "DIR/cni"
@@ -55,6 +55,11 @@ client {
   }
   host_volume "volume" {
     path = "DIR/volume"
+  }
+}
+plugin "raw_exec" {
+  config {
+    enabled = true
   }
 }
 plugin "nomad-driver-wasm" {
@@ -73,6 +78,8 @@ pub struct Cluster {
     server: Child,
     clients: Vec<Client>,
     artifacts: SocketAddr,
+    /// Whose addresses clients have.
+    pub interface: &'static str,
 }
 
 struct Client {
@@ -102,7 +109,7 @@ impl Cluster {
         }
         let ports = write(dir.path(), "server", SERVER, &[]);
         let server = launch(&nomad, dir.path(), "server");
-        Self { nomad, http: ports[0], server, clients: Vec::new(), artifacts: artifacts(), dir }
+        Self { nomad, http: ports[0], server, clients: Vec::new(), artifacts: artifacts(), dir, interface: "lo" }
     }
 
     /// Starts a client whose plugin has this configuration.
@@ -119,7 +126,7 @@ impl Cluster {
         std::fs::copy(env!("CARGO_BIN_EXE_nomad-driver-wasm"), plugins.join("nomad-driver-wasm")).unwrap();
         let server = std::fs::read_to_string(self.dir().join("server.hcl")).unwrap();
         let rpc = server.lines().find_map(|line| line.trim().strip_prefix("rpc  = ")).unwrap().to_owned();
-        write(self.dir(), name, CLIENT, &[("SERVER", &rpc), ("CONFIG", config)]);
+        write(self.dir(), name, CLIENT, &[("SERVER", &rpc), ("CONFIG", config), ("INTERFACE", self.interface)]);
     }
 
     /// An agent that is not waited for; it is the caller's.
@@ -231,7 +238,8 @@ impl Cluster {
 
     /// Where its port `http` is.
     pub fn address(&self, alloc: &Alloc) -> SocketAddr {
-        let port = &self.alloc(alloc)["AllocatedResources"]["Shared"]["Ports"][0];
+        let ports = self.alloc(alloc)["AllocatedResources"]["Shared"]["Ports"].clone();
+        let port = ports.as_array().unwrap().iter().find(|port| port["Label"] == "http").unwrap();
         let ip: std::net::IpAddr = port["HostIP"].as_str().unwrap().parse().unwrap();
         (ip, u16::try_from(port["Value"].as_u64().unwrap()).unwrap()).into()
     }

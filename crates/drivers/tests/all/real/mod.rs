@@ -2,6 +2,7 @@
 //! [`crate::points`] says which test sees which.
 
 mod agents;
+mod beside;
 mod cluster;
 mod ends;
 mod job;

@@ -189,10 +189,16 @@ async fn a_host_that_never_answers_is_given_up() {
 
 #[tokio::test]
 async fn connections_are_bounded_and_their_places_free_again() {
-    let rig = Rig::with(1, |config| config.connections = 4);
+    let (remarks, mut said) = tokio::sync::mpsc::channel(1);
+    let rig = Rig::with(1, |config| {
+        config.connections = 4;
+        config.remarks = Some(remarks);
+    });
     let held: Vec<_> = futures::future::join_all((0..4).map(|_| rig.connect())).await;
     // Accepted in order, so the four are counted before the fifth.
     assert_eq!(rig.exchange("").await, "");
+    let why = "a connection of 127.0.0.1 was closed unread: 4 are open, the most of all clients together";
+    assert_eq!(tokio::time::timeout(PATIENCE, said.recv()).await.unwrap().unwrap(), why);
     drop(held);
     let freed = async {
         while status(&rig.get("/").await) != 200 {
