@@ -144,6 +144,8 @@ fn a_credential_that_vault_makes_for_redis_is_replaced_under_traffic() {
         "db_name": "cache", "creation_statements": [r#"["~*","+@all"]"#], "default_ttl": "12s", "max_ttl": "20s",
     });
     vault.ask("POST", "database/roles/local.counter.cache", &role).unwrap();
+    let long = json!({ "db_name": "cache", "creation_statements": [r#"["~*","+@all"]"#], "default_ttl": "600s" });
+    vault.ask("POST", "database/roles/local.counter.spare", &long).unwrap();
     let token = vault.token(&["database/creds/local.counter.*", "sys/leases/*"]).unwrap();
 
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -152,15 +154,20 @@ fn a_credential_that_vault_makes_for_redis_is_replaced_under_traffic() {
     let add = ["provider", "add", "database", "--type", "secrets-vault", "--secret", "token=vault-token"];
     let more = ["--set", "engine=dynamic", "--set", "mount=database", "--set", "refresh=1s", "--url", &vault.url()];
     platform.ok(&[&add[..], &more[..]].concat()).unwrap();
-    let add = ["provider", "add", "cache", "--type", "keyvalue-redis", "--secret", "username=cache@database/username"];
-    platform
-        .ok(&[&add[..], &["--secret", "password=cache@database/password", "--url", &redis.url()]].concat())
-        .unwrap();
-    write_app(app.path(), "counter", "kv-counter", "[components.main.links]\n\"wasi:keyvalue\" = \"cache\"").unwrap();
-    platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    for name in ["cache", "spare"] {
+        let part = |field: &str| format!("{field}={name}@database/{field}");
+        let add = ["provider", "add", name, "--type", "keyvalue-redis", "--url", &redis.url()];
+        platform.ok(&[&add[..], &["--secret", &part("username"), "--secret", &part("password")]].concat()).unwrap();
+    }
+    let deploy = |links: &str| {
+        let links = format!("[components.main.links]\n\"wasi:keyvalue\" = [{links}]");
+        write_app(app.path(), "counter", "kv-counter", &links).unwrap();
+        platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
+    };
+    deploy(r#"{ provider = "cache" }, { provider = "spare", label = "spare" }"#);
     let users = || redis.tell("of-the-server", &["acl", "users"]).unwrap();
     let first = users();
-    assert!(first.contains("LOCAL.COUNTER.CACHE"), "{first}");
+    assert!(first.contains("LOCAL.COUNTER.CACHE") && first.contains("LOCAL.COUNTER.SPARE"), "{first}");
 
     // Until the user that was made first is no more: another one counts by then.
     let made = first.lines().find(|user| user.contains("LOCAL.COUNTER.CACHE")).unwrap().to_owned();
@@ -172,6 +179,11 @@ fn a_credential_that_vault_makes_for_redis_is_replaced_under_traffic() {
     assert!(report.failures.is_empty(), "{:?}", report.failures);
     let count: u64 = platform.get("counter.localhost", "/").unwrap().body.trim().parse().unwrap();
     assert_eq!(count, report.good + 1);
+
+    // A credential ends with the link that it was made for, though another one has its own of the same Vault.
+    deploy(r#"{ provider = "cache" }"#);
+    until(LONG, || !users().contains("LOCAL.COUNTER.SPARE")).unwrap();
+    assert_eq!(platform.get("counter.localhost", "/").unwrap().body.trim(), (count + 1).to_string());
 }
 
 #[test]
