@@ -141,13 +141,16 @@ impl State {
         self.apps.get(id)?.live.as_ref().map(|live| live.revision)
     }
 
-    /// The tenant's apps, in order.
-    pub(crate) fn apps_of<'a>(
-        &'a self,
-        tenant: &'a TenantName,
-    ) -> impl Iterator<Item = (&'a AppId, Revision, &'a [Route])> {
-        let live = self.apps.iter().filter(move |(id, _)| id.tenant == *tenant);
-        live.filter_map(|(id, known)| known.live.as_ref().map(|l| (id, l.revision, &*l.routes)))
+    /// The tenant's apps, in order. Those of others are not gone through.
+    pub(crate) fn apps_of<'a>(&'a self, tenant: &'a TenantName) -> impl Iterator<Item = (&'a AppId, Revision)> {
+        let first = AppId { tenant: tenant.clone(), app: AppName::first() };
+        let own = self.apps.range(first..).take_while(move |(id, _)| id.tenant == *tenant);
+        own.filter_map(|(id, known)| known.live.as_ref().map(|live| (id, live.revision)))
+    }
+
+    /// The routes of an app that is there, and the revision they are of.
+    pub(crate) fn routes_of(&self, id: &AppId) -> Option<(Revision, &[Route])> {
+        self.apps.get(id)?.live.as_ref().map(|live| (live.revision, &*live.routes))
     }
 
     /// Whether the tenant's quotas allow `app`; a sentence for each that does not. What was there before a quota became
@@ -273,6 +276,21 @@ mod tests {
         assert_eq!(state.over_quota(&id("c"), &app(1), &quotas), [""; 0]);
         let other = AppId { tenant: "u".parse().unwrap(), app: "a".parse().unwrap() };
         assert_eq!(state.over_quota(&other, &app(3), &quotas), [""; 0]);
+    }
+
+    #[test]
+    fn a_tenant_has_its_own_apps_and_no_others() {
+        let mut state = State::default();
+        for (tenant, name) in [("s", "z"), ("t", "0"), ("t", "b"), ("t", "gone"), ("t-u", "a"), ("u", "a")] {
+            let id = AppId { tenant: tenant.parse().unwrap(), app: name.parse().unwrap() };
+            state.want(&id, 1, &app(0), wanted(1));
+        }
+        state.forget(&id("gone"), 2);
+        let apps = |tenant: &str| -> Vec<String> {
+            state.apps_of(&tenant.parse().unwrap()).map(|(id, _)| format!("{}/{}", id.tenant, id.app)).collect()
+        };
+        assert_eq!(apps("t"), ["t/0", "t/b"]);
+        assert_eq!((apps("r"), apps("s"), apps("v")), (vec![], vec!["s/z".to_owned()], vec![]));
     }
 
     #[test]

@@ -315,7 +315,7 @@ impl<'a> Work<'a> {
         let mut tries = 0;
         let revision = loop {
             tries += 1;
-            match writer.rollback(self.id, Some(to), Require::At(after.0), true).await {
+            match writer.rollback(self.id, Some(to), Require::At(after.0), None).await {
                 Ok(accepted) => break accepted.revision,
                 Err(refusal) if refusal.problem.code == Code::Conflict => {
                     break writer.current(self.id).await.map_err(|refusal| refusal.problem)?.head.revision;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use api::control::event;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use model::app::Revision;
 use model::observed::AppObserved;
 use model::plan::AppId;
@@ -15,7 +14,7 @@ use serde_json::json;
 use store::keys::{self, Head, NodeRecord, RevisionRecord};
 use store::{Change, Entry};
 
-use super::{AT_ONCE, HISTORY, Reconciler};
+use super::{HISTORY, Reconciler};
 use crate::events::Subject;
 use crate::http::Answer;
 use crate::load::{app_id, node_and_app, reported, schedule_of};
@@ -45,7 +44,7 @@ impl Reconciler {
             }
         } else if key.starts_with(keys::TENANTS) {
             if let Some(name) = names.next().and_then(|n| n.parse().ok()) {
-                return self.tenant(name, decode(change)?, change.revision).await;
+                self.tenant(name, decode(change)?, change.revision);
             }
         } else if key.starts_with(keys::NODES) {
             if let Some(name) = names.next().and_then(|n| n.parse().ok()) {
@@ -110,32 +109,13 @@ impl Reconciler {
         Ok(record.previous.map_or(record.revision, |previous| Revision(previous.0.saturating_add(1))))
     }
 
-    /// Trust may have changed: every app of the tenant is judged again, from its record.
-    async fn tenant(&mut self, name: TenantName, settings: Option<TenantSettings>, at: u64) -> Answer<()> {
+    /// Where trust has changed, every app of the tenant is judged again, from its record.
+    fn tenant(&mut self, name: TenantName, settings: Option<TenantSettings>, at: u64) {
         let gone = settings.is_none();
         let settings = Arc::new(settings.unwrap_or_default());
-        self.tenants.insert(name.clone(), settings.clone());
-        let apps: Vec<(AppId, Revision)> =
-            self.state.lock().apps_of(&name).map(|(id, revision, _)| (id.clone(), revision)).collect();
-        let (store, settings) = (&self.store, &settings);
-        let read = |(id, revision): (AppId, Revision)| async move {
-            let entry = store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
-            let record = entry.map(|e| writer::decode::<RevisionRecord>(&e)).transpose()?;
-            // What is known of the app is kept, and not the app.
-            Answer::Ok((id, record.map(|record| trust::wanted(&record, settings, clock::seconds()))))
-        };
-        let records: Vec<_> = stream::iter(apps).map(read).buffer_unordered(AT_ONCE).try_collect().await?;
-        {
-            let mut state = self.state.lock();
-            for (id, wanted) in records {
-                // The head may have moved meanwhile; the change that says so judges by the new settings.
-                if let Some(wanted) = wanted
-                    && let Some(known) = state.desired.apps.get_mut(&id).filter(|k| k.revision == wanted.revision)
-                {
-                    *known = wanted;
-                    self.dirty.insert(id);
-                }
-            }
+        let before = self.tenants.insert(name.clone(), settings.clone()).unwrap_or_default();
+        if !trust::same_judgement(&before, &settings) {
+            self.stale.insert(name.clone());
         }
         self.events.control(
             event::TENANT_CHANGED,
@@ -145,7 +125,6 @@ impl Reconciler {
         if gone {
             self.events.forget(&name);
         }
-        Ok(())
     }
 
     fn node(&mut self, name: NodeName, record: Option<NodeRecord>) {
