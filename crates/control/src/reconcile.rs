@@ -51,7 +51,7 @@ pub(crate) struct Reconciler {
     events: Events,
     etags: Etags,
     tenants: BTreeMap<TenantName, Arc<TenantSettings>>,
-    floors: [(&'static str, u64); 4],
+    floors: [(&'static str, u64); 5],
     /// Apps whose plan may have changed.
     dirty: BTreeSet<AppId>,
     /// Tenants whose apps are to be judged again.
@@ -84,7 +84,7 @@ impl Reconciler {
             events,
             etags,
             tenants: BTreeMap::new(),
-            floors: [("", 0); 4],
+            floors: [("", 0); 5],
             dirty: BTreeSet::new(),
             stale: BTreeSet::new(),
             all_dirty: true,
@@ -99,7 +99,13 @@ impl Reconciler {
     }
 
     fn adopt(&mut self, loaded: Loaded) {
-        *self.state.lock() = loaded.state;
+        {
+            let mut state = self.state.lock();
+            // Moves of data that are under way are in no store: whoever makes one says when it is over.
+            let moves = std::mem::take(&mut state.moves);
+            *state = loaded.state;
+            state.moves = moves;
+        }
         self.tenants = loaded.tenants;
         self.purge = loaded.deleted;
         self.floors = loaded.floors;
@@ -236,9 +242,13 @@ impl Reconciler {
         let written = match &assigned {
             None => self.store.delete(&key, Expect::Any).await,
             Some(assigned) => {
-                let suspended = assigned.suspended.as_deref().cloned();
-                let expiry = assigned.expiry.as_deref().cloned();
-                match writer::encode(&Assignment { revision: assigned.revision, suspended, expiry }) {
+                let assignment = Assignment {
+                    revision: assigned.revision,
+                    suspended: assigned.suspended.as_deref().cloned(),
+                    expiry: assigned.expiry.as_deref().cloned(),
+                    older: assigned.older.as_deref().cloned(),
+                };
+                match writer::encode(&assignment) {
                     Ok(value) => self.store.put(&key, value, Expect::Any, None).await,
                     Err(refusal) => Err(StoreError::Unreachable(refusal.problem.detail)),
                 }
@@ -262,7 +272,8 @@ impl Reconciler {
                 tracing::warn!(tenant = %id.tenant, app = %id.app, reason = %reason.message, "suspended");
                 self.events.control(event::SUSPENDED, subject, reason);
             }
-            Action::Resume { revision, .. } => {
+            Action::Resume { told, .. } => {
+                let revision = told.older.as_ref().map_or(told.revision, |older| older.revision);
                 self.events.control(event::RESUMED, subject, &serde_json::json!({ "revision": revision }));
             }
             Action::Assign { .. } | Action::Unassign { .. } => {}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::control::event;
 use model::app::Revision;
-use model::observed::AppObserved;
+use model::observed::{AppObserved, Served};
 use model::plan::AppId;
 use model::schedule::{self, Record};
 use model::tenant::TenantSettings;
@@ -17,7 +17,7 @@ use store::{Change, Entry};
 use super::{HISTORY, Reconciler};
 use crate::events::Subject;
 use crate::http::Answer;
-use crate::load::{app_id, node_and_app, reported, schedule_of};
+use crate::load::{app_id, node_and_app, older, reported, schedule_of};
 use crate::{clock, trust, writer};
 
 /// What the key holds now; `None` where it is gone.
@@ -56,6 +56,10 @@ impl Reconciler {
             {
                 self.schedule(id, &name, &record);
             }
+        } else if key.starts_with(keys::SERVED) {
+            if let Some((node, id)) = node_and_app(key) {
+                return self.served(&node, id, entry(change).and_then(|e| reported(&e))).await;
+            }
         } else if key.starts_with(keys::OBSERVED)
             && let Some((node, id)) = node_and_app(key)
         {
@@ -71,8 +75,9 @@ impl Reconciler {
                 let first = self.wanted(&id, &head, at, subject).await?.0;
                 // Numbers that were skipped push out as many as those that were not.
                 let old = (first..=head.revision.0).filter_map(|number| number.checked_sub(HISTORY));
-                let old = old.filter(|old| *old > 0).map(Revision);
-                self.prune.extend(old.map(|old| keys::revision(&id.tenant, &id.app, old)));
+                let old: Vec<_> = old.filter(|old| *old > 0).map(Revision).collect();
+                self.let_go(&id, head.revision, old);
+                self.judge_older(&id).await?;
             }
             deleted => {
                 {
@@ -109,7 +114,40 @@ impl Reconciler {
         Ok(record.previous.map_or(record.revision, |previous| Revision(previous.0.saturating_add(1))))
     }
 
-    /// Where trust has changed, every app of the tenant is judged again, from its record.
+    /// Removes records of these revisions that are too old to keep, and that nobody keeps all the same.
+    fn let_go(&mut self, id: &AppId, newest: Revision, revisions: Vec<Revision>) {
+        let state = self.state.lock();
+        let old = |revision: &Revision| revision.0.saturating_add(HISTORY) <= newest.0 && !state.keeps(id, *revision);
+        let keys = revisions.into_iter().filter(old).map(|old| keys::revision(&id.tenant, &id.app, old));
+        self.prune.extend(keys);
+    }
+
+    /// A node serves another revision of an app than before, or none.
+    async fn served(&mut self, node: &NodeName, id: AppId, served: Option<Served>) -> Answer<()> {
+        let (newest, revisions) = {
+            let mut state = self.state.lock();
+            (state.revision(&id), state.serves(node, &id, served))
+        };
+        if let Some(newest) = newest {
+            self.let_go(&id, newest, revisions);
+            self.judge_older(&id).await?;
+            self.dirty.insert(id);
+        }
+        Ok(())
+    }
+
+    /// Judges what nodes serve of an app in the place of what is wanted, where nobody has yet.
+    async fn judge_older(&self, id: &AppId) -> Answer<()> {
+        let unjudged = self.state.lock().unjudged(id);
+        for revision in unjudged {
+            let settings = self.tenants.get(&id.tenant).cloned().unwrap_or_default();
+            let (app, judged) = older(&self.store, id, revision, &settings).await?;
+            self.state.lock().stands(id, app.as_ref(), judged);
+        }
+        Ok(())
+    }
+
+    /// Where trust has changed, every app of the tenant is judged again, from its record, and what serves of it as well.
     fn tenant(&mut self, name: TenantName, settings: Option<TenantSettings>, at: u64) {
         let gone = settings.is_none();
         let settings = Arc::new(settings.unwrap_or_default());

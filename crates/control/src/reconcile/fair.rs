@@ -17,7 +17,7 @@ use store::keys::{self, RevisionRecord};
 
 use super::Reconciler;
 use crate::http::Answer;
-use crate::{clock, trust, writer};
+use crate::{clock, load, trust, writer};
 
 /// What one round writes down for each tenant, assignments.
 pub(super) const SHARE: usize = 256;
@@ -64,6 +64,14 @@ pub(super) fn share(actions: Vec<Action>, most: usize) -> (Vec<Action>, BTreeSet
     (now, later)
 }
 
+/// What is to be judged of a tenant's apps.
+pub(super) struct Revisions {
+    /// What is wanted of each.
+    wanted: Vec<(AppId, Revision)>,
+    /// What serves in the place of that.
+    older: Vec<(AppId, Revision)>,
+}
+
 /// The apps of a tenant, judged again.
 pub(super) struct Judged {
     pub(super) tenant: TenantName,
@@ -89,11 +97,11 @@ impl Reviews {
         store: Arc<dyn Store>,
         tenant: TenantName,
         settings: Arc<TenantSettings>,
-        apps: Vec<(AppId, Revision)>,
+        revisions: Revisions,
     ) {
         self.of.insert(tenant.clone());
         let judging = async move {
-            let apps = judge(&store, &settings, apps).await;
+            let apps = judge(&store, &settings, revisions).await;
             Judged { tenant, apps }
         };
         self.running.push(judging.boxed());
@@ -114,15 +122,20 @@ impl Reviews {
 async fn judge(
     store: &Arc<dyn Store>,
     settings: &TenantSettings,
-    apps: Vec<(AppId, Revision)>,
+    Revisions { wanted, older }: Revisions,
 ) -> Answer<Vec<(AppId, Wanted)>> {
     let mut judged = Vec::new();
-    for (id, revision) in apps {
+    for (id, revision) in wanted {
         let entry = store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
         let record = entry.map(|entry| writer::decode::<RevisionRecord>(&entry)).transpose()?;
         // What is known of the app is kept, and not the app. One that is gone has no record any more.
         judged.extend(record.map(|record| (id, trust::wanted(&record, settings, clock::seconds()))));
         // This thread is everybody's.
+        tokio::task::yield_now().await;
+    }
+    for (id, revision) in older {
+        let (_, of_older) = load::older(store, &id, revision, settings).await?;
+        judged.push((id, of_older));
         tokio::task::yield_now().await;
     }
     Ok(judged)
@@ -135,8 +148,13 @@ impl Reconciler {
         for tenant in begin {
             self.stale.remove(&tenant);
             let settings = self.tenants.get(&tenant).cloned().unwrap_or_default();
-            let apps = self.state.lock().apps_of(&tenant).map(|(id, revision)| (id.clone(), revision)).collect();
-            reviews.begin(self.store.clone(), tenant, settings, apps);
+            let own = |(id, revision): (&AppId, Revision)| (id.clone(), revision);
+            let revisions = {
+                let state = self.state.lock();
+                let (wanted, older) = (state.apps_of(&tenant).map(own), state.older_of(&tenant).map(own));
+                Revisions { wanted: wanted.collect(), older: older.collect() }
+            };
+            reviews.begin(self.store.clone(), tenant, settings, revisions);
         }
     }
 
@@ -145,13 +163,9 @@ impl Reconciler {
     pub(super) fn judged(&mut self, Judged { tenant, apps }: Judged) -> Answer<()> {
         let outdated = self.stale.contains(&tenant);
         let mut state = self.state.lock();
-        for (id, wanted) in apps? {
+        for (id, judged) in apps? {
             // The head may have moved meanwhile; the change that says so was judged by the new settings.
-            if let Some(known) = state.desired.apps.get_mut(&id).filter(|known| known.revision == wanted.revision)
-                && *known != wanted
-                && (wanted.denied.is_some() || !outdated)
-            {
-                *known = wanted;
+            if (judged.denied.is_some() || !outdated) && state.rejudge(&id, judged) {
                 self.dirty.insert(id);
             }
         }

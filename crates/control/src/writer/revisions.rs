@@ -105,7 +105,8 @@ impl Writer {
         self.append(id, head, app, cause, &seen).await
     }
 
-    /// The revision of an app that is meant, or the last one before the wanted one.
+    /// The revision of an app that is meant; where none is named, what serves in the place of the wanted one, or what served
+    /// before it. Only where nothing ever did it is the last one that was wanted: what never served mends nothing.
     async fn earlier(&self, id: &AppId, current: &Current, to: Option<Revision>) -> Answer<RevisionRecord> {
         if let Some(to) = to {
             return self.past(id, to).await;
@@ -114,6 +115,13 @@ impl Writer {
             let text = format!("app `{}` has no revision before {}", id.app, current.head.revision);
             Refusal::new(Code::NotFound, text)
         };
+        let back = self.state.lock().way_back(id, current.head.revision);
+        if let Some(back) = back {
+            match self.past(id, back).await {
+                Err(refusal) if refusal.problem.code == Code::NotFound => {}
+                found => return found,
+            }
+        }
         let previous = current.record.previous.ok_or_else(none)?;
         self.recorded(id, previous).await?.ok_or_else(none)
     }
