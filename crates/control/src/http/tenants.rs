@@ -235,12 +235,8 @@ pub(super) async fn routes(State(api): State<Arc<Api>>, At(name): At<TenantName>
 fn routes_of(api: &Api, id: &AppId) -> Vec<RouteView> {
     let state = api.state.lock();
     let Some((revision, routes)) = state.routes_of(id) else { return Vec::new() };
-    let view = |route: &Route| RouteView {
-        app: id.app.clone(),
-        revision,
-        urls: state.urls(route),
-        route: route.clone(),
-    };
+    let view =
+        |route: &Route| RouteView { app: id.app.clone(), revision, urls: state.urls(route), route: route.clone() };
     routes.iter().map(view).collect()
 }
 

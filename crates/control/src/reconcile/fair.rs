@@ -186,7 +186,8 @@ mod tests {
 
     #[test]
     fn a_round_has_so_much_of_every_tenant_and_the_rest_comes_later() {
-        let id = |tenant: &str, n: usize| AppId { tenant: tenant.parse().unwrap(), app: format!("a{n}").parse().unwrap() };
+        let id =
+            |tenant: &str, n: usize| AppId { tenant: tenant.parse().unwrap(), app: format!("a{n}").parse().unwrap() };
         let unassign = |app: AppId| Action::Unassign { node: "n".parse().unwrap(), app };
         let many = (0..5).map(|n| id("a", n));
         let few = (0..2).map(|n| id("b", n));

@@ -28,13 +28,7 @@ const MAX_SKIPS: u64 = 1000;
 
 impl Writer {
     /// `deploy`.
-    pub(crate) async fn deploy(
-        &self,
-        id: &AppId,
-        mut app: LockedApp,
-        cause: Cause,
-        by: &Caller,
-    ) -> Answer<Accepted> {
+    pub(crate) async fn deploy(&self, id: &AppId, mut app: LockedApp, cause: Cause, by: &Caller) -> Answer<Accepted> {
         self.tenant(&id.tenant).await?;
         let many = counted(&app);
         if !many.is_empty() {

@@ -135,7 +135,8 @@ fn routes_that_change() -> BTreeSet<(String, String)> {
     let document: serde_json::Value = serde_json::from_str(&control::openapi()).unwrap();
     let paths = document["paths"].as_object().unwrap();
     let named = paths.iter().filter(|(path, _)| path.contains("{tenant}"));
-    let all = named.flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(|m| (m.to_uppercase(), path.clone())));
+    let all =
+        named.flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(|m| (m.to_uppercase(), path.clone())));
     all.filter(|(method, path)| {
         let reads = ["GET", "HEAD"].contains(&method.as_str()) || path.ends_with("/plan") || path.ends_with("/call");
         let operators = method == "DELETE" && path == "/v1/tenants/{tenant}";
