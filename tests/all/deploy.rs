@@ -108,3 +108,22 @@ fn a_failed_deploy_leaves_the_old_revision_serving_and_says_why() {
     assert_eq!(status["nodes"]["local"]["serving"], 1, "{status}");
     assert_eq!(status["nodes"]["local"]["reason"]["message"].as_str(), Some(detail), "the same sentence everywhere");
 }
+
+#[test]
+fn a_rollback_goes_back_to_what_served_however_often_a_deploy_was_tried() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = app.path().to_str().unwrap();
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    write_app(app.path(), "shop", "hello", "").unwrap();
+    platform.ok(&["deploy", folder]).unwrap();
+    write_app(app.path(), "shop", "start-spin", "").unwrap();
+    for _ in 0..2 {
+        assert!(!platform.cli(&["deploy", folder]).unwrap().status.success());
+    }
+    let back = platform.ok(&["rollback", "shop"]).unwrap();
+    assert_eq!(back["revision"], 4, "{back}");
+    let status = platform.ok(&["status", "shop"]).unwrap();
+    assert_eq!(status["nodes"]["local"]["serving"], 4, "{status}");
+    assert_eq!(status["desired"]["origin"]["to"], 1, "{status}");
+    assert_eq!(platform.get("shop.localhost", "/").unwrap().body, "hello");
+}

@@ -1,7 +1,10 @@
 //! What must not run does not run, and says why; what no longer may run stops.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use sidereal_tests::http::Connection;
 use sidereal_tests::platform::{Platform, until, write_app};
 
 fn refused(platform: &Platform, folder: &str, flags: &[&str]) -> String {
@@ -56,6 +59,61 @@ fn revoking_a_key_stops_what_runs() {
     until(Duration::from_secs(10), || platform.get("shop.localhost", "/").is_ok_and(|a| a.status != 200)).unwrap();
     let status = || platform.ok(&["status", "shop"]).unwrap().to_string();
     until(Duration::from_secs(10), || status().contains("artifact-revoked")).unwrap_or_else(|_| panic!("{}", status()));
+}
+
+#[test]
+fn what_was_revoked_stays_shut_whatever_is_deployed_after_it() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = app.path().to_str().unwrap();
+    let wasm = app.path().join("component.wasm");
+    let mut platform = Platform::start(dir.path(), &[]).unwrap();
+    let key = platform.ok(&["keys", "generate", "account", "partner"]).unwrap()["key"].as_str().unwrap().to_owned();
+    platform.ok(&["tenant-settings", "set", "--trust", &key]).unwrap();
+    write_app(app.path(), "shop", "hello", "").unwrap();
+    platform.ok(&["sign", wasm.to_str().unwrap(), "--key", "partner"]).unwrap();
+    platform.ok(&["deploy", folder, "--no-sign"]).unwrap();
+    // A newer one does not start, and is ours: what serves is still what the partner signed.
+    write_app(app.path(), "shop", "start-spin", "").unwrap();
+    assert!(!platform.cli(&["deploy", folder]).unwrap().status.success());
+    assert_eq!(platform.get("shop.localhost", "/").unwrap().body, "hello");
+    platform.ok(&["tenant-settings", "set", "--revoke", &key]).unwrap();
+    let shut = |platform: &Platform| {
+        let answer = platform.get("shop.localhost", "/").unwrap();
+        answer.status == 503 && answer.header("sidereal-fault") == Some("suspended")
+    };
+    until(Duration::from_secs(10), || shut(&platform)).unwrap();
+    let status = platform.ok(&["status", "shop"]).unwrap().to_string();
+    assert!(status.contains("artifact-revoked"), "{status}");
+
+    // Neither does the next deploy open it, nor a way back, nor a restart.
+    assert!(!platform.cli(&["deploy", folder]).unwrap().status.success());
+    assert!(shut(&platform));
+    let out = platform.cli(&["rollback", "shop", "-o", "json"]).unwrap();
+    let envelope: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(envelope["error"]["code"], "artifact-revoked", "{envelope}");
+    platform.stop(Duration::from_secs(20)).unwrap();
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    assert!(shut(&platform));
+
+    // What replaces it is all that answers.
+    let (ingress, done) = (platform.ingress, Arc::new(AtomicBool::new(false)));
+    let asking = std::thread::spawn({
+        let done = done.clone();
+        move || {
+            while !done.load(Ordering::Relaxed) {
+                let mut connection = Connection::open(ingress).unwrap();
+                let answer = connection.send("GET", "shop.localhost", "/", &[]).unwrap();
+                assert_ne!(answer.body, "hello");
+            }
+        }
+    });
+    let link = "[components.main.links]\n\"wasi:keyvalue\" = \"embedded\"";
+    write_app(app.path(), "shop", "kv-counter", link).unwrap();
+    platform.ok(&["deploy", folder]).unwrap();
+    let answer = platform.get("shop.localhost", "/").unwrap();
+    done.store(true, Ordering::Relaxed);
+    asking.join().unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
 
 #[test]

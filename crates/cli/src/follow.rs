@@ -136,7 +136,7 @@ fn verdict(observed: &AppObserved, app: &AppName, revision: Revision) -> anyhow:
             // It may serve later although this command failed: whoever does not want that has to say so.
             if problem.code.may_pass() {
                 let give_up = match observed.serving {
-                    Some(_) => format!("`sidereal rollback {app}`"),
+                    Some(old) => format!("`sidereal rollback {app} {old}`"),
                     None => format!("`sidereal delete {app} --confirm {app}`"),
                 };
                 problem.findings.push(format!("it is tried again by itself; {give_up} gives it up"));
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!((problem.code, problem.help.as_deref()), (Code::ProviderUnavailable, Some("y")));
         let [old, again] = problem.findings.as_slice() else { panic!("{problem:?}") };
         assert_eq!(old, "revision 1 goes on serving");
-        assert!(again.contains("tried again") && again.contains("`sidereal rollback shop`"), "{again}");
+        assert!(again.contains("tried again") && again.contains("`sidereal rollback shop 1`"), "{again}");
         // There is nothing to roll back to.
         let first = failed(Code::ProviderUnavailable, None).findings;
         assert!(first.len() == 1 && first[0].contains("`sidereal delete shop --confirm shop`"), "{first:?}");

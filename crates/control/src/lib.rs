@@ -44,12 +44,13 @@ use crate::events::Events;
 use crate::http::{Api, Guard, Shares};
 use crate::mover::Mover;
 use crate::purge::Purger;
-use crate::reconcile::Reconciler;
+use crate::reconcile::{Reconciler, Settled};
 use crate::state::Shared;
 use crate::sweep::Sweeper;
 use crate::tokens::Tokens;
 use crate::trust::Vetter;
-use crate::writer::{Turn, Writer};
+use crate::turns::Turns;
+use crate::writer::Writer;
 
 /// The shortest token that is accepted, characters.
 const MIN_TOKEN: usize = 16;
@@ -92,14 +93,18 @@ impl Control {
         let bound = TcpListener::bind(listen).await.and_then(|l| l.local_addr().map(|addr| (l, addr)));
         let (listener, addr) = bound.map_err(|cause| ControlError::Listen { address: listen, cause })?;
         let (stop, state) = (CancellationToken::new(), Arc::new(Shared::default()));
-        let (settled_in, settled) = watch::channel(0);
-        let turn = Turn::default();
+        let (settled_in, settled) = watch::channel(Settled::default());
+        // One change at a time, whosever.
+        let turns = Turns::new(1, 1);
+        let looks = Turns::new(http::LOOKS.0, http::LOOKS.1);
         let events = Events::new(clock::millis());
         let etags = Etags::new(&token);
         let reconciler =
-            Reconciler::start(store.clone(), state.clone(), events.clone(), etags.clone(), settled_in, turn.clone())
+            Reconciler::start(store.clone(), state.clone(), events.clone(), etags.clone(), settled_in, turns.clone())
                 .await?;
-        let writer = Arc::new(Writer::new(store.clone(), Vetter::new(blobs.clone()), secrets, state.clone(), turn));
+        let vetter = Vetter::new(blobs.clone());
+        let writer = Writer::new(store.clone(), vetter, secrets, state.clone(), turns, looks.clone());
+        let writer = Arc::new(writer);
         writer.resume_configs(env).await.map_err(|refusal| ControlError::Configs(refusal.problem.detail))?;
         let mover =
             Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), audit.clone(), stop.clone());
@@ -127,7 +132,7 @@ impl Control {
             calls: Shares::new(http::CALLS),
             answers: Shares::new(http::ANSWERS),
             bounds: http::Bounds::new(),
-            looks: turns::Turns::new(http::LOOKS.0, http::LOOKS.1),
+            looks,
             stop: stop.clone(),
             version,
             since_ms: clock::millis(),

@@ -1,17 +1,19 @@
 //! Reading the whole state from the store: at start, and when a watch lost its place. Revisions are read one by one and
 //! forgotten again, so that ten thousand apps take a few megabytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use api::problem::Code;
 use futures::stream::{self, StreamExt as _};
-use model::observed::AppObserved;
-use model::plan::{AppId, Assigned};
+use model::app::{LockedApp, Revision};
+use model::observed::{AppObserved, Reason, Served};
+use model::plan::{AppId, Assigned, Wanted};
 use model::tenant::TenantSettings;
 use model::{NodeName, ScheduleName, TenantName};
 use serde::de::DeserializeOwned;
 use store::keys::{self, Assignment, Head, NodeRecord, RevisionRecord};
-use store::{Entry, Snapshot, Store};
+use store::{Entry, Snapshot, Store, StoreError};
 
 use crate::config::ControlError;
 use crate::state::State;
@@ -28,7 +30,7 @@ pub(crate) struct Loaded {
     /// Deleted apps, whose history may still be there.
     pub(crate) deleted: Vec<(AppId, Head)>,
     /// A change of a key under the prefix counts only after this store revision.
-    pub(crate) floors: [(&'static str, u64); 4],
+    pub(crate) floors: [(&'static str, u64); 5],
 }
 
 /// Reads everything.
@@ -38,12 +40,14 @@ pub(crate) async fn load(store: &Arc<dyn Store>) -> Result<Loaded, ControlError>
     let nodes = store.list(keys::NODES).await?;
     let observed = store.list(keys::OBSERVED).await?;
     let assigned = store.list(keys::ASSIGNED).await?;
+    let served = store.list(keys::SERVED).await?;
     let floor = |snapshot: &Snapshot| snapshot.revision;
     let floors = [
         (keys::TENANTS, floor(&tenants_read)),
         (keys::APPS, floor(&heads)),
         (keys::NODES, floor(&nodes)),
         (keys::OBSERVED, floor(&observed)),
+        (keys::SERVED, floor(&served)),
     ];
     let mut loaded = Loaded { state: State::default(), tenants: BTreeMap::new(), deleted: Vec::new(), floors };
     for entry in &tenants_read.entries {
@@ -67,12 +71,57 @@ pub(crate) async fn load(store: &Arc<dyn Store>) -> Result<Loaded, ControlError>
     }
     for entry in &assigned.entries {
         if let Some((node, id)) = node_and_app(&entry.key) {
-            let Assignment { revision, suspended, expiry } = decode(entry)?;
-            let assigned = Assigned { revision, suspended: suspended.map(Box::new), expiry: expiry.map(Box::new) };
+            let Assignment { revision, suspended, expiry, older } = decode(entry)?;
+            let (suspended, expiry) = (suspended.map(Box::new), expiry.map(Box::new));
+            let assigned = Assigned { revision, suspended, expiry, older: older.map(Box::new) };
             loaded.state.node(&node).apps.insert(id, assigned);
         }
     }
+    let mut serving = BTreeSet::new();
+    for entry in &served.entries {
+        if let Some((node, id)) = node_and_app(&entry.key)
+            && let Some(served) = reported::<Served>(entry)
+        {
+            loaded.state.serves(&node, &id, Some(served));
+            serving.insert(id);
+        }
+    }
+    for id in serving {
+        for revision in loaded.state.unjudged(&id) {
+            let settings = loaded.tenants.get(&id.tenant).cloned().unwrap_or_default();
+            let (app, judged) = older(store, &id, revision, &settings).await?;
+            loaded.state.stands(&id, app.as_ref(), judged);
+        }
+    }
     Ok(loaded)
+}
+
+/// What is judged of a revision that a node serves in the place of the wanted one, and what it is. One that is not in the
+/// app's history must not run: nobody knows any more who vouched for it, or it is of a deleted app of that name.
+pub(crate) async fn older(
+    store: &Arc<dyn Store>,
+    id: &AppId,
+    revision: Revision,
+    settings: &TenantSettings,
+) -> Result<(Option<LockedApp>, Wanted), StoreError> {
+    // What was recorded next says whether this one was wanted.
+    let next = recorded(store, id, Revision(revision.0.saturating_add(1))).await?;
+    let was_wanted = next.is_some_and(|next| next.previous == Some(revision));
+    let record = recorded(store, id, revision).await?.filter(|_| was_wanted);
+    Ok(match record {
+        Some(record) => {
+            let judged = trust::wanted(&record, settings, clock::seconds());
+            (Some(record.app), judged)
+        }
+        None => {
+            let denied = Reason {
+                code: Code::NotFound.as_str().to_owned(),
+                message: format!("app `{}` has no revision {revision} any more", id.app),
+                help: Some("deploy one that starts".to_owned()),
+            };
+            (None, Wanted { revision, denied: Some(Box::new(denied)), expiry: None })
+        }
+    })
 }
 
 async fn apps(store: &Arc<dyn Store>, heads: Vec<Entry>, loaded: &mut Loaded) -> Result<(), ControlError> {
@@ -114,6 +163,16 @@ async fn kept(store: &Arc<dyn Store>, loaded: &mut Loaded) -> Result<(), Control
         }
     }
     Ok(())
+}
+
+/// A revision, where it is there and can be read.
+async fn recorded(
+    store: &Arc<dyn Store>,
+    id: &AppId,
+    revision: Revision,
+) -> Result<Option<RevisionRecord>, StoreError> {
+    let entry = store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
+    Ok(entry.and_then(|entry| decode(&entry).ok()))
 }
 
 /// The app of `apps/<t>/<a>`.

@@ -25,6 +25,7 @@ use crate::http::{Answer, Refusal};
 use crate::moved::Moved;
 use crate::place::Place;
 use crate::state::Shared;
+use crate::tokens::Caller;
 use crate::writer::{Planned, SEES, Writer, decode, encode};
 
 struct Moving {
@@ -118,7 +119,7 @@ impl Mover {
     }
 
     /// Begins a move. The same again, while it is under way, is the one under way.
-    pub(crate) async fn begin(self: &Arc<Self>, id: &AppId, request: MoveRequest) -> Answer<CopyView> {
+    pub(crate) async fn begin(self: &Arc<Self>, id: &AppId, request: MoveRequest, by: &Caller) -> Answer<CopyView> {
         if let Some(view) = self.under_way(id, &request)? {
             return Ok(view);
         }
@@ -135,6 +136,7 @@ impl Mover {
             revision: None,
             problem: None,
         };
+        let _turn = self.writer.turn(Some(by), &id.tenant).await?;
         let meant = Some((planned.link.component.clone(), planned.link.label.clone()));
         let record = MoveRecord { request, meant, looked: None, before: None, view: view.clone() };
         let cancel = self.stop.child_token();
@@ -220,7 +222,7 @@ impl Mover {
         loop {
             tries += 1;
             let seen = self.writer.see_current(id).await?;
-            let _turn = self.writer.turn().await;
+            let _turn = self.writer.turn(None, &id.tenant).await?;
             match self.writer.planned(id, request, Some(&seen)).await {
                 // Another revision came in between.
                 Err(refusal) if refusal.problem.code == Code::Busy && tries < SEES => {}

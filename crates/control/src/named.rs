@@ -7,7 +7,7 @@ use model::app::{LockedApp, ProviderKind};
 use model::plan::AppId;
 use model::{AppName, ConfigName, ProviderName, SecretName, TenantName, config, secret};
 
-/// What an app names, as it is wanted.
+/// What an app names, as it is wanted and as it still serves.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Thing {
     /// A secret of the tenant's own store.
@@ -36,13 +36,13 @@ impl Thing {
 pub(crate) struct Named(BTreeMap<(TenantName, Thing), BTreeSet<AppName>>);
 
 impl Named {
-    pub(crate) fn add(&mut self, id: &AppId, things: &[Thing]) {
+    pub(crate) fn add(&mut self, id: &AppId, things: &BTreeSet<Thing>) {
         for thing in things {
             self.0.entry((id.tenant.clone(), thing.clone())).or_default().insert(id.app.clone());
         }
     }
 
-    pub(crate) fn remove(&mut self, id: &AppId, things: &[Thing]) {
+    pub(crate) fn remove(&mut self, id: &AppId, things: &BTreeSet<Thing>) {
         for thing in things {
             let key = (id.tenant.clone(), thing.clone());
             if let Some(apps) = self.0.get_mut(&key) {

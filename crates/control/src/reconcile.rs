@@ -3,6 +3,7 @@
 //! event.
 
 mod changes;
+mod fair;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,13 +25,18 @@ use crate::etags::Etags;
 use crate::events::{Events, Subject};
 use crate::load::{Loaded, load};
 use crate::state::Shared;
-use crate::writer::Turn;
+use crate::turns::Turns;
 use crate::{clock, writer};
+
+pub(crate) use self::fair::Settled;
+use self::fair::{Left, Reviews, SHARE, share};
 
 /// Writes that are under way at once; the store commits them in groups.
 const AT_ONCE: usize = 64;
 /// Changes that are taken in before the plan is made.
 const BATCH: usize = 1024;
+/// Deleted apps whose history is removed before others' changes are looked at again, and records that are removed then.
+const CLEANED: (usize, usize) = (16, 1024);
 /// The first and the longest pause before a failed write or watch is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// The wall clock can jump and the machine can sleep: expiry is looked at this often at least.
@@ -45,19 +51,20 @@ pub(crate) struct Reconciler {
     events: Events,
     etags: Etags,
     tenants: BTreeMap<TenantName, Arc<TenantSettings>>,
-    floors: [(&'static str, u64); 4],
+    floors: [(&'static str, u64); 5],
     /// Apps whose plan may have changed.
     dirty: BTreeSet<AppId>,
+    /// Tenants whose apps are to be judged again.
+    stale: BTreeSet<TenantName>,
     /// Every app's plan may have changed.
     all_dirty: bool,
     /// Deleted apps whose history is to be removed.
     purge: Vec<(AppId, store::keys::Head)>,
     /// Records that are too old to keep.
     prune: Vec<String>,
-    /// The store revision up to which everything was seen and acted on.
-    settled: watch::Sender<u64>,
-    /// Held while all is read anew, so that no deploy is lost from the state in between.
-    turn: Turn,
+    settled: watch::Sender<Settled>,
+    /// One is held while all is read anew, so that no deploy is lost from the state in between.
+    turns: Arc<Turns>,
     backoff: Duration,
 }
 
@@ -68,8 +75,8 @@ impl Reconciler {
         state: Arc<Shared>,
         events: Events,
         etags: Etags,
-        settled: watch::Sender<u64>,
-        turn: Turn,
+        settled: watch::Sender<Settled>,
+        turns: Arc<Turns>,
     ) -> Result<Self, ControlError> {
         let mut this = Self {
             store,
@@ -77,13 +84,14 @@ impl Reconciler {
             events,
             etags,
             tenants: BTreeMap::new(),
-            floors: [("", 0); 4],
+            floors: [("", 0); 5],
             dirty: BTreeSet::new(),
+            stale: BTreeSet::new(),
             all_dirty: true,
             purge: Vec::new(),
             prune: Vec::new(),
             settled,
-            turn,
+            turns,
             backoff: BACKOFF.0,
         };
         this.adopt(load(&this.store).await?);
@@ -91,7 +99,13 @@ impl Reconciler {
     }
 
     fn adopt(&mut self, loaded: Loaded) {
-        *self.state.lock() = loaded.state;
+        {
+            let mut state = self.state.lock();
+            // Moves of data that are under way are in no store: whoever makes one says when it is over.
+            let moves = std::mem::take(&mut state.moves);
+            *state = loaded.state;
+            state.moves = moves;
+        }
         self.tenants = loaded.tenants;
         self.purge = loaded.deleted;
         self.floors = loaded.floors;
@@ -120,8 +134,7 @@ impl Reconciler {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(self.longer_backoff()) => {}
                 }
-                let turn = self.turn.clone();
-                let _turn = turn.lock().await;
+                let _turn = self.turns.take(None).await;
                 match load(&self.store).await {
                     Ok(loaded) => {
                         self.adopt(loaded);
@@ -138,17 +151,30 @@ impl Reconciler {
     async fn follow(&mut self, watch: BoxStream<'static, Result<Change, StoreError>>) -> StoreError {
         let mut watch = watch.ready_chunks(BATCH);
         let mut seen = self.floor();
+        // All that was read was judged then.
+        self.stale.clear();
+        let mut reviews = Reviews::default();
         loop {
-            let done = self.act().await;
-            let wake = if done {
-                self.backoff = BACKOFF.0;
-                self.settled.send_replace(seen);
-                self.next_wake()
-            } else {
+            let left = self.act().await;
+            self.review(&mut reviews);
+            self.settle(seen, &reviews);
+            let wake = if left.failed {
                 Some(Instant::now() + self.longer_backoff())
+            } else {
+                self.backoff = BACKOFF.0;
+                self.next_wake()
             };
+            // None before the others: who asks for much gets a part of the rounds.
             let changes = tokio::select! {
                 changes = watch.next() => changes,
+                judged = reviews.next() => match self.judged(judged) {
+                    Ok(()) => continue,
+                    Err(cause) => {
+                        tracing::warn!(cause = %cause.problem, "the apps of a tenant cannot be judged again");
+                        return StoreError::Unreachable(cause.problem.detail);
+                    }
+                },
+                () = std::future::ready(()), if left.more && !left.failed => continue,
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                     self.all_dirty = true;
                     continue;
@@ -183,8 +209,8 @@ impl Reconciler {
         Some(Instant::now() + Duration::from_secs(at.saturating_sub(now)).min(CLOCK_CHECK))
     }
 
-    /// Carries out what the plan says, and removes old records. Says whether all of it worked.
-    async fn act(&mut self) -> bool {
+    /// Carries out what the plan says, and removes old records: of each as much as one round does.
+    async fn act(&mut self) -> Left {
         let now = clock::seconds();
         let actions = {
             let state = self.state.lock();
@@ -195,16 +221,17 @@ impl Reconciler {
             }
         };
         self.all_dirty = false;
-        self.dirty.clear();
+        let (actions, later) = share(actions, SHARE);
+        self.dirty = later;
         let failed: Vec<AppId> = {
             let this = &*self;
             let work = stream::iter(actions).map(|action| async move { this.carry_out(action).await });
             work.buffer_unordered(AT_ONCE).filter_map(|failed| async { failed }).collect().await
         };
-        let cleaned = self.clean().await;
-        let done = failed.is_empty() && cleaned;
+        let Left { failed: unclean, more } = self.clean().await;
+        let left = Left { failed: unclean || !failed.is_empty(), more: more || !self.dirty.is_empty() };
         self.dirty.extend(failed);
-        done
+        left
     }
 
     /// Writes one assignment; answers with the app where that failed.
@@ -215,9 +242,13 @@ impl Reconciler {
         let written = match &assigned {
             None => self.store.delete(&key, Expect::Any).await,
             Some(assigned) => {
-                let suspended = assigned.suspended.as_deref().cloned();
-                let expiry = assigned.expiry.as_deref().cloned();
-                match writer::encode(&Assignment { revision: assigned.revision, suspended, expiry }) {
+                let assignment = Assignment {
+                    revision: assigned.revision,
+                    suspended: assigned.suspended.as_deref().cloned(),
+                    expiry: assigned.expiry.as_deref().cloned(),
+                    older: assigned.older.as_deref().cloned(),
+                };
+                match writer::encode(&assignment) {
                     Ok(value) => self.store.put(&key, value, Expect::Any, None).await,
                     Err(refusal) => Err(StoreError::Unreachable(refusal.problem.detail)),
                 }
@@ -241,7 +272,8 @@ impl Reconciler {
                 tracing::warn!(tenant = %id.tenant, app = %id.app, reason = %reason.message, "suspended");
                 self.events.control(event::SUSPENDED, subject, reason);
             }
-            Action::Resume { revision, .. } => {
+            Action::Resume { told, .. } => {
+                let revision = told.older.as_ref().map_or(told.revision, |older| older.revision);
                 self.events.control(event::RESUMED, subject, &serde_json::json!({ "revision": revision }));
             }
             Action::Assign { .. } | Action::Unassign { .. } => {}
@@ -259,15 +291,19 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Removes the history of deleted apps, and records that are too old.
-    async fn clean(&mut self) -> bool {
-        for (id, head) in std::mem::take(&mut self.purge) {
+    /// Removes the history of deleted apps, and records that are too old: some of them, as a tenant may have very many.
+    async fn clean(&mut self) -> Left {
+        let (apps, records) = CLEANED;
+        let later = self.purge.split_off(self.purge.len().min(apps));
+        let mut unread = false;
+        for (id, head) in std::mem::replace(&mut self.purge, later) {
             // The next app of that name has missed nothing.
             match self.store.sizes(&keys::schedules_of(&id.tenant, &id.app)).await {
                 Ok(listed) => self.prune.extend(listed.into_iter().map(|(key, _)| key)),
                 Err(cause) => {
                     tracing::warn!(app = %id.app, %cause, "a deleted app's schedules cannot be read; trying again");
                     self.purge.push((id, head));
+                    unread = true;
                     continue;
                 }
             }
@@ -280,6 +316,7 @@ impl Reconciler {
                 Err(cause) => {
                     tracing::warn!(app = %id.app, %cause, "the history of a deleted app cannot be read; trying again");
                     self.purge.push((id, head));
+                    unread = true;
                 }
             }
         }
@@ -287,6 +324,9 @@ impl Reconciler {
         // Counted once, however often it is to go.
         keys.sort();
         keys.dedup();
+        let later = keys.split_off(keys.len().min(records));
+        let more = !later.is_empty() || !self.purge.is_empty();
+        self.prune = later;
         let this = &*self;
         let work = stream::iter(keys).map(|key| async move {
             this.remove(&key).await.err().map(|cause| {
@@ -295,7 +335,8 @@ impl Reconciler {
             })
         });
         let failed: Vec<String> = work.buffer_unordered(AT_ONCE).filter_map(|failed| async { failed }).collect().await;
-        self.prune = failed;
-        self.prune.is_empty() && self.purge.is_empty()
+        let left = Left { failed: unread || !failed.is_empty(), more };
+        self.prune.extend(failed);
+        left
     }
 }

@@ -1,12 +1,14 @@
 //! What the control plane holds in memory of all apps: what is wanted, what is assigned, what is reported, and the
 //! routes. Small by design (a few hundred bytes an app): whole revisions stay in the store.
 
+mod served;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use api::control::AppView;
 use model::app::{LockedApp, Revision, Route};
-use model::observed::AppObserved;
+use model::observed::{AppObserved, Reason};
 use model::plan::{AppId, Desired, NodeState, Observed, Wanted};
 use model::rules::MAX_ROUTES;
 use model::tenant::Quotas;
@@ -28,12 +30,25 @@ impl Shared {
     }
 }
 
-/// What is known of an app's head.
+/// What is known of an app.
+#[derive(Default)]
 struct Known {
     /// The store revision of the head this comes from: an older one never replaces it.
     at: u64,
-    /// `None`: deleted.
+    /// The wanted revision. `None`: deleted.
     live: Option<Live>,
+    /// Those that nodes serve in its place. What they route and name is no more free than what the wanted one does.
+    older: BTreeMap<Revision, Live>,
+}
+
+impl Known {
+    fn all(&self) -> impl Iterator<Item = &Live> {
+        self.live.iter().chain(self.older.values())
+    }
+
+    fn names(&self) -> BTreeSet<Thing> {
+        self.all().flat_map(|live| live.names.iter().cloned()).collect()
+    }
 }
 
 struct Live {
@@ -41,6 +56,14 @@ struct Live {
     components: u32,
     routes: Box<[Route]>,
     names: Box<[Thing]>,
+}
+
+impl Live {
+    fn of(app: &LockedApp, revision: Revision) -> Self {
+        let components = u32::try_from(app.components.len()).unwrap_or(u32::MAX);
+        let names = Thing::of(app).into_iter().collect();
+        Self { revision, components, routes: app.routes.as_slice().into(), names }
+    }
 }
 
 /// What a tenant has together.
@@ -72,38 +95,58 @@ impl State {
     /// The app's head was written at store revision `at`.
     pub(crate) fn want(&mut self, id: &AppId, at: u64, app: &LockedApp, wanted: Wanted) {
         if self.apps.get(id).is_none_or(|known| known.at <= at) {
-            let components = u32::try_from(app.components.len()).unwrap_or(u32::MAX);
-            let names = Thing::of(app).into_iter().collect();
-            let live = Live { revision: wanted.revision, components, routes: app.routes.as_slice().into(), names };
-            self.known(id, Known { at, live: Some(live) });
-            self.desired.apps.insert(id.clone(), wanted);
+            let live = Live::of(app, wanted.revision);
+            // What was wanted until now may be what serves for some time yet.
+            if let Some(was) = self.desired.apps.insert(id.clone(), wanted) {
+                self.desired.older.entry(id.clone()).or_default().insert(was.revision, was);
+            }
+            let older = self.older(id, live.revision);
+            self.change(id, |known| {
+                known.at = at;
+                let was = known.live.replace(live);
+                known.older.extend(was.map(|was| (was.revision, was)));
+                known.older.retain(|revision, _| older.contains(revision));
+            });
+            self.judge_only(id, &older);
         }
+    }
+
+    /// A revision that is wanted, or that serves, is judged anew. False where it does neither any more, and where nothing
+    /// else comes of it than before.
+    pub(crate) fn rejudge(&mut self, id: &AppId, judged: Wanted) -> bool {
+        let wanted = self.desired.apps.get_mut(id).filter(|known| known.revision == judged.revision);
+        let older = self.desired.older.get_mut(id).and_then(|all| all.get_mut(&judged.revision));
+        let known = wanted.or(older).filter(|known| **known != judged);
+        known.map(|known| *known = judged).is_some()
     }
 
     /// The app was deleted at store revision `at`.
     pub(crate) fn forget(&mut self, id: &AppId, at: u64) {
         if self.apps.get(id).is_none_or(|known| known.at <= at) {
-            self.known(id, Known { at, live: None });
+            self.change(id, |known| *known = Known { at, ..Known::default() });
             self.desired.apps.remove(id);
+            self.desired.older.remove(id);
         }
     }
 
-    /// Puts what is known of an app in the place of what was.
-    fn known(&mut self, id: &AppId, known: Known) {
-        if let Some(was) = self.apps.get(id).and_then(|known| known.live.as_ref()) {
-            self.taken.remove(id, &was.routes);
-            self.named.remove(id, &was.names);
-            if let Some(total) = self.totals.get_mut(&id.tenant) {
-                total.apps -= 1;
-                total.components -= u64::from(was.components);
-                if total.apps == 0 {
-                    self.totals.remove(&id.tenant);
-                }
+    /// Changes what is known of an app, and what is kept by it.
+    fn change(&mut self, id: &AppId, change: impl FnOnce(&mut Known)) {
+        let mut known = self.apps.remove(id).unwrap_or_default();
+        known.all().for_each(|live| self.taken.remove(id, &live.routes));
+        self.named.remove(id, &known.names());
+        if let Some(was) = &known.live
+            && let Some(total) = self.totals.get_mut(&id.tenant)
+        {
+            total.apps -= 1;
+            total.components -= u64::from(was.components);
+            if total.apps == 0 {
+                self.totals.remove(&id.tenant);
             }
         }
+        change(&mut known);
+        known.all().for_each(|live| self.taken.add(id, &live.routes));
+        self.named.add(id, &known.names());
         if let Some(live) = &known.live {
-            self.taken.add(id, &live.routes);
-            self.named.add(id, &live.names);
             let total = self.totals.entry(id.tenant.clone()).or_default();
             total.apps += 1;
             total.components += u64::from(live.components);
@@ -141,13 +184,16 @@ impl State {
         self.apps.get(id)?.live.as_ref().map(|live| live.revision)
     }
 
-    /// The tenant's apps, in order.
-    pub(crate) fn apps_of<'a>(
-        &'a self,
-        tenant: &'a TenantName,
-    ) -> impl Iterator<Item = (&'a AppId, Revision, &'a [Route])> {
-        let live = self.apps.iter().filter(move |(id, _)| id.tenant == *tenant);
-        live.filter_map(|(id, known)| known.live.as_ref().map(|l| (id, l.revision, &*l.routes)))
+    /// The tenant's apps, in order. Those of others are not gone through.
+    pub(crate) fn apps_of<'a>(&'a self, tenant: &'a TenantName) -> impl Iterator<Item = (&'a AppId, Revision)> {
+        let first = AppId { tenant: tenant.clone(), app: AppName::first() };
+        let own = self.apps.range(first..).take_while(move |(id, _)| id.tenant == *tenant);
+        own.filter_map(|(id, known)| known.live.as_ref().map(|live| (id, live.revision)))
+    }
+
+    /// The routes of an app that is there, and the revision they are of.
+    pub(crate) fn routes_of(&self, id: &AppId) -> Option<(Revision, &[Route])> {
+        self.apps.get(id)?.live.as_ref().map(|live| (live.revision, &*live.routes))
     }
 
     /// Whether the tenant's quotas allow `app`; a sentence for each that does not. What was there before a quota became
@@ -172,12 +218,12 @@ impl State {
     }
 
     /// Routes of other apps, whosever, that are in the way of one of `app`'s: of each all of the tenant's own, and one of
-    /// another tenant, where there is any.
+    /// another tenant, where there is any. What still serves is in the way as well as what is wanted.
     pub(crate) fn routes_near(&self, id: &AppId, app: &LockedApp) -> Vec<(TenantName, AppName, Route)> {
         let mut near = Vec::new();
         let mut add = |other: &AppId, most: usize, is: &dyn Fn(&Route) -> bool| {
-            let live = self.apps.get(other).and_then(|known| known.live.as_ref());
-            let routes = live.iter().flat_map(|live| live.routes.iter()).filter(|route| is(route)).take(most);
+            let all = self.apps.get(other).into_iter().flat_map(Known::all);
+            let routes = all.flat_map(|live| live.routes.iter()).filter(|route| is(route)).take(most);
             near.extend(routes.map(|route| (other.tenant.clone(), other.app.clone(), route.clone())));
         };
         for route in app.routes.iter().take(MAX_ROUTES) {
@@ -226,7 +272,7 @@ impl State {
         let barred = self.desired.apps.get(id).and_then(|w| w.barred(now));
         let placed = self.observed.nodes.values().any(|n| n.apps.contains_key(id));
         let reachable = self.observed.nodes.values().any(|n| n.alive && n.apps.contains_key(id));
-        view.reason = barred.or_else(|| {
+        view.reason = barred.or_else(|| self.fallen(id, &view.nodes, now)).or_else(|| {
             let message = match (placed, reachable) {
                 (true, true) => return None,
                 (true, false) => {
@@ -236,7 +282,7 @@ impl State {
                 (false, _) => format!("no node is there to run `{}`; it starts once one joins", id.app),
             };
             let help = Some("start one with `sidereal up`".to_owned());
-            Some(model::observed::Reason { code: "unreachable".to_owned(), message, help })
+            Some(Reason { code: "unreachable".to_owned(), message, help })
         });
     }
 }
@@ -279,6 +325,21 @@ mod tests {
         assert_eq!(state.over_quota(&id("c"), &app(1), &quotas), [""; 0]);
         let other = AppId { tenant: "u".parse().unwrap(), app: "a".parse().unwrap() };
         assert_eq!(state.over_quota(&other, &app(3), &quotas), [""; 0]);
+    }
+
+    #[test]
+    fn a_tenant_has_its_own_apps_and_no_others() {
+        let mut state = State::default();
+        for (tenant, name) in [("s", "z"), ("t", "0"), ("t", "b"), ("t", "gone"), ("t-u", "a"), ("u", "a")] {
+            let id = AppId { tenant: tenant.parse().unwrap(), app: name.parse().unwrap() };
+            state.want(&id, 1, &app(0), wanted(1));
+        }
+        state.forget(&id("gone"), 2);
+        let apps = |tenant: &str| -> Vec<String> {
+            state.apps_of(&tenant.parse().unwrap()).map(|(id, _)| format!("{}/{}", id.tenant, id.app)).collect()
+        };
+        assert_eq!(apps("t"), ["t/0", "t/b"]);
+        assert_eq!((apps("r"), apps("s"), apps("v")), (vec![], vec!["s/z".to_owned()], vec![]));
     }
 
     #[test]

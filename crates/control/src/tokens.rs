@@ -116,12 +116,9 @@ impl Tokens {
         Ok(Caller::Member { tenant: token.tenant, id: token.id, role: record.role })
     }
 
-    /// Refuses a caller whose token ended since it was let in: what it sent may have taken a while to arrive.
+    /// [`still`].
     pub(crate) async fn still(&self, caller: &Caller) -> Answer<()> {
-        let Caller::Member { tenant, id, .. } = caller else { return Ok(()) };
-        let entry = self.store.get(&keys::token(tenant, id)).await?;
-        let record = entry.map(|entry| decode::<TokenRecord>(&entry)).transpose()?;
-        live(id, record.as_ref(), clock::millis())
+        still(&*self.store, caller).await
     }
 
     /// Ends when the caller's token does: it expires, is revoked, or goes with its tenant. The operator's never does.
@@ -255,6 +252,14 @@ impl Tokens {
         self.store.put(&key, encode(&record)?, Expect::Revision(entry.revision), None).await?;
         Ok(view(id.clone(), record, None))
     }
+}
+
+/// Refuses a caller whose token ended since it was let in: what it sent may have taken a while to arrive.
+pub(crate) async fn still(store: &dyn Store, caller: &Caller) -> Answer<()> {
+    let Caller::Member { tenant, id, .. } = caller else { return Ok(()) };
+    let entry = store.get(&keys::token(tenant, id)).await?;
+    let record = entry.map(|entry| decode::<TokenRecord>(&entry)).transpose()?;
+    live(id, record.as_ref(), clock::millis())
 }
 
 /// For how long nothing needs to be looked at: until the token expires, but the wall clock may jump meanwhile.

@@ -295,6 +295,15 @@ fn reason(component: &ComponentName, error: &ClaimsError) -> Reason {
     }
 }
 
+/// Whether [`wanted`] says the same of every app by either of two settings.
+pub(crate) fn same_judgement(a: &TenantSettings, b: &TenantSettings) -> bool {
+    a.trust_anchors == b.trust_anchors
+        && a.revoked == b.revoked
+        && a.allow_unsigned == b.allow_unsigned
+        && a.suspended == b.suspended
+        && a.providers.keys().eq(b.providers.keys())
+}
+
 /// Whether tenant settings can be what they say; every reason why not.
 pub(crate) fn settings_problems(settings: &TenantSettings) -> Vec<String> {
     let mut problems = Vec::new();

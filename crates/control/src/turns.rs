@@ -141,4 +141,33 @@ mod tests {
         let state = turns.lock();
         assert!(state.running.is_empty() && state.waiting.is_empty() && state.last.is_empty());
     }
+
+    #[test]
+    fn whoever_comes_again_and_again_has_one_turn_between_those_of_others() {
+        let turns = Turns::new(1, 1);
+        // Three that bring many apps something, and wait anew for each.
+        let mut held = ask(&turns, "greedy").now_or_never().flatten();
+        let mut row: Vec<_> = ["greedy", "greedy", "one", "one", "two"].map(|whose| (whose, ask(&turns, whose))).into();
+        let (mut order, mut first) = (Vec::new(), Some("greedy"));
+        while row.iter().any(|(whose, _)| *whose != "greedy") {
+            let mut next = None;
+            for (at, (_, waits)) in row.iter_mut().enumerate() {
+                assert!(waits.now_or_never().is_none(), "{at} has its turn beside another");
+            }
+            drop(held.take());
+            for (at, (_, waits)) in row.iter_mut().enumerate() {
+                if let Some(turn) = waits.now_or_never() {
+                    next = Some(at);
+                    held = turn;
+                    break;
+                }
+            }
+            // Who had the turn before comes back when the next one has it.
+            row.extend(first.take().map(|whose| (whose, ask(&turns, whose))));
+            let (whose, _) = row.remove(next.unwrap());
+            order.push(whose);
+            first = (whose == "greedy").then_some(whose);
+        }
+        assert_eq!(order, ["one", "two", "greedy", "one"]);
+    }
 }

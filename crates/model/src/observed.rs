@@ -56,3 +56,14 @@ pub struct AppObserved {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
 }
+
+/// The revision a node last moved the routes of an app to: what it serves again after a restart, before it tries
+/// anything newer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// The revision.
+    pub revision: Revision,
+    /// The one that served before it: where one goes back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Revision>,
+}

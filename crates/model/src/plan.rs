@@ -5,6 +5,8 @@
 //! * An app has one home. It stays there; a new app goes to the live node with the fewest apps.
 //! * A node that is lost keeps its assignments, and they follow what is wanted; nothing new is placed on it.
 //! * An app whose claims are denied or have expired is suspended where it is, and placed nowhere.
+//! * A revision that a node serves in the place of the wanted one is judged like that one, and the node is told: what is
+//!   promised of what runs holds whatever was deployed after it.
 //! * An app that is not wanted is unassigned, also from a lost node: it must not come back with it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::Revision;
 use crate::name::{AppName, ComponentName, NodeName, TenantName};
-use crate::observed::Reason;
+use crate::observed::{Reason, Served};
 
 /// An app of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,6 +65,42 @@ impl Wanted {
         }
         self.expiry.as_ref()?.barred(now)
     }
+
+    /// What a node is told of it, and of what it serves in its place.
+    fn told(&self, older: Option<Older>, now: u64) -> Assigned {
+        Assigned {
+            revision: self.revision,
+            suspended: self.barred(now).map(Box::new),
+            expiry: self.expiry.clone(),
+            older: older.map(Box::new),
+        }
+    }
+
+    /// What a node is told of it where it is not the wanted one, and serves.
+    fn older(&self, now: u64) -> Older {
+        Older { revision: self.revision, suspended: self.barred(now), expiry: self.expiry.as_deref().cloned() }
+    }
+}
+
+/// What is judged of the revision that a node serves in the place of the wanted one: until that one is up, or because it
+/// does not start. The node holds it to this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Older {
+    /// Which revision.
+    pub revision: Revision,
+    /// Present: it must not be served, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<Reason>,
+    /// Present: it must not be served from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiry: Option<Expiry>,
+}
+
+impl Older {
+    /// Why it must not be served at `now` (seconds since 1970), if so.
+    pub fn barred(&self, now: u64) -> Option<Reason> {
+        self.suspended.clone().or_else(|| self.expiry.as_ref()?.barred(now))
+    }
 }
 
 /// A moment that people read, in UTC.
@@ -76,12 +114,15 @@ pub(crate) fn rfc3339(seconds: u64) -> String {
 pub struct Desired {
     /// By app.
     pub apps: BTreeMap<AppId, Wanted>,
+    /// What is judged of revisions that are not wanted any more, and that a node still serves.
+    pub older: BTreeMap<AppId, BTreeMap<Revision, Wanted>>,
 }
 
 impl Desired {
     /// The next second after `now` at which the passing of time alone changes the plan.
     pub fn next_change(&self, now: u64) -> Option<u64> {
-        self.apps.values().filter_map(|w| w.expiry.as_ref().map(|e| e.at)).filter(|at| *at > now).min()
+        let all = self.apps.values().chain(self.older.values().flat_map(BTreeMap::values));
+        all.filter_map(|w| w.expiry.as_ref().map(|e| e.at)).filter(|at| *at > now).min()
     }
 }
 
@@ -94,6 +135,15 @@ pub struct Assigned {
     pub suspended: Option<Box<Reason>>,
     /// Not to be served from then on.
     pub expiry: Option<Box<Expiry>>,
+    /// The same of what it serves as long as it does not serve that revision.
+    pub older: Option<Box<Older>>,
+}
+
+impl Assigned {
+    /// Why something of it is not to be served.
+    fn reason(&self) -> Option<&Reason> {
+        self.suspended.as_deref().or_else(|| self.older.as_ref()?.suspended.as_ref())
+    }
 }
 
 /// A node as it is known.
@@ -110,19 +160,21 @@ pub struct NodeState {
 pub struct Observed {
     /// Nodes that are there or have assignments.
     pub nodes: BTreeMap<NodeName, NodeState>,
+    /// What each of them serves, as it said last; also of apps that it does not run any more.
+    pub served: BTreeMap<NodeName, BTreeMap<AppId, Served>>,
 }
 
 /// One thing to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// The node is to run this revision.
-    Assign { node: NodeName, app: AppId, revision: Revision, expiry: Option<Box<Expiry>> },
+    Assign { node: NodeName, app: AppId, told: Assigned },
     /// The node is to forget the app.
     Unassign { node: NodeName, app: AppId },
-    /// The node is to stop serving the app.
-    Suspend { node: NodeName, app: AppId, revision: Revision, expiry: Option<Box<Expiry>>, reason: Reason },
-    /// The node is to serve the app again, in this revision.
-    Resume { node: NodeName, app: AppId, revision: Revision, expiry: Option<Box<Expiry>> },
+    /// The node is to stop serving the app, or what it serves in the place of the wanted revision.
+    Suspend { node: NodeName, app: AppId, told: Assigned, reason: Reason },
+    /// The node is to serve the app again.
+    Resume { node: NodeName, app: AppId, told: Assigned },
 }
 
 impl Action {
@@ -138,12 +190,10 @@ impl Action {
 
     /// What the node is told once the action is done; `None`: nothing any more.
     pub fn assigned(&self) -> Option<Assigned> {
-        let (revision, expiry, suspended) = match self {
-            Self::Unassign { .. } => return None,
-            Self::Assign { revision, expiry, .. } | Self::Resume { revision, expiry, .. } => (revision, expiry, None),
-            Self::Suspend { revision, expiry, reason, .. } => (revision, expiry, Some(Box::new(reason.clone()))),
-        };
-        Some(Assigned { revision: *revision, suspended, expiry: expiry.clone() })
+        match self {
+            Self::Unassign { .. } => None,
+            Self::Assign { told, .. } | Self::Suspend { told, .. } | Self::Resume { told, .. } => Some(told.clone()),
+        }
     }
 }
 
@@ -174,39 +224,36 @@ pub fn plan_some<'a>(
         let mut placed = false;
         for (node, assigned) in homes {
             placed = true;
-            actions.extend(follow(node, app, wanted, barred.as_ref(), assigned));
+            actions.extend(follow(node, app, wanted.told(older(desired, observed, node, app, now), now), assigned));
         }
         if placed || barred.is_some() {
             continue;
         }
         if let Some((node, apps)) = room.iter_mut().min_by_key(|(_, apps)| **apps) {
             *apps += 1;
-            let (revision, expiry) = (wanted.revision, wanted.expiry.clone());
-            actions.push(Action::Assign { node: (*node).clone(), app: app.clone(), revision, expiry });
+            actions.push(Action::Assign { node: (*node).clone(), app: app.clone(), told: wanted.told(None, now) });
         }
     }
     actions
 }
 
-/// What makes one assignment say what is wanted.
-fn follow(
-    node: &NodeName,
-    app: &AppId,
-    wanted: &Wanted,
-    barred: Option<&Reason>,
-    assigned: &Assigned,
-) -> Option<Action> {
-    let (node, app) = (node.clone(), app.clone());
-    let (revision, expiry) = (wanted.revision, wanted.expiry.clone());
-    let other = assigned.revision != revision || assigned.expiry != expiry;
-    match (barred, assigned.suspended.as_deref()) {
-        (Some(reason), told) if told != Some(reason) || other => {
-            Some(Action::Suspend { node, app, revision, expiry, reason: reason.clone() })
-        }
-        (None, Some(_)) => Some(Action::Resume { node, app, revision, expiry }),
-        (None, None) if other => Some(Action::Assign { node, app, revision, expiry }),
-        _ => None,
+/// What a node is told of what it serves, where that is not what is wanted of it.
+fn older(desired: &Desired, observed: &Observed, node: &NodeName, app: &AppId, now: u64) -> Option<Older> {
+    let served = observed.served.get(node)?.get(app)?.revision;
+    Some(desired.older.get(app)?.get(&served)?.older(now))
+}
+
+/// What makes one assignment say what is to be told.
+fn follow(node: &NodeName, app: &AppId, told: Assigned, assigned: &Assigned) -> Option<Action> {
+    if told == *assigned {
+        return None;
     }
+    let (node, app) = (node.clone(), app.clone());
+    Some(match (told.reason().cloned(), assigned.reason()) {
+        (Some(reason), _) => Action::Suspend { node, app, told, reason },
+        (None, Some(_)) => Action::Resume { node, app, told },
+        (None, None) => Action::Assign { node, app, told },
+    })
 }
 
 #[cfg(test)]
@@ -251,19 +298,19 @@ mod tests {
                 let expired = wanted("x@1<-5").1.barred(NOW).unwrap();
                 Box::new(if code == "expired" { expired } else { reason(code) })
             });
-            (id(app), Assigned { revision: Revision(number.parse().unwrap()), suspended, expiry })
+            (id(app), Assigned { revision: Revision(number.parse().unwrap()), suspended, expiry, older: None })
         });
         (name.parse().unwrap(), NodeState { alive, apps: apps.collect() })
     }
 
     fn show(action: &Action) -> String {
         match action {
-            Action::Assign { node, app, revision, .. } => format!("assign {node} {}@{revision}", app.app),
+            Action::Assign { node, app, told } => format!("assign {node} {}@{}", app.app, told.revision),
             Action::Unassign { node, app } => format!("unassign {node} {}", app.app),
-            Action::Suspend { node, app, revision, reason, .. } => {
-                format!("suspend {node} {}@{revision} {}", app.app, reason.code)
+            Action::Suspend { node, app, told, reason } => {
+                format!("suspend {node} {}@{} {}", app.app, told.revision, reason.code)
             }
-            Action::Resume { node, app, revision, .. } => format!("resume {node} {}@{revision}", app.app),
+            Action::Resume { node, app, told } => format!("resume {node} {}@{}", app.app, told.revision),
         }
     }
 
@@ -317,8 +364,8 @@ mod tests {
             ("two homes both follow", &["a@2"], &["n1: a@1", "n2: a@2!x"], &["assign n1 a@2", "resume n2 a@2"]),
         ];
         for (name, apps, nodes, expected) in rows {
-            let desired = Desired { apps: apps.iter().map(|t| wanted(t)).collect() };
-            let mut observed = Observed { nodes: nodes.iter().map(|t| node(t)).collect() };
+            let desired = Desired { apps: apps.iter().map(|t| wanted(t)).collect(), ..Desired::default() };
+            let mut observed = Observed { nodes: nodes.iter().map(|t| node(t)).collect(), ..Observed::default() };
             let actions = plan(&desired, &observed, NOW);
             assert_eq!(actions.iter().map(show).collect::<Vec<_>>(), *expected, "{name}");
             for action in &actions {
@@ -330,16 +377,65 @@ mod tests {
 
     #[test]
     fn a_part_of_the_plan_is_about_that_part_only() {
-        let desired = Desired { apps: ["a@2", "b@2"].map(wanted).into() };
-        let observed = Observed { nodes: [node("n1: a@1 b@1 c@1")].into() };
+        let desired = Desired { apps: ["a@2", "b@2"].map(wanted).into(), ..Desired::default() };
+        let observed = Observed { nodes: [node("n1: a@1 b@1 c@1")].into(), ..Observed::default() };
         let part = plan_some([&id("b"), &id("c")], &desired, &observed, NOW);
         assert_eq!(part.iter().map(show).collect::<Vec<_>>(), ["assign n1 b@2", "unassign n1 c"]);
     }
 
     #[test]
+    fn what_serves_in_the_place_of_the_wanted_revision_is_judged_and_told_too() {
+        // wanted, what is judged of older revisions, what was told, what serves; what is done, and what is told of it then
+        type Row =
+            (&'static str, &'static [&'static str], &'static str, &'static str, &'static [&'static str], &'static str);
+        let rows: &[Row] = &[
+            ("a@2", &["a@1"], "n1: a@1", "a@1", &["assign n1 a@2"], "1"),
+            ("a@2", &["a@1!revoked"], "n1: a@1!revoked", "a@1", &["suspend n1 a@2 revoked"], "1 revoked"),
+            ("a@2", &["a@1!revoked"], "n1: a@2", "a@1", &["suspend n1 a@2 revoked"], "1 revoked"),
+            ("a@2", &["a@1<-5"], "n1: a@2", "a@1", &["suspend n1 a@2 artifact-expired"], "1 artifact-expired"),
+            ("a@2", &["a@1<+5"], "n1: a@2", "a@1", &["assign n1 a@2"], "1 until 5"),
+            // The wanted one may not run, and the older one may.
+            ("a@2!revoked", &["a@1"], "n1: a@2", "a@1", &["suspend n1 a@2 revoked"], "1"),
+            // It serves: what was before it is nobody's concern. Nor is what is not judged, or on another node.
+            ("a@2", &["a@1!revoked"], "n1: a@1!revoked", "a@2", &["resume n1 a@2"], ""),
+            ("a@3", &["a@1!revoked"], "n1: a@3", "a@2", &[], ""),
+            ("a@2", &["b@1!revoked"], "n1: a@2", "a@1", &[], ""),
+        ];
+        for (row, (want, judged, told, serves, expected, older)) in rows.iter().enumerate() {
+            let mut desired = Desired { apps: [wanted(want)].into(), ..Desired::default() };
+            for (id, judged) in judged.iter().map(|t| wanted(t)) {
+                desired.older.entry(id).or_default().insert(judged.revision, judged);
+            }
+            let mut observed = Observed { nodes: [node(told)].into(), ..Observed::default() };
+            let (app, serves) = wanted(serves);
+            let served = |revision| [(app.clone(), Served { revision, before: None })].into();
+            let nodes =
+                [("n1".parse().unwrap(), served(serves.revision)), ("n2".parse().unwrap(), served(Revision(1)))];
+            observed.served = nodes.into();
+            let actions = plan(&desired, &observed, NOW);
+            assert_eq!(actions.iter().map(show).collect::<Vec<_>>(), *expected, "row {row}");
+            for action in &actions {
+                apply(&mut observed, action);
+            }
+            assert_eq!(plan(&desired, &observed, NOW), [], "row {row}: a plan carried out leaves nothing to do");
+            let told = observed.nodes.values().next().unwrap().apps[&id("a")].older.clone();
+            let text = told.map_or(String::new(), |older| match (older.suspended, older.expiry) {
+                (Some(reason), _) => format!("{} {}", older.revision, reason.code),
+                (None, Some(expiry)) => format!("{} until {}", older.revision, expiry.at - NOW),
+                (None, None) => older.revision.to_string(),
+            });
+            assert_eq!(text, *older, "row {row}");
+        }
+    }
+
+    #[test]
     fn the_next_change_is_the_next_expiry() {
-        let desired = Desired { apps: ["a@1<-5", "b@1<+7", "c@1<+3", "d@1", "e@1<+0"].map(wanted).into() };
+        let apps = ["a@1<-5", "b@1<+7", "c@1<+3", "d@1", "e@1<+0"].map(wanted).into();
+        let mut desired = Desired { apps, ..Desired::default() };
         assert_eq!(desired.next_change(NOW), Some(NOW + 3));
         assert_eq!(desired.next_change(NOW + 7), None);
+        let (id, older) = wanted("d@0<+2");
+        desired.older.insert(id, [(older.revision, older)].into());
+        assert_eq!(desired.next_change(NOW), Some(NOW + 2), "also that of what still serves");
     }
 }

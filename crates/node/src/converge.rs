@@ -2,7 +2,7 @@
 //! steps out and comes back with what changed; nothing here waits, reads a clock or remembers.
 
 use model::observed::{AppObserved, Phase, Reason};
-use model::plan::Expiry;
+use model::plan::{Expiry, Older};
 use model::{AppName, Revision};
 
 /// What the control plane wants of one app.
@@ -14,12 +14,47 @@ pub struct Wanted {
     pub suspended: Option<Reason>,
     /// It must not be served from then on.
     pub expiry: Option<Expiry>,
+    /// What holds of the revision that serves as long as this one does not.
+    pub older: Option<Older>,
+}
+
+/// What is said of a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may be served.
+    Runs,
+    /// It must not be served, and why.
+    Barred(Reason),
+    /// Nothing: it stays as it is, and what is suspended is not resumed.
+    Unsaid,
 }
 
 impl Wanted {
     /// Why it must not be served at `now` (seconds since 1970), if so. That the claims end needs nobody to say it again.
-    fn barred(&self, now: u64) -> Option<Reason> {
+    pub fn barred(&self, now: u64) -> Option<Reason> {
         self.suspended.clone().or_else(|| self.expiry.as_ref()?.barred(now))
+    }
+
+    /// What is said of a revision at `now`. One that nothing is said of is not better off than the wanted one.
+    pub fn verdict(&self, revision: Revision, now: u64) -> Verdict {
+        let said = self.older.as_ref().filter(|older| older.revision == revision);
+        let barred = match said {
+            Some(older) if revision != self.revision => older.barred(now),
+            _ => self.barred(now),
+        };
+        match barred {
+            Some(reason) => Verdict::Barred(reason),
+            None if revision == self.revision || said.is_some() => Verdict::Runs,
+            None => Verdict::Unsaid,
+        }
+    }
+
+    /// The same where the whole tenant is suspended.
+    #[must_use]
+    pub fn suspended_with(mut self, tenant: Option<&Reason>) -> Self {
+        let all = self.older.as_mut().map(|older| &mut older.suspended).into_iter().chain([&mut self.suspended]);
+        all.for_each(|suspended| *suspended = suspended.take().or_else(|| tenant.cloned()));
+        self
     }
 }
 
@@ -32,7 +67,7 @@ pub struct Actual {
     pub bringing: Option<Revision>,
     /// This revision could not be brought up, and trying again as it is would not help.
     pub failed: Option<Revision>,
-    /// Routes answer that the app is suspended, with this reason.
+    /// Routes answer that the app is suspended, with this reason: what serves must not.
     pub suspended: Option<Reason>,
 }
 
@@ -60,12 +95,15 @@ pub fn step(wanted: Option<&Wanted>, actual: &Actual, now: u64) -> Option<Step> 
             Actual { serving, .. } => Some(Step::Remove(*serving)),
         };
     };
-    let barred = wanted.barred(now);
-    match (&barred, &actual.suspended) {
-        (Some(reason), current) if current.as_ref() != Some(reason) => return Some(Step::Suspend(reason.clone())),
-        (None, Some(_)) => return Some(Step::Resume),
+    // What is judged is what serves: it may be another revision than the wanted one, for as long as that one takes, or for
+    // ever where it does not start.
+    let stands = wanted.verdict(actual.serving.unwrap_or(wanted.revision), now);
+    match (stands, &actual.suspended) {
+        (Verdict::Barred(reason), current) if current.as_ref() != Some(&reason) => return Some(Step::Suspend(reason)),
+        (Verdict::Runs, Some(_)) => return Some(Step::Resume),
         _ => {}
     }
+    let barred = wanted.barred(now);
     if let Some(bringing) = actual.bringing {
         // What must not be served need not be brought up either; a newer revision replaces one on its way.
         let moot = bringing != wanted.revision || barred.is_some();
@@ -86,9 +124,16 @@ pub enum Hosts {
     Degraded(Reason),
 }
 
-/// What is reported of one app. `phase` is where the revision stands that is being brought up; `failure` is why the
-/// last attempt failed.
-pub fn observe(wanted: &Wanted, actual: &Actual, phase: Phase, failure: Option<&Reason>, hosts: &Hosts) -> AppObserved {
+/// What is reported of one app at `now`. `phase` is where the revision stands that is being brought up; `failure` is why
+/// the last attempt failed.
+pub fn observe(
+    wanted: &Wanted,
+    actual: &Actual,
+    phase: Phase,
+    failure: Option<&Reason>,
+    hosts: &Hosts,
+    now: u64,
+) -> AppObserved {
     let serving = actual.serving.filter(|_| actual.suspended.is_none() && *hosts != Hosts::Starting);
     let report = |phase, reason: Option<&Reason>| AppObserved {
         revision: wanted.revision,
@@ -100,14 +145,17 @@ pub fn observe(wanted: &Wanted, actual: &Actual, phase: Phase, failure: Option<&
         Hosts::Degraded(reason) => Some(reason),
         Hosts::Starting | Hosts::Up => None,
     };
-    if let Some(reason) = &actual.suspended {
-        return report(Phase::Failed, Some(reason));
+    if let Some(reason) = wanted.barred(now) {
+        return report(Phase::Failed, Some(&reason));
     }
     if actual.bringing == Some(wanted.revision) {
         return report(phase, None);
     }
     if actual.failed == Some(wanted.revision) {
         return report(Phase::Failed, failure);
+    }
+    if let Some(reason) = &actual.suspended {
+        return report(Phase::Failed, Some(reason));
     }
     if actual.serving == Some(wanted.revision) {
         let phase = if *hosts == Hosts::Starting { Phase::Starting } else { Phase::Serving };
@@ -154,7 +202,13 @@ mod tests {
     }
 
     fn wanted(revision: u64) -> Wanted {
-        Wanted { revision: Revision(revision), suspended: None, expiry: None }
+        Wanted { revision: Revision(revision), suspended: None, expiry: None, older: None }
+    }
+
+    /// The same where the node is told of what serves instead.
+    fn instead(revision: u64, older: u64, code: Option<&str>) -> Wanted {
+        let older = Older { revision: Revision(older), suspended: code.map(reason), expiry: None };
+        Wanted { older: Some(older), ..wanted(revision) }
     }
 
     #[test]
@@ -167,6 +221,7 @@ mod tests {
         let closed = |code: &str| Actual { suspended: Some(reason(code)), ..nothing() };
         let both = |s, b| Actual { serving: Some(Revision(s)), bringing: Some(Revision(b)), ..nothing() };
         let fell = |s, f| Actual { serving: Some(Revision(s)), failed: Some(Revision(f)), ..nothing() };
+        let shut = |actual: Actual| Actual { suspended: Some(reason("x")), ..actual };
         let table: Vec<(Option<Wanted>, Actual, Option<Step>)> = vec![
             // first deploy, steady state
             (Some(wanted(1)), nothing(), Some(Step::Bring(Revision(1)))),
@@ -202,6 +257,27 @@ mod tests {
             ),
             (Some(wanted(2)), closed("x"), Some(Step::Resume)),
             (Some(wanted(2)), Actual { suspended: Some(reason("x")), ..serving(2) }, Some(Step::Resume)),
+            // what serves is an older one, and must not: the wanted one is brought up, and the older one never resumed
+            (Some(instead(2, 1, Some("x"))), fell(1, 2), Some(Step::Suspend(reason("x")))),
+            (Some(instead(2, 1, Some("x"))), both(1, 2), Some(Step::Suspend(reason("x")))),
+            (Some(instead(2, 1, Some("x"))), shut(serving(1)), Some(Step::Bring(Revision(2)))),
+            (Some(instead(2, 1, Some("x"))), shut(both(1, 2)), None),
+            (Some(instead(2, 1, Some("x"))), shut(fell(1, 2)), None),
+            (Some(instead(3, 1, Some("x"))), shut(fell(1, 2)), Some(Step::Bring(Revision(3)))),
+            (Some(instead(2, 1, Some("x"))), shut(serving(2)), Some(Step::Resume)),
+            (Some(instead(2, 1, None)), shut(fell(1, 2)), Some(Step::Resume)),
+            // nor where nothing is said of it yet, or of another one
+            (Some(wanted(2)), shut(serving(1)), Some(Step::Bring(Revision(2)))),
+            (Some(wanted(2)), shut(fell(1, 2)), None),
+            (Some(instead(3, 1, None)), shut(fell(2, 3)), None),
+            // the wanted one must not run, and what serves may
+            (Some(Wanted { suspended: Some(reason("x")), ..instead(2, 1, None) }), fell(1, 2), None),
+            (
+                Some(Wanted { suspended: Some(reason("x")), ..instead(2, 1, None) }),
+                both(1, 2),
+                Some(Step::Cancel(Revision(2))),
+            ),
+            (Some(suspended("x")), serving(1), Some(Step::Suspend(reason("x")))),
         ];
         for (wanted, actual, expected) in table {
             assert_eq!(step(wanted.as_ref(), &actual, 0), expected, "{wanted:?} {actual:?}");
@@ -221,13 +297,32 @@ mod tests {
         // What is then said is the same.
         let told = Wanted { suspended: Some(reason), ..wanted };
         assert_eq!(step(Some(&told), &suspended, 102), None);
+        // So of what serves in the place of the wanted one.
+        let older = Older { expiry: Some(expiry.clone()), ..instead(2, 1, None).older.unwrap() };
+        let wanted = Wanted { older: Some(older), ..self::wanted(2) };
+        let fell = Actual { serving: Some(Revision(1)), failed: Some(Revision(2)), ..Actual::default() };
+        assert_eq!(step(Some(&wanted), &fell, 99), None);
+        assert_eq!(step(Some(&wanted), &fell, 100), expiry.barred(100).map(Step::Suspend));
+    }
+
+    #[test]
+    fn a_tenant_that_is_suspended_is_so_in_every_revision() {
+        let held = instead(2, 1, None).suspended_with(Some(&reason("t")));
+        for revision in 1..=3 {
+            assert_eq!(held.verdict(Revision(revision), 0), Verdict::Barred(reason("t")), "{revision}");
+        }
+        let own = instead(2, 1, Some("x")).suspended_with(Some(&reason("t")));
+        assert_eq!(own.verdict(Revision(1), 0), Verdict::Barred(reason("x")), "its own reason stays");
+        let free = instead(2, 1, None).suspended_with(None);
+        let verdicts = [1, 2, 3].map(|revision| free.verdict(Revision(revision), 0));
+        assert_eq!(verdicts, [Verdict::Runs, Verdict::Runs, Verdict::Unsaid]);
     }
 
     #[test]
     fn reports_say_what_serves_and_why_not() {
         let hosts = Hosts::Up;
         let see = |actual: &Actual, hosts: &Hosts| {
-            let seen = observe(&wanted(2), actual, Phase::Compiling, Some(&reason("f")), hosts);
+            let seen = observe(&wanted(2), actual, Phase::Compiling, Some(&reason("f")), hosts, 0);
             (seen.phase, seen.serving.map(|revision| revision.0), seen.reason.map(|reason| reason.code))
         };
         let serving = |n| Actual { serving: Some(Revision(n)), ..Actual::default() };
@@ -242,6 +337,14 @@ mod tests {
         assert_eq!(see(&serving(2), &Hosts::Starting), (Phase::Starting, None, None));
         assert_eq!(see(&serving(2), &Hosts::Degraded(reason("d"))), (Phase::Serving, Some(2), some("d")));
         assert_eq!(see(&suspended, &hosts), (Phase::Failed, None, some("s")));
+        // What served is suspended: it serves nothing, and what is told is how the wanted one stands.
+        let shut = |actual: &Actual| Actual { suspended: Some(reason("s")), ..actual.clone() };
+        assert_eq!(see(&shut(&bringing), &hosts), (Phase::Compiling, None, None));
+        assert_eq!(see(&shut(&failed), &hosts), (Phase::Failed, None, some("f")));
+        let denied = Wanted { suspended: Some(reason("d")), ..wanted(2) };
+        let seen = observe(&denied, &serving(1), Phase::Fetching, None, &hosts, 0);
+        let reason = seen.reason.map(|reason| reason.code);
+        assert_eq!((seen.phase, seen.serving, reason), (Phase::Failed, Some(Revision(1)), some("d")));
     }
 
     #[test]

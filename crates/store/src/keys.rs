@@ -30,7 +30,8 @@ use model::app::{LockedApp, Revision};
 use model::claims::Claims;
 use model::config::Values;
 use model::observed::Reason;
-use model::plan::Expiry;
+pub use model::observed::Served;
+use model::plan::{Expiry, Older};
 use model::{AppName, ComponentName, ConfigName, Digest, NodeName, ScheduleName, SecretName, TenantName};
 use serde::{Deserialize, Serialize};
 
@@ -92,14 +93,9 @@ pub struct Assignment {
     /// Present: it must not be served from then on, whether anybody says so again or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expiry: Option<Expiry>,
-}
-
-/// The revision a node last moved the routes of an app to: what it serves again after a restart, before it tries
-/// anything newer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Served {
-    /// The revision.
-    pub revision: Revision,
+    /// Present: what holds of the revision that the node serves as long as it does not serve the wanted one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub older: Option<Older>,
 }
 
 /// A node that is there.
@@ -289,6 +285,8 @@ pub fn observed(n: &NodeName, t: &TenantName, a: &AppName) -> String {
     format!("observed/{n}/{t}/{a}")
 }
 
+/// What every node last served.
+pub const SERVED: &str = "served/";
 /// What a node last served of an app.
 pub fn served(n: &NodeName, t: &TenantName, a: &AppName) -> String {
     format!("served/{n}/{t}/{a}")

@@ -28,7 +28,8 @@ impl ControlClient {
         self.get(&format!("/v1/tenants/{tenant}")).await
     }
 
-    /// Writes a tenant's settings; makes the tenant where it does not exist.
+    /// Writes a tenant's settings; makes the tenant where it does not exist. They are carried out, unless the view says that this is
+    /// [`pending`](TenantView::pending).
     ///
     /// # Errors
     /// `conflict` where `require` does not hold, `request-invalid` where it is [`Require::Any`]; [`ClientError`], as every method here.

@@ -21,7 +21,7 @@ pub struct DeployRequest {
 /// Back to an earlier revision: a new revision with its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RollbackRequest {
-    /// Which; the one before the current where absent.
+    /// Which; where absent, the one that serves in the place of the newest, or that served before it.
     #[serde(default)]
     pub to: Option<Revision>,
 }

@@ -14,6 +14,9 @@ pub struct TenantView {
     pub settings: TenantSettings,
     /// For `If-Match`.
     pub etag: u64,
+    /// Not everything of it that runs follows these settings yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
 }
 
 /// Whom the token of the request belongs to.

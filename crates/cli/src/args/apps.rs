@@ -56,7 +56,7 @@ fn revision(text: &str) -> Result<Revision, String> {
 pub struct Rollback {
     /// The app.
     pub app: AppName,
-    /// The revision to go back to; the one before the current where absent.
+    /// The revision to go back to; where absent, what serves in the place of the newest, or what served before it.
     #[arg(value_parser = revision)]
     pub to: Option<Revision>,
     #[command(flatten)]

@@ -103,6 +103,9 @@ async fn show(context: &Context, client: &ControlClient, name: &TenantName) -> a
     let shown = Shown { view: &view, kept };
     context.out.result(&shown, || {
         let mut text = serde_json::to_string_pretty(&view.settings).unwrap_or_default();
+        if view.pending {
+            text.push_str("\nnot everything that runs follows this yet");
+        }
         if let Some(Kept { bytes, most, refused }) = kept {
             let (bytes, most) = (ByteSize(bytes), ByteSize(most));
             text.push_str(&format!("\nkeeps {bytes} of {most}; {refused} writes found no room"));
@@ -124,7 +127,7 @@ async fn set(context: &Context, client: &ControlClient, name: &TenantName, chang
                 .into());
         }
     }
-    let view = change(client, name, |settings| apply(changes, settings)).await?;
+    let view = change(context, client, name, |settings| apply(changes, settings)).await?;
     context.out.result(&view, || format!("tenant {} is set", view.name));
     Ok(())
 }
@@ -226,7 +229,7 @@ async fn suspend(
     reason: Option<String>,
 ) -> anyhow::Result<()> {
     client.tenant(name).await.map_err(refused)?;
-    let view: TenantView = change(client, name, |settings| {
+    let view: TenantView = change(context, client, name, |settings| {
         settings.suspended.clone_from(&reason);
         Ok(())
     })

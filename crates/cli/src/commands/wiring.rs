@@ -120,7 +120,7 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
             let secrets = secrets.into_iter().collect();
             let spec = ProviderSpec { config, secrets, operator: true, ..ProviderSpec::new(kind) };
             replaceable(context, &client, &name, kind).await?;
-            change(&client, &context.tenant, |settings| {
+            change(context, &client, &context.tenant, |settings| {
                 settings.providers.insert(name.clone(), spec.clone());
                 Ok(())
             })
@@ -143,7 +143,7 @@ pub async fn provider(context: &Context, command: ProviderCommand) -> anyhow::Re
                 problem.findings = view.links.clone();
                 return Err(problem.into());
             }
-            change(&client, &context.tenant, |settings| {
+            change(context, &client, &context.tenant, |settings| {
                 settings.providers.remove(&name);
                 Ok(())
             })
@@ -226,8 +226,10 @@ pub async fn route(context: &Context, command: RouteCommand) -> anyhow::Result<(
     Ok(())
 }
 
-/// Reads, changes and writes the settings of a tenant that is there; tries again when somebody else was faster.
+/// Reads, changes and writes the settings of a tenant that is there; tries again when somebody else was faster. Says where they
+/// are not carried out yet.
 pub(super) async fn change(
+    context: &Context,
     client: &ControlClient,
     tenant: &TenantName,
     edit: impl Fn(&mut TenantSettings) -> Result<(), Problem>,
@@ -236,7 +238,15 @@ pub(super) async fn change(
         let TenantView { mut settings, etag, .. } = client.tenant(tenant).await.map_err(refused)?;
         edit(&mut settings)?;
         match client.put_tenant(tenant, &settings, Require::At(etag)).await {
-            Ok(view) => return Ok(view),
+            Ok(view) => {
+                if view.pending {
+                    context.out.warn(&format!(
+                        "this is written, and not everything of {tenant} that runs follows it yet; `sidereal tenant show {tenant}` says so \
+                         for as long as that takes"
+                    ));
+                }
+                return Ok(view);
+            }
             Err(error) => match error.problem() {
                 problem if problem.code == Code::Conflict => {}
                 problem => return Err(problem.into()),

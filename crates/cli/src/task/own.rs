@@ -123,7 +123,7 @@ pub(super) async fn start(
     };
     put(keys::tenant(&names.tenant), serde_json::to_vec(&settings)).await?;
     put(keys::revision(&names.tenant, &names.app, REVISION), serde_json::to_vec(&record)).await?;
-    let assigned = Assignment { revision: REVISION, suspended: None, expiry: None };
+    let assigned = Assignment { revision: REVISION, suspended: None, expiry: None, older: None };
     put(keys::assigned(&names.node, &names.tenant, &names.app), serde_json::to_vec(&assigned)).await?;
 
     let listen = spec.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use api::Problem;
 use api::control::{AppView, CallRequest, CallResponse, MAX_CALL_BODY, RevisionView};
 use api::problem::Code;
+use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{self, HeaderName, HeaderValue, StatusCode};
@@ -26,6 +27,7 @@ use super::shares::{Held, Shares};
 use super::system::receive;
 use super::{Api, MAX_CALL};
 use crate::clock;
+use crate::tokens::Caller;
 use crate::writer::no_app;
 
 /// How long a deletion waits for the data to be gone.
@@ -62,7 +64,7 @@ async fn app_view(api: Arc<Api>, id: AppId) -> Answer<Option<AppView>> {
     responses((status = 200, body = Vec<AppView>), (status = "default", body = Problem)))]
 pub(super) async fn list(State(api): State<Arc<Api>>, At(tenant): At<TenantName>) -> Answer<Response> {
     api.writer.tenant(&tenant).await?;
-    let ids: Vec<AppId> = api.state.lock().apps_of(&tenant).map(|(id, _, _)| id.clone()).collect();
+    let ids: Vec<AppId> = api.state.lock().apps_of(&tenant).map(|(id, _)| id.clone()).collect();
     let of = api.clone();
     let views = stream::iter(ids).then(move |id| app_view(of.clone(), id));
     // One that was deleted a moment ago is left out.
@@ -103,12 +105,13 @@ pub(super) struct Delete {
         (status = "default", body = Problem)))]
 pub(super) async fn delete(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, app)): At<(TenantName, AppName)>,
     Asked(Delete { purge_data }): Asked<Delete>,
     Condition(require): Condition,
 ) -> Answer<StatusCode> {
     let id = AppId { tenant, app };
-    let at = api.writer.delete(&id, require, purge_data).await?;
+    let at = api.writer.delete(&id, require, purge_data, &caller).await?;
     api.mover.forget(|moved| *moved == id).await;
     if purge_data && tokio::time::timeout(PURGED, purged(&api, &id, at)).await.is_err() {
         return Ok(StatusCode::ACCEPTED);

@@ -1,5 +1,5 @@
-//! How much of the API one tenant may have: changes and reads a second, streams without an end, and bodies that are held in
-//! memory. What is over is refused, and holds up nobody else; a read that is a little over waits for its turn first.
+//! How much of the API one tenant may have: changes and reads a second, changes under way, streams without an end, and bodies
+//! that are held in memory. What is over is refused, and holds up nobody else; a read that is a little over waits for its turn first.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +22,10 @@ use crate::tokens::Caller;
 /// Changes of a tenant's tokens together: so many a second over time, and at once. Each is two lines of the audit log, which
 /// waits for the disk and is never emptied.
 const CHANGES: (u64, u64) = (20, 400);
+/// Changes of a tenant's tokens together that are under way, and those of one token among them: each may wait for its body and for
+/// its turn, and one of a config makes revisions of all apps that name it. A token that has all of its own leaves some to the
+/// tokens that may end it.
+const UNDER_WAY: (usize, usize) = (32, 16);
 /// Requests of a tenant's tokens together that change nothing: so many a second over time, and at once.
 const READS: (u64, u64) = (50, 1000);
 /// Of those that are more, so many wait for their turn, which is a second and a third for the last one; and so many of one token,
@@ -41,6 +45,7 @@ const ELSEWHERE: [&str; 2] = ["/blobs/{digest}", "/call"];
 pub(crate) struct Bounds {
     since: Instant,
     changes: Mutex<HashMap<TenantName, u64>>,
+    under_way: Mutex<HashMap<TenantName, HashMap<TokenId, usize>>>,
     reads: Mutex<HashMap<TenantName, Row>>,
     streams: Mutex<HashMap<TenantName, usize>>,
     bodies: Arc<Shares>,
@@ -63,6 +68,13 @@ struct Turn<'a> {
     came: bool,
 }
 
+/// A place among the changes of a tenant that are under way; free again when dropped.
+pub(super) struct UnderWay {
+    bounds: Arc<Bounds>,
+    tenant: TenantName,
+    token: TokenId,
+}
+
 /// A place among the streams of a tenant; free again when dropped.
 pub(crate) struct Place(Option<(Arc<Bounds>, TenantName)>);
 
@@ -72,6 +84,7 @@ impl Bounds {
         Arc::new(Self {
             since: Instant::now(),
             changes: Mutex::default(),
+            under_way: Mutex::default(),
             reads: Mutex::default(),
             streams: Mutex::default(),
             bodies,
@@ -79,11 +92,26 @@ impl Bounds {
     }
 
     /// One more change.
-    pub(super) fn change(&self, tenant: &TenantName) -> Answer<()> {
+    pub(super) fn change(self: &Arc<Self>, tenant: &TenantName, token: &TokenId) -> Answer<UnderWay> {
+        let place = self.place(tenant, token)?;
         let (rate, _) = CHANGES;
         self.pay(&self.changes, tenant, CHANGES, || {
             format!("the tokens of this tenant change more than {rate} things a second")
-        })
+        })?;
+        Ok(place)
+    }
+
+    fn place(self: &Arc<Self>, tenant: &TenantName, token: &TokenId) -> Answer<UnderWay> {
+        let (most, of_one) = UNDER_WAY;
+        let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let tokens = all.entry(tenant.clone()).or_default();
+        let (together, own) = (tokens.values().sum::<usize>(), tokens.get(token).copied().unwrap_or_default());
+        if together >= most || own >= of_one {
+            let text = format!("{most} changes of this tenant are under way, or {of_one} of this token");
+            return Err(Refusal::new(Code::RateLimited, text).help("try again in a moment"));
+        }
+        tokens.insert(token.clone(), own + 1);
+        Ok(UnderWay { bounds: self.clone(), tenant: tenant.clone(), token: token.clone() })
     }
 
     /// One more request that changes nothing, and whether it had to wait for its turn. Turns are in the order they are asked for.
@@ -202,6 +230,22 @@ impl Drop for Turn<'_> {
     }
 }
 
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut all = self.bounds.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(tokens) = all.get_mut(&self.tenant) else { return };
+        if let Some(own) = tokens.get_mut(&self.token) {
+            *own -= 1;
+            if *own == 0 {
+                tokens.remove(&self.token);
+            }
+        }
+        if tokens.is_empty() {
+            all.remove(&self.tenant);
+        }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let Some((bounds, tenant)) = &self.0 else { return };
@@ -228,10 +272,25 @@ mod tests {
         let (bounds, token) = (Bounds::new(), token(1));
         for n in 0..1000 {
             let tenant = format!("t{n}").parse().unwrap();
-            assert!(bounds.change(&tenant).is_ok() && matches!(bounds.turn(&tenant, &token, 0), Ok(None)));
+            assert!(bounds.change(&tenant, &token).is_ok() && matches!(bounds.turn(&tenant, &token, 0), Ok(None)));
             bounds.forget(&tenant);
         }
         assert!(bounds.changes.lock().unwrap().is_empty() && bounds.reads.lock().unwrap().is_empty());
+        assert!(bounds.under_way.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn changes_under_way_are_so_many_of_a_token_and_so_many_of_a_tenant() {
+        let (bounds, tenant) = (Bounds::new(), "t".parse().unwrap());
+        let all_of = |n: u8| (0..100).map_while(|_| bounds.change(&tenant, &token(n)).ok()).collect::<Vec<_>>();
+        let (mut one, two) = (all_of(1), all_of(2));
+        assert_eq!((one.len(), two.len(), all_of(3).len()), (16, 16, 0));
+        let refused = bounds.change(&tenant, &token(3)).err().unwrap();
+        assert_eq!(refused.problem.code, Code::RateLimited);
+        // Another tenant has its own, and whatever ends gives its place back.
+        assert!(bounds.change(&"other".parse().unwrap(), &token(3)).is_ok());
+        one.truncate(14);
+        assert_eq!(all_of(3).len(), 2);
     }
 
     #[test]

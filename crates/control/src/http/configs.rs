@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use api::Problem;
 use api::control::{ConfigRequest, ConfigSet, ConfigView, event};
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -16,6 +17,7 @@ use super::extract::{At, Condition, Json, json as answer};
 use super::refusal::Answer;
 use super::system::stopped;
 use crate::events::Subject;
+use crate::tokens::Caller;
 
 /// With the etag that is seen outside.
 fn shown(api: &Api, view: ConfigView) -> ConfigView {
@@ -61,11 +63,12 @@ pub(super) async fn read(
     responses((status = 200, body = ConfigSet), (status = "default", body = Problem)))]
 pub(super) async fn write(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, name)): At<(TenantName, ConfigName)>,
     Condition(require): Condition,
     Json(request): Json<ConfigRequest>,
 ) -> Answer<Response> {
-    let set = api.writer.set_config(&tenant, &name, request, api.etags.require(require)).await?;
+    let set = api.writer.set_config(&tenant, &name, request, api.etags.require(require), &caller).await?;
     if !set.unchanged {
         let data = json!({ "config": name, "version": set.config.version });
         api.events.control(event::CONFIG_SET, Subject::Tenant(tenant), &data);
@@ -80,10 +83,11 @@ pub(super) async fn write(
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, name)): At<(TenantName, ConfigName)>,
     Condition(require): Condition,
 ) -> Answer<Response> {
-    api.writer.delete_config(&tenant, &name, api.etags.require(require)).await?;
+    api.writer.delete_config(&tenant, &name, api.etags.require(require), &caller).await?;
     api.events.control(event::CONFIG_DELETED, Subject::Tenant(tenant), &json!({ "config": name }));
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -6,6 +6,7 @@ use api::Problem;
 use api::control::MoveRequest;
 use api::copy::CopyView;
 use api::problem::Code;
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -15,6 +16,7 @@ use model::{AppName, TenantName};
 use super::Api;
 use super::extract::{At, Json, json};
 use super::refusal::{Answer, Refusal};
+use crate::tokens::Caller;
 
 type Names = At<(TenantName, AppName)>;
 
@@ -28,10 +30,11 @@ fn none(id: &AppId) -> Refusal {
     request_body = MoveRequest, responses((status = 202, body = CopyView), (status = "default", body = Problem)))]
 pub(super) async fn begin(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, app)): Names,
     Json(request): Json<MoveRequest>,
 ) -> Answer<Response> {
-    let view = api.mover.begin(&AppId { tenant, app }, request).await?;
+    let view = api.mover.begin(&AppId { tenant, app }, request, &caller).await?;
     Ok((StatusCode::ACCEPTED, json(&view)).into_response())
 }
 
@@ -46,7 +49,12 @@ pub(super) async fn read(State(api): State<Arc<Api>>, At((tenant, app)): Names) 
 /// Cancels a move that has not switched yet; nothing is moved then.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/apps/{app}/copy", params(("tenant" = TenantName, Path), ("app" = AppName, Path)),
     responses((status = 200, body = CopyView), (status = "default", body = Problem)))]
-pub(super) async fn cancel(State(api): State<Arc<Api>>, At((tenant, app)): Names) -> Answer<Response> {
+pub(super) async fn cancel(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    At((tenant, app)): Names,
+) -> Answer<Response> {
     let id = AppId { tenant, app };
+    let _turn = api.writer.turn(Some(&caller), &id.tenant).await?;
     api.mover.cancel(&id).map(|view| json(&view)).ok_or_else(|| none(&id))
 }

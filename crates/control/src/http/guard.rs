@@ -16,7 +16,7 @@ use store::audit::{Act, Outcome};
 
 use super::Api;
 use super::access::{self, Effect, Need};
-use super::bounds;
+use super::bounds::{self, UnderWay};
 use super::refusal::{Answer, Refusal, Why};
 use super::serve::Peer;
 use super::shares::Held;
@@ -115,6 +115,8 @@ struct Admitted {
     act: Act,
     /// Of its body, until it is answered.
     room: Option<Held>,
+    /// Among the changes of its tenant, until it is answered.
+    place: Option<UnderWay>,
 }
 
 /// Lets a request through to its handler, which then finds a [`Caller`] in it; else also says who was refused.
@@ -140,7 +142,7 @@ async fn admit(api: &Api, request: Request) -> Result<Admitted, Box<(Refusal, Ac
         act.what = format!("{}?{}", act.what, flags.join("&"));
     }
     if need == Need::Nobody {
-        return Ok(Admitted { request: Request::from_parts(parts, body), effect, act, room: None });
+        return Ok(Admitted { request: Request::from_parts(parts, body), effect, act, room: None, place: None });
     }
     let caller = match api.tokens.caller(bearer(&parts.headers)).await {
         Ok(caller) => caller,
@@ -157,13 +159,14 @@ async fn admit(api: &Api, request: Request) -> Result<Admitted, Box<(Refusal, Ac
     if let Err(refusal) = access::admit(&caller, need, tenant) {
         return refused(refusal, &act);
     }
-    let mut room = None;
+    let (mut room, mut place) = (None, None);
     if let Caller::Member { tenant, id, .. } = &caller {
-        if effect == Effect::Changes
-            && let Err(refusal) =
-                api.writer.active(tenant).await.and_then(|()| api.bounds.change(tenant)).and_then(|()| api.audit.room())
-        {
-            return refused(refusal, &act);
+        if effect == Effect::Changes {
+            let begun = api.writer.active(tenant).await.and_then(|()| api.bounds.change(tenant, id));
+            place = match begun.and_then(|place| api.audit.room().map(|()| place)) {
+                Ok(place) => Some(place),
+                Err(refusal) => return refused(refusal, &act),
+            };
         }
         if effect == Effect::Reads {
             let read = match api.bounds.read(tenant, id).await {
@@ -182,7 +185,7 @@ async fn admit(api: &Api, request: Request) -> Result<Admitted, Box<(Refusal, Ac
         };
     }
     parts.extensions.insert(caller);
-    Ok(Admitted { request: Request::from_parts(parts, body), effect, act, room })
+    Ok(Admitted { request: Request::from_parts(parts, body), effect, act, room, place })
 }
 
 /// The same line, saying what came of it.
@@ -197,7 +200,7 @@ fn ended(act: Act, begun: Option<u64>, response: &Response) -> Act {
 }
 
 async fn answer(api: Arc<Api>, request: Request, next: Next) -> Response {
-    let Admitted { request, effect, act, room } = match admit(&api, request).await {
+    let Admitted { request, effect, act, room, place } = match admit(&api, request).await {
         Ok(admitted) => admitted,
         Err(refused) => {
             let (refusal, act) = *refused;
@@ -220,7 +223,7 @@ async fn answer(api: Arc<Api>, request: Request, next: Next) -> Response {
     // A task of its own: what was begun ends, and is written down, also where the caller hangs up.
     let changing = tokio::spawn(async move {
         let response = next.run(request).await;
-        drop(room);
+        drop((room, place));
         if let Err(cause) = api.audit.write(ended(act, Some(begun), &response)).await {
             tracing::error!(begun, cause = %cause.problem, "what came of a change is not in the audit log");
         }

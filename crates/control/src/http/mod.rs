@@ -44,6 +44,7 @@ use crate::audit::Audit;
 use crate::etags::Etags;
 use crate::events::Events;
 use crate::mover::Mover;
+use crate::reconcile::Settled;
 use crate::state::Shared;
 use crate::tokens::Tokens;
 use crate::turns::Turns;
@@ -54,6 +55,7 @@ pub(crate) use guard::Guard;
 pub(crate) use refusal::{Answer, Refusal};
 pub(crate) use serve::serve;
 pub(crate) use shares::Shares;
+pub(crate) use system::stopped;
 
 /// Bytes of artifacts that are held in memory while they are received, all uploads together and shared between tenants. Only
 /// what has arrived counts: one that does not send takes nothing from the others.
@@ -79,7 +81,7 @@ pub(crate) struct Api {
     pub(crate) node: NodeName,
     pub(crate) state: Arc<Shared>,
     pub(crate) events: Events,
-    pub(crate) settled: watch::Receiver<u64>,
+    pub(crate) settled: watch::Receiver<Settled>,
     pub(crate) uploads: Arc<Shares>,
     /// Held while it is counted what a tenant has sent.
     pub(crate) counting: Mutex<()>,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::Problem;
 use api::control::{Accepted, DeployRequest, LinkRequest, Origin, Plan, RevisionView, RollbackRequest};
 use api::problem::Code;
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -20,6 +21,7 @@ use super::answers::{self, Room};
 use super::apps::view;
 use super::extract::{At, Condition, Json, Key, json};
 use super::refusal::Answer;
+use crate::tokens::Caller;
 use crate::writer::{Cause, counted, whole};
 
 type Names = At<(TenantName, AppName)>;
@@ -91,6 +93,7 @@ fn planned(current: Option<&RevisionRecord>, changes: Vec<String>, problems: &[P
     responses((status = 201, body = Accepted), (status = 200, description = "nothing differed", body = Accepted), (status = "default", body = Problem)))]
 pub(super) async fn deploy(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, app)): Names,
     Condition(require): Condition,
     Key(key): Key,
@@ -102,7 +105,7 @@ pub(super) async fn deploy(
         return Err(super::Refusal::new(Code::RequestInvalid, text));
     }
     let cause = Cause { origin: Origin::Deploy, message, require, key, free: false };
-    api.writer.deploy(&AppId { tenant, app }, request.app, cause).await.map(|a| accepted(&a))
+    api.writer.deploy(&AppId { tenant, app }, request.app, cause, &caller).await.map(|a| accepted(&a))
 }
 
 /// The app's history, newest first; the last 50 revisions are kept.
@@ -150,11 +153,12 @@ pub(super) async fn read(
     responses((status = 201, body = Accepted), (status = 200, description = "nothing differed", body = Accepted), (status = "default", body = Problem)))]
 pub(super) async fn rollback(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, app)): Names,
     Condition(require): Condition,
     Json(request): Json<RollbackRequest>,
 ) -> Answer<Response> {
-    api.writer.rollback(&AppId { tenant, app }, request.to, require, false).await.map(|a| accepted(&a))
+    api.writer.rollback(&AppId { tenant, app }, request.to, require, Some(&caller)).await.map(|a| accepted(&a))
 }
 
 /// A new revision that differs only in one link's provider.
@@ -165,9 +169,10 @@ pub(super) async fn rollback(
     responses((status = 201, body = Accepted), (status = 200, description = "nothing differed", body = Accepted), (status = "default", body = Problem)))]
 pub(super) async fn link(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, app)): Names,
     Condition(require): Condition,
     Json(request): Json<LinkRequest>,
 ) -> Answer<Response> {
-    api.writer.link(&AppId { tenant, app }, &request, require).await.map(|a| accepted(&a))
+    api.writer.link(&AppId { tenant, app }, &request, require, &caller).await.map(|a| accepted(&a))
 }

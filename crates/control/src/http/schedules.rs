@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::Problem;
 use api::control::ScheduleView;
 use api::problem::Code;
+use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use model::plan::AppId;
@@ -15,6 +16,7 @@ use store::keys;
 use super::Api;
 use super::extract::{At, json};
 use super::refusal::{Answer, Refusal};
+use crate::tokens::Caller;
 use crate::{clock, writer};
 
 /// The schedules of the app's wanted revision.
@@ -52,6 +54,7 @@ fn view(name: ScheduleName, schedule: Schedule, record: Option<Record>) -> Sched
     responses((status = 200, body = Ended), (status = "default", body = Problem)))]
 pub(super) async fn run(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, app, name)): At<(TenantName, AppName, ScheduleName)>,
 ) -> Answer<Response> {
     let id = AppId { tenant, app };
@@ -59,5 +62,7 @@ pub(super) async fn run(
         return Err(Refusal::new(Code::NotFound, format!("app `{}` has no schedule `{name}`", id.app))
             .help("`sidereal schedule list APP` shows those there are"));
     }
+    // It changes nothing that is wanted, so it goes on beside other changes.
+    drop(api.writer.turn(Some(&caller), &id.tenant).await?);
     Ok(json(&api.nodes.run_schedule(&id.tenant, &id.app, &name).await?))
 }

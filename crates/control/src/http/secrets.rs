@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use api::Problem;
 use api::control::{KeyRotated, SecretView, event};
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -17,6 +18,7 @@ use super::extract::{Asked, At, Condition, Whole, json as answer};
 use super::refusal::Answer;
 use super::system::stopped;
 use crate::events::Subject;
+use crate::tokens::Caller;
 
 /// With the etag that is seen outside.
 fn shown(api: &Api, view: SecretView) -> SecretView {
@@ -57,6 +59,7 @@ pub(super) async fn read(
     responses((status = 200, body = SecretView), (status = "default", body = Problem)))]
 pub(super) async fn write(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, name)): At<(TenantName, SecretName)>,
     Condition(require): Condition,
     Whole(body): Whole,
@@ -67,7 +70,7 @@ pub(super) async fn write(
         body.fill(0);
         std::hint::black_box(&body);
     }
-    let info = api.writer.set_secret(&tenant, &name, &value, api.etags.require(require)).await?;
+    let info = api.writer.set_secret(&tenant, &name, &value, api.etags.require(require), &caller).await?;
     let data = json!({ "secret": info.name, "version": info.version });
     api.events.control(event::SECRET_SET, Subject::Tenant(tenant.clone()), &data);
     let _look = api.looks.take(Some(&tenant)).await.ok_or_else(stopped)?;
@@ -90,11 +93,12 @@ pub(super) struct Delete {
     responses((status = 204), (status = "default", body = Problem)))]
 pub(super) async fn delete(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, name)): At<(TenantName, SecretName)>,
     Asked(Delete { force }): Asked<Delete>,
     Condition(require): Condition,
 ) -> Answer<Response> {
-    api.writer.delete_secret(&tenant, &name, force, api.etags.require(require)).await?;
+    api.writer.delete_secret(&tenant, &name, force, api.etags.require(require), &caller).await?;
     api.events.control(event::SECRET_DELETED, Subject::Tenant(tenant), &json!({ "secret": name }));
     Ok(StatusCode::NO_CONTENT.into_response())
 }

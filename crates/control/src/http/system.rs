@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::Problem;
 use api::control::{ContractView, MAX_BLOB, NodeView, Version};
 use api::problem::Code;
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -23,6 +24,7 @@ use super::shares::Held;
 use super::{Api, openapi};
 use crate::clock;
 use crate::sweep::Sent;
+use crate::tokens::Caller;
 use crate::writer;
 
 /// That a tenant looked for an artifact is written down this often at most, milliseconds.
@@ -125,6 +127,7 @@ pub(super) async fn has_blob(
     responses((status = 204, description = "it is there"), (status = "default", body = Problem)))]
 pub(super) async fn put_blob(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     At((tenant, digest)): At<(TenantName, Digest)>,
     request: Request,
 ) -> Answer<StatusCode> {
@@ -135,6 +138,8 @@ pub(super) async fn put_blob(
     }
     let mut room = api.uploads.hold(&tenant);
     let bytes = receive(&mut room, request.into_body(), MAX_BLOB, "an artifact").await?;
+    // What was sent may have taken a while.
+    api.writer.may_still(&caller, &tenant).await?;
     // Counted before it is kept: however many are sent at once, together they are no more than the tenant may have.
     let new = count(&api, &tenant, &digest, bytes.len() as u64).await?;
     let blobs = api.blobs.clone();
@@ -198,7 +203,7 @@ pub(super) async fn receive(room: &mut Held, body: Body, most: usize, what: &str
     Ok(bytes)
 }
 
-pub(super) fn stopped() -> Refusal {
+pub(crate) fn stopped() -> Refusal {
     Refusal::new(Code::Unreachable, "the control plane is stopping")
 }
 

@@ -13,14 +13,15 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use model::app::{LockedApp, ProviderKind, ProviderSpec};
+use futures::stream::{self, StreamExt as _};
+use model::app::{LockedApp, ProviderKind, ProviderSpec, Route};
 use model::plan::AppId;
 use model::tenant::TenantSettings;
 use model::{ProviderName, TenantName};
 use store::{StoreError, keys};
 
 use super::Api;
-use super::answers::Room;
+use super::answers::{self, Room};
 use super::extract::{At, Condition, Json, json};
 use super::guard::Said;
 use super::refusal::Answer;
@@ -31,7 +32,7 @@ use crate::writer;
 /// How long a deletion waits for the data to be gone, and how often it looks.
 const PURGED: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a write of settings waits until they are acted on.
+/// How long the answer to a write of settings waits until they are acted on; then it says that they are not yet.
 const ACT: Duration = Duration::from_secs(5);
 
 /// The tenants that the caller may see: the operator all of them, anybody else its own.
@@ -42,27 +43,37 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Extension(caller): Extensi
     for entry in &listed.entries {
         let name = keys::parts(&entry.key).next().and_then(|n| n.parse().ok());
         if let Some(name) = name.filter(|name| caller.sees(name)) {
-            views.push(TenantView { name, settings: writer::decode(entry)?, etag: api.etags.of(entry.revision) });
+            views.push(view(&api, name, writer::decode(entry)?, entry.revision));
         }
     }
     Ok(json(&views))
 }
 
-/// One tenant.
+/// A tenant's settings as they were written at a store revision.
+fn view(api: &Api, name: TenantName, settings: TenantSettings, at: u64) -> TenantView {
+    let pending = !api.settled.borrow().is(&name, at);
+    TenantView { name, settings, etag: api.etags.of(at), pending }
+}
+
+/// One tenant. Where not everything that runs follows its settings yet, it says so (`pending`).
 #[utoipa::path(get, path = "/v1/tenants/{tenant}", params(("tenant" = TenantName, Path)),
     responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
 pub(super) async fn read(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
     let tenant = api.writer.tenant(&name).await?;
-    Ok(json(&TenantView { name, settings: (*tenant.settings).clone(), etag: api.etags.of(tenant.etag) }))
+    Ok(json(&view(&api, name, (*tenant.settings).clone(), tenant.etag)))
 }
 
 /// Writes a tenant's settings whole; makes the tenant where there is none. Needs a condition: settings are replaced only by
-/// somebody who has seen them. An owner changes whom the tenant trusts and nothing else. Answers once running apps are
-/// judged by them.
+/// somebody who has seen them. An owner changes whom the tenant trusts and nothing else. Answers 200 once running apps are
+/// judged by them and what must not run is told to stop, and 202 where that takes longer than 5 seconds: they are written, and
+/// carried out soon, and until then the tenant is `pending`.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}",
     params(("tenant" = TenantName, Path), ("if-match" = Option<String>, Header, description = "the etag, or `*`; this or `if-none-match` must be there"),
         ("if-none-match" = Option<String>, Header, description = "`*`: a new tenant")),
-    request_body = TenantSettings, responses((status = 200, body = TenantView), (status = "default", body = Problem)))]
+    request_body = TenantSettings,
+    responses((status = 200, description = "they are carried out", body = TenantView),
+        (status = 202, description = "they are written, and not yet carried out: `pending` is true until they are", body = TenantView),
+        (status = "default", body = Problem)))]
 pub(super) async fn write(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
@@ -70,16 +81,21 @@ pub(super) async fn write(
     Condition(require): Condition,
     Json(settings): Json<TenantSettings>,
 ) -> Answer<Response> {
-    api.tokens.still(&caller).await?;
     let require = api.etags.require(require);
-    let (at, changed) = api.writer.put_tenant(&name, &settings, require, caller == Caller::Operator).await?;
+    let (at, changed) = api.writer.put_tenant(&name, &settings, require, &caller).await?;
     // It is written whatever happens now; a store that does not take assignments must not hide that.
     let mut settled = api.settled.clone();
-    if tokio::time::timeout(ACT, settled.wait_for(|seen| *seen >= at)).await.is_err() {
+    let acted = tokio::time::timeout(ACT, settled.wait_for(|settled| settled.is(&name, at))).await;
+    let (status, pending) = match acted.is_ok_and(|seen| seen.is_ok()) {
+        true => (StatusCode::OK, false),
+        false => (StatusCode::ACCEPTED, true),
+    };
+    if pending {
         tracing::warn!(tenant = %name, "settings are written and not acted on yet");
     }
     let said = Said(if changed.is_empty() { "nothing differs".to_owned() } else { changed.join(", ") });
-    Ok((Extension(said), json(&TenantView { name, settings, etag: api.etags.of(at) })).into_response())
+    let view = TenantView { name, settings, etag: api.etags.of(at), pending };
+    Ok((status, Extension(said), json(&view)).into_response())
 }
 
 /// Deletes a tenant: its apps, their data, its secrets, configs and tokens. Its name is never used again. Needs a condition,
@@ -121,7 +137,7 @@ pub(super) async fn providers(State(api): State<Arc<Api>>, At(name): At<TenantNa
     {
         // All its apps are read, one after the other; nothing is kept of them but what is said.
         let _look = api.looks.take(Some(&name)).await.ok_or_else(stopped)?;
-        let ids: Vec<AppId> = api.state.lock().apps_of(&name).map(|(id, _, _)| id.clone()).collect();
+        let ids: Vec<AppId> = api.state.lock().apps_of(&name).map(|(id, _)| id.clone()).collect();
         for id in ids {
             match api.writer.current(&id).await {
                 Ok(current) => found.take(&current.record.app),
@@ -208,17 +224,20 @@ fn from(app: &LockedApp, name: &ProviderName, spec: &ProviderSpec) -> String {
     responses((status = 200, body = Vec<RouteView>), (status = "default", body = Problem)))]
 pub(super) async fn routes(State(api): State<Arc<Api>>, At(name): At<TenantName>) -> Answer<Response> {
     api.writer.tenant(&name).await?;
+    let ids: Vec<AppId> = api.state.lock().apps_of(&name).map(|(id, _)| id.clone()).collect();
+    let of = api.clone();
+    // An app has hundreds of them at most, and a tenant has thousands of apps: they are looked up as they are read.
+    let views = stream::iter(ids).flat_map(move |id| stream::iter(routes_of(&of, &id)).map(Ok));
+    answers::list(api, name, views.boxed()).await
+}
+
+/// Those of one app; none where it was deleted a moment ago.
+fn routes_of(api: &Api, id: &AppId) -> Vec<RouteView> {
     let state = api.state.lock();
-    let mut views: Vec<RouteView> = Vec::new();
-    for (id, revision, routes) in state.apps_of(&name) {
-        views.extend(routes.iter().map(|route| RouteView {
-            app: id.app.clone(),
-            revision,
-            urls: state.urls(route),
-            route: route.clone(),
-        }));
-    }
-    Ok(json(&views))
+    let Some((revision, routes)) = state.routes_of(id) else { return Vec::new() };
+    let view =
+        |route: &Route| RouteView { app: id.app.clone(), revision, urls: state.urls(route), route: route.clone() };
+    routes.iter().map(view).collect()
 }
 
 /// What is counted of the tenant's components and links, over all shards and revisions. Asking is what costs: nothing is

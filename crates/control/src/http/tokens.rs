@@ -43,19 +43,16 @@ pub(super) async fn create(
     At(tenant): At<TenantName>,
     Json(request): Json<TokenRequest>,
 ) -> Answer<Response> {
-    let _turn = api.writer.turn().await;
-    // Again, and under the turn: a token that was revoked meanwhile must not live on in one it makes.
-    api.tokens.still(&caller).await?;
-    match caller {
-        Caller::Operator => drop(api.writer.tenant(&tenant).await?),
-        Caller::Member { .. } => api.writer.active(&tenant).await?,
-    }
+    // With it the caller is asked for again: a token that was revoked meanwhile must not live on in one it makes.
+    let _turn = api.writer.turn(Some(&caller), &tenant).await?;
+    api.writer.tenant(&tenant).await?;
     let made = api.tokens.create(&tenant, request, &caller).await?;
     let said = Said(format!("token {} of role {}", made.view.id, made.view.role));
     Ok((StatusCode::CREATED, Extension(said), json(&made)).into_response())
 }
 
-/// Ends a token, at once and for ever. Requests that were let in before are answered.
+/// Ends a token, at once and for ever. Requests that were let in before are answered; what of them has not changed anything yet changes
+/// nothing any more.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/tokens/{token}",
     params(("tenant" = TenantName, Path), ("token" = TokenId, Path)),
     responses((status = 200, body = TokenView), (status = "default", body = Problem)))]
@@ -64,7 +61,6 @@ pub(super) async fn revoke(
     Extension(caller): Extension<Caller>,
     At((tenant, id)): At<(TenantName, TokenId)>,
 ) -> Answer<Response> {
-    let _turn = api.writer.turn().await;
-    api.tokens.still(&caller).await?;
+    let _turn = api.writer.turn(Some(&caller), &tenant).await?;
     Ok(json(&api.tokens.revoke(&tenant, &id).await?))
 }

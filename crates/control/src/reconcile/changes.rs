@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use api::control::event;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use model::app::Revision;
-use model::observed::AppObserved;
+use model::observed::{AppObserved, Served};
 use model::plan::AppId;
 use model::schedule::{self, Record};
 use model::tenant::TenantSettings;
@@ -15,10 +14,10 @@ use serde_json::json;
 use store::keys::{self, Head, NodeRecord, RevisionRecord};
 use store::{Change, Entry};
 
-use super::{AT_ONCE, HISTORY, Reconciler};
+use super::{HISTORY, Reconciler};
 use crate::events::Subject;
 use crate::http::Answer;
-use crate::load::{app_id, node_and_app, reported, schedule_of};
+use crate::load::{app_id, node_and_app, older, reported, schedule_of};
 use crate::{clock, trust, writer};
 
 /// What the key holds now; `None` where it is gone.
@@ -45,7 +44,7 @@ impl Reconciler {
             }
         } else if key.starts_with(keys::TENANTS) {
             if let Some(name) = names.next().and_then(|n| n.parse().ok()) {
-                return self.tenant(name, decode(change)?, change.revision).await;
+                self.tenant(name, decode(change)?, change.revision);
             }
         } else if key.starts_with(keys::NODES) {
             if let Some(name) = names.next().and_then(|n| n.parse().ok()) {
@@ -56,6 +55,10 @@ impl Reconciler {
                 && let Some(record) = entry(change).and_then(|e| reported(&e))
             {
                 self.schedule(id, &name, &record);
+            }
+        } else if key.starts_with(keys::SERVED) {
+            if let Some((node, id)) = node_and_app(key) {
+                return self.served(&node, id, entry(change).and_then(|e| reported(&e))).await;
             }
         } else if key.starts_with(keys::OBSERVED)
             && let Some((node, id)) = node_and_app(key)
@@ -72,8 +75,9 @@ impl Reconciler {
                 let first = self.wanted(&id, &head, at, subject).await?.0;
                 // Numbers that were skipped push out as many as those that were not.
                 let old = (first..=head.revision.0).filter_map(|number| number.checked_sub(HISTORY));
-                let old = old.filter(|old| *old > 0).map(Revision);
-                self.prune.extend(old.map(|old| keys::revision(&id.tenant, &id.app, old)));
+                let old: Vec<_> = old.filter(|old| *old > 0).map(Revision).collect();
+                self.let_go(&id, head.revision, old);
+                self.judge_older(&id).await?;
             }
             deleted => {
                 {
@@ -110,32 +114,46 @@ impl Reconciler {
         Ok(record.previous.map_or(record.revision, |previous| Revision(previous.0.saturating_add(1))))
     }
 
-    /// Trust may have changed: every app of the tenant is judged again, from its record.
-    async fn tenant(&mut self, name: TenantName, settings: Option<TenantSettings>, at: u64) -> Answer<()> {
+    /// Removes records of these revisions that are too old to keep, and that nobody keeps all the same.
+    fn let_go(&mut self, id: &AppId, newest: Revision, revisions: Vec<Revision>) {
+        let state = self.state.lock();
+        let old = |revision: &Revision| revision.0.saturating_add(HISTORY) <= newest.0 && !state.keeps(id, *revision);
+        let keys = revisions.into_iter().filter(old).map(|old| keys::revision(&id.tenant, &id.app, old));
+        self.prune.extend(keys);
+    }
+
+    /// A node serves another revision of an app than before, or none.
+    async fn served(&mut self, node: &NodeName, id: AppId, served: Option<Served>) -> Answer<()> {
+        let (newest, revisions) = {
+            let mut state = self.state.lock();
+            (state.revision(&id), state.serves(node, &id, served))
+        };
+        if let Some(newest) = newest {
+            self.let_go(&id, newest, revisions);
+            self.judge_older(&id).await?;
+            self.dirty.insert(id);
+        }
+        Ok(())
+    }
+
+    /// Judges what nodes serve of an app in the place of what is wanted, where nobody has yet.
+    async fn judge_older(&self, id: &AppId) -> Answer<()> {
+        let unjudged = self.state.lock().unjudged(id);
+        for revision in unjudged {
+            let settings = self.tenants.get(&id.tenant).cloned().unwrap_or_default();
+            let (app, judged) = older(&self.store, id, revision, &settings).await?;
+            self.state.lock().stands(id, app.as_ref(), judged);
+        }
+        Ok(())
+    }
+
+    /// Where trust has changed, every app of the tenant is judged again, from its record, and what serves of it as well.
+    fn tenant(&mut self, name: TenantName, settings: Option<TenantSettings>, at: u64) {
         let gone = settings.is_none();
         let settings = Arc::new(settings.unwrap_or_default());
-        self.tenants.insert(name.clone(), settings.clone());
-        let apps: Vec<(AppId, Revision)> =
-            self.state.lock().apps_of(&name).map(|(id, revision, _)| (id.clone(), revision)).collect();
-        let (store, settings) = (&self.store, &settings);
-        let read = |(id, revision): (AppId, Revision)| async move {
-            let entry = store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
-            let record = entry.map(|e| writer::decode::<RevisionRecord>(&e)).transpose()?;
-            // What is known of the app is kept, and not the app.
-            Answer::Ok((id, record.map(|record| trust::wanted(&record, settings, clock::seconds()))))
-        };
-        let records: Vec<_> = stream::iter(apps).map(read).buffer_unordered(AT_ONCE).try_collect().await?;
-        {
-            let mut state = self.state.lock();
-            for (id, wanted) in records {
-                // The head may have moved meanwhile; the change that says so judges by the new settings.
-                if let Some(wanted) = wanted
-                    && let Some(known) = state.desired.apps.get_mut(&id).filter(|k| k.revision == wanted.revision)
-                {
-                    *known = wanted;
-                    self.dirty.insert(id);
-                }
-            }
+        let before = self.tenants.insert(name.clone(), settings.clone()).unwrap_or_default();
+        if !trust::same_judgement(&before, &settings) {
+            self.stale.insert(name.clone());
         }
         self.events.control(
             event::TENANT_CHANGED,
@@ -145,7 +163,6 @@ impl Reconciler {
         if gone {
             self.events.forget(&name);
         }
-        Ok(())
     }
 
     fn node(&mut self, name: NodeName, record: Option<NodeRecord>) {

@@ -13,12 +13,13 @@ use model::rules::{MAX_CONFIG_ENTRIES, MAX_REVISION};
 use model::{AppName, ConfigName, TenantName, rules};
 use store::keys::{self, ConfigRecord, RevisionRecord};
 use store::{Expect, StoreError};
-use tokio::sync::MutexGuard;
 
 use super::{Cause, SHOWN, Writer, and_more, counted, decode, encode, judge};
 use crate::clock;
-use crate::http::{Answer, Refusal};
+use crate::http::{Answer, Refusal, stopped};
 use crate::named::Thing;
+use crate::tokens::Caller;
+use crate::turns::Turn;
 
 /// A config that is there, and the store revision it was written at.
 struct Kept {
@@ -48,6 +49,7 @@ impl Writer {
         for entry in self.store.list(&keys::configs_of(tenant)).await?.entries {
             let Some(name) = keys::parts(&entry.key).nth(1).and_then(|name| name.parse().ok()) else { continue };
             views.push(view(name, Kept { record: decode(&entry)?, etag: entry.revision }));
+            tokio::task::yield_now().await;
         }
         let apps: BTreeSet<AppName> = {
             let state = self.state.lock();
@@ -58,6 +60,8 @@ impl Writer {
             let names = config::names(&record.app);
             for view in views.iter_mut().filter(|view| names.contains(&view.name)) {
                 view.used_by.push(used(&record, &view.name, &view.values));
+                // The app was copied and compared, and it may name hundreds: this thread is everybody's.
+                tokio::task::yield_now().await;
             }
         }
         Ok(views)
@@ -77,14 +81,18 @@ impl Writer {
         name: &ConfigName,
         request: ConfigRequest,
         require: Require,
+        by: &Caller,
     ) -> Answer<ConfigSet> {
         changeable(name)?;
         let values = sound(name, request.values)?;
         self.tenant(tenant).await?;
         // Reading all users takes time, so it is done before the turn. An app that names it only since then is judged as
         // the others are when its turn comes, and the answer says what became of it.
-        self.bearable(tenant, name, &values).await?;
-        let turn = self.turn.lock().await;
+        {
+            let _look = self.look(tenant, name).await?;
+            self.bearable(tenant, name, &values).await?;
+        }
+        let turn = self.turn(Some(by), tenant).await?;
         self.tenant(tenant).await?;
         let kept = self.kept(tenant, name).await?;
         let expect = expected(name, kept.as_ref(), require)?;
@@ -104,13 +112,20 @@ impl Writer {
             Refusal::new(Code::Conflict, format!("the config `{name}` was set again at the same moment"))
                 .help("the apps that name it get the later values; look at it again, then decide anew")
         })?;
+        let _look = self.look(tenant, name).await?;
         Ok(ConfigSet { config: self.used(tenant, view(name.clone(), kept)).await?, unchanged, apps })
     }
 
     /// Deletes a config that no app names.
-    pub(crate) async fn delete_config(&self, tenant: &TenantName, name: &ConfigName, require: Require) -> Answer<()> {
+    pub(crate) async fn delete_config(
+        &self,
+        tenant: &TenantName,
+        name: &ConfigName,
+        require: Require,
+        by: &Caller,
+    ) -> Answer<()> {
         changeable(name)?;
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn(Some(by), tenant).await?;
         self.tenant(tenant).await?;
         let kept = self.kept(tenant, name).await?.ok_or_else(|| none(tenant, name))?;
         let expect = match expected(name, Some(&kept), require)? {
@@ -205,7 +220,7 @@ impl Writer {
             for tenant in &tenants {
                 users.extend(self.users(tenant, &name));
             }
-            let turn = self.turn.lock().await;
+            let turn = self.next(None).await?;
             let (apps, _) = self.roll_out(turn, &keys::env(), &name, record, expect, users).await?;
             said(&name, &apps);
         }
@@ -217,7 +232,7 @@ impl Writer {
             if record.pending {
                 let users = self.users(&tenant, &name);
                 let expect = Expect::Revision(entry.revision);
-                let turn = self.turn.lock().await;
+                let turn = self.turn(None, &tenant).await?;
                 let (apps, _) = self.roll_out(turn, &entry.key, &name, record, expect, users).await?;
                 said(&name, &apps);
             }
@@ -227,11 +242,12 @@ impl Writer {
 
     /// Writes a config as pending, makes a new revision of every app that names it, and writes it as done; answers with
     /// its etag, or none where somebody else set it meanwhile: they bring the apps theirs. The caller's turn ends with
-    /// the first write, and is taken anew for each app: a tenant of thousands does not keep the others waiting. An app
-    /// that is deployed in between finds the new values.
+    /// the first write, and is taken anew for each app: a tenant of thousands does not keep the others waiting, and neither
+    /// does one with hundreds of configs, as its apps follow one of them after the other. An app that is deployed in between
+    /// finds the new values.
     async fn roll_out(
         &self,
-        turn: MutexGuard<'_, ()>,
+        turn: Turn,
         key: &str,
         name: &ConfigName,
         mut record: ConfigRecord,
@@ -241,10 +257,11 @@ impl Writer {
         record.pending = true;
         let etag = self.keep(key, encode(&record)?, expect).await?;
         drop(turn);
+        let _one = self.roll_outs.take(users.first().map(|id| &id.tenant)).await.ok_or_else(stopped)?;
         let mut followed = Vec::new();
         for id in &users {
             let seen = self.see_current(id).await.unwrap_or_default();
-            let _turn = self.turn.lock().await;
+            let _turn = self.turn(None, &id.tenant).await?;
             if self.read(key).await?.is_none_or(|kept| kept.etag != etag) {
                 return Ok((followed, None));
             }
@@ -301,6 +318,14 @@ impl Writer {
     fn users(&self, tenant: &TenantName, name: &ConfigName) -> Vec<AppId> {
         let apps = self.state.lock().users(tenant, named(name)).first(usize::MAX);
         apps.into_iter().map(|app| AppId { tenant: tenant.clone(), app }).collect()
+    }
+
+    /// A place among those who read many apps; where no app names the config, there is nothing to wait for.
+    async fn look(&self, tenant: &TenantName, name: &ConfigName) -> Answer<Option<Turn>> {
+        if self.state.lock().users(tenant, named(name)).count() == 0 {
+            return Ok(None);
+        }
+        self.looks.take(Some(tenant)).await.map(Some).ok_or_else(stopped)
     }
 
     /// One of them; none where it was deleted a moment ago.

@@ -24,7 +24,7 @@ struct Gone {
 impl Writer {
     /// Deletes a tenant and everything it has. Its data on the nodes goes once the last calls have ended.
     pub(crate) async fn delete_tenant(&self, name: &TenantName, require: Require) -> Answer<()> {
-        let turn = self.turn.lock().await;
+        let turn = self.next(None).await?;
         let etag = self.last_settings(name).await?.etag;
         match require {
             Require::Exists => {}
@@ -64,7 +64,7 @@ impl Writer {
         for entry in self.store.list(&keys::apps_of(name)).await?.entries {
             let Some(id) = keys::parts(&entry.key).nth(1).and_then(|app| app.parse().ok()) else { continue };
             let id = AppId { tenant: name.clone(), app: id };
-            let _turn = self.turn.lock().await;
+            let _turn = self.turn(None, name).await?;
             // It may have been deleted since it was listed.
             if let Some((head, at)) = self.head(&id).await?.filter(|(head, _)| !head.deleted) {
                 self.give_up_hosts(&id, None).await?;
@@ -111,9 +111,8 @@ mod tests {
     use store::secrets::Secrets;
 
     use super::*;
-    use crate::state::Shared;
     use crate::trust::Vetter;
-    use crate::writer::Turn;
+    use crate::turns::Turns;
 
     #[tokio::test]
     async fn the_deletion_of_a_tenant_takes_turns_with_other_changes_and_nothing_comes_between() {
@@ -122,8 +121,8 @@ mod tests {
         let store = RedbStore::open(dir.path().join("store.redb")).unwrap();
         let blobs = Blobs::open(dir.path().join("blobs")).unwrap();
         let secrets = Secrets::open(store.clone(), &dir.path().join("keys")).await.unwrap();
-        let (state, turn) = (Arc::<Shared>::default(), Turn::default());
-        let writer = Writer::new(store.clone(), Vetter::new(blobs), secrets, state, turn);
+        let (turns, looks) = (Turns::new(1, 1), Turns::new(1, 1));
+        let writer = Writer::new(store.clone(), Vetter::new(blobs), secrets, Arc::default(), turns, looks);
         let tenant: TenantName = "t".parse().unwrap();
         let settings = encode(&TenantSettings::default()).unwrap();
         store.put(&keys::tenant(&tenant), settings, Expect::Absent, None).await.unwrap();
@@ -137,11 +136,12 @@ mod tests {
             heads.iter().filter(|entry| !serde_json::from_slice::<Head>(&entry.value).unwrap().deleted).count()
         };
 
-        // The turn is given in the order of who asks: the deletion first, then each of these in between.
-        let held = writer.turn().await;
+        // The operator's turns are given in the order of who asks: the deletion first. What it then does for the tenant takes
+        // turns with what the operator asks for.
+        let held = writer.next(None).await.unwrap();
         let mut deleting = writer.delete_tenant(&tenant, Require::Exists).boxed();
         assert!((&mut deleting).now_or_never().is_none());
-        let mut next = Box::pin(writer.turn());
+        let mut next = Box::pin(writer.next(None));
         assert!((&mut next).now_or_never().is_none());
         drop(held);
         let mut seen = Vec::new();
@@ -156,7 +156,7 @@ mod tests {
                     let refusal = writer.tenant(&tenant).await.err().unwrap();
                     assert_eq!(refusal.problem.code, Code::NotFound, "what has the turn now finds no tenant");
                     // Again in the row, behind the deletion where that waits.
-                    let mut again = Box::pin(writer.turn());
+                    let mut again = Box::pin(writer.next(None));
                     assert!((&mut again).now_or_never().is_none());
                     drop(turn);
                     next = again;

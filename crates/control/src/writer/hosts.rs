@@ -58,7 +58,7 @@ impl Writer {
             let refusal = Refusal::new(Code::RequestInvalid, bad.message);
             bad.help.into_iter().fold(refusal, Refusal::help)
         })?;
-        let _turn = self.turn.lock().await;
+        let _turn = self.next(None).await?;
         let freed = self.left().free(host);
         if freed.is_empty() {
             let text = format!("no tenant gave up `{host}`, or a host that overlaps with it, in the last 24 hours");

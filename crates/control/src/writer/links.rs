@@ -16,6 +16,7 @@ use super::offers::{offered, refreshed};
 use super::{Cause, Writer, refuse};
 use crate::http::{Answer, Refusal};
 use crate::place::{Place, goes_to, may_be, spec};
+use crate::tokens::Caller;
 use crate::trust::Seen;
 
 /// A link that is to be moved with its data.
@@ -52,18 +53,31 @@ enum Moves {
 
 impl Writer {
     /// `link set`: a new revision that differs in one link's provider.
-    pub(crate) async fn link(&self, id: &AppId, request: &LinkRequest, require: Require) -> Answer<Accepted> {
-        self.set(id, request, require, Moves::Alone).await
+    pub(crate) async fn link(
+        &self,
+        id: &AppId,
+        request: &LinkRequest,
+        require: Require,
+        by: &Caller,
+    ) -> Answer<Accepted> {
+        self.set(id, request, require, Moves::Alone, Some(by)).await
     }
 
     /// What [`Writer::planned`] said, now that the data are there.
     pub(crate) async fn moved(&self, id: &AppId, request: &LinkRequest, require: Require) -> Answer<Accepted> {
-        self.set(id, request, require, Moves::WithData).await
+        self.set(id, request, require, Moves::WithData, None).await
     }
 
-    async fn set(&self, id: &AppId, request: &LinkRequest, require: Require, moves: Moves) -> Answer<Accepted> {
+    async fn set(
+        &self,
+        id: &AppId,
+        request: &LinkRequest,
+        require: Require,
+        moves: Moves,
+        by: Option<&Caller>,
+    ) -> Answer<Accepted> {
         let seen = self.see_current(id).await?;
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn(by, &id.tenant).await?;
         let (current, head) = self.there(id, require).await?;
         let tenant = self.tenant(&id.tenant).await?;
         let app = relinked(current.record.app, request, &tenant.settings, moves)?;

@@ -3,7 +3,9 @@
 //! is what every change begins with: the turn, and what is there. Each kind of change has its own file.
 //!
 //! The turn is one for all tenants, so nobody holds it for longer the more apps or routes there are: what a change asks about
-//! all of them, `State` keeps ready, and what concerns many apps takes a turn for each.
+//! all of them, `State` keeps ready, and what concerns many apps takes a turn for each. Of those that wait for it the next is
+//! one of another tenant, so that nobody waits behind all that one of them has to do. Whoever has waited is asked again whether
+//! he still may.
 
 mod configs;
 mod gone;
@@ -31,18 +33,16 @@ use serde::{Deserialize, Serialize};
 use store::keys::{self, Head, RevisionRecord};
 use store::secrets::Secrets;
 use store::{Entry, Store};
-use tokio::sync::Mutex;
 
 pub(crate) use self::judge::{counted, refuse, whole};
 pub(crate) use self::kept::counted as kept_for;
 pub(crate) use self::links::Planned;
-use crate::http::{Answer, Refusal};
+use crate::http::{Answer, Refusal, stopped};
 use crate::left::Left;
 use crate::state::Shared;
+use crate::tokens::{self, Caller};
 use crate::trust::{self, Vetter};
-
-/// Whoever holds it is the only one who changes what is wanted.
-pub(crate) type Turn = Arc<Mutex<()>>;
+use crate::turns::{Turn, Turns};
 
 /// How often what no client would ask for again is seen anew, where another revision came before its turn.
 pub(crate) const SEES: u32 = 3;
@@ -62,7 +62,12 @@ pub(crate) struct Writer {
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) state: Arc<Shared>,
     left: std::sync::Mutex<Left>,
-    turn: Turn,
+    /// Whoever has the turn is the only one who changes what is wanted.
+    turns: Arc<Turns>,
+    /// Whoever reads many apps has one of these.
+    looks: Arc<Turns>,
+    /// A tenant brings its apps the values of one config at a time.
+    roll_outs: Arc<Turns>,
 }
 
 /// How a revision comes about.
@@ -93,14 +98,36 @@ impl Writer {
         vetter: Vetter,
         secrets: Arc<Secrets>,
         state: Arc<Shared>,
-        turn: Turn,
+        turns: Arc<Turns>,
+        looks: Arc<Turns>,
     ) -> Self {
-        Self { store, vetter, secrets, state, left: std::sync::Mutex::default(), turn }
+        let (left, roll_outs) = (std::sync::Mutex::default(), Turns::new(usize::MAX, 1));
+        Self { store, vetter, secrets, state, left, turns, looks, roll_outs }
     }
 
-    /// Waits until nobody else changes what is wanted.
-    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.turn.lock().await
+    /// Waits until nobody else changes what is wanted, for a change of a tenant's that `by` asked for; for one that the
+    /// platform makes by itself, nobody did.
+    pub(crate) async fn turn(&self, by: Option<&Caller>, tenant: &TenantName) -> Answer<Turn> {
+        let turn = self.next(Some(tenant).filter(|_| by != Some(&Caller::Operator))).await?;
+        if let Some(by) = by {
+            self.may_still(by, tenant).await?;
+        }
+        Ok(turn)
+    }
+
+    /// Refuses whoever was let in and may not change anything any more: his token ended, or the tenant was suspended, while
+    /// what he sent was on its way, or while he waited.
+    pub(crate) async fn may_still(&self, by: &Caller, tenant: &TenantName) -> Answer<()> {
+        tokens::still(&*self.store, by).await?;
+        match by {
+            Caller::Operator => Ok(()),
+            Caller::Member { .. } => self.active(tenant).await,
+        }
+    }
+
+    /// The turn of a tenant, or of the operator.
+    async fn next(&self, whose: Option<&TenantName>) -> Answer<Turn> {
+        self.turns.take(whose).await.ok_or_else(stopped)
     }
 
     /// The tenant is there and not suspended.
@@ -157,7 +184,10 @@ impl Writer {
     /// The same where it may be gone: what is too old is not kept.
     pub(crate) async fn recorded(&self, id: &AppId, revision: Revision) -> Answer<Option<RevisionRecord>> {
         let entry = self.store.get(&keys::revision(&id.tenant, &id.app, revision)).await?;
-        entry.map(|entry| decode(&entry)).transpose()
+        let record = entry.map(|entry| decode(&entry)).transpose()?;
+        // A large one takes milliseconds, and whoever reads one may read thousands: this thread is everybody's.
+        tokio::task::yield_now().await;
+        Ok(record)
     }
 
     /// The number of the wanted revision: the app's history begins there and goes on with the `previous` of each.

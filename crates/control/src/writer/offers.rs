@@ -34,16 +34,18 @@ impl Writer {
     /// in the log, and `deploy` tells it too. The turn is taken anew for each app: a tenant of thousands does not keep
     /// the others waiting.
     pub(super) async fn follow(&self, tenant: &TenantName) -> Answer<()> {
-        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _, _)| id.clone()).collect();
+        let ids: Vec<AppId> = self.state.lock().apps_of(tenant).map(|(id, _)| id.clone()).collect();
         for id in ids {
             let mut tries = 0;
             loop {
                 tries += 1;
                 let seen = match self.outdated(&id).await {
                     Ok(Some((_, app))) => self.see(&id, &app).await,
-                    Ok(None) | Err(_) => Seen::default(),
+                    // Nothing to change, and so nothing to wait for: whatever is deployed from now on has what is offered now.
+                    Ok(None) => break,
+                    Err(_) => Seen::default(),
                 };
-                let _turn = self.turn.lock().await;
+                let _turn = self.turn(None, tenant).await?;
                 match self.follow_one(&id, &seen, tries >= SEES).await {
                     // Another revision came in between.
                     Err(refusal) if refusal.problem.code == Code::Busy => continue,

@@ -18,6 +18,7 @@ use super::offers::refreshed;
 use super::{Cause, Current, Writer, check, configs, counted, decode, defect, encode, no_app, refuse};
 use crate::clock;
 use crate::http::{Answer, Refusal};
+use crate::tokens::Caller;
 use crate::trust::{self, Seen};
 
 /// Idempotency keys that a head remembers.
@@ -27,7 +28,7 @@ const MAX_SKIPS: u64 = 1000;
 
 impl Writer {
     /// `deploy`.
-    pub(crate) async fn deploy(&self, id: &AppId, mut app: LockedApp, cause: Cause) -> Answer<Accepted> {
+    pub(crate) async fn deploy(&self, id: &AppId, mut app: LockedApp, cause: Cause, by: &Caller) -> Answer<Accepted> {
         self.tenant(&id.tenant).await?;
         let many = counted(&app);
         if !many.is_empty() {
@@ -41,7 +42,7 @@ impl Writer {
         let settings = self.tenant(&id.tenant).await?.settings;
         let vetted = self.vetter.vet(&app, (&id.tenant, &settings), None, clock::seconds()).await;
         let seen = vetted.map_err(refuse)?.seen;
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn(Some(by), &id.tenant).await?;
         let head = self.head(id).await?;
         if let Some(key) = &cause.key
             && let Some((head, _)) = &head
@@ -75,17 +76,18 @@ impl Writer {
     }
 
     /// `rollback`: a new revision with the content of an earlier one.
-    /// One that takes back what the platform itself has done is `free` of the quota: there must be a way back.
+    /// Where nobody asks for it, the platform takes back what it has done itself, and that is free of the quota: there must
+    /// be a way back.
     pub(crate) async fn rollback(
         &self,
         id: &AppId,
         to: Option<Revision>,
         require: Require,
-        free: bool,
+        by: Option<&Caller>,
     ) -> Answer<Accepted> {
         let (current, _) = self.there(id, require).await?;
         let seen = self.see(id, &self.earlier(id, &current, to).await?.app).await;
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn(by, &id.tenant).await?;
         let (current, head) = self.there(id, require).await?;
         let to = self.earlier(id, &current, to).await?;
         let origin = Origin::Rollback { to: to.revision };
@@ -93,10 +95,12 @@ impl Writer {
         // operator offers of the environment is for now to say.
         let mut app = refreshed(to.app, &self.tenant(&id.tenant).await?.settings);
         self.fill_env(&mut app).await?;
-        self.append(id, head, app, Cause { origin, message: to.message, require, key: None, free }, &seen).await
+        let cause = Cause { origin, message: to.message, require, key: None, free: by.is_none() };
+        self.append(id, head, app, cause, &seen).await
     }
 
-    /// The revision of an app that is meant, or the last one before the wanted one.
+    /// The revision of an app that is meant; where none is named, what serves in the place of the wanted one, or what served
+    /// before it. Only where nothing ever did it is the last one that was wanted: what never served mends nothing.
     async fn earlier(&self, id: &AppId, current: &Current, to: Option<Revision>) -> Answer<RevisionRecord> {
         if let Some(to) = to {
             return self.past(id, to).await;
@@ -105,6 +109,13 @@ impl Writer {
             let text = format!("app `{}` has no revision before {}", id.app, current.head.revision);
             Refusal::new(Code::NotFound, text)
         };
+        let back = self.state.lock().way_back(id, current.head.revision);
+        if let Some(back) = back {
+            match self.past(id, back).await {
+                Err(refusal) if refusal.problem.code == Code::NotFound => {}
+                found => return found,
+            }
+        }
         let previous = current.record.previous.ok_or_else(none)?;
         self.recorded(id, previous).await?.ok_or_else(none)
     }
@@ -202,8 +213,8 @@ impl Writer {
     /// Deletes an app. Its routes and assignments go at once, its history soon after; its data stays, unless `purge`:
     /// then it goes once the last call has ended, also where the app was deleted before. Answers with the store revision
     /// of the last write.
-    pub(crate) async fn delete(&self, id: &AppId, require: Require, purge: bool) -> Answer<u64> {
-        let _turn = self.turn.lock().await;
+    pub(crate) async fn delete(&self, id: &AppId, require: Require, purge: bool, by: &Caller) -> Answer<u64> {
+        let _turn = self.turn(Some(by), &id.tenant).await?;
         let there = self.head(id).await?.filter(|(head, _)| purge || !head.deleted);
         let (head, mut at) = there.ok_or_else(|| no_app(id))?;
         check(id, Some(&head), require)?;

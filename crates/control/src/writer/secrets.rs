@@ -13,8 +13,9 @@ use store::Expect;
 use store::secrets::SecretInfo;
 
 use super::{SHOWN, Writer, and_more};
-use crate::http::{Answer, Refusal};
+use crate::http::{Answer, Refusal, stopped};
 use crate::named::Thing;
+use crate::tokens::Caller;
 
 impl Writer {
     /// The tenant's secrets and what names each.
@@ -45,8 +46,9 @@ impl Writer {
         name: &SecretName,
         value: &SecretValue,
         require: Require,
+        by: &Caller,
     ) -> Answer<SecretInfo> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn(Some(by), tenant).await?;
         self.tenant(tenant).await?;
         let expect = match require {
             Require::Any => Expect::Any,
@@ -75,8 +77,9 @@ impl Writer {
         name: &SecretName,
         force: bool,
         require: Require,
+        by: &Caller,
     ) -> Answer<()> {
-        let turn = self.turn.lock().await;
+        let turn = self.turn(Some(by), tenant).await?;
         let settings = self.tenant(tenant).await?.settings;
         let info = self.secrets.get(tenant, name).await?.ok_or_else(|| none(tenant, name))?;
         let expect = match require {
@@ -94,6 +97,7 @@ impl Writer {
             return self.delete_counted(tenant, name, expect).await;
         }
         drop(turn);
+        let _look = self.looks.take(Some(tenant)).await.ok_or_else(stopped)?;
         let mut used_by: Vec<String> = Vec::new();
         for app in &apps {
             let uses = self.uses(tenant, [app.clone()]).await?;

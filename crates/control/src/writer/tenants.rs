@@ -12,6 +12,7 @@ use store::keys;
 
 use super::{Writer, decode, encode};
 use crate::http::{Answer, Refusal};
+use crate::tokens::Caller;
 use crate::trust;
 
 impl Writer {
@@ -34,8 +35,9 @@ impl Writer {
         name: &TenantName,
         settings: &TenantSettings,
         require: Require,
-        operator: bool,
+        by: &Caller,
     ) -> Answer<(u64, Vec<String>)> {
+        let operator = *by == Caller::Operator;
         let mut problems = trust::settings_problems(settings);
         if settings.quotas.need_a_group() {
             problems.extend(self.without_groups());
@@ -47,7 +49,7 @@ impl Writer {
             return Err(refusal);
         }
         let key = keys::tenant(name);
-        let turn = self.turn.lock().await;
+        let turn = self.turn(Some(by), name).await?;
         let expect = match require {
             Require::Any => {
                 return Err(Refusal::new(
@@ -63,10 +65,6 @@ impl Writer {
         };
         if !operator {
             let now = self.tenant(name).await?.settings;
-            // Again, and under the turn: it may have been suspended while the request's body was on its way.
-            if let Some(why) = &now.suspended {
-                return Err(trust::suspended(why).into());
-            }
             let widened = differing(&bare(&now), &bare(settings));
             if !widened.is_empty() {
                 let text = format!("only the operator may change {}", widened.join(", "));
@@ -88,7 +86,10 @@ impl Writer {
         let changed = differing(&before.unwrap_or_default(), settings);
         let etag = self.store.put(&key, encode(settings)?, expect, None).await?;
         drop(turn);
-        self.follow(name).await?;
+        // Nobody else changes what it is offered.
+        if operator {
+            self.follow(name).await?;
+        }
         Ok((etag, changed))
     }
 }

@@ -22,19 +22,19 @@ use tokio::task::JoinSet;
 
 use crate::rig::{Inside, Nodes, PATIENCE, Rig, TOKEN, collect, locked, name, refused};
 
-async fn made(rig: &Rig, role: Role, expires_in: Option<u64>) -> TokenMade {
+pub(crate) async fn made(rig: &Rig, role: Role, expires_in: Option<u64>) -> TokenMade {
     let request = TokenRequest { role, label: "test".into(), expires_in };
     rig.client.create_token(&rig.tenant, &request).await.unwrap()
 }
 
 /// A request that was let in, and whose body is still to come.
-struct Slow {
+pub(crate) struct Slow {
     stream: TcpStream,
     body: String,
 }
 
 impl Slow {
-    async fn begin(rig: &Rig, line: &str, token: &TokenMade, body: String) -> Self {
+    pub(crate) async fn begin(rig: &Rig, line: &str, token: &TokenMade, body: String) -> Self {
         let mut stream = TcpStream::connect(rig.addr).await.unwrap();
         let head = format!(
             "{line} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nif-match: *\r\n\
@@ -49,7 +49,7 @@ impl Slow {
         Self { stream, body }
     }
 
-    async fn end(mut self) -> String {
+    pub(crate) async fn end(mut self) -> String {
         self.stream.write_all(self.body.as_bytes()).await.unwrap();
         let mut answer = String::new();
         self.stream.read_to_string(&mut answer).await.unwrap();

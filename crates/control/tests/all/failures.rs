@@ -4,23 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use api::client::{ControlClient, Require};
-use api::control::DeployRequest;
+use api::client::{ControlClient, EventQuery, Require};
+use api::control::{DeployRequest, LinkRequest, MoveRequest, event};
+use api::copy::Extra;
 use api::problem::Code;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt as _};
 use store::redb::RedbStore;
 use store::{Change, Entry, Expect, LeaseId, Snapshot, Store, StoreError};
+use tokio::sync::Notify;
 
-use crate::rig::{Node, Rig, TOKEN, locked, name, refused};
+use crate::rig::{Inside, Node, Nodes, PATIENCE, Rig, TOKEN, collect, locked, name, refused};
 
-/// Fails as many of the next writes under a prefix, and ends as many of the next watches, as it is told.
+/// Fails as many of the next writes under a prefix, and ends as many of the next watches, as it is told; and the watch over
+/// everything whenever it is told.
 pub(crate) struct Flaky {
     pub(crate) store: Arc<RedbStore>,
     pub(crate) prefix: &'static str,
     pub(crate) writes: AtomicU32,
     pub(crate) watches: AtomicU32,
+    pub(crate) lose: Arc<Notify>,
 }
 
 fn take(left: &AtomicU32) -> bool {
@@ -61,9 +65,14 @@ impl Store for Flaky {
     }
     fn watch(&self, prefix: &str, after: u64) -> BoxStream<'static, Result<Change, StoreError>> {
         let changes = self.store.watch(prefix, after);
+        let lost = StoreError::Compacted { asked: after, oldest: after + 1 };
         if take(&self.watches) {
-            let lost = StoreError::Compacted { asked: after, oldest: after + 1 };
             return changes.take(2).chain(futures::stream::iter([Err(lost)])).boxed();
+        }
+        if prefix.is_empty() {
+            let lose = self.lose.clone();
+            let told = Box::pin(async move { lose.notified().await });
+            return changes.take_until(told).chain(futures::stream::iter([Err(lost)])).boxed();
         }
         changes
     }
@@ -87,6 +96,7 @@ async fn assignments_follow_although_writes_fail_and_watches_end() {
         prefix: store::keys::ASSIGNED,
         writes: AtomicU32::new(4),
         watches: AtomicU32::new(3),
+        lose: Arc::default(),
     };
     let flaky = Arc::new(flaky);
     let control = crate::rig::control(flaky.clone(), &rig.blobs, &rig.keys()).await;
@@ -112,8 +122,8 @@ async fn a_full_disk_refuses_the_deploy_and_leaves_the_app_as_it_was() {
     let mut rig = Rig::new().await;
     rig.shutdown().await;
     for (prefix, left) in [(store::keys::REVISIONS, 1), (store::keys::APPS, 2)] {
-        let flaky =
-            Flaky { store: rig.store.clone(), prefix, writes: AtomicU32::new(left), watches: AtomicU32::new(0) };
+        let (store, writes, watches) = (rig.store.clone(), AtomicU32::new(left), AtomicU32::new(0));
+        let flaky = Flaky { store, prefix, writes, watches, lose: Arc::default() };
         let control = crate::rig::control(Arc::new(flaky), &rig.blobs, &rig.keys()).await;
         rig.client = ControlClient::new(control.addr(), TOKEN);
         let request = DeployRequest { app: locked("counter", &rig.artifact(1).await), message: None };
@@ -130,4 +140,40 @@ async fn a_full_disk_refuses_the_deploy_and_leaves_the_app_as_it_was() {
     }
     let node: Option<Node> = rig.node.take();
     node.unwrap().lose().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_is_lost_leaves_a_move_of_data_what_it_holds() {
+    let mut rig = Rig::new().await;
+    rig.deploy("counter", 1).await;
+    rig.until(Some("0".into()), |e| e.data["phase"] == "serving").await;
+    rig.shutdown().await;
+    let (store, lose, page) = (rig.store.clone(), Arc::<Notify>::default(), Arc::<Inside>::default());
+    let (writes, watches) = (AtomicU32::new(0), AtomicU32::new(0));
+    let flaky = Flaky { store, prefix: "none", writes, watches, lose: lose.clone() };
+    let nodes = Nodes { copied: Some(Arc::default()), page: Some(page.clone()), ..Nodes::default() };
+    let keep = Duration::from_secs(3600);
+    let control = crate::rig::control_with(Arc::new(flaky), &rig.blobs, &rig.keys(), nodes, keep, None).await;
+    rig.client = ControlClient::new(control.addr(), TOKEN);
+    let (app, contract) = (name("counter"), name::<model::ContractId>("wasi:keyvalue"));
+    let (component, label, extra) = (None, None, Extra::Refuse);
+    let request = MoveRequest { component, contract: contract.clone(), label, provider: name("memory"), extra };
+    rig.client.copy(&rig.tenant, &app, &request).await.unwrap();
+    let copying = async {
+        while page.calls.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, copying).await.expect("nothing is copied");
+    let link = async || {
+        let link = LinkRequest { component: None, contract: contract.clone(), label: None, provider: name("memory") };
+        rig.client.link(&rig.tenant, &app, &link, Require::Any).await
+    };
+    assert_eq!(refused(link().await).code, Code::Conflict);
+    let mut events = rig.client.events(EventQuery::default()).await.unwrap();
+    lose.notify_one();
+    collect(&mut events, |e| e.kind == event::MISSED).await;
+    assert_eq!(refused(link().await).code, Code::Conflict, "the data are still being moved");
+    page.go_on.store(true, Ordering::SeqCst);
+    control.shutdown().await;
 }

@@ -325,6 +325,128 @@ async fn only_the_last_fifty_revisions_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_serves_is_kept_however_many_newer_ones_fail() {
+    let rig = Rig::without_node().await;
+    rig.silent_node().await;
+    let mut app = locked("counter", &rig.artifact(1).await);
+    let first = app.clone();
+    rig.put(&app).await.unwrap();
+    rig.assigned("counter", |a| a.is_some()).await;
+    rig.says("counter", 1, Phase::Serving, (1, None)).await;
+    rig.settled().await;
+    for n in 2..=56 {
+        app.version = Some(n.to_string());
+        rig.put(&app).await.unwrap();
+    }
+    rig.says("counter", 56, Phase::Failed, (1, None)).await;
+    rig.settled().await;
+    let there = async |n| rig.client.revision(&rig.tenant, &name("counter"), Revision(n)).await;
+    assert_eq!(there(1).await.unwrap().app, first);
+    assert_eq!(refused(there(3).await).code, Code::NotFound, "others of its age are not kept");
+    let to = RollbackRequest { to: Some(Revision(1)) };
+    let back = rig.client.rollback(&rig.tenant, &name("counter"), &to, Require::Any).await.unwrap();
+    assert_eq!(back.revision, Revision(57));
+    assert_eq!(rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app, first);
+    // It goes when nobody goes back to it any more.
+    rig.says("counter", 57, Phase::Serving, (57, Some(1))).await;
+    rig.settled().await;
+    there(1).await.unwrap();
+    app.version = Some("58".into());
+    rig.put(&app).await.unwrap();
+    rig.says("counter", 58, Phase::Serving, (58, Some(57))).await;
+    rig.settled().await;
+    let left = rig.store.list(&keys::revisions_of(&rig.tenant, &name("counter"))).await.unwrap().entries;
+    assert_eq!(left.len(), 50, "{:?}", left.iter().map(|entry| &entry.key).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_goes_back_to_what_served() {
+    let rig = Rig::without_node().await;
+    rig.silent_node().await;
+    let mut app = locked("counter", &rig.artifact(1).await);
+    rig.put(&app).await.unwrap();
+    rig.assigned("counter", |a| a.is_some()).await;
+    rig.says("counter", 1, Phase::Serving, (1, None)).await;
+    let deploy = async |app: &mut model::LockedApp, version: &str| {
+        app.version = Some(version.to_owned());
+        rig.put(app).await.unwrap().revision.0
+    };
+    let back = async || {
+        rig.settled().await;
+        let to = RollbackRequest { to: None };
+        let revision = rig.client.rollback(&rig.tenant, &name("counter"), &to, Require::Any).await.unwrap().revision;
+        let desired = rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired;
+        let Origin::Rollback { to } = desired.origin else { panic!("{:?}", desired.origin) };
+        (revision.0, to.0, desired.app.version)
+    };
+    // One that serves, and one that does not, however often it is tried.
+    for revision in [2, 3] {
+        assert_eq!(deploy(&mut app, "bad").await, revision);
+        rig.says("counter", revision, Phase::Failed, (1, None)).await;
+    }
+    assert_eq!(back().await, (4, 1, None));
+    rig.says("counter", 4, Phase::Serving, (4, Some(1))).await;
+    // What failed between two that served is none of them.
+    assert_eq!(deploy(&mut app, "five").await, 5);
+    rig.says("counter", 5, Phase::Serving, (5, Some(4))).await;
+    assert_eq!(deploy(&mut app, "bad").await, 6);
+    rig.says("counter", 6, Phase::Failed, (5, Some(4))).await;
+    assert_eq!(deploy(&mut app, "seven").await, 7);
+    rig.says("counter", 7, Phase::Serving, (7, Some(5))).await;
+    assert_eq!(back().await, (8, 5, Some("five".into())));
+    // One that is still starting is given up for what serves.
+    assert_eq!(back().await, (9, 7, Some("seven".into())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_still_serves_has_its_routes_and_secrets() {
+    let rig = Rig::without_node().await;
+    rig.silent_node().await;
+    let (db, other) = (name::<model::SecretName>("db"), name("other"));
+    let value = || model::SecretValue::new(b"x".to_vec());
+    rig.client.put_secret(&rig.tenant, &db, value(), Require::Any).await.unwrap();
+    rig.client.put_tenant(&other, &rig.settings(), Require::Absent).await.unwrap();
+    let bytes = rig.artifact(1).await;
+    rig.client.put_blob(&other, &model::Digest::of(&bytes), bytes.clone()).await.unwrap();
+    let bare = locked("counter", &bytes);
+    let mut first = bare.clone();
+    let cache = model::ProviderSpec {
+        config: [("url".to_owned(), "redis://cache.example".to_owned())].into(),
+        secrets: [("password".to_owned(), model::SecretRef::new(db.clone()))].into(),
+        ..model::ProviderSpec::new(model::ProviderKind::KeyvalueRedis)
+    };
+    first.providers = [(name("cache"), cache)].into();
+    first.links[0].provider = name("cache");
+    first.routes[0].host = "x.example".into();
+    rig.put(&first).await.unwrap();
+    rig.assigned("counter", |a| a.is_some()).await;
+    rig.says("counter", 1, Phase::Serving, (1, None)).await;
+    rig.settled().await;
+    rig.put(&bare).await.unwrap();
+    let steal = async |tenant: &model::TenantName| {
+        let mut app = locked("thief", &bytes);
+        app.routes[0].host = "x.example".into();
+        let request = DeployRequest { app, message: None };
+        rig.client.deploy(tenant, &name("thief"), &request, Require::Any, None).await
+    };
+    for revision in [2, 3] {
+        for tenant in [&other, &rig.tenant] {
+            assert_eq!(refused(steal(tenant).await).code, Code::RouteTaken, "{tenant}");
+        }
+        let kept = refused(rig.client.delete_secret(&rig.tenant, &db, false, Require::Any).await);
+        assert!(kept.code == Code::Conflict && kept.detail.contains("app `counter`"), "{kept:?}");
+        // It fails, and is tried again.
+        rig.says("counter", revision, Phase::Failed, (1, None)).await;
+        rig.settled().await;
+        rig.put(&bare).await.unwrap();
+    }
+    rig.says("counter", 4, Phase::Serving, (4, Some(1))).await;
+    rig.settled().await;
+    rig.client.delete_secret(&rig.tenant, &db, false, Require::Any).await.unwrap();
+    steal(&other).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plan_says_what_would_change_and_changes_nothing() {
     let rig = Rig::new().await;
     let mut app = locked("counter", &rig.artifact(1).await);

@@ -1,6 +1,7 @@
 //! What every test stands on: a control plane on a free port over a store in a temporary folder, signed components, and a
 //! node that does nothing but report.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
@@ -22,12 +23,12 @@ use futures::stream::{BoxStream, StreamExt as _};
 use model::app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route};
 use model::claims::{Claims, KeyKind, KeyPair};
 use model::egress::Transport;
-use model::observed::{AppObserved, Phase};
+use model::observed::{AppObserved, Phase, Reason};
 use model::schedule::Ended;
 use model::tenant::TenantSettings;
 use model::{AppName, ComponentName, Digest, Limits, NodeName, ScheduleName, TenantName};
 use store::blobs::Blobs;
-use store::keys::{self, Assignment, NodeRecord};
+use store::keys::{self, Assignment, NodeRecord, Served};
 use store::redb::RedbStore;
 use store::secrets::Secrets;
 use store::{Expect, LeaseId, Store};
@@ -254,17 +255,26 @@ async fn report(store: Arc<dyn Store>, node: NodeName, lease: LeaseId) {
     let prefix = keys::assigned_to(&node);
     let snapshot = store.list(&prefix).await.unwrap();
     let mut changes = store.watch(&prefix, snapshot.revision);
+    let (mut serves, mut told) = (BTreeMap::<String, Revision>::new(), BTreeMap::new());
     let listed = snapshot.entries.into_iter().map(|e| (e.key, Some(e.value)));
     let mut todo: Vec<(String, Option<Bytes>)> = listed.collect();
     loop {
         for (key, value) in todo.drain(..) {
             let parts: Vec<&str> = keys::parts(&key).collect();
             let observed = keys::observed(&node, &name(parts[1]), &name(parts[2]));
+            let served = keys::served(&node, &name(parts[1]), &name(parts[2]));
             let Some(value) = value else {
                 store.delete(&observed, Expect::Any).await.unwrap();
+                store.delete(&served, Expect::Any).await.unwrap();
+                serves.remove(&served);
+                told.remove(&key);
                 continue;
             };
-            let assignment: Assignment = serde_json::from_slice(&value).unwrap();
+            // What it is told of an older revision is nothing new of this one.
+            let assignment = Assignment { older: None, ..serde_json::from_slice(&value).unwrap() };
+            if told.insert(key, assignment.clone()).as_ref() == Some(&assignment) {
+                continue;
+            }
             let (revision, reason) = (assignment.revision, assignment.suspended);
             let phases: &[Phase] = match &reason {
                 Some(_) => &[Phase::Failed],
@@ -272,6 +282,11 @@ async fn report(store: Arc<dyn Store>, node: NodeName, lease: LeaseId) {
             };
             for phase in phases {
                 let serving = (*phase == Phase::Serving).then_some(revision);
+                if serving.is_some() && serves.get(&served) != Some(&revision) {
+                    let before = serves.insert(served.clone(), revision);
+                    let value = serde_json::to_vec(&Served { revision, before }).unwrap().into();
+                    store.put(&served, value, Expect::Any, None).await.unwrap();
+                }
                 let report = AppObserved { revision, phase: *phase, serving, reason: reason.clone() };
                 let value = serde_json::to_vec(&report).unwrap().into();
                 store.put(&observed, value, Expect::Any, Some(lease)).await.unwrap();
@@ -425,6 +440,37 @@ impl Rig {
     ) -> Result<Accepted, ClientError> {
         let request = DeployRequest { app: app.clone(), message: None };
         self.client.deploy(&self.tenant, &app.name, &request, require, key).await
+    }
+
+    /// A node that is there and does nothing: what it says is said by [`Rig::says`].
+    pub(crate) async fn silent_node(&self) {
+        let record = NodeRecord { ingress: vec![], pid: 1, since_ms: 1, ..NodeRecord::default() };
+        let record = serde_json::to_vec(&record).unwrap().into();
+        self.store.put(&keys::node(&name("local")), record, Expect::Any, None).await.unwrap();
+    }
+
+    /// Where the node says that a revision of an app stands, and what it serves: that one, and the one before it.
+    pub(crate) async fn says(&self, app: &str, revision: u64, phase: Phase, (serves, before): (u64, Option<u64>)) {
+        let (node, app) = (name("local"), name(app));
+        let served = Served { revision: Revision(serves), before: before.map(Revision) };
+        let served = serde_json::to_vec(&served).unwrap().into();
+        self.store.put(&keys::served(&node, &self.tenant, &app), served, Expect::Any, None).await.unwrap();
+        let why = Reason { code: "start-failed".into(), message: "it breaks".into(), help: None };
+        let reason = (phase == Phase::Failed).then_some(why);
+        let report = AppObserved { revision: Revision(revision), phase, serving: Some(Revision(serves)), reason };
+        let report = serde_json::to_vec(&report).unwrap().into();
+        self.store.put(&keys::observed(&node, &self.tenant, &app), report, Expect::Any, None).await.unwrap();
+    }
+
+    /// Settings are answered once everything before was acted on.
+    pub(crate) async fn settled(&self) {
+        self.client.put_tenant(&self.tenant, &self.settings(), Require::Exists).await.unwrap();
+    }
+
+    /// The app's assignment as it is now.
+    pub(crate) async fn assignment(&self, app: &str) -> Assignment {
+        let key = keys::assigned(&name("local"), &self.tenant, &name(app));
+        serde_json::from_slice(&self.store.get(&key).await.unwrap().unwrap().value).unwrap()
     }
 
     /// Events until one of type `kind` for which `good` holds; all of them, that one last.

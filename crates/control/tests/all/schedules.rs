@@ -19,7 +19,7 @@ fn schedule() -> Schedule {
 }
 
 /// A component with a schedule's handler, uploaded and signed.
-async fn clock(rig: &Rig) -> LockedApp {
+pub(crate) async fn clock(rig: &Rig) -> LockedApp {
     let text = r#"(component
         (instance $handler)
         (export "wasi:http/incoming-handler@0.2.12" (instance $handler))

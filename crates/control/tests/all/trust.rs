@@ -3,9 +3,13 @@
 use api::client::Require;
 use api::control::event;
 use api::problem::Code;
+use model::app::Revision;
 use model::claims::{KeyKind, KeyPair, LEEWAY};
+use model::observed::Phase;
 use model::tenant::TenantSettings;
 use model::{Digest, World};
+use store::keys::{self, Assignment, Head, RevisionRecord};
+use store::{Expect, Store as _};
 
 use crate::rig::{Rig, collect, component, locked, name, now, refused};
 
@@ -182,4 +186,108 @@ async fn revocation_suspends_before_it_is_answered_and_a_pardon_resumes() {
     rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
     let view = rig.client.app(&rig.tenant, &name("b")).await.unwrap();
     assert_eq!(view.reason.unwrap().code, Code::IssuerUntrusted.as_str());
+}
+
+/// Of an assignment, what is told of what serves in the place of the wanted revision.
+fn older(assignment: &Assignment) -> Option<(u64, Option<&str>)> {
+    let older = assignment.older.as_ref()?;
+    Some((older.revision.0, older.suspended.as_ref().map(|reason| reason.code.as_str())))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_still_serves_is_held_to_the_revocation_list_whatever_is_wanted() {
+    let mut rig = Rig::without_node().await;
+    rig.silent_node().await;
+    rig.deploy("counter", 1).await;
+    rig.assigned("counter", |a| a.is_some()).await;
+    rig.says("counter", 1, Phase::Serving, (1, None)).await;
+    rig.deploy("counter", 2).await;
+    rig.says("counter", 2, Phase::Failed, (1, None)).await;
+    rig.settled().await;
+    let told = rig.assignment("counter").await;
+    assert_eq!((told.revision, older(&told)), (Revision(2), Some((1, None))));
+    let revoke = async |rig: &Rig, revoked: &[&str]| {
+        let revoked = revoked.iter().map(|&token| token.to_owned()).collect();
+        let settings = TenantSettings { revoked, ..rig.settings() };
+        rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
+        rig.assignment("counter").await
+    };
+    let why = async |rig: &Rig| rig.client.app(&rig.tenant, &name("counter")).await.unwrap().reason;
+    // Also where the control plane has only read of it.
+    for _ in 0..2 {
+        let told = revoke(&rig, &["token-1"]).await;
+        assert_eq!((&told.suspended, older(&told)), (&None, Some((1, Some("artifact-revoked")))));
+        let reason = why(&rig).await.unwrap();
+        assert_eq!(reason.code, Code::ArtifactRevoked.as_str());
+        assert!(reason.message.starts_with("revision 1 must not serve any more"), "{reason:?}");
+        let told = revoke(&rig, &[]).await;
+        assert_eq!((older(&told), why(&rig).await), (Some((1, None)), None));
+        rig.restart().await;
+    }
+    // The wanted one is judged for itself.
+    let told = revoke(&rig, &["token-2"]).await;
+    let own = told.suspended.as_ref().map(|reason| reason.code.as_str());
+    assert_eq!((own, older(&told)), (Some("artifact-revoked"), Some((1, None))));
+    let told = revoke(&rig, &["token-1"]).await;
+    assert_eq!((&told.suspended, older(&told)), (&None, Some((1, Some("artifact-revoked")))));
+    // What is deployed next brings nothing of it back: not while it starts, and not when it fails.
+    rig.deploy("counter", 3).await;
+    let told = rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(3))).await.unwrap();
+    assert_eq!((&told.suspended, older(&told)), (&None, Some((1, Some("artifact-revoked")))));
+    assert_eq!(why(&rig).await, None, "whoever deploys it waits for it");
+    rig.says("counter", 3, Phase::Failed, (1, None)).await;
+    assert_eq!(older(&revoke(&rig, &["token-1"]).await), Some((1, Some("artifact-revoked"))));
+    let back = api::control::RollbackRequest { to: None };
+    let refusal = refused(rig.client.rollback(&rig.tenant, &name("counter"), &back, Require::Any).await);
+    assert_eq!(refusal.code, Code::ArtifactRevoked);
+    rig.deploy("counter", 4).await;
+    rig.says("counter", 4, Phase::Serving, (4, Some(1))).await;
+    let told = rig.assigned("counter", |a| a.is_some_and(|a| a.older.is_none())).await.unwrap();
+    assert_eq!((told.revision, told.suspended), (Revision(4), None));
+    let events = rig.until(Some("0".into()), |e| e.kind == event::RESUMED && e.data["revision"] == 4).await;
+    assert!(events.iter().any(|e| e.kind == event::SUSPENDED), "{events:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_claims_of_what_still_serves_expire_whatever_is_wanted() {
+    let rig = Rig::without_node().await;
+    rig.silent_node().await;
+    // Valid for four or five seconds more.
+    let bytes = rig.signed(1, |c| c.expires = Some(now() - LEEWAY + 5)).await;
+    rig.put(&locked("counter", &bytes)).await.unwrap();
+    rig.assigned("counter", |a| a.is_some()).await;
+    rig.says("counter", 1, Phase::Serving, (1, None)).await;
+    rig.deploy("counter", 2).await;
+    rig.says("counter", 2, Phase::Failed, (1, None)).await;
+    // The node knows when, and needs nobody to say so again.
+    let ends = |a: Option<&Assignment>| a.is_some_and(|a| a.older.as_ref().is_some_and(|older| older.expiry.is_some()));
+    let told = rig.assigned("counter", ends).await.unwrap();
+    assert_eq!((told.revision, told.expiry), (Revision(2), None));
+    let expired = |a: Option<&Assignment>| a.is_some_and(|a| older(a) == Some((1, Some("artifact-expired"))));
+    let told = rig.assigned("counter", expired).await.unwrap();
+    assert_eq!(told.suspended, None);
+    rig.until(Some("0".into()), |e| e.kind == event::SUSPENDED).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_can_judge_any_more_does_not_serve() {
+    let mut rig = Rig::without_node().await;
+    rig.silent_node().await;
+    rig.deploy("counter", 1).await;
+    rig.assigned("counter", |a| a.is_some()).await;
+    rig.says("counter", 1, Phase::Serving, (1, None)).await;
+    rig.settled().await;
+    rig.shutdown().await;
+    // Deleted and deployed anew while nobody looked: what serves is of the app that is gone.
+    let (id, key) = (name("counter"), |n| keys::revision(&name("t"), &name("counter"), Revision(n)));
+    let record = rig.store.get(&key(1)).await.unwrap().unwrap().value;
+    let record: RevisionRecord = serde_json::from_slice(&record).unwrap();
+    let next = serde_json::to_vec(&RevisionRecord { revision: Revision(2), ..record }).unwrap();
+    rig.store.put(&key(2), next.into(), Expect::Absent, None).await.unwrap();
+    let head = serde_json::to_vec(&Head { revision: Revision(2), deleted: false, keyed: vec![] }).unwrap();
+    rig.store.put(&keys::app(&rig.tenant, &id), head.into(), Expect::Any, None).await.unwrap();
+    rig.start(None).await;
+    rig.settled().await;
+    let told = rig.assignment("counter").await;
+    assert_eq!((told.revision, &told.suspended, older(&told)), (Revision(2), &None, Some((1, Some("not-found")))));
 }

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::converge::{Actual, Hosts, Wanted, observe};
 use crate::serving::Serving;
 
-/// Tries after which a revision that fails for want of something else is left alone until somebody acts.
-const MAX_TRIES: u32 = 8;
+/// The longest pause before a revision that fails for want of something else is tried again, seconds.
+const LONGEST: u64 = 60;
 
 /// One app.
 #[derive(Debug)]
@@ -64,11 +64,11 @@ impl Default for App {
 }
 
 impl App {
-    /// What is to be told now, if that is something new.
-    pub(super) fn news(&mut self, hosts: &Hosts) -> Option<AppObserved> {
+    /// What is to be told at `now`, if that is something new. `wanted` is what is wanted of it, all things considered.
+    pub(super) fn news(&mut self, wanted: &Wanted, hosts: &Hosts, now: u64) -> Option<AppObserved> {
         let ailing = self.ailing.values().next().filter(|_| *hosts == Hosts::Up);
         let hosts = ailing.map_or_else(|| hosts.clone(), |reason| Hosts::Degraded(reason.clone()));
-        let mut seen = observe(self.wanted.as_ref()?, &self.actual, self.phase, self.failure.as_ref(), &hosts);
+        let mut seen = observe(wanted, &self.actual, self.phase, self.failure.as_ref(), &hosts, now);
         if seen.phase == Phase::Serving && self.is_compiling() {
             seen.phase = Phase::Compiling;
         }
@@ -90,9 +90,25 @@ impl App {
         self.wanted.is_none() && self.actual == Actual::default() && self.leaving.is_empty()
     }
 
-    /// Counts a failure that may pass; the number of seconds to wait before the next try, if there is to be one.
-    pub(super) fn try_again(&mut self) -> Option<u64> {
-        self.tries += 1;
-        (self.tries <= MAX_TRIES).then(|| (1 << self.tries.min(6)).min(60))
+    /// Counts a failure that may pass; the number of seconds to wait before the next try. There is always one: what the
+    /// revision waits for may be away for longer than anybody looks.
+    pub(super) fn try_again(&mut self) -> u64 {
+        self.tries = self.tries.saturating_add(1);
+        (1 << self.tries.min(6)).min(LONGEST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_tried_for_as_long_as_it_is_wanted() {
+        let mut app = App::default();
+        let pauses: Vec<u64> = (0..1000).map(|_| app.try_again()).collect();
+        assert_eq!(pauses[..7], [2, 4, 8, 16, 32, 60, 60]);
+        assert!(pauses[7..].iter().all(|pause| *pause == LONGEST));
+        app.tries = u32::MAX;
+        assert_eq!(app.try_again(), LONGEST);
     }
 }

@@ -15,7 +15,8 @@ use store::{Store, StoreError};
 use tokio::sync::mpsc;
 
 use super::Agent;
-use super::wanted::names;
+use super::wanted::{names, seconds};
+use crate::converge::Verdict;
 use crate::serving::Serving;
 use crate::taking;
 use crate::tenant::Prepared;
@@ -82,15 +83,22 @@ impl Agent {
     fn put_back(&mut self, tenant: &TenantName, name: &AppName, prepared: Arc<Prepared>) {
         let Some(account) = self.accounts.get_mut(tenant) else { return };
         let shards = account.shards();
+        let barred = account.wanted(name).map(|wanted| wanted.verdict(prepared.revision, seconds()));
         let Some(app) = account.apps.get_mut(name) else { return };
         account.shared.add(prepared.clone());
-        prepared.hold(tenant, &self.setup.services.externals);
         app.actual.serving = Some(prepared.revision);
-        let serving = Arc::new(Serving::new(&account.shared, prepared, &account.front, shards, false));
+        if let Some(Verdict::Barred(reason)) = barred {
+            account.shared.bar(name, None);
+            app.actual.suspended = Some(reason);
+        } else {
+            prepared.hold(tenant, &self.setup.services.externals);
+        }
+        let suspended = app.actual.suspended.is_some();
+        let serving = Arc::new(Serving::new(&account.shared, prepared, &account.front, shards, suspended));
         app.serving = Some(serving.clone());
         self.setup.services.messaging.declare(tenant, name, &serving.prepared.messages);
         // Its hosts are only being started; each asks when it is ready.
-        taking::set(&serving.prepared, true);
+        taking::set(&serving.prepared, !suspended);
         self.setup.index.set(tenant, name, Some(serving));
         self.setup.schedules.changed(tenant, name);
         self.routes_dirty = true;

@@ -26,22 +26,20 @@ pub(super) const LAST_CALLS: Duration = Duration::from_secs(1);
 const SWAP_SHARE: u32 = 10;
 
 impl Agent {
-    /// Moves the routes to a revision the hosts have.
+    /// Moves the routes to a revision that the hosts have and that may run.
     pub(super) fn serve(&mut self, tenant: &TenantName, name: &AppName, prepared: Arc<Prepared>) {
         let revision = prepared.revision;
         let Some(account) = self.accounts.get_mut(tenant) else { return };
         let shards = account.shards();
         let (front, shared) = (account.front.clone(), account.shared.clone());
         let Some(app) = account.apps.get_mut(name) else { return };
-        app.actual.serving = Some(revision);
-        let suspended = app.actual.suspended.clone();
-        let serving = Serving::new(&shared, prepared, &front, shards, suspended.is_some());
+        let before = app.actual.serving.replace(revision);
+        // Where the app was suspended, it was what served until now.
+        app.actual.suspended = None;
+        shared.unbar(name, revision);
+        let serving = Serving::new(&shared, prepared, &front, shards, false);
         self.replace(tenant, name, Some(Arc::new(serving)));
-        if let Some(reason) = suspended {
-            // It came up in the moment that it was suspended, and runs no more than what served then.
-            self.suspend(tenant, name, reason);
-        }
-        if let Ok(value) = serde_json::to_vec(&Served { revision }) {
+        if let Ok(value) = serde_json::to_vec(&Served { revision, before }) {
             self.say(Said::Keep(keys::served(&self.setup.name, tenant, name), Some(value.into())));
         }
     }

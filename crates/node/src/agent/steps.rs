@@ -1,6 +1,7 @@
 //! Carries out the next step of every app, and hears what has come of those that take time.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::observed::Phase;
@@ -10,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Agent;
 use super::wanted::seconds;
-use crate::bring::{Job, News, Progress};
-use crate::converge::{self, Step, Wanted};
+use crate::bring::{Job, News, Progress, drain};
+use crate::converge::{self, Step};
 use crate::external::ExternalEvent;
 use crate::publisher::Said;
 use crate::tenant::Tenant;
@@ -36,23 +37,24 @@ impl Agent {
     /// Carries out one step; true where another may follow.
     fn step(&mut self, tenant: &TenantName, name: &AppName) -> bool {
         let Some(account) = self.accounts.get_mut(tenant) else { return false };
+        let wanted = account.wanted(name);
         let Some(app) = account.apps.get_mut(name) else { return false };
-        let all_of_it = |wanted: &Wanted| Wanted {
-            suspended: wanted.suspended.clone().or_else(|| account.suspended.clone()),
-            ..wanted.clone()
-        };
-        match converge::step(app.wanted.as_ref().map(all_of_it).as_ref(), &app.actual, seconds()) {
+        match converge::step(wanted.as_ref(), &app.actual, seconds()) {
             None => {
                 if app.is_gone() {
                     account.apps.remove(name);
-                    account.shared.unbar(name);
+                    account.shared.unbar_all(name);
                     account.shared.named.forget(name);
                     self.setup.logs.forget(tenant, name);
                     self.setup.metrics.forget(tenant, name);
+                    // Where nothing of it was ever up, only this is left of it.
+                    self.say(Said::Withdraw(keys::observed(&self.setup.name, tenant, name)));
                 }
                 false
             }
-            Some(Step::Cancel(_)) => {
+            Some(Step::Cancel(revision)) => {
+                // It may be that it must not run; in any case it is to have nothing more.
+                account.shared.bar_one(name, revision);
                 // The job says when it is done.
                 if let Some(job) = &app.job {
                     job.cancel();
@@ -60,7 +62,7 @@ impl Agent {
                 false
             }
             Some(Step::Bring(revision)) => {
-                account.shared.unbar(name);
+                account.shared.unbar(name, revision);
                 app.actual.bringing = Some(revision);
                 app.actual.failed = None;
                 app.phase = Phase::Fetching;
@@ -140,6 +142,16 @@ impl Agent {
         });
     }
 
+    /// What came up in the moment that it was given up leaves the hosts again, as if it had been given up before.
+    fn turn_away(&self, shared: Arc<Tenant>, app: AppName, revision: Revision) {
+        shared.remove(&app, revision);
+        let (hosts, news) = (self.setup.hosts.of(&shared.name), self.news.clone());
+        tokio::spawn(async move {
+            drain(&hosts, &app, revision, Duration::ZERO).await;
+            drop(news.send(News { tenant: shared, app, revision, what: Progress::Cancelled }));
+        });
+    }
+
     /// An external provider of an app ails, or is well again.
     pub(super) fn external(&mut self, event: ExternalEvent) {
         let ExternalEvent { tenant, app: name, provider, ailing } = event;
@@ -170,7 +182,10 @@ impl Agent {
             }
             return;
         }
-        let Some(app) = self.accounts.get_mut(&tenant).and_then(|account| account.apps.get_mut(&name)) else { return };
+        let Some(account) = self.accounts.get_mut(&tenant) else { return };
+        let wanted = account.wanted(&name).filter(|wanted| wanted.revision == revision);
+        let may_serve = wanted.is_some_and(|wanted| wanted.barred(seconds()).is_none());
+        let Some(app) = account.apps.get_mut(&name) else { return };
         match what {
             Progress::Drained => {
                 app.leaving.remove(&revision);
@@ -188,6 +203,8 @@ impl Agent {
             // Of a job that was replaced meanwhile there is no news.
             _ if app.actual.bringing != Some(revision) => {}
             Progress::Phase(phase) => app.phase = phase,
+            // Of what is wanted no longer nobody says any more whether it may run.
+            Progress::Up(_) if !may_serve => self.turn_away(shared, name.clone(), revision),
             Progress::Up(prepared) => {
                 app.actual.bringing = None;
                 app.job = None;
@@ -205,7 +222,8 @@ impl Agent {
                 app.job = None;
                 app.actual.failed = Some(revision);
                 app.failure = Some(reason);
-                if again && let Some(seconds) = app.try_again() {
+                if again {
+                    let seconds = app.try_again();
                     let (news, name) = (self.news.clone(), name.clone());
                     let retry = News { tenant: shared, app: name, revision, what: Progress::Retry };
                     tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! The agent's part that suspends apps and resumes them. From the moment an app is suspended its code gets nothing of the
 //! node, whatever the host makes of that; its open connections end, its hosts end the calls under way and forget it, and
-//! the processes of its external providers end. Its routes stay, and say so.
+//! the processes of its external providers end. Its routes stay, and say so, until it may run again or a revision that may
+//! run takes its place: that one is brought up beside it, and has of the node what it names itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use model::{AppName, TenantName};
 use super::app::App;
 use super::hosts::give;
 use super::routes::LAST_CALLS;
+use super::wanted::seconds;
 use super::{Agent, HostIndex};
 use crate::bring::{News, Progress, drain};
 use crate::converge;
@@ -21,13 +23,14 @@ use crate::tenant::{Prepared, Tenant};
 const HOST_WAIT: Duration = Duration::from_secs(40);
 
 impl Agent {
-    /// Nothing of the app may run any more.
+    /// Nothing of the app may run any more, but for the revision that is being brought up where that one may.
     pub(super) fn suspend(&mut self, tenant: &TenantName, name: &AppName, reason: Reason) {
         let Some(account) = self.accounts.get_mut(tenant) else { return };
         let shared = account.shared.clone();
+        let next = account.wanted(name).filter(|wanted| wanted.barred(seconds()).is_none());
         let Some(app) = account.apps.get_mut(name) else { return };
         app.actual.suspended = Some(reason);
-        shared.bar(name);
+        shared.bar(name, next.map(|wanted| wanted.revision).filter(|next| app.actual.bringing == Some(*next)));
         for patience in app.leaving.values() {
             patience.cancel();
         }
@@ -46,7 +49,9 @@ impl Agent {
         let (shared, shards) = (account.shared.clone(), account.shards());
         let Some(app) = account.apps.get_mut(name) else { return };
         app.actual.suspended = None;
-        shared.unbar(name);
+        if let Some(serving) = app.actual.serving {
+            shared.unbar(name, serving);
+        }
         let Some(prepared) = app.serving.as_ref().map(|serving| serving.prepared.clone()) else { return };
         prepared.hold(tenant, &self.setup.services.externals);
         app.resuming += 1;

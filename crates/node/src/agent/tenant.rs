@@ -9,7 +9,7 @@ use model::tenant::TenantSettings;
 use model::{AppName, TenantName};
 
 use super::app::App;
-use crate::converge::{self, Hosts};
+use crate::converge::{self, Hosts, Wanted};
 use crate::front::Front;
 use crate::supervisor::{Host, HostRef};
 use crate::tenant::Tenant;
@@ -63,6 +63,12 @@ impl Account {
 
     pub(super) fn refer(&self) -> Vec<HostRef> {
         self.hosts.iter().map(|(shard, host)| host.refer(*shard)).collect()
+    }
+
+    /// What is wanted of one of its apps: where the tenant is suspended, that nothing of it runs.
+    pub(super) fn wanted(&self, name: &AppName) -> Option<Wanted> {
+        let wanted = self.apps.get(name)?.wanted.clone()?;
+        Some(wanted.suspended_with(self.suspended.as_ref()))
     }
 
     /// How its hosts stand, as apps report it.

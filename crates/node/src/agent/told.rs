@@ -4,6 +4,7 @@ use store::keys;
 
 use super::Agent;
 use super::tenant::Account;
+use super::wanted::seconds;
 use crate::publisher::Said;
 
 impl Agent {
@@ -15,9 +16,10 @@ impl Agent {
         for (tenant, name) in std::mem::take(&mut self.untold) {
             let Some(account) = self.accounts.get_mut(&tenant) else { continue };
             let health = account.health();
+            let Some(wanted) = account.wanted(&name) else { continue };
             // What is being resumed is told of when its hosts have it.
             let app = account.apps.get_mut(&name).filter(|app| app.resuming == 0);
-            let Some(seen) = app.and_then(|app| app.news(&health)) else { continue };
+            let Some(seen) = app.and_then(|app| app.news(&wanted, &health, seconds())) else { continue };
             match serde_json::to_vec(&seen) {
                 Ok(value) => {
                     let key = keys::observed(&self.setup.name, &tenant, &name);

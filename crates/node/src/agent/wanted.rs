@@ -44,7 +44,9 @@ impl Agent {
         let wanted = match value {
             None => None,
             Some(value) => match serde_json::from_slice::<Assignment>(value) {
-                Ok(Assignment { revision, suspended, expiry }) => Some(Wanted { revision, suspended, expiry }),
+                Ok(Assignment { revision, suspended, expiry, older }) => {
+                    Some(Wanted { revision, suspended, expiry, older })
+                }
                 Err(cause) => {
                     // Whatever runs goes on: an assignment nobody can read is no reason to end an app.
                     tracing::error!(key, %cause, "an assignment cannot be read");
@@ -65,13 +67,12 @@ impl Agent {
         if !same_revision {
             known.tries = 0;
         }
-        let expiry = |wanted: &Option<Wanted>| wanted.as_ref()?.expiry.as_ref().map(|expiry| expiry.at);
-        let (old, new) = (expiry(&known.wanted), expiry(&wanted));
+        let (old, new) = (expiries(known.wanted.as_ref()), expiries(wanted.as_ref()));
         known.wanted = wanted;
-        if let Some(at) = old {
+        for at in old.into_iter().flatten() {
             self.expiries.remove(&(at, tenant.clone(), app.clone()));
         }
-        self.expiries.extend(new.map(|at| (at, tenant.clone(), app.clone())));
+        self.expiries.extend(new.into_iter().flatten().map(|at| (at, tenant.clone(), app.clone())));
         self.dirty.insert((tenant.clone(), app.clone()));
     }
 
@@ -90,6 +91,13 @@ impl Agent {
             self.dirty.insert((tenant, app));
         }
     }
+}
+
+/// When the claims end of what is wanted, and of what serves in its place.
+fn expiries(wanted: Option<&Wanted>) -> [Option<u64>; 2] {
+    let own = wanted.and_then(|wanted| wanted.expiry.as_ref());
+    let older = wanted.and_then(|wanted| wanted.older.as_ref()?.expiry.as_ref());
+    [own, older].map(|expiry| expiry.map(|expiry| expiry.at))
 }
 
 /// The wall clock, seconds since 1970.

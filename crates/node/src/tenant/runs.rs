@@ -31,8 +31,9 @@ pub(super) struct Runs {
     lent_keys: BTreeMap<AppName, BTreeSet<ProviderName>>,
     /// Revisions that are leaving the hosts.
     leaving: BTreeMap<AppName, Vec<Parting>>,
-    /// Apps that are suspended: whatever still runs of them gets nothing of the node.
-    barred: BTreeSet<AppName>,
+    /// Apps that are suspended, and which of their revisions: whatever still runs of those gets nothing of the node. The
+    /// next revision is none of them: what it names it may have while it is brought up, and nothing else.
+    barred: BTreeMap<AppName, BTreeSet<Revision>>,
 }
 
 impl Tenant {
@@ -52,7 +53,9 @@ impl Tenant {
 
     /// Hosts of the tenant are not to have this revision any more.
     pub fn remove(&self, app: &AppName, revision: Revision) {
-        self.write().take(app, revision);
+        let runs = &mut *self.write();
+        runs.take(app, revision);
+        runs.pardon(app, revision);
     }
 
     /// Every revision the host `shard` of `shards` is to have.
@@ -75,7 +78,7 @@ impl Tenant {
     /// last calls end.
     pub fn has_data(&self, app: &AppName) -> bool {
         let runs = self.read();
-        !self.bars(&runs, app) && (runs.revisions.contains_key(app) || runs.leaving.contains_key(app))
+        !self.is_suspended() && (runs.here(app).next().is_some() || runs.parting(app).next().is_some())
     }
 
     /// Whether the app may use the keys that are kept for it under this provider: the built-in one, one of a revision that
@@ -88,19 +91,37 @@ impl Tenant {
         let names = |known: &Prepared| known.keys.contains(provider);
         // Of one that is not known any more, all but what is certainly none of its own.
         let named = |known: &Option<Arc<Prepared>>| known.as_deref().map_or(!is_built_in_otherwise(provider), names);
-        runs.revisions.get(app).is_some_and(|all| all.iter().any(|known| names(known)))
-            || runs.leaving.get(app).is_some_and(|all| all.iter().any(|(_, known)| named(known)))
+        runs.here(app).any(|known| names(known))
+            || runs.parting(app).any(|(_, known)| named(known))
             || runs.lent_keys.get(app).is_some_and(|all| all.contains(provider))
     }
 
-    /// Whatever runs of the app gets nothing of the node from now on: no connection, no secret, no data.
-    /// [`crate::dialer::Dialer::recheck`] ends what is open.
-    pub(crate) fn bar(&self, app: &AppName) {
-        self.write().barred.insert(app.clone());
+    /// Whatever runs of the app gets nothing of the node from now on, no connection, no secret, no data, but for one
+    /// revision that is being brought up. [`crate::dialer::Dialer::recheck`] ends what is open.
+    pub(crate) fn bar(&self, app: &AppName, but: Option<Revision>) {
+        let runs = &mut *self.write();
+        let here = runs.revisions.get(app).into_iter().flatten().map(|known| known.revision);
+        let leaving = runs.leaving.get(app).into_iter().flatten().map(|(revision, _)| *revision);
+        let all = here.chain(leaving).filter(|revision| Some(*revision) != but);
+        runs.barred.entry(app.clone()).or_default().extend(all);
     }
 
-    /// The app may have again what its revisions name.
-    pub(crate) fn unbar(&self, app: &AppName) {
+    /// The same of one revision, which may not be there yet.
+    pub(crate) fn bar_one(&self, app: &AppName, revision: Revision) {
+        self.write().barred.entry(app.clone()).or_default().insert(revision);
+    }
+
+    /// This revision of the app may have again what it names; others stay as they are.
+    pub(crate) fn unbar(&self, app: &AppName, revision: Revision) {
+        let runs = &mut *self.write();
+        runs.pardon(app, revision);
+        if runs.barred.get(app).is_some_and(BTreeSet::is_empty) {
+            runs.barred.remove(app);
+        }
+    }
+
+    /// The app is gone, and the next of its name is another one.
+    pub(crate) fn unbar_all(&self, app: &AppName) {
         self.write().barred.remove(app);
     }
 
@@ -109,8 +130,13 @@ impl Tenant {
         self.bars(&self.read(), app)
     }
 
+    fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::SeqCst)
+    }
+
     fn bars(&self, runs: &Runs, app: &AppName) -> bool {
-        self.suspended.load(Ordering::SeqCst) || runs.barred.contains(app)
+        let may_run = || runs.here(app).next().is_some() || runs.parting(app).next().is_some();
+        self.is_suspended() || runs.barred.contains_key(app) && !may_run()
     }
 
     /// Hosts of the tenant are not to have this revision any more; its last calls may use what is kept for the app, and
@@ -135,8 +161,7 @@ impl Tenant {
     /// Whether a revision its hosts are to have names this secret.
     pub fn may_reveal(&self, app: &AppName, secret: &SecretName) -> bool {
         let runs = self.read();
-        let named = |all: &Vec<Arc<Prepared>>| all.iter().any(|known| known.secrets.contains(secret));
-        !self.bars(&runs, app) && runs.revisions.get(app).is_some_and(named)
+        !self.is_suspended() && runs.here(app).any(|known| known.secrets.contains(secret))
     }
 
     /// Whether an app its hosts are to have may ask for such a connection: a component for what its `allow-hosts` name,
@@ -149,13 +174,11 @@ impl Tenant {
         if self.bars(&runs, &dial.app) {
             return Err("asked for by an app that is suspended");
         }
-        let here = runs.revisions.get(&dial.app);
-        let leaving = runs.leaving.get(&dial.app);
-        if here.is_none() && leaving.is_none() {
+        if !runs.revisions.contains_key(&dial.app) && !runs.leaving.contains_key(&dial.app) {
             return Err("asked for by an app that does not run here");
         }
-        let leaving = leaving.into_iter().flatten().filter_map(|(_, known)| known.as_ref());
-        if here.into_iter().flatten().chain(leaving).any(|known| known.asks.has(dial, destination)) {
+        let leaving = runs.parting(&dial.app).filter_map(|(_, known)| known.as_ref());
+        if runs.here(&dial.app).chain(leaving).any(|known| known.asks.has(dial, destination)) {
             return Ok(());
         }
         let Caller::Provider(provider) = &dial.caller else {
@@ -209,6 +232,27 @@ impl Tenant {
 }
 
 impl Runs {
+    /// The revisions of an app that its hosts are to have, and that may run.
+    fn here<'a>(&'a self, app: &AppName) -> impl Iterator<Item = &'a Arc<Prepared>> + use<'a> {
+        let barred = self.barred.get(app);
+        let all = self.revisions.get(app).into_iter().flatten();
+        all.filter(move |known| barred.is_none_or(|barred| !barred.contains(&known.revision)))
+    }
+
+    /// Those that are leaving them, and may run to their end.
+    fn parting<'a>(&'a self, app: &AppName) -> impl Iterator<Item = &'a Parting> + use<'a> {
+        let barred = self.barred.get(app);
+        let all = self.leaving.get(app).into_iter().flatten();
+        all.filter(move |(revision, _)| barred.is_none_or(|barred| !barred.contains(revision)))
+    }
+
+    /// A revision is not barred any more, or not there to be. Whether its app is suspended is for others to say.
+    fn pardon(&mut self, app: &AppName, revision: Revision) {
+        if let Some(barred) = self.barred.get_mut(app) {
+            barred.remove(&revision);
+        }
+    }
+
     /// Takes a revision out, and its part of the code.
     fn take(&mut self, app: &AppName, revision: Revision) -> Option<Arc<Prepared>> {
         let revisions = self.revisions.get_mut(app)?;
@@ -247,6 +291,9 @@ impl Drop for Leaving {
             if all.is_empty() {
                 runs.leaving.remove(&self.app);
             }
+        }
+        if !runs.revisions.get(&self.app).is_some_and(|all| all.iter().any(|known| known.revision == self.revision)) {
+            runs.pardon(&self.app, self.revision);
         }
     }
 }
@@ -312,6 +359,60 @@ mod tests {
         drop(last);
         tenant.remove(&name, Revision(2));
         assert!(!may(&name, "kept"));
+    }
+
+    #[test]
+    fn a_revision_that_is_barred_gets_nothing_and_the_next_one_only_what_it_names() {
+        let (tenant, name): (_, AppName) = (Tenant::new("t".parse().unwrap()), "a".parse().unwrap());
+        let app = |revision, label: &str, host: &str| {
+            let app = serde_json::json!({ "name": "a", "components": {},
+                "providers": { "cache": { "type": "keyvalue-redis", "config": { "url": format!("redis://{host}:7000") } } },
+                "links": [
+                    { "component": "c", "contract": "wasmcloud:secrets", "label": label, "provider": "secrets" },
+                    { "component": "c", "contract": "wasi:keyvalue", "label": "default", "provider": "cache" },
+                ] });
+            Arc::new(Prepared::of(Revision(revision), &serde_json::from_value(app).unwrap()).unwrap())
+        };
+        // What it may: data, its secrets, where it connects to.
+        let may = || {
+            let dial = |host: &str| {
+                let caller = Caller::Provider("cache".parse().unwrap());
+                let transport = model::egress::Transport::Tcp;
+                let dial = Dial { app: name.clone(), caller, transport, host: host.to_owned(), port: 7000 };
+                tenant.may_ask(&dial, &Destination::parse(host).unwrap()).is_ok()
+            };
+            let secret = |label: &str| tenant.may_reveal(&name, &label.parse().unwrap());
+            let all = [("data", tenant.has_data(&name)), ("one", secret("one")), ("two", secret("two"))];
+            let all = all.into_iter().chain(["one.internal", "two.internal"].map(|host| (host, dial(host))));
+            all.filter(|(_, may)| *may).map(|(what, _)| what).collect::<Vec<_>>()
+        };
+        tenant.add(app(1, "one", "one.internal"));
+        assert_eq!(may(), ["data", "one", "one.internal"]);
+        tenant.bar(&name, None);
+        assert!(may().is_empty() && tenant.is_barred(&name));
+        // The next one is brought up: nothing of what only the first names comes back with it.
+        tenant.unbar(&name, Revision(2));
+        assert!(may().is_empty() && tenant.is_barred(&name), "it is not there yet");
+        tenant.add(app(2, "two", "two.internal"));
+        assert_eq!(may(), ["data", "two", "two.internal"]);
+        assert!(!tenant.is_barred(&name));
+        // It fails, and what was barred still is.
+        tenant.remove(&name, Revision(2));
+        assert!(may().is_empty() && tenant.is_barred(&name));
+        tenant.add(app(3, "two", "two.internal"));
+        let last = tenant.part(&name, Revision(1));
+        assert_eq!(may(), ["data", "two", "two.internal"], "nor does it leave with what it had");
+        drop(last);
+        assert_eq!(may(), ["data", "two", "two.internal"]);
+        // What is brought up may be spared, or given up before it is there.
+        tenant.bar(&name, Some(Revision(3)));
+        assert!(!tenant.is_barred(&name));
+        tenant.bar_one(&name, Revision(4));
+        tenant.remove(&name, Revision(3));
+        tenant.add(app(4, "two", "two.internal"));
+        assert!(may().is_empty() && tenant.is_barred(&name));
+        tenant.unbar(&name, Revision(4));
+        assert_eq!(may(), ["data", "two", "two.internal"]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use model::observed::{AppObserved, Phase, Reason};
+use model::plan::Older;
 use model::tenant::TenantSettings;
 use model::{AppName, Digest, LockedApp, NodeName, Revision, TenantName};
 use node::confine::Confinement;
@@ -24,6 +25,8 @@ use store::keys::{self, Assignment, RevisionRecord};
 use store::redb::RedbStore;
 use store::secrets::Secrets;
 use store::{Expect, Store};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 /// For what happens soon, also on a slow machine with much to do.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,6 +87,12 @@ impl Rig {
     }
 
     async fn deploy_linked(&self, app: &str, revision: u64, version: &str, links: &str) {
+        self.record(app, revision, version, links).await;
+        let revision = Revision(revision);
+        self.assign(app, Assignment { revision, suspended: None, expiry: None, older: None }).await;
+    }
+
+    async fn record(&self, app: &str, revision: u64, version: &str, links: &str) {
         let name: AppName = app.parse().unwrap();
         let digest = Digest::of(app.as_bytes());
         self.blobs.put(&digest, app.as_bytes()).unwrap();
@@ -97,7 +106,13 @@ impl Rig {
         let revision = Revision(revision);
         let record = serde_json::json!({ "revision": revision, "created_ms": 0, "origin": null, "app": locked });
         self.put(&keys::revision(&tenant(), &name, revision), &record).await;
-        self.assign(app, Assignment { revision, suspended: None, expiry: None }).await;
+    }
+
+    /// The same with what the control plane says of what serves until then: that it must not, or that it may.
+    async fn instead(&self, app: &str, revision: u64, (older, why): (u64, Option<&Reason>)) {
+        let older = Older { revision: Revision(older), suspended: why.cloned(), expiry: None };
+        let assignment = Assignment { revision: Revision(revision), suspended: None, expiry: None, older: Some(older) };
+        self.assign(app, assignment).await;
     }
 
     async fn assign(&self, app: &str, assignment: Assignment) {
@@ -328,7 +343,7 @@ impl Rig {
         let mut record: RevisionRecord = serde_json::from_slice(&entry.value).unwrap();
         record.revision = Revision(revision);
         self.put(&keys::revision(&tenant(), &name, Revision(revision)), &record).await;
-        self.assign(app, Assignment { revision: Revision(revision), suspended: None, expiry: None }).await;
+        self.assign(app, Assignment { revision: Revision(revision), suspended: None, expiry: None, older: None }).await;
     }
 }
 
@@ -394,7 +409,8 @@ async fn a_suspended_app_says_so_and_comes_back() {
     rig.deploy("a", 1, "good").await;
     rig.serving("a", 1).await;
     let expired = Reason { code: "artifact-expired".into(), message: "expired".into(), help: None };
-    rig.assign("a", Assignment { revision: Revision(1), suspended: Some(expired.clone()), expiry: None }).await;
+    rig.assign("a", Assignment { revision: Revision(1), suspended: Some(expired.clone()), expiry: None, older: None })
+        .await;
     let seen = rig.until("a", |seen| seen.reason.is_some()).await;
     assert_eq!((seen.serving, seen.reason), (None, Some(expired)));
     let (status, _, headers) = get(&node, "a", "/").await;
@@ -406,9 +422,114 @@ async fn a_suspended_app_says_so_and_comes_back() {
         assert!(begun.elapsed() < PATIENCE, "{:?}", rig.notes());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    rig.assign("a", Assignment { revision: Revision(1), suspended: None, expiry: None }).await;
+    rig.assign("a", Assignment { revision: Revision(1), suspended: None, expiry: None, older: None }).await;
     rig.serving("a", 1).await;
     assert_eq!(get(&node, "a", "/").await.0, 200);
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
+/// Asks again and again until it is stopped: nothing but what is suspended, or an answer of these revisions. Which they were.
+fn asked(node: &Arc<Node>, good: &'static [&'static str]) -> (CancellationToken, JoinHandle<BTreeSet<String>>) {
+    let (stop, node) = (CancellationToken::new(), node.clone());
+    let stopped = stop.clone();
+    let asking = tokio::spawn(async move {
+        let mut seen = BTreeSet::new();
+        while !stopped.is_cancelled() {
+            let (status, text, headers) = get(&node, "a", "/").await;
+            let fault = headers.get(api::agent::FAULT_HEADER).map(|fault| fault.as_bytes().to_vec());
+            let answer = match status {
+                503 if fault.as_deref() == Some(b"suspended") => "suspended".to_owned(),
+                _ => text.chars().take(3).collect(),
+            };
+            assert!(good.contains(&answer.as_str()), "{status} {text}");
+            seen.insert(answer);
+        }
+        seen
+    });
+    (stop, asking)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_must_not_run_does_not_run_again_because_something_is_deployed_after_it() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    rig.deploy("a", 1, "good").await;
+    rig.serving("a", 1).await;
+    let revoked = Reason { code: "artifact-revoked".into(), message: "revoked".into(), help: None };
+    let (suspended, older) = (Some(revoked.clone()), None);
+    rig.assign("a", Assignment { revision: Revision(1), suspended, expiry: None, older }).await;
+    rig.until("a", |seen| seen.reason.is_some()).await;
+    let (stop, asking) = asked(&node, &["suspended"]);
+    let failed = async |revision| {
+        let failed = |seen: &AppObserved| seen.revision == Revision(revision) && seen.phase == Phase::Failed;
+        let seen = rig.until("a", failed).await;
+        assert_eq!((seen.serving, seen.reason.unwrap().code.as_str()), (None, "link-missing"));
+    };
+    // Nothing is said of it yet; then that it is as it was.
+    rig.deploy("a", 2, "bad").await;
+    failed(2).await;
+    rig.instead("a", 2, (1, Some(&revoked))).await;
+    rig.record("a", 3, "bad", "[]").await;
+    rig.instead("a", 3, (1, Some(&revoked))).await;
+    failed(3).await;
+    stop.cancel();
+    assert_eq!(asking.await.unwrap().len(), 1);
+    // Nor does a restart bring it back: what is wanted then is tried, and is not what served.
+    node.shutdown(Duration::from_secs(5)).await;
+    let node = rig.start().await;
+    assert!(node.settled(PATIENCE).await);
+    let (stop, asking) = asked(&node, &["suspended", "a/4"]);
+    failed(3).await;
+    rig.record("a", 4, "good", "[]").await;
+    rig.instead("a", 4, (1, Some(&revoked))).await;
+    rig.serving("a", 4).await;
+    // Nobody speaks of it any more.
+    rig.deploy("a", 4, "good").await;
+    let (status, text, _) = get(&node, "a", "/").await;
+    assert!(status == 200 && text.starts_with("a/4/"), "{status} {text}");
+    stop.cancel();
+    asking.await.unwrap();
+    node.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_still_serves_is_suspended_and_resumed_though_another_one_is_wanted() {
+    let rig = Rig::new();
+    let node = rig.start().await;
+    rig.deploy("a", 1, "good").await;
+    rig.serving("a", 1).await;
+    rig.deploy("a", 2, "bad").await;
+    let failed = |serving: Option<u64>| {
+        let serving = serving.map(Revision);
+        move |seen: &AppObserved| seen.phase == Phase::Failed && seen.serving == serving
+    };
+    rig.until("a", failed(Some(1))).await;
+    let revoked = Reason { code: "artifact-revoked".into(), message: "revoked".into(), help: None };
+    rig.instead("a", 2, (1, Some(&revoked))).await;
+    rig.until("a", failed(None)).await;
+    assert_eq!(get(&node, "a", "/").await.0, 503);
+    node.shutdown(Duration::from_secs(5)).await;
+    let node = rig.start().await;
+    assert!(node.settled(PATIENCE).await);
+    assert_eq!(get(&node, "a", "/").await.0, 503);
+    rig.instead("a", 2, (1, None)).await;
+    rig.until("a", failed(Some(1))).await;
+    // The wanted one must not run, and what serves may: no request of it fails.
+    let (stop, asking) = asked(&node, &["a/1"]);
+    let older = Some(Older { revision: Revision(1), suspended: None, expiry: None });
+    let suspended = Some(revoked.clone());
+    rig.assign("a", Assignment { revision: Revision(2), suspended, expiry: None, older }).await;
+    let seen = rig.until("a", |seen| seen.reason.as_ref() == Some(&revoked)).await;
+    assert_eq!((seen.phase, seen.serving), (Phase::Failed, Some(Revision(1))));
+    stop.cancel();
+    asking.await.unwrap();
+    // Its claims end, and nobody says so again.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let expiry = Some(model::plan::Expiry { at: now + 2, component: "web".parse().unwrap() });
+    let older = Some(Older { revision: Revision(1), suspended: None, expiry });
+    rig.assign("a", Assignment { revision: Revision(2), suspended: None, expiry: None, older }).await;
+    rig.until("a", failed(None)).await;
+    assert_eq!(get(&node, "a", "/").await.0, 503);
     node.shutdown(Duration::from_secs(5)).await;
 }
 
@@ -452,7 +573,8 @@ async fn what_expires_is_suspended_though_nobody_says_so_again() {
     rig.serving("a", 1).await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let expiry = model::plan::Expiry { at: now + 2, component: "web".parse().unwrap() };
-    rig.assign("a", Assignment { revision: Revision(1), suspended: None, expiry: Some(expiry.clone()) }).await;
+    rig.assign("a", Assignment { revision: Revision(1), suspended: None, expiry: Some(expiry.clone()), older: None })
+        .await;
     let seen = rig.until("a", |seen| seen.reason.is_some()).await;
     assert_eq!((seen.serving, seen.reason), (None, expiry.barred(now + 2)));
     assert_eq!(get(&node, "a", "/").await.0, 503);
@@ -461,7 +583,7 @@ async fn what_expires_is_suspended_though_nobody_says_so_again() {
     let node = rig.start().await;
     rig.until("a", |seen| seen.reason.is_some()).await;
     assert_eq!(get(&node, "a", "/").await.0, 503);
-    rig.assign("a", Assignment { revision: Revision(1), suspended: None, expiry: None }).await;
+    rig.assign("a", Assignment { revision: Revision(1), suspended: None, expiry: None, older: None }).await;
     rig.serving("a", 1).await;
     assert_eq!(get(&node, "a", "/").await.0, 200);
     node.shutdown(Duration::from_secs(5)).await;
@@ -478,7 +600,7 @@ async fn a_revision_serves_once_its_health_path_is_answered() {
     record.revision = Revision(2);
     record.app.components.values_mut().for_each(|component| component.health = Some("/ill".into()));
     rig.put(&keys::revision(&tenant(), &"a".parse().unwrap(), Revision(2)), &record).await;
-    rig.assign("a", Assignment { revision: Revision(2), suspended: None, expiry: None }).await;
+    rig.assign("a", Assignment { revision: Revision(2), suspended: None, expiry: None, older: None }).await;
     let seen = rig.until("a", |seen| matches!(seen.phase, Phase::Failed)).await;
     let reason = seen.reason.unwrap();
     assert_eq!((seen.serving, reason.code.as_str()), (Some(Revision(1)), "probe-failed"));

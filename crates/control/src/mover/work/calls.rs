@@ -117,7 +117,7 @@ impl Work<'_> {
                 Err(problem) => why.get_or_insert(problem).clone(),
             };
             self.is_wanted()?;
-            match self.mover.writer.rollback(self.id, self.record.before, Require::At(newest.0), true).await {
+            match self.mover.writer.rollback(self.id, self.record.before, Require::At(newest.0), None).await {
                 Ok(accepted) => {
                     // Where not even that one comes up, the one it is made of goes on: it is answered by the same provider.
                     let to = self.served(accepted.revision, SERVE).await.ok().or(self.record.before);
