@@ -175,7 +175,8 @@ async fn no_call_goes_on_with_the_old_provider_before_the_way_back_is_recorded()
     let (mut rig, app, steps) = deployed().await;
     rig.shutdown().await;
     let (writes, watches) = (AtomicU32::new(0), AtomicU32::new(0));
-    let flaky = Arc::new(Flaky { store: rig.store.clone(), prefix: keys::REVISIONS, writes, watches });
+    let flaky =
+        Arc::new(Flaky { store: rig.store.clone(), prefix: keys::REVISIONS, writes, watches, lose: Arc::default() });
     let nodes = Nodes { copied: Some(steps.clone()), ..Nodes::default() };
     let keep = Duration::from_secs(3600);
     let control = control_with(flaky.clone(), &rig.blobs, &rig.keys(), nodes, keep, None).await;
