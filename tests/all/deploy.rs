@@ -127,3 +127,25 @@ fn a_rollback_goes_back_to_what_served_however_often_a_deploy_was_tried() {
     assert_eq!(status["desired"]["origin"]["to"], 1, "{status}");
     assert_eq!(platform.get("shop.localhost", "/").unwrap().body, "hello");
 }
+
+#[test]
+fn the_only_good_revision_is_there_however_many_newer_ones_fail() {
+    let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = app.path().to_str().unwrap();
+    let mut platform = Platform::start(dir.path(), &[]).unwrap();
+    write_app(app.path(), "shop", "hello", "").unwrap();
+    platform.ok(&["deploy", folder]).unwrap();
+    write_app(app.path(), "shop", "start-spin", "").unwrap();
+    // One more than the revisions that are kept.
+    for _ in 0..51 {
+        assert!(!platform.cli(&["deploy", folder]).unwrap().status.success());
+    }
+    let answers = |platform: &Platform| platform.get("shop.localhost", "/").is_ok_and(|answer| answer.body == "hello");
+    assert!(answers(&platform));
+    platform.stop(Duration::from_secs(20)).unwrap();
+    let platform = Platform::start(dir.path(), &[]).unwrap();
+    assert!(answers(&platform), "it serves what it served");
+    let back = platform.ok(&["rollback", "shop", "1"]).unwrap();
+    assert_eq!(back["revision"], 53, "{back}");
+    assert!(answers(&platform));
+}
