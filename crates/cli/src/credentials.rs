@@ -2,6 +2,7 @@
 //! cannot be used is said: to ask as nobody instead ends in a refusal that nobody understands.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use api::{Code, Problem};
 use data_encoding::BASE64;
 use oci_client::secrets::RegistryAuth;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::io::AsyncWriteExt as _;
 
 /// How long a helper may take: some ask a server of their own.
@@ -29,7 +30,9 @@ const SAID: usize = 300;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Config {
+    #[serde(deserialize_with = "or_nothing")]
     auths: BTreeMap<String, Entry>,
+    #[serde(deserialize_with = "or_nothing")]
     cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
 }
@@ -37,10 +40,19 @@ struct Config {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Entry {
+    #[serde(deserialize_with = "or_nothing")]
     auth: String,
+    #[serde(deserialize_with = "or_nothing")]
     username: String,
+    #[serde(deserialize_with = "or_nothing")]
     password: String,
+    #[serde(deserialize_with = "or_nothing")]
     identitytoken: String,
+}
+
+/// Some programs write `null` where there is nothing.
+fn or_nothing<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 impl std::fmt::Debug for Entry {
@@ -62,11 +74,17 @@ struct Answer {
 /// # Errors
 /// Where the configuration means somebody, and it cannot be found out who.
 pub async fn of(registry: &str) -> Result<RegistryAuth, Problem> {
-    let Some((path, text)) = folder().and_then(|dir| {
-        let path = dir.join("config.json");
-        std::fs::read(&path).ok().map(|text| (path, text))
-    }) else {
-        return Ok(RegistryAuth::Anonymous);
+    let Some(path) = folder().map(|dir| dir.join("config.json")) else { return Ok(RegistryAuth::Anonymous) };
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(cause) if matches!(cause.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(RegistryAuth::Anonymous);
+        }
+        Err(cause) => {
+            let code = if cause.kind() == ErrorKind::PermissionDenied { Code::Forbidden } else { Code::Busy };
+            return Err(Problem::new(code, format!("{} cannot be read: {cause}", path.display()))
+                .help("an empty folder named by DOCKER_CONFIG stands for no credentials"));
+        }
     };
     let config: Config = serde_json::from_slice(&text).map_err(|cause| {
         // Nothing of it is repeated.
@@ -130,6 +148,9 @@ impl Entry {
 }
 
 fn usable(registry: &str, user: String, secret: String) -> Result<RegistryAuth, Problem> {
+    if user.is_empty() && secret.is_empty() {
+        return Ok(RegistryAuth::Anonymous);
+    }
     if user != TOKEN {
         return Ok(RegistryAuth::Basic(user, secret));
     }
@@ -151,7 +172,7 @@ async fn asked(program: &str, server: &str) -> Result<Option<Answer>, Problem> {
     let mut child =
         command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().map_err(
             |cause| match cause.kind() {
-                std::io::ErrorKind::NotFound => failed(Code::Forbidden, &"it is not on the PATH"),
+                ErrorKind::NotFound => failed(Code::Forbidden, &"it is not on the PATH"),
                 _ => failed(Code::Unreachable, &cause),
             },
         )?;
@@ -203,7 +224,8 @@ mod tests {
     fn a_helper_of_a_registry_goes_before_that_of_all() {
         let some = config(&serde_json::json!({"credHelpers": {"ecr.example": "ecr-login"}, "credsStore": "pass"}));
         assert_eq!((some.helper("ecr.example"), some.helper("other.example")), (Some("ecr-login"), Some("pass")));
-        let none = config(&serde_json::json!({"credsStore": ""}));
+        let none =
+            config(&serde_json::json!({"credsStore": "", "credHelpers": null, "auths": {"a.example": {"auth": null}}}));
         assert_eq!((none.helper("ecr.example"), Config::default().helper("ecr.example")), (None, None));
     }
 

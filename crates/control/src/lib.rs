@@ -105,11 +105,11 @@ impl Control {
         let vetter = Vetter::new(blobs.clone());
         let writer = Writer::new(store.clone(), vetter, secrets, state.clone(), turns, looks.clone());
         let writer = Arc::new(writer);
+        writer.resume_hosts().await.map_err(|refusal| ControlError::Hosts(refusal.problem.detail))?;
         writer.resume_configs(env).await.map_err(|refusal| ControlError::Configs(refusal.problem.detail))?;
         let mover =
             Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), audit.clone(), stop.clone());
         mover.resume().await?;
-        writer.resume_hosts().await.map_err(|refusal| ControlError::Hosts(refusal.problem.detail))?;
         writer.finish_gone().await.map_err(|refusal| ControlError::Gone(refusal.problem.detail))?;
         let purger = Purger { store: store.clone(), nodes: nodes.clone(), state: state.clone() };
         let sweeper = Sweeper::new(store.clone(), blobs.clone(), nodes.clone(), keep_unnamed);

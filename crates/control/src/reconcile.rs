@@ -223,15 +223,40 @@ impl Reconciler {
         self.all_dirty = false;
         let (actions, later) = share(actions, SHARE);
         self.dirty = later;
+        let placed = self.placed(&actions);
         let failed: Vec<AppId> = {
             let this = &*self;
             let work = stream::iter(actions).map(|action| async move { this.carry_out(action).await });
             work.buffer_unordered(AT_ONCE).filter_map(|failed| async { failed }).collect().await
         };
+        self.judge_placed(placed).await;
         let Left { failed: unclean, more } = self.clean().await;
         let left = Left { failed: unclean || !failed.is_empty(), more: more || !self.dirty.is_empty() };
         self.dirty.extend(failed);
         left
+    }
+
+    /// Apps of these actions that are placed anew.
+    fn placed(&self, actions: &[Action]) -> Vec<AppId> {
+        let state = self.state.lock();
+        let new = |action: &&Action| {
+            let (node, id) = action.target();
+            action.assigned().is_some() && state.observed.nodes.get(node).is_none_or(|n| !n.apps.contains_key(id))
+        };
+        actions.iter().filter(new).map(|action| action.target().1.clone()).collect()
+    }
+
+    /// Where an app was placed anew its node may still serve something of one of that name.
+    async fn judge_placed(&mut self, placed: Vec<AppId>) {
+        for id in placed {
+            if self.state.lock().unjudged(&id).is_empty() {
+                continue;
+            }
+            if let Err(cause) = self.judge_older(&id).await {
+                tracing::warn!(app = %id.app, cause = %cause.problem, "what serves cannot be judged; trying again");
+            }
+            self.dirty.insert(id);
+        }
     }
 
     /// Writes one assignment; answers with the app where that failed.
@@ -291,21 +316,27 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Removes what the schedules of a deleted app have decided and run, at once: a later app of that name may come.
+    async fn forget_schedules(&self, id: &AppId) -> Result<(), StoreError> {
+        for (key, _) in self.store.sizes(&keys::schedules_of(&id.tenant, &id.app)).await? {
+            self.remove(&key).await?;
+        }
+        Ok(())
+    }
+
     /// Removes the history of deleted apps, and records that are too old: some of them, as a tenant may have very many.
     async fn clean(&mut self) -> Left {
         let (apps, records) = CLEANED;
         let later = self.purge.split_off(self.purge.len().min(apps));
         let mut unread = false;
         for (id, head) in std::mem::replace(&mut self.purge, later) {
-            // The next app of that name has missed nothing.
-            match self.store.sizes(&keys::schedules_of(&id.tenant, &id.app)).await {
-                Ok(listed) => self.prune.extend(listed.into_iter().map(|(key, _)| key)),
-                Err(cause) => {
-                    tracing::warn!(app = %id.app, %cause, "a deleted app's schedules cannot be read; trying again");
-                    self.purge.push((id, head));
-                    unread = true;
-                    continue;
-                }
+            // The next app of that name has missed nothing; where it is there already, its own records have the same keys.
+            let next = self.state.lock().revision(&id).is_some();
+            if !next && let Err(cause) = self.forget_schedules(&id).await {
+                tracing::warn!(app = %id.app, %cause, "a deleted app's schedules cannot be removed; trying again");
+                self.purge.push((id, head));
+                unread = true;
+                continue;
             }
             match self.store.sizes(&keys::revisions_of(&id.tenant, &id.app)).await {
                 Ok(listed) => {

@@ -237,10 +237,10 @@ impl State {
         near
     }
 
-    /// The hosts that an app has routes on.
+    /// The hosts that an app has routes on, also those of what serves in the place of the wanted revision.
     pub(crate) fn hosts_of(&self, id: &AppId) -> BTreeSet<String> {
-        let live = self.apps.get(id).and_then(|known| known.live.as_ref());
-        live.iter().flat_map(|live| live.routes.iter()).map(|route| route.host.clone()).collect()
+        let all = self.apps.get(id).into_iter().flat_map(Known::all);
+        all.flat_map(|live| live.routes.iter()).map(|route| route.host.clone()).collect()
     }
 
     /// Mutable access to a node's place, made where it is new.

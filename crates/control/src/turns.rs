@@ -22,7 +22,7 @@ pub(crate) struct Turns {
 #[derive(Debug, Default)]
 struct State {
     running: HashMap<Whose, usize>,
-    /// Which turn was the last of each that has or waits for one, and how many there were.
+    /// Which turn was the last of each since nobody had or waited for one, and how many there were.
     last: HashMap<Whose, u64>,
     begun: u64,
     waiting: VecDeque<(Whose, oneshot::Sender<Turn>)>,
@@ -84,9 +84,10 @@ impl Turns {
                     state.running.remove(whose);
                 }
             }
-            let waits = |one: &Whose| state.waiting.iter().any(|(other, _)| other == one);
-            if !state.running.contains_key(whose) && !waits(whose) {
-                state.last.remove(whose);
+            // Remembered as long as anybody waits: who comes back is not before who has waited since.
+            state.waiting.retain(|(_, tell)| !tell.is_closed());
+            if state.waiting.is_empty() && state.running.is_empty() {
+                state.last.clear();
             }
         }
         self.begin();
@@ -169,5 +170,28 @@ mod tests {
             first = (whose == "greedy").then_some(whose);
         }
         assert_eq!(order, ["one", "two", "greedy", "one"]);
+    }
+
+    /// Who has one turn at a time and comes back at once has forgotten nothing meanwhile.
+    #[test]
+    fn two_that_come_again_and_again_leave_a_third_its_turns() {
+        let turns = Turns::new(1, 1);
+        let mut held = ask(&turns, "one").now_or_never().flatten();
+        let mut row: Vec<_> = ["one", "greedy", "eager"].map(|whose| (whose, ask(&turns, whose))).into();
+        let (mut order, mut before) = (Vec::new(), None);
+        for _ in 0..5 {
+            for (at, (_, waits)) in row.iter_mut().enumerate() {
+                assert!(waits.now_or_never().is_none(), "{at} has its turn beside another");
+            }
+            drop(held.take());
+            let begun = row.iter_mut().enumerate().find_map(|(at, (_, waits))| Some((at, waits.now_or_never()?)));
+            let (at, turn) = begun.expect("somebody is next");
+            let (whose, _) = row.remove(at);
+            held = turn;
+            order.push(whose);
+            // Who had the turn before comes back when the next one has it.
+            row.extend(before.replace(whose).filter(|whose| *whose != "one").map(|whose| (whose, ask(&turns, whose))));
+        }
+        assert!(order.contains(&"one"), "{order:?}");
     }
 }

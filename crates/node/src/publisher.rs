@@ -108,8 +108,10 @@ impl Publisher {
             Some(value) => self.store.put(&key, value.clone(), Expect::Any, None).await,
             None => self.store.delete(&key, Expect::Any).await,
         };
-        if result.is_err() {
-            self.facts.insert(key, value);
+        // The last one counts: an earlier one that waits to be told again is out of date.
+        match &result {
+            Ok(_) => drop(self.facts.remove(&key)),
+            Err(_) => drop(self.facts.insert(key, value)),
         }
         result.map(drop)
     }

@@ -15,6 +15,8 @@ use crate::tenant::{Prepared, Tenant};
 
 /// After a failure that may pass.
 const AGAIN: Duration = Duration::from_secs(30);
+/// How often what may be the component's own fault, and may as well be the machine's, is tried.
+const TRIES: u32 = 5;
 
 /// A revision that an engine has not all code of.
 #[derive(Debug)]
@@ -66,13 +68,21 @@ pub(crate) async fn uncompiled(
 /// Why it cannot be.
 pub(crate) async fn make(artifacts: &Artifacts, tenant: &Tenant, wanted: &Uncompiled) -> Result<(), Problem> {
     let Uncompiled { app, revision, code } = wanted;
+    let mut tries = 0;
     while tenant.has(app, *revision) {
         let all = code.iter().map(|key| artifacts.ensure(&tenant.name, key));
         let Err(cause) = futures::future::try_join_all(all).await else { return Ok(()) };
         let (problem, again) = refusal(&cause);
         // It was compiled before: where it takes too long, others had the cores.
         let late = matches!(cause, ArtifactError::Compile { cause: CompileError::TimedOut(_), .. });
-        if !again && !late {
+        // Its compiler may have been killed for want of memory, and the artifact not readable for the moment.
+        let crashed = matches!(
+            cause,
+            ArtifactError::Compile { cause: CompileError::Crashed { .. }, .. } | ArtifactError::Blob { .. }
+        );
+        tries += 1;
+        let may_pass = again || late || crashed && tries < TRIES;
+        if !may_pass {
             return Err(problem);
         }
         tracing::warn!(tenant = %tenant.name, %app, %revision, %cause, "code cannot be made now, and is tried again");

@@ -206,6 +206,10 @@ async fn get_ready(
     })
 }
 
+/// `doctor` has the lock for a moment to see that nobody has: so often it is tried again, after so long each.
+const SHARED: u32 = 10;
+const LOOK: Duration = Duration::from_millis(20);
+
 /// One platform per data directory: whoever holds the lock runs.
 fn lock(context: &Context) -> anyhow::Result<File> {
     let path = context.home.lock_file();
@@ -217,7 +221,15 @@ fn lock(context: &Context) -> anyhow::Result<File> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
+    let mut tried = file.try_lock();
+    for _ in 0..SHARED {
+        if !matches!(tried, Err(fs::TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(LOOK);
+        tried = file.try_lock();
+    }
+    match tried {
         Ok(()) => {
             // What it says is of a run that is over.
             file.set_len(0).with_context(|| format!("cannot write {}", path.display()))?;

@@ -137,7 +137,7 @@ impl Reconciler {
     }
 
     /// Judges what nodes serve of an app in the place of what is wanted, where nobody has yet.
-    async fn judge_older(&self, id: &AppId) -> Answer<()> {
+    pub(super) async fn judge_older(&self, id: &AppId) -> Answer<()> {
         let unjudged = self.state.lock().unjudged(id);
         for revision in unjudged {
             let settings = self.tenants.get(&id.tenant).cloned().unwrap_or_default();

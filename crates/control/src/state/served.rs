@@ -135,12 +135,15 @@ mod tests {
             .unwrap()
     }
 
+    /// The numbers of what a node serves, and of what served before that.
+    type Serves = Option<(u64, Option<u64>)>;
+
     /// A state in which the app is placed on a node, and what that says it serves.
-    fn placed() -> (State, impl Fn(&mut State, Option<(u64, Option<u64>)>) -> Vec<Revision>) {
+    fn placed() -> (State, impl Fn(&mut State, Serves) -> Vec<Revision>) {
         let (mut state, node) = (State::default(), "n".parse::<NodeName>().unwrap());
         let assigned = Assigned { revision: Revision(1), suspended: None, expiry: None, older: None };
         state.node(&node).apps.insert(id(), assigned);
-        let serves = move |state: &mut State, served: Option<(u64, Option<u64>)>| {
+        let serves = move |state: &mut State, served: Serves| {
             let served =
                 served.map(|(revision, before)| Served { revision: Revision(revision), before: before.map(Revision) });
             state.serves(&node, &id(), served)

@@ -133,6 +133,10 @@ async fn look(agent: &AgentConfig, known: &mut Option<Isolation>, found: &Known)
         return without(Health::Unhealthy, cgroup::unenforced(&cause));
     }
     if known.as_ref().is_none_or(|known| known.version != version) {
+        // What was found is of another program: starts are to ask this one.
+        if known.is_some() {
+            found.forget();
+        }
         match refused_now(&sidereal).await {
             Ok(refused) => {
                 found.set(Some(refused.clone()));

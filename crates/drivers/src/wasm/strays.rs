@@ -45,11 +45,13 @@ struct Calls {
     /// It was recovered and not waited for since: hooks come in between, which may wait for other servers for as long as they are
     /// away.
     recovered: bool,
+    /// It is no more: what is known of it goes with the last call.
+    over: bool,
 }
 
 impl Default for Calls {
     fn default() -> Self {
-        Self { open: 0, since: Instant::now(), recovered: false }
+        Self { open: 0, since: Instant::now(), recovered: false, over: false }
     }
 }
 
@@ -62,9 +64,13 @@ pub struct Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if let Some(calls) = self.asked.known().tasks.get_mut(&self.id) {
+        let tasks = &mut self.asked.known().tasks;
+        if let Some(calls) = tasks.get_mut(&self.id) {
             calls.open = calls.open.saturating_sub(1);
             calls.since = Instant::now();
+            if calls.open == 0 && calls.over {
+                tasks.remove(&self.id);
+            }
         }
     }
 }
@@ -96,7 +102,8 @@ impl Asked {
     fn call(self: &Arc<Self>, id: &str) -> Call {
         let mut known = self.known();
         known.whole.get_or_insert_with(Instant::now);
-        known.tasks.entry(id.to_owned()).or_default().open += 1;
+        let calls = known.tasks.entry(id.to_owned()).or_default();
+        (calls.open, calls.over) = (calls.open + 1, false);
         Call { asked: self.clone(), id: id.to_owned() }
     }
 
@@ -115,7 +122,12 @@ impl Asked {
 
     /// It came to nothing, or is no more.
     pub fn end(&self, id: &str) {
-        self.known().tasks.remove(id);
+        let tasks = &mut self.known().tasks;
+        // Whoever else asks for it at this moment knows it still.
+        match tasks.get_mut(id).filter(|calls| calls.open > 1) {
+            Some(calls) => (calls.recovered, calls.over) = (false, true),
+            None => drop(tasks.remove(id)),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -129,17 +129,16 @@ fn a_load_balancer_holds_as_many_connections_as_it_likes() {
         agent.start_task(&alloc.config).await.unwrap();
         let mut held = Vec::new();
         for _ in 0..HELD {
-            let stream = TcpStream::connect(alloc.address).await.unwrap();
+            let mut stream = TcpStream::connect(alloc.address).await.unwrap();
             assert_eq!(stream.local_addr().unwrap().ip(), here(), "one address, and not loopback");
-            held.push(stream);
-        }
-        assert_eq!(alloc.get("/").await.unwrap().0, 200, "one more");
-        for stream in &mut held {
             stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
             let mut begin = [0; 12];
             stream.read_exact(&mut begin).await.unwrap();
             assert_eq!(&begin, b"HTTP/1.1 200");
+            held.push(stream);
         }
+        assert_eq!(alloc.get("/").await.unwrap().0, 200, "one more");
+        drop(held);
         agent.destroy(alloc.id(), true).await.unwrap();
     });
 }

@@ -83,7 +83,8 @@ impl Account {
 
     /// Nothing is wanted and nothing is left.
     pub(super) fn is_settled(&self) -> bool {
-        let on_its_way = |app: &App| app.actual.bringing.is_some() || app.is_compiling();
+        // One that failed and is tried again has come to something.
+        let on_its_way = |app: &App| (app.actual.bringing.is_some() && app.tries == 0) || app.is_compiling();
         let nothing = self.apps.is_empty() || self.suspended.is_some();
         nothing || (self.health() != Hosts::Starting && !self.apps.values().any(on_its_way))
     }

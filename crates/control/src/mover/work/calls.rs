@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use api::client::Require;
 use api::control::LinkRequest;
+use api::copy::CopyPhase;
 use api::{Code, Problem};
 use model::Link;
 use model::app::Revision;
 use model::observed::Phase;
 
 use super::{LOOK, PAUSE, SERVE, Work};
-use crate::mover::cancelled;
+use crate::mover::{cancelled, meant};
 use crate::writer::Current;
 
 /// How long the app's hosts may take to come up again after a restart in the middle of the switch.
@@ -103,6 +104,22 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Whether the link that is to be moved goes where it is to.
+    async fn is_there(&mut self) -> Result<bool, Problem> {
+        let request = meant(&self.record);
+        let app = self.current().await?.record.app;
+        let link = app.links.iter().find(|link| is_meant(link, &request));
+        Ok(link.is_some_and(|link| link.provider == request.provider))
+    }
+
+    /// Records that it is over before the first call is answered by the new provider: from then on nothing may be taken back,
+    /// whatever is interrupted.
+    async fn done(&self, serving: Revision) -> Result<(), Problem> {
+        let mut record = self.record.clone();
+        (record.view.phase, record.view.revision) = (CopyPhase::Done, Some(serving));
+        self.mover.save(self.id, &record).await
+    }
+
     /// Calls wait, and the link has moved with `moved`, or may have gone elsewhere since. They go on with what serves of
     /// it; where that does not, with what was before, once that is recorded again. Until one of the two is so they wait: a
     /// call that is refused can be made again, a write that went where nobody looks cannot.
@@ -111,8 +128,16 @@ impl Work<'_> {
         loop {
             let problem = match self.served(newest, within).await {
                 Ok(serving) => {
+                    // Whoever deployed in between may have left the link where it was moved.
+                    let there = self.is_there().await?;
+                    if there && let Err(cause) = self.done(serving).await {
+                        self.is_wanted()?;
+                        tracing::warn!(app = %self.id.app, %cause, "calls wait: that the move is done cannot be recorded");
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
                     self.release(Some(serving)).await;
-                    return why.filter(|_| newest != moved).map_or(Ok(()), Err);
+                    return why.filter(|_| !there && newest != moved).map_or(Ok(()), Err);
                 }
                 Err(problem) => why.get_or_insert(problem).clone(),
             };

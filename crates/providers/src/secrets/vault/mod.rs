@@ -279,6 +279,10 @@ impl VaultSecrets {
     async fn see_to(&self, name: &SecretName, slot: &Slot) {
         let _one = slot.asking.lock().await;
         let Some(held) = slot.held() else { return };
+        if held.lease.as_ref().is_some_and(|lease| lease.login != self.vault.login_now()) {
+            // A token in doubt may be good, and then a credential that was made with it lives: what Vault answers tells.
+            drop(self.vault.check().await);
+        }
         match &held.lease {
             // With the token that it was made with, a credential ends.
             Some(lease) if lease.login != self.vault.login_now() => {}
