@@ -125,14 +125,13 @@ fn watched(
             // Where nobody reads, the tests are run all the same.
             drop(out.write_all(&[&line, &b"\n"[..]].concat()));
             failures.line(&String::from_utf8_lossy(&line));
-            let names = if failures.whole { failures.names.clone() } else { Vec::new() };
-            drop(tell.send(names));
+            drop(tell.send(failures.whole.then(|| failures.names.clone())));
         }
     });
     let (mut names, mut heard) = (Vec::new(), Instant::now());
     let status = loop {
         match told.recv_timeout(OFTEN) {
-            Ok(so_far) => (names, heard) = (so_far, Instant::now()),
+            Ok(so_far) => (names, heard) = (so_far.unwrap_or(names), Instant::now()),
             // It may have closed its output, and run on.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(OFTEN),
             Err(RecvTimeoutError::Timeout) => {}
@@ -151,7 +150,7 @@ fn watched(
     // The list comes last; the channel ends with the output.
     let until = Instant::now() + LEFT;
     while let Ok(so_far) = told.recv_timeout(until.saturating_duration_since(Instant::now())) {
-        names = so_far;
+        names = so_far.unwrap_or(names);
     }
     test.stdout(Stdio::inherit());
     Ok((status.code().unwrap_or(1), names))
@@ -212,7 +211,7 @@ mod tests {
     /// A run whose output something holds open after its end does not wait for ever; its failures are known.
     #[test]
     fn what_a_test_left_running_is_not_waited_for() {
-        let script = "printf 'failures:\\n    a::b\\n\\ntest result: FAILED\\n'; sleep 60 & exit 101";
+        let script = "printf 'failures:\\n    a::b\\n\\ntest result: FAILED\\n\\n'; sleep 60 & exit 101";
         let begun = Instant::now();
         let (code, failed) = watched(Command::new("sh").args(["-c", script]), std::io::sink(), SILENT).unwrap();
         assert_eq!((code, failed), (101, vec!["a::b".to_owned()]));

@@ -5,6 +5,7 @@ use api::control::{DeployRequest, LinkRequest, Origin, RollbackRequest};
 use api::problem::Code;
 use model::app::Revision;
 use model::observed::{AppObserved, Phase, Reason};
+use model::tenant::TenantSettings;
 use store::keys::{self, NodeRecord, RevisionRecord};
 use store::{Expect, Store as _};
 
@@ -405,7 +406,9 @@ async fn what_still_serves_has_its_routes_and_secrets() {
     let (db, other) = (name::<model::SecretName>("db"), name("other"));
     let value = || model::SecretValue::new(b"x".to_vec());
     rig.client.put_secret(&rig.tenant, &db, value(), Require::Any).await.unwrap();
-    rig.client.put_tenant(&other, &rig.settings(), Require::Absent).await.unwrap();
+    let settings = TenantSettings { hosts: vec!["*".into()], ..rig.settings() };
+    rig.client.put_tenant(&other, &settings, Require::Absent).await.unwrap();
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
     let bytes = rig.artifact(1).await;
     rig.client.put_blob(&other, &model::Digest::of(&bytes), bytes.clone()).await.unwrap();
     let bare = locked("counter", &bytes);
@@ -443,7 +446,9 @@ async fn what_still_serves_has_its_routes_and_secrets() {
     rig.says("counter", 4, Phase::Serving, (4, Some(1))).await;
     rig.settled().await;
     rig.client.delete_secret(&rig.tenant, &db, false, Require::Any).await.unwrap();
-    steal(&other).await.unwrap();
+    assert_eq!(refused(steal(&other).await).code, Code::RouteTaken, "it was given up a moment ago");
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
+    steal(&rig.tenant).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
