@@ -348,6 +348,13 @@ fn a_switch_that_kill_9_interrupts_is_taken_back_where_the_new_revision_does_not
 /// Killed when the revision with the new link is recorded and does not answer yet: the node puts the old one back, and what
 /// that one acknowledged would be nowhere when the new one comes.
 fn interrupted_switch(comes_up: bool) {
+    // A revision is given seconds to serve. Where this machine stood still for all of them the switch is over by another way, which
+    // says nothing of this one.
+    assert!((0..4).any(|_| is_interrupted(comes_up)), "no switch lasts until it is interrupted");
+}
+
+/// Whether it was interrupted, and where the new revision comes up, that came up in time.
+fn is_interrupted(comes_up: bool) -> bool {
     let (redis, beside) = (Redis::start().unwrap(), Redis::start().unwrap());
     let way = Throttle::before(beside.addr).unwrap();
     let (dir, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -360,6 +367,16 @@ fn interrupted_switch(comes_up: bool) {
     write_app(app.path(), "probe", "kv-probe", two).unwrap();
     platform.ok(&["deploy", app.path().to_str().unwrap()]).unwrap();
     assert_eq!(platform.get("probe.localhost", "/set/default/k/10").unwrap().body, "ok");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (tenant, name) = ("local".parse().unwrap(), "probe".parse().unwrap());
+    let client = |platform: &Platform| {
+        let address = platform.info["api"].as_str().unwrap().trim_start_matches("http://").parse().unwrap();
+        ControlClient::new(address, std::fs::read_to_string(dir.path().join("token")).unwrap().trim())
+    };
+    let goes = |client: &ControlClient| {
+        let links = runtime.block_on(client.app(&tenant, &name)).unwrap().desired.app.links;
+        links.into_iter().find(|link| link.label.as_str() == "default").unwrap().provider.to_string()
+    };
     way.passes(0);
     let to_redis = ["link", "set", "probe", "wasi:keyvalue#default=redis", "--copy-data"];
     let asked = std::process::Command::new(sidereal_tests::binary())
@@ -369,14 +386,17 @@ fn interrupted_switch(comes_up: bool) {
         .stdout(std::process::Stdio::null())
         .spawn();
     let mut asked = asked.unwrap();
-    let goes = |platform: &Platform| {
-        let links = platform.ok(&["link", "list", "probe"]).unwrap();
-        let default = links.as_array().unwrap().iter().find(|one| one["link"]["label"] == "default");
-        default.unwrap()["link"]["provider"].as_str().unwrap().to_owned()
-    };
-    until(Duration::from_secs(20), || goes(&platform) == "redis").unwrap();
+    let (before, mut moved) = (client(&platform), false);
+    until(Duration::from_secs(20), || {
+        moved = goes(&before) == "redis";
+        moved || asked.try_wait().unwrap().is_some()
+    })
+    .unwrap();
     platform.kill().unwrap();
     drop(asked.wait());
+    if !moved {
+        return false;
+    }
 
     if comes_up {
         way.passes(usize::MAX);
@@ -389,26 +409,27 @@ fn interrupted_switch(comes_up: bool) {
     };
     until(Duration::from_secs(60), count).unwrap();
     way.passes(usize::MAX);
-    let address = platform.info["api"].as_str().unwrap().trim_start_matches("http://").parse().unwrap();
-    let client = ControlClient::new(address, std::fs::read_to_string(dir.path().join("token")).unwrap().trim());
-    let (tenant, name) = ("local".parse().unwrap(), "probe".parse().unwrap());
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let after = client(&platform);
+    let mut problem = None;
     let over = || {
-        let view = runtime.block_on(client.copied(&tenant, &name)).unwrap();
+        let view = runtime.block_on(after.copied(&tenant, &name)).unwrap();
+        problem = view.problem;
         matches!(view.phase, CopyPhase::Done | CopyPhase::Failed)
     };
     until(Duration::from_secs(60), over).unwrap();
     let kept = || platform.get("probe.localhost", "/get/default/k").unwrap().body;
     assert_eq!(kept(), "110", "every answered call is counted");
     if comes_up {
-        assert_eq!(goes(&platform), "redis");
-        return;
+        let in_time = problem.is_none_or(|problem| problem.code != api::Code::TimedOut);
+        assert_eq!(goes(&after), if in_time { "redis" } else { "embedded" });
+        return in_time;
     }
-    assert_eq!(goes(&platform), "embedded", "what was before is recorded again");
+    assert_eq!(goes(&after), "embedded", "what was before is recorded again");
     // Once the revision that was recorded for it serves, the data can be moved.
     let moves = || platform.cli(&to_redis).unwrap().status.success();
     until(Duration::from_secs(60), moves).unwrap();
-    assert_eq!((goes(&platform).as_str(), kept().as_str()), ("redis", "110"));
+    assert_eq!((goes(&after).as_str(), kept().as_str()), ("redis", "110"));
+    true
 }
 
 #[test]

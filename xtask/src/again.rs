@@ -47,9 +47,10 @@ const ONCE: [&str; 19] = [
     "crash",
 ];
 
-/// Packages whose tests wait for servers and time-outs most of the time, and for how many of them at once there is room on
-/// each core.
-const PATIENT: [(&str, usize); 3] = [("providers", 3), ("drivers", 2), ("node", 2)];
+/// Packages whose tests wait for servers, for processes and for time-outs most of the time, and for how many of them at once there is
+/// room on each core.
+const PATIENT: [(&str, usize); 7] =
+    [("providers", 4), ("drivers", 3), ("node", 2), ("control", 2), ("host", 2), ("store", 2), ("sidereal-tests", 2)];
 
 /// Runs one test binary as this process, and says how long it took.
 ///

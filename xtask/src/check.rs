@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 
 use crate::wheel::Wheel;
+use crate::{lints, packages, test};
 
 /// The cargo-deny this repository is checked with.
 const CARGO_DENY: &str = "0.20.2";
@@ -25,11 +26,22 @@ const BUILT: Wheel = Wheel {
 ///
 /// # Errors
 /// When a check fails or cannot run.
-pub fn run(root: &Path) -> anyhow::Result<()> {
+pub fn run(root: &Path, build: bool) -> anyhow::Result<()> {
     step("fmt", Command::new("cargo").args(["fmt", "--all", "--check"]), root)?;
     let components = crate::tidy::tracked(root)?.into_iter().filter(|file| of_components(file));
     step("fmt of components", rustfmt().args(components), root)?;
     crate::tidy::run(root)?;
+    if build {
+        // What tests need of the network is fetched while the cores compile. They look for themselves whether it is there.
+        return std::thread::scope(|scope| {
+            scope.spawn(|| {
+                drop(packages::ensure(packages::TEST_NEEDS));
+                test::fetch(root);
+            });
+            lints::run(root)?;
+            deny(root)
+        });
+    }
     // In the profile of the tests: macros and build scripts of dependencies are then compiled once for both.
     let clippy = ["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
     step("clippy", Command::new("cargo").args(clippy), root)?;

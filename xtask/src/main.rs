@@ -3,15 +3,16 @@
 
 mod again;
 mod check;
-mod examples;
 mod fuzz;
 mod guests;
+mod lints;
 mod must;
 mod openbao;
 mod packages;
 mod servers;
 mod test;
 mod tidy;
+mod toolchain;
 mod vm;
 mod wheel;
 
@@ -44,8 +45,12 @@ enum Task {
         command: Vec<String>,
     },
     /// Format, lints, tidiness, supply chain.
-    Check,
-    /// What no compiler checks: the map, file headers, drift of committed artifacts.
+    Check {
+        /// Builds what `test` runs, and lints that meanwhile: for whoever runs both from nothing, as CI does.
+        #[arg(long)]
+        build: bool,
+    },
+    /// What no compiler checks: the map, file headers, error codes.
     Tidy,
     /// Builds the components of guests/ into target/guests, and the artifacts of examples/.
     Guests,
@@ -91,24 +96,21 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Task::Test { args } => test::run(&root, &args),
         Task::RunTest { command } => again::run(&command, test::STANDS_IN),
-        Task::Check => check::run(&root),
+        Task::Check { build } => check::run(&root, build),
         Task::Tidy => tidy::run(&root),
         Task::Guests => {
-            for path in guests::build(&root, &root.join("target/guests"))? {
-                println!("{} {}", path.display(), std::fs::metadata(&path)?.len());
-            }
-            for (example, built) in examples::refresh(&root)? {
-                println!("{example} {}", if built { "built and signed: commit it" } else { "as it should be" });
-            }
-            Ok(())
+            let build = ["build", "--release", "--locked", "--package", "components"];
+            check::step("build", Command::new("cargo").args(build), &root)?;
+            guests::build(&root, "all")
         }
         Task::Bench { args } => {
             // Its providers talk to the servers of the tests.
             packages::ensure(packages::TEST_NEEDS)?;
             servers::ensure(&root);
-            guests::build(&root, &root.join("target/guests"))?;
-            let build = ["build", "--release", "--locked", "--package", "cli", "--package", "sidereal-benches"];
-            check::step("build", Command::new("cargo").args(build), &root)?;
+            let mut build = Command::new("cargo");
+            build.args(["build", "--release", "--locked", "--package", "cli", "--package", "sidereal-benches"]);
+            check::step("build", build.args(["--package", "components"]), &root)?;
+            guests::build(&root, "guests")?;
             let mut bench = Command::new(root.join("target/release/bench"));
             check::step("bench", bench.args(args).env_remove("RUST_BACKTRACE"), &root)
         }

@@ -59,7 +59,7 @@ pub const GUEST_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src", 
 
 /// Debian's packages, or a rustup target.
 fn guest_toolchain() -> bool {
-    let debian = crate::guests::DEBIAN_PACKAGES.iter().all(|(file, _)| Path::new(file).exists());
+    let debian = crate::toolchain::DEBIAN_PACKAGES.iter().all(|(file, _)| Path::new(file).exists());
     let rustup = || Command::new("rustup").args(["target", "list", "--installed"]).output();
     debian
         || rustup()

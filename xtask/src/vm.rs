@@ -67,8 +67,8 @@ pub fn run(root: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     let machine = Machine::find(&place, wanted.emulated).map_err(|cause| {
         anyhow::anyhow!("NOT RUN: the tests on a machine with control groups of version 2: {cause:#}")
     })?;
-    crate::guests::build(root, &root.join("target/guests"))?;
     let built = crate::test::built(root)?;
+    crate::guests::build(root, "guests")?;
     let init = place.join("init");
     fs::write(&init, script(root, &built, wanted, machine.accelerator == "tcg")?)?;
     fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;

@@ -13,6 +13,7 @@ use store::blobs::Blobs;
 use store::secrets::Secrets;
 
 use crate::audit::Audit;
+use crate::mover::MoveWaits;
 
 /// What a control plane is started with.
 pub struct ControlConfig {
@@ -38,6 +39,8 @@ pub struct ControlConfig {
     pub allowed_hosts: Vec<String>,
     /// How long an artifact stays that no revision names: it was sent for a deploy that is still to come.
     pub keep_unnamed: Duration,
+    /// What moves of data wait for while calls wait for them.
+    pub move_waits: MoveWaits,
     /// The product's version, for `GET /v1/version`.
     pub version: String,
 }

@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::audit::Audit;
 pub use crate::config::{ControlConfig, ControlError};
 pub use crate::http::openapi;
+pub use crate::mover::MoveWaits;
 
 use crate::etags::Etags;
 use crate::events::Events;
@@ -85,6 +86,7 @@ impl Control {
             env,
             allowed_hosts,
             keep_unnamed,
+            move_waits,
             version,
         } = config;
         if token.len() < MIN_TOKEN {
@@ -107,8 +109,15 @@ impl Control {
         let writer = Arc::new(writer);
         writer.resume_hosts().await.map_err(|refusal| ControlError::Hosts(refusal.problem.detail))?;
         writer.resume_configs(env).await.map_err(|refusal| ControlError::Configs(refusal.problem.detail))?;
-        let mover =
-            Mover::new(writer.clone(), store.clone(), nodes.clone(), state.clone(), audit.clone(), stop.clone());
+        let mover = Mover::new(
+            writer.clone(),
+            store.clone(),
+            nodes.clone(),
+            state.clone(),
+            audit.clone(),
+            stop.clone(),
+            move_waits,
+        );
         mover.resume().await?;
         writer.finish_gone().await.map_err(|refusal| ControlError::Gone(refusal.problem.detail))?;
         let purger = Purger { store: store.clone(), nodes: nodes.clone(), state: state.clone() };

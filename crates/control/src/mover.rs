@@ -20,6 +20,7 @@ use store::audit::Outcome;
 use store::{Expect, Store, StoreError, keys};
 use tokio_util::sync::CancellationToken;
 
+pub use self::work::MoveWaits;
 use crate::audit::{self, Audit, PLATFORM};
 use crate::http::{Answer, Refusal};
 use crate::moved::Moved;
@@ -59,6 +60,7 @@ pub(crate) struct Mover {
     state: Arc<Shared>,
     audit: Arc<Audit>,
     stop: CancellationToken,
+    waits: MoveWaits,
     moving: Mutex<BTreeMap<AppId, Moving>>,
 }
 
@@ -70,8 +72,9 @@ impl Mover {
         state: Arc<Shared>,
         audit: Arc<Audit>,
         stop: CancellationToken,
+        waits: MoveWaits,
     ) -> Arc<Self> {
-        Arc::new(Self { writer, store, nodes, state, audit, stop, moving: Mutex::default() })
+        Arc::new(Self { writer, store, nodes, state, audit, stop, waits, moving: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<AppId, Moving>> {

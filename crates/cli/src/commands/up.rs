@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 use api::client::{ControlClient, Require};
 use api::{Code, Problem};
-use control::{Audit, Control, ControlConfig, ControlError};
+use control::{Audit, Control, ControlConfig, ControlError, MoveWaits};
 use model::NodeName;
 use model::claims::keys::KeyKind;
 use model::tenant::TenantSettings;
@@ -97,6 +97,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
         env: env.clone(),
         allowed_hosts: args.api_names.clone(),
         keep_unnamed: KEEP_UNNAMED,
+        move_waits: MoveWaits::default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
     .await?;

@@ -28,17 +28,30 @@ const FEW: usize = 200;
 const LITTLE: u64 = 16 << 20;
 /// How long calls in flight may take to end before the switch.
 const HOLD: Duration = Duration::from_secs(5);
-/// How long the last writes may take to be copied, while calls wait.
-const LAST: Duration = Duration::from_secs(5);
-/// How long the new revision may take to serve, and the one before where the new one does not. Calls wait meanwhile.
-const SERVE: Duration = Duration::from_secs(12);
-// The hosts' patience is longer than all of it: a call that waits is answered, unless the store takes nothing.
-const _: () = assert!(HOLD.as_secs() + LAST.as_secs() + 2 * SERVE.as_secs() < api::copy::PATIENCE.as_secs());
+/// The hosts' patience is longer than all of it: a call that waits is answered, unless the store takes nothing.
+const USUAL: MoveWaits = MoveWaits { last: Duration::from_secs(5), serve: Duration::from_secs(12) };
+const _: () =
+    assert!(HOLD.as_secs() + USUAL.last.as_secs() + 2 * USUAL.serve.as_secs() < api::copy::PATIENCE.as_secs());
 /// A copy that a host has lost, because it was started again, begins again.
 const TRIES: u32 = 5;
 /// Between two tries, and between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(5);
+
+/// What a move waits for while calls of its app wait. Others than the usual are for tests, whose machine may stand still.
+#[derive(Debug, Clone, Copy)]
+pub struct MoveWaits {
+    /// How long the last writes may take to be copied.
+    pub last: Duration,
+    /// How long the new revision may take to serve, and the one before where the new one does not.
+    pub serve: Duration,
+}
+
+impl Default for MoveWaits {
+    fn default() -> Self {
+        USUAL
+    }
+}
 
 /// One move.
 pub(super) struct Work<'a> {
@@ -157,7 +170,7 @@ impl<'a> Work<'a> {
     /// The revision that is to be held is the one that answers. Where an earlier one does, because the newest does not
     /// start, calls would go on where nothing holds them.
     async fn answers(&self, revision: Revision) -> Result<(), Problem> {
-        match self.served(revision, SERVE).await {
+        match self.served(revision, self.mover.waits.serve).await {
             Ok(serving) if serving == revision => Ok(()),
             Ok(later) => Err(Problem::new(Code::Conflict, format!("revision {later} took the place of {revision}"))),
             Err(problem) => {
@@ -269,12 +282,13 @@ impl<'a> Work<'a> {
 
     /// With calls held: the last writes, then the link. Until the link is written, everything can be taken back.
     async fn switch(&mut self, planned: &Planned, request: &LinkRequest) -> Result<Revision, Problem> {
+        let within = self.mover.waits.last;
         let last = async {
             while self.follow().await? > 0 {}
             Ok(())
         };
-        tokio::time::timeout(LAST, last).await.unwrap_or_else(|_| {
-            let what = format!("the last writes of the app were not copied within {} s", LAST.as_secs());
+        tokio::time::timeout(within, last).await.unwrap_or_else(|_| {
+            let what = format!("the last writes of the app were not copied within {} s", within.as_secs());
             Err(Problem::new(Code::Busy, what).help("nothing was changed; try again at a quieter time"))
         })?;
         let require = Require::At(planned.revision.0);

@@ -31,10 +31,19 @@ pub(crate) async fn made(rig: &Rig, role: Role, expires_in: Option<u64>) -> Toke
 pub(crate) struct Slow {
     stream: TcpStream,
     body: String,
+    who: String,
+    line: String,
 }
 
 impl Slow {
     pub(crate) async fn begin(rig: &Rig, line: &str, token: &TokenMade, body: String) -> Self {
+        let slow = Self::send(rig, line, token, body).await;
+        slow.is_let_in(rig).await;
+        slow
+    }
+
+    /// Asks, and does not wait to be let in: of many, the first one waits for the last one no longer than for itself.
+    pub(crate) async fn send(rig: &Rig, line: &str, token: &TokenMade, body: String) -> Self {
         let mut stream = TcpStream::connect(rig.addr).await.unwrap();
         let head = format!(
             "{line} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nif-match: *\r\n\
@@ -44,9 +53,11 @@ impl Slow {
             body.len()
         );
         stream.write_all(head.as_bytes()).await.unwrap();
-        let who = format!("token {}", token.view.id);
-        lines(rig, |all| all.iter().any(|l| l.who == who && l.what == line && l.outcome == "begun")).await;
-        Self { stream, body }
+        Self { stream, body, who: format!("token {}", token.view.id), line: line.to_owned() }
+    }
+
+    pub(crate) async fn is_let_in(&self, rig: &Rig) {
+        lines(rig, |all| all.iter().any(|l| l.who == self.who && l.what == self.line && l.outcome == "begun")).await;
     }
 
     pub(crate) async fn end(mut self) -> String {

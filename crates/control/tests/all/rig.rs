@@ -17,7 +17,7 @@ use api::metrics::{HostLoad, TenantMetrics};
 use api::node::{CopyOutcome, CopyStep, LogQuery, NodeApi};
 use api::{Code, Problem};
 use bytes::Bytes;
-use control::{Audit, Control, ControlConfig};
+use control::{Audit, Control, ControlConfig, MoveWaits};
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt as _};
 use model::app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route};
@@ -340,6 +340,8 @@ pub(crate) async fn control_with(
         env,
         allowed_hosts: vec![],
         keep_unnamed,
+        // What a test means to come in time comes in time, also where the machine stands still.
+        move_waits: MoveWaits { last: PATIENCE, serve: PATIENCE },
         version: "0.0.1".into(),
     };
     Control::start(config).await.unwrap()

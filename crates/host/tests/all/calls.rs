@@ -149,12 +149,12 @@ async fn bodies_have_their_limits() {
 async fn whatever_a_component_does_is_an_answer_and_the_host_goes_on() {
     let rig = Rig::new().await;
     let mut app = rig.app("probe", "probe");
-    limit(&mut app, |limits| {
-        limits.cpu = Millis(60);
-        // Much more than the other: who computes gives way to whatever else this machine does.
-        limits.wall = Millis(3000);
-    });
+    // Who computes gives way to whatever else this machine does: that is no matter of seconds.
+    limit(&mut app, |limits| (limits.cpu, limits.wall) = (Millis(60), Millis::secs(600)));
     rig.run(&app).await;
+    let mut short = rig.app("short", "probe");
+    limit(&mut short, |limits| limits.wall = Millis(3000));
+    rig.run(&short).await;
     let cases = [
         ("/spin", 500, "limit-reached"),
         ("/recurse", 500, "limit-reached"),
@@ -167,14 +167,15 @@ async fn whatever_a_component_does_is_an_answer_and_the_host_goes_on() {
         ("/nobody", 500, "component-trapped"),
     ];
     for (target, status, fault) in cases {
-        let answer = rig.get("probe/1/main", target).await;
+        let route = if fault == "timed-out" { "short/1/main" } else { "probe/1/main" };
+        let answer = rig.get(route, target).await;
         assert_eq!(answer.fault(), (status, fault), "{target}: {answer:?}");
         assert_eq!(answer.text.lines().count(), 1, "one sentence: {answer:?}");
-        assert_eq!(rig.get("probe/1/main", "/").await, Answer::ok("probe"), "after {target}");
+        assert_eq!(rig.get(route, "/").await, Answer::ok("probe"), "after {target}");
     }
-    let state = rig.status("probe").await;
-    assert_eq!(state.failed, cases.len() as u64);
-    assert!(state.last_fault.is_some());
+    let (state, short) = (rig.status("probe").await, rig.status("short").await);
+    assert_eq!(state.failed + short.failed, cases.len() as u64);
+    assert!(state.last_fault.is_some() && short.last_fault.is_some());
 }
 
 #[tokio::test]

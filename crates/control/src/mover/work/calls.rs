@@ -11,7 +11,7 @@ use model::Link;
 use model::app::Revision;
 use model::observed::Phase;
 
-use super::{LOOK, PAUSE, SERVE, Work};
+use super::{LOOK, PAUSE, Work};
 use crate::mover::{cancelled, meant};
 use crate::writer::Current;
 
@@ -124,7 +124,8 @@ impl Work<'_> {
     /// it; where that does not, with what was before, once that is recorded again. Until one of the two is so they wait: a
     /// call that is refused can be made again, a write that went where nobody looks cannot.
     pub(super) async fn settle(&mut self, moved: Revision) -> Result<(), Problem> {
-        let (mut newest, mut within, mut tries, mut why) = (moved, SERVE, 0, None);
+        let serve = self.mover.waits.serve;
+        let (mut newest, mut within, mut tries, mut why) = (moved, serve, 0, None);
         loop {
             let problem = match self.served(newest, within).await {
                 Ok(serving) => {
@@ -145,13 +146,13 @@ impl Work<'_> {
             match self.mover.writer.rollback(self.id, self.record.before, Require::At(newest.0), None).await {
                 Ok(accepted) => {
                     // Where not even that one comes up, the one it is made of goes on: it is answered by the same provider.
-                    let to = self.served(accepted.revision, SERVE).await.ok().or(self.record.before);
+                    let to = self.served(accepted.revision, serve).await.ok().or(self.record.before);
                     self.release(to).await;
                     return Err(problem);
                 }
                 // Somebody has deployed another one since, or the store has the way back though it said that it has not.
                 Err(refusal) if refusal.problem.code == Code::Conflict => {
-                    (newest, within) = (self.current().await?.head.revision, SERVE);
+                    (newest, within) = (self.current().await?.head.revision, serve);
                 }
                 Err(refusal) => {
                     let cause = refusal.problem;
