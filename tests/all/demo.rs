@@ -224,6 +224,8 @@ fn ctrl_c_while_calls_are_in_flight_lets_them_finish() {
     Platform::signal(platform.pid(), Signal::INT).unwrap();
     let closed = || std::net::TcpStream::connect(platform.ingress).is_err();
     until(Duration::from_secs(20), closed).expect("nobody new is let in once it stops");
+    // The terminal goes, with whoever pressed Ctrl-C.
+    Platform::signal(platform.pid(), Signal::HUP).unwrap();
     assert!(call.finish().unwrap(), "the call in flight finished");
     assert_eq!(platform.ended(Duration::from_secs(20)).unwrap().code(), Some(0));
 }

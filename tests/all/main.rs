@@ -43,6 +43,7 @@ mod observe;
 mod oci;
 mod quickstart;
 mod quotas;
+mod reach;
 mod rechecks;
 mod refusals;
 mod restore;

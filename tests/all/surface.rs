@@ -381,4 +381,11 @@ fn plan_call_route_and_logs_speak_of_the_running_app() {
     assert_eq!(platform.get("shop.localhost", "/log").unwrap().status, 200);
     platform.logged(&["shop"], "out ").expect("its lines are there");
     assert_eq!(platform.cli(&["call", "nobody"]).unwrap().status.code(), Some(3));
+
+    // What a command says to do next works as it stands.
+    let out = platform.cli(&["delete", "shop", "--confirm", "shop"]).unwrap();
+    let said = String::from_utf8(out.stdout).unwrap();
+    let next: Vec<&str> = said.split('`').nth(1).unwrap_or_else(|| panic!("{said}")).split(' ').skip(1).collect();
+    assert!(next.contains(&"--purge-data"), "{said}");
+    platform.ok(&next).unwrap();
 }

@@ -89,6 +89,16 @@ impl Platform {
         Self::launch(command, dir, flags, &[], Stdio::inherit())
     }
 
+    /// As [`Platform::start`], as `nohup` starts it.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start_nohup(dir: &Path, flags: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new("nohup");
+        command.arg(crate::binary());
+        Self::launch(command, dir, flags, &[], Stdio::inherit())
+    }
+
     /// As another user, who may run the binary and owns `dir`.
     ///
     /// # Errors

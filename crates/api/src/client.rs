@@ -117,6 +117,12 @@ impl std::fmt::Debug for ControlClient {
 impl ControlClient {
     /// A client of the control plane at `address`. Connects on the first request.
     pub fn new(address: SocketAddr, token: &str) -> Self {
+        Self::named(&address.to_string(), token)
+    }
+
+    /// A client of the control plane that is called `authority`, `host` or `host:port`: it is asked by that name, at each
+    /// address that the name has until one answers.
+    pub fn named(authority: &str, token: &str) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT));
         connector.set_nodelay(true);
@@ -126,7 +132,7 @@ impl ControlClient {
         bearer.set_sensitive(true);
         Self {
             http: Client::builder(TokioExecutor::new()).build(connector),
-            base: format!("http://{address}"),
+            base: format!("http://{authority}"),
             bearer,
             patience: Duration::ZERO,
         }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use api::client::ControlClient;
 use api::{Code, Problem};
 use model::TenantName;
 use model::access::Token;
-use url::Url;
+use url::{Host, Url};
 
 use crate::args::Global;
 use crate::home::{Home, Running};
@@ -92,16 +91,33 @@ impl Context {
     /// The running platform's API, spoken to with the token that was given, the one of the login, or this machine's own.
     ///
     /// # Errors
-    /// `unreachable` when nothing runs.
+    /// `unreachable` when nothing runs; `unauthorized` when no token is known for where the API is said to be.
     pub fn client(&self) -> anyhow::Result<ControlClient> {
         let api = self.api()?;
         let token = match (&self.token, self.home.login()?) {
             (Some(token), _) => token.clone(),
             // A kept token goes to the address that it was kept for, and to no other.
             (None, Some(kept)) if kept.api == api => kept.token,
-            (None, _) => self.home.token(false)?,
+            (None, _) if self.is_of_this_machine(&url_of(&api)?) => self.home.token(false)?,
+            (None, _) => {
+                let text = format!("no token is known for {api}; that of this machine's operator goes nowhere else");
+                return Err(Problem::new(Code::Unauthorized, text)
+                    .help("`sidereal --api URL login` keeps one for it; --token-file or SIDEREAL_TOKEN gives one to a command")
+                    .into());
+            }
         };
         client_of(&api, &token)
+    }
+
+    /// Whether the operator's token may go there: it may everything, and is sent in clear.
+    fn is_of_this_machine(&self, api: &Url) -> bool {
+        let loopback = match api.host() {
+            Some(Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(Host::Ipv6(ip)) => ip.is_loopback(),
+            Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+            None => false,
+        };
+        loopback || self.home.running().is_ok_and(|running| Url::parse(&running.api).is_ok_and(|own| own == *api))
     }
 }
 
@@ -113,25 +129,101 @@ pub fn connect(running: &Running, token: &str) -> anyhow::Result<ControlClient> 
     client_of(&running.api, token)
 }
 
-/// A client of the platform at an address.
+/// A client of the platform at an address. It is called by the name that it has there, which may be the only one it answers
+/// to (`sidereal up --api-name`).
 ///
 /// # Errors
 /// When it is none.
 pub fn client_of(api: &str, token: &str) -> anyhow::Result<ControlClient> {
-    let invalid = |cause: String| {
-        Problem::new(Code::RequestInvalid, format!("`{api}` is no address of an API: {cause}"))
-            .help("write it as `http://127.0.0.1:8088`")
+    let url = url_of(api)?;
+    let host = url.host_str().unwrap_or_default();
+    let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    Ok(ControlClient::named(&authority, token).patient(PATIENCE))
+}
+
+fn url_of(api: &str) -> Result<Url, Problem> {
+    let invalid = |cause: &str, help: &str| {
+        Problem::new(Code::RequestInvalid, format!("`{api}` is no address of an API: {cause}")).help(help)
     };
-    let url = Url::parse(api).map_err(|cause| invalid(cause.to_string()))?;
-    if url.scheme() != "http" {
-        return Err(invalid("it is not `http://`".to_owned()).into());
+    let written = "write it as `http://127.0.0.1:8088`";
+    let url = Url::parse(api).map_err(|cause| invalid(&cause.to_string(), written))?;
+    match url.scheme() {
+        "http" if url.has_host() => Ok(url),
+        "https" => {
+            let help = "open a tunnel that speaks TLS to it, and name the tunnel's end here (docs/tenants.md)";
+            Err(invalid("commands speak HTTP without TLS", help))
+        }
+        _ => Err(invalid("it is not `http://`", written)),
     }
-    let addresses = url.socket_addrs(|| None).map_err(|cause| invalid(cause.to_string()))?;
-    let address = *addresses.first().with_context(|| format!("`{url}` has no address"))?;
-    Ok(ControlClient::new(address, token).patient(PATIENCE))
 }
 
 /// The problem inside a client's error, as the commands report it.
 pub fn refused(error: api::client::ClientError) -> anyhow::Error {
     anyhow::Error::new(error.problem())
+}
+
+/// What was to go on until the reader had enough of it has ended: whoever relies on it must not take that for an end of its own.
+pub fn broken_off(what: &str) -> anyhow::Error {
+    let text = format!("{what} broke off: the platform stopped, or the token that it was asked for with has ended");
+    Problem::new(Code::Unreachable, text).help("`sidereal status` says whether it runs; then ask again").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::Cli;
+
+    fn context(home: &std::path::Path, api: &str) -> Context {
+        let home = home.to_str().unwrap();
+        let cli = Cli::try_parse_from(["sidereal", "--data-dir", home, "--api", api, "status"]).unwrap();
+        Context::new(&cli.global, false).unwrap()
+    }
+
+    #[test]
+    fn the_operators_token_of_this_machine_goes_to_this_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        Home::new(Some(dir.path())).unwrap().token(true).unwrap();
+        let code = |api: &str| {
+            let client = context(dir.path(), api).client();
+            client.map(|client| client.address().to_owned()).map_err(|error| error.downcast::<Problem>().unwrap())
+        };
+        for own in ["http://127.0.0.1:8088", "http://localhost:8088", "http://[::1]:8088"] {
+            assert_eq!(code(own).unwrap(), own);
+        }
+        let elsewhere = [
+            "http://192.0.2.1:8088",
+            "http://[2001:db8::1]:8088",
+            "http://api.example",
+            "http://localhost.evil.example:8088",
+            "http://127.0.0.1@evil.example:8088",
+            "http://0.0.0.0:8088",
+        ];
+        for other in elsewhere {
+            let problem = code(other).unwrap_err();
+            assert_eq!(problem.code, Code::Unauthorized, "{other}");
+            assert!(problem.help.is_some_and(|help| help.contains("--token-file") && help.contains("login")));
+        }
+        // Nor is what the last platform of this directory said of itself believed, unless it runs.
+        let own = "http://192.0.2.1:8088";
+        let said = format!(r#"{{"api":"{own}","ingress":"192.0.2.1:1","pid":1,"since_ms":1}}"#);
+        std::fs::write(dir.path().join("api.json"), &said).unwrap();
+        std::fs::write(dir.path().join("lock"), &said).unwrap();
+        assert_eq!(code(own).unwrap_err().code, Code::Unauthorized);
+        let held = std::fs::File::open(dir.path().join("lock")).unwrap();
+        held.try_lock().unwrap();
+        assert_eq!(code(own).unwrap(), own);
+        assert_eq!(code("http://192.0.2.1:8089").unwrap_err().code, Code::Unauthorized);
+    }
+
+    #[test]
+    fn what_is_no_address_of_an_api_is_said_with_what_to_write() {
+        let dir = tempfile::tempdir().unwrap();
+        for (api, word) in [("https://api.example", "TLS"), ("api.example:80", "http://"), ("x", "http://")] {
+            let problem = context(dir.path(), api).client().unwrap_err().downcast::<Problem>().unwrap();
+            assert_eq!(problem.code, Code::RequestInvalid, "{api}");
+            assert!(problem.help.is_some_and(|help| help.contains(word)), "{api}");
+        }
+    }
 }

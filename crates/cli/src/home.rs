@@ -158,19 +158,36 @@ impl Home {
         Ok(dir)
     }
 
-    /// The platform that runs on this machine.
+    /// The platform that runs in this directory. What an earlier one left there is not believed: another program, of another
+    /// user even, may have its port by now, and would be sent the token.
     ///
     /// # Errors
-    /// [`Code::Unreachable`] when none does.
+    /// [`Code::Unreachable`] when none does, or it has not said yet where it answers.
     pub fn running(&self) -> anyhow::Result<Running> {
-        let text = fs::read_to_string(self.running_file()).map_err(|_| {
-            Problem::new(
-                Code::Unreachable,
-                format!("nothing runs here: {} has no running platform", self.dir.display()),
-            )
-            .help("start it with `sidereal up`, or name its directory with --data-dir")
-        })?;
-        serde_json::from_str(&text).with_context(|| format!("{} is damaged", self.running_file().display()))
+        let nobody = || {
+            let text = format!("nothing runs here: {} has no running platform", self.dir.display());
+            Problem::new(Code::Unreachable, text)
+                .help("start it with `sidereal up`, or name its directory with --data-dir")
+        };
+        self.announced()?.ok_or_else(nobody)?;
+        match self.holder() {
+            Holder::Platform(running) => Ok(running),
+            Holder::Unsaid => {
+                let text = format!("the platform of {} is starting", self.dir.display());
+                Err(Problem::new(Code::Unreachable, text).help("wait a moment, then try again").into())
+            }
+            Holder::Nobody => Err(nobody().into()),
+        }
+    }
+
+    /// What the last platform said of itself here, whether it still runs or not.
+    ///
+    /// # Errors
+    /// When it cannot be understood.
+    pub fn announced(&self) -> anyhow::Result<Option<Running>> {
+        let Ok(text) = fs::read_to_string(self.running_file()) else { return Ok(None) };
+        let damaged = || format!("{} is damaged", self.running_file().display());
+        serde_json::from_str(&text).map(Some).with_context(damaged)
     }
 
     /// Who runs in the directory. Its lock tells, which ends with whoever has it: an announcement may be left of a run that is

@@ -3,6 +3,7 @@
 //! The host has one thread, so the table behind its lock is never waited for; a revision's routes appear together and
 //! vanish together.
 
+mod drain;
 mod switch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,6 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::drain::{Drain, Until};
 use crate::code::CodeStore;
 use crate::copies::Copies;
 use crate::dialer::NodeDialer;
@@ -56,6 +58,7 @@ struct Running {
     /// The messages its components take.
     taking: Taking,
     draining: AtomicBool,
+    drain: Drain,
 }
 
 /// Everything that runs.
@@ -373,7 +376,14 @@ impl Apps {
         }
         let taking = Taking::new(self.providers.taken(app, revision, &opened, &self.totals));
         siblings.are(&entries);
-        Ok(Running { request, entries, _providers: opened, taking, draining: AtomicBool::new(false) })
+        Ok(Running {
+            request,
+            entries,
+            _providers: opened,
+            taking,
+            draining: AtomicBool::new(false),
+            drain: Drain::default(),
+        })
     }
 
     fn running(&self, app: &AppName, revision: Revision) -> Option<Arc<Running>> {
@@ -403,17 +413,31 @@ impl Apps {
     }
 
     /// Ends a revision: late calls are taken for a moment, those in flight may finish until `deadline`. One that is
-    /// not here is ended already.
-    pub(crate) async fn drain_revision(&self, app: &AppName, revision: Revision, deadline: Duration) -> Drained {
+    /// not here is ended already; one that is being ended already is waited for.
+    pub(crate) async fn drain_revision(
+        self: &Arc<Self>,
+        app: &AppName,
+        revision: Revision,
+        deadline: Duration,
+    ) -> Drained {
         let Some(running) = self.running(app, revision) else { return Drained { ended: 0 } };
         running.draining.store(true, Relaxed);
+        let done = Drain::of(self, app, revision, &running, Instant::now() + deadline);
+        drop(running);
+        done.await
+    }
+
+    async fn end_revision(&self, app: &AppName, revision: Revision, running: Arc<Running>, mut until: Until) -> u64 {
         // No more messages. Those that are here already still find their component.
         let messages = running.taking.end();
         let ended = {
             let _told = Told::new(&self.drains);
-            let until = Instant::now() + deadline;
-            tokio::time::sleep(LATE.min(deadline)).await;
-            drop(tokio::time::timeout_at(until, messages).await);
+            drop(tokio::time::timeout(LATE, until.passed()).await);
+            tokio::select! {
+                biased;
+                () = messages => {}
+                () = until.passed() => {}
+            }
             {
                 let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
                 for entry in &running.entries {
@@ -440,7 +464,7 @@ impl Apps {
         self.forget_if_gone(app);
         self.providers.prune();
         self.code.prune();
-        Drained { ended }
+        ended
     }
 
     /// Ends the host's work: as [`Apps::drain_revision`], for everything.
@@ -459,7 +483,7 @@ impl Apps {
         let mut messages = std::pin::pin!(join_all(messages));
         let told = tokio::time::timeout_at(until, messages.as_mut()).await.is_ok();
         let all: Vec<Arc<Entry>> = lock(&self.revisions).values().flat_map(|running| running.entries.clone()).collect();
-        let drained = Drained { ended: self.finish(&all, until).await };
+        let drained = Drained { ended: self.finish(&all, until.into()).await };
         if !told && tokio::time::timeout(TOLD, messages).await.is_err() {
             for ((app, revision), running) in &*lock(&self.revisions) {
                 let messages = running.taking.under_way();
@@ -472,10 +496,12 @@ impl Apps {
     }
 
     /// Waits for the calls of `entries` until `until`, then ends them; how many.
-    async fn finish(&self, entries: &[Arc<Entry>], until: Instant) -> u64 {
+    async fn finish(&self, entries: &[Arc<Entry>], mut until: Until) -> u64 {
         let calls = || entries.iter().map(|entry| u64::from(entry.in_flight())).sum::<u64>();
-        if tokio::time::timeout_at(until, self.none_left(&calls)).await.is_ok() {
-            return 0;
+        tokio::select! {
+            biased;
+            () = self.none_left(&calls) => return 0,
+            () = until.passed() => {}
         }
         let ended = calls();
         for entry in entries {

@@ -11,6 +11,7 @@ use model::unit::Millis;
 
 use crate::clock::Began;
 use crate::fault::Fault;
+use crate::head;
 use crate::meter::Meter;
 use crate::outbound::HttpBody;
 use crate::peer::MAX_CALL_DEPTH;
@@ -166,6 +167,7 @@ impl Call {
 
     /// The guest answered. Only the first answer counts.
     pub(crate) fn set_head(&self, head: Head) {
+        let head = head.and_then(head::within);
         if let Err(fault) = &head {
             self.fail(fault);
         }

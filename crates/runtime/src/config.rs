@@ -13,6 +13,11 @@ const FIBER: ByteSize = ByteSize::mib(2);
 pub(crate) const RANDOM: ByteSize = ByteSize::kib(64);
 /// Size of one `wasi:http` fields resource in host memory; the wire form is roughly half of it.
 pub(crate) const FIELDS: ByteSize = ByteSize::kib(128);
+/// Header fields one response may have (`docs/limits.md`). The ingress takes a head of 100 fields and 64 KiB; the rest is for
+/// what the host adds.
+pub(crate) const RESPONSE_FIELDS: usize = 96;
+/// Bytes of them together, as they are sent.
+pub(crate) const RESPONSE_HEAD: ByteSize = ByteSize::kib(60);
 /// Core instances one component may have. Components made from dynamic libraries have a few dozen.
 pub(crate) const CORE_INSTANCES: usize = 100;
 /// Linear memories one component may have.

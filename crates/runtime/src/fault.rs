@@ -85,6 +85,18 @@ pub enum Fault {
         /// The limit it ran into.
         limit: ByteSize,
     },
+    /// The response had more header fields, or larger ones together, than a response may have.
+    #[error("the response has {fields} header fields of {size} together; a response has at most {most} of {limit}")]
+    ResponseHead {
+        /// How many it had.
+        fields: usize,
+        /// How large they were.
+        size: ByteSize,
+        /// How many it may have.
+        most: usize,
+        /// The limit it ran into.
+        limit: ByteSize,
+    },
     /// The guest trapped.
     #[error("the component trapped: {message}")]
     Trap {
@@ -187,6 +199,7 @@ impl Fault {
             | Self::Random { .. }
             | Self::Headers { .. }
             | Self::Depth { .. }
+            | Self::ResponseHead { .. }
             | Self::ResponseTooLarge { .. } => FaultKind::Limit,
             Self::Trap { .. }
             | Self::Exit { .. }
@@ -229,6 +242,7 @@ impl Fault {
             Self::Headers { .. } => "headers",
             Self::RequestTooLarge { .. } => "request-too-large",
             Self::ResponseTooLarge { .. } => "response-too-large",
+            Self::ResponseHead { .. } => "response-head",
             Self::Trap { .. } => "trap",
             Self::Exit { .. } => "exit",
             Self::NoResponse => "no-response",

@@ -23,6 +23,7 @@ mod error;
 mod fault;
 mod few;
 mod giving;
+mod head;
 mod idle;
 mod instance;
 mod limiter;

@@ -25,7 +25,9 @@ pub fn init(colors: bool) {
     }
 }
 
-/// A token that is cancelled by SIGTERM, SIGINT or SIGHUP. A second signal exits at once with 130.
+/// A token that is cancelled by SIGTERM, SIGINT or SIGHUP. A second SIGTERM or SIGINT exits at once with 130. SIGHUP is left
+/// alone where it was ignored at the start (`nohup`), and is never the second one: a terminal that closes sends it to whoever is
+/// stopping too.
 ///
 /// # Errors
 /// When the signal handlers cannot be installed.
@@ -34,13 +36,23 @@ pub fn shutdown_signal() -> std::io::Result<CancellationToken> {
     let stop = token.clone();
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
-    let mut hup = signal(SignalKind::hangup())?;
+    let ignored = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hup(&status));
+    let mut hup = if ignored { None } else { Some(signal(SignalKind::hangup())?) };
     tokio::spawn(async move {
         loop {
+            let hung_up = async {
+                match &mut hup {
+                    Some(hup) => drop(hup.recv().await),
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 _ = term.recv() => {}
                 _ = int.recv() => {}
-                _ = hup.recv() => {}
+                () = hung_up => {
+                    stop.cancel();
+                    continue;
+                }
             }
             if stop.is_cancelled() {
                 std::process::exit(130);
@@ -49,4 +61,23 @@ pub fn shutdown_signal() -> std::io::Result<CancellationToken> {
         }
     });
     Ok(token)
+}
+
+/// Whether a process with this `/proc/self/status` ignores SIGHUP, which is the first signal of the set.
+fn ignores_hup(status: &str) -> bool {
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ignores_hup;
+
+    #[test]
+    fn what_nohup_does_is_seen() {
+        assert!(ignores_hup("SigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\nSigCgt:\t0\n"));
+        for other in ["SigIgn:\t0000000000001000\nSigCgt:\t0000000000000001\n", "SigIgn:\tx\n", ""] {
+            assert!(!ignores_hup(other), "{other}");
+        }
+    }
 }

@@ -66,3 +66,23 @@ async fn patience_has_an_end() {
         assert_eq!(asked.load(SeqCst), wanted, "{retry_after}");
     }
 }
+
+/// `localhost` has two addresses on many machines, and the server listens on one of them.
+#[tokio::test]
+async fn a_server_is_asked_by_its_own_name_at_each_of_its_addresses() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = format!("localhost:{}", listener.local_addr().unwrap().port());
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut head).await.unwrap() > 0);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]").await.unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    let client = ControlClient::named(&name, "token");
+    assert!(client.tenants().await.unwrap().is_empty());
+    let head = asked.await.unwrap();
+    assert!(head.lines().any(|line| line == format!("host: {name}")), "{head}");
+}

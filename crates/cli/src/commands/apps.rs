@@ -60,7 +60,8 @@ pub async fn delete(context: &Context, args: Delete) -> anyhow::Result<()> {
     }
     client.delete_app(&context.tenant, &args.app, require).await.map_err(refused)?;
     context.out.result(&serde_json::json!({ "app": args.app, "deleted": true }), || {
-        format!("{0} is deleted; its data is kept (sidereal delete {0} --purge-data removes it)", args.app)
+        let purge = format!("sidereal delete {0} --confirm {0} --purge-data", args.app);
+        format!("{} is deleted; its data is kept (`{purge}` removes it)", args.app)
     });
     Ok(())
 }

@@ -180,9 +180,8 @@ fn signing_keys(home: &Home, found: &mut Vec<Diagnosis>) {
 
 /// Whether a platform runs; faults of one that should.
 async fn platform(home: &Home, found: &mut Vec<Diagnosis>) -> bool {
-    let announced = match home.running() {
-        Ok(running) => Some(running),
-        Err(cause) if cause.downcast_ref::<api::Problem>().is_some() => None,
+    let announced = match home.announced() {
+        Ok(announced) => announced,
         Err(cause) => {
             found.push(fault("announcement-damaged", format!("{cause:#}"), "stop the platform and start it again"));
             None

@@ -4,13 +4,13 @@ use api::flows::{FlowQuery, FlowRecord};
 use futures::StreamExt as _;
 
 use crate::args::Flows;
-use crate::context::{Context, refused};
+use crate::context::{Context, broken_off, refused};
 use crate::output::{clock, stdout};
 
 /// `sidereal flows`
 ///
 /// # Errors
-/// When there is no such tenant, or the platform stops.
+/// When there is no such tenant; with `--follow`, when the platform stops or the token ends.
 pub async fn flows(context: &Context, args: Flows) -> anyhow::Result<()> {
     let query = FlowQuery {
         app: args.app,
@@ -30,6 +30,9 @@ pub async fn flows(context: &Context, args: Flows) -> anyhow::Result<()> {
                 .note(&format!("{} records came faster than they were read and are missing here", record.missed));
         }
         if context.out.json() { context.out.result(&record, String::new) } else { stdout(&pretty(&record)) }
+    }
+    if args.follow {
+        return Err(broken_off(&format!("the connections of {}", context.tenant)));
     }
     if !any {
         context.out.note(&format!("{} has opened no connection of this kind since the node started", context.tenant));

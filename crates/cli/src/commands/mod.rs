@@ -17,4 +17,5 @@ pub mod talk;
 pub mod tenant;
 pub mod top;
 pub mod up;
+pub mod why;
 pub mod wiring;

@@ -12,13 +12,13 @@ use futures::StreamExt as _;
 use model::{AppName, ComponentName};
 
 use crate::args::{Call, Logs};
-use crate::context::{Context, refused};
+use crate::context::{Context, broken_off, refused};
 use crate::output::{clock, raw, stdout};
 
 /// `sidereal logs`
 ///
 /// # Errors
-/// When there is no such app, or the platform stops.
+/// When there is no such app; with `--follow`, when the platform stops or the token ends.
 pub async fn logs(context: &Context, args: Logs) -> anyhow::Result<()> {
     let client = context.client()?;
     let chosen = args.component.is_some() || args.instance.is_some() || args.level.is_some() || args.since.is_some();
@@ -36,6 +36,9 @@ pub async fn logs(context: &Context, args: Logs) -> anyhow::Result<()> {
         let line = line.map_err(refused)?;
         any = true;
         if context.out.json() { context.out.result(&line, String::new) } else { stdout(&pretty(&line)) }
+    }
+    if args.follow {
+        return Err(broken_off(&format!("the log of {}", args.app)));
     }
     if !any {
         let what = if chosen { "has logged nothing of this kind" } else { "has logged nothing yet" };

@@ -23,11 +23,12 @@ use store::Store;
 use store::blobs::Blobs;
 use store::data::DataEngine;
 use store::redb::RedbStore;
-use store::secrets::{Secrets, SecretsError};
+use store::secrets::Secrets;
 
 use crate::args::{Listen, Up};
 use crate::commands::config::environment;
 use crate::commands::ready::{Ready, greeting, the_demo};
+use crate::commands::why::{self, sealed, storage, storage_text};
 use crate::context::{Context, connect, refused};
 use crate::home::Running;
 use crate::{demo, keys, programs, secret_files};
@@ -62,7 +63,7 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let blobs = Blobs::open(context.home.blobs()).map_err(|cause| storage_text(cause.to_string()))?;
     let data = DataEngine::open(context.home.data()).map_err(|cause| storage_text(cause.to_string()))?;
     let secrets = Secrets::open(store.clone(), &context.home.keys()).await.map_err(sealed)?;
-    let audit = Arc::new(Audit::start(context.home.audit(), store.clone()).await?);
+    let audit = Arc::new(Audit::start(context.home.audit(), store.clone()).await.map_err(why::control)?);
     seed_tenant(context, &args, &store, &audit, &account).await?;
     secret_files::follow(&secrets, &audit, &context.tenant, &args.secret_files).await?;
     let storage = Storage { store, blobs, data, secrets };
@@ -84,7 +85,8 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
     let run_dir = context.home.run_dir()?;
     let code_budget = Some(args.code_budget.0);
     let resolver = args.resolver.map(|address| Arc::new(Nameserver::new(address)) as Arc<dyn Resolve>);
-    let node = Node::start(NodeConfig { run_dir, code_budget, admin, otlp, resolver, programs, ..config }).await?;
+    let config = NodeConfig { run_dir, code_budget, admin, otlp, resolver, programs, ..config };
+    let node = Node::start(config).await.map_err(why::node)?;
     let control = start_control(context, args.api_listen, |listen| ControlConfig {
         listen,
         token: token.clone(),
@@ -118,8 +120,9 @@ pub async fn up(context: &Context, args: Up) -> anyhow::Result<()> {
             control.addr()
         ));
     }
-    context.home.announce(&running)?;
+    // The lock first: whoever finds the announcement asks the lock whether it is true.
     write_lock(&lock, &running)?;
+    context.home.announce(&running)?;
 
     let getting_ready = async {
         // The ready line means that what ran before answers again.
@@ -345,7 +348,7 @@ async fn start_control(
         }
         other => other,
     };
-    let control = started?;
+    let control = started.map_err(why::control)?;
     say_moved(context, "API", listen, control.addr());
     Ok(control)
 }
@@ -364,27 +367,6 @@ fn say_moved(context: &Context, what: &str, wished: SocketAddr, got: SocketAddr)
     if wished.port() != 0 && wished != got {
         context.out.warn(&format!("port {} is taken: the {what} listens on {got}", wished.port()));
     }
-}
-
-fn storage(cause: store::StoreError) -> anyhow::Error {
-    storage_text(cause.to_string())
-}
-
-fn sealed(cause: SecretsError) -> anyhow::Error {
-    match cause {
-        SecretsError::Store(cause) => storage(cause),
-        other => Problem::new(Code::StoreUnavailable, other.to_string())
-            .help("nothing was changed; restore the file from the backup that the store is from")
-            .into(),
-    }
-}
-
-fn storage_text(text: String) -> anyhow::Error {
-    Problem::new(Code::StoreUnavailable, text)
-        .help(
-            "nothing was changed; `sidereal doctor` looks for the cause, and a damaged file is restored from a backup",
-        )
-        .into()
 }
 
 fn now_ms() -> u64 {
@@ -427,9 +409,16 @@ mod tests {
         write_lock(&held, &running).unwrap();
         assert!(matches!(context.home.holder(), Holder::Platform(said) if said.since_ms == 4));
         // What it leaves says nothing, though a process of that number is there.
-        drop(held);
         context.home.announce(&running).unwrap();
+        assert_eq!(context.home.running().unwrap().api, running.api);
+        drop(held);
         assert!(matches!(context.home.holder(), Holder::Nobody));
-        drop(lock(&context).unwrap());
+        let why = |error: anyhow::Error| error.downcast::<Problem>().unwrap();
+        let nobody = why(context.home.running().unwrap_err());
+        assert!(nobody.code == Code::Unreachable && nobody.detail.starts_with("nothing runs here"), "{nobody}");
+        // The next one, until it has said where it answers.
+        let next = lock(&context).unwrap();
+        assert!(why(context.home.running().unwrap_err()).detail.ends_with("is starting"));
+        drop(next);
     }
 }

@@ -74,11 +74,12 @@ impl From<StoreError> for Refusal {
         match &error {
             StoreError::Conflict { .. } => Self::new(Code::Conflict, "somebody else changed it at the same moment")
                 .help("read it again and decide anew"),
-            StoreError::CannotWrite { .. }
-            | StoreError::Damaged { .. }
-            | StoreError::InUse { .. }
-            | StoreError::Unreachable(_) => Self::new(Code::StoreUnavailable, error.to_string())
-                .help("nothing was changed; `sidereal doctor` says more"),
+            StoreError::CannotWrite { .. } | StoreError::Damaged { .. } | StoreError::InUse { .. } => {
+                Self::new(Code::StoreUnavailable, error.to_string())
+                    .help("nothing was changed; `sidereal doctor` says more")
+            }
+            StoreError::Unreachable(_) => Self::new(Code::StoreUnavailable, error.to_string())
+                .help("it was changed, or it was not: look at `sidereal status`, then decide"),
             StoreError::Compacted { .. } | StoreError::LeaseEnded(_) => Self::new(Code::Internal, error.to_string()),
         }
     }
@@ -139,5 +140,19 @@ impl IntoResponse for Refusal {
             _ => {}
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_that_nothing_was_changed_where_that_is_not_known() {
+        let help = |error: StoreError| Refusal::from(error).problem.help.unwrap();
+        let full = StoreError::CannotWrite { path: "s".into(), cause: "full".into() };
+        assert!(help(full).starts_with("nothing was changed"));
+        let unknown = help(StoreError::Unreachable("whether it was kept is unknown".into()));
+        assert!(!unknown.contains("nothing") && unknown.contains("sidereal status"), "{unknown}");
     }
 }

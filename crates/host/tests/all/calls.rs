@@ -92,6 +92,19 @@ async fn one_call_too_many_is_refused_and_told_when_to_come_back() {
     assert_eq!(rig.status("probe").await.refused, 1);
 }
 
+/// The ingress takes so many and no more: the caller would be told that the host had failed.
+#[tokio::test]
+async fn an_answer_with_more_header_fields_than_can_be_sent_is_the_components_fault() {
+    let rig = Rig::new().await;
+    rig.run(&rig.app("probe", "probe")).await;
+    assert_eq!(rig.send(request("probe/1/main", "/headers?n=96")).await.unwrap().status(), 200);
+    let refused = rig.get("probe/1/main", "/headers?n=97").await;
+    assert_eq!(refused.fault(), (500, "limit-reached"));
+    assert!(refused.text.contains("97 header fields"), "{}", refused.text);
+    let status = rig.status("probe").await;
+    assert_eq!((status.failed, status.last_fault), (1, Some(refused.text.trim().to_owned())));
+}
+
 #[tokio::test]
 async fn a_streamed_answer_holds_its_place_until_it_ends() {
     let rig = Rig::new().await;

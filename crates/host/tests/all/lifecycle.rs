@@ -177,6 +177,55 @@ async fn a_drained_revision_finishes_its_calls_and_is_gone() {
     assert_eq!(rig.get("probe/1/main", "/").await, Answer::ok("probe"), "and may come back");
 }
 
+/// Whoever asks for it gives up before a call has ended that has longer.
+#[tokio::test]
+async fn a_drain_is_finished_also_where_its_asker_hangs_up() {
+    let rig = Rig::new().await;
+    let app = rig.app("probe", "probe");
+    rig.run(&app).await;
+    let slow = rig.get("probe/1/main", "/slow?ms=1500");
+    let gone = async {
+        until("the call is in flight", || async { rig.status("probe").await.in_flight == 1 }).await;
+        let stream = UnixStream::connect(rig.dir.path().join(AGENT_SOCKET)).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let drain = Request::post("/v1/apps/probe/revisions/1/drain").header("host", "host");
+        let drain = drain.body(Full::<bytes::Bytes>::from(r#"{"deadline_ms":60000}"#)).unwrap();
+        let asked = tokio::time::timeout(Duration::from_millis(100), sender.send_request(drain)).await;
+        assert!(asked.is_err(), "the call has not ended");
+        connection.abort();
+        until("it is gone", || async { rig.agent.status(1 << 20).await.unwrap().apps.is_empty() }).await;
+    };
+    let (slow, ()) = tokio::join!(slow, gone);
+    assert_eq!(slow, Answer::ok("slow"), "the call had the time it was given");
+    rig.run(&app).await;
+    assert_eq!(rig.get("probe/1/main", "/").await, Answer::ok("probe"), "its name is free again");
+}
+
+/// The second one has less patience, and both are told of what became of the same calls.
+#[tokio::test]
+async fn a_drain_that_is_asked_for_twice_is_one() {
+    let rig = Rig::new().await;
+    let mut app = rig.app("probe", "probe");
+    let limits = &mut app.components.values_mut().next().unwrap().limits;
+    (limits.cpu, limits.wall) = (Millis::secs(50), Millis::secs(50));
+    rig.run(&app).await;
+    let park = rig.get("probe/1/main", "/park");
+    let start = Instant::now();
+    let drains = async {
+        until("the call is in flight", || async { rig.status("probe").await.in_flight == 1 }).await;
+        let second = async {
+            until("it drains", || async { rig.agent.status(1 << 20).await.unwrap().apps[0].draining }).await;
+            rig.drain("probe", 1, Duration::from_millis(300)).await
+        };
+        tokio::join!(rig.drain("probe", 1, LONG), second)
+    };
+    let (park, ended) = tokio::join!(park, drains);
+    assert_eq!((park.fault(), ended), ((504, "timed-out"), (1, 1)));
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert!(rig.agent.status(1 << 20).await.unwrap().apps.is_empty());
+}
+
 #[tokio::test]
 async fn calls_beyond_the_deadline_are_ended() {
     let rig = Rig::new().await;

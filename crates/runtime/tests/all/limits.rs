@@ -175,8 +175,11 @@ async fn a_component_may_lower_what_one_host_call_copies() {
 async fn headers_have_a_limit() {
     let rig = Rig::new();
     let work = rig.workload("probe");
-    let response = work.handle(get("/headers?n=100")).await.unwrap();
-    assert_eq!(response.headers().len(), 100);
+    let response = work.handle(get("/headers?n=96")).await.unwrap();
+    assert_eq!(response.headers().len(), 96);
+    let fault = call(&work, "/headers?n=97").await.unwrap_err();
+    assert!(matches!(fault, Fault::ResponseHead { fields: 97, most: 96, .. }), "{fault}");
+    assert_eq!((work.meter().failed(), work.meter().last_fault()), (1, Some(fault)), "it counts as a failure");
     assert_eq!(call(&work, "/headers?n=40000").await, Err(Fault::Headers { limit: ByteSize::kib(128) }));
 }
 

@@ -12,7 +12,7 @@ mod backend;
 mod create;
 mod fail;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod witness;
 
 pub(crate) use create::sync_dir;

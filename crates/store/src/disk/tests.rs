@@ -39,9 +39,20 @@ impl Faults {
         act()
     }
 
-    fn allow(&self, acts: i64) {
+    /// As a disk that never refuses.
+    pub(crate) fn none() -> Self {
+        Self((-1).into())
+    }
+
+    pub(crate) fn allow(&self, acts: i64) {
         self.0.store(acts, Ordering::Relaxed);
     }
+}
+
+/// A file on such a disk.
+pub(crate) fn faulty(path: &Path, kind: Kind, faults: &Arc<Faults>) -> Disk {
+    let faults = faults.clone();
+    Disk::open_with(path, kind, Box::new(move |file| Backend::faulty(file, faults.clone()))).unwrap()
 }
 
 fn put(disk: &Disk, row: u64, value: &[u8]) -> Result<(), Fail> {
@@ -60,12 +71,8 @@ fn rows(disk: &Disk) -> Vec<u64> {
 fn a_disk_that_fails_at_any_act_loses_nothing_and_recovers_by_itself() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.redb");
-    let faults = Arc::new(Faults((-1).into()));
-    let attach = {
-        let faults = faults.clone();
-        move |file| Backend::faulty(file, faults.clone())
-    };
-    let disk = Disk::open_with(&path, KIND, Box::new(attach)).unwrap();
+    let faults = Arc::new(Faults::none());
+    let disk = faulty(&path, KIND, &faults);
     let mut kept = Vec::new();
     let mut refused = 0;
     let value = vec![5; 3000];

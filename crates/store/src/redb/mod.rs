@@ -5,6 +5,8 @@
 
 mod feed;
 mod state;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};

@@ -132,6 +132,11 @@ impl Writer {
                 self.publish(draft, true);
                 answers
             }
+            Err(fail @ Fail::Unknown(_)) => {
+                let durable: Vec<bool> = ops.iter().map(|op| self.needs_disk(op)).collect();
+                self.recover(&fail);
+                self.untold(ops, &durable, fail)
+            }
             Err(fail) => {
                 self.recover(&fail);
                 self.leases_only(ops, Some(fail))
@@ -150,8 +155,24 @@ impl Writer {
         self.state.publish(revision, BTreeMap::new(), true);
     }
 
+    /// Whether what had to be written is kept is unknown, so nobody is told what would become of it now: one whose own write is
+    /// there would be told that somebody else was faster. What needs no disk goes on.
+    fn untold(&mut self, ops: &[Op], durable: &[bool], fail: Fail) -> Answers {
+        let others: Vec<&Op> = ops.iter().zip(durable).filter(|(_, durable)| !**durable).map(|(op, _)| op).collect();
+        let mut others = self.leases_only(others, Some(fail.clone())).into_iter();
+        let mut answer = |durable: &bool| if *durable { None } else { others.next() };
+        let unknown = || Err(fail.clone().explain(self.state.disk.path()));
+        durable.iter().map(|durable| answer(durable).unwrap_or_else(unknown)).collect()
+    }
+
     /// Leases and their keys need no disk: nodes go on reporting when it is full.
-    fn leases_only(&mut self, ops: &[Op], fail: Option<Fail>) -> Answers {
+    fn leases_only<'o>(
+        &mut self,
+        ops: impl IntoIterator<Item = &'o Op, IntoIter: ExactSizeIterator>,
+        fail: Option<Fail>,
+    ) -> Answers {
+        let ops = ops.into_iter();
+        let many = ops.len();
         let fail = fail.unwrap_or_else(|| Fail::Disk("a durable write was not expected".into()));
         let explain = |fail: &Fail| fail.clone().explain(self.state.disk.path());
         match self.decide(ops, None) {
@@ -164,7 +185,7 @@ impl Writer {
                 self.publish(draft, false);
                 answers
             }
-            Err(second) => ops.iter().map(|_| Err(explain(&second))).collect(),
+            Err(second) => (0..many).map(|_| Err(explain(&second))).collect(),
         }
     }
 
@@ -190,7 +211,11 @@ impl Writer {
         self.feed.publish(draft.changes);
     }
 
-    fn decide<'a>(&self, ops: &[Op], txn: Option<&'a WriteTransaction>) -> Result<(Answers, Draft<'a>), Fail> {
+    fn decide<'a, 'o>(
+        &self,
+        ops: impl IntoIterator<Item = &'o Op>,
+        txn: Option<&'a WriteTransaction>,
+    ) -> Result<(Answers, Draft<'a>), Fail> {
         let mut draft = Draft {
             revision: self.state.revision(),
             leased: BTreeMap::new(),
@@ -199,7 +224,7 @@ impl Writer {
             changes: Vec::new(),
             txn,
         };
-        let mut answers = Vec::with_capacity(ops.len());
+        let mut answers = Vec::new();
         for op in ops {
             answers.push(match self.one(op, &mut draft) {
                 Ok(done) => Ok(done),
