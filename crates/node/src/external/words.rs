@@ -135,7 +135,7 @@ mod tests {
         let output = format!("one\r\n\ttwo \u{202e}txet\u{1b}[2J\n{}", "y".repeat(100_000));
         capture(output.as_bytes(), words.clone(), LogStream::Stderr).await;
         assert_eq!(words.last().len(), 300);
-        let query = LogQuery { tail: Some(10), ..LogQuery::default() };
+        let query = LogQuery { last: 10, ..LogQuery::default() };
         let said: Vec<_> = logs.query(&words.tenant, &words.app, query).map(|line| line.text).collect().await;
         assert_eq!(said[..2], ["one".to_owned(), "\ttwo \\u{202e}txet\\u{1b}[2J".to_owned()]);
         assert_eq!((said.len(), said[2].len()), (3, MAX_LINE));
