@@ -85,8 +85,21 @@ fn look(pid: u32, mounts: impl Fn(u32) -> String) -> String {
     let env: Vec<&str> = env.split('\0').filter(|one| !one.is_empty() && !one.starts_with("SIDEREAL_LOG=")).collect();
     text += &format!("environment: {env:?}\n");
     let limits = read("limits");
-    for name in ["Max core file size", "Max file size", "Max processes", "Max locked memory", "Max msgqueue size"] {
-        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    for name in [
+        "Max core file size",
+        "Max file size",
+        "Max open files",
+        "Max processes",
+        "Max locked memory",
+        "Max msgqueue size",
+    ] {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        // A machine may allow fewer than we do.
+        let line = match files {
+            Some(fewer) if name == "Max open files" && fewer < 65_536 => line.replace(&fewer.to_string(), "65536"),
+            _ => line,
+        };
         text += &format!("limit {}\n", line.split_whitespace().collect::<Vec<_>>().join(" "));
     }
     text

@@ -27,6 +27,7 @@ pub mod node;
 pub mod problem;
 pub mod run;
 pub mod services;
+pub mod shares;
 pub mod task;
 
 pub use problem::{Code, Problem};

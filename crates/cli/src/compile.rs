@@ -26,11 +26,16 @@ const TURN: Duration = Duration::from_millis(2);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Reads a component from stdin, writes compiled code to stdout; confined before it reads.
+/// Reads a component from stdin, writes compiled code to stdout; confined before it reads. `engine` is the fingerprint of the
+/// engine that it is for.
 ///
 /// # Errors
-/// When it is not confined, or the component does not compile within the limits.
-pub fn run(world: &str, confine: impl FnOnce() -> Result<(), SandboxError>) -> anyhow::Result<()> {
+/// When it is not confined, has another engine, or the component does not compile within the limits.
+pub fn run(
+    world: &str,
+    engine: Option<&str>,
+    confine: impl FnOnce() -> Result<(), SandboxError>,
+) -> anyhow::Result<()> {
     let world = match world {
         "p2" => World::P2,
         "p3" => World::P3,
@@ -50,7 +55,7 @@ pub fn run(world: &str, confine: impl FnOnce() -> Result<(), SandboxError>) -> a
         // It ends with the process.
         std::thread::Builder::new().name("seat".to_owned()).spawn(move || give_way(&seat))?;
     }
-    let code = runtime::compile(&wasm, world)?;
+    let code = runtime::compile_for(&wasm, world, engine)?;
     let mut out = std::io::stdout().lock();
     out.write_all(&code).and_then(|()| out.flush()).context("cannot write the compiled code")
 }

@@ -51,9 +51,9 @@ pub fn host(tenant: model::TenantName, shard: u32, stage: &Stage) -> anyhow::Res
 ///
 /// # Errors
 /// When it is not confined, or the component does not compile within the limits.
-pub fn compiler(world: &str, stage: &Stage) -> anyhow::Result<u8> {
+pub fn compiler(world: &str, engine: Option<&str>, stage: &Stage) -> anyhow::Result<u8> {
     let Some(spec) = second(stage)? else { return first(stage) };
-    compile::run(world, || inner::enter(&spec, Role::Compiler, Files::default()))?;
+    compile::run(world, engine, || inner::enter(&spec, Role::Compiler, Files::default()))?;
     Ok(0)
 }
 

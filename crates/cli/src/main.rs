@@ -153,7 +153,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             let tenant = cli.global.tenant.unwrap_or_else(model::TenantName::local);
             return confined::host(tenant, args.shard, &args.stage);
         }
-        Command::Compile { world, stage } => return confined::compiler(&world, &stage),
+        Command::Compile { world, engine, stage } => return confined::compiler(&world, engine.as_deref(), &stage),
         Command::Databases { dir, stage } => {
             let tenant = cli.global.tenant.unwrap_or_else(model::TenantName::local);
             return confined::databases(&dir, tenant, &stage);

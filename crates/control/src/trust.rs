@@ -307,7 +307,11 @@ pub(crate) fn same_judgement(a: &TenantSettings, b: &TenantSettings) -> bool {
 /// Whether tenant settings can be what they say; every reason why not.
 pub(crate) fn settings_problems(settings: &TenantSettings) -> Vec<String> {
     let mut problems = Vec::new();
-    for anchor in &settings.trust_anchors {
+    let most = TenantSettings::MAX_ANCHORS;
+    if settings.trust_anchors.len() > most {
+        problems.push(format!("there are {} trust anchors; there may be {most}", settings.trust_anchors.len()));
+    }
+    for anchor in settings.trust_anchors.iter().take(most) {
         match claims::PublicKey::parse(anchor) {
             Ok(key) if key.kind() == claims::KeyKind::Account => {}
             Ok(key) => problems.push(format!("trust anchor {key} is not an account's key (A…)")),

@@ -43,8 +43,20 @@ impl TenantSettings {
     /// What `shards` may be.
     pub const SHARDS: std::ops::RangeInclusive<u32> = 1..=64;
 
+    /// The most trust anchors, and the most entries of the revocation list: each is looked at wherever a component is judged.
+    pub const MAX_ANCHORS: usize = 64;
+    /// See [`TenantSettings::MAX_ANCHORS`].
+    pub const MAX_REVOKED: usize = 1024;
+
     /// Why entries of the revocation list cannot be what they say, one sentence each.
     pub fn revoked_problems(revoked: &[String]) -> Vec<String> {
+        if revoked.len() > Self::MAX_REVOKED {
+            // Not one sentence more: there may be very many.
+            let (has, most) = (revoked.len(), Self::MAX_REVOKED);
+            return vec![format!(
+                "the revocation list has {has} entries and may have {most}; one of an account's key stands for all that it signed"
+            )];
+        }
         let problem = |entry: &String| {
             if entry.is_empty() || entry.len() > 256 || !entry.bytes().all(|b| b.is_ascii_graphic()) {
                 Some("a revoked entry is a key (A…, M…), a token id or a digest (sha256:…)".to_owned())

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::Problem;
 use api::run::{RunFrame, RunRequest};
+use api::shares::Shares;
 use futures::stream::{BoxStream, StreamExt as _};
 use model::observed::Reason;
 use model::{AppName, TenantName};
 use store::folder::Folder;
 use store::keys::NodeRecord;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::NodeError;
@@ -69,7 +70,7 @@ pub struct Node {
     /// What served before the start is put back.
     begun: watch::Receiver<bool>,
     /// One permit for each byte of [`asked::ANSWERS`].
-    answers: Arc<Semaphore>,
+    answers: Arc<Shares>,
     running: Mutex<Option<Running>>,
 }
 
@@ -235,7 +236,7 @@ impl Node {
             confinement: config.confinement,
             settled,
             begun,
-            answers: Arc::new(Semaphore::new(asked::ANSWERS)),
+            answers: Shares::new(asked::ANSWERS),
             running,
         };
         Ok(Arc::new(node))

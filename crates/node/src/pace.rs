@@ -3,8 +3,13 @@
 use std::time::{Duration, Instant};
 
 use model::tenant::Rate;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::ingress::nanos;
+
+/// Bytes that are read of one output of a process, a second over time and at once.
+pub(crate) const READ_PER_SECOND: u64 = 256 << 10;
+pub(crate) const READ_BURST: u64 = 1 << 20;
 
 /// Lines of the node's own log that hosts or components of one tenant bring about: a second over time, and at once.
 const OF_TENANT: (f64, f64) = (5.0, 20.0);
@@ -74,6 +79,28 @@ impl Pace {
             tokio::time::sleep(wait).await;
         }
     }
+}
+
+/// Reads an output of a process to its end, line by line; of a line no more than `longest` bytes are kept. One that writes
+/// faster than that is read waits for us: the threads that read are those of everybody.
+pub(crate) async fn lines(mut source: impl AsyncRead + Unpin, longest: usize, mut hear: impl FnMut(&[u8])) {
+    let mut pace = Pace::new(READ_PER_SECOND, READ_BURST);
+    let mut line = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(count @ 1..) = source.read(&mut chunk).await {
+        for byte in chunk.iter().take(count) {
+            if *byte != b'\n' {
+                if line.len() < longest {
+                    line.push(*byte);
+                }
+                continue;
+            }
+            hear(&line);
+            line.clear();
+        }
+        pace.pay(count as u64).await;
+    }
+    hear(&line);
 }
 
 #[cfg(test)]

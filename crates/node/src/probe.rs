@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::Code;
+use api::shares::Shares;
 use bytes::Bytes;
 use http::header::{HOST, USER_AGENT};
 use http::{Request, Response};
 use model::observed::Reason;
-use model::{ComponentName, LockedApp};
-use tokio::sync::Semaphore;
+use model::{ComponentName, LockedApp, TenantName};
 use tokio::time::Instant;
 
 use crate::ingress::call::{Room, forward};
@@ -52,7 +52,7 @@ pub(crate) async fn well(tenant: &Tenant, prepared: &Prepared, shards: &Arc<Shar
         let mut pause = PAUSE;
         loop {
             let left = WITHIN.saturating_sub(began.elapsed());
-            let said = match ask(&target, question, left).await {
+            let said = match ask(&target, &tenant.name, question, left).await {
                 Ok(answer) if answer.status().as_u16() < 400 => break,
                 Ok(answer) => outcome(&answer),
                 Err(cause) => cause.to_string(),
@@ -67,9 +67,15 @@ pub(crate) async fn well(tenant: &Tenant, prepared: &Prepared, shards: &Arc<Shar
     Ok(())
 }
 
-async fn ask(target: &Target, question: &Question, within: Duration) -> Result<Response<Bytes>, http::Error> {
+async fn ask(
+    target: &Target,
+    tenant: &TenantName,
+    question: &Question,
+    within: Duration,
+) -> Result<Response<Bytes>, http::Error> {
     let request = Request::get(&question.path).header(HOST, &question.host).header(USER_AGENT, "sidereal-health");
-    let room = Room { most: MOST, all: Arc::new(Semaphore::new(MOST)) };
+    // Its own: one tenant has half of what there is.
+    let room = Room { most: MOST, held: Shares::new(2 * MOST).hold(tenant) };
     Ok(forward(target, request.body(Bytes::new())?, within, room).await)
 }
 

@@ -13,7 +13,20 @@ use crate::error::CompileError;
 /// # Errors
 /// [`CompileError::Invalid`] where the bytes are not a component, or use a proposal that is off.
 pub fn compile(wasm: &[u8], world: World) -> Result<Vec<u8>, CompileError> {
+    compile_for(wasm, world, None)
+}
+
+/// As [`compile`], where the engine of this program has the fingerprint `wanted`: whoever keeps the code keeps it under that
+/// name, and a host may say any.
+///
+/// # Errors
+/// As there, and [`CompileError::Other`].
+pub fn compile_for(wasm: &[u8], world: World, wanted: Option<&str>) -> Result<Vec<u8>, CompileError> {
     let engine = bare(world).map_err(|e| CompileError::Engine { world, message: format!("{e:#}") })?;
+    let own = fingerprint(&engine, world);
+    if wanted.is_some_and(|wanted| wanted != own) {
+        return Err(CompileError::Other { world, own });
+    }
     engine.precompile_component(wasm).map_err(|e| CompileError::Invalid(format!("{e:#}")))
 }
 

@@ -40,6 +40,14 @@ pub enum CompileError {
     /// The bytes are not a component this platform accepts.
     #[error("the component is not accepted: {0}")]
     Invalid(String),
+    /// The code is wanted by another engine than this program has.
+    #[error("this program compiles for the {} engine {own}, and the code is wanted by another one", world.as_str())]
+    Other {
+        /// Which engine.
+        world: World,
+        /// The fingerprint of this program's.
+        own: String,
+    },
 }
 
 /// Compiled code could not be loaded.

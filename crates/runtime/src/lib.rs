@@ -41,7 +41,7 @@ pub mod trace;
 mod workload;
 
 pub use body::{GoesOn, ResponseBody};
-pub use compile::compile;
+pub use compile::{compile, compile_for};
 pub use config::{RuntimeSettings, prepare};
 pub use ctx::{Bindings, Capability, Ctx};
 pub use engine::{Code, Linked, Runtime, fingerprint};

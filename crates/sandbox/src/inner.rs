@@ -20,6 +20,8 @@ use crate::{Layer, OrRefused as _, SandboxError, Spec, root};
 const PROGRAM_MEMORY: u64 = 2 << 30;
 /// Open files of one.
 const PROGRAM_FILES: u64 = 4096;
+/// Descriptors of one process of ours: its connections, and more than the quotas leave it. The table of them is the kernel's memory.
+const HOST_FILES: u64 = 65_536;
 
 /// Asks the kernel to end this process with the first stage. To be called first of all.
 ///
@@ -98,10 +100,14 @@ fn limits(spec: &Spec, writes: bool) -> Result<(), SandboxError> {
     let mut all = vec![(Resource::Core, crate::NO_CORE), (Resource::Msgqueue, 0), (Resource::Memlock, 0)];
     // Whoever runs before all that is not real-time, for as long as it likes, takes a core from the node.
     all.push((Resource::Rtprio, 0));
-    if spec.view.is_some() {
+    if let Some(view) = &spec.view {
         all.extend([(Resource::Data, PROGRAM_MEMORY), (Resource::Nofile, PROGRAM_FILES)]);
-    } else if !writes {
-        all.push((Resource::Fsize, 0));
+        all.extend(view.largest.map(|bytes| (Resource::Fsize, bytes)));
+    } else {
+        all.push((Resource::Nofile, HOST_FILES));
+        if !writes {
+            all.push((Resource::Fsize, 0));
+        }
     }
     if spec.has(Layer::Uid) {
         // Counted for the user, which is the tenant's alone then.

@@ -30,6 +30,9 @@ pub struct View {
     /// It has the machine's network.
     #[serde(default)]
     pub network: bool,
+    /// Bytes that one file of its may have, where that is bounded.
+    #[serde(default)]
+    pub largest: Option<u64>,
 }
 
 /// Where systems keep programs, libraries and their settings.

@@ -200,6 +200,9 @@ pub enum Command {
         /// `p2` or `p3`.
         #[arg(long)]
         world: String,
+        /// The fingerprint of the engine that it is for; refused where it is not this program's.
+        #[arg(long)]
+        engine: Option<String>,
         /// How it is confined.
         #[command(flatten)]
         stage: Stage,

@@ -140,6 +140,13 @@ pub(super) async fn put_blob(
     let bytes = receive(&mut room, request.into_body(), MAX_BLOB, "an artifact").await?;
     // What was sent may have taken a while.
     api.writer.may_still(&caller, &tenant).await?;
+    // Before it is counted: what is written down says that the tenant had these bytes, to whoever asks and to the quota.
+    let hashed = tokio::task::spawn_blocking(move || (Digest::of(&bytes), bytes)).await;
+    let (actual, bytes) =
+        hashed.map_err(|cause| Refusal::new(Code::Internal, format!("the artifact was not read: {cause}")))?;
+    if actual != digest {
+        return Err(BlobError::Mismatch { expected: digest, actual }.into());
+    }
     // Counted before it is kept: however many are sent at once, together they are no more than the tenant may have.
     let new = count(&api, &tenant, &digest, bytes.len() as u64).await?;
     let blobs = api.blobs.clone();
@@ -155,20 +162,23 @@ pub(super) async fn put_blob(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Writes down that the tenant sends an artifact, where it may have it; where it had not sent it, the store revision of
-/// that.
+/// Writes down that the tenant sends an artifact, whose bytes are what their digest says, where it may have it; where it had
+/// not sent it, the store revision of that.
 async fn count(api: &Api, tenant: &TenantName, digest: &Digest, size: u64) -> Answer<Option<u64>> {
     let key = keys::artifact(tenant, digest);
     let _one = api.counting.lock().await;
     let quota = api.writer.tenant(tenant).await?.settings.quotas.artifact_bytes;
-    let (mut total, mut known) = (size, false);
+    let (mut others, mut size, mut known) = (0u64, size, false);
     for entry in api.store.list(&keys::artifacts_of(tenant)).await?.entries {
+        let counted = writer::decode::<Sent>(&entry)?.size;
         if entry.key == key {
-            known = true;
+            // What counts is never made less by sending it again.
+            (known, size) = (true, size.max(counted));
         } else {
-            total = total.saturating_add(writer::decode::<Sent>(&entry)?.size);
+            others = others.saturating_add(counted);
         }
     }
+    let total = others.saturating_add(size);
     if !known && total > quota.0 {
         let text = format!("the artifacts of tenant `{tenant}` would be {total} bytes and may be {quota}");
         return Err(Refusal::new(Code::QuotaExceeded, text).help(

@@ -393,6 +393,41 @@ async fn artifacts_count_in_a_quota() {
     rig.client.put_blob(&rig.tenant, &Digest::of(&[8; 80]), vec![8; 80].into()).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_not_the_digests_change_nothing_of_what_is_counted() {
+    let rig = Rig::new().await;
+    let quotas = model::tenant::Quotas { artifact_bytes: model::unit::ByteSize(1000), ..Default::default() };
+    let settings = TenantSettings { quotas, ..rig.settings() };
+    rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
+    for n in 1..=5 {
+        let bytes = bytes::Bytes::from(vec![n; 600]);
+        let digest = Digest::of(&bytes);
+        let sent = rig.client.put_blob(&rig.tenant, &digest, bytes).await;
+        assert_eq!(sent.is_ok(), n == 1, "{n}: the file of the first one stays");
+        // Nothing at all in its place: refused, and the first one counts for as much as before.
+        let nothing = rig.client.put_blob(&rig.tenant, &Digest::of(&[1; 600]), bytes::Bytes::new()).await;
+        assert_eq!(refused(nothing).code, Code::ArtifactMissing);
+    }
+    assert_eq!(rig.blobs.list().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_sends_other_bytes_is_not_told_what_others_have() {
+    let rig = Rig::new().await;
+    let theirs = another(&rig).await;
+    let secret = bytes::Bytes::from_static(b"what `other` has");
+    let digest = Digest::of(&secret);
+    theirs.put_blob(&name("other"), &digest, secret).await.unwrap();
+    // However many at once.
+    for _ in 0..16 {
+        let wrong = (0..4).map(|n| rig.client.put_blob(&rig.tenant, &digest, vec![n; 7].into()));
+        for sent in futures::future::join_all(wrong).await {
+            assert_eq!(refused(sent).code, Code::ArtifactMissing);
+        }
+        assert!(!rig.client.has_blob(&rig.tenant, &digest).await.unwrap(), "it says what others have");
+    }
+}
+
 /// A deployer of another tenant.
 async fn another(rig: &Rig) -> ControlClient {
     let other = name("other");

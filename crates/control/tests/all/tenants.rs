@@ -63,6 +63,25 @@ async fn settings_that_cannot_be_meant_are_refused_all_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whom_a_tenant_trusts_and_what_is_revoked_is_no_endless_list() {
+    let rig = Rig::without_node().await;
+    let account = |n: u8| model::claims::KeyPair::from_entropy(model::claims::KeyKind::Account, [n; 32]).public_key();
+    let lists = |anchors: u8, revoked: usize| TenantSettings {
+        trust_anchors: (0..anchors).map(account).collect(),
+        revoked: (0..revoked).map(|n| n.to_string()).collect(),
+        ..rig.settings()
+    };
+    let put =
+        async |anchors, revoked| rig.client.put_tenant(&rig.tenant, &lists(anchors, revoked), Require::Exists).await;
+    put(64, 1024).await.unwrap();
+    for (anchors, revoked, said) in [(65, 0, "65 trust anchors"), (0, 1025, "1025 entries")] {
+        let problem = refused(put(anchors, revoked).await);
+        assert_eq!(problem.code, Code::RequestInvalid);
+        assert!(matches!(&problem.findings[..], [one] if one.contains(said)), "{:#?}", problem.findings);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tenants_ceiling_is_what_its_apps_may_ask_for() {
     let rig = Rig::without_node().await;
     let app = locked("counter", &rig.artifact(1).await);

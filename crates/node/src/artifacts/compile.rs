@@ -1,4 +1,5 @@
-//! The compiler child: `exe compile --world p2|p3 --sandbox …`, the artifact on stdin, compiled code on stdout. The child
+//! The compiler child: `exe compile --world p2|p3 --sandbox … --engine …`, the artifact on stdin, compiled code on stdout. The
+//! child refuses to compile for another engine than its own, for the name that the code is kept under is what a host said. It
 //! confines and limits itself (memory, CPU, files); here its wall time and its output are limited, and its crash is an answer.
 
 use std::os::fd::OwnedFd;
@@ -61,15 +62,15 @@ impl Compiler {
         Self { exe, confinement, wall: WALL, max_code: MAX_CODE }
     }
 
-    pub(super) async fn compile(&self, wasm: Bytes, world: World) -> Result<Vec<u8>, CompileError> {
+    pub(super) async fn compile(&self, wasm: Bytes, world: World, engine: &str) -> Result<Vec<u8>, CompileError> {
         let started = std::time::Instant::now();
-        let code = tokio::time::timeout(self.wall, self.run(wasm, world)).await;
+        let code = tokio::time::timeout(self.wall, self.run(wasm, world, engine)).await;
         tracing::debug!(?world, elapsed = ?started.elapsed(), "compiled");
         // Dropping the child on a timeout kills it.
         code.unwrap_or(Err(CompileError::TimedOut(self.wall)))
     }
 
-    async fn run(&self, wasm: Bytes, world: World) -> Result<Vec<u8>, CompileError> {
+    async fn run(&self, wasm: Bytes, world: World, engine: &str) -> Result<Vec<u8>, CompileError> {
         let failed = |cause: std::io::Error| CompileError::Spawn(cause.to_string());
         let spec = self.confinement.spec(Who::Compiler).map_err(failed)?;
         // A socket: the child sees when this process is gone, also while it reads no more.
@@ -77,7 +78,7 @@ impl Compiler {
         let theirs = theirs.into_std().map_err(failed)?;
         theirs.set_nonblocking(false).map_err(failed)?;
         let mut child = Command::new(&self.exe)
-            .args(["compile", "--world", world.as_str(), "--sandbox", &spec.encode()])
+            .args(["compile", "--world", world.as_str(), "--sandbox", &spec.encode(), "--engine", engine])
             .env_clear()
             .current_dir("/")
             .process_group(0)
@@ -157,14 +158,17 @@ mod tests {
         std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o700)).unwrap();
         let mut compiler = Compiler::new(exe, Confinement::bare());
         adjust(&mut compiler);
-        compiler.compile(Bytes::from(vec![7; 300_000]), World::P2).await
+        compiler.compile(Bytes::from(vec![7; 300_000]), World::P2, "ab12").await
     }
 
     #[tokio::test]
     async fn every_end_of_the_child_is_an_answer() {
         let plain = |_: &mut Compiler| {};
         assert_eq!(compile("exec /bin/cat", plain).await, Ok(vec![7; 300_000]));
-        assert_eq!(compile("echo \"$1 $2 $3 $4\"", plain).await, Ok(b"compile --world p2 --sandbox\n".to_vec()));
+        assert_eq!(
+            compile("echo \"$1 $2 $3 $4 $6 $7\"", plain).await,
+            Ok(b"compile --world p2 --sandbox --engine ab12\n".to_vec())
+        );
         assert!(matches!(compile("kill -SEGV $$", plain).await, Err(CompileError::Crashed { signal: 11, .. })));
         let refused = compile("echo first >&2; echo 'not a component' >&2; exit 1", plain).await;
         assert_eq!(refused, Err(CompileError::Refused("not a component".into())));
@@ -177,7 +181,7 @@ mod tests {
         let shout = compile("exec /bin/cat /dev/zero >&2", |compiler| compiler.wall = Duration::from_secs(5)).await;
         assert!(shout.is_err());
         assert!(matches!(
-            Compiler::new("/nowhere".into(), Confinement::bare()).compile(Bytes::new(), World::P3).await,
+            Compiler::new("/nowhere".into(), Confinement::bare()).compile(Bytes::new(), World::P3, "ab12").await,
             Err(CompileError::Spawn(_))
         ));
     }

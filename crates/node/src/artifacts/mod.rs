@@ -282,7 +282,7 @@ impl Inner {
         let (blobs, digest) = (self.blobs.clone(), key.digest);
         let wasm = tokio::task::spawn_blocking(move || blobs.get(&digest)).await;
         let wasm = wasm.unwrap_or(Err(BlobError::Missing(digest))).map_err(blob)?;
-        let code = self.compiler.compile(wasm, key.world).await;
+        let code = self.compiler.compile(wasm, key.world, &key.fingerprint).await;
         let code = code.map_err(|cause| ArtifactError::Compile { digest: key.digest, cause })?;
         let (inner, mine) = (self.clone(), key.clone());
         let lost = self.cache.error(key, "writing it was interrupted");

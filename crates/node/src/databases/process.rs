@@ -169,7 +169,7 @@ fn spawn(starting: &Starting, dir: &Path, tenant: &TenantName) -> std::io::Resul
     std::fs::create_dir_all(&own)?;
     let own = own.canonicalize()?;
     let dir = own.parent().unwrap_or(dir);
-    let view = View { read: Vec::new(), write: vec![own.clone()], hide: starting.hide.clone(), network: false };
+    let view = View { write: vec![own.clone()], hide: starting.hide.clone(), ..View::default() };
     let spec = starting.confinement.databases(tenant, view)?;
     let (line, theirs) = UnixStream::pair()?;
     let theirs = theirs.into_std()?;

@@ -29,9 +29,6 @@ use crate::supervisor::Backoff;
 /// What a unix socket's path may have, bytes.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// What programs keep is looked at once in so many questions whether they are well.
-const LOOKS: u32 = 5;
-
 /// A process that hung up has ended within this time, or has not ended.
 const ENDING: std::time::Duration = std::time::Duration::from_millis(100);
 
@@ -144,6 +141,10 @@ impl Supervisor {
         if let Err(cause) = std::fs::remove_dir_all(&self.dir) {
             tracing::debug!(dir = %self.dir.display(), %cause, "an external provider's directory stays behind");
         }
+        // Not of a tenant that is gone.
+        if let Some(tenancy) = super::lock(&self.shared.tenants).get(&self.tenant) {
+            tenancy.gone(&self.dir);
+        }
     }
 
     /// A place among those of its tenant; `None` where it is wanted no more before there is one.
@@ -168,8 +169,7 @@ impl Supervisor {
 
     /// Why what its tenant's programs keep is too much, if it is.
     async fn over(&self) -> Option<String> {
-        let dir = self.shared.config.data_dir.join(self.tenant.as_str());
-        self.shared.tenancy(&self.tenant).over(&dir).await
+        self.shared.tenancy(&self.tenant).over(&self.shared.config.data_dir).await
     }
 
     /// One life of the process, from its start to its end.
@@ -177,6 +177,9 @@ impl Supervisor {
         if self.stop.is_cancelled() {
             return End::Stopped;
         }
+        let tenancy = self.shared.tenancy(&self.tenant);
+        tenancy.writes(&self.dir);
+        tenancy.writes(&self.shared.config.data_dir.join(self.tenant.as_str()));
         let over = tokio::select! {
             over = self.over() => over,
             () = self.stop.cancelled() => return End::Stopped,
@@ -236,9 +239,20 @@ impl Supervisor {
     async fn while_it_runs(&self, process: &mut Process, seen: u64, versions: &Versions, ailing: &mut bool) -> End {
         let pace = &self.shared.config.pace;
         let begun = Instant::now();
+        // Beside all questions: how long it takes to answer one is its own to say, and it may never be ready.
+        let over = async {
+            loop {
+                tokio::time::sleep(pace.every).await;
+                if let Some(over) = self.over().await {
+                    return over;
+                }
+            }
+        };
+        tokio::pin!(over);
         let ready = tokio::select! {
             ready = tokio::time::timeout(pace.ready, self.first_answer()) => ready,
             how = process.ended() => return End::Ended(format!("was not ready yet and {how}")),
+            over = &mut over => return End::Ended(format!("was ended, {over}")),
             () = self.stop.cancelled() => return End::Stopped,
         };
         if ready.is_err() {
@@ -249,7 +263,6 @@ impl Supervisor {
         tracing::info!(%tenant, %app, %provider, pid = process.pid(), elapsed = ?begun.elapsed(), "an external provider is ready");
         self.tell.send_replace(State::Ready);
         let ready_at = Instant::now();
-        let mut looked = ready_at;
         let renewed = self.renewed(seen, versions);
         tokio::pin!(renewed);
         loop {
@@ -266,18 +279,8 @@ impl Supervisor {
                 () = self.stop.cancelled() => return End::Stopped,
                 how = process.ended() => return End::Ended(how),
                 () = &mut renewed => return End::Renewed,
+                over = &mut over => return End::Ended(format!("was ended, {over}")),
                 well = next => match well {
-                    Ok(()) if looked.elapsed() >= pace.every * LOOKS => {
-                        let over = tokio::select! {
-                            over = self.over() => over,
-                            how = process.ended() => return End::Ended(how),
-                            () = self.stop.cancelled() => return End::Stopped,
-                        };
-                        if let Some(over) = over {
-                            return End::Ended(format!("was ended, {over}"));
-                        }
-                        looked = Instant::now();
-                    }
                     Ok(()) => {}
                     // It may have ended by itself in this moment.
                     Err(how) => return match tokio::time::timeout(ENDING, process.ended()).await {
@@ -361,6 +364,7 @@ impl Supervisor {
             write: vec![data.clone(), self.dir.clone()],
             hide: config.hide.clone(),
             network: program.network,
+            largest: self.shared.tenancy(&self.tenant).most(),
         };
         let spec = config.confinement.program(self.who(), view);
         let spec = spec.map_err(|cause| format!("cannot be confined: {cause}"))?;

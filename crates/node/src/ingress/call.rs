@@ -4,10 +4,10 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use api::shares::Held;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Body;
@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Full};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -341,14 +341,14 @@ fn to_parts(head: &ResponseHead<'_>) -> Option<http::response::Parts> {
 pub struct Room {
     /// Bytes of one.
     pub most: usize,
-    /// One permit for each byte of all of them together. An answer has its own for as long as it is there.
-    pub all: Arc<Semaphore>,
+    /// Its tenant's part of what all of them together have. An answer has it for as long as it is there.
+    pub held: Held,
 }
 
 /// An answer that was read whole, and its room.
 struct Whole {
     bytes: BytesMut,
-    _room: Option<OwnedSemaphorePermit>,
+    _room: Held,
 }
 
 impl AsRef<[u8]> for Whole {
@@ -409,21 +409,17 @@ impl Answered {
 
     /// Room is taken for what has arrived, and waited for a moment only: answers that are half read cannot wait for each
     /// other for ever.
-    async fn read_body(&mut self, room: Room) -> Result<Bytes, Answer> {
-        let (mut bytes, mut held) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
+    async fn read_body(&mut self, mut room: Room) -> Result<Bytes, Answer> {
+        let mut bytes = BytesMut::new();
         while let Some(data) = poll_fn(|cx| self.source.poll_data(cx)).await {
             let data = data.map_err(|_| Answer::host_gone())?;
             let size = bytes.len().saturating_add(data.len());
-            let large = || Answer::answer_too_large(room.most);
-            let more = u32::try_from(data.len()).ok().filter(|_| size <= room.most).ok_or_else(large)?;
-            let taken = tokio::time::timeout(ROOM, room.all.clone().acquire_many_owned(more)).await;
-            let taken = taken.ok().and_then(Result::ok).ok_or_else(Answer::no_room)?;
-            match &mut held {
-                Some(held) => held.merge(taken),
-                None => held = Some(taken),
+            if size > room.most {
+                return Err(Answer::answer_too_large(room.most));
             }
+            tokio::time::timeout(ROOM, room.held.more(data.len())).await.map_err(|_| Answer::no_room())?;
             bytes.extend_from_slice(&data);
         }
-        Ok(Bytes::from_owner(Whole { bytes, _room: held }))
+        Ok(Bytes::from_owner(Whole { bytes, _room: room.held }))
     }
 }

@@ -415,7 +415,14 @@ impl Connection<'_, '_> {
         let pooled = lease.pooled;
         let (mut from_host, mut to_host) = lease.upstream.stream.split();
         let host_buffer = &mut lease.upstream.buffer;
-        match send(&mut to_host, request).await {
+        // A host that takes nothing keeps neither the request beyond its time nor the place of a client that has left.
+        let sent = tokio::select! {
+            biased;
+            sent = send(&mut to_host, request) => sent,
+            () = pump::watch(*reader, buffer) => return Err(Failed::Aborted),
+            () = timer.until(until) => return Err(Failed::Answer(Answer::timed_out())),
+        };
+        match sent {
             Ok(()) => {}
             Err(0) if pooled => return Err(Failed::Again),
             // The host may have answered before it stopped reading; otherwise the read below says what happened.

@@ -5,15 +5,21 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
+use model::TenantName;
 use model::trace::{Attribute, Span, SpanKind, TraceContext};
 use rand::RngCore;
 
 use super::table::RouteEntry;
 use crate::otlp::Exporter;
 
+/// Bytes of what a client says that are told of each: it waits in a queue of spans.
+const TOLD: usize = 1024;
+
 /// A request that is recorded; its span ends with it.
 pub(super) struct Traced {
     exporter: Arc<Exporter>,
+    /// Whose app it is for.
+    tenant: Option<TenantName>,
     span: Span,
     began: Instant,
     header: String,
@@ -50,7 +56,7 @@ impl Traced {
             error: None,
         };
         let (header, began) = (context.to_string(), Instant::now());
-        Some(Self { exporter: exporter.clone(), span, began, header, status: None })
+        Some(Self { exporter: exporter.clone(), tenant: None, span, began, header, status: None })
     }
 
     /// What the host is given.
@@ -60,8 +66,9 @@ impl Traced {
 
     /// Says what is asked, of whom. Asked again of another revision, the last one counts.
     pub(super) fn asks(&mut self, method: &[u8], path: &[u8], host: &[u8], entry: &RouteEntry) {
-        let text = |bytes: &[u8]| Attribute::Text(String::from_utf8_lossy(bytes).into_owned());
-        let method = String::from_utf8_lossy(method);
+        let text = |bytes: &[u8]| Attribute::Text(told(bytes));
+        let method = told(method);
+        self.tenant = Some(entry.tenant.clone());
         self.span.name = format!("{method} {}", entry.route.path);
         self.span.attributes = [
             ("http.request.method", Attribute::from(&*method)),
@@ -93,8 +100,16 @@ impl Drop for Traced {
                 status.is_server_error().then(|| status.to_string())
             }
         };
-        self.exporter.ingress(span);
+        match &self.tenant {
+            Some(tenant) => self.exporter.ingress(tenant, span),
+            None => self.exporter.lost(1),
+        }
     }
+}
+
+/// As much of it as is told.
+fn told(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.get(..TOLD).unwrap_or(bytes)).into_owned()
 }
 
 /// `00-<32 hex>-<16 hex>-<2 hex>`, lower case, ids not zero. Other versions are not carried on: nobody here reads them.
@@ -144,6 +159,12 @@ mod tests {
             generate(&mut out);
             assert!(is_valid(&out), "{}", String::from_utf8_lossy(&out));
         }
+    }
+
+    #[test]
+    fn what_a_client_says_is_told_only_so_far() {
+        assert_eq!(told(b"/path"), "/path");
+        assert_eq!(told(&[b'x'; 60_000]).len(), TOLD);
     }
 
     #[test]

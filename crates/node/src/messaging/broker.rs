@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::services::messaging::WireMessage;
 use model::AppName;
 use model::messaging::{Group, Pattern};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::Declared;
 use super::queue::Queue;
@@ -17,6 +17,9 @@ use super::queue::Queue;
 pub(super) const INBOX: &str = "_INBOX.";
 /// Questions of one tenant that wait for their answer at once.
 const MAX_INBOXES: usize = 4096;
+/// Calls that wait for messages of one group at once: each shard has one, and another one while a revision replaces the one
+/// before.
+pub(super) const MAX_TAKERS: usize = 256;
 
 /// A group and what it holds.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(super) struct State {
     pub(super) queue: Queue,
     /// Told when something may be taken, or nothing ever will.
     pub(super) changed: Arc<Notify>,
+    /// Held by each call that waits for its messages.
+    pub(super) takers: Arc<Semaphore>,
 }
 
 /// One broker.
@@ -73,6 +78,7 @@ impl Broker {
                     one_by_one: false,
                     queue: Queue::default(),
                     changed,
+                    takers: Arc::new(Semaphore::new(MAX_TAKERS)),
                 }
             });
             state.active = true;

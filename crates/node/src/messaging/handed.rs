@@ -24,6 +24,11 @@ impl Messaging {
         holder: &Holder,
     ) -> Answer {
         let Some(broker) = self.known(tenant, kind) else { return Ok(MessagingAnswer::NotSubscribed) };
+        let takers = lock(&broker).groups.get(group).map(|state| state.takers.clone());
+        let Some(takers) = takers else { return Ok(MessagingAnswer::NotSubscribed) };
+        let _waits = takers
+            .try_acquire_owned()
+            .map_err(|_| unavailable("as many calls wait for messages of this group as may; try again"))?;
         let deadline = Instant::now() + POLL;
         let taken = loop {
             let Some(changed) = lock(&broker).groups.get(group).map(|state| state.changed.clone()) else {

@@ -13,6 +13,7 @@ mod disk;
 mod handed;
 mod left;
 mod queue;
+mod ready;
 mod sent;
 mod told;
 

@@ -1,14 +1,16 @@
 //! The messages of one queue group: waiting, waiting for their next try, or handed out. Nothing here waits or reads a
-//! clock.
+//! clock, and what hosts ask often looks at no more messages than it hands out.
 //!
 //! A message that was in the hands of hosts that ended may be what they ended of. So may any other that they had with it,
 //! and they would be counted together until all were put away. So no two of them are out at once.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::services::messaging::{Handed, WireMessage};
+
+use super::ready::Ready;
 
 /// Messages one group holds at once, and their bytes: senders are told that there is no room.
 pub(super) const MAX_MESSAGES: usize = 10_000;
@@ -45,6 +47,8 @@ struct Out {
     held: Held,
     until: Instant,
     holder: u64,
+    /// No other one like it is out.
+    suspect: bool,
 }
 
 /// What becomes of a message that was handed out.
@@ -61,9 +65,13 @@ pub(super) enum Fate {
 /// One group's messages.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    ready: VecDeque<Held>,
+    ready: Ready,
     later: BTreeMap<(Instant, Arc<str>), Held>,
     out: HashMap<u64, Out>,
+    /// When deliveries that are out are late.
+    due: BTreeSet<(Instant, u64)>,
+    /// Suspects that are out.
+    suspects: usize,
     bytes: usize,
     /// How often who held a message was gone, by its id.
     lost: HashMap<Arc<str>, u32>,
@@ -74,21 +82,21 @@ impl Queue {
         self.lost.get(&held.id).is_some_and(|times| *times >= SUSPECT)
     }
 
-    /// Which of those that are ready is next.
-    fn next(&self) -> Option<usize> {
-        if self.lost.is_empty() || !self.out.values().any(|out| self.is_suspect(&out.held)) {
-            return (!self.ready.is_empty()).then_some(0);
-        }
-        self.ready.iter().position(|held| !self.is_suspect(held))
+    /// Takes a delivery out of the hands it is in.
+    fn take_back(&mut self, name: u64) -> Option<Out> {
+        let out = self.out.remove(&name)?;
+        self.due.remove(&(out.until, name));
+        self.suspects -= usize::from(out.suspect);
+        Some(out)
     }
 
     /// Takes a message out of hands that are gone, or stuck; it may have been tried.
     fn lose(&mut self, name: u64) {
-        if let Some(out) = self.out.remove(&name) {
+        if let Some(out) = self.take_back(name) {
             *self.lost.entry(out.held.id.clone()).or_default() += 1;
             match self.is_suspect(&out.held) {
-                true => self.ready.push_back(out.held),
-                false => self.ready.push_front(out.held),
+                true => self.ready.push_back(out.held, true),
+                false => self.ready.push_front(out.held, false),
             }
         }
     }
@@ -108,7 +116,7 @@ impl Queue {
 
     /// Whether something can be taken now.
     pub(super) fn has_ready(&self) -> bool {
-        self.next().is_some()
+        self.ready.has_next(self.suspects > 0)
     }
 
     /// Whether a message of so many bytes has room.
@@ -125,23 +133,18 @@ impl Queue {
     /// room there is.
     pub(super) fn push(&mut self, held: Held) {
         self.bytes += held.bytes();
-        self.ready.push_back(held);
+        let suspect = self.is_suspect(&held);
+        self.ready.push_back(held, suspect);
     }
 
     /// Adds what was on disk before the group was known, oldest first, in front of what has come since and behind what
     /// came before; what is here already counts once.
     pub(super) fn restore(&mut self, found: Vec<Held>) {
-        let all = self.ready.iter().chain(self.later.values()).chain(self.out.values().map(|out| &out.held));
-        let known: HashSet<Arc<str>> = all.map(|held| held.id.clone()).collect();
-        let mut found = found.into_iter().filter(|held| !known.contains(&held.id)).peekable();
-        let Some(first) = found.peek() else { return };
-        let at = self.ready.iter().position(|known| known.id > first.id).unwrap_or(self.ready.len());
-        let behind = self.ready.split_off(at);
-        for held in found {
-            self.bytes += held.bytes();
-            self.ready.push_back(held);
-        }
-        self.ready.extend(behind);
+        let mut known = self.ready.ids();
+        known.extend(self.later.values().chain(self.out.values().map(|out| &out.held)).map(|held| held.id.clone()));
+        let found: Vec<Held> = found.into_iter().filter(|held| !known.contains(&held.id)).collect();
+        self.bytes += found.iter().map(Held::bytes).sum::<usize>();
+        self.ready.insert(found);
     }
 
     /// Hands out at most `max` messages, in the order they became ready. `names` gives a number to each delivery.
@@ -157,13 +160,15 @@ impl Queue {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while taken.len() < max && bytes < MAX_TAKEN {
-            let Some(mut held) = self.next().and_then(|at| self.ready.remove(at)) else { break };
+            let Some((mut held, suspect)) = self.ready.pop(self.suspects > 0) else { break };
             bytes += held.bytes();
             held.tries += 1;
             let delivery = name();
             let (id, message) = (held.id.to_string(), WireMessage::clone(&held.message));
             taken.push(Handed { delivery, id, tries: held.tries, message });
-            self.out.insert(delivery, Out { held, until, holder });
+            self.suspects += usize::from(suspect);
+            self.due.insert((until, delivery));
+            self.out.insert(delivery, Out { held, until, holder, suspect });
         }
         taken
     }
@@ -171,10 +176,14 @@ impl Queue {
     /// Makes ready what has waited long enough, and what nobody settled in time: whoever held it is gone or stuck.
     pub(super) fn wake(&mut self, now: Instant) {
         while let Some(first) = self.later.first_entry().filter(|first| first.key().0 <= now) {
-            self.ready.push_back(first.remove());
+            let held = first.remove();
+            let suspect = self.is_suspect(&held);
+            self.ready.push_back(held, suspect);
         }
-        let late: Vec<u64> = self.out.iter().filter(|(_, out)| out.until <= now).map(|(name, _)| *name).collect();
-        late.into_iter().for_each(|name| self.lose(name));
+        while let Some((_, name)) = self.due.first().copied().filter(|(until, _)| *until <= now) {
+            self.due.pop_first();
+            self.lose(name);
+        }
     }
 
     /// Whether something is in somebody's hands.
@@ -185,7 +194,7 @@ impl Queue {
     /// When [`Queue::take`] will have something that it does not have now.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let later = self.later.first_key_value().map(|((at, _), _)| *at);
-        later.into_iter().chain(self.out.values().map(|out| out.until)).min()
+        later.into_iter().chain(self.due.first().map(|(until, _)| *until)).min()
     }
 
     /// The message of a delivery that is out.
@@ -195,15 +204,17 @@ impl Queue {
 
     /// Takes a delivery out of the hands it is in, and into nobody's: it is not handed out again. Whether it was out.
     pub(super) fn keep(&mut self, delivery: u64, now: Instant) -> bool {
-        let Some(out) = self.out.get_mut(&delivery) else { return false };
-        (out.holder, out.until) = (NOBODY, now + FOR_EVER);
+        let Some(out) = self.take_back(delivery) else { return false };
         self.lost.remove(&out.held.id);
+        let until = now + FOR_EVER;
+        self.due.insert((until, delivery));
+        self.out.insert(delivery, Out { until, holder: NOBODY, suspect: false, ..out });
         true
     }
 
     /// Ends a delivery; `None` where it was not out any more.
     pub(super) fn settle(&mut self, delivery: u64, fate: Fate, now: Instant) -> Option<Held> {
-        let mut held = self.out.remove(&delivery)?.held;
+        let mut held = self.take_back(delivery)?.held;
         if fate != Fate::Back {
             // Whoever says so is there.
             self.lost.remove(&held.id);
@@ -215,7 +226,7 @@ impl Queue {
             }
             Fate::Back => {
                 held.tries = held.tries.saturating_sub(1);
-                self.ready.push_front(held.clone());
+                self.ready.push_front(held.clone(), self.is_suspect(&held));
             }
         }
         Some(held)
@@ -310,6 +321,34 @@ mod tests {
             }
         }
         assert_eq!((lost, queue.lost.len(), queue.bytes), (5, 0, 0));
+    }
+
+    #[test]
+    fn those_that_wait_for_one_like_them_hold_up_no_other_and_keep_their_place() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        ["a", "b", "c"].into_iter().for_each(|id| queue.push(held(id)));
+        for holder in 1..=2 {
+            assert_eq!(take(&mut queue, now, holder).len(), 3);
+            queue.gone(holder);
+        }
+        let standing: Vec<String> = queue.ready.iter().map(|held| held.id.to_string()).collect();
+        queue.push(held("d"));
+        queue.restore(vec![held("aa"), held("d")]);
+        let mut order = Vec::new();
+        for holder in 3..8 {
+            let taken = take(&mut queue, now, holder);
+            assert!(!queue.has_ready() && queue.due.len() == taken.len(), "{taken:?}");
+            for (id, _, delivery) in taken {
+                order.push(id);
+                queue.settle(delivery, Fate::Gone, now).unwrap();
+            }
+        }
+        assert_eq!(order.len(), 5, "{order:?}");
+        let at = |id: &str| order.iter().position(|known| known == id).unwrap();
+        assert!(at("aa") < at("d"), "{order:?}");
+        let suspects: Vec<_> = order.into_iter().filter(|id| standing.contains(id)).collect();
+        assert_eq!(suspects, standing);
+        assert_eq!((queue.suspects, queue.due.len(), queue.bytes(), queue.lost.len()), (0, 0, 0, 0));
     }
 
     #[test]

@@ -27,7 +27,7 @@ const STATUS: Duration = Duration::from_secs(2);
 /// The longest a call from inside may take, and its largest answer, bytes.
 const CALL: Duration = Duration::from_secs(15 * 60);
 const MAX_ANSWER: usize = api::control::MAX_CALL_BODY;
-/// Bytes of answers to calls from inside that are held in memory, all calls together.
+/// Bytes of answers to calls from inside that are held in memory, all calls together; one tenant has half of them at most.
 pub(super) const ANSWERS: usize = 8 * MAX_ANSWER;
 
 /// What the hosts that are ready say of themselves; `None` for one that does not say it. Many may ask at once, and what each
@@ -128,12 +128,12 @@ impl NodeApi for Node {
                 .help("name the component"),
             })
         });
-        let answers = self.answers.clone();
+        let held = self.answers.hold(tenant);
         Box::pin(async move {
             let target = target?;
             // As any request of the tenant; it counts until its answer was read.
             let _entered = target.gate.enter().map_err(over_quota)?;
-            let room = Room { most: MAX_ANSWER, all: answers };
+            let room = Room { most: MAX_ANSWER, held };
             let answer = forward(target.as_ref(), request, CALL, room).await;
             let fault = answer.headers().get(api::agent::FAULT_HEADER).map(http::HeaderValue::as_bytes);
             if answer.status() == http::StatusCode::BAD_GATEWAY && fault == Some(Code::TooLarge.as_str().as_bytes()) {

@@ -57,8 +57,8 @@ impl Encoder {
         let mut batch = Batch::default();
         for item in items {
             match item {
-                Item::Ingress(span) => {
-                    self.span(&mut batch, self.ingress(), self::span(span));
+                Item::Ingress { span, .. } => {
+                    self.span(&mut batch, self.ingress(), self::span(*span));
                 }
                 Item::Host { tenant, shard, span, .. } => {
                     let origin = span.origin;

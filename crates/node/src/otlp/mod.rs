@@ -32,7 +32,7 @@ type Place = OwnedSemaphorePermit;
 #[derive(Debug)]
 enum Item {
     /// A span of the ingress.
-    Ingress(Span),
+    Ingress { span: Box<Span>, _place: Place },
     /// A span of a host.
     Host { tenant: Arc<TenantName>, shard: u32, span: Box<HostSpan>, _place: Place },
     /// A line of a component.
@@ -97,9 +97,10 @@ impl Exporter {
         &self.sent
     }
 
-    /// A request has ended at the ingress.
-    pub(crate) fn ingress(&self, span: Span) {
-        self.put(Item::Ingress(span));
+    /// A request to an app of the tenant has ended at the ingress. Whoever sends it may say that it is recorded.
+    pub(crate) fn ingress(&self, tenant: &TenantName, span: Span) {
+        let Some(place) = self.place(tenant) else { return self.lost(1) };
+        self.put(Item::Ingress { span: Box::new(span), _place: place });
     }
 
     /// A host told of a span; `dropped` before it were lost on the way.
@@ -163,6 +164,22 @@ mod tests {
         let held: Vec<_> = std::iter::from_fn(|| exporter.place(&loud)).collect();
         assert_eq!(held.len(), OF_TENANT);
         assert!(exporter.place(&other).is_some());
+        // Whatever it is that is told: whoever sends requests to its apps tells as well.
+        let span = Span {
+            context: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap(),
+            parent: None,
+            name: "GET /".to_owned(),
+            kind: model::trace::SpanKind::Server,
+            start_ns: 0,
+            end_ns: 0,
+            attributes: Vec::new(),
+            error: None,
+        };
+        let lost = || exporter.sent().overflown.load(Relaxed);
+        exporter.ingress(&other, span.clone());
+        assert_eq!(lost(), 0);
+        exporter.ingress(&loud, span);
+        assert_eq!(lost(), 1);
         drop(held);
         assert!(exporter.place(&loud).is_some());
     }

@@ -30,6 +30,8 @@ type Table<T> = Arc<Mutex<HashMap<u64, Slot<T>>>>;
 struct Slot<T> {
     /// `None` while a call works on it.
     what: Option<T>,
+    /// Who opened it: numbers are easily guessed, and what one app may do another may not.
+    app: AppName,
     /// Its place among those of the tenant.
     _place: Room,
 }
@@ -39,6 +41,7 @@ fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Whose objects a call is about.
+#[derive(Clone)]
 struct Whose {
     tenant: TenantName,
     app: AppName,
@@ -67,19 +70,24 @@ impl BlobSession {
         match request.op {
             BlobOp::Open { container, object } => {
                 let place = place(share)?;
-                let opened = work(share, move || folder.read(whose.scope(), &container, &object)).await?;
+                let opened = work(share, {
+                    let whose = whose.clone();
+                    move || folder.read(whose.scope(), &container, &object)
+                });
+                let opened = opened.await?;
                 let size = opened.info().size;
-                Ok(BlobAnswer::Opened { reading: self.keep(&self.readings, opened, place), size })
+                Ok(BlobAnswer::Opened { reading: self.keep(&self.readings, &whose.app, opened, place), size })
             }
             BlobOp::Read { reading, offset, length } => {
                 let length = (length as usize).min(MAX_CHUNK);
                 let (opened, bytes) =
-                    with(share, &self.readings, reading, move |opened| opened.read(offset, length)).await?;
+                    with(share, &self.readings, (reading, &whose.app), move |opened| opened.read(offset, length))
+                        .await?;
                 put_back(&self.readings, reading, opened);
                 Ok(BlobAnswer::Chunk(Chunk(bytes.into())))
             }
             BlobOp::Close { reading } => {
-                let closed = lock(&self.readings).remove(&reading);
+                let closed = close(&self.readings, reading, &whose.app);
                 let close = move || {
                     drop(closed);
                     Ok(BlobAnswer::Done)
@@ -88,22 +96,27 @@ impl BlobSession {
             }
             BlobOp::Begin { container, object } => {
                 let place = place(share)?;
-                let partial = work(share, move || folder.write(whose.scope(), &container, &object)).await?;
-                Ok(BlobAnswer::Begun { upload: self.keep(&self.uploads, partial, place) })
+                let partial = work(share, {
+                    let whose = whose.clone();
+                    move || folder.write(whose.scope(), &container, &object)
+                });
+                let partial = partial.await?;
+                Ok(BlobAnswer::Begun { upload: self.keep(&self.uploads, &whose.app, partial, place) })
             }
             BlobOp::Write { upload, chunk } => {
-                let (partial, ()) = with(share, &self.uploads, upload, move |partial| partial.write(&chunk.0)).await?;
+                let write = move |partial: &mut Partial| partial.write(&chunk.0);
+                let (partial, ()) = with(share, &self.uploads, (upload, &whose.app), write).await?;
                 put_back(&self.uploads, upload, partial);
                 Ok(BlobAnswer::Done)
             }
             BlobOp::Finish { upload } => {
-                let partial = take_out(&self.uploads, upload)?;
+                let partial = take_out(&self.uploads, upload, &whose.app)?;
                 lock(&self.uploads).remove(&upload);
                 work(share, move || partial.finish()).await?;
                 Ok(BlobAnswer::Done)
             }
             BlobOp::Abandon { upload } => {
-                let abandoned = lock(&self.uploads).remove(&upload);
+                let abandoned = close(&self.uploads, upload, &whose.app);
                 let close = move || {
                     drop(abandoned);
                     Ok(BlobAnswer::Done)
@@ -117,9 +130,9 @@ impl BlobSession {
         }
     }
 
-    fn keep<T>(&self, table: &Table<T>, what: T, place: Room) -> u64 {
+    fn keep<T>(&self, table: &Table<T>, app: &AppName, what: T, place: Room) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        lock(table).insert(number, Slot { what: Some(what), _place: place });
+        lock(table).insert(number, Slot { what: Some(what), app: app.clone(), _place: place });
         number
     }
 }
@@ -150,10 +163,10 @@ fn place(share: &Share) -> Result<Room, BlobFault> {
 async fn with<T: Send + 'static, A: Send + 'static>(
     share: &Share,
     table: &Table<T>,
-    number: u64,
+    (number, app): (u64, &AppName),
     act: impl FnOnce(&mut T) -> Result<A, FolderError> + Send + 'static,
 ) -> Result<(T, A), BlobFault> {
-    let mut taken = take_out(table, number)?;
+    let mut taken = take_out(table, number, app)?;
     let done = work(share, move || act(&mut taken).map(|answer| (taken, answer))).await;
     if done.is_err() {
         lock(table).remove(&number);
@@ -161,11 +174,19 @@ async fn with<T: Send + 'static, A: Send + 'static>(
     done
 }
 
-fn take_out<T>(table: &Table<T>, number: u64) -> Result<T, BlobFault> {
-    match lock(table).get_mut(&number) {
+/// Takes what an app has open out of its place.
+fn take_out<T>(table: &Table<T>, number: u64, app: &AppName) -> Result<T, BlobFault> {
+    match lock(table).get_mut(&number).filter(|slot| slot.app == *app) {
         Some(slot) => slot.what.take().ok_or_else(|| BlobFault::Refused(format!("{number} is at work already"))),
         None => Err(BlobFault::Refused(format!("nothing with the number {number} is open on this connection"))),
     }
+}
+
+/// Closes what an app has open, and nothing else.
+fn close<T>(table: &Table<T>, number: u64, app: &AppName) -> Option<Slot<T>> {
+    let mut table = lock(table);
+    table.get(&number).filter(|slot| slot.app == *app)?;
+    table.remove(&number)
 }
 
 /// One that was closed meanwhile is dropped.
@@ -286,11 +307,25 @@ mod tests {
             .map(|n| {
                 let session = if n % 2 == 0 { &one } else { &two };
                 let table: Table<()> = Table::default();
-                (session.keep(&table, (), place(&share).unwrap()), table)
+                (session.keep(&table, &"a".parse().unwrap(), (), place(&share).unwrap()), table)
             })
             .collect();
         assert!(matches!(place(&share), Err(BlobFault::Unavailable(_))), "also over another connection");
         drop(numbers);
         assert!(place(&share).is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_one_app_has_open_no_other_uses_or_ends() {
+        let (share, session, table) = (Share::default(), BlobSession::default(), Table::<u8>::default());
+        let (own, other): (AppName, AppName) = ("own".parse().unwrap(), "other".parse().unwrap());
+        let number = session.keep(&table, &own, 7, place(&share).unwrap());
+        assert!(matches!(take_out(&table, number, &other), Err(BlobFault::Refused(_))));
+        assert!(close(&table, number, &other).is_none());
+        let (held, ()) = with(&share, &table, (number, &own), |_| Ok(())).await.unwrap();
+        put_back(&table, number, held);
+        assert!(matches!(with(&share, &table, (number, &other), |_| Ok(())).await, Err(BlobFault::Refused(_))));
+        assert_eq!(take_out(&table, number, &own).unwrap(), 7);
+        assert!(close(&table, number, &own).is_some());
     }
 }

@@ -11,20 +11,17 @@ use std::time::{Duration, Instant};
 use api::agent::HANDED;
 use model::escape;
 use sandbox::Spec;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::AsyncRead;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-use crate::pace::{LineRate, Pace};
+use crate::pace::{self, LineRate};
 
 /// The longest line of a host's own output that is kept, bytes.
 const MAX_LINE: usize = 1024;
 /// Lines of a host in the node's log, a second over time and at once: nobody's quota pays for that.
 const LINES_PER_SECOND: f64 = 5.0;
 const LINES_BURST: f64 = 200.0;
-/// Bytes that are read of each of its outputs, a second over time and at once.
-const READ_PER_SECOND: u64 = 256 << 10;
-const READ_BURST: u64 = 1 << 20;
 
 /// How long the last words of a host that has ended are read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -155,26 +152,9 @@ impl Words {
     }
 }
 
-/// Reads a child's output line by line to its end. One that writes more than a host has to say waits for us: the threads
-/// that read are those of everybody.
-async fn capture(mut source: impl AsyncRead + Unpin, words: Arc<Words>, is_last: bool, mut say: impl FnMut(&str)) {
-    let mut pace = Pace::new(READ_PER_SECOND, READ_BURST);
-    let mut line = Vec::new();
-    let mut chunk = [0; 4096];
-    while let Ok(count @ 1..) = source.read(&mut chunk).await {
-        for byte in chunk.iter().take(count) {
-            if *byte != b'\n' {
-                if line.len() < MAX_LINE {
-                    line.push(*byte);
-                }
-                continue;
-            }
-            words.hear(&line, is_last, &mut say);
-            line.clear();
-        }
-        pace.pay(count as u64).await;
-    }
-    words.hear(&line, is_last, &mut say);
+/// Reads a child's output line by line to its end.
+async fn capture(source: impl AsyncRead + Unpin, words: Arc<Words>, is_last: bool, mut say: impl FnMut(&str)) {
+    pace::lines(source, MAX_LINE, |line| words.hear(line, is_last, &mut say)).await;
 }
 
 #[cfg(test)]
@@ -185,6 +165,7 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
+    use crate::pace::{READ_BURST, READ_PER_SECOND};
 
     #[tokio::test]
     async fn what_a_host_floods_its_outputs_with_is_read_slowly_and_mostly_left_out() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::services::messaging::{BrokerKind, MessagingAnswer, MessagingRequest, Settled, WireMessage};
+use futures::FutureExt as _;
 use model::{AppName, LockedApp, TenantName};
 use node::messaging::{Declared, Holder, Messaging, declared};
 use store::data::{Answer, DataEngine, Op};
@@ -87,6 +88,31 @@ async fn the_next_app_of_a_name_gets_no_message_of_the_one_before() {
     assert_eq!(bodies(&again, &holder).await, ["new"]);
     again.forget(&tenant(), &app()).await;
     assert_eq!(on_disk(&data).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_calls_wait_for_the_messages_of_one_group_and_one_more_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let messaging = Messaging::new(DataEngine::open(dir.path().join("data.redb")).unwrap());
+    messaging.declare(&tenant(), &app(), &takes());
+    let holder = Arc::new(messaging.holder(&tenant()));
+    let take = || {
+        let request = MessagingRequest::Take { broker: BrokerKind::Durable, group: group(), max: 1 };
+        let (messaging, holder) = (messaging.clone(), holder.clone());
+        Box::pin(async move { messaging.answer(&tenant(), &app(), &holder, request).await })
+    };
+    let mut waiting: Vec<_> = (0..256).map(|_| take()).collect();
+    for one in &mut waiting {
+        assert!(one.now_or_never().is_none());
+    }
+    assert!(take().now_or_never().unwrap().is_err());
+    // Whoever gives up leaves its place to the next one.
+    waiting.pop();
+    let mut next = take();
+    assert!((&mut next).now_or_never().is_none());
+    publish(&messaging, &holder, "one").await;
+    drop(waiting);
+    assert!(matches!(next.await.unwrap(), MessagingAnswer::Taken(taken) if taken.len() == 1));
 }
 
 /// Takes one message; its id and which try it is.

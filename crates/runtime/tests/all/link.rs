@@ -29,6 +29,16 @@ fn code_loads_into_its_own_engine_only() {
 }
 
 #[test]
+fn code_is_made_for_the_engine_that_is_named_or_not_at_all() {
+    let (wasm, own) = (guest("hello"), runtime::fingerprint(World::P2).unwrap());
+    assert!(runtime::compile_for(&wasm, World::P2, Some(&own)).is_ok());
+    for other in [runtime::fingerprint(World::P3).unwrap(), "ab12".to_owned()] {
+        let refused = runtime::compile_for(&wasm, World::P2, Some(&other)).unwrap_err();
+        assert!(matches!(refused, CompileError::Other { .. }), "{refused}");
+    }
+}
+
+#[test]
 fn only_components_compile() {
     let module = wat::parse_str("(module (memory 1))").unwrap();
     for bytes in [&b"not wasm"[..], &module, &guest("hello")[..1000]] {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use sandbox::cgroup::{Hierarchy, Share};
 use sandbox::syscalls::{Role, listed};
-use sandbox::{Layer, Spec};
+use sandbox::{Layer, Spec, View};
 
 use stage::{Confined, start};
 
@@ -40,6 +40,7 @@ fn main() {
         ("the golden isolation audit", audit),
         ("the escape drill", drill),
         ("folders that are handed over are all there is", folders),
+        ("no file of a program is larger than it is said", sizes),
         ("a refused layer is named", refusal),
         ("both stages end together, and with their starter", ends),
         ("what takes more memory than its share is ended, and it is said", groups::memory),
@@ -167,8 +168,21 @@ fn look(confined: &Confined, pid: i32) -> String {
     text +=
         &format!("environment: {:?}\n", read("environ").split('\0').filter(|one| !one.is_empty()).collect::<Vec<_>>());
     let limits = read("limits");
-    for name in ["Max core file size", "Max file size", "Max processes", "Max locked memory", "Max msgqueue size"] {
-        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    for name in [
+        "Max core file size",
+        "Max file size",
+        "Max open files",
+        "Max processes",
+        "Max locked memory",
+        "Max msgqueue size",
+    ] {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        // A machine may allow fewer than we do.
+        let line = match files {
+            Some(fewer) if name == "Max open files" && fewer < 65_536 => line.replace(&fewer.to_string(), "65536"),
+            _ => line,
+        };
         text += &format!("limit {}\n", line.split_whitespace().collect::<Vec<_>>().join(" "));
     }
     let group = read("cgroup");
@@ -239,6 +253,17 @@ fn folders(spec: &Spec) {
     assert!(status.success(), "{status}: {said} {}", confined.words());
     assert_eq!(above.len(), 3, "{above:?}");
     golden("folders", &said);
+}
+
+fn sizes(_: &Spec) {
+    for (largest, wanted) in [(Some(1 << 20), ["1048576", "1048576"]), (None, ["unlimited", "unlimited"])] {
+        let view = Some(View { largest, ..View::default() });
+        let mut confined = start(&Spec { waived: Layer::ALL.into(), view, ..Spec::default() }, "wait", &[]);
+        assert!(confined.ready(), "{}", confined.words());
+        let limits = fs::read_to_string(format!("/proc/{}/limits", confined.inner())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max file size")).unwrap();
+        assert_eq!(line.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), wanted);
+    }
 }
 
 fn refusal(spec: &Spec) {

@@ -337,6 +337,78 @@ async fn a_client_that_hangs_up_ends_its_call() {
     }
 }
 
+/// A host that answers requests and takes none of them: they stay in its socket, until no more fit.
+fn deaf() -> (Arc<ShardSet>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("0.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 4 << 20];
+                for answered in 0.. {
+                    let heads = |bytes: &[u8]| bytes.windows(4).filter(|end| end == b"\r\n\r\n").count();
+                    loop {
+                        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+                        match rustix::net::recv(&stream, bytes.as_mut_slice(), flags) {
+                            Ok((0, _)) => return,
+                            Ok((count, _)) if heads(&bytes[..count]) > answered => break,
+                            _ => tokio::time::sleep(Duration::from_millis(2)).await,
+                        }
+                    }
+                    if stream.write_all(OK.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (ShardSet::new(vec![Shard::new(0, socket)]), dir)
+}
+
+#[tokio::test]
+async fn a_host_that_takes_no_request_keeps_neither_those_nor_their_clients() {
+    let request = format!("GET /x HTTP/1.1\r\nHost: h\r\n{}\r\n", format!("X: {}\r\n", "x".repeat(4000)).repeat(8));
+    for leaves in [false, true] {
+        let (shards, dir) = deaf();
+        let within = if leaves { Duration::from_secs(3600) } else { Duration::from_secs(2) };
+        let rig = Rig::to(shards.clone(), dir, |config| {
+            config.workers = 1;
+            config.request_timeout = within;
+        });
+        let mut client = rig.connect().await;
+        let last = loop {
+            client.write_all(request.as_bytes()).await.unwrap();
+            match tokio::time::timeout(PATIENCE, read_head(&mut client, leaves)).await.unwrap() {
+                Some(response) if status(&response) == 200 => {}
+                other => break other,
+            }
+        };
+        match last {
+            Some(response) => assert_eq!(status(&response), 504),
+            None => {
+                drop(client);
+                wait_until(|| shards.shards()[0].in_flight() == 0).await;
+            }
+        }
+    }
+}
+
+/// The next response; where `soon` is said, `None` if there is none soon.
+async fn read_head(client: &mut tokio::net::TcpStream, soon: bool) -> Option<String> {
+    let within = if soon { Duration::from_secs(2) } else { PATIENCE };
+    let mut text = Vec::new();
+    let read = async {
+        while !text.ends_with(b"ok") && !text.starts_with(b"HTTP/1.1 5") {
+            let mut piece = [0; 4096];
+            let count = client.read(&mut piece).await.unwrap();
+            text.extend_from_slice(&piece[..count]);
+        }
+    };
+    tokio::time::timeout(within, read).await.ok()?;
+    Some(String::from_utf8(text).unwrap())
+}
+
 pub(super) async fn wait_until(done: impl Fn() -> bool) {
     let waiting = async {
         while !done() {

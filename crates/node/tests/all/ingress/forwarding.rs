@@ -1,6 +1,5 @@
 //! What gets through and what does not: routes, fields, bodies in both directions, connections that are used again.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -258,15 +257,15 @@ async fn a_call_from_inside_looks_like_any_other() {
     let rig = Rig::new(1);
     let table = rig.routes.load();
     let target = table.entries()[0].target.clone();
-    let all = Arc::new(tokio::sync::Semaphore::new(1024));
-    let room = || node::ingress::Room { most: 1024, all: all.clone() };
+    let all = api::shares::Shares::new(2048);
+    let room = || node::ingress::Room { most: 1024, held: all.hold(&"t".parse().unwrap()) };
     let request = http::Request::post("http://h/x?y").header("sidereal-route", "forged").body("abc".into()).unwrap();
     let response = node::ingress::forward(&target, request, Duration::from_secs(5), room()).await;
     assert_eq!(response.status(), 200);
     assert_eq!(response.body(), "POST /x?y from 0");
-    assert_eq!(all.available_permits(), 1024 - response.body().len(), "its room is its own for as long as it is there");
+    assert_eq!(all.free(), 2048 - response.body().len(), "its room is its own for as long as it is there");
     drop(response);
-    assert_eq!(all.available_permits(), 1024);
+    assert_eq!(all.free(), 2048);
     let seen = rig.seen();
     assert_eq!(seen[0].headers["sidereal-route"], "shop/1/web");
     assert_eq!(seen[0].headers["host"], "h");
@@ -281,7 +280,29 @@ async fn a_call_from_inside_looks_like_any_other() {
         (502, &"too-large".parse().unwrap())
     );
     drop(response);
-    assert_eq!(all.available_permits(), 1024);
+    assert_eq!(all.free(), 2048);
     let request = http::Request::get("http://h/hang").body("".into()).unwrap();
     assert_eq!(node::ingress::forward(&target, request, Duration::from_millis(100), room()).await.status(), 504);
+}
+
+#[tokio::test]
+async fn answers_to_the_calls_of_one_tenant_leave_room_for_those_of_others() {
+    let rig = Rig::new(1);
+    let target = rig.routes.load().entries()[0].target.clone();
+    let all = api::shares::Shares::new(64);
+    let call = async |tenant: &str| {
+        let room = node::ingress::Room { most: 64, held: all.hold(&tenant.parse().unwrap()) };
+        let request = http::Request::post("http://h/x?y").body("abc".into()).unwrap();
+        node::ingress::forward(&target, request, Duration::from_secs(60), room).await
+    };
+    // Nobody reads them.
+    let mut greedy = Vec::new();
+    let refused = loop {
+        match call("greedy").await {
+            answer if answer.status() == 200 => greedy.push(answer),
+            refused => break refused,
+        }
+    };
+    assert_eq!((greedy.len(), refused.status().as_u16()), (2, 503));
+    assert_eq!(call("other").await.status(), 200);
 }

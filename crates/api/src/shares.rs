@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 /// The room, bytes, all tenants together.
 #[derive(Debug)]
-pub(crate) struct Shares {
+pub struct Shares {
     state: Mutex<State>,
     changed: Notify,
 }
@@ -22,21 +22,27 @@ struct State {
 
 /// What one request holds of it; free again when dropped.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub struct Held {
     shares: Arc<Shares>,
     tenant: TenantName,
     bytes: usize,
 }
 
 impl Shares {
-    pub(crate) fn new(bytes: usize) -> Arc<Self> {
+    /// So many bytes of room.
+    pub fn new(bytes: usize) -> Arc<Self> {
         let state = Mutex::new(State { free: bytes, by: HashMap::new() });
         Arc::new(Self { state, changed: Notify::new() })
     }
 
     /// Nothing yet, for a tenant.
-    pub(crate) fn hold(self: &Arc<Self>, tenant: &TenantName) -> Held {
+    pub fn hold(self: &Arc<Self>, tenant: &TenantName) -> Held {
         Held { shares: self.clone(), tenant: tenant.clone(), bytes: 0 }
+    }
+
+    /// What nobody holds of it, bytes.
+    pub fn free(&self) -> usize {
+        self.lock().free
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -73,7 +79,7 @@ impl Shares {
 
 impl Held {
     /// Waits for so much more.
-    pub(crate) async fn more(&mut self, bytes: usize) {
+    pub async fn more(&mut self, bytes: usize) {
         loop {
             let mut changed = std::pin::pin!(self.shares.changed.notified());
             // Room that becomes free between the look and the wait is not missed.
@@ -87,7 +93,7 @@ impl Held {
     }
 
     /// Gives back what is more than that.
-    pub(crate) fn only(&mut self, bytes: usize) {
+    pub fn only(&mut self, bytes: usize) {
         let more = self.bytes.saturating_sub(bytes);
         self.bytes -= more;
         self.shares.give(&self.tenant, more);
