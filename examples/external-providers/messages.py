@@ -24,6 +24,8 @@ SOURCE = "sidereal:broker/source@0.1.0."
 MAX_VALUE = 4 << 20
 # What one group may have waiting: one that nobody follows any more does not grow for ever.
 MAX_WAITING = 100_000
+# Between two looks for messages that another process put into the file.
+LOOK = 1.0
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -202,7 +204,8 @@ class Broker:
                             return word, str(n), tries + 1, subject, body, reply
                         pause = due - time.time()
                         break
-                self.change.wait(pause)
+                # While a deploy changes our settings another process writes into the same file, and tells us nothing.
+                self.change.wait(min(LOOK, pause or LOOK))
 
     def settle(self, word, sql, *values):
         with self.change:

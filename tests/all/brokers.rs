@@ -89,18 +89,36 @@ async fn what_a_lost_connection_held_comes_again_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_that_is_gone_gives_out_what_it_holds_and_takes_no_more() {
-    let dir = tempfile::tempdir().unwrap();
-    let rig = Rig::start(dir.path(), "local", BrokerKind::Local).await;
-    rig.send("before").await.unwrap();
-    let none = LockedApp { links: Vec::new(), ..rig.app.clone() };
-    rig.declare(&none);
-    rig.send("after").await.unwrap();
-    let mut left = rig.backend().subscribe(rig.subscription("work")).await.unwrap();
-    let before = left.next().await.unwrap().unwrap();
-    assert_eq!(before.message.body, b"before");
-    before.settle.settle(Outcome::Done).await.unwrap();
-    assert!(left.next().await.is_none(), "nothing is left, and nothing will come");
+async fn a_group_whose_link_moved_gives_out_what_it_holds_and_takes_no_more() {
+    let (of, to) = (("local", BrokerKind::Local), ("durable", BrokerKind::Durable));
+    for ((from, kind), to) in [(of, to.0), (to, of.0)] {
+        let dir = tempfile::tempdir().unwrap();
+        let rig = Rig::start(dir.path(), from, kind).await;
+        rig.send("before").await.unwrap();
+        rig.declare(&conformance::app(to).unwrap());
+        rig.send("after").await.unwrap();
+        let mut left = rig.backend().subscribe(rig.subscription("work")).await.unwrap();
+        let before = left.next().await.unwrap().unwrap();
+        assert_eq!(before.message.body, b"before");
+        before.settle.settle(Outcome::Done).await.unwrap();
+        assert!(left.next().await.is_none(), "nothing is left, and nothing will come");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_no_link_names_any_more_is_gone_with_what_it_holds() {
+    for (provider, kind) in [("local", BrokerKind::Local), ("durable", BrokerKind::Durable)] {
+        let dir = tempfile::tempdir().unwrap();
+        let rig = Rig::start(dir.path(), provider, kind).await;
+        rig.send("before").await.unwrap();
+        rig.declare(&LockedApp { links: Vec::new(), ..rig.app.clone() });
+        let mut left = rig.backend().subscribe(rig.subscription("work")).await.unwrap();
+        assert!(left.next().await.is_none(), "nobody would ever take it");
+        // The next link of the name begins with nothing.
+        rig.declare(&rig.app);
+        rig.send("new").await.unwrap();
+        assert_eq!(rig.next().await.message.body, b"new");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -147,6 +147,28 @@ fn durable_messages_survive_the_kill_of_everything() {
 }
 
 #[test]
+fn what_waits_in_the_queue_of_a_moved_link_survives_the_kill_of_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let platform = Platform::start(&data, &[]).unwrap();
+    sender(dir.path(), "durable");
+    worker(dir.path(), "durable", "subscriptions = \"orders.new\", max-in-flight = \"1\"");
+    deploy(&platform, dir.path(), "worker");
+    deploy(&platform, dir.path(), "sender");
+    for n in 0..6 {
+        publish(&platform, "orders.new", &format!("slow-200{n}"));
+    }
+    reaches(&platform, "tried:slow-2000", 1);
+    platform.ok(&["link", "set", "worker", "wasmcloud:messaging=local"]).unwrap();
+    platform.kill().unwrap();
+    let platform = Platform::start(&data, &[]).unwrap();
+    assert_eq!(number(&platform, "done:slow-2005"), 0, "it waited when all was killed");
+    for n in 0..6 {
+        reaches(&platform, &format!("done:slow-200{n}"), 1);
+    }
+}
+
+#[test]
 fn deploys_and_a_moved_link_lose_no_message() {
     let dir = tempfile::tempdir().unwrap();
     let platform = Platform::start(&dir.path().join("data"), &[]).unwrap();

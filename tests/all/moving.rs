@@ -459,6 +459,17 @@ fn nothing_moves_into_the_bucket_of_another_link_whatever_its_provider_is_called
     assert_eq!(get("index.localhost", "/get/default/k"), "its-own");
     assert_eq!(get("index.localhost", "/exists/default/more"), "true");
     assert_eq!(redis.tell("", &["HLEN", "local/probe/default"]).unwrap(), "2", "nothing else is there");
+    // Nor away from under a link that stays there by a name that does not say so.
+    platform.ok(&["link", "set", "probe", "wasi:keyvalue=host", "--component", "main"]).unwrap();
+    assert_eq!(get("probe.localhost", "/get/default/k"), "its-own");
+    let refused =
+        platform.cli(&["link", "set", "probe", "wasi:keyvalue=embedded", "--component", "main", "--copy-data"]);
+    let refused = refused.unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("it would go on there with what is moved"), "{why}");
+    assert_eq!(get("probe.localhost", "/set/default/k/still-one"), "ok");
+    assert_eq!(get("index.localhost", "/get/default/k"), "still-one");
+    assert_eq!(redis.tell("", &["HLEN", "local/probe/default"]).unwrap(), "2", "no marker is left");
 }
 
 #[test]

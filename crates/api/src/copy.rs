@@ -48,8 +48,8 @@ pub struct CopyRequest {
     /// Where present: not the one container, but every one except these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_but: Option<Vec<String>>,
-    /// Where other links of the app stay. One that reaches what is filled, by a name that does not say so, is found out before
-    /// anything is copied.
+    /// Where other links of the app stay. One that reaches what is copied or what is filled, by a name that does not say so, is
+    /// found out before anything is copied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<CopyEnd>,
 }

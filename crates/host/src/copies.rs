@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::copy::{CopyRequest, Cursor, Keys, Step};
 use api::{Code, Problem};
-use model::AppName;
+use model::{AppName, ProviderName};
 use providers::blobstore::{self, copy as objects};
 use providers::keyvalue::copy::{self, Copied, CopyError, End};
 use providers::keyvalue::journal::{Journal, MAX_NOTED_BYTES, Overflow, size};
@@ -27,17 +27,19 @@ pub(crate) struct Copy {
     noted: Vec<Arc<Opened>>,
     /// Of a page of objects, what is still to be copied.
     rest: tokio::sync::Mutex<objects::Rest>,
-    /// Who else reaches what is filled, once it was looked at.
+    /// Who else reaches one of both, once it was looked at.
     reached: tokio::sync::OnceCell<Option<Reached>>,
 }
 
-/// Who reaches what is filled.
+/// Who reaches what is copied, or what is filled.
 #[derive(Debug, Clone, Copy)]
 enum Reached {
-    /// The source: both are one store.
+    /// The source reaches what is filled: both are one store.
     Source,
-    /// Another link, by its place in the request.
+    /// Another link reaches what is filled, by its place in the request.
     Other(usize),
+    /// Another link reaches what is copied and would stay there.
+    Stays(usize),
 }
 
 /// Both sides, by what is in them.
@@ -115,6 +117,18 @@ fn problem(error: &CopyError) -> Problem {
     }
 }
 
+/// Whether the link to `other` has what `side` reaches cannot be seen.
+fn unseen(error: &CopyError, other: &ProviderName, side: &ProviderName) -> Problem {
+    let (by, cause) = match error {
+        CopyError::Source(cause) => (other, cause),
+        CopyError::Target(cause) => (side, cause),
+        CopyError::Differs(_) => return problem(error),
+    };
+    let what =
+        format!("whether another link of the app has the same data by `{other}` cannot be seen: `{by}`: {cause}");
+    Problem::new(Code::ProviderUnavailable, what).help("nothing was moved; mend that provider and set the link again")
+}
+
 fn step(copied: Copied) -> Step {
     Step { read: copied.read, written: copied.written, bytes: copied.bytes, cursor: copied.next }
 }
@@ -150,7 +164,7 @@ impl Copy {
         Ok(Ends::Objects(objects::End { backend: from.backend() }, objects::End { backend: to.backend() }, scope))
     }
 
-    /// Both sides, once it is certain that they are two, and that nobody else of the app is at the target. Only the host that
+    /// Both sides, once it is certain that they are two, and that nobody else of the app is at either. Only the host that
     /// copies looks: two that look at once would see each other.
     async fn apart(&self) -> Result<Ends<'_>, Problem> {
         let ends = self.ends()?;
@@ -173,36 +187,40 @@ impl Copy {
         }
         for (index, (open, end)) in self.others.iter().zip(&self.request.others).enumerate() {
             let other = End { backend: open.keyvalue().ok_or_else(unsupported)?.backend(), bucket: &end.bucket };
-            let same = copy::same(other, *to).await.map_err(|error| match error {
-                CopyError::Source(cause) => {
-                    let what = format!(
-                        "whether another link of the app has the same data by `{}` cannot be seen: {cause}",
-                        end.provider
-                    );
-                    Problem::new(Code::ProviderUnavailable, what)
-                        .help("nothing was moved; mend that provider and set the link again")
+            let CopyRequest { from: source, to: target, .. } = &self.request;
+            let sides = [(to, target, Reached::Other(index)), (from, source, Reached::Stays(index))];
+            // One of another kind cannot be it, and need not be written to.
+            for (side, named, reached) in sides.into_iter().filter(|(_, named, _)| named.spec.kind == end.spec.kind) {
+                let seen = copy::same(other, *side).await;
+                if seen.map_err(|error| unseen(&error, &end.provider, &named.provider))? {
+                    return Ok(Some(reached));
                 }
-                other => problem(&other),
-            });
-            if same? {
-                return Ok(Some(Reached::Other(index)));
             }
         }
         Ok(None)
     }
 
-    /// Why nothing is copied where somebody else reaches what would be filled.
+    /// Why nothing is copied where somebody else reaches what would be copied or filled.
     fn one_store(&self, reached: Reached) -> Problem {
         let CopyRequest { from, to, others, .. } = &self.request;
         let other = match reached {
             Reached::Source => None,
-            Reached::Other(index) => others.get(index),
+            Reached::Other(index) | Reached::Stays(index) => others.get(index),
         };
         let Some(other) = other else {
             let what =
                 format!("`{}` and `{}` reach the same data: there is nothing to copy", from.provider, to.provider);
             return Problem::new(Code::RequestInvalid, what).help("set the link without `--copy-data`");
         };
+        if matches!(reached, Reached::Stays(_)) {
+            let what = format!(
+                "another link of the app has the same data by `{}` as `{}` reaches: it would go on there with what is moved",
+                other.provider, from.provider
+            );
+            return Problem::new(Code::RequestInvalid, what).help(
+                "set the link without `--copy-data`, or let both links name one provider: they move together then",
+            );
+        }
         let what = format!(
             "another link of the app has the same data by `{}` as `{}` reaches: what it writes there would be replaced by older values",
             other.provider, to.provider

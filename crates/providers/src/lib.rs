@@ -12,6 +12,7 @@
 //! * [`sql`]: `sidereal:sql`, over Postgres and the SQLite databases of the node.
 //! * [`secrets`]: what a provider logs in with, revealed when it connects.
 //! * [`external`]: processes beside the platform that answer one of the contracts over wRPC.
+//! * `traced`: the trace of a call, for what is asked over HTTP on its behalf.
 //! * `exported`: what every contract needs that a component answers in the place of a provider.
 //! * [`dial`]: the only way any of them reaches the network.
 //!
@@ -38,4 +39,5 @@ pub mod schedule;
 pub mod secrets;
 pub mod share;
 pub mod sql;
+mod traced;
 pub mod vault;

@@ -31,8 +31,8 @@ pub(crate) struct Planned {
     pub(crate) with: Vec<model::Link>,
     /// Those that stay and reach some of it, where it is or where it goes.
     pub(crate) shared: Vec<model::Link>,
-    /// Providers of those that stay and would reach it, were they the one it goes to by another name: their settings do not
-    /// say that they are not.
+    /// Providers of those that stay and would reach it, were they the one it comes from or goes to by another name: their
+    /// settings do not say that they are not.
     pub(crate) others: BTreeMap<ProviderName, ProviderSpec>,
     /// Where it goes now.
     pub(crate) from: (ProviderName, ProviderSpec),
@@ -123,7 +123,8 @@ impl Writer {
                 let others = elsewhere
                     .into_iter()
                     .filter_map(|other| Some((other.provider.clone(), spec(now, &other.provider)?)));
-                let others: BTreeMap<_, _> = others.filter(|(_, other)| may_be(other, &to.1)).collect();
+                let others: BTreeMap<_, _> =
+                    others.filter(|(_, other)| may_be(other, &from.1) || may_be(other, &to.1)).collect();
                 sources.extend(others.values().flat_map(|other| model::secret::sources(now, other)));
                 let shared = shared.into_iter().cloned().collect();
                 Ok(Planned { revision, from, to, sources, link, place, with, shared, others })

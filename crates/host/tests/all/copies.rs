@@ -279,6 +279,28 @@ async fn a_copy_to_where_another_link_is_by_another_name_is_refused() {
 }
 
 #[tokio::test]
+async fn a_copy_from_where_another_link_stays_by_another_name_is_refused() {
+    let rig = Rig::new().await;
+    rig.run(&linked(&rig, "embedded")).await;
+    rig.get("counter/1/main", "/").await;
+    let copy = Copying(&rig);
+    let embedded = end("embedded", ProviderKind::KeyvalueEmbedded);
+    let spec = ProviderSpec { config: [("a".to_owned(), "b".to_owned())].into(), ..embedded.spec.clone() };
+    let other = |bucket: &str| CopyEnd { bucket: bucket.to_owned(), spec: spec.clone(), ..embedded.clone() };
+    let (from, to) = (embedded.clone(), end("memory", ProviderKind::KeyvalueMemory));
+    let from_embedded = CopyRequest { from, to, ..request() };
+    copy.begin(&CopyRequest { others: vec![other("own")], ..from_embedded.clone() }).await.unwrap();
+    let copied: Step =
+        copy.ask(Method::POST, "/page", &Cursor::default()).await.expect("another bucket is another place");
+    assert_eq!((copied.read, copied.written), (1, 1), "no marker is left in what is copied");
+    copy.begin(&CopyRequest { others: vec![other("own"), other("default")], ..from_embedded }).await.unwrap();
+    let refused = copy.ask::<_, Step>(Method::POST, "/page", &Cursor::default()).await.unwrap_err();
+    assert_eq!(refused.code, Code::RequestInvalid, "{refused}");
+    assert!(refused.detail.contains("would go on there with what is moved"), "{refused}");
+    copy.ask::<_, serde_json::Value>(Method::DELETE, "", &()).await.unwrap();
+}
+
+#[tokio::test]
 async fn calls_that_come_after_a_hold_queue_behind_those_that_waited() {
     let rig = Rig::new().await;
     let mut probe = rig.app("slow", "probe");

@@ -1,7 +1,7 @@
 //! One tenant's broker of one kind: who takes what, and who waits for an answer. The groups are those of the revisions
 //! that serve; nothing a host says makes one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +42,20 @@ pub(super) struct State {
     pub(super) takers: Arc<Semaphore>,
 }
 
+/// What a revision changes.
+pub(super) struct Changed {
+    /// Groups that are new, and by what one is told from the next one of its name.
+    pub(super) fresh: Vec<(Group, Arc<Notify>)>,
+    /// Groups that are gone.
+    pub(super) dropped: Vec<Group>,
+}
+
+impl State {
+    fn is_of_use(&self) -> bool {
+        self.active || !self.loaded || self.rest || !self.queue.is_empty()
+    }
+}
+
 /// One broker.
 #[derive(Debug, Default)]
 pub(super) struct Broker {
@@ -54,16 +68,23 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// The groups of an app are these from now on. Groups it had and has no more keep what they hold, but for what hosts left
-    /// of a link that is gone: nobody would ever take it. Says which are new, and by what one is told from the next one of its
-    /// name.
-    pub(super) fn declare(&mut self, app: &AppName, wanted: &[&Declared], on_disk: bool) -> Vec<(Group, Arc<Notify>)> {
+    /// The groups of an app are these from now on. Groups it had keep what they hold as long as a link of it names them,
+    /// whichever broker it goes to: its hosts take what is left. What no link names is dropped, as what hosts left of a link
+    /// that is gone: nobody would ever take it, and it would take the room of others.
+    pub(super) fn declare(
+        &mut self,
+        app: &AppName,
+        wanted: &[&Declared],
+        named: &BTreeSet<&Group>,
+        on_disk: bool,
+    ) -> Changed {
         for (_, state) in self.groups.iter_mut().filter(|(group, _)| group.app == *app) {
             state.active = false;
         }
-        let mut fresh = Vec::new();
+        let (mut fresh, mut dropped) = (Vec::new(), Vec::new());
         for Declared { group, patterns, lease, in_order, takes, .. } in wanted {
-            if !takes {
+            // What is on disk for it may be from before this process, and has to be looked for.
+            if !takes && !on_disk {
                 continue;
             }
             let state = self.groups.entry(group.clone()).or_insert_with(|| {
@@ -71,33 +92,51 @@ impl Broker {
                 fresh.push((group.clone(), changed.clone()));
                 State {
                     patterns: Vec::new(),
-                    active: true,
+                    active: false,
                     loaded: !on_disk,
                     rest: false,
                     lease: *lease,
-                    one_by_one: false,
+                    one_by_one: *in_order,
                     queue: Queue::default(),
                     changed,
                     takers: Arc::new(Semaphore::new(MAX_TAKERS)),
                 }
             });
-            state.active = true;
-            state.patterns.clone_from(patterns);
-            state.one_by_one = *in_order;
             state.lease = state.lease.max(*lease);
+            state.one_by_one = *in_order;
+            if *takes {
+                state.active = true;
+                state.patterns.clone_from(patterns);
+            }
         }
         for state in self.groups.values() {
             state.changed.notify_waiters();
         }
         self.groups.retain(|group, state| {
-            let is_left = group.app == *app && group.is_untried() && !wanted.iter().any(|one| one.group == *group);
-            if is_left && !state.queue.is_empty() {
-                let (messages, name) = (state.queue.count(), &group.name);
-                tracing::warn!(%app, group = name, messages, "messages that hosts left are lost: their link is gone");
+            let is_named = match group.is_untried() {
+                true => wanted.iter().any(|one| one.group == *group),
+                false => named.contains(group),
+            };
+            if group.app == *app && !is_named {
+                if state.rest || !state.queue.is_empty() {
+                    let (in_hands, more_on_disk, name) = (state.queue.in_hands(), state.rest, &group.name);
+                    let messages = state.queue.count() - in_hands;
+                    tracing::warn!(%app, group = name, messages, in_hands, more_on_disk, "messages that wait are lost, and those in hands if they fail: their link is gone");
+                }
+                dropped.push(group.clone());
+                return false;
             }
-            !is_left && (state.active || !state.loaded || state.rest || !state.queue.is_empty())
+            state.is_of_use()
         });
-        fresh
+        Changed { fresh, dropped }
+    }
+
+    /// Removes a group that takes nothing any more and holds nothing; whoever waits for it hears of it.
+    pub(super) fn tidy(&mut self, group: &Group) {
+        if let Some(state) = self.groups.get(group).filter(|state| !state.is_of_use()) {
+            state.changed.notify_waiters();
+            self.groups.remove(group);
+        }
     }
 
     /// The app is gone, and with it what was kept for it.

@@ -24,7 +24,7 @@ pub struct Declared {
     pub(super) lease: Duration,
     /// One at a time, to whomever: as changes of a watched bucket are told.
     pub(super) in_order: bool,
-    /// It takes new messages; otherwise what it holds from before is handed out, and it is made for nothing.
+    /// It takes new messages; otherwise what it holds from before is handed out, and it is made only to look for that on disk.
     pub(super) takes: bool,
 }
 
@@ -46,24 +46,24 @@ pub fn declared(app: &LockedApp) -> Vec<Declared> {
         };
         // NATS keeps none itself. What hosts left of it follows a link that goes elsewhere.
         let untried = one(BrokerKind::Local, group.untried(), Vec::new(), kind == ProviderKind::MessagingNats);
-        let own = match kind {
-            ProviderKind::MessagingLocal => Some(one(BrokerKind::Local, group, patterns, true)),
-            ProviderKind::MessagingDurable => Some(one(BrokerKind::Durable, group, patterns, true)),
-            _ => None,
+        // A link that goes elsewhere now may have been one to `durable`: what was acknowledged then is on disk.
+        let on_disk = match kind {
+            ProviderKind::MessagingDurable => one(BrokerKind::Durable, group.clone(), patterns.clone(), true),
+            _ => one(BrokerKind::Durable, group.clone(), Vec::new(), false),
         };
-        Some(own.into_iter().chain([untried]))
+        let local = (kind == ProviderKind::MessagingLocal).then(|| one(BrokerKind::Local, group, patterns, true));
+        Some(local.into_iter().chain([on_disk, untried]))
     });
     let links = links.flatten();
     let watched = model::watch::watches(app).filter_map(|watch| {
-        let broker = match watch.kept {
-            Kept::Memory => BrokerKind::Local,
-            Kept::Disk => BrokerKind::Durable,
-            Kept::Server => return None,
-        };
         let wall = app.components.get(&watch.link.component)?.limits.wall.duration();
         let Subscription { group, patterns, .. } = watch.subscription(&app.name);
         let lease = wall.saturating_add(SLACK);
-        Some(Declared { broker, group, patterns, lease, in_order: true, takes: true })
+        let one = |broker, group, patterns, takes| Declared { broker, group, patterns, lease, in_order: true, takes };
+        // As with messages: the bucket may have been one on disk.
+        let on_disk = one(BrokerKind::Durable, group.clone(), patterns.clone(), watch.kept == Kept::Disk);
+        let local = (watch.kept == Kept::Memory).then(|| one(BrokerKind::Local, group, patterns, true));
+        Some(local.into_iter().chain([on_disk]))
     });
-    links.chain(watched).collect()
+    links.chain(watched.flatten()).collect()
 }

@@ -75,6 +75,16 @@ pub(super) async fn clear(data: &DataEngine, tenant: &TenantName, app: &AppName)
     data.purge_provider(tenant, app, &provider()?).await
 }
 
+/// Removes every message of a group.
+pub(super) async fn clear_group(data: &DataEngine, tenant: &TenantName, group: &Group) -> Result<(), Fault> {
+    data.purge_bucket(tenant, &group.app, &provider()?, &group.name).await
+}
+
+/// The names of an app's groups for which something is kept.
+pub(super) async fn groups(data: &DataEngine, tenant: &TenantName, app: &AppName) -> Result<Vec<String>, Fault> {
+    data.buckets(tenant, app, &provider()?).await
+}
+
 /// Reads a message. One that was kept before messages had a trace ends before it.
 fn message(value: &[u8]) -> Result<WireMessage, postcard::Error> {
     postcard::from_bytes(value).or_else(|cause| match cause {

@@ -17,7 +17,7 @@ mod ready;
 mod sent;
 mod told;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -55,6 +55,8 @@ pub struct Messaging {
     data: DataEngine,
     /// Apps that are gone and whose messages are being removed: nothing of theirs is read or written until then.
     clearing: Mutex<HashMap<(TenantName, AppName), Clearing>>,
+    /// The same of groups that no link names any more.
+    dropping: Mutex<HashMap<(TenantName, Group), Clearing>>,
     brokers: Mutex<HashMap<Place, Arc<Mutex<Broker>>>>,
     /// Numbers holders.
     numbers: AtomicU64,
@@ -105,8 +107,9 @@ fn unavailable(cause: impl std::fmt::Display) -> ServiceFault {
 impl Messaging {
     /// Brokers without groups; the durable ones keep their messages in `data`.
     pub fn new(data: DataEngine) -> Arc<Self> {
-        let (clearing, brokers, said) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { data, clearing, brokers, numbers: AtomicU64::new(NOBODY + 1), boot: rand::random(), said })
+        let (clearing, dropping, brokers) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (numbers, boot, said) = (AtomicU64::new(NOBODY + 1), rand::random(), Mutex::default());
+        Arc::new(Self { data, clearing, dropping, brokers, numbers, boot, said })
     }
 
     /// Leave for one line of the node's log on account of a tenant, with the number of those that had none before it.
@@ -145,8 +148,9 @@ impl Messaging {
     }
 
     /// A revision of the app serves from now on: these are the groups of the app. Must run inside a tokio runtime: what
-    /// is on disk for new groups is read by a task of its own.
+    /// is on disk for new groups is read by a task of its own, and what is there for groups that no link names is removed.
     pub fn declare(self: &Arc<Self>, tenant: &TenantName, app: &AppName, wanted: &[Declared]) {
+        let named: BTreeSet<&Group> = wanted.iter().map(|one| &one.group).collect();
         for kind in [BrokerKind::Local, BrokerKind::Durable] {
             let of_kind = wanted.iter().filter(|one| one.broker == kind);
             let groups: Vec<_> = of_kind.collect();
@@ -154,12 +158,16 @@ impl Messaging {
                 continue;
             }
             let durable = kind == BrokerKind::Durable;
-            for (group, made) in lock(&self.broker(tenant, kind)).declare(app, &groups, durable) {
-                if durable {
+            let changed = lock(&self.broker(tenant, kind)).declare(app, &groups, &named, durable);
+            if durable {
+                changed.dropped.into_iter().for_each(|group| self.drop_from_disk(tenant, group));
+                for (group, made) in changed.fresh {
                     tokio::spawn(self.clone().load(tenant.clone(), group, made));
                 }
             }
         }
+        let named = named.into_iter().cloned().collect();
+        tokio::spawn(self.clone().sweep(tenant.clone(), app.clone(), named));
     }
 
     /// Answers a host of `tenant` on behalf of `app`.

@@ -188,7 +188,12 @@ impl Queue {
 
     /// Whether something is in somebody's hands.
     pub(super) fn has_out(&self) -> bool {
-        !self.out.is_empty()
+        self.in_hands() > 0
+    }
+
+    /// How many are in somebody's hands.
+    pub(super) fn in_hands(&self) -> usize {
+        self.out.len()
     }
 
     /// When [`Queue::take`] will have something that it does not have now.

@@ -284,6 +284,122 @@ async fn what_a_host_left_of_a_link_that_is_gone_takes_no_room() {
     assert_eq!(messaging.answer(&tenant(), &other, &holder, publish()).await, Ok(MessagingAnswer::Done));
 }
 
+/// Waits until nothing of the app's group is on disk any more.
+async fn until_nothing_is_on_disk(data: &DataEngine) {
+    let gone = async {
+        while on_disk(data).await > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("it is removed");
+}
+
+async fn take_all(messaging: &Arc<Messaging>, holder: &Holder, group: &str) -> MessagingAnswer {
+    let request = MessagingRequest::Take { broker: BrokerKind::Durable, group: group.to_owned(), max: 10 };
+    messaging.answer(&tenant(), &app(), holder, request).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_moved_link_left_on_disk_is_handed_out_after_a_restart_of_the_node() {
+    for provider in ["local", "bus", "stream", "program"] {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
+        let before = Messaging::new(data.clone());
+        before.declare(&tenant(), &app(), &takes());
+        let holder = before.holder(&tenant());
+        for body in ["one", "two"] {
+            publish(&before, &holder, body).await;
+        }
+        // The link moves, and before anything of the old queue is handled the node ends.
+        before.declare(&tenant(), &app(), &takes_by(&app(), provider));
+        drop((before, holder));
+        let after = Messaging::new(data.clone());
+        after.declare(&tenant(), &app(), &takes_by(&app(), provider));
+        let holder = after.holder(&tenant());
+        let MessagingAnswer::Taken(taken) = take_all(&after, &holder, &group()).await else { panic!("{provider}") };
+        let bodies: Vec<_> = taken.iter().map(|one| one.message.body.clone()).collect();
+        assert_eq!(bodies, [b"one", b"two"], "{provider}");
+        // Nothing new comes there.
+        let message = WireMessage { subject: "orders".into(), body: b"new".to_vec(), reply_to: None, trace: None };
+        let request = MessagingRequest::Publish { broker: BrokerKind::Durable, message };
+        after.answer(&tenant(), &app(), &holder, request).await.unwrap();
+        for one in taken {
+            let (broker, group, delivery) = (BrokerKind::Durable, group(), one.delivery);
+            let request = MessagingRequest::Settle { broker, group, delivery, outcome: Settled::Done };
+            after.answer(&tenant(), &app(), &holder, request).await.unwrap();
+        }
+        assert_eq!(take_all(&after, &holder, &group()).await, MessagingAnswer::NotSubscribed, "{provider}");
+        assert_eq!(on_disk(&data).await, 0, "{provider}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_that_waited_on_disk_are_told_after_a_move_and_a_restart() {
+    let watch = |provider: &str| {
+        let text = serde_json::json!({
+            "name": "shop",
+            "components": {"web": {"digest": model::Digest::of(b"x"), "size": 1, "world": "p2", "imports": [],
+                "exports": ["wasi:keyvalue/watcher@0.2.0-draft"]}},
+            "providers": {"cache": {"type": "keyvalue-redis"}},
+            "links": [{"component": "web", "contract": "wasi:keyvalue", "label": "default", "provider": provider,
+                "config": {"watch": "*"}}],
+        });
+        declared(&serde_json::from_value::<LockedApp>(text).unwrap())
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
+    let name = "watch.web.default";
+    let before = Messaging::new(data.clone());
+    before.declare(&tenant(), &app(), &watch("embedded"));
+    let message = WireMessage { subject: "watch".into(), body: b"key".to_vec(), reply_to: None, trace: None };
+    let tell = MessagingRequest::Tell { broker: BrokerKind::Durable, group: name.into(), messages: vec![message] };
+    before.answer(&tenant(), &app(), &before.holder(&tenant()), tell).await.unwrap();
+    drop(before);
+    for provider in ["memory", "cache"] {
+        let after = Messaging::new(data.clone());
+        after.declare(&tenant(), &app(), &watch(provider));
+        let holder = after.holder(&tenant());
+        let taken = take_all(&after, &holder, name).await;
+        let MessagingAnswer::Taken(taken) = taken else { panic!("{provider}: {taken:?}") };
+        assert_eq!(taken.iter().map(|one| &one.message.body[..]).collect::<Vec<_>>(), [b"key"], "{provider}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_link_names_any_more_takes_no_room_and_leaves_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataEngine::open(dir.path().join("data.redb")).unwrap();
+    let messaging = Messaging::new(data.clone());
+    let holder = messaging.holder(&tenant());
+    messaging.declare(&tenant(), &app(), &takes());
+    let full = || WireMessage { subject: "orders".into(), body: vec![0; 1 << 20], reply_to: None, trace: None };
+    let publish = || MessagingRequest::Publish { broker: BrokerKind::Durable, message: full() };
+    while messaging.answer(&tenant(), &app(), &holder, publish()).await.is_ok() {}
+    let other: AppName = "other".parse().unwrap();
+    let theirs: Vec<Declared> = takes_by(&other, "durable");
+    messaging.declare(&tenant(), &other, &theirs);
+    let refused = messaging.answer(&tenant(), &other, &holder, publish()).await.unwrap_err().to_string();
+    assert!(refused.contains("is full") || refused.contains("wait for the handlers of this tenant"), "{refused}");
+    // The component is removed, or has another name.
+    messaging.declare(&tenant(), &app(), &[]);
+    assert_eq!(messaging.answer(&tenant(), &other, &holder, publish()).await, Ok(MessagingAnswer::Done));
+    assert_eq!(take_all(&messaging, &holder, &group()).await, MessagingAnswer::NotSubscribed);
+    until_nothing_is_on_disk(&data).await;
+    // One that comes back takes what comes from then on, and is not swept away.
+    messaging.declare(&tenant(), &app(), &takes());
+    self::publish(&messaging, &holder, "new").await;
+    assert_eq!(bodies(&messaging, &holder).await, ["new"]);
+    assert_eq!(on_disk(&data).await, 1);
+    // A node that ends before all of it is removed goes on with it.
+    drop((messaging, holder));
+    let again = Messaging::new(data.clone());
+    again.declare(&tenant(), &app(), &[]);
+    until_nothing_is_on_disk(&data).await;
+    let list = Op::ListKeys { cursor: None, limit: 9 };
+    let theirs = data.call(&tenant(), &other, &"durable".parse().unwrap(), &group(), list).await;
+    assert!(matches!(theirs, Ok(Answer::Keys { keys, .. }) if keys.len() == 2), "what others have stays");
+}
+
 /// What an app with one subscription in memory takes.
 fn takes_of(name: &AppName) -> Vec<Declared> {
     takes_by(name, "local")
@@ -294,7 +410,8 @@ fn takes_by(name: &AppName, provider: &str) -> Vec<Declared> {
         "name": name,
         "components": {"web": {"digest": model::Digest::of(b"x"), "size": 1, "world": "p2", "imports": [],
             "exports": ["wasmcloud:messaging/handler@0.2.0"]}},
-        "providers": {"bus": {"type": "messaging-nats"}},
+        "providers": {"bus": {"type": "messaging-nats"}, "stream": {"type": "messaging-jetstream"},
+            "program": {"type": "external", "contract": "wasmcloud:messaging"}},
         "links": [{"component": "web", "contract": "wasmcloud:messaging", "label": "default", "provider": provider,
             "config": {"subscriptions": "orders"}}],
     });

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use runtime::trace::{CallTrace, within};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
@@ -54,7 +55,7 @@ impl Outgoing {
     pub(super) fn carry(&mut self, upload: Box<dyn Upload>, meter: Arc<LinkMeter>) {
         self.pipe.change(|state| state.carried = true);
         let carried = meter.id().calls(carry(self.pipe.clone(), upload));
-        self.carried = Some(Carried { task: tokio::spawn(carried), meter });
+        self.carried = Some(Carried { task: tokio::spawn(within(CallTrace::current(), carried)), meter });
     }
 
     /// The value is whole.

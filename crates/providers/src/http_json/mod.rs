@@ -281,6 +281,7 @@ impl HttpJson {
         if let Some(all) = request.headers_mut() {
             all.extend(headers.clone());
             all.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+            crate::traced::onward(all);
         }
         request.body(Full::new(body)).map_err(|cause| HttpError::Request(cause.to_string()))
     }

@@ -275,14 +275,20 @@ impl Gathered {
     }
 }
 
-/// One page of names that a server tells all at once; the cursor is the last name of the page before. A name that
-/// `key_of` does not know is somebody else's and no key.
-fn paged(mut names: Vec<String>, cursor: Option<&str>, size: usize, key_of: fn(&str) -> Option<String>) -> Page {
+/// One page of the names that a server told; the cursor is the last name of the page before. One that tells `most` at once
+/// and told so many may have more behind them. A name that `key_of` does not know is somebody else's and no key.
+fn paged(
+    mut names: Vec<String>,
+    cursor: Option<&str>,
+    (size, most): (usize, Option<usize>),
+    key_of: fn(&str) -> Option<String>,
+) -> Page {
+    let may_be_more = most == Some(names.len());
     names.sort_unstable();
     let start = cursor.map_or(0, |cursor| names.partition_point(|name| name.as_str() <= cursor));
     let rest = names.get(start..).unwrap_or_default();
     let page = rest.get(..size).unwrap_or(rest);
-    let cursor = page.last().filter(|_| page.len() < rest.len()).cloned();
+    let cursor = page.last().filter(|_| may_be_more || page.len() < rest.len()).cloned();
     Page { keys: page.iter().filter_map(|name| key_of(name)).collect(), cursor }
 }
 
@@ -316,7 +322,7 @@ mod tests {
     fn names_told_all_at_once_are_paged() {
         let names = || ["c", "a", "?", "b"].map(str::to_owned).to_vec();
         let known = |name: &str| (name != "?").then(|| name.to_uppercase());
-        let page = |cursor| paged(names(), cursor, 2, known);
+        let page = |cursor| paged(names(), cursor, (2, None), known);
         let is = |keys: &[&str], cursor: Option<&str>| Page {
             keys: keys.iter().map(|key| (*key).to_owned()).collect(),
             cursor: cursor.map(str::to_owned),
@@ -325,6 +331,8 @@ mod tests {
         assert_eq!(page(Some("a")), is(&["B", "C"], None));
         assert_eq!(page(Some("aa")), is(&["B", "C"], None), "the name the cursor stands on may be gone");
         assert_eq!(page(Some("c")), is(&[], None));
+        // A server that tells four at once: what is behind them is asked for, whatever of these was told before.
+        assert_eq!(paged(names(), Some("a"), (3, Some(4)), known), is(&["B", "C"], Some("c")));
     }
 
     #[test]

@@ -288,6 +288,11 @@ fn list() -> Method {
     Method::from_bytes(b"LIST").unwrap_or(Method::GET)
 }
 
+/// A name in a query.
+fn query(name: &str) -> String {
+    url::form_urlencoded::byte_serialize(name.as_bytes()).collect()
+}
+
 fn stored(value: &[u8]) -> Stored {
     // Characters that JSON escapes would grow beyond what Vault stores.
     let plain = |text: &&str| text.len() <= MAX_TEXT && !text.chars().any(char::is_control);
@@ -379,16 +384,16 @@ impl Backend for VaultKv {
     fn list_keys<'a>(&'a self, bucket: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page> {
         async move {
             let folder = self.path("metadata/", bucket, None);
-            // The cursor is a name we gave, made of characters that need no escape; one that is made up names nothing.
-            let after = cursor.filter(|cursor| unescape(cursor).is_some());
-            let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
-            let path = format!("{folder}?limit={}{after}", PAGE + 1);
+            // A name as it is told, which need not be one of ours: people write keys by hand, and folders.
+            let after = cursor.map(|name| format!("&after={}", query(name))).unwrap_or_default();
+            let most = PAGE as usize + 1;
+            let path = format!("{folder}?limit={most}{after}");
             let told = self.call(list(), &path, Zeroizing::default()).await.map_err(translate)?;
             let names = match told.status.as_u16() {
                 200 => self.read::<Got<Listed>>(&told)?.data.map(|listed| listed.keys).unwrap_or_default(),
                 _ => Vec::new(),
             };
-            Ok(paged(names, cursor, PAGE as usize, unescape))
+            Ok(paged(names, cursor, (PAGE as usize, Some(most)), unescape))
         }
         .boxed()
     }

@@ -48,7 +48,13 @@ fn example() -> PathBuf {
 impl Process {
     pub(super) fn start(program: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { child: spawn(program, dir.path()), dir }
+        Self { child: spawn(program, dir.path(), dir.path()), dir }
+    }
+
+    /// One that has the data of another, as while a deploy changes the settings.
+    pub(super) fn beside(program: &Path, other: &Self) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { child: spawn(program, dir.path(), other.dir.path()), dir }
     }
 
     /// A program that is this text.
@@ -57,7 +63,7 @@ impl Process {
         let program = dir.path().join("program");
         std::fs::write(&program, text).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
-        Self { child: spawn(&program, dir.path()), dir }
+        Self { child: spawn(&program, dir.path(), dir.path()), dir }
     }
 
     fn store(&self) -> External {
@@ -74,14 +80,14 @@ impl Process {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         std::fs::remove_file(self.dir.path().join("s")).unwrap();
-        self.child = spawn(program, self.dir.path());
+        self.child = spawn(program, self.dir.path(), self.dir.path());
     }
 }
 
-fn spawn(program: &Path, dir: &Path) -> Child {
+fn spawn(program: &Path, dir: &Path, data: &Path) -> Child {
     let mut child = Command::new(program).env_clear().stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let path = dir.to_str().unwrap();
-    let line = format!("{{\"socket\":\"{path}/s\",\"data\":\"{path}\",\"config\":{{}}}}\n");
+    let (path, data) = (dir.to_str().unwrap(), data.to_str().unwrap());
+    let line = format!("{{\"socket\":\"{path}/s\",\"data\":\"{data}\",\"config\":{{}}}}\n");
     child.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
     child
 }
@@ -111,7 +117,7 @@ async fn what_it_acknowledged_survives_its_sudden_end() {
     let acknowledged = answers.iter().filter_map(|answer| answer.as_ref().ok()).count() as u64;
     assert!(answers.iter().all(|answer| matches!(answer, Ok(_) | Err(BackendError::Unavailable(_)))), "{answers:?}");
     std::fs::remove_file(process.dir.path().join("s")).unwrap();
-    process.child = spawn(&example(), process.dir.path());
+    process.child = spawn(&example(), process.dir.path(), process.dir.path());
     let after: u64 = String::from_utf8(store.get("b", "n").await.unwrap().unwrap()).unwrap().parse().unwrap();
     assert!((sums + acknowledged..=sums + 50).contains(&after), "{sums} {acknowledged} {after}");
 }

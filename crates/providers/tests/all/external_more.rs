@@ -202,6 +202,22 @@ async fn what_a_follower_leaves_behind_comes_to_another_and_who_stops_finishes_w
     assert!(nothing.is_err(), "each was handled once");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_process_beside_it_takes_in_is_handed_out_though_nobody_says_so() {
+    let process = Process::start(&example("messages.py"));
+    let broker = messages(&process);
+    broker.check().await.unwrap();
+    let mut deliveries = follow(&broker).await;
+    // As while a deploy changes the settings: the old process still takes what is sent by the old revision.
+    let old = Process::beside(&example("messages.py"), &process);
+    let beside = messages(&old);
+    beside.check().await.unwrap();
+    publish(&beside, "from beside").await;
+    let delivery = next(&mut deliveries).await;
+    assert_eq!(body(&delivery), "from beside");
+    delivery.settle.settle(Outcome::Done).await.unwrap();
+}
+
 #[tokio::test]
 async fn whatever_a_broker_does_wrong_is_an_error_in_bounded_time() {
     let ask = async |program: &Process, ms| {

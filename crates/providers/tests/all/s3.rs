@@ -252,6 +252,151 @@ async fn what_the_server_repeats_of_a_session_token_is_not_told() {
     }
 }
 
+/// A server whose answer to each request is what `answer` makes of its head.
+async fn scripted(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while let Ok(byte) = stream.read_u8().await {
+                    head.push(byte);
+                    if head.ends_with(b"\r\n\r\n") {
+                        let text = String::from_utf8_lossy(&head).into_owned();
+                        let length = text
+                            .to_lowercase()
+                            .split_once("content-length: ")
+                            .map_or(0, |(_, rest)| rest.split("\r\n").next().unwrap().parse::<usize>().unwrap());
+                        stream.read_exact(&mut vec![0; length]).await.unwrap();
+                        head.clear();
+                        let answer = answer(&text);
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_refuses_of_one_request_holds_back_no_other() {
+    for (status, code, refused) in [
+        ("400 Bad Request", "EntityTooLarge", true),
+        ("409 Conflict", "OperationAborted", true),
+        ("412 Precondition Failed", "PreconditionFailed", true),
+        ("400 Bad Request", "RequestTimeout", false),
+        ("429 Too Many Requests", "SlowDown", false),
+        ("500 Oh", "InternalError", false),
+    ] {
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = asked.clone();
+        let address = scripted(move |line| {
+            counted.fetch_add(1, SeqCst);
+            let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code></Error>");
+            let body = if line.starts_with("HEAD") { String::new() } else { body };
+            format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        })
+        .await;
+        let store = s3(address, &vault("right"));
+        let mut last = 0;
+        for n in 0..4 {
+            let said = store.list("c", None).await.unwrap_err();
+            assert_eq!(matches!(said, BackendError::Misuse(_)), refused, "{code}: {said:?}");
+            assert!(said.to_string().contains(code), "{said:?}");
+            let now = asked.load(SeqCst);
+            assert!(!refused || now > last, "{code}: call {n} went out");
+            last = now;
+        }
+        let checked = store.check().await.unwrap_err();
+        assert!(matches!(checked, BackendError::Unavailable(_)), "{code}: {checked:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_of_an_object_that_is_replaced_meanwhile_is_read_of_the_new_one() {
+    for (replaced, read) in [(1, true), (100, false)] {
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = asked.clone();
+        let address = scripted(move |line| {
+            let tag = format!("ETag: \"{}\"\r\nLast-Modified: Mon, 30 Nov 2026 20:00:00 GMT\r\n", counted.load(SeqCst));
+            if line.starts_with("HEAD") {
+                return format!("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n{tag}\r\n");
+            }
+            match counted.fetch_add(1, SeqCst) < replaced {
+                true => "HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\n\r\n".to_owned(),
+                false => {
+                    let range = "Content-Range: bytes 2-4/10\r\n";
+                    format!("HTTP/1.1 206 Partial Content\r\nContent-Length: 3\r\n{range}{tag}\r\ncde")
+                }
+            }
+        })
+        .await;
+        let store = s3(address, &vault("right"));
+        match store.read("c", "o", 2, 4).await {
+            Ok(mut reading) => {
+                assert!(read);
+                assert_eq!((reading.size, reading.chunks.next().await.unwrap().unwrap()), (3, "cde".into()));
+            }
+            Err(said) => assert!(!read && said.to_string().contains("replaced"), "{said}"),
+        }
+        assert_eq!(asked.load(SeqCst), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_for_a_call_is_in_its_trace() {
+    const CALL: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+    let heads = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = heads.clone();
+    let address = scripted(move |head| {
+        seen.lock().unwrap().push(head.to_owned());
+        let answers = "Content-Length: 0\r\nETag: \"1\"\r\nLast-Modified: Mon, 30 Nov 2026 20:00:00 GMT\r\n";
+        format!("HTTP/1.1 200 OK\r\n{answers}\r\n")
+    })
+    .await;
+    let store = s3(address, &vault("right"));
+    crate::support::traced(CALL, put(&store, "o", b"x")).await.unwrap();
+    let in_trace = heads.lock().unwrap().len();
+    put(&store, "o", b"x").await.unwrap();
+    let heads = heads.lock().unwrap();
+    let carry = |head: &String| head.contains(&format!("traceparent: {CALL}\r\n"));
+    assert!(in_trace > 0 && heads[..in_trace].iter().all(carry), "{heads:?}");
+    assert!(heads.len() > in_trace && !heads[in_trace..].iter().any(|head| head.contains("traceparent")), "{heads:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_others_wrote_cut_no_listing_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), "right").await;
+    let store = s3(server.address, &vault("right"));
+    store.create("c").await.unwrap();
+    put(&store, "a", b"").await.unwrap();
+    put(&store, "z", b"").await.unwrap();
+    // No name of an object has these in its key; a whole page of them, and more.
+    let objects = dir.path().join("bucket/acme/shop/store/c/objects");
+    assert!(objects.join("a").is_file());
+    for n in 0..1200 {
+        std::fs::write(objects.join(format!("m{n:04}%41")), b"").unwrap();
+    }
+    let (mut names, mut cursor, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let page = store.list("c", cursor.as_deref()).await.unwrap();
+        names.extend(page.names);
+        pages += 1;
+        cursor = page.cursor;
+        if cursor.is_none() {
+            break;
+        }
+        assert!(pages < 10, "it ends: {cursor:?}");
+    }
+    assert_eq!((names, pages), (vec!["a".to_owned(), "z".to_owned()], 2));
+}
+
 /// A server that reads what it is sent and answers `answer` to everything; holds the connection where that is empty.
 async fn broken(answer: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

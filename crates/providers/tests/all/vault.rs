@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use data_encoding::{BASE64, BASE64URL_NOPAD};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use model::SecretRef;
 use providers::dial::{Caller, DialError};
 use providers::keyvalue::conformance::{self, Promises};
@@ -225,6 +226,54 @@ async fn values_that_people_set_are_read() {
         kv.set("b", "by-us", b"hello back".to_vec()).await.unwrap();
         let seen = rig.admin("GET", &format!("{mount}/data/sidereal/acme/shop/b/by-us"), Value::Null);
         assert_eq!(seen["data"]["data"], json!({ "text": "hello back" }));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_a_call_is_in_its_trace() {
+    const CALL: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+    let rig = rigs().await.remove(0);
+    let mount = rig.mount("2");
+    let kv = rig.kv("shop", &mount, Version::V2, rig.root_login(), None);
+    kv.set("b", "k", b"1".to_vec()).await.unwrap();
+    crate::support::traced(CALL, kv.get("b", "k")).await.unwrap();
+    let fake = rig.fake.as_ref().unwrap();
+    let asked = fake.state().asked.clone();
+    let [.., (_, before), (_, last)] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!((before.get("traceparent"), last["traceparent"].to_str().unwrap()), (None, CALL));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_people_wrote_cut_no_listing_short() {
+    for rig in rigs().await {
+        for version in ["1", "2"] {
+            let mount = rig.mount(version);
+            let of = if version == "2" { "data/" } else { "" };
+            let kv_version = if version == "2" { Version::V2 } else { Version::V1 };
+            let kv = rig.kv("shop", &mount, kv_version, rig.root_login(), None);
+            let keys: Vec<String> = (0..1100).map(|n| format!("k{n:04}")).collect();
+            // The last name of the first page: a key that is none of ours, and a folder.
+            for (bucket, foreign) in [("file", "k0998.json"), ("folder", "k0998+/x")] {
+                let written = stream::iter(&keys).map(|key| kv.set(bucket, key, b"1".to_vec())).buffer_unordered(32);
+                written.try_collect::<Vec<()>>().await.unwrap();
+                let body = json!({ "data": { "value": "by hand" }, "value": "by hand" });
+                rig.admin("POST", &format!("{mount}/{of}sidereal/acme/shop/{bucket}/{foreign}"), body);
+                let (mut found, mut cursor, mut pages) = (Vec::new(), None, 0);
+                loop {
+                    let page = kv.list_keys(bucket, cursor.as_deref()).await.unwrap();
+                    found.extend(page.keys);
+                    pages += 1;
+                    cursor = page.cursor;
+                    if cursor.is_none() {
+                        break;
+                    }
+                    assert!(pages < 5, "it ends: {cursor:?}");
+                }
+                assert_eq!(found.len(), keys.len(), "version {version}, {bucket}, {pages} pages");
+                assert_eq!(found, keys);
+                assert!(pages == 2 || rig.fake.is_none(), "{pages}");
+            }
+        }
     }
 }
 

@@ -172,6 +172,23 @@ fn list(
     Ok(Answer::Keys { keys, cursor })
 }
 
+/// Every bucket of a provider that has a key.
+pub(super) fn buckets(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    of_provider: &key::Range,
+) -> Result<Vec<String>, Fail> {
+    let (mut found, mut left) = (Vec::new(), of_provider.clone());
+    // One look for each, however many keys it has.
+    while let Some(row) = table.range::<&[u8]>(borrow(&left))?.next() {
+        let (stored, _) = row?;
+        let (bucket, behind) =
+            key::bucket(of_provider, stored.value()).ok_or_else(|| Fail::Damaged("a key is in no bucket".into()))?;
+        found.push(bucket);
+        left = behind;
+    }
+    Ok(found)
+}
+
 fn borrow(range: &key::Range) -> (Bound<&[u8]>, Bound<&[u8]>) {
     (range.0.as_ref().map(Vec::as_slice), range.1.as_ref().map(Vec::as_slice))
 }

@@ -53,6 +53,11 @@ impl Scope {
         (start, end_of(&self.0))
     }
 
+    /// All keys of this bucket.
+    pub(super) fn all(&self) -> Range {
+        self.after(None)
+    }
+
     /// The caller's key in a stored one of this bucket.
     pub(super) fn strip<'a>(&self, stored: &'a [u8]) -> Option<&'a str> {
         stored.strip_prefix(self.0.as_slice()).and_then(|key| std::str::from_utf8(key).ok())
@@ -69,6 +74,18 @@ pub(super) fn of_app(tenant: &TenantName, app: &AppName, provider: Option<&Provi
     let prefix = format!("{tenant}/{app}/{provider}").into_bytes();
     let end = end_of(&prefix);
     (Bound::Included(prefix), end)
+}
+
+/// The bucket that a stored key of this provider is in, and the keys of the provider behind that bucket.
+pub(super) fn bucket(of_provider: &Range, stored: &[u8]) -> Option<(String, Range)> {
+    let (Bound::Included(prefix), end) = of_provider else { return None };
+    let (length, rest) = stored.strip_prefix(prefix.as_slice())?.split_first_chunk::<2>()?;
+    let bucket = rest.get(..usize::from(u16::from_be_bytes(*length)))?;
+    let behind = match end_of(&[prefix.as_slice(), length, bucket].concat()) {
+        Bound::Excluded(first) => Bound::Included(first),
+        other => other,
+    };
+    Some((std::str::from_utf8(bucket).ok()?.to_owned(), (behind, end.clone())))
 }
 
 /// All keys of a tenant.
@@ -141,6 +158,19 @@ mod tests {
             prop_assert_eq!(within(&whole, &other), (&a.0, &a.1) == (&b.0, &b.1));
             let part = of_app(&tenant, &app, Some(&provider));
             prop_assert_eq!(within(&part, &other), (&a.0, &a.1, &a.2) == (&b.0, &b.1, &b.2));
+        }
+
+        #[test]
+        fn a_stored_key_tells_its_bucket(a in place(), b in place()) {
+            let (scope, own) = stored(&a);
+            let (_, other) = stored(&b);
+            let (tenant, app, provider) = (a.0.parse().unwrap(), a.1.parse().unwrap(), a.2.parse().unwrap());
+            let part = of_app(&tenant, &app, Some(&provider));
+            let (found, behind) = bucket(&part, &own).unwrap();
+            prop_assert_eq!(found, a.3.as_str());
+            prop_assert!(!within(&behind, &own));
+            let is_behind = within(&part, &other) && !within(&scope.all(), &other) && other > own;
+            prop_assert_eq!(within(&behind, &other), is_behind);
         }
 
         #[test]

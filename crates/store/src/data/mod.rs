@@ -208,6 +208,36 @@ impl DataEngine {
         self.purge_range(tenant, key::of_app(tenant, app, Some(provider))).await
     }
 
+    /// As [`DataEngine::purge`], of one bucket of a provider only.
+    pub async fn purge_bucket(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        provider: &ProviderName,
+        bucket: &str,
+    ) -> Result<(), Fault> {
+        self.purge_range(tenant, Scope::new(tenant, app, provider, bucket)?.all()).await
+    }
+
+    /// Every bucket of a provider that has a key.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`].
+    pub async fn buckets(
+        &self,
+        tenant: &TenantName,
+        app: &AppName,
+        provider: &ProviderName,
+    ) -> Result<Vec<String>, Fault> {
+        let (disk, range) = (self.inner.disk.clone(), key::of_app(tenant, app, Some(provider)));
+        let looking = move || {
+            let once = || apply::buckets(&disk.read()?.open_table(DATA)?, &range);
+            once().map_err(|fail: Fail| unavailable(&disk, fail))
+        };
+        let found = tokio::task::spawn_blocking(looking).await;
+        found.map_err(|cause| Fault::Unavailable(cause.to_string()))?
+    }
+
     async fn purge_range(&self, tenant: &TenantName, mut range: key::Range) -> Result<(), Fault> {
         while let Answer::Value(Some(last)) = self.enqueue(tenant, Write::Purge(range.clone()), PIECE_BYTES).await? {
             range.0 = Bound::Excluded(last);

@@ -62,6 +62,8 @@ pub(super) fn translate(error: object_store::Error) -> Failed {
         Error::NotFound { .. } => Some(404),
         Error::PermissionDenied { .. } => Some(403),
         Error::Unauthenticated { .. } => Some(401),
+        Error::Precondition { .. } => Some(412),
+        Error::AlreadyExists { .. } => Some(409),
         other => status(&other.to_string()),
     };
     match status {
@@ -90,6 +92,10 @@ pub(super) fn translate(error: object_store::Error) -> Failed {
     let text = error.to_string();
     match code(&text).filter(|code| REFUSED.contains(code)) {
         Some(code) => denied(&format!("the server refuses the access key ({code})")).into(),
+        // It is there and well: what it says of one request holds back no other.
+        None if status.is_some_and(refuses) && code(&text) != Some(TOO_SLOW) => {
+            BackendError::Misuse(told(&text)).into()
+        }
         None => BackendError::Unavailable(told(&text)).into(),
     }
 }
@@ -97,6 +103,14 @@ pub(super) fn translate(error: object_store::Error) -> Failed {
 /// Codes of a key that is not taken, which come with the status of a bad request: those of temporary keys above all.
 const REFUSED: [&str; 5] =
     ["ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch"];
+
+/// The code of a request whose bytes did not come in time, which has the status of a bad request.
+const TOO_SLOW: &str = "RequestTimeout";
+
+/// Whether a server that answers so refuses the request itself; with 408 and 429 it cannot do it now.
+fn refuses(status: u16) -> bool {
+    (400..500).contains(&status) && !matches!(status, 408 | 429)
+}
 
 /// Where the client's errors go on with what the server said.
 const SAID: [&str; 2] = ["Server returned non-2xx status code: ", "Server returned error response: "];

@@ -78,7 +78,9 @@ pub(super) struct Late(pub(super) Duration);
 
 #[async_trait::async_trait]
 impl HttpService for Http {
-    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        // The signature is over what was there before, and leaves others free to add to it.
+        crate::traced::onward(request.headers_mut());
         let is_object = request.method() == Method::GET && request.uri().query().is_none();
         let limit = if request.body().content_length() > SMALL { UPLOAD_TIMEOUT } else { ANSWER_TIMEOUT };
         let (client, of) = self.0.now();

@@ -44,6 +44,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_UPLOADS: usize = 32;
 /// Containers looked for side by side.
 const LOOKS: usize = 16;
+/// How often a range of an object is asked for that is replaced meanwhile.
+const READS: usize = 2;
 /// A server that does not answer twice is left alone for a moment.
 const PAUSES: Pauses = Pauses { after: 2, least: Duration::from_millis(100), most: Duration::from_secs(2) };
 
@@ -119,6 +121,8 @@ impl S3 {
             Err(Failed::Missing) => {
                 Err(BackendError::Unavailable(format!("the bucket `{}` does not exist", self.bucket)))
             }
+            // Nothing was asked that it may refuse: the settings do not fit it, and no call would be answered.
+            Err(Failed::Other(BackendError::Misuse(why))) => Err(BackendError::Unavailable(why)),
             other => Ok(other.map(|_| ())?),
         }
     }
@@ -281,26 +285,37 @@ impl Backend for S3 {
     fn read<'a>(&'a self, container: &'a str, object: &'a str, start: u64, end: u64) -> Answer<'a, Reading> {
         async move {
             let path = self.prefix.object(container, object)?;
-            let mut options = GetOptions::default();
-            if (start, end) != (0, u64::MAX) {
-                let Some(meta) = self.head(&path).await? else { return Err(self.missing(container, object).await) };
-                let (start, size) = clamp(start, end, meta.size)?;
-                if size == 0 {
-                    return Ok(Reading { size, chunks: futures::stream::empty().boxed() });
+            for _ in 0..READS {
+                let mut options = GetOptions::default();
+                if (start, end) != (0, u64::MAX) {
+                    let Some(meta) = self.head(&path).await? else { return Err(self.missing(container, object).await) };
+                    let (start, size) = clamp(start, end, meta.size)?;
+                    if size == 0 {
+                        return Ok(Reading { size, chunks: futures::stream::empty().boxed() });
+                    }
+                    options.range = Some(GetRange::Bounded(start..start + size));
+                    // Replaced between the two requests it would be a range of something else.
+                    options.if_match = meta.e_tag;
                 }
-                options.range = Some(GetRange::Bounded(start..start + size));
-                // Replaced between the two requests it would be a range of something else.
-                options.if_match = meta.e_tag;
-            }
-            match self.call(self.store.get_opts(&path, options)).await {
-                Ok(found) => {
-                    let size = found.range.end - found.range.start;
-                    let chunks = found.into_stream().map_err(|cause| BackendError::from(translate(cause)));
-                    Ok(Reading { size, chunks: chunks.boxed() })
+                let found = async {
+                    match self.store.get_opts(&path, options).await {
+                        Err(object_store::Error::Precondition { .. }) => Ok(None),
+                        other => other.map(Some),
+                    }
+                };
+                match self.call(found).await {
+                    Ok(Some(found)) => {
+                        let size = found.range.end - found.range.start;
+                        let chunks = found.into_stream().map_err(|cause| BackendError::from(translate(cause)));
+                        return Ok(Reading { size, chunks: chunks.boxed() });
+                    }
+                    // It was replaced: the new one is as good.
+                    Ok(None) => {}
+                    Err(Failed::Missing) => return Err(self.missing(container, object).await),
+                    Err(Failed::Other(cause)) => return Err(cause),
                 }
-                Err(Failed::Missing) => Err(self.missing(container, object).await),
-                Err(Failed::Other(cause)) => Err(cause),
             }
+            Err(BackendError::Unavailable("the object is replaced faster than it is read; read it again".to_owned()))
         }
         .boxed()
     }
@@ -329,15 +344,15 @@ impl Backend for S3 {
 
     fn list<'a>(&'a self, container: &'a str, cursor: Option<&'a str>) -> Answer<'a, Page> {
         async move {
-            let after = cursor.map(|last| self.prefix.object(container, last)).transpose()?;
+            let after = cursor.map(|last| self.prefix.key(container, last)).transpose()?;
             let keys = self.keys(container, after.as_ref()).await?;
             if keys.is_empty() && cursor.is_none() {
                 self.existing(container).await?;
             }
-            let full = keys.len() == PAGE;
-            let names: Vec<String> = keys.iter().filter_map(|key| self.prefix.name(container, key)).collect();
-            let cursor = names.last().filter(|_| full).cloned();
-            Ok(Page { names, cursor })
+            // Behind a full page may be more, whoever wrote the keys of this one.
+            let last = keys.last().filter(|_| keys.len() == PAGE);
+            let cursor = last.and_then(|key| self.prefix.cursor(container, key)).map(str::to_owned);
+            Ok(Page { names: keys.iter().filter_map(|key| self.prefix.name(container, key)).collect(), cursor })
         }
         .boxed()
     }

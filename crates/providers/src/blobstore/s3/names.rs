@@ -45,10 +45,19 @@ impl Prefix {
         unescape(escaped).filter(|name| escape(name, true) == escaped)
     }
 
+    /// What lists a container from behind `key` on; it need not be the key of an object that anybody here wrote.
+    pub(super) fn cursor<'k>(&self, container: &str, key: &'k Path) -> Option<&'k str> {
+        key.as_ref().strip_prefix(&format!("{}/{}/objects/", self.0, escape(container, true)))
+    }
+
+    /// The key that a cursor stands for.
+    pub(super) fn key(&self, container: &str, cursor: &str) -> Result<Path, BackendError> {
+        path(format!("{}/{}/objects/{cursor}", self.0, escape(container, true)))
+    }
+
     /// The name of the object at `key`; `None` for one that is not in the container, or that nobody here wrote.
     pub(super) fn name(&self, container: &str, key: &Path) -> Option<String> {
-        let start = format!("{}/{}/objects/", self.0, escape(container, true));
-        let escaped = key.as_ref().strip_prefix(&start)?;
+        let escaped = self.cursor(container, key)?;
         unescape(escaped).filter(|name| escape(name, false) == escaped)
     }
 }

@@ -394,7 +394,7 @@ impl Backend for Consul {
                 _ => return Err(self.refused(&told)),
             };
             let names = names.into_iter().filter_map(|name| name.strip_prefix(&folder).map(str::to_owned));
-            Ok(paged(names.collect(), cursor, PAGE as usize, unescape))
+            Ok(paged(names.collect(), cursor, (PAGE as usize, None), unescape))
         }
         .boxed()
     }
