@@ -55,7 +55,6 @@ mod servers;
 mod sql;
 mod surface;
 mod swap;
-mod ten_lines;
 mod tenants;
 mod traces;
 mod traces_onward;

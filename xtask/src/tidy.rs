@@ -133,7 +133,6 @@ fn map(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
             "proto/",
             "guests/",
             "examples/",
-            "sdk/",
             "tests/",
             "benches/",
             "xtask/",

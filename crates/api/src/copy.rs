@@ -167,6 +167,10 @@ pub struct CopyView {
 /// starts lets the calls of an app wait that is in [`CopyPhase::Switching`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveRecord {
+    /// The first revision of the app whose data they are: another app of that name has another. Absent where the app is
+    /// older than this was written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Revision>,
     /// As it was asked for: the same again is this move.
     pub request: MoveRequest,
     /// The link that was meant then. Others of the contract may come while it moves, and the request may name no label.

@@ -12,8 +12,11 @@ use model::rules::route::hosts_overlap;
 const KEPT: u64 = 24 * 60 * 60 * 1000;
 /// Hosts that are kept of one tenant: of more, those that it gave up last.
 const MOST: usize = 1024;
+/// When a host was given up that still serves, by a revision from before: its time has not begun, so it is never over.
+pub(crate) const SERVES: u64 = u64::MAX;
 
-/// What is kept of one tenant, as it is in the store: each host, and when it was given up, milliseconds since 1970.
+/// What is kept of one tenant, as it is in the store: each host, and when it was given up, milliseconds since 1970, or
+/// [`SERVES`].
 pub(crate) type Hosts = BTreeMap<String, u64>;
 
 /// See the module.
@@ -50,18 +53,43 @@ impl Left {
         while let Some(oldest) = self.of.get(tenant).filter(|hosts| hosts.len() > MOST).and_then(oldest) {
             self.forget(tenant, &oldest);
         }
+        self.of(tenant)
+    }
+
+    /// Who gave up `host`, or one that overlaps with it, and what would be kept of each tenant without those.
+    pub(crate) fn without(&self, host: &str) -> Vec<(TenantName, Hosts)> {
+        let whose: BTreeSet<&TenantName> = self.overlapping(host).map(|(_, tenant, _)| tenant).collect();
+        let rest = |tenant: &TenantName| {
+            let mut hosts = self.of(tenant);
+            hosts.retain(|left, _| !hosts_overlap(left, host));
+            (tenant.clone(), hosts)
+        };
+        whose.into_iter().map(rest).collect()
+    }
+
+    /// Takes `host`, and every one that overlaps with it, from a tenant that gave it up.
+    pub(crate) fn free(&mut self, tenant: &TenantName, host: &str) {
+        let theirs = self.overlapping(host).filter(|(_, whose, _)| whose == tenant);
+        let freed: Vec<String> = theirs.map(|(_, _, left)| left.clone()).collect();
+        for left in &freed {
+            self.forget(tenant, left);
+        }
+    }
+
+    fn overlapping(&self, host: &str) -> impl Iterator<Item = &(u64, TenantName, String)> {
+        self.due.iter().filter(move |(_, _, left)| hosts_overlap(left, host))
+    }
+
+    /// What is kept of a tenant.
+    pub(crate) fn of(&self, tenant: &TenantName) -> Hosts {
         self.of.get(tenant).cloned().unwrap_or_default()
     }
 
-    /// Takes `host`, and every one that overlaps with it, from whoever gave it up: the tenants, and what is kept of each.
-    pub(crate) fn free(&mut self, host: &str) -> Vec<(TenantName, Hosts)> {
-        let all = self.due.iter().filter(|(_, _, left)| hosts_overlap(left, host));
-        let freed: Vec<(TenantName, String)> = all.map(|(_, tenant, left)| (tenant.clone(), left.clone())).collect();
-        for (tenant, left) in &freed {
-            self.forget(tenant, left);
-        }
-        let whose: BTreeSet<TenantName> = freed.into_iter().map(|(tenant, _)| tenant).collect();
-        whose.into_iter().map(|tenant| (tenant.clone(), self.of.get(&tenant).cloned().unwrap_or_default())).collect()
+    /// Hosts of a tenant that it gave up while a revision from before served on them.
+    pub(crate) fn serving(&self, tenant: &TenantName) -> Vec<String> {
+        let first = (SERVES, tenant.clone(), String::new());
+        let own = self.due.range(first..).take_while(|(_, whose, _)| whose == tenant);
+        own.map(|(_, _, host)| host.clone()).collect()
     }
 
     /// Whether some request for `host` is one for what another tenant gave up a short time ago.
@@ -156,7 +184,7 @@ mod tests {
                 for asked in hosts {
                     assert_eq!(left.bars(&other, asked, 0), hosts_overlap(theirs, asked), "{theirs} {asked}");
                 }
-                left.free(ours);
+                left.free(&one, ours);
                 assert_eq!(left.bars(&other, theirs, 0), !hosts_overlap(theirs, ours), "{theirs} freed by {ours}");
             }
         }
@@ -165,13 +193,38 @@ mod tests {
     #[test]
     fn what_is_freed_is_anybodys_and_the_rest_is_not() {
         let mut left = left(&["shop.example", "a.example", "b.test"]);
-        assert_eq!(left.free("nothing.example").len(), 0);
-        let freed = left.free("shop.example");
+        assert_eq!(left.without("nothing.example").len(), 0);
+        let freed = left.without("shop.example");
+        assert_eq!(freed[0].0, name("acme"));
         assert_eq!(freed[0].1.keys().collect::<Vec<_>>(), ["a.example", "b.test"]);
+        assert!(left.bars(&name("mallory"), "shop.example", 1000), "it is only asked about");
+        left.free(&name("other"), "shop.example");
+        assert!(left.bars(&name("mallory"), "shop.example", 1000), "it is another one's");
+        left.free(&name("acme"), "shop.example");
         assert!(!left.bars(&name("mallory"), "shop.example", 1000) && left.bars(&name("mallory"), "a.example", 1000));
-        assert_eq!(left.free("*.example")[0].1.len(), 1);
-        assert_eq!(left.free("b.test"), [(name("acme"), Hosts::new())]);
+        assert_eq!(left.without("*.example")[0].1.len(), 1);
+        left.free(&name("acme"), "*.example");
+        assert_eq!(left.without("b.test"), [(name("acme"), Hosts::new())]);
+        left.free(&name("acme"), "b.test");
         assert!(left.of.is_empty() && left.by.is_empty() && left.due.is_empty());
+    }
+
+    #[test]
+    fn the_time_of_what_still_serves_has_not_begun() {
+        let (mut left, acme) = (left(&["a.example"]), name("acme"));
+        let serves = [("b.example".to_owned(), SERVES), ("a.example".to_owned(), SERVES)];
+        let kept = left.take_in(&acme, serves, 1000);
+        assert_eq!((kept["a.example"], kept["b.example"]), (SERVES, SERVES));
+        left.take_in(&name("beta"), [("c.example".to_owned(), SERVES)], 1000);
+        assert!(left.bars(&name("mallory"), "b.example", 1000 * KEPT), "however long that is");
+        assert_eq!(left.serving(&acme), ["a.example", "b.example"]);
+        leave(&mut left, &acme, &["b.example"], 7 * KEPT);
+        assert_eq!(left.serving(&acme), ["a.example"]);
+        assert!(left.bars(&name("mallory"), "b.example", 8 * KEPT - 1));
+        assert!(!left.bars(&name("mallory"), "b.example", 8 * KEPT));
+        // As any other, it is the operator's to free.
+        left.free(&acme, "a.example");
+        assert!(left.serving(&acme).is_empty());
     }
 
     #[test]

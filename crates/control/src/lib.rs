@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +137,7 @@ impl Control {
             events,
             settled,
             uploads: Shares::new(http::UPLOADS),
-            counting: Mutex::default(),
+            counts: Turns::new(http::COUNTS.0, http::COUNTS.1),
             calls: Shares::new(http::CALLS),
             answers: Shares::new(http::ANSWERS),
             bounds: http::Bounds::new(),
@@ -156,6 +156,10 @@ impl Control {
             };
             let stop = stop.clone();
             tokio::spawn(async move { stop.run_until_cancelled(follow).await });
+        }
+        {
+            let (writer, stop) = (api.writer.clone(), stop.clone());
+            tokio::spawn(async move { writer.follow_hosts(&stop).await });
         }
         let sweeper = tokio::spawn(sweeper.run(stop.clone()));
         let purger = tokio::spawn(purger.run(stop.clone()));

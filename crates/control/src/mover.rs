@@ -5,13 +5,14 @@
 //! copy that begins again writes only what differs. Until the new revision is recorded the app is as it was, and nobody
 //! else changes its link. From then on calls go on with what is recorded and with nothing else, whatever is interrupted.
 
+mod copied;
 mod work;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::control::{LinkRequest, MoveRequest};
-use api::copy::{CopyEnd, CopyPhase, CopyRequest, CopyView, MoveRecord};
+use api::copy::{CopyPhase, CopyView, MoveRecord};
 use api::node::{CopyStep, NodeApi};
 use api::{Code, Problem};
 use model::app::Revision;
@@ -20,11 +21,11 @@ use store::audit::Outcome;
 use store::{Expect, Store, StoreError, keys};
 use tokio_util::sync::CancellationToken;
 
+use self::copied::copy_request;
 pub use self::work::MoveWaits;
 use crate::audit::{self, Audit, PLATFORM};
 use crate::http::{Answer, Refusal};
 use crate::moved::Moved;
-use crate::place::Place;
 use crate::state::Shared;
 use crate::tokens::Caller;
 use crate::writer::{Planned, SEES, Writer, decode, encode};
@@ -33,14 +34,22 @@ struct Moving {
     request: MoveRequest,
     view: CopyView,
     cancel: CancellationToken,
+    /// Its work has not ended.
+    runs: bool,
+    /// Its app is deleted. The next one of that name is moved once nothing is done for this one any more.
+    gone: bool,
 }
 
 impl Moving {
     /// How it stands, where it is under way and what is asked for.
     ///
     /// # Errors
-    /// [`Code::Conflict`], where another one is under way.
+    /// [`Code::Conflict`], where another one is under way; [`Code::Busy`], where one of an earlier app of that name has not ended.
     fn is(&self, id: &AppId, request: &MoveRequest) -> Answer<Option<CopyView>> {
+        if self.gone {
+            let what = format!("a move of data of an earlier app `{}`, which was deleted, has not ended yet", id.app);
+            return Err(Refusal::new(Code::Busy, what).help("try again in a moment"));
+        }
         if is_over(&self.view) {
             return Ok(None);
         }
@@ -94,7 +103,12 @@ impl Mover {
             };
             let over = matches!(record.view.phase, CopyPhase::Done | CopyPhase::Failed);
             let (id, view) = (AppId { tenant, app }, record.view.clone());
-            if matches!(self.writer.current(&id).await, Err(refusal) if refusal.problem.code == Code::NotFound) {
+            let deleted = match self.writer.since(&id).await {
+                // Another app of that name may be there already.
+                Ok(since) => since != record.since,
+                Err(refusal) => refusal.problem.code == Code::NotFound,
+            };
+            if deleted {
                 if view.phase == CopyPhase::Switching {
                     // The next app of that name would wait.
                     self.release(&id, "", None).await;
@@ -104,9 +118,10 @@ impl Mover {
             }
             let cancel = self.stop.child_token();
             let request = record.request.clone();
-            self.lock().insert(id.clone(), Moving { request, view, cancel: cancel.clone() });
+            let moving = Moving { request, view, cancel: cancel.clone(), runs: !over, gone: false };
+            self.lock().insert(id.clone(), moving);
             if !over {
-                if let Err(cause) = self.claim(&id, &meant(&record)).await {
+                if let Err(cause) = self.claim(&id, &meant(&record), record.since).await {
                     // The move itself says so when it comes to it.
                     tracing::info!(tenant = %id.tenant, app = %id.app, cause = %cause.problem, "a link is not to be moved as it is");
                 }
@@ -140,8 +155,13 @@ impl Mover {
             problem: None,
         };
         let _turn = self.writer.turn(Some(by), &id.tenant).await?;
+        let since = planned.since;
+        if self.writer.since(id).await? != since {
+            let what = format!("app `{}` was deleted and deployed anew at the same moment", id.app);
+            return Err(Refusal::new(Code::Conflict, what).help("look at it again, then decide anew"));
+        }
         let meant = Some((planned.link.component.clone(), planned.link.label.clone()));
-        let record = MoveRecord { request, meant, looked: None, before: None, view: view.clone() };
+        let record = MoveRecord { since, request, meant, looked: None, before: None, view: view.clone() };
         let cancel = self.stop.child_token();
         {
             let mut moving = self.lock();
@@ -152,7 +172,8 @@ impl Mover {
                 }
             }
             let request = record.request.clone();
-            moving.insert(id.clone(), Moving { request, view: view.clone(), cancel: cancel.clone() });
+            let (view, cancel) = (view.clone(), cancel.clone());
+            moving.insert(id.clone(), Moving { request, view, cancel, runs: true, gone: false });
         }
         if let Err(problem) = self.save(id, &record).await {
             self.lock().remove(id);
@@ -164,13 +185,13 @@ impl Mover {
 
     /// How the last move of the app stands.
     pub(crate) fn view(&self, id: &AppId) -> Option<CopyView> {
-        self.lock().get(id).map(|moving| moving.view.clone())
+        self.lock().get(id).filter(|moving| !moving.gone).map(|moving| moving.view.clone())
     }
 
     /// Ends a move that has not switched yet; nothing is moved then.
     pub(crate) fn cancel(&self, id: &AppId) -> Option<CopyView> {
         let moving = self.lock();
-        let known = moving.get(id)?;
+        let known = moving.get(id).filter(|known| !known.gone)?;
         known.cancel.cancel();
         Some(known.view.clone())
     }
@@ -179,15 +200,37 @@ impl Mover {
     pub(crate) async fn forget(&self, gone: impl Fn(&AppId) -> bool) {
         let ended: Vec<AppId> = {
             let mut moving = self.lock();
-            let ended: Vec<AppId> = moving.keys().filter(|id| gone(id)).cloned().collect();
-            for known in ended.iter().filter_map(|id| moving.remove(id)) {
+            let gone = moving.iter_mut().filter(|(id, known)| gone(id) && !known.gone);
+            let ended = gone.filter_map(|(id, known)| {
+                known.gone = true;
                 known.cancel.cancel();
-            }
-            ended
+                // One that runs removes what is left of it as it ends.
+                (!known.runs).then(|| id.clone())
+            });
+            ended.collect()
         };
         for id in ended {
-            self.unsave(&id).await;
+            self.remove(&id).await;
         }
+    }
+
+    /// Whether there is a move of an app that is not deleted.
+    fn has(&self, id: &AppId) -> bool {
+        self.lock().get(id).is_some_and(|known| !known.gone)
+    }
+
+    /// Nothing is left of a move whose app is deleted.
+    async fn remove(&self, id: &AppId) {
+        self.unsave(id).await;
+        self.lock().remove(id);
+    }
+
+    /// The work of a move has ended so; whether its app was deleted meanwhile.
+    fn ended(&self, id: &AppId, view: &CopyView) -> bool {
+        let mut moving = self.lock();
+        let Some(known) = moving.get_mut(id) else { return false };
+        (known.view, known.runs) = (view.clone(), false);
+        known.gone
     }
 
     /// A move begins with a request and ends by itself: the audit log says how.
@@ -211,7 +254,7 @@ impl Mover {
     }
 
     async fn save(&self, id: &AppId, record: &MoveRecord) -> Result<(), Problem> {
-        if !self.lock().contains_key(id) {
+        if !self.has(id) {
             return Err(cancelled());
         }
         let value = encode(record).map_err(|refusal| refusal.problem)?;
@@ -219,8 +262,9 @@ impl Mover {
         put.map(drop).map_err(|cause| Refusal::from(cause).problem)
     }
 
-    /// The link that is to be moved, which nobody else changes from now on.
-    async fn claim(&self, id: &AppId, request: &LinkRequest) -> Answer<Planned> {
+    /// The link that is to be moved, which nobody else changes from now on: of the app that it was, and of none that has its
+    /// name since.
+    async fn claim(&self, id: &AppId, request: &LinkRequest, since: Option<Revision>) -> Answer<Planned> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -231,6 +275,9 @@ impl Mover {
                 Err(refusal) if refusal.problem.code == Code::Busy && tries < SEES => {}
                 planned => {
                     let planned = planned?;
+                    if planned.since != since {
+                        return Err(cancelled().into());
+                    }
                     self.state.lock().moves.insert(id.clone(), Moved::of(&planned));
                     return Ok(planned);
                 }
@@ -271,10 +318,8 @@ impl Mover {
             tracing::warn!(app = %id.app, cause = problem.detail, "the end of a move of data could not be recorded");
         }
         // Shown last: the next move may begin, and its record must not be replaced by this one.
-        work.show();
-        // The app may have been deleted while that was written.
-        if !self.lock().contains_key(&id) {
-            self.unsave(&id).await;
+        if self.ended(&id, &work.record.view) {
+            self.remove(&id).await;
         }
     }
 }
@@ -295,67 +340,6 @@ fn meant(record: &MoveRecord) -> LinkRequest {
         Some((component, label)) => LinkRequest { component: Some(component), label: Some(label), ..asked },
         None => asked,
     }
-}
-
-/// From the link as it is and as it will be to what is copied.
-fn copy_request(planned: &Planned) -> Answer<CopyRequest> {
-    let link = &planned.link;
-    let unsupported = |what: String| Refusal::new(Code::CopyUnsupported, what);
-    let Some(place) = &planned.place else {
-        let what = format!(
-            "data of `{}` cannot be copied, only keys of wasi:keyvalue and objects of wasi:blobstore",
-            link.contract
-        );
-        return Err(unsupported(what).help("set the link without `--copy-data`"));
-    };
-    let ends = [&planned.from, &planned.to];
-    if let Some((name, _)) = ends.into_iter().find(|(_, spec)| spec.kind == model::ProviderKind::Component) {
-        let what = format!(
-            "`{name}` is a component: which data are behind it, and in what form, only it knows, so they cannot be copied"
-        );
-        return Err(unsupported(what)
-            .help("move the data of the provider that it links to, or set the link without `--copy-data`"));
-    }
-    if link.provider == planned.to.0 {
-        let what = format!("the link goes to `{}` already", planned.to.0);
-        return Err(Refusal::new(Code::RequestInvalid, what));
-    }
-    if let Some(other) = planned.shared.first() {
-        return Err(if other.provider == link.provider { stays(other) } else { shared(other) });
-    }
-    let (bucket, all_but) = match place {
-        Place::One(named) => (named.as_str(), None),
-        Place::AllBut(labels) => (link.label.as_str(), Some(labels.iter().cloned().collect())),
-    };
-    let end = |(provider, spec): &(model::ProviderName, model::ProviderSpec)| CopyEnd {
-        provider: provider.clone(),
-        spec: spec.clone(),
-        bucket: bucket.to_owned(),
-    };
-    let others = planned.others.clone().into_iter().map(|other| end(&other)).collect();
-    let (from, to, sources) = (end(&planned.from), end(&planned.to), planned.sources.clone());
-    Ok(CopyRequest { from, to, sources, all_but, others })
-}
-
-/// Another link goes on with some of what would be copied, or has it already where that would go.
-fn shared(other: &model::Link) -> Refusal {
-    let what = format!(
-        "component `{}` has the same data at `{}` by its link `{}`: what it writes there would be replaced by older values",
-        other.component, other.provider, other.label
-    );
-    let help = "set the link without `--copy-data`, or give it a bucket or container of its own";
-    Refusal::new(Code::RequestInvalid, what).help(help)
-}
-
-/// Another link would stay with some of what is moved, where it is now.
-fn stays(other: &model::Link) -> Refusal {
-    let what = format!(
-        "component `{}` has some of the same data at `{}` by its link `{}`, but not the same: it would go on there with what \
-         is moved",
-        other.component, other.provider, other.label
-    );
-    let help = "set the link without `--copy-data`, or let each of the two name the containers that are its own";
-    Refusal::new(Code::RequestInvalid, what).help(help)
 }
 
 fn cancelled() -> Problem {

@@ -102,9 +102,11 @@ impl Reconciler {
         {
             let mut state = self.state.lock();
             // Moves of data that are under way are in no store: whoever makes one says when it is over.
-            let moves = std::mem::take(&mut state.moves);
+            let (moves, ended) = (std::mem::take(&mut state.moves), std::mem::take(&mut state.ended));
             *state = loaded.state;
-            state.moves = moves;
+            (state.moves, state.ended) = (moves, ended);
+            // What ended meanwhile nobody has said.
+            state.ended.add(loaded.tenants.keys().cloned());
         }
         self.tenants = loaded.tenants;
         self.purge = loaded.deleted;

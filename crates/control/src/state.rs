@@ -1,6 +1,7 @@
 //! What the control plane holds in memory of all apps: what is wanted, what is assigned, what is reported, and the
 //! routes. Small by design (a few hundred bytes an app): whole revisions stay in the store.
 
+mod ended;
 mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use model::tenant::Quotas;
 use model::{AppName, NodeName, TenantName};
 use store::keys::NodeRecord;
 
+pub(crate) use self::ended::Ended;
 use crate::moved::Moved;
 use crate::named::{Named, Thing, Users};
 use crate::taken::Taken;
@@ -87,6 +89,8 @@ pub(crate) struct State {
     pub(crate) reports: BTreeMap<NodeName, BTreeMap<AppId, AppObserved>>,
     /// Links whose data are being moved.
     pub(crate) moves: BTreeMap<AppId, Moved>,
+    /// Of whom a revision from before may have ended to serve.
+    pub(crate) ended: Ended,
     /// Bytes of the revisions, configs and secrets that are kept of each tenant.
     kept: BTreeMap<TenantName, u64>,
 }
@@ -105,9 +109,8 @@ impl State {
                 known.at = at;
                 let was = known.live.replace(live);
                 known.older.extend(was.map(|was| (was.revision, was)));
-                known.older.retain(|revision, _| older.contains(revision));
             });
-            self.judge_only(id, &older);
+            self.only_older(id, &older);
         }
     }
 
@@ -241,6 +244,18 @@ impl State {
     pub(crate) fn hosts_of(&self, id: &AppId) -> BTreeSet<String> {
         let all = self.apps.get(id).into_iter().flat_map(Known::all);
         all.flat_map(|live| live.routes.iter()).map(|route| route.host.clone()).collect()
+    }
+
+    /// Those of them that something serves on.
+    pub(crate) fn hosts_served(&self, id: &AppId) -> BTreeSet<String> {
+        let all = self.apps.get(id).into_iter().flat_map(Known::all);
+        let served = all.filter(|live| self.serves_now(id, live.revision));
+        served.flat_map(|live| live.routes.iter()).map(|route| route.host.clone()).collect()
+    }
+
+    /// Whether some app of a tenant has a route on just this host.
+    pub(crate) fn routes_host(&self, tenant: &TenantName, host: &str) -> bool {
+        self.taken.has(tenant, host)
     }
 
     /// Mutable access to a node's place, made where it is new.

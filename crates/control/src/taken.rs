@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher as _;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
-use model::TenantName;
 use model::app::Route;
 use model::plan::AppId;
+use model::{AppName, TenantName};
 
 /// A host read backwards: what is under `*.a.b` begins with `b.a.`, and is together.
 type Backwards = String;
@@ -128,6 +128,13 @@ impl Taken {
         let border = self.borders.range::<str, _>((Excluded(first.as_str()), Unbounded)).next()?;
         let (host, apps) = self.hosts.get_key_value(border).filter(|(host, _)| host.starts_with(under))?;
         other(apps, tenant).map(|id| (id, backwards(host)))
+    }
+
+    /// Whether some app of the tenant has a route on just this host.
+    pub(crate) fn has(&self, tenant: &TenantName, host: &str) -> bool {
+        let first = AppId { tenant: tenant.clone(), app: AppName::first() };
+        let apps = self.hosts.get(&backwards(host));
+        apps.and_then(|apps| apps.range(first..).next()).is_some_and(|(id, _)| id.tenant == *tenant)
     }
 
     /// The tenant's other apps that may answer the path of the route.

@@ -14,7 +14,7 @@
 //! | `schedules/<t>/<a>/<name>` | [`model::schedule::Record`], compare-and-set, kept over restarts | node |
 //! | `secrets/<t>/<name>` | a sealed value, see [`crate::secrets`] | control, compare-and-set |
 //! | `gone/<t>` | there: the tenant was deleted, and no other has its name | control |
-//! | `left/<t>` | hosts of routes that the tenant gave up, and when each was, kept as JSON | control |
+//! | `left/<t>` | hosts of routes that the tenant gave up, and when each was (the largest number: it serves still), kept as JSON | control |
 //! | `tokens/<t>/<id>` | [`TokenRecord`] | control |
 //! | `token-uses/<t>/<id>` | [`TokenUse`] | control |
 //! | `audit/tail` | [`crate::audit::Tail`]: where the audit log ends | control |
@@ -44,6 +44,10 @@ pub struct Head {
     /// The app was deleted; `revision` was its last.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,
+    /// The first revision of the app, by which it is told from others that had its name before, or have it after. Absent
+    /// of one that was there before this was written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Revision>,
     /// The last deploys that came with an idempotency key, newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keyed: Vec<Keyed>,

@@ -24,8 +24,7 @@ struct Example {
     copy: Option<(&'static str, &'static str)>,
 }
 
-/// Three are providers made with the library in `sdk/`; the last two keep the notes of `examples/notes`.
-const EXAMPLES: [Example; 5] = [
+const EXAMPLES: [Example; 2] = [
     Example {
         folder: "examples/counter",
         name: "counter",
@@ -39,58 +38,16 @@ const EXAMPLES: [Example; 5] = [
         copy: None,
     },
     Example {
-        folder: "examples/notes",
-        name: "notes",
-        sources: &[
-            "examples/notes/Cargo.toml",
-            "examples/notes/Cargo.lock",
-            "examples/notes/src",
-            "wit/p2",
-            "wit/keyvalue",
-        ],
-        copy: None,
-    },
-    Example {
         folder: "examples/prefix-keyvalue",
         name: "prefixer",
         sources: &[
             "examples/prefix-keyvalue/Cargo.toml",
             "examples/prefix-keyvalue/Cargo.lock",
             "examples/prefix-keyvalue/src",
-            "sdk/keyvalue-provider/Cargo.toml",
-            "sdk/keyvalue-provider/src",
             "wit/keyvalue",
             "wit/config",
         ],
         copy: Some(("examples/counter/counter.wasm", "examples/prefix-keyvalue/counter.wasm")),
-    },
-    Example {
-        folder: "examples/encrypt-keyvalue",
-        name: "encrypter",
-        sources: &[
-            "examples/encrypt-keyvalue/Cargo.toml",
-            "examples/encrypt-keyvalue/Cargo.lock",
-            "examples/encrypt-keyvalue/src",
-            "sdk/keyvalue-provider/Cargo.toml",
-            "sdk/keyvalue-provider/src",
-            "wit/keyvalue",
-            "wit/secrets",
-            "wit/p2/deps/random.wit",
-        ],
-        copy: Some(("examples/notes/notes.wasm", "examples/encrypt-keyvalue/notes.wasm")),
-    },
-    Example {
-        folder: "examples/cache-keyvalue",
-        name: "cacher",
-        sources: &[
-            "examples/cache-keyvalue/Cargo.toml",
-            "examples/cache-keyvalue/Cargo.lock",
-            "examples/cache-keyvalue/src",
-            "sdk/keyvalue-provider/Cargo.toml",
-            "sdk/keyvalue-provider/src",
-            "wit/keyvalue",
-        ],
-        copy: Some(("examples/notes/notes.wasm", "examples/cache-keyvalue/notes.wasm")),
     },
 ];
 /// Copies of artifacts in examples that build none of their own: where each is from, and where its copy is.
@@ -254,16 +211,14 @@ mod tests {
         let other = KeyPair::from_entropy(KeyKind::Account, [5; 32]);
         let resigned = |bytes: Vec<u8>| claims::sign(&bytes, claims::peek(&bytes).unwrap().unwrap(), &other).unwrap();
         type Change<'a> = &'a dyn Fn(Vec<u8>) -> Vec<u8>;
-        let changes: [(&str, Change<'_>, &str); 10] = [
+        let changes: [(&str, Change<'_>, &str); 8] = [
             ("counter/src/lib.rs", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
-            ("../sdk/keyvalue-provider/src/lib.rs", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
             ("counter/Cargo.lock", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
             ("counter/counter.wasm", &|bytes| bytes[..bytes.len() - 1].to_vec(), "not the one that was built"),
             ("counter/counter.wasm", &resigned, "not the one that was built"),
             ("counter/signer.pub", &|_| other.public_key().into_bytes(), "counter.wasm"),
             ("counter/counter.lock", &|_| Vec::new(), "source changed"),
             ("prefix-keyvalue/counter.wasm", &|_| Vec::new(), "no copy"),
-            ("encrypt-keyvalue/notes.wasm", &|_| Vec::new(), "no copy"),
             ("external-keyvalue/counter.wasm", &|_| Vec::new(), "no copy"),
         ];
         for (file, change, why) in changes {

@@ -34,7 +34,7 @@ use axum::middleware;
 use model::NodeName;
 use store::Store;
 use store::blobs::Blobs;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
@@ -67,6 +67,9 @@ pub(crate) const CALLS: usize = 16 * MAX_CALL;
 /// others wait for them.
 pub(crate) const LOOKS: (usize, usize) = (2, 1);
 
+/// Uploads at once of which is counted whether their tenants may have them, and those of one tenant among them: two would count without each other.
+pub(crate) const COUNTS: (usize, usize) = (8, 1);
+
 /// What handlers work with.
 pub(crate) struct Api {
     pub(crate) guard: Guard,
@@ -83,8 +86,8 @@ pub(crate) struct Api {
     pub(crate) events: Events,
     pub(crate) settled: watch::Receiver<Settled>,
     pub(crate) uploads: Arc<Shares>,
-    /// Held while it is counted what a tenant has sent.
-    pub(crate) counting: Mutex<()>,
+    /// Whoever has one counts what a tenant has sent.
+    pub(crate) counts: Arc<Turns>,
     pub(crate) calls: Arc<Shares>,
     pub(crate) answers: Arc<Shares>,
     pub(crate) bounds: Arc<Bounds>,

@@ -166,7 +166,7 @@ pub(super) async fn put_blob(
 /// not sent it, the store revision of that.
 async fn count(api: &Api, tenant: &TenantName, digest: &Digest, size: u64) -> Answer<Option<u64>> {
     let key = keys::artifact(tenant, digest);
-    let _one = api.counting.lock().await;
+    let _one = api.counts.take(Some(tenant)).await.ok_or_else(stopped)?;
     let quota = api.writer.tenant(tenant).await?.settings.quotas.artifact_bytes;
     let (mut others, mut size, mut known) = (0u64, size, false);
     for entry in api.store.list(&keys::artifacts_of(tenant)).await?.entries {

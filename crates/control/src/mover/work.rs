@@ -15,7 +15,8 @@ use model::plan::AppId;
 use tokio_util::sync::CancellationToken;
 
 use self::calls::Calls;
-use super::{Mover, cancelled, copy_request, meant};
+use super::copied::copy_request;
+use super::{Mover, cancelled, meant};
 use crate::writer::Planned;
 
 /// Keys per step.
@@ -164,7 +165,7 @@ impl<'a> Work<'a> {
     }
 
     async fn claim(&self) -> Result<Planned, Problem> {
-        self.mover.claim(self.id, &meant(&self.record)).await.map_err(|refusal| refusal.problem)
+        self.mover.claim(self.id, &meant(&self.record), self.record.since).await.map_err(|refusal| refusal.problem)
     }
 
     /// The revision that is to be held is the one that answers. Where an earlier one does, because the newest does not
@@ -312,6 +313,9 @@ impl<'a> Work<'a> {
     async fn served(&self, revision: Revision, within: Duration) -> Result<Revision, Problem> {
         let until = Instant::now() + within;
         loop {
+            if !self.mover.has(self.id) {
+                return Err(cancelled());
+            }
             for report in self.mover.state.lock().reports_of(self.id).values() {
                 if let Some(serving) = report.serving.filter(|serving| *serving >= revision) {
                     return Ok(serving);

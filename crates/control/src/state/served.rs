@@ -22,11 +22,7 @@ impl State {
         };
         if let Some(wanted) = self.revision(id) {
             let older = self.older(id, wanted);
-            let over = |known: &Known| known.older.keys().any(|revision| !older.contains(revision));
-            if self.apps.get(id).is_some_and(over) {
-                self.change(id, |known| known.older.retain(|revision, _| older.contains(revision)));
-            }
-            self.judge_only(id, &older);
+            self.only_older(id, &older);
         }
         was.iter().flat_map(kept).filter(|revision| !self.keeps(id, *revision)).collect()
     }
@@ -60,8 +56,23 @@ impl State {
         self.served(id).map(|served| served.revision).filter(|revision| *revision != wanted).collect()
     }
 
+    /// Whether some node serves this revision.
+    pub(super) fn serves_now(&self, id: &AppId, revision: Revision) -> bool {
+        self.served(id).any(|served| served.revision == revision)
+    }
+
+    /// Of older revisions, only these serve.
+    pub(super) fn only_older(&mut self, id: &AppId, older: &BTreeSet<Revision>) {
+        let over = |known: &Known| known.older.keys().any(|revision| !older.contains(revision));
+        if self.apps.get(id).is_some_and(over) {
+            self.change(id, |known| known.older.retain(|revision, _| older.contains(revision)));
+            self.ended.add([id.tenant.clone()]);
+        }
+        self.judge_only(id, older);
+    }
+
     /// Of older revisions, only these are judged.
-    pub(super) fn judge_only(&mut self, id: &AppId, older: &BTreeSet<Revision>) {
+    fn judge_only(&mut self, id: &AppId, older: &BTreeSet<Revision>) {
         if let Some(judged) = self.desired.older.get_mut(id) {
             judged.retain(|revision, _| older.contains(revision));
             if judged.is_empty() {

@@ -103,7 +103,8 @@ impl Writer {
         let unchanged = kept.as_ref().is_some_and(|kept| kept.record.values == values);
         let version = kept.as_ref().map_or(0, |kept| kept.record.version).saturating_add(u64::from(!unchanged));
         let updated_ms = kept.filter(|_| unchanged).map_or_else(clock::millis, |kept| kept.record.updated_ms);
-        let record = ConfigRecord { version, updated_ms, values, pending: true };
+        // As it is once every app has it: what is there already takes no more room, however little there is.
+        let record = ConfigRecord { version, updated_ms, values, pending: false };
         let key = keys::config(tenant, name);
         self.admit(tenant, &key, encode(&record)?.len()).await?;
         let users = self.users(tenant, name);

@@ -70,7 +70,9 @@ impl Writer {
                 self.give_up_hosts(&id, None).await?;
                 let head = Head { deleted: true, keyed: Vec::new(), ..head };
                 let at = self.store.put(&entry.key, encode(&head)?, Expect::Revision(at), None).await?;
-                self.state.lock().forget(&id, at);
+                let mut state = self.state.lock();
+                state.forget(&id, at);
+                state.moves.remove(&id);
             }
             self.store.put(&keys::purge(name, &id.app), encode(&())?, Expect::Any, None).await?;
         }
@@ -127,7 +129,7 @@ mod tests {
         let settings = encode(&TenantSettings::default()).unwrap();
         store.put(&keys::tenant(&tenant), settings, Expect::Absent, None).await.unwrap();
         for n in 0..APPS {
-            let head = encode(&Head { revision: Revision(1), deleted: false, keyed: vec![] }).unwrap();
+            let head = encode(&Head { revision: Revision(1), deleted: false, keyed: vec![], since: None }).unwrap();
             let key = keys::app(&tenant, &format!("a{n}").parse().unwrap());
             store.put(&key, head, Expect::Absent, None).await.unwrap();
         }

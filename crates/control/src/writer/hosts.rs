@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use api::problem::Code;
 use model::TenantName;
@@ -13,11 +14,15 @@ use model::rules::route::check_host;
 use model::rules::{self, MAX_ROUTES, Violation};
 use model::tenant::TenantSettings;
 use store::{Expect, keys};
+use tokio_util::sync::CancellationToken;
 
 use super::{Writer, decode, encode};
 use crate::clock;
 use crate::http::{Answer, Refusal};
-use crate::left::{Hosts, Left};
+use crate::left::{Hosts, Left, SERVES};
+
+/// The pause before what the store did not take is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 impl Writer {
     fn left(&self) -> MutexGuard<'_, Left> {
@@ -38,9 +43,13 @@ impl Writer {
     }
 
     /// Writes down which hosts an app gives up by becoming `next`, or by its end. Before it does: after a crash in between
-    /// the tenant has them still, and nobody else could have had them.
+    /// the tenant has them still, and nobody else could have had them. Where what serves goes on serving on one of them until
+    /// `next` does, it is given up then, and [`Writer::follow_hosts`] writes that down.
     pub(super) async fn give_up_hosts(&self, id: &AppId, next: Option<&LockedApp>) -> Answer<()> {
-        let mut gone = self.state.lock().hosts_of(id);
+        let (mut gone, serves) = {
+            let state = self.state.lock();
+            (state.hosts_of(id), next.map(|_| state.hosts_served(id)).unwrap_or_default())
+        };
         for route in next.iter().flat_map(|app| &app.routes) {
             gone.remove(&route.host);
         }
@@ -48,18 +57,70 @@ impl Writer {
             return Ok(());
         }
         let now = clock::millis();
-        let kept = self.left().take_in(&id.tenant, gone.into_iter().map(|host| (host, now)), now);
+        let at = |host: String| {
+            let at = if serves.contains(&host) { SERVES } else { now };
+            (host, at)
+        };
+        let kept = self.left().take_in(&id.tenant, gone.into_iter().map(at), now);
         self.put_left(&id.tenant, &kept).await
     }
 
-    /// Lets every tenant have a host, and those that overlap with it, whoever gave them up.
+    /// Begins the time of hosts that were given up while a revision from before served on them, as it ends: until told to
+    /// stop.
+    pub(crate) async fn follow_hosts(&self, stop: &CancellationToken) {
+        let told = self.state.lock().ended.told();
+        let work = async {
+            loop {
+                let ended = self.state.lock().ended.take();
+                let mut failed = BTreeSet::new();
+                for tenant in ended {
+                    if let Err(cause) = self.begin_time(&tenant).await {
+                        tracing::warn!(%tenant, cause = %cause.problem, "that a host serves no more cannot be written; trying again");
+                        failed.insert(tenant);
+                    }
+                }
+                if !failed.is_empty() {
+                    tokio::time::sleep(AGAIN).await;
+                    self.state.lock().ended.add(failed);
+                }
+                told.notified().await;
+            }
+        };
+        stop.run_until_cancelled(work).await;
+    }
+
+    async fn begin_time(&self, tenant: &TenantName) -> Answer<()> {
+        // Looked at first: nearly always there is none, and nobody's turn is taken for that.
+        if self.left().serving(tenant).is_empty() {
+            return Ok(());
+        }
+        let _turn = self.turn(None, tenant).await?;
+        let mut over = self.left().serving(tenant);
+        {
+            let state = self.state.lock();
+            over.retain(|host| !state.routes_host(tenant, host));
+        }
+        if over.is_empty() {
+            return Ok(());
+        }
+        let now = clock::millis();
+        // Memory last: where the store does not take it, it is tried again.
+        let mut next = self.left().of(tenant);
+        next.extend(over.iter().map(|host| (host.clone(), now)));
+        self.put_left(tenant, &next).await?;
+        self.left().take_in(tenant, over.into_iter().map(|host| (host, now)), now);
+        Ok(())
+    }
+
+    /// Lets every tenant have a host, and those that overlap with it, whoever gave them up. Of each tenant it is written
+    /// first and then so: what the store did not take can be asked for again.
     pub(crate) async fn free_host(&self, host: &str) -> Answer<()> {
         check_host(host).map_err(|bad| {
             let refusal = Refusal::new(Code::RequestInvalid, bad.message);
             bad.help.into_iter().fold(refusal, Refusal::help)
         })?;
         let _turn = self.next(None).await?;
-        let freed = self.left().free(host);
+        let freed = self.left().without(host);
         if freed.is_empty() {
             let text = format!("no tenant gave up `{host}`, or a host that overlaps with it, in the last 24 hours");
             return Err(Refusal::new(Code::NotFound, text).help(
@@ -68,6 +129,7 @@ impl Writer {
         }
         for (tenant, kept) in &freed {
             self.put_left(tenant, kept).await?;
+            self.left().free(tenant, host);
         }
         Ok(())
     }

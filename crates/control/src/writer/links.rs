@@ -11,9 +11,11 @@ use model::app::{LockedApp, ProviderSpec, Revision};
 use model::plan::AppId;
 use model::rules::provider::built_in;
 use model::tenant::TenantSettings;
+use store::keys::RevisionRecord;
 
 use super::offers::{offered, refreshed};
-use super::{Cause, Writer, refuse};
+use super::{Cause, Writer, defect, encode, refuse};
+use crate::clock;
 use crate::http::{Answer, Refusal};
 use crate::place::{Place, goes_to, may_be, spec};
 use crate::tokens::Caller;
@@ -21,6 +23,8 @@ use crate::trust::Seen;
 
 /// A link that is to be moved with its data.
 pub(crate) struct Planned {
+    /// Which app of that name it is of, as [`Writer::since`] has it.
+    pub(crate) since: Option<Revision>,
     /// The revision it is in.
     pub(crate) revision: Revision,
     /// As it is.
@@ -96,7 +100,7 @@ impl Writer {
     pub(crate) async fn planned(&self, id: &AppId, request: &LinkRequest, seen: Option<&Seen>) -> Answer<Planned> {
         let current = self.current(id).await?;
         let tenant = self.tenant(&id.tenant).await?;
-        let revision = current.record.revision;
+        let (since, revision) = (current.head.since, current.record.revision);
         let mut meant = meant(&current.record.app, request, Moves::WithData)?.into_iter();
         let Some((index, link)) = meant.next() else { return Err(none(&current.record.app, request)) };
         let with: Vec<model::Link> = meant.map(|(_, link)| link).collect();
@@ -105,7 +109,20 @@ impl Writer {
         let mut sources =
             from.as_ref().map(|from| model::secret::sources(&current.record.app, from)).unwrap_or_default();
         let app = relinked(current.record.app.clone(), request, &tenant.settings, Moves::WithData)?;
-        self.judge(id, &app, &tenant, seen).await.map_err(refuse)?;
+        let claims = self.judge(id, &app, &tenant, seen).await.map_err(refuse)?.claims;
+        // As it will be recorded: who has copied for hours is not refused the room for it then.
+        let record = RevisionRecord {
+            revision,
+            previous: Some(revision),
+            created_ms: clock::millis(),
+            origin: serde_json::to_value(Origin::Link).map_err(defect)?,
+            message: None,
+            app,
+            claims,
+        };
+        let unkept = self.unkept(id, revision, encode(&record)?.len(), &tenant.settings).await?;
+        unkept.map_or(Ok(()), |problem| Err(Refusal::from(problem)))?;
+        let app = record.app;
         let to = spec(&app, &request.provider);
         match (from, to) {
             (Some(from), Some(to)) => {
@@ -127,7 +144,7 @@ impl Writer {
                     others.filter(|(_, other)| may_be(other, &from.1) || may_be(other, &to.1)).collect();
                 sources.extend(others.values().flat_map(|other| model::secret::sources(now, other)));
                 let shared = shared.into_iter().cloned().collect();
-                Ok(Planned { revision, from, to, sources, link, place, with, shared, others })
+                Ok(Planned { since, revision, from, to, sources, link, place, with, shared, others })
             }
             _ => Err(Refusal::new(Code::Internal, format!("link {index} names a provider that is not there"))),
         }

@@ -190,6 +190,12 @@ impl Writer {
         Ok(record)
     }
 
+    /// Which app of that name it is, as [`Head::since`] says it; the next one has another.
+    pub(crate) async fn since(&self, id: &AppId) -> Answer<Option<Revision>> {
+        let head = self.head(id).await?.map(|(head, _)| head).filter(|head| !head.deleted);
+        Ok(head.ok_or_else(|| no_app(id))?.since)
+    }
+
     /// The number of the wanted revision: the app's history begins there and goes on with the `previous` of each.
     pub(crate) async fn newest(&self, id: &AppId) -> Answer<Revision> {
         let head = self.head(id).await?.map(|(head, _)| head).filter(|head| !head.deleted);

@@ -143,7 +143,10 @@ impl Writer {
         }
         let (old, expect) = match head {
             Some((head, at)) => (head, Expect::Revision(at)),
-            None => (Head { revision: Revision(0), deleted: false, keyed: Vec::new() }, Expect::Absent),
+            None => {
+                let none = Head { revision: Revision(0), deleted: false, since: None, keyed: Vec::new() };
+                (none, Expect::Absent)
+            }
         };
         let mut record = RevisionRecord {
             revision: old.revision,
@@ -160,7 +163,8 @@ impl Writer {
             unkept.map_or(Ok(()), |problem| Err(Refusal::from(problem)))?;
         }
         self.put_record(id, &mut record).await?;
-        let mut head = Head { revision: record.revision, deleted: false, keyed: old.keyed };
+        let since = if record.previous.is_some() { old.since } else { Some(record.revision) };
+        let mut head = Head { revision: record.revision, deleted: false, since, keyed: old.keyed };
         if old.deleted {
             head.keyed.clear();
         }
@@ -223,7 +227,12 @@ impl Writer {
             let head = Head { deleted: true, keyed: Vec::new(), ..head };
             let key = keys::app(&id.tenant, &id.app);
             at = self.store.put(&key, encode(&head)?, Expect::Revision(at), None).await?;
-            self.state.lock().forget(id, at);
+            {
+                let mut state = self.state.lock();
+                state.forget(id, at);
+                // What its move of data holds is not the next app's of that name.
+                state.moves.remove(id);
+            }
             self.remove(&keys::copy(&id.tenant, &id.app)).await?;
         }
         if purge {

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::gate::{Gate, Way};
 use crate::rig::{Inside, Nodes, PATIENCE, Rig, TOKEN, collect, locked, name, refused};
 
 pub(crate) async fn made(rig: &Rig, role: Role, expires_in: Option<u64>) -> TokenMade {
@@ -426,6 +427,31 @@ async fn whoever_sends_other_bytes_is_not_told_what_others_have() {
         }
         assert!(!rig.client.has_blob(&rig.tenant, &digest).await.unwrap(), "it says what others have");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_uploads_of_one_tenant_wait_for_none_of_another() {
+    let mut rig = Rig::new().await;
+    rig.client.put_tenant(&name("other"), &rig.settings(), Require::Absent).await.unwrap();
+    // Its artifacts stand for as many as take for ever to count.
+    let gate = Gate::new(&rig.store, Way::Writes, keys::artifacts_of(&rig.tenant));
+    rig.restart_over(gate.clone(), Nodes::default()).await;
+    gate.open.send_replace(false);
+    let mut greedy = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let (client, tenant, bytes) = (rig.client.clone(), rig.tenant.clone(), bytes::Bytes::from(vec![n; 300]));
+        greedy.spawn(async move { client.put_blob(&tenant, &Digest::of(&bytes), bytes.clone()).await });
+    }
+    gate.more_than(0).await;
+    let (other, digest) = (name("other"), Digest::of(b"ours"));
+    let ours = rig.client.put_blob(&other, &digest, b"ours".as_slice().into());
+    tokio::time::timeout(PATIENCE, ours).await.expect("it waits for another tenant").unwrap();
+    assert_eq!(gate.together.load(SeqCst), 1, "of one tenant two are never counted without each other");
+    gate.open.send_replace(true);
+    for sent in greedy.join_all().await {
+        sent.unwrap();
+    }
+    rig.shutdown().await;
 }
 
 /// A deployer of another tenant.

@@ -1,5 +1,7 @@
 //! Configs that apps share: set by compare-and-set, brought to the apps as new revisions, kept while they are named.
 
+use std::time::Duration;
+
 use api::Code;
 use api::client::{ClientError, EventQuery, Require};
 use api::control::{ConfigRequest, ConfigSet, Origin, RollbackRequest, event};
@@ -9,7 +11,7 @@ use model::{ConfigName, TenantName};
 use store::keys::{self, ConfigRecord};
 use store::{Expect, Store as _};
 
-use crate::rig::{Rig, collect, locked, name, refused};
+use crate::rig::{PATIENCE, Rig, collect, locked, name, refused};
 
 fn values(pairs: &[(&str, &str)]) -> Values {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -98,7 +100,14 @@ async fn apps_follow_as_revisions_and_a_rollback_brings_the_values_back() {
     let used = refused(rig.client.delete_config(&rig.tenant, &name("shared"), Require::Any).await);
     assert_eq!((used.code, used.findings), (Code::ConfigInUse, vec!["app `shop`".to_owned()]));
     rig.put(&using(&rig, "shop", &["base"]).await).await.unwrap();
-    rig.client.delete_config(&rig.tenant, &name("shared"), Require::Any).await.unwrap();
+    // As long as the revision before serves, it is in use as well.
+    let deleted = async {
+        while let Err(refusal) = rig.client.delete_config(&rig.tenant, &name("shared"), Require::Any).await {
+            assert_eq!(refusal.problem().code, Code::ConfigInUse);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, deleted).await.expect("it is in use for ever");
     assert_eq!(refused(rig.client.config(&rig.tenant, &name("shared")).await).code, Code::NotFound);
 }
 

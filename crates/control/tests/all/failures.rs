@@ -4,27 +4,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use api::client::{ControlClient, EventQuery, Require};
+use api::client::{EventQuery, Require};
 use api::control::{DeployRequest, LinkRequest, MoveRequest, event};
 use api::copy::Extra;
 use api::problem::Code;
-use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt as _};
-use store::redb::RedbStore;
-use store::{Change, Entry, Expect, LeaseId, Snapshot, Store, StoreError};
+use store::{Change, StoreError};
 use tokio::sync::Notify;
 
-use crate::rig::{Inside, Node, Nodes, PATIENCE, Rig, TOKEN, collect, locked, name, refused};
+use crate::between::{Asked, Between, Through};
+use crate::rig::{Inside, Node, Nodes, PATIENCE, Rig, collect, locked, name, refused};
 
-/// Fails as many of the next writes under a prefix, and ends as many of the next watches, as it is told; and the watch over
+/// Lets some writes under a prefix pass and fails as many of the next ones, and ends as many of the next watches, as it is told; and the watch over
 /// everything whenever it is told.
 pub(crate) struct Flaky {
-    pub(crate) store: Arc<RedbStore>,
-    pub(crate) prefix: &'static str,
+    prefix: &'static str,
+    pub(crate) pass: AtomicU32,
     pub(crate) writes: AtomicU32,
-    pub(crate) watches: AtomicU32,
-    pub(crate) lose: Arc<Notify>,
+    watches: AtomicU32,
+    lose: Arc<Notify>,
 }
 
 fn take(left: &AtomicU32) -> bool {
@@ -32,40 +30,34 @@ fn take(left: &AtomicU32) -> bool {
 }
 
 impl Flaky {
-    fn fails(&self, key: &str) -> Option<StoreError> {
-        let full = || StoreError::CannotWrite { path: "store.redb".into(), cause: "no space left".into() };
-        (key.starts_with(self.prefix) && take(&self.writes)).then(full)
+    /// No write under `prefix` fails until it is said how many do.
+    pub(crate) fn new(prefix: &'static str) -> Self {
+        let none = || AtomicU32::new(0);
+        Self { prefix, pass: none(), writes: none(), watches: none(), lose: Arc::default() }
+    }
+
+    fn passes<'a>(&self, key: &str, asked: Asked<'a, u64>) -> Asked<'a, u64> {
+        if !key.starts_with(self.prefix) || take(&self.pass) || !take(&self.writes) {
+            return asked;
+        }
+        let full = StoreError::CannotWrite { path: "store.redb".into(), cause: "no space left".into() };
+        Box::pin(async { Err(full) })
     }
 }
 
-impl Store for Flaky {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, StoreError>> {
-        self.store.get(key)
+impl Between for Flaky {
+    fn put<'a>(&'a self, key: &'a str, asked: Asked<'a, u64>) -> Asked<'a, u64> {
+        self.passes(key, asked)
     }
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Snapshot, StoreError>> {
-        self.store.list(prefix)
+    fn delete<'a>(&'a self, key: &'a str, asked: Asked<'a, u64>) -> Asked<'a, u64> {
+        self.passes(key, asked)
     }
-    fn put<'a>(
-        &'a self,
-        key: &'a str,
-        value: Bytes,
-        expect: Expect,
-        lease: Option<LeaseId>,
-    ) -> BoxFuture<'a, Result<u64, StoreError>> {
-        match self.fails(key) {
-            Some(error) => Box::pin(async { Err(error) }),
-            None => self.store.put(key, value, expect, lease),
-        }
-    }
-    fn delete<'a>(&'a self, key: &'a str, expect: Expect) -> BoxFuture<'a, Result<u64, StoreError>> {
-        match self.fails(key) {
-            Some(error) => Box::pin(async { Err(error) }),
-            None => self.store.delete(key, expect),
-        }
-    }
-    fn watch(&self, prefix: &str, after: u64) -> BoxStream<'static, Result<Change, StoreError>> {
-        let changes = self.store.watch(prefix, after);
-        let lost = StoreError::Compacted { asked: after, oldest: after + 1 };
+    fn watch(
+        &self,
+        prefix: &str,
+        changes: BoxStream<'static, Result<Change, StoreError>>,
+    ) -> BoxStream<'static, Result<Change, StoreError>> {
+        let lost = StoreError::Compacted { asked: 0, oldest: 1 };
         if take(&self.watches) {
             return changes.take(2).chain(futures::stream::iter([Err(lost)])).boxed();
         }
@@ -76,31 +68,14 @@ impl Store for Flaky {
         }
         changes
     }
-    fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
-        self.store.grant(ttl)
-    }
-    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.keep_alive(lease)
-    }
-    fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.revoke(lease)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn assignments_follow_although_writes_fail_and_watches_end() {
     let mut rig = Rig::new().await;
-    rig.shutdown().await;
-    let flaky = Flaky {
-        store: rig.store.clone(),
-        prefix: store::keys::ASSIGNED,
-        writes: AtomicU32::new(4),
-        watches: AtomicU32::new(3),
-        lose: Arc::default(),
-    };
-    let flaky = Arc::new(flaky);
-    let control = crate::rig::control(flaky.clone(), &rig.blobs, &rig.keys()).await;
-    rig.client = ControlClient::new(control.addr(), TOKEN);
+    let (writes, watches) = (AtomicU32::new(4), AtomicU32::new(3));
+    let flaky = Through::new(&rig.store, Flaky { writes, watches, ..Flaky::new(store::keys::ASSIGNED) });
+    rig.restart_over(flaky.clone(), Nodes::default()).await;
     for (app, n) in [("a", 1), ("b", 2), ("c", 3)] {
         rig.deploy(app, n).await;
     }
@@ -114,19 +89,17 @@ async fn assignments_follow_although_writes_fail_and_watches_end() {
         (0, 0),
         "all of it failed once"
     );
-    control.shutdown().await;
+    rig.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_the_deploy_and_leaves_the_app_as_it_was() {
     let mut rig = Rig::new().await;
-    rig.shutdown().await;
     for (prefix, left) in [(store::keys::REVISIONS, 1), (store::keys::APPS, 2)] {
-        let (store, writes, watches) = (rig.store.clone(), AtomicU32::new(left), AtomicU32::new(0));
-        let flaky = Flaky { store, prefix, writes, watches, lose: Arc::default() };
-        let control = crate::rig::control(Arc::new(flaky), &rig.blobs, &rig.keys()).await;
-        rig.client = ControlClient::new(control.addr(), TOKEN);
+        let flaky = Through::new(&rig.store, Flaky::new(prefix));
+        rig.restart_over(flaky.clone(), Nodes::default()).await;
         let request = DeployRequest { app: locked("counter", &rig.artifact(1).await), message: None };
+        flaky.writes.store(left, Ordering::SeqCst);
         let deploy = || rig.client.deploy(&rig.tenant, &request.app.name, &request, Require::Absent, None);
         for _ in 0..left {
             assert_eq!(refused(deploy().await).code, Code::StoreUnavailable);
@@ -136,8 +109,8 @@ async fn a_full_disk_refuses_the_deploy_and_leaves_the_app_as_it_was() {
         rig.assigned("counter", |a| a.is_some_and(|a| a.revision == accepted.revision)).await;
         rig.client.delete_app(&rig.tenant, &request.app.name, Require::Any).await.unwrap();
         rig.assigned("counter", |a| a.is_none()).await;
-        control.shutdown().await;
     }
+    rig.shutdown().await;
     let node: Option<Node> = rig.node.take();
     node.unwrap().lose().await;
 }
@@ -147,14 +120,9 @@ async fn a_watch_that_is_lost_leaves_a_move_of_data_what_it_holds() {
     let mut rig = Rig::new().await;
     rig.deploy("counter", 1).await;
     rig.until(Some("0".into()), |e| e.data["phase"] == "serving").await;
-    rig.shutdown().await;
-    let (store, lose, page) = (rig.store.clone(), Arc::<Notify>::default(), Arc::<Inside>::default());
-    let (writes, watches) = (AtomicU32::new(0), AtomicU32::new(0));
-    let flaky = Flaky { store, prefix: "none", writes, watches, lose: lose.clone() };
+    let (flaky, page) = (Through::new(&rig.store, Flaky::new("none")), Arc::<Inside>::default());
     let nodes = Nodes { copied: Some(Arc::default()), page: Some(page.clone()), ..Nodes::default() };
-    let keep = Duration::from_secs(3600);
-    let control = crate::rig::control_with(Arc::new(flaky), &rig.blobs, &rig.keys(), nodes, keep, None).await;
-    rig.client = ControlClient::new(control.addr(), TOKEN);
+    rig.restart_over(flaky.clone(), nodes).await;
     let (app, contract) = (name("counter"), name::<model::ContractId>("wasi:keyvalue"));
     let (component, label, extra) = (None, None, Extra::Refuse);
     let request = MoveRequest { component, contract: contract.clone(), label, provider: name("memory"), extra };
@@ -171,9 +139,9 @@ async fn a_watch_that_is_lost_leaves_a_move_of_data_what_it_holds() {
     };
     assert_eq!(refused(link().await).code, Code::Conflict);
     let mut events = rig.client.events(EventQuery::default()).await.unwrap();
-    lose.notify_one();
+    flaky.lose.notify_one();
     collect(&mut events, |e| e.kind == event::MISSED).await;
     assert_eq!(refused(link().await).code, Code::Conflict, "the data are still being moved");
     page.go_on.store(true, Ordering::SeqCst);
-    control.shutdown().await;
+    rig.shutdown().await;
 }

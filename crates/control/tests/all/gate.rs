@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use store::Entry;
 use store::redb::RedbStore;
-use store::{Change, Entry, Expect, LeaseId, Snapshot, Store, StoreError};
 use tokio::sync::watch;
 
+use crate::between::{Asked, Between, Through};
 use crate::rig::PATIENCE;
 
 /// What passes the gate.
@@ -22,7 +20,6 @@ pub(crate) enum Way {
 }
 
 pub(crate) struct Gate {
-    store: Arc<RedbStore>,
     way: Way,
     prefix: String,
     pub(crate) open: watch::Sender<bool>,
@@ -37,18 +34,10 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// Open.
-    pub(crate) fn new(store: &Arc<RedbStore>, way: Way, prefix: String) -> Arc<Self> {
+    pub(crate) fn new(store: &Arc<RedbStore>, way: Way, prefix: String) -> Arc<Through<Self>> {
         let none = AtomicUsize::default;
-        Arc::new(Self {
-            store: store.clone(),
-            way,
-            prefix,
-            open: watch::Sender::new(true),
-            came: none(),
-            others: none(),
-            inside: none(),
-            together: none(),
-        })
+        let (open, came, others) = (watch::Sender::new(true), none(), none());
+        Through::new(store, Self { way, prefix, open, came, others, inside: none(), together: none() })
     }
 
     fn is_before(&self, way: Way, key: &str) -> bool {
@@ -80,42 +69,11 @@ impl Gate {
     }
 }
 
-impl Store for Gate {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, StoreError>> {
-        match self.is_before(Way::Reads, key) {
-            true => Box::pin(self.pass(key, self.store.get(key))),
-            false => self.store.get(key),
-        }
+impl Between for Gate {
+    fn get<'a>(&'a self, key: &'a str, asked: Asked<'a, Option<Entry>>) -> Asked<'a, Option<Entry>> {
+        if self.is_before(Way::Reads, key) { Box::pin(self.pass(key, asked)) } else { asked }
     }
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Snapshot, StoreError>> {
-        self.store.list(prefix)
-    }
-    fn put<'a>(
-        &'a self,
-        key: &'a str,
-        value: Bytes,
-        expect: Expect,
-        lease: Option<LeaseId>,
-    ) -> BoxFuture<'a, Result<u64, StoreError>> {
-        let put = self.store.put(key, value, expect, lease);
-        match self.is_before(Way::Writes, key) {
-            true => Box::pin(self.pass(key, put)),
-            false => put,
-        }
-    }
-    fn delete<'a>(&'a self, key: &'a str, expect: Expect) -> BoxFuture<'a, Result<u64, StoreError>> {
-        self.store.delete(key, expect)
-    }
-    fn watch(&self, prefix: &str, after: u64) -> BoxStream<'static, Result<Change, StoreError>> {
-        self.store.watch(prefix, after)
-    }
-    fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
-        self.store.grant(ttl)
-    }
-    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.keep_alive(lease)
-    }
-    fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.revoke(lease)
+    fn put<'a>(&'a self, key: &'a str, asked: Asked<'a, u64>) -> Asked<'a, u64> {
+        if self.is_before(Way::Writes, key) { Box::pin(self.pass(key, asked)) } else { asked }
     }
 }

@@ -1,16 +1,24 @@
 //! Whose host is whose: what the operator gives, what a tenant cannot take, and that a host which is given up is nobody
 //! else's for a while.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, UNIX_EPOCH};
+
 use api::client::{ClientError, ControlClient, Require};
 use api::control::{Accepted, DeployRequest, LinkRequest, TokenRequest};
 use api::problem::Code;
 use bytes::Bytes;
 use model::access::Role;
 use model::app::LockedApp;
+use model::observed::Phase;
 use model::tenant::TenantSettings;
 use model::{Digest, TenantName};
+use store::{Store as _, keys};
 
-use crate::rig::{PATIENCE, Rig, locked, name, refused};
+use crate::between::Through;
+use crate::failures::Flaky;
+use crate::rig::{Nodes, PATIENCE, Rig, locked, name, refused};
 
 /// The app with its one route on another host.
 fn on(app: &str, host: &str, bytes: &[u8]) -> LockedApp {
@@ -132,4 +140,112 @@ async fn a_host_that_was_given_up_is_no_other_tenants_for_a_while() {
     is_kept(&rig, "b.test").await;
     is_kept(&rig, "*.test").await;
     deploy(&rig.client, &other, on("mine", "c.test", &bytes)).await.expect("it overlaps with nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_freed_to_its_end_is_freed_when_it_is_asked_again() {
+    let mut rig = Rig::new().await;
+    let flaky = Through::new(&rig.store, Flaky::new(keys::LEFT));
+    rig.restart_over(flaky.clone(), Nodes::default()).await;
+    let (tenant, second, third) = (rig.tenant.clone(), name("u"), name("v"));
+    give(&rig, &tenant, &["*"], Require::Exists).await;
+    let bytes = rig.artifact(1).await;
+    for other in [&second, &third] {
+        give(&rig, other, &["*"], Require::Absent).await;
+        rig.client.put_blob(other, &Digest::of(&bytes), bytes.clone()).await.unwrap();
+    }
+    let mine = async |rig: &Rig, host: &str| deploy(&rig.client, &third, on("mine", host, &bytes)).await;
+    let hosts = [(&tenant, "a.example"), (&second, "b.example")];
+    // Of both tenants nothing is written, then only of the last one.
+    for fails in [0, 1] {
+        for (tenant, host) in hosts {
+            deploy(&rig.client, tenant, on("old", host, &bytes)).await.unwrap();
+            rig.client.delete_app(tenant, &name("old"), Require::Any).await.unwrap();
+            assert_eq!(refused(mine(&rig, host).await).code, Code::RouteTaken);
+        }
+        flaky.pass.store(fails, SeqCst);
+        flaky.writes.store(1, SeqCst);
+        assert_eq!(refused(rig.client.free_host("*.example").await).code, Code::StoreUnavailable);
+        assert_eq!(mine(&rig, "a.example").await.is_ok(), fails == 1);
+        assert_eq!(refused(mine(&rig, "b.example").await).code, Code::RouteTaken);
+        rig.client.free_host("*.example").await.unwrap();
+        for (_, host) in hosts {
+            mine(&rig, host).await.unwrap();
+        }
+        rig.client.delete_app(&third, &name("mine"), Require::Any).await.unwrap();
+        rig.client.free_host("*.example").await.unwrap();
+    }
+    // As it is in memory, so it is in the store.
+    rig.restart().await;
+    for (_, host) in hosts {
+        mine(&rig, host).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_of_a_host_begins_when_nothing_serves_on_it_any_more() {
+    let mut rig = Rig::without_node().await;
+    rig.silent_node().await;
+    let tenant = rig.tenant.clone();
+    let given = TenantSettings { hosts: vec!["*".into()], ..rig.settings() };
+    rig.client.put_tenant(&tenant, &given, Require::Exists).await.unwrap();
+    let settled = async |rig: &Rig| drop(rig.client.put_tenant(&tenant, &given, Require::Exists).await.unwrap());
+    let bytes = rig.artifact(1).await;
+    // When each host was given up, as it is kept; one whose time has not begun is kept for ever.
+    let left = async |rig: &Rig| -> BTreeMap<String, u64> {
+        let entry = rig.store.get(&keys::left(&tenant)).await.unwrap();
+        entry.map(|entry| serde_json::from_slice(&entry.value).unwrap()).unwrap_or_default()
+    };
+    let begun = async |rig: &Rig, host: &str, after: u64| {
+        let begun = async {
+            loop {
+                match left(rig).await[host] {
+                    u64::MAX => tokio::time::sleep(Duration::from_millis(5)).await,
+                    at => return at,
+                }
+            }
+        };
+        let at = tokio::time::timeout(PATIENCE, begun).await.expect("its time never begins");
+        assert!(at >= after && at <= now_ms(), "{after} {at}");
+    };
+
+    deploy(&rig.client, &tenant, on("old", "one.example", &bytes)).await.unwrap();
+    rig.assigned("old", |assigned| assigned.is_some()).await;
+    rig.says("old", 1, Phase::Serving, (1, None)).await;
+    settled(&rig).await;
+    // What replaces it does not start, however often, and one of them is on a host where nothing ever served.
+    for (revision, host) in [(2, "two.example"), (3, "three.example")] {
+        deploy(&rig.client, &tenant, on("old", host, &bytes)).await.unwrap();
+        rig.says("old", revision, Phase::Failed, (1, None)).await;
+        settled(&rig).await;
+        assert_eq!(left(&rig).await["one.example"], u64::MAX);
+    }
+    assert!(left(&rig).await["two.example"] <= now_ms());
+    rig.restart().await;
+    settled(&rig).await;
+    assert_eq!(left(&rig).await["one.example"], u64::MAX, "it serves still");
+    let before = now_ms();
+    rig.says("old", 3, Phase::Serving, (3, Some(1))).await;
+    begun(&rig, "one.example", before).await;
+
+    // Also where the control plane is away when it ends.
+    deploy(&rig.client, &tenant, on("old", "four.example", &bytes)).await.unwrap();
+    rig.says("old", 4, Phase::Failed, (3, Some(1))).await;
+    settled(&rig).await;
+    assert_eq!(left(&rig).await["three.example"], u64::MAX);
+    rig.shutdown().await;
+    let before = now_ms();
+    rig.says("old", 4, Phase::Serving, (4, Some(3))).await;
+    rig.start(None).await;
+    begun(&rig, "three.example", before).await;
+
+    // A deletion ends all at once.
+    let before = now_ms();
+    rig.client.delete_app(&tenant, &name("old"), Require::Any).await.unwrap();
+    let at = left(&rig).await["four.example"];
+    assert!(at >= before && at <= now_ms(), "{before} {at}");
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
 }

@@ -1,17 +1,13 @@
 //! What is kept of what a tenant's tokens send: how large one revision may be, that lists of them are read as they are sent, and the quota of
 //! all of it.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use api::client::{ClientError, ControlClient, Require};
+use api::client::{ClientError, Require};
 use api::control::{AppView, ConfigRequest, DeployRequest, Origin, RevisionView, RollbackRequest};
 use api::{Code, Problem};
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
 use model::app::{LockedApp, Revision};
 use model::config::{SharedConfig, Values};
 use model::secret::SecretValue;
@@ -19,11 +15,12 @@ use model::tenant::{Quotas, TenantSettings};
 use model::unit::ByteSize;
 use store::keys::{self, Head, RevisionRecord};
 use store::redb::RedbStore;
-use store::{Change, Entry, Expect, LeaseId, Snapshot, Store, StoreError};
+use store::{Entry, Expect, Snapshot, Store as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::rig::{PATIENCE, Rig, TOKEN, control, locked, name, refused};
+use crate::between::{Asked, Between, Through};
+use crate::rig::{Nodes, PATIENCE, Rig, TOKEN, locked, name, refused};
 
 /// An app with so many bytes of config, in entries of at most 8000.
 fn sized(app: &str, artifact: &[u8], bytes: usize) -> LockedApp {
@@ -55,7 +52,7 @@ async fn stored(store: &RedbStore, app: &LockedApp, revision: u64, previous: Opt
     };
     let value = serde_json::to_vec(&record).unwrap().into();
     store.put(&keys::revision(&tenant, &app.name, record.revision), value, Expect::Absent, None).await.unwrap();
-    let head = Head { revision: record.revision, deleted: false, keyed: vec![] };
+    let head = Head { revision: record.revision, deleted: false, keyed: vec![], since: None };
     let value = serde_json::to_vec(&head).unwrap().into();
     store.put(&keys::app(&tenant, &app.name), value, Expect::Any, None).await.unwrap();
 }
@@ -115,7 +112,7 @@ async fn a_revision_that_was_never_wanted_is_not_there() {
     rig.shutdown().await;
     let shop = sized("shop", &artifact, 3);
     stored(&rig.store, &shop, 3, Some(2)).await;
-    let head = Head { revision: Revision(2), deleted: false, keyed: vec![] };
+    let head = Head { revision: Revision(2), deleted: false, keyed: vec![], since: None };
     let value = serde_json::to_vec(&head).unwrap().into();
     rig.store.put(&keys::app(&rig.tenant, &name("shop")), value, Expect::Any, None).await.unwrap();
     rig.start(None).await;
@@ -134,51 +131,20 @@ async fn a_revision_that_was_never_wanted_is_not_there() {
     assert_eq!((now.revision, now.app), (Revision(5), sized("shop", &artifact, 2)));
 }
 
-/// Counts how often a revision is read.
+/// How often a revision is read.
+#[derive(Default)]
 struct Counted {
-    store: Arc<RedbStore>,
     reads: AtomicUsize,
 }
 
-impl Store for Counted {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, StoreError>> {
-        if key.starts_with(keys::REVISIONS) {
-            self.reads.fetch_add(1, SeqCst);
-        }
-        self.store.get(key)
+impl Between for Counted {
+    fn get<'a>(&'a self, key: &'a str, asked: Asked<'a, Option<Entry>>) -> Asked<'a, Option<Entry>> {
+        self.reads.fetch_add(usize::from(key.starts_with(keys::REVISIONS)), SeqCst);
+        asked
     }
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Snapshot, StoreError>> {
-        if prefix.starts_with(keys::REVISIONS) {
-            self.reads.fetch_add(1000, SeqCst);
-        }
-        self.store.list(prefix)
-    }
-    fn sizes<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<(String, u64)>, StoreError>> {
-        self.store.sizes(prefix)
-    }
-    fn put<'a>(
-        &'a self,
-        key: &'a str,
-        value: Bytes,
-        expect: Expect,
-        lease: Option<LeaseId>,
-    ) -> BoxFuture<'a, Result<u64, StoreError>> {
-        self.store.put(key, value, expect, lease)
-    }
-    fn delete<'a>(&'a self, key: &'a str, expect: Expect) -> BoxFuture<'a, Result<u64, StoreError>> {
-        self.store.delete(key, expect)
-    }
-    fn watch(&self, prefix: &str, after: u64) -> BoxStream<'static, Result<Change, StoreError>> {
-        self.store.watch(prefix, after)
-    }
-    fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
-        self.store.grant(ttl)
-    }
-    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.keep_alive(lease)
-    }
-    fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.revoke(lease)
+    fn list<'a>(&'a self, prefix: &'a str, asked: Asked<'a, Snapshot>) -> Asked<'a, Snapshot> {
+        self.reads.fetch_add(1000 * usize::from(prefix.starts_with(keys::REVISIONS)), SeqCst);
+        asked
     }
 }
 
@@ -195,19 +161,19 @@ async fn lists_are_read_as_they_are_sent() {
     for n in 1..=50 {
         stored(&rig.store, &sized("app00", &artifact, 800_000), n + 1, Some(n)).await;
     }
-    let store = Arc::new(Counted { store: rig.store.clone(), reads: AtomicUsize::new(0) });
-    let control = control(store.clone(), &rig.blobs, &rig.keys()).await;
-    let client = ControlClient::new(control.addr(), TOKEN);
+    let store = Through::new(&rig.store, Counted::default());
+    rig.restart_over(store.clone(), Nodes::default()).await;
+    let client = &rig.client;
     // One revision is one read, and one look at what came after it.
     let before = store.reads.load(SeqCst);
     assert_eq!(client.revision(&rig.tenant, &name("app00"), Revision(20)).await.unwrap().revision, Revision(20));
     assert_eq!(store.reads.load(SeqCst) - before, 2);
     for (path, most) in [("apps", MANY / 2), ("apps/app00/revisions", 25)] {
         let before = store.reads.load(SeqCst);
-        let mut stream = TcpStream::connect(control.addr()).await.unwrap();
+        let mut stream = TcpStream::connect(rig.addr).await.unwrap();
         let request = format!(
             "GET /v1/tenants/t/{path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {TOKEN}\r\nconnection: close\r\n\r\n",
-            control.addr()
+            rig.addr
         );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut head = vec![0; 16];
@@ -223,10 +189,10 @@ async fn lists_are_read_as_they_are_sent() {
     assert!(apps.iter().enumerate().all(|(n, view)| view.name.as_str() == format!("app{n:02}")));
     let history: Vec<RevisionView> = client.revisions(&rig.tenant, &name("app00")).await.unwrap();
     assert_eq!(history.iter().map(|view| view.revision.0).collect::<Vec<_>>(), (1..=51).rev().collect::<Vec<_>>());
-    control.shutdown().await;
+    rig.shutdown().await;
 }
 
-fn quota(rig: &Rig, bytes: u64) -> TenantSettings {
+pub(crate) fn quota(rig: &Rig, bytes: u64) -> TenantSettings {
     let quotas = Quotas { record_bytes: ByteSize(bytes), ..Quotas::default() };
     TenantSettings { quotas, ..rig.settings() }
 }
@@ -297,8 +263,9 @@ async fn what_a_tenant_has_kept_is_in_its_quota() {
     // As it is counted, so it is found in the store.
     rig.restart().await;
     assert_eq!(kept(&refused(rig.put(&more).await)), second);
-    // Suspending and deleting need no room, also where there is less than nothing.
+    // The same again, suspending and deleting need no room, also where there is less than nothing.
     rig.client.put_tenant(&rig.tenant, &quota(&rig, 0), Require::Exists).await.unwrap();
+    set(&rig, "config", 20_000).await.unwrap();
     let suspended = TenantSettings { suspended: Some("test".to_owned()), ..quota(&rig, 0) };
     rig.client.put_tenant(&rig.tenant, &suspended, Require::Exists).await.unwrap();
     rig.client.put_tenant(&rig.tenant, &quota(&rig, 290_000), Require::Exists).await.unwrap();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use api::client::{ControlClient, Require};
+use api::client::Require;
 use api::control::{ConfigRequest, DeployRequest, TokenMade};
 use model::access::Role;
 use model::tenant::TenantSettings;
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::bounds::{Slow, made};
 use crate::gate::{Gate, Way};
-use crate::rig::{Rig, TOKEN, locked, name};
+use crate::rig::{Nodes, Rig, locked, name};
 use crate::schedules::clock;
 
 /// What a change asks for, by its method and its path in the document of the API.
@@ -108,12 +108,9 @@ async fn is_nothing_made_after(end: &impl AsyncFn(&Rig, &TokenMade), status: &st
     rig.deploy("a", 1).await;
     rig.deploy("a", 2).await;
     rig.put(&clock(&rig).await).await.unwrap();
-    rig.shutdown().await;
     // The turn is held by a change of somebody else's for as long as the gate is shut.
     let gate = Gate::new(&rig.store, Way::Writes, "configs/other/".to_owned());
-    let control = crate::rig::control(gate.clone(), &rig.blobs, &rig.keys()).await;
-    rig.addr = control.addr();
-    rig.client = ControlClient::new(control.addr(), TOKEN);
+    rig.restart_over(gate.clone(), Nodes::default()).await;
     let victim = made(&rig, Role::Viewer, None).await;
     let mut tokens = Vec::new();
     for _ in 0..TOKENS {
@@ -148,14 +145,15 @@ async fn is_nothing_made_after(end: &impl AsyncFn(&Rig, &TokenMade), status: &st
     gate.open.send_replace(true);
     holds.await.unwrap();
     let answers = answers.join_all().await;
-    control.shutdown().await;
     if answers.iter().any(|(_, answer)| answer.contains(STALLED)) {
+        rig.shutdown().await;
         return false;
     }
     for (route, answer) in answers {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(why), "{route:?}: {answer}");
     }
     assert_eq!(kept(&rig).await, before);
+    rig.shutdown().await;
     true
 }
 

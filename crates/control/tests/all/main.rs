@@ -9,6 +9,7 @@
 )]
 
 mod accounts;
+mod between;
 mod bounds;
 mod configs;
 mod events;

@@ -36,7 +36,7 @@ async fn ten_thousand_apps_are_there_after_a_start() {
             let id = record.app.name.clone();
             let value = serde_json::to_vec(&record).unwrap().into();
             store.put(&keys::revision(&tenant, &id, Revision(1)), value, Expect::Absent, None).await.unwrap();
-            let head = Head { revision: Revision(1), deleted: false, keyed: vec![] };
+            let head = Head { revision: Revision(1), deleted: false, keyed: vec![], since: None };
             store
                 .put(&keys::app(&tenant, &id), serde_json::to_vec(&head).unwrap().into(), Expect::Absent, None)
                 .await

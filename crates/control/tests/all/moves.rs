@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::client::{ControlClient, Require};
+use api::client::{ClientError, Require};
 use api::control::MoveRequest;
 use api::copy::{CopyPhase, CopyView, Extra, Keys, MoveRecord};
 use api::node::{CopyOutcome, CopyStep};
@@ -14,8 +14,10 @@ use model::observed::{AppObserved, Phase, Reason};
 use store::keys::{self, NodeRecord};
 use store::{Expect, Store as _};
 
+use crate::between::Through;
 use crate::failures::Flaky;
-use crate::rig::{Inside, Nodes, PATIENCE, Rig, Steps, TOKEN, control_with, locked, name, refused};
+use crate::kept::quota;
+use crate::rig::{Inside, Nodes, PATIENCE, Rig, Steps, locked, name, refused};
 
 /// Where a node says that an app stands.
 async fn report(rig: &Rig, revision: u64, phase: Phase, serving: Option<u64>) {
@@ -157,7 +159,8 @@ async fn after_a_restart_before_the_link_moved_calls_go_on_at_once_and_the_move_
     let (held_ms, revision, problem) = (None, None, None);
     let view = CopyView { from, to, phase, read: 0, written: 0, bytes: 0, held_ms, revision, problem };
     let (meant, before) = (Some((name("counter"), name("default"))), Some(Revision(1)));
-    let record = MoveRecord { request: request(Extra::Refuse), meant, looked: None, before, view };
+    let record =
+        MoveRecord { since: Some(Revision(1)), request: request(Extra::Refuse), meant, looked: None, before, view };
     let key = keys::copy(&rig.tenant, &name("counter"));
     rig.store.put(&key, serde_json::to_vec(&record).unwrap().into(), Expect::Any, None).await.unwrap();
     restarted(&mut rig, &steps).await;
@@ -173,14 +176,9 @@ async fn after_a_restart_before_the_link_moved_calls_go_on_at_once_and_the_move_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_goes_on_with_the_old_provider_before_the_way_back_is_recorded() {
     let (mut rig, app, steps) = deployed().await;
-    rig.shutdown().await;
-    let (writes, watches) = (AtomicU32::new(0), AtomicU32::new(0));
-    let flaky =
-        Arc::new(Flaky { store: rig.store.clone(), prefix: keys::REVISIONS, writes, watches, lose: Arc::default() });
+    let flaky = Through::new(&rig.store, Flaky::new(keys::REVISIONS));
     let nodes = Nodes { copied: Some(steps.clone()), ..Nodes::default() };
-    let keep = Duration::from_secs(3600);
-    let control = control_with(flaky.clone(), &rig.blobs, &rig.keys(), nodes, keep, None).await;
-    rig.client = ControlClient::new(control.addr(), TOKEN);
+    rig.restart_over(flaky.clone(), nodes).await;
     report(&rig, 1, Phase::Serving, Some(1)).await;
     begin(&rig).await;
     rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
@@ -200,7 +198,95 @@ async fn no_call_goes_on_with_the_old_provider_before_the_way_back_is_recorded()
     assert_eq!((view.phase, view.problem.unwrap().code), (CopyPhase::Failed, Code::StartFailed));
     assert_eq!(released(&steps), [Some(Revision(3))]);
     assert_eq!(rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.app.links, app.links);
-    control.shutdown().await;
+    rig.shutdown().await;
+}
+
+/// Deletes the app and deploys another one of that name, which serves.
+async fn replaced(rig: &Rig, app: &LockedApp, revision: u64) {
+    rig.client.delete_app(&rig.tenant, &app.name, Require::Any).await.unwrap();
+    assert_eq!(rig.put(app).await.unwrap().revision, Revision(revision));
+    report(rig, revision, Phase::Serving, Some(revision)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_move_of_a_deleted_app_ends_and_does_nothing_to_the_next_one_of_its_name() {
+    let (rig, app, steps) = deployed().await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin(&rig).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    // The link is recorded and does not serve yet.
+    replaced(&rig, &app, 3).await;
+    let ended = async {
+        while released(&steps).is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Until then it is said that there is an earlier one.
+        loop {
+            match rig.client.copy(&rig.tenant, &name("counter"), &request(Extra::Refuse)).await {
+                Err(ClientError::Refused(problem)) if problem.code == Code::Busy => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                done => return done.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the earlier one does not end");
+    assert_eq!(released(&steps), [None], "not to a revision of the other app");
+    let now = rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired;
+    assert_eq!((now.revision, now.app.links), (Revision(3), app.links));
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(4))).await;
+    report(&rig, 4, Phase::Serving, Some(4)).await;
+    let view = over(&rig).await;
+    assert_eq!((view.phase, view.problem, view.revision), (CopyPhase::Done, None, Some(Revision(4))));
+    assert_eq!(released(&steps), [None, Some(Revision(4))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_the_move_of_a_deleted_app_is_not_the_next_ones_of_its_name() {
+    let (mut rig, app, steps) = deployed().await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    begin(&rig).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    report(&rig, 2, Phase::Serving, Some(2)).await;
+    over(&rig).await;
+    let key = keys::copy(&rig.tenant, &name("counter"));
+    let record = rig.store.get(&key).await.unwrap().unwrap().value;
+    let mut record: MoveRecord = serde_json::from_slice(&record).unwrap();
+    replaced(&rig, &app, 3).await;
+    for phase in [CopyPhase::Copying, CopyPhase::Switching, CopyPhase::Done] {
+        // As a crash in the middle of the deletion leaves it.
+        record.view.phase = phase;
+        rig.store.put(&key, serde_json::to_vec(&record).unwrap().into(), Expect::Any, None).await.unwrap();
+        steps.lock().unwrap().clear();
+        restarted(&mut rig, &steps).await;
+        let none = refused(rig.client.copied(&rig.tenant, &name("counter")).await);
+        assert_eq!(none.code, Code::NotFound, "{phase:?}");
+        assert!(rig.store.get(&key).await.unwrap().is_none(), "{phase:?}");
+        let held = if phase == CopyPhase::Switching { vec![None] } else { vec![] };
+        assert_eq!(released(&steps), held, "{phase:?}");
+        assert_eq!(steps.lock().unwrap().len(), held.len(), "{phase:?}");
+    }
+    assert_eq!(rig.client.app(&rig.tenant, &name("counter")).await.unwrap().desired.revision, Revision(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_there_will_be_no_room_to_record_is_not_copied() {
+    let (rig, _, steps) = deployed().await;
+    report(&rig, 1, Phase::Serving, Some(1)).await;
+    rig.client.put_tenant(&rig.tenant, &quota(&rig, 0), Require::Exists).await.unwrap();
+    let app = name("counter");
+    let refusal = refused(rig.client.copy(&rig.tenant, &app, &request(Extra::Refuse)).await);
+    assert!(refusal.code == Code::QuotaExceeded && refusal.detail.contains("`record_bytes`"), "{refusal:?}");
+    assert_eq!(refused(rig.client.copied(&rig.tenant, &app).await).code, Code::NotFound);
+    assert!(steps.lock().unwrap().is_empty());
+    // Where there is just as much, it is enough.
+    let (_, would) = refusal.detail.split_once("would be ").unwrap();
+    let would: u64 = would.split_once(' ').unwrap().0.parse().unwrap();
+    rig.client.put_tenant(&rig.tenant, &quota(&rig, would), Require::Exists).await.unwrap();
+    begin(&rig).await;
+    rig.assigned("counter", |a| a.is_some_and(|a| a.revision == Revision(2))).await;
+    report(&rig, 2, Phase::Serving, Some(2)).await;
+    assert_eq!(over(&rig).await.problem, None);
 }
 
 /// A node one of whose hosts is gone when it is asked for the first time what it noted. From then on the target has a key

@@ -45,7 +45,7 @@ async fn what_was_wanted_and_not_done_is_done_after_a_restart() {
     let record = rig.store.get(&keys::revision(&rig.tenant, &name("a"), Revision(1))).await.unwrap().unwrap();
     let mut record: keys::RevisionRecord = serde_json::from_slice(&record.value).unwrap();
     record.revision = Revision(2);
-    let head = |revision, deleted| Head { revision: Revision(revision), deleted, keyed: vec![] };
+    let head = |revision, deleted| Head { revision: Revision(revision), deleted, keyed: vec![], since: None };
     let json = |value: &Head| serde_json::to_vec(value).unwrap().into();
     let value = serde_json::to_vec(&record).unwrap().into();
     rig.store.put(&keys::revision(&rig.tenant, &name("a"), Revision(2)), value, Expect::Absent, None).await.unwrap();

@@ -35,6 +35,8 @@ use store::{Expect, LeaseId, Store};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+use crate::between::{Between, Through};
+
 pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// Longer than anything here takes; only a failure waits that long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -386,16 +388,25 @@ impl Rig {
 
     /// Starts a control plane over the same store, with an environment of the operator's choice.
     pub(crate) async fn start(&mut self, env: Option<model::config::Values>) {
-        let control = control_with(self.store.clone(), &self.blobs, &self.keys(), Nodes::default(), KEEP, env).await;
-        self.addr = control.addr();
-        self.client = ControlClient::new(self.addr, TOKEN);
-        self.control = Some(control);
+        self.replace((self.store.clone(), Nodes::default(), KEEP, env)).await;
     }
 
     /// The same, with what [`control_with`] takes.
     pub(crate) async fn restart_with(&mut self, nodes: Nodes, keep_unnamed: Duration) {
-        self.control.take().unwrap().shutdown().await;
-        let control = control_with(self.store.clone(), &self.blobs, &self.keys(), nodes, keep_unnamed, None).await;
+        self.replace((self.store.clone(), nodes, keep_unnamed, None)).await;
+    }
+
+    /// Stops the control plane, where one runs, and starts another one, over a store with something between.
+    pub(crate) async fn restart_over<B: Between>(&mut self, store: Arc<Through<B>>, nodes: Nodes) {
+        self.replace((store, nodes, KEEP, None)).await;
+    }
+
+    async fn replace(&mut self, with: (Arc<dyn Store>, Nodes, Duration, Option<model::config::Values>)) {
+        if let Some(control) = self.control.take() {
+            control.shutdown().await;
+        }
+        let (store, nodes, keep_unnamed, env) = with;
+        let control = control_with(store, &self.blobs, &self.keys(), nodes, keep_unnamed, env).await;
         self.addr = control.addr();
         self.client = ControlClient::new(self.addr, TOKEN);
         self.control = Some(control);

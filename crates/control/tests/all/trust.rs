@@ -330,7 +330,7 @@ async fn what_nobody_can_judge_any_more_does_not_serve() {
     let record: RevisionRecord = serde_json::from_slice(&record).unwrap();
     let next = serde_json::to_vec(&RevisionRecord { revision: Revision(2), ..record }).unwrap();
     rig.store.put(&key(2), next.into(), Expect::Absent, None).await.unwrap();
-    let head = serde_json::to_vec(&Head { revision: Revision(2), deleted: false, keyed: vec![] }).unwrap();
+    let head = serde_json::to_vec(&Head { revision: Revision(2), deleted: false, keyed: vec![], since: None }).unwrap();
     rig.store.put(&keys::app(&rig.tenant, &id), head.into(), Expect::Any, None).await.unwrap();
     rig.start(None).await;
     rig.settled().await;

@@ -19,9 +19,10 @@ use model::{ProviderKind, ProviderSpec, SecretRef, SecretValue, TenantName};
 use store::keys::{self, Assignment};
 use tokio::task::JoinSet;
 
+use crate::between::Through;
 use crate::gate::{Gate, Way};
 use crate::guard::raw;
-use crate::rig::{PATIENCE, Rig, TOKEN, locked, name, refused};
+use crate::rig::{Nodes, PATIENCE, Rig, TOKEN, locked, name, refused};
 
 /// Apps of the tenant beside the one that names things.
 const APPS: usize = 40;
@@ -51,7 +52,7 @@ fn naming(app: &str, bytes: &[u8]) -> LockedApp {
 }
 
 /// The rig over a gate before the apps of its tenant. It has many of one kind, and one that names things.
-async fn many(kind: fn(&str, &[u8]) -> LockedApp) -> (Rig, Arc<Gate>, control::Control, Bytes) {
+async fn many(kind: fn(&str, &[u8]) -> LockedApp) -> (Rig, Arc<Through<Gate>>, Bytes) {
     let mut rig = Rig::new().await;
     for thing in ["used", "idle", "old"] {
         rig.client.put_secret(&rig.tenant, &name(thing), value(), Require::Absent).await.unwrap();
@@ -62,12 +63,9 @@ async fn many(kind: fn(&str, &[u8]) -> LockedApp) -> (Rig, Arc<Gate>, control::C
         rig.put(&kind(&format!("a{n}"), &bytes)).await.unwrap();
     }
     rig.put(&naming("user", &bytes)).await.unwrap();
-    rig.shutdown().await;
     let gate = Gate::new(&rig.store, Way::Reads, format!("{}{}/", keys::REVISIONS, rig.tenant));
-    let control = crate::rig::control(gate.clone(), &rig.blobs, &rig.keys()).await;
-    rig.addr = control.addr();
-    rig.client = ControlClient::new(control.addr(), TOKEN);
-    (rig, gate, control, bytes)
+    rig.restart_over(gate.clone(), Nodes::default()).await;
+    (rig, gate, bytes)
 }
 
 /// Another tenant, which may deploy the same artifact.
@@ -117,7 +115,7 @@ async fn carried_out(rig: &Rig, tenant: &TenantName) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_changes_of_one_tenant_wait_for_no_app_of_another() {
-    let (rig, gate, control, bytes) = many(locked).await;
+    let (mut rig, gate, bytes) = many(locked).await;
     let other = another(&rig, &bytes).await;
     assert!(gate.came.load(SeqCst) > APPS, "the gate is where apps are read");
     gate.open.send_replace(false);
@@ -168,12 +166,12 @@ async fn the_changes_of_one_tenant_wait_for_no_app_of_another() {
         }
     };
     tokio::time::timeout(PATIENCE, all).await.expect("what waited for the apps is answered");
-    control.shutdown().await;
+    rig.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_reads_those_apps_that_it_concerns_and_no_others() {
-    let (rig, gate, control, bytes) = many(locked).await;
+    let (mut rig, gate, bytes) = many(locked).await;
     let (client, tenant) = (&rig.client, &rig.tenant);
     let offering =
         |kind| TenantSettings { providers: [(name("shared"), ProviderSpec::new(kind))].into(), ..rig.settings() };
@@ -204,12 +202,12 @@ async fn a_change_reads_those_apps_that_it_concerns_and_no_others() {
     client.delete_config(tenant, &name("used"), Require::Any).await.unwrap();
     assert_eq!(gate.others.load(SeqCst) - before, 0, "reads of apps that name none of it");
     client.put_tenant(tenant, &retyped, Require::At(etag)).await.unwrap();
-    control.shutdown().await;
+    rig.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revocation_waits_for_no_app_of_another_tenant_and_is_not_answered_as_done_before_it_is() {
-    let (rig, gate, control, bytes) = many(locked).await;
+    let (mut rig, gate, bytes) = many(locked).await;
     let other = another(&rig, &bytes).await;
     deploy(&rig, &other, locked("mine", &bytes)).await.unwrap();
     told(&rig, &other, "mine", |assigned| assigned.is_some_and(|a| a.suspended.is_none())).await;
@@ -265,12 +263,12 @@ async fn a_revocation_waits_for_no_app_of_another_tenant_and_is_not_answered_as_
     rig.client.put_tenant(&rig.tenant, &revoking("token-1"), Require::Exists).await.unwrap();
     carried_out(&rig, &rig.tenant).await;
     told(&rig, &rig.tenant, "a0", |assigned| assigned.is_some_and(|a| a.suspended.is_some())).await;
-    control.shutdown().await;
+    rig.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_that_change_nobodys_trust_read_no_app() {
-    let (rig, gate, control, _) = many(locked).await;
+    let (mut rig, gate, _) = many(locked).await;
     let theirs = owner(&rig, &rig.tenant).await;
     let before = gate.came.load(SeqCst);
     for _ in 0..3 {
@@ -284,13 +282,13 @@ async fn settings_that_change_nobodys_trust_read_no_app() {
     rig.client.put_tenant(&rig.tenant, &settings, Require::Exists).await.unwrap();
     carried_out(&rig, &rig.tenant).await;
     assert!(gate.came.load(SeqCst) > before + APPS);
-    control.shutdown().await;
+    rig.shutdown().await;
 }
 
 /// One thread, so that whatever goes on without giving way is seen: nobody else has it meanwhile.
 #[tokio::test]
 async fn whoever_reads_many_apps_gives_way_after_each() {
-    let (rig, gate, control, _) = many(naming).await;
+    let (mut rig, gate, _) = many(naming).await;
     let (client, tenant) = (&rig.client, &rig.tenant);
     let before = gate.came.load(SeqCst);
     let work = async {
@@ -320,12 +318,12 @@ async fn whoever_reads_many_apps_gives_way_after_each() {
     }
     assert!(gate.came.load(SeqCst) - before > 6 * APPS, "all of it was read");
     assert!(most.get() < APPS / 2, "{} reads, and nobody else had the thread meanwhile", most.get());
-    control.shutdown().await;
+    rig.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn however_much_a_tenant_asks_for_few_of_its_apps_are_read_at_once() {
-    let (rig, gate, control, _) = many(naming).await;
+    let (mut rig, gate, _) = many(naming).await;
     gate.open.send_replace(false);
     gate.together.store(0, SeqCst);
     let begun = |all: &[api::control::AuditView]| {
@@ -349,5 +347,5 @@ async fn however_much_a_tenant_asks_for_few_of_its_apps_are_read_at_once() {
     assert!(answers.iter().any(Result::is_ok), "{answers:?}");
     // One that looks whether the apps can bear it, one that brings it to them, and what follows that for all tenants.
     assert!(gate.together.load(SeqCst) <= 3, "{} at once", gate.together.load(SeqCst));
-    control.shutdown().await;
+    rig.shutdown().await;
 }

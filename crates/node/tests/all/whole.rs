@@ -656,7 +656,7 @@ fn moving(phase: CopyPhase) -> MoveRecord {
     let request = MoveRequest { component: None, contract, label: None, provider: "memory".parse().unwrap(), extra };
     let (held_ms, revision, problem) = (None, None, None);
     let view = CopyView { from, to, phase, read: 0, written: 0, bytes: 0, held_ms, revision, problem };
-    MoveRecord { request, meant: None, looked: None, before: Some(Revision(1)), view }
+    MoveRecord { since: None, request, meant: None, looked: None, before: Some(Revision(1)), view }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -68,7 +68,7 @@ impl Work<'_> {
             let state = self.mover.state.lock();
             state.reports_of(self.id).values().any(|app| app.serving.is_some() || app.phase == Phase::Failed)
         };
-        while !is_up() && Instant::now() < until && !self.mover.stop.is_cancelled() {
+        while !is_up() && Instant::now() < until && !self.mover.stop.is_cancelled() && self.mover.has(self.id) {
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -77,7 +77,12 @@ impl Work<'_> {
     pub(super) async fn current(&mut self) -> Result<Current, Problem> {
         loop {
             match self.mover.writer.current(self.id).await {
-                Ok(current) => return Ok(current),
+                Ok(current) if current.head.since == self.record.since => return Ok(current),
+                // The app is deleted, and another has its name.
+                Ok(_) => {
+                    self.calls = Calls::Wait;
+                    return Err(cancelled());
+                }
                 Err(refusal) if refusal.problem.code == Code::NotFound => {
                     self.calls = Calls::Wait;
                     return Err(cancelled());
@@ -96,7 +101,7 @@ impl Work<'_> {
         if self.mover.stop.is_cancelled() {
             return Err(cancelled());
         }
-        if !self.mover.lock().contains_key(self.id) {
+        if !self.mover.has(self.id) {
             // The app is deleted.
             self.calls = Calls::Wait;
             return Err(cancelled());
