@@ -1,4 +1,5 @@
-# A component that answers HTTP, on a port that Nomad chooses.
+# The counter of examples/counter, on a port that Nomad chooses, its keys kept with the allocation. Its folder is served by
+# `python3 -m http.server --bind 127.0.0.1 --directory examples/counter 8000`, on the client.
 job "hello" {
   datacenters = ["dc1"]
 
@@ -11,17 +12,21 @@ job "hello" {
       driver = "wasm"
 
       config {
-        component = "local/hello.wasm"
+        component = "local/counter.wasm"
 
         http {
           port = "http"
         }
+
+        link "wasi:keyvalue" {
+          provider = "embedded"
+        }
       }
 
       artifact {
-        source = "https://artifacts.example.com/hello.wasm"
+        source = "http://127.0.0.1:8000/counter.wasm"
         options {
-          checksum = "sha256:0f343b0931126a20f133d67c2b018a3b5a5e6d4b5a5f8d0f2f0b9d0e4b0f8b3a"
+          checksum = "sha256:80c33060c2531f3698f5ead93ab668282f6998d71ea22115f26bec336f44bc19"
         }
       }
 

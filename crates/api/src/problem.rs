@@ -36,7 +36,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The manifest has problems; they are listed.
+    /// The manifest has problems; they are listed. Or a setting of a provider that only its start finds out about is wrong.
     ManifestInvalid = "manifest-invalid", 422, 1;
     /// The request itself cannot be read.
     RequestInvalid = "request-invalid", 400, 2;
@@ -74,7 +74,7 @@ codes! {
     StartFailed = "start-failed", 422, 1;
     /// No instance of the component can be made, or what it answers to its `health` path is an error.
     ProbeFailed = "probe-failed", 422, 1;
-    /// A provider cannot be reached or refused its settings.
+    /// A provider cannot be reached, or refused what it was asked.
     ProviderUnavailable = "provider-unavailable", 422, 1;
     /// The data behind this link cannot be copied: another contract, or a component as a provider.
     CopyUnsupported = "copy-unsupported", 422, 1;

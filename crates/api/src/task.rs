@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -224,10 +224,32 @@ pub struct Groups {
 impl Groups {
     /// How often the kernel has killed something in here because memory ran out.
     pub fn killed(&self) -> u64 {
-        let text = self.oom.as_ref().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
-        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
-        count.unwrap_or(0)
+        self.oom.as_deref().and_then(|file| count(file, "oom_kill ")).unwrap_or(0)
     }
+
+    /// How often the memory of the group itself was used up; `None` where the kernel does not say. Where something in here was
+    /// killed and it was not, memory ran out around it: on the machine, or in a group that this one is in.
+    pub fn used_up(&self) -> Option<u64> {
+        let file = self.oom.as_deref()?;
+        // Version 2: `max` also counts what was freed again.
+        if let Some(times) = count(file, "oom ") {
+            return Some(times);
+        }
+        // Version 1 counts at each of two limits, which are the same: at that of memory and swap first, where there is one. Newer
+        // kernels do not count there; what the group had at most is at its limit then, but for less than they charge at once.
+        let at = |name| count(&file.with_file_name(name), "");
+        let both = [at("memory.failcnt"), at("memory.memsw.failcnt")];
+        let times = both.into_iter().flatten().reduce(u64::saturating_add)?;
+        let (most, limit) = (at("memory.max_usage_in_bytes"), at("memory.limit_in_bytes"));
+        let was_full = most.zip(limit).is_some_and(|(most, limit)| most >= limit.saturating_sub(limit / 64));
+        Some(times.saturating_add(u64::from(was_full)))
+    }
+}
+
+/// A number in a file of the kernel's, in the line that begins so.
+fn count(file: &Path, begins: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(begins)?.trim().parse().ok())
 }
 
 /// Where a component comes from.
@@ -289,7 +311,7 @@ pub struct TaskExit {
     /// What went wrong.
     #[serde(default)]
     pub problem: Option<Problem>,
-    /// It ran out of the memory it was given.
+    /// It was killed because memory ran out: that which it was given, or that of the machine.
     #[serde(default)]
     pub oom: bool,
     /// It was running: what went wrong is no failure to start.

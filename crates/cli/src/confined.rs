@@ -47,14 +47,26 @@ pub fn host(tenant: model::TenantName, shard: u32, stage: &Stage) -> anyhow::Res
     Ok(0)
 }
 
-/// A compilation.
+/// A compilation. One that could not be confined, or otherwise not begun or ended, is told by its exit code from one that refuses
+/// its component.
 ///
 /// # Errors
-/// When it is not confined, or the component does not compile within the limits.
+/// When the component does not compile within the limits.
 pub fn compiler(world: &str, engine: Option<&str>, stage: &Stage) -> anyhow::Result<u8> {
-    let Some(spec) = second(stage)? else { return first(stage) };
-    compile::run(world, engine, || inner::enter(&spec, Role::Compiler, Files::default()))?;
-    Ok(0)
+    let not_ready = |cause: anyhow::Error| {
+        eprintln!("Error: {cause:#}");
+        Ok(sandbox::NOT_READY)
+    };
+    let spec = match second(stage) {
+        Ok(Some(spec)) => spec,
+        Ok(None) => return first(stage).or_else(not_ready),
+        Err(cause) => return not_ready(cause),
+    };
+    match compile::run(world, engine, || inner::enter(&spec, Role::Compiler, Files::default())) {
+        Ok(()) => Ok(0),
+        Err(compile::Failure::NotReady(cause)) => not_ready(cause),
+        Err(compile::Failure::Refused(cause)) => Err(cause),
+    }
 }
 
 /// The databases of a tenant.

@@ -84,7 +84,9 @@ impl StartError {
             Self::Ended { .. } => Code::NotFound,
             Self::Link { .. } | Self::BadLink { .. } => Code::LinkMissing,
             Self::Probe { .. } => Code::ProbeFailed,
-            Self::Settings { .. } | Self::Provider { .. } => Code::ProviderUnavailable,
+            // What is written there stays wrong, however often it is read.
+            Self::Settings { .. } => Code::ManifestInvalid,
+            Self::Provider { .. } => Code::ProviderUnavailable,
         }
     }
 }
@@ -93,6 +95,7 @@ impl From<StartError> for Problem {
     fn from(error: StartError) -> Self {
         let help = match &error {
             StartError::Provider { .. } => "start the provider's server, or link to another provider",
+            StartError::Settings { .. } => "correct the settings of the provider, or of the link to it",
             StartError::Link { .. } => "link the interface in app.toml, or build the component without it",
             _ => return Problem::new(error.code(), error.to_string()),
         };

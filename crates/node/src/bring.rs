@@ -8,6 +8,7 @@ use std::time::Duration;
 use api::{Code, Problem};
 use model::observed::{Phase, Reason};
 use model::{AppName, Revision};
+use store::blobs::BlobError;
 use store::keys::RevisionRecord;
 use store::{Store, keys};
 use tokio::sync::mpsc;
@@ -58,8 +59,8 @@ pub(crate) enum Progress {
     Phase(Phase),
     /// The revision can be served.
     Up(Arc<Prepared>),
-    /// It cannot; `again`: trying later may help.
-    Failed { reason: Reason, again: bool },
+    /// It cannot; whether trying later may help.
+    Failed { reason: Reason, again: Again },
     /// It was given up.
     Cancelled,
     /// A revision that no longer serves has left the hosts.
@@ -78,12 +79,12 @@ pub(crate) enum Progress {
 
 struct Failure {
     reason: Reason,
-    again: bool,
+    again: Again,
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self { reason: problem.reason(), again: problem.code.may_pass() }
+        Self { reason: problem.reason(), again: problem.code.may_pass().into() }
     }
 }
 
@@ -132,7 +133,7 @@ impl Job {
             self.tell(Progress::Phase(Phase::Probing));
             let shards = self.front.only(loader.shard);
             // What it is asked may depend on something beside it, and that may come back.
-            let unwell = |reason| Failure { reason, again: true };
+            let unwell = |reason| Failure { reason, again: Again::Yes };
             probe::well(&self.tenant, &prepared, &shards).await.map_err(unwell)?;
         }
         Ok(prepared)
@@ -238,7 +239,7 @@ async fn wait_ready(host: &HostRef) -> Result<(), Failure> {
     };
     match seen.map_err(|_| late())?.as_deref() {
         Ok(HostState::Ready) => Ok(()),
-        Ok(HostState::Degraded(reason)) => Err(Failure { reason: reason.clone(), again: true }),
+        Ok(HostState::Degraded(reason)) => Err(Failure { reason: reason.clone(), again: Again::Yes }),
         Ok(HostState::Starting(_) | HostState::Stopped) | Err(_) => {
             Err(Problem::new(Code::Unreachable, format!("host {} was stopped", host.shard)).into())
         }
@@ -256,14 +257,52 @@ async fn wait_restart(host: &HostRef) -> Result<(), Failure> {
     wait_ready(host).await
 }
 
+/// Whether what failed is worth another try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// It is the revision's own.
+    No,
+    /// It may be, and may as well be the machine's: so often, [`TRIES`].
+    Few,
+    /// Something beside it is away: for as long as the revision is wanted.
+    Yes,
+}
+
+/// How often what may be the component's own fault, and may as well be the machine's, is tried.
+pub(crate) const TRIES: u32 = 5;
+
+impl From<bool> for Again {
+    fn from(may_pass: bool) -> Self {
+        if may_pass { Self::Yes } else { Self::No }
+    }
+}
+
+/// What is told of the last of [`TRIES`]: nobody waits for another one.
+pub(crate) fn given_up(reason: Reason) -> Reason {
+    let message = format!("{}; that was the last of {TRIES} tries", reason.message);
+    Reason { code: Code::CompileFailed.as_str().to_owned(), message, ..reason }
+}
+
 /// Why there is no code, and whether that may pass.
-pub(crate) fn refusal(cause: &ArtifactError) -> (Problem, bool) {
+pub(crate) fn refusal(cause: &ArtifactError) -> (Problem, Again) {
     let (code, again) = match cause {
-        ArtifactError::Blob { .. } => (Code::ArtifactMissing, false),
-        ArtifactError::Compile { cause: CompileError::Spawn(_), .. } => (Code::Busy, true),
-        ArtifactError::Compile { .. } => (Code::CompileFailed, false),
-        ArtifactError::Cache { .. } => (Code::StoreUnavailable, true),
-        ArtifactError::Fingerprint(_) => (Code::Internal, false),
+        ArtifactError::Blob { cause, .. } => match &**cause {
+            BlobError::CannotRead { .. } | BlobError::CannotWrite { .. } => (Code::StoreUnavailable, Again::Yes),
+            BlobError::Missing(_) | BlobError::Damaged { .. } | BlobError::Mismatch { .. } => {
+                (Code::ArtifactMissing, Again::No)
+            }
+        },
+        ArtifactError::Unread { .. } => (Code::Busy, Again::Yes),
+        ArtifactError::Compile { cause, .. } => match cause {
+            CompileError::Spawn(_) | CompileError::NotReady(_) => (Code::Busy, Again::Yes),
+            // A component that takes all memory, or all time, does so each time.
+            CompileError::Killed | CompileError::TimedOut(_) => (Code::Busy, Again::Few),
+            CompileError::Refused(_) | CompileError::Crashed { .. } | CompileError::TooLarge(_) => {
+                (Code::CompileFailed, Again::No)
+            }
+        },
+        ArtifactError::Cache { .. } => (Code::StoreUnavailable, Again::Yes),
+        ArtifactError::Fingerprint(_) => (Code::Internal, Again::No),
     };
     (Problem::new(code, cause.to_string()), again)
 }
@@ -276,10 +315,35 @@ mod tests {
     fn what_may_pass_is_tried_again_and_what_is_the_revisions_own_is_not() {
         let again = |code| Failure::from(Problem::new(code, "x")).again;
         for code in [Code::ProviderUnavailable, Code::TimedOut, Code::Unreachable, Code::StoreUnavailable, Code::Busy] {
-            assert!(again(code), "{code:?}");
+            assert_eq!(again(code), Again::Yes, "{code:?}");
         }
         for code in [Code::ProbeFailed, Code::LinkMissing, Code::StartFailed, Code::CompileFailed, Code::NotFound] {
-            assert!(!again(code), "{code:?}");
+            assert_eq!(again(code), Again::No, "{code:?}");
         }
+    }
+
+    /// What the machine is short of for the moment is no fault of a component, and fails no task of a scheduler for good.
+    #[test]
+    fn a_compilation_that_the_machine_did_not_let_run_is_not_the_components_fault() {
+        let digest = model::Digest::of(b"x");
+        let compile = |cause| refusal(&ArtifactError::Compile { digest, cause });
+        let told = |(problem, again): (Problem, Again)| (problem.code, again);
+        assert_eq!(told(compile(CompileError::Spawn("x".into()))), (Code::Busy, Again::Yes));
+        assert_eq!(told(compile(CompileError::NotReady("x".into()))), (Code::Busy, Again::Yes));
+        for cause in [CompileError::Killed, CompileError::TimedOut(Duration::from_secs(600))] {
+            assert_eq!(told(compile(cause)), (Code::Busy, Again::Few), "not for ever");
+        }
+        let crashed = CompileError::Crashed { signal: 6, words: String::new() };
+        for cause in [CompileError::Refused("x".into()), crashed, CompileError::TooLarge(1)] {
+            assert_eq!(told(compile(cause)), (Code::CompileFailed, Again::No));
+        }
+        let blob = |cause| told(refusal(&ArtifactError::Blob { digest, cause: Arc::new(cause) }));
+        let (path, cause) = ("x".to_owned(), "too many open files".to_owned());
+        let unread = BlobError::CannotRead { path: path.clone(), cause: cause.clone() };
+        assert_eq!(blob(unread), (Code::StoreUnavailable, Again::Yes));
+        assert_eq!(blob(BlobError::CannotWrite { path: path.clone(), cause }), (Code::StoreUnavailable, Again::Yes));
+        assert_eq!(blob(BlobError::Missing(digest)), (Code::ArtifactMissing, Again::No));
+        assert_eq!(blob(BlobError::Damaged { path, actual: digest }), (Code::ArtifactMissing, Again::No));
+        assert_eq!(told(refusal(&ArtifactError::Unread { digest })), (Code::Busy, Again::Yes));
     }
 }

@@ -10,13 +10,11 @@ use api::{Code, Problem};
 use model::{AppName, Digest, Revision, World};
 
 use crate::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
-use crate::bring::refusal;
+use crate::bring::{Again, TRIES, given_up, refusal};
 use crate::tenant::{Prepared, Tenant};
 
 /// After a failure that may pass.
 const AGAIN: Duration = Duration::from_secs(30);
-/// How often what may be the component's own fault, and may as well be the machine's, is tried.
-const TRIES: u32 = 5;
 
 /// A revision that an engine has not all code of.
 #[derive(Debug)]
@@ -62,6 +60,12 @@ pub(crate) async fn uncompiled(
     looked.await.unwrap_or_default()
 }
 
+/// What is told of the last try.
+fn spent(problem: Problem) -> Problem {
+    let told = given_up(problem.reason());
+    Problem { code: Code::CompileFailed, detail: told.message, ..problem }
+}
+
 /// Has it made. What may pass is tried again, for as long as hosts of the tenant are to have the revision.
 ///
 /// # Errors
@@ -75,15 +79,15 @@ pub(crate) async fn make(artifacts: &Artifacts, tenant: &Tenant, wanted: &Uncomp
         let (problem, again) = refusal(&cause);
         // It was compiled before: where it takes too long, others had the cores.
         let late = matches!(cause, ArtifactError::Compile { cause: CompileError::TimedOut(_), .. });
-        // Its compiler may have been killed for want of memory, and the artifact not readable for the moment.
-        let crashed = matches!(
+        // Its compiler may have crashed for want of memory, and the artifact be damaged for the moment.
+        let odd = matches!(
             cause,
             ArtifactError::Compile { cause: CompileError::Crashed { .. }, .. } | ArtifactError::Blob { .. }
         );
         tries += 1;
-        let may_pass = again || late || crashed && tries < TRIES;
+        let may_pass = again == Again::Yes || late || (again == Again::Few || odd) && tries < TRIES;
         if !may_pass {
-            return Err(problem);
+            return Err(if again == Again::Few { spent(problem) } else { problem });
         }
         tracing::warn!(tenant = %tenant.name, %app, %revision, %cause, "code cannot be made now, and is tried again");
         tokio::time::sleep(AGAIN).await;

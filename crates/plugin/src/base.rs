@@ -33,11 +33,15 @@ impl<D: Driver> BasePlugin for Base<D> {
     }
 
     async fn set_config(&self, request: Request<SetConfigRequest>) -> Result<Response<SetConfigResponse>, Status> {
-        let SetConfigRequest { msgpack_config, plugin_api_version, .. } = request.into_inner();
+        let SetConfigRequest { msgpack_config, nomad_config, plugin_api_version } = request.into_inner();
         if !plugin_api_version.is_empty() && plugin_api_version.trim_start_matches('v') != API.trim_start_matches('v') {
             return Err(Status::invalid_argument(format!("this plugin speaks {API}, not {plugin_api_version}")));
         }
         self.0.configure(&msgpack_config)?;
+        // While it only tries the block, an agent says nothing of itself.
+        if let Some(client) = nomad_config.and_then(|nomad| nomad.driver) {
+            self.0.client(&client);
+        }
         Ok(Response::new(SetConfigResponse {}))
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
+pub use crate::contracts::hashicorp::nomad::plugins::base::proto::NomadDriverConfig as Client;
 pub use crate::contracts::hashicorp::nomad::plugins::drivers::proto::{
     ExecTaskResponse as Executed, ExitResult, HostsConfig, NetworkIsolationSpec, NetworkOverride, TaskConfig,
     TaskHandle, TaskState, TaskStatus, network_isolation_spec::Mode,
@@ -161,6 +162,11 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// What is wrong with it: the agent does not start then, and says this.
     fn configure(&self, block: &[u8]) -> Result<(), Failure>;
+    /// What the agent's client says of itself, after [`Driver::configure`]: in the process that it keeps, and not where it only
+    /// tries the block.
+    fn client(&self, client: &Client) {
+        let _ = client;
+    }
     /// The block `config` of a task.
     fn task_schema(&self) -> Spec;
     /// What it can do.

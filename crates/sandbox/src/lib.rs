@@ -32,6 +32,10 @@ pub use view::View;
 /// them, it asks no limit but this one, which it takes for a refusal (`core(5)`, `do_coredump`): with 0 it would hand it over.
 pub const NO_CORE: u64 = 1;
 
+/// The exit code of a process that could not be confined, or made ready otherwise, and so ran nothing: what it was to do is not
+/// judged by it. (`EX_TEMPFAIL`.)
+pub const NOT_READY: u8 = 75;
+
 /// One thing the kernel does for us. Any other may fail and this one still holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

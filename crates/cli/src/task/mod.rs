@@ -4,6 +4,7 @@
 mod adapt;
 mod app;
 mod control;
+mod cores;
 mod exit;
 mod health;
 mod log;
@@ -71,10 +72,13 @@ pub fn run(dir: &Path) -> anyhow::Result<u8> {
 }
 
 /// Joins those of the task's groups that bound no memory, with whatever this process starts: what the platform does for the task,
-/// such as compiling it, has the task's share of the processor. In its memory is the host alone.
+/// such as compiling it, has the task's share of the processor. In its memory is the host alone. Of a group that
+/// bounds both it keeps to the cores ([`cores`]).
 fn join(groups: &Groups) -> anyhow::Result<()> {
-    let bounds_memory = |dir: &Path| ["memory.max", "memory.limit_in_bytes"].iter().any(|file| dir.join(file).exists());
-    for dir in groups.join.iter().filter(|dir| !bounds_memory(dir)) {
+    if let Some(group) = cores::beside(groups) {
+        cores::sit(group);
+    }
+    for dir in cores::joined(groups) {
         let file = dir.join("cgroup.procs");
         std::fs::write(&file, "0").with_context(|| format!("cannot join {}", file.display()))?;
     }

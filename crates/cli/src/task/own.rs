@@ -217,8 +217,8 @@ impl Own {
                 piece => drop(pieces.send(piece).await),
             }
         }
-        if memory.ran_out() {
-            return Err(used_up());
+        if let Some(whose) = memory.ran_out() {
+            return Err(used_up(whose));
         }
         Err(Problem::new(Code::StartFailed, "the process that ran the program ended before the program did")
             .help("its last words are in the log of the task's process"))

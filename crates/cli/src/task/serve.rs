@@ -21,7 +21,7 @@ use super::app::prepare;
 use super::control::Control;
 use super::output::Output;
 use super::own::{Names, Notes, start};
-use super::{log, used};
+use super::{cores, log, used};
 
 /// How long the last lines may take to be read.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -52,7 +52,7 @@ pub(super) async fn serve((dir, scratch): (&Path, &Path), spec: TaskSpec, outsid
         Ok(RunEnd { code, fault }) => (code, fault.map(|fault| Problem::new(Code::ComponentTrapped, fault))),
         Err(error) => (1, Some(crate::output::problem_of(&error))),
     };
-    let oom = memory.ran_out();
+    let oom = memory.ran_out().is_some();
     if let Some(problem) = &problem {
         tracing::error!(%problem, "the task ends");
         control.status.send_modify(|status| {
@@ -78,6 +78,9 @@ async fn run(
     let signal = telemetry::shutdown_signal().context("cannot wait for signals")?;
     control.listen(dir)?;
     tokio::spawn(log::keep_small());
+    if let Some(group) = cores::beside(&spec.groups) {
+        tokio::spawn(cores::follow(group.clone(), cores::EVERY));
+    }
     let mut stop = control.stop.subscribe();
     let asked = async {
         tokio::select! {
@@ -157,16 +160,34 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(5);
 /// kernel its count.
 pub(super) struct Memory {
     groups: Groups,
-    before: u64,
+    killed: u64,
+    used_up: Option<u64>,
+}
+
+/// Whose memory ran out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RanOut {
+    /// That which the task was given.
+    Own,
+    /// That of the machine, or of all that the task is in.
+    Machine,
 }
 
 impl Memory {
     fn of(groups: Groups) -> Self {
-        Self { before: groups.killed(), groups }
+        Self { killed: groups.killed(), used_up: groups.used_up(), groups }
     }
 
-    pub(super) fn ran_out(&self) -> bool {
-        self.groups.killed() > self.before
+    pub(super) fn ran_out(&self) -> Option<RanOut> {
+        if self.groups.killed() <= self.killed {
+            return None;
+        }
+        // Where it is not known, the nearest bound is the likeliest.
+        let own = match (self.groups.used_up(), self.used_up) {
+            (Some(now), Some(before)) => now > before,
+            _ => true,
+        };
+        Some(if own { RanOut::Own } else { RanOut::Machine })
     }
 }
 
@@ -175,15 +196,24 @@ impl Memory {
 async fn out_of_memory(memory: &Memory) -> Problem {
     loop {
         tokio::time::sleep(LOOK).await;
-        if memory.ran_out() {
-            return used_up();
+        if let Some(whose) = memory.ran_out() {
+            return used_up(whose);
         }
     }
 }
 
-pub(super) fn used_up() -> Problem {
-    Problem::new(Code::LimitReached, "the task used all the memory of its `resources` block and was killed")
-        .help("raise `memory` (or `memory_max`), or let it use less")
+pub(super) fn used_up(whose: RanOut) -> Problem {
+    match whose {
+        RanOut::Own => {
+            Problem::new(Code::LimitReached, "the task used all the memory of its `resources` block and was killed")
+                .help("raise `memory` (or `memory_max`), or let it use less")
+        }
+        RanOut::Machine => Problem::new(
+            Code::Busy,
+            "the machine ran out of memory and its kernel ended the task, which had not used up its own",
+        )
+        .help("look for what takes the client's memory, and keep some from jobs (`reserved` of the client)"),
+    }
 }
 
 /// Passes the lines of the component and the bytes of the program on until the node has ended and nothing has come for a
@@ -250,12 +280,47 @@ mod tests {
         let count = |killed: u64| std::fs::write(&oom, format!("oom_kill_disable 0\nunder_oom 0\noom_kill {killed}\n"));
         count(3).unwrap();
         let memory = Memory::of(Groups { join: Vec::new(), oom: Some(oom.clone()) });
-        assert!(!memory.ran_out(), "three earlier ones");
+        assert_eq!(memory.ran_out(), None, "three earlier ones");
         count(4).unwrap();
-        assert!(memory.ran_out());
+        assert_eq!(memory.ran_out(), Some(RanOut::Own), "as far as is known");
         count(3).unwrap();
-        assert!(!Memory::of(Groups { join: Vec::new(), oom: Some(oom.clone()) }).ran_out(), "the next run begins anew");
+        let next = Memory::of(Groups { join: Vec::new(), oom: Some(oom.clone()) });
+        assert_eq!(next.ran_out(), None, "the next run begins anew");
         // Where nothing is counted, nothing was killed.
-        assert!(!Memory::of(Groups::default()).ran_out());
+        assert_eq!(Memory::of(Groups::default()).ran_out(), None);
+    }
+
+    /// The kernel may choose a task that is within its bound where the whole machine has no memory left: that is no fault of
+    /// the job, whichever version of control groups counts it.
+    #[test]
+    fn a_machine_without_memory_is_told_from_a_task_that_used_up_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let memory = |name: &str| Memory::of(Groups { join: Vec::new(), oom: Some(dir.path().join(name)) });
+        // Version 2. What was freed in time (`max`) ended nobody.
+        write("memory.events", "low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\noom_group_kill 0\n");
+        let seen = memory("memory.events");
+        write("memory.events", "low 0\nhigh 0\nmax 9\noom 1\noom_kill 2\noom_group_kill 0\n");
+        assert_eq!(seen.ran_out(), Some(RanOut::Machine));
+        write("memory.events", "low 0\nhigh 0\nmax 12\noom 2\noom_kill 2\noom_group_kill 0\n");
+        assert_eq!(seen.ran_out(), Some(RanOut::Own));
+        // Version 1, where either of two limits that are the same may be the one that is met.
+        write("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n");
+        write("memory.failcnt", "4\n");
+        write("memory.memsw.failcnt", "0\n");
+        let seen = memory("memory.oom_control");
+        write("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n");
+        assert_eq!(seen.ran_out(), Some(RanOut::Machine));
+        write("memory.memsw.failcnt", "1\n");
+        assert_eq!(seen.ran_out(), Some(RanOut::Own));
+        // Or a kernel that counts nothing there.
+        write("memory.memsw.failcnt", "0\n");
+        write("memory.limit_in_bytes", "67108864\n");
+        write("memory.max_usage_in_bytes", "20000000\n");
+        assert_eq!(seen.ran_out(), Some(RanOut::Machine));
+        write("memory.max_usage_in_bytes", "67108000\n");
+        assert_eq!(seen.ran_out(), Some(RanOut::Own));
+        let told = used_up(RanOut::Machine);
+        assert!(told.code.may_pass() && told.detail.contains("the machine ran out of memory"), "{told}");
     }
 }

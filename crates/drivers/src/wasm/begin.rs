@@ -24,7 +24,7 @@ impl WasmDriver {
         dir: &Path,
     ) -> Result<Arc<Task>, Failure> {
         let spec = spec::spec(config, agent)?;
-        let sidereal = agent.sidereal().ok_or_else(|| Failure::recoverable(fingerprint::MISSING))?;
+        let sidereal = agent.sidereal().ok_or_else(|| Failure::recoverable(fingerprint::missing(agent)))?;
         remove(dir)?;
         make(dir)?;
         let bounds = if agent.enforce_resources { spec::bounds(config) } else { Bounds::default() };
@@ -34,10 +34,17 @@ impl WasmDriver {
         // Before anything that takes its time: a start that comes later finds this one.
         let lock = Task::intend(dir, &intent).inspect_err(|_| forget(dir))?;
         let begun = self.go_on(config, agent, (dir, lock), spec, (&sidereal, &bounds)).await;
-        begun.inspect_err(|_| forget(dir))
+        if begun.is_err() {
+            // Whatever was made for it is written down there: it goes last.
+            match Made::intended(name, &bounds).clear().await {
+                Ok(()) => forget(dir),
+                Err(left) => tracing::error!(task = %config.id, %left, "something is left of a start that failed"),
+            }
+        }
+        begun
     }
 
-    /// Goes on with a start that is written down. Its directory is for the caller to remove.
+    /// Goes on with a start that is written down. Its directory, and the groups that it names, are for the caller to remove.
     async fn go_on(
         &self,
         config: &TaskConfig,
@@ -60,14 +67,8 @@ impl WasmDriver {
         let known = api::task::REGISTRY_ENV.iter();
         spec.registry = known.filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
         self.say(config, "Bringing the component up");
-        let started = match self.wanted(&config.id) {
-            Ok(()) => Task::start(sidereal, (dir, lock), &spec, groups.clone(), &config.name).await,
-            Err(failure) => Err(failure),
-        };
-        if started.is_err() {
-            groups.clear().await;
-        }
-        started
+        self.wanted(&config.id)?;
+        Task::start(sidereal, (dir, lock), &spec, groups, &config.name).await
     }
 
     /// Ends other starts of this task that the agent does not know of: never a second copy.

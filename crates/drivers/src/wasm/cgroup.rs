@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use api::task::Groups;
+use plugin::Failure;
 use serde::{Deserialize, Serialize};
 
 /// Where the kernel shows control groups.
@@ -213,14 +214,23 @@ impl Made {
     }
 
     /// Removes what was made. A process that was killed leaves its groups a moment after it is gone for everybody else.
-    pub async fn clear(&self) {
+    ///
+    /// # Errors
+    /// Recoverable: which of them stay, because something is in them still.
+    pub async fn clear(&self) -> Result<(), Failure> {
         let until = tokio::time::Instant::now() + LEAVING;
         while !self.remove() {
             if tokio::time::Instant::now() > until {
-                return tracing::error!(groups = ?self.made, "control groups of a task stay behind: they are not empty");
+                let left: Vec<String> =
+                    self.made.iter().filter(|dir| dir.exists()).map(|dir| dir.display().to_string()).collect();
+                return Err(Failure::recoverable(format!(
+                    "control groups of the task are not empty and stay: {}; what is in them (`cgroup.procs`) has to end",
+                    left.join(", ")
+                )));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        Ok(())
     }
 }
 

@@ -25,7 +25,7 @@ const STORE_BYTES: ByteSize = ByteSize::mib(1024);
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct AgentConfig {
     #[serde(default)]
-    sidereal: Option<PathBuf>,
+    pub(super) sidereal: Option<PathBuf>,
     #[serde(default)]
     state_dir: Option<PathBuf>,
     /// Account keys whose signatures are accepted.

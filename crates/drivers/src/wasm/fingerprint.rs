@@ -32,9 +32,21 @@ const FIRST: Duration = Duration::from_millis(400);
 /// What is said then.
 const WAITS: &str = "the program `sidereal` is being tried and has not answered yet";
 
-/// What is wrong where there is no `sidereal`.
-pub const MISSING: &str = "the program `sidereal` is not on this machine: put it beside the plugin or on the PATH, or name \
-                           it by `sidereal` in the plugin's configuration";
+/// What is wrong where there is no `sidereal`: where the plugin's configuration names one, that is not there.
+pub fn missing(agent: &AgentConfig) -> String {
+    match &agent.sidereal {
+        Some(configured) => format!(
+            "{} is no file of this machine, and `sidereal` in the plugin's configuration names it as the program that runs \
+             tasks: put it there, correct the path, or take it away where `sidereal` is beside the plugin or on the PATH",
+            configured.display()
+        ),
+        None => {
+            "the program `sidereal` is not on this machine: put it beside the plugin or on the PATH, or name it by \
+                 `sidereal` in the plugin's configuration"
+                .to_owned()
+        }
+    }
+}
 
 /// Layers that the machine refuses, and why.
 pub type Refused = BTreeMap<Layer, String>;
@@ -118,7 +130,7 @@ pub fn stream(agent: AgentConfig, found: Known) -> BoxStream<'static, Fingerprin
 
 async fn look(agent: &AgentConfig, known: &mut Option<Isolation>, found: &Known) -> Fingerprint {
     let without = |health, description: String| Fingerprint { health, description, attributes: Vec::new() };
-    let Some(sidereal) = agent.sidereal() else { return without(Health::Undetected, MISSING.to_owned()) };
+    let Some(sidereal) = agent.sidereal() else { return without(Health::Undetected, missing(agent)) };
     let version = match version(&sidereal).await {
         Ok(version) => version,
         Err(why) => return without(Health::Unhealthy, format!("{} does not work: {why}", sidereal.display())),

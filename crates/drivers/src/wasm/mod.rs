@@ -231,9 +231,13 @@ impl Driver for WasmDriver {
         let task = begun.inspect_err(|_| self.asked.end(&config.id))?;
         drop(turn);
         if let Err(failure) = task.runs(STARTED).await {
-            task.kill().await;
-            task.state.groups.clear().await;
-            forget(&dir);
+            // What does not end is ended by the next start of the task, or when it is looked for.
+            match task.finish().await {
+                Ok(()) => forget(&dir),
+                Err(left) => {
+                    tracing::error!(task = %config.id, %left, "something is left of a task that did not start")
+                }
+            }
             self.asked.end(&config.id);
             return Err(failure);
         }
@@ -315,7 +319,7 @@ impl Driver for WasmDriver {
             },
         };
         match signal {
-            Some("SIGKILL") => task.kill().await,
+            Some("SIGKILL") => drop(task.kill().await),
             _ => task.stop(timeout).await,
         }
         Ok(())
@@ -331,8 +335,8 @@ impl Driver for WasmDriver {
         if task.ended().is_none() && !force {
             return Err(Failure::unrecoverable(format!("the task `{id}` still runs")));
         }
-        task.kill().await;
-        task.state.groups.clear().await;
+        // While anything is left it is known, here and by its directory: it can be asked for again.
+        task.finish().await?;
         remove(&task.state.dir)?;
         self.tasks.remove(id);
         self.asked.end(id);

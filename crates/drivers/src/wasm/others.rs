@@ -24,16 +24,13 @@ pub fn folder(state: &Path) -> PathBuf {
 /// Ends the task of this id and this directory, whatever is left of it, and removes what is left of it.
 ///
 /// # Errors
-/// Where the directory is another task's, where its process is not found, or cannot be removed.
+/// Where the directory is another task's, where its process is not found, or does not end, or cannot be removed. What says whose it
+/// is stays then.
 pub async fn end(dir: &Path, id: &str) -> Result<(), Failure> {
     match Noted::of(dir, id).await? {
         Noted::Nothing => {}
-        Noted::Intended(Intent { groups, .. }) => groups.clear().await,
-        Noted::Started(state) => {
-            let groups = state.groups.clone();
-            Task::found(state, id)?.kill().await;
-            groups.clear().await;
-        }
+        Noted::Intended(Intent { groups, .. }) => groups.clear().await?,
+        Noted::Started(state) => Task::found(state, id)?.finish().await?,
     }
     remove(dir)
 }

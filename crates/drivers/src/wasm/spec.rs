@@ -14,6 +14,7 @@ use super::kept;
 use super::ports::{beside, listen};
 use plugin::Failure;
 use plugin::config::decode;
+use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::Mount;
 use plugin::contracts::hashicorp::nomad::plugins::drivers::proto::network_isolation_spec::Mode;
 use plugin::driver::TaskConfig;
 
@@ -179,23 +180,35 @@ impl TaskDir<'_> {
     }
 }
 
+/// A volume where the job mounts it.
+fn volume(mount: &Mount) -> Result<TaskFolder, Failure> {
+    let bad = |why: String| Err(Failure::unrecoverable(format!("the volume mounted at `{}`: {why}", mount.task_path)));
+    if !mount.task_path.starts_with('/') {
+        return bad("write an absolute `destination` in its `volume_mount`, such as \"/data\"".to_owned());
+    }
+    // What agents say where the job says nothing is `private`, or nothing at all.
+    if !matches!(mount.propagation_mode.as_str(), "" | "private") {
+        let mode = &mount.propagation_mode;
+        return bad(format!(
+            "`propagation_mode` is `{mode}`, and a component sees what is in the folder as it is opened, by no mount of its own; \
+             write `private`, or take it away"
+        ));
+    }
+    if !mount.selinux_label.is_empty() {
+        return bad("this driver labels nothing for SELinux; take `selinux_label` away".to_owned());
+    }
+    let place = Place { root: PathBuf::from(&mount.host_path), path: PathBuf::new() };
+    if !place.root.is_absolute() {
+        return bad(format!("its place on the client, `{}`, is no absolute path", mount.host_path));
+    }
+    let folder = Folder { name: mount.task_path.clone(), writable: !mount.readonly };
+    Ok(TaskFolder { place, folder, make: false })
+}
+
 /// The folders that the job grants: those of the task that its `config` names, and volumes where it mounts them.
 fn folders(task: &TaskConfig, options: &TaskOptions, dir: &TaskDir<'_>) -> Result<Vec<TaskFolder>, Failure> {
     let own = options.folder.iter().map(|(written, FolderOptions { writable })| dir.folder(written, *writable));
-    let mounted = task.mounts.iter().map(|mount| {
-        let place = Place { root: PathBuf::from(&mount.host_path), path: PathBuf::new() };
-        match place.root.is_absolute() && mount.task_path.starts_with('/') {
-            true => {
-                let folder = Folder { name: mount.task_path.clone(), writable: !mount.readonly };
-                Ok(TaskFolder { place, folder, make: false })
-            }
-            false => Err(Failure::unrecoverable(format!(
-                "the volume mounted at {} is no folder; a component can use folders alone",
-                mount.task_path
-            ))),
-        }
-    });
-    let folders: Vec<TaskFolder> = own.chain(mounted).collect::<Result<_, _>>()?;
+    let folders: Vec<TaskFolder> = own.chain(task.mounts.iter().map(volume)).collect::<Result<_, _>>()?;
     if folders.len() > MAX_FOLDERS {
         return Err(Failure::unrecoverable(format!(
             "the task has {} folders, and {MAX_FOLDERS} are the most",
@@ -267,6 +280,34 @@ mod tests {
         let shared = PathBuf::from("/nonexistent/alloc/alloc");
         assert_eq!(told.stdout, Place { root: shared, path: "logs/.web.stdout.fifo".into() });
         assert_eq!(told.stderr, Place { root: "/dev".into(), path: "null".into() });
+    }
+
+    /// What a job asks of a volume is done, or refused with what to write instead.
+    #[test]
+    fn volumes_are_mounted_as_the_job_says_or_not_at_all() {
+        let told = |mount: Mount| {
+            let mut task = task(json!({"component": "a.wasm"}));
+            task.mounts = vec![mount];
+            spec(&task, &AgentConfig::default()).map(|spec| spec.folders)
+        };
+        let mount = Mount { task_path: "/data".into(), host_path: "/srv/data".into(), ..Mount::default() };
+        for mode in ["", "private"] {
+            let folders = told(Mount { propagation_mode: mode.into(), readonly: true, ..mount.clone() }).unwrap();
+            assert_eq!((folders[0].folder.name.as_str(), folders[0].folder.writable), ("/data", false), "{mode}");
+        }
+        for (odd, said) in [
+            (Mount { propagation_mode: "host-to-task".into(), ..mount.clone() }, "write `private`"),
+            (Mount { propagation_mode: "bidirectional".into(), ..mount.clone() }, "`bidirectional`"),
+            (Mount { selinux_label: "z".into(), ..mount.clone() }, "take `selinux_label` away"),
+            (Mount { task_path: "data".into(), ..mount.clone() }, "write an absolute `destination`"),
+            (Mount { host_path: "data".into(), ..mount.clone() }, "no absolute path"),
+        ] {
+            let refused = told(odd.clone()).unwrap_err();
+            assert_eq!(refused.class, plugin::Class::Unrecoverable);
+            assert!(refused.message.contains(said), "{odd:?}: {}", refused.message);
+        }
+        // Who asked for it changes nothing.
+        assert!(told(Mount { request_name: "data".into(), ..mount }).is_ok());
     }
 
     #[test]

@@ -186,8 +186,9 @@ impl Task {
         if exit.as_ref().is_some_and(|exit| exit.ran) {
             return Ok(());
         }
+        let oom = exit.as_ref().is_some_and(|exit| exit.oom);
         Err(match exit.and_then(|exit| exit.problem) {
-            Some(problem) => failure(&problem),
+            Some(problem) => failure(&problem, oom),
             None => {
                 let words = last_words(&self.state.dir).map_or_else(String::new, |words| format!(": {words}"));
                 let signal = if ended.result.signal == 0 { "" } else { ", killed" };
@@ -226,22 +227,41 @@ impl Task {
         if tokio::time::timeout(timeout, asked).await.is_err() {
             tracing::info!(task = %self.name, ?timeout, "a task did not end in time and is killed");
         }
+        // Whoever asks for the end of what is left says so when it is destroyed.
         self.kill().await;
     }
 
-    /// Ends it at once, with everything it started.
-    pub async fn kill(&self) {
+    /// Ends it at once, with everything it started. How many processes do not end: the kernel cannot end one that waits for a disk
+    /// that does not answer.
+    pub async fn kill(&self) -> usize {
         if let Some(process) = &self.process {
             process.kill();
         }
         self.wait().await;
         if self.state.boot != boot() {
-            return;
+            return 0;
         }
         let left = clear(self.state.process, self.over()).await;
         if left > 0 {
             tracing::error!(task = %self.name, left, "processes of a task do not end");
         }
+        left
+    }
+
+    /// Ends it at once, and removes its control groups: nothing is left of it then but its directory.
+    ///
+    /// # Errors
+    /// Recoverable: what is left. Its directory says so, and is not to be removed.
+    pub async fn finish(&self) -> Result<(), Failure> {
+        let left = self.kill().await;
+        let groups = self.state.groups.clear().await;
+        if left > 0 {
+            return Err(Failure::recoverable(format!(
+                "{left} processes of the task do not end, of the session {}",
+                self.state.process.pid
+            )));
+        }
+        groups
     }
 
     /// When it ended, as it wrote down, or as it was seen; `None` where neither is so. What began later is not its own.
@@ -252,9 +272,11 @@ impl Task {
     }
 }
 
-/// As what an agent takes it: what is about something beside the task may pass.
-fn failure(problem: &Problem) -> Failure {
+/// As what an agent takes it: what is about something beside the task may pass. So may what was killed because memory ran out
+/// (`oom`): how much a start takes depends on what else is there.
+fn failure(problem: &Problem, oom: bool) -> Failure {
     let class = match problem.code {
+        _ if oom => Class::Recoverable,
         Code::Unreachable | Code::TimedOut | Code::StoreUnavailable | Code::Busy | Code::ProviderUnavailable => {
             Class::Recoverable
         }
@@ -278,6 +300,19 @@ mod tests {
     fn state(dir: &Path, pid: i32) -> State {
         let process = Seen::of(pid).unwrap().map_or(Identity { pid, started: 1 }, |seen| seen.identity);
         State { dir: dir.to_owned(), process, boot: boot(), groups: Made::default() }
+    }
+
+    #[test]
+    fn what_the_machine_lacks_is_no_fault_of_the_job() {
+        let class = |code, oom| failure(&Problem::new(code, "x"), oom).class;
+        assert_eq!(class(Code::LimitReached, true), Class::Recoverable, "memory ran out");
+        assert_eq!(class(Code::LimitReached, false), Class::Unrecoverable, "a limit of the component's own");
+        for code in [Code::Busy, Code::StoreUnavailable, Code::TimedOut, Code::ProviderUnavailable, Code::StartFailed] {
+            assert_eq!(class(code, false), Class::Recoverable, "{code:?}");
+        }
+        for code in [Code::CompileFailed, Code::ArtifactMissing, Code::ManifestInvalid, Code::LinkMissing] {
+            assert_eq!(class(code, false), Class::Unrecoverable, "{code:?}");
+        }
     }
 
     /// What began after a task ended has its session's number and is somebody else's, whether the end was written down or seen.

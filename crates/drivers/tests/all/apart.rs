@@ -292,3 +292,31 @@ async fn the_fingerprint_says_which_layers_there_are() {
     assert!(refused.message().contains("runs every component as its own") && !is_recoverable(&refused), "{refused}");
     agent.destroy(alloc.id(), true).await.unwrap();
 }
+
+/// 11: what lets no compilation begin says nothing of its component, whatever words it has: its exit code is its own.
+#[test]
+fn a_compilation_that_cannot_be_confined_is_told_from_one_that_is_refused() {
+    use std::io::Write as _;
+    let compile = |waived: &[&str], groups: &[&str]| {
+        let spec = json!({"waived": waived, "cgroups": groups}).to_string();
+        // The platform holds the other end of a socket there, by which it sees when that is gone.
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let child = Command::new(sidereal())
+            .args(["compile", "--world", "p2", "--sandbox", &spec])
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop((&ours).write_all(b"no component"));
+        ours.shutdown(std::net::Shutdown::Write).unwrap();
+        let out = child.wait_with_output().unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let all = ["uid", "user", "pid", "root", "net", "ipc", "uts", "caps", "landlock", "seccomp", "cgroup"];
+    let (code, said) = compile(&all[..10], &["/nonexistent"]);
+    assert_eq!(code, Some(i32::from(sandbox::NOT_READY)), "{said}");
+    assert!(said.contains("sandbox layer refused: cgroup"), "{said}");
+    let (code, said) = compile(&all, &[]);
+    assert_eq!(code, Some(1), "it is no component: {said}");
+}

@@ -135,6 +135,24 @@ fn every_example_is_understood() {
     assert!(seen.0 >= 2 && seen.1 >= 1, "{seen:?}");
 }
 
+/// What the page and its example name is in this repository, as it is.
+#[test]
+fn the_first_job_is_of_a_component_that_is_here() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let signer = read("examples/counter/signer.pub");
+    let trusts = format!("trust_anchors = [\"{}\"]", signer.trim());
+    for page in ["docs/nomad.md", "examples/nomad/agent.hcl"] {
+        assert!(read(page).contains(&trusts), "{page}: {trusts}");
+    }
+    let digest = model::Digest::of(&std::fs::read(root().join("examples/counter/counter.wasm")).unwrap());
+    assert!(example("hello.nomad.hcl").contains(&format!("checksum = \"{digest}\"")), "{digest}");
+    let command = "python3 -m http.server --bind 127.0.0.1 --directory examples/counter 8000";
+    for page in ["docs/nomad.md", "examples/nomad/hello.nomad.hcl"] {
+        let text = read(page);
+        assert!(text.contains(command) && text.contains("http://127.0.0.1:8000/counter.wasm"), "{page}");
+    }
+}
+
 #[test]
 fn the_snippets_of_the_page_are_understood() {
     let page = std::fs::read_to_string(root().join("docs/nomad.md")).unwrap();

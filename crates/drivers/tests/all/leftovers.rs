@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use drivers::wasm::kept::GONE_FOR;
 use drivers::wasm::process::Seen;
+use plugin::error::is_recoverable;
 use serde_json::json;
 
-use crate::agent::{Agent, pid_of, until};
+use crate::agent::{Agent, groups, pid_of, until};
 use crate::apart::kept_of;
 
 /// Makes a file look as if it had been written long ago.
@@ -140,4 +141,62 @@ async fn an_end_on_a_full_disk_is_still_the_end() {
             agent.destroy(alloc.id(), true).await.unwrap();
         }
     }
+}
+
+/// A process of this test, in every control group of a task, with which it has nothing else to do. Ended when dropped.
+struct Holder(std::process::Child);
+
+impl Holder {
+    fn of(id: &str) -> Self {
+        let child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        for group in groups(id) {
+            std::fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        drop((self.0.kill(), self.0.wait()));
+    }
+}
+
+/// 15: what does not end, as a process that waits for a disk does not, is said, and known until it has: to whoever asks once more,
+/// to the next start of the task, and to the next plugin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_ended_is_not_forgotten() {
+    let mut agent = Agent::start().await;
+    let mut alloc = agent.alloc("busy", "hello");
+    agent.start_task(&alloc.config).await.unwrap();
+    let first = alloc.id().to_owned();
+    if groups(&first).is_empty() {
+        return crate::not_run("a control group that is not empty: this user can make none");
+    }
+    let dir = agent.task_state(&first);
+    let holder = Holder::of(&first);
+    let refused = agent.destroy(&first, true).await.unwrap_err();
+    assert!(is_recoverable(&refused), "{refused}");
+    let group = groups(&first)[0].display().to_string();
+    assert!(refused.message().contains(&group), "it says which: {refused}");
+    assert!(dir.is_dir() && alloc.get("/").await.is_err(), "the task itself has ended");
+    // The next plugin knows it as well.
+    let mut agent = agent.relaunch().await;
+    assert!(agent.destroy(&first, true).await.is_err() && dir.is_dir());
+    // Nor does a second copy begin beside it.
+    alloc.next_id();
+    alloc.read();
+    let refused = agent.start_task(&alloc.config).await.unwrap_err();
+    assert!(refused.message().contains(&group) && is_recoverable(&refused), "{refused}");
+    drop(holder);
+    agent.start_task(&alloc.config).await.unwrap();
+    assert!(groups(&first).is_empty() && !dir.exists(), "the next start has ended it");
+    // Whoever asks once more, where it is tracked.
+    let (second, dir) = (alloc.id().to_owned(), agent.task_state(alloc.id()));
+    let holder = Holder::of(&second);
+    assert!(agent.destroy(&second, true).await.is_err() && dir.is_dir());
+    drop(holder);
+    agent.destroy(&second, true).await.unwrap();
+    assert!(groups(&second).is_empty() && !dir.exists());
+    assert!(agent.left().is_empty());
 }

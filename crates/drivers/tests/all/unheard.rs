@@ -72,7 +72,11 @@ async fn a_program_that_comes_and_goes_is_said_in_the_fingerprint() {
             let said = tokio::time::timeout_at(end.into(), fingerprints.message()).await;
             let said = said.expect("it is never said").unwrap().unwrap();
             if said.health == health {
-                assert_eq!(said.health_description.contains("not on this machine"), health == undetected, "{said:?}");
+                assert_eq!(
+                    said.health_description.contains("sidereal is no file of this machine"),
+                    health == undetected,
+                    "{said:?}"
+                );
                 assert_eq!(said.attributes.contains_key("driver.wasm"), health == healthy, "{said:?}");
                 break;
             }

@@ -100,7 +100,8 @@ async fn links_that_lead_nowhere_are_refused() {
     link(&mut app, "default", "cache", None);
     let mut redis = ProviderSpec::new(ProviderKind::KeyvalueRedis);
     app.providers.insert("cache".parse().unwrap(), redis.clone());
-    assert_eq!(code(rig.start(&app, 1, true).await), Code::ProviderUnavailable);
+    let refused = rig.start(&app, 1, true).await.unwrap_err();
+    assert_eq!(refused.code, Code::ManifestInvalid, "no other try reads other settings: {refused}");
     redis.config.insert("url".into(), "redis://10.0.0.1:6379".into());
     app.providers.insert("cache".parse().unwrap(), redis);
     let refused = rig.start(&app, 1, true).await.unwrap_err();

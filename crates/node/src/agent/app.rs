@@ -7,6 +7,7 @@ use model::observed::{AppObserved, Phase, Reason};
 use model::{Digest, ProviderName, Revision};
 use tokio_util::sync::CancellationToken;
 
+use crate::bring::TRIES;
 use crate::converge::{Actual, Hosts, Wanted, observe};
 use crate::serving::Serving;
 
@@ -29,6 +30,8 @@ pub(super) struct App {
     /// Why the last attempt failed, and how often it did.
     pub(super) failure: Option<Reason>,
     pub(super) tries: u32,
+    /// How often this revision failed for what may be its own fault.
+    pub(super) odd: Option<(Revision, u32)>,
     /// Revisions that are leaving the hosts: ends their patience.
     pub(super) leaving: HashMap<Revision, CancellationToken>,
     /// External providers of it that do not answer for longer.
@@ -53,6 +56,7 @@ impl Default for App {
             phase: Phase::Fetching,
             failure: None,
             tries: 0,
+            odd: None,
             leaving: HashMap::new(),
             ailing: BTreeMap::new(),
             compiling: Vec::new(),
@@ -90,6 +94,13 @@ impl App {
         self.wanted.is_none() && self.actual == Actual::default() && self.leaving.is_empty()
     }
 
+    /// Counts a failure of a revision that may be its own; whether it is tried again.
+    pub(super) fn may_try(&mut self, revision: Revision) -> bool {
+        let before = self.odd.filter(|(of, _)| *of == revision).map_or(0, |(_, tries)| tries);
+        self.odd = Some((revision, before + 1));
+        before + 1 < TRIES
+    }
+
     /// Counts a failure that may pass; the number of seconds to wait before the next try. There is always one: what the
     /// revision waits for may be away for longer than anybody looks.
     pub(super) fn try_again(&mut self) -> u64 {
@@ -110,5 +121,14 @@ mod tests {
         assert!(pauses[7..].iter().all(|pause| *pause == LONGEST));
         app.tries = u32::MAX;
         assert_eq!(app.try_again(), LONGEST);
+    }
+
+    /// A component whose compilation takes all memory of the machine does not do so for ever.
+    #[test]
+    fn what_may_be_the_revisions_own_is_tried_a_few_times() {
+        let mut app = App::default();
+        let tried = |app: &mut App, revision| (0..7).map(|_| app.may_try(Revision(revision))).collect::<Vec<_>>();
+        assert_eq!(tried(&mut app, 1), [true, true, true, true, false, false, false]);
+        assert_eq!(tried(&mut app, 2)[..5], [true, true, true, true, false], "the next one is another one");
     }
 }

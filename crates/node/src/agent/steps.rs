@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Agent;
 use super::wanted::seconds;
-use crate::bring::{Job, News, Progress, drain};
+use crate::bring::{Again, Job, News, Progress, drain, given_up};
 use crate::converge::{self, Step};
 use crate::external::ExternalEvent;
 use crate::publisher::Said;
@@ -210,6 +210,7 @@ impl Agent {
                 app.job = None;
                 app.failure = None;
                 app.tries = 0;
+                app.odd = None;
                 self.serve(&tenant, &name, prepared);
             }
             Progress::Cancelled => {
@@ -221,6 +222,12 @@ impl Agent {
                 app.actual.bringing = None;
                 app.job = None;
                 app.actual.failed = Some(revision);
+                let (reason, again) = match again {
+                    Again::Yes => (reason, true),
+                    Again::Few if app.may_try(revision) => (reason, true),
+                    Again::Few => (given_up(reason), false),
+                    Again::No => (reason, false),
+                };
                 app.failure = Some(reason);
                 if again {
                     let seconds = app.try_again();

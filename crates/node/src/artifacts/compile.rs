@@ -30,7 +30,7 @@ pub enum CompileError {
     /// The compiler refused the artifact; its last words.
     #[error("{0}")]
     Refused(String),
-    /// The compiler was ended by a signal: it crashed or ran into its limit of memory or CPU time.
+    /// The compiler was ended by a signal: it crashed or ran into its limit of memory.
     #[error("the compiler was ended by signal {signal} (its limits are memory and CPU time){words}")]
     Crashed {
         /// Which signal.
@@ -38,6 +38,13 @@ pub enum CompileError {
         /// `: ` and the child's last line, if it said anything.
         words: String,
     },
+    /// The compiler was killed. That it does not do itself, and its limits end it otherwise: somebody else did, most often the
+    /// kernel, where the machine has no memory left.
+    #[error("the compiler was killed, as the kernel does where the machine has no memory left")]
+    Killed,
+    /// The compiler could not be confined, or could not read or write; its last words.
+    #[error("the compiler cannot work now: {0}")]
+    NotReady(String),
     /// It took too long.
     #[error("compiling took longer than {} s", .0.as_secs())]
     TimedOut(Duration),
@@ -125,12 +132,18 @@ async fn read(source: Option<impl AsyncRead + Unpin>, limit: u64) -> std::io::Re
 fn verdict(status: ExitStatus, code: Vec<u8>, words: &[u8]) -> Result<Vec<u8>, CompileError> {
     let words = last_line(words);
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        if signal == rustix::process::Signal::KILL.as_raw() {
+            return Err(CompileError::Killed);
+        }
         let words = if words.is_empty() { words } else { format!(": {words}") };
         return Err(CompileError::Crashed { signal, words });
     }
     if !status.success() {
         let words = if words.is_empty() { format!("the compiler ended with {status} and said nothing") } else { words };
-        return Err(CompileError::Refused(words));
+        return Err(match status.code() == Some(i32::from(sandbox::NOT_READY)) {
+            true => CompileError::NotReady(words),
+            false => CompileError::Refused(words),
+        });
     }
     if code.is_empty() {
         return Err(CompileError::Refused("the compiler gave no code".into()));
@@ -170,6 +183,13 @@ mod tests {
             Ok(b"compile --world p2 --sandbox --engine ab12\n".to_vec())
         );
         assert!(matches!(compile("kill -SEGV $$", plain).await, Err(CompileError::Crashed { signal: 11, .. })));
+        assert_eq!(compile("kill -KILL $$", plain).await, Err(CompileError::Killed));
+        // What it says of itself by its exit code, and not what its words are: those may be a component's.
+        let words = "sandbox layer refused: net: making a network namespace: no space left";
+        let not_ready = compile(&format!("echo '{words}' >&2; exit {}", sandbox::NOT_READY), plain).await;
+        assert_eq!(not_ready, Err(CompileError::NotReady(words.into())));
+        let said = compile(&format!("echo '{words}' >&2; exit 1"), plain).await;
+        assert_eq!(said, Err(CompileError::Refused(words.into())));
         let refused = compile("echo first >&2; echo 'not a component' >&2; exit 1", plain).await;
         assert_eq!(refused, Err(CompileError::Refused("not a component".into())));
         assert!(matches!(compile("exit 0", plain).await, Err(CompileError::Refused(_))));

@@ -46,6 +46,12 @@ pub enum ArtifactError {
         /// Why.
         cause: Arc<BlobError>,
     },
+    /// Whoever read it did not come to an end.
+    #[error("the artifact {digest} was not read to its end: this process is short of something, or ends")]
+    Unread {
+        /// Which.
+        digest: Digest,
+    },
     /// It does not compile.
     #[error("the artifact {digest} does not compile: {cause}")]
     Compile {
@@ -281,7 +287,7 @@ impl Inner {
         let blob = |cause| ArtifactError::Blob { digest: key.digest, cause: Arc::new(cause) };
         let (blobs, digest) = (self.blobs.clone(), key.digest);
         let wasm = tokio::task::spawn_blocking(move || blobs.get(&digest)).await;
-        let wasm = wasm.unwrap_or(Err(BlobError::Missing(digest))).map_err(blob)?;
+        let wasm = wasm.map_err(|_lost| ArtifactError::Unread { digest })?.map_err(blob)?;
         let code = self.compiler.compile(wasm, key.world, &key.fingerprint).await;
         let code = code.map_err(|cause| ArtifactError::Compile { digest: key.digest, cause })?;
         let (inner, mine) = (self.clone(), key.clone());

@@ -97,7 +97,7 @@ async fn serve(worker: Arc<Worker>, mut stream: TcpStream, ip: IpAddr, _permit: 
         return;
     }
     let client = Client::new(ip);
-    let mut buffer = Buffer::default();
+    let mut buffer = Buffer::within(Arc::clone(&worker.heads));
     // HTTP/1 is decided by the first byte that is not the preface's, usually the first of all.
     let mut patience = worker.config.header_timeout;
     loop {

@@ -76,6 +76,12 @@ impl Answer {
         Self { close: true, ..Self::new(StatusCode::REQUEST_TIMEOUT, Code::TimedOut, text) }
     }
 
+    /// The heads that came in part take all the room they may.
+    pub(super) fn heads_full() -> Self {
+        let text = "service unavailable: too many large request heads are on their way; try again\n";
+        Self { close: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Busy, text) }
+    }
+
     /// No shard of `target` takes the request: the app is suspended, or its hosts are gone.
     pub(super) fn no_shard(target: &Target) -> Self {
         if !target.shards.is_suspended() {

@@ -1,7 +1,10 @@
-//! The bytes read from a connection and not yet used: one allocation that grows when a message needs it.
+//! The bytes read from a connection and not yet used: one allocation that grows when a message needs it. What those of clients have
+//! grown by is bounded for all of them together: each may be given a large head, byte by byte, for as long as a head may take.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
@@ -10,21 +13,62 @@ const SMALL: usize = 4 * 1024;
 /// Larger than the largest head, so that one always fits whole.
 pub(super) const LARGE: usize = 68 * 1024;
 
+/// What the buffers of all clients of an ingress may have together, beyond the few KiB that each begins with.
+#[derive(Debug)]
+pub(super) struct Heads {
+    left: AtomicUsize,
+}
+
+impl Heads {
+    /// So many bytes.
+    pub(super) fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self { left: AtomicUsize::new(bytes) })
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
+
+    fn give(&self, bytes: usize) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// A read buffer.
 #[derive(Debug)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// Where what it grows by is counted, where it is.
+    heads: Option<Arc<Heads>>,
 }
 
 impl Default for Buffer {
     fn default() -> Self {
-        Self { bytes: vec![0; SMALL], start: 0, end: 0 }
+        Self { bytes: vec![0; SMALL], start: 0, end: 0, heads: None }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 
 impl Buffer {
+    /// One of a client.
+    pub(super) fn within(heads: Arc<Heads>) -> Self {
+        Self { bytes: vec![0; SMALL], start: 0, end: 0, heads: Some(heads) }
+    }
+
+    /// What it has grown by is anybody's again.
+    fn give_back(&self) {
+        if let Some(heads) = &self.heads {
+            heads.give(self.bytes.len().saturating_sub(SMALL));
+        }
+    }
+
     /// What was read and not yet consumed.
     pub(super) fn data(&self) -> &[u8] {
         self.bytes.get(self.start..self.end).unwrap_or_default()
@@ -34,9 +78,10 @@ impl Buffer {
         self.start == self.end
     }
 
-    /// No room for another byte.
-    pub(super) fn is_full(&self) -> bool {
-        self.end.saturating_sub(self.start) >= LARGE
+    /// No room for another byte, and none to be had: it is as large as one gets, or all of them together are.
+    pub(super) fn is_full(&mut self) -> bool {
+        self.make_room();
+        self.end >= self.bytes.len()
     }
 
     pub(super) fn consume(&mut self, count: usize) {
@@ -50,7 +95,8 @@ impl Buffer {
     /// Gives memory back that a large message needed; between messages.
     pub(super) fn shrink(&mut self) {
         if self.is_empty() && self.bytes.len() > 4 * SMALL {
-            *self = Self::default();
+            self.give_back();
+            (self.bytes, self.start, self.end) = (vec![0; SMALL], 0, 0);
         }
     }
 
@@ -90,7 +136,10 @@ impl Buffer {
         }
         if self.bytes.len().saturating_sub(self.end) < SMALL / 2 && self.bytes.len() < LARGE {
             let size = self.bytes.len().saturating_mul(4).clamp(SMALL, LARGE);
-            self.bytes.resize(size, 0);
+            let more = size.saturating_sub(self.bytes.len());
+            if self.heads.as_ref().is_none_or(|heads| heads.take(more)) {
+                self.bytes.resize(size, 0);
+            }
         }
     }
 }
@@ -115,5 +164,29 @@ mod tests {
         assert_eq!(seen, source);
         buffer.shrink();
         assert_eq!(buffer.bytes.len(), SMALL);
+    }
+
+    /// Whoever has a large head in pieces takes nothing from those with small ones, and what he gives up is another one's.
+    #[tokio::test]
+    async fn all_of_them_together_have_a_bound() {
+        let heads = Heads::new(LARGE - SMALL + 3 * SMALL);
+        let source = vec![7; LARGE];
+        let fill = async |buffer: &mut Buffer| {
+            let mut from = source.as_slice();
+            while !buffer.is_full() {
+                assert!(buffer.fill(&mut from).await.unwrap() > 0, "there is room for what is read");
+            }
+            buffer.data().len()
+        };
+        let (mut first, mut second) = (Buffer::within(heads.clone()), Buffer::within(heads.clone()));
+        assert_eq!(fill(&mut first).await, LARGE);
+        assert_eq!(fill(&mut second).await, 4 * SMALL, "no more than is left");
+        let mut third = Buffer::within(heads.clone());
+        assert_eq!(fill(&mut third).await, SMALL, "what each begins with is its own");
+        first.consume(LARGE);
+        first.shrink();
+        assert_eq!(fill(&mut second).await, LARGE, "another one needs it no more");
+        drop((first, second, third));
+        assert_eq!(heads.left.load(Ordering::Relaxed), LARGE - SMALL + 3 * SMALL);
     }
 }

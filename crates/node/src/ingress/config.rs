@@ -19,6 +19,8 @@ pub struct IngressConfig {
     pub connections: usize,
     /// Client connections of one address (IPv6: one /64) at once. Loopback is exempt: a proxy in front is one address.
     pub connections_per_ip: usize,
+    /// What heads that have come in part may take of all connections together, beyond 4 KiB of each, bytes.
+    pub heads: usize,
     /// From the first byte of a request to the end of its head.
     pub header_timeout: Duration,
     /// Longest silence of a client that owes us body bytes, or does not take ours.
@@ -49,6 +51,7 @@ impl IngressConfig {
             workers: 0,
             connections: 10_000,
             connections_per_ip: 512,
+            heads: 64 << 20,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(60),

@@ -178,6 +178,9 @@ impl Connection<'_, '_> {
                     Ok(None) => {}
                     Err(bad) => return Err(self.refuse(Answer::bad(bad)).await),
                 }
+                if self.buffer.is_full() {
+                    return Err(self.refuse(Answer::heads_full()).await);
+                }
             }
             let event = std::future::poll_fn(|cx| {
                 if let Poll::Ready(read) = self.buffer.poll_fill(cx, self.reader) {

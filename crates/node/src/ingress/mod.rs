@@ -66,6 +66,7 @@ pub use shard::{SPILL, Shard, ShardSet, Target};
 pub use table::{Lookup, RouteEntry, RouteTable, Routes};
 
 use accept::Door;
+use buffer::Heads;
 use gateway::Gateway;
 
 /// Why the ingress did not start.
@@ -98,6 +99,7 @@ struct Worker {
     routes: Arc<Routes>,
     gateway: Gateway,
     door: Arc<Door>,
+    heads: Arc<Heads>,
     meter: Arc<Meter>,
     draining: CancellationToken,
 }
@@ -124,6 +126,7 @@ impl Ingress {
         let listeners = accept::listeners(address, count).map_err(failed)?;
         let addr = listeners.first().map_or(Ok(address), TcpListener::local_addr).map_err(failed)?;
         let door = Door::new(config.connections, config.connections_per_ip);
+        let heads = Heads::new(config.heads);
         let mut ingress = Self {
             addr,
             draining: CancellationToken::new(),
@@ -137,6 +140,7 @@ impl Ingress {
                 config: config.clone(),
                 routes: Arc::clone(&routes),
                 door: Arc::clone(&door),
+                heads: Arc::clone(&heads),
                 meter: Arc::default(),
                 // Asked about in every request: one for each worker, so that no two of them ask by the same lock.
                 draining: ingress.draining.child_token(),

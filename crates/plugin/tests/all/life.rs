@@ -27,6 +27,8 @@ async fn capabilities_are_those_of_the_driver() {
     let first = fingerprints.message().await.unwrap().unwrap();
     let most = &first.attributes["driver.sample.most"];
     assert_eq!((first.health, most.value.clone(), most.unit.as_str()), (2, Some(Value::IntVal(4)), "MHz"));
+    // What the client says of itself reaches the driver.
+    assert_eq!(first.attributes["driver.sample.ports"].value, Some(Value::IntVal(14000)));
     // It does not measure, and says nothing: agents would ask for a refusal again each second.
     let stats = TaskStatsRequest { task_id: "x".into(), collection_interval: None };
     let mut stats = driver.task_stats(stats).await.unwrap().into_inner();

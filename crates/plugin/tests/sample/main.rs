@@ -14,8 +14,8 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use plugin::driver::{
-    Capabilities, Command, CreatedNetwork, Driver, Event, ExitResult, Fact, Fingerprint, Health, HostsConfig, Info,
-    Inputs, Inspection, Mode, NetworkIsolationSpec, Outputs, Spec, Started, TaskConfig, TaskHandle,
+    Capabilities, Client, Command, CreatedNetwork, Driver, Event, ExitResult, Fact, Fingerprint, Health, HostsConfig,
+    Info, Inputs, Inspection, Mode, NetworkIsolationSpec, Outputs, Spec, Started, TaskConfig, TaskHandle,
 };
 use plugin::tasks::{Tasks, decode, encode};
 use plugin::{Failure, config as block};
@@ -26,6 +26,8 @@ use config::{AgentConfig, TaskOptions};
 
 struct Sample {
     agent: Mutex<AgentConfig>,
+    /// The first of the ports that are the plugins' on this client.
+    ports: Mutex<u32>,
     tasks: Tasks<Clock>,
     networks: Mutex<BTreeSet<String>>,
     events: broadcast::Sender<Event>,
@@ -34,7 +36,13 @@ struct Sample {
 impl Sample {
     fn new() -> Self {
         let events = broadcast::channel(16).0;
-        Self { agent: Mutex::default(), tasks: Tasks::default(), networks: Mutex::default(), events }
+        Self {
+            agent: Mutex::default(),
+            ports: Mutex::default(),
+            tasks: Tasks::default(),
+            networks: Mutex::default(),
+            events,
+        }
     }
 }
 
@@ -54,6 +62,11 @@ impl Driver for Sample {
         }
         *self.agent.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
+    }
+
+    fn client(&self, client: &Client) {
+        tracing::info!(first = client.client_min_port, last = client.client_max_port, "ports of the client");
+        *self.ports.lock().unwrap_or_else(PoisonError::into_inner) = client.client_min_port;
     }
 
     fn task_schema(&self) -> Spec {
@@ -82,11 +95,15 @@ impl Driver for Sample {
 
     fn fingerprint(&self) -> BoxStream<'static, Fingerprint> {
         let most = self.agent.lock().unwrap_or_else(PoisonError::into_inner).most;
+        let ports = *self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let fact = Fact::Measure(i64::try_from(most).unwrap_or(i64::MAX), "MHz");
         let seen = Fingerprint {
             health: Health::Healthy,
             description: "Healthy".to_owned(),
-            attributes: vec![("driver.sample.most".to_owned(), fact)],
+            attributes: vec![
+                ("driver.sample.most".to_owned(), fact),
+                ("driver.sample.ports".to_owned(), Fact::Number(ports.into())),
+            ],
         };
         futures::stream::iter([seen]).chain(futures::stream::pending()).boxed()
     }

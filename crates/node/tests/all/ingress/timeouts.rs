@@ -42,6 +42,39 @@ async fn a_head_that_trickles_is_cut_off_in_time() {
     assert!(rig.seen().is_empty());
 }
 
+/// Ten thousand connections may each be given a large head for as long as a head may take: all of them together have a bound.
+#[tokio::test]
+async fn large_heads_that_come_in_part_have_a_bound_together() {
+    let rig = Rig::with(1, |config| {
+        (config.header_timeout, config.heads) = (ENDLESS, 12 << 10);
+    });
+    let large = format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nX: {}", "y".repeat(10 << 10));
+    let mut first = rig.connect().await;
+    first.write_all(large.as_bytes()).await.unwrap();
+    // Once the first one has its room, a second one is told that there is none, and where the first one is slow the other way round.
+    let mut second = rig.connect().await;
+    second.write_all(large.as_bytes()).await.unwrap();
+    let (mut one, mut other) = (String::new(), String::new());
+    let refused = tokio::select! {
+        read = first.read_to_string(&mut one) => { read.unwrap(); one }
+        read = second.read_to_string(&mut other) => { read.unwrap(); other }
+    };
+    assert_eq!(status(&refused), 503, "{refused}");
+    assert!(refused.contains("busy") && refused.to_ascii_lowercase().contains("retry-after"), "{refused}");
+    assert_eq!(
+        status(&rig.exchange("GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await),
+        200,
+        "small ones pass"
+    );
+    drop((first, second));
+    // What has gone takes no room; when that is noticed is the ingress's affair.
+    let until = Instant::now() + PATIENCE;
+    while status(&rig.exchange(format!("{large}\r\n\r\n")).await) != 200 {
+        assert!(Instant::now() < until, "the room never comes back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_connection_without_a_request_is_closed_without_a_word() {
     let rig = rig(SHORT, ENDLESS, ENDLESS);
