@@ -6,10 +6,11 @@
 //! the content. What a request or an answer looks like inside is HTTP/1.1 as on the data socket, with a length.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use rustix::net::{SendFlags, send};
 use tokio::io::AsyncWrite as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
 /// Set by the ingress on a request on the data socket that asks for an answer it was told of on the line, and nothing else.
@@ -29,6 +31,8 @@ pub const MAX_MESSAGE: usize = 256 << 10;
 const HEAD: usize = 13;
 /// How much room is made before a read, bytes.
 const READ: usize = 64 << 10;
+/// How soon a full line that cannot be watched for room is tried again.
+const SOON: Duration = Duration::from_millis(2);
 
 /// Where a host listens for its line, beside its data socket.
 pub fn socket(data_socket: &Path) -> PathBuf {
@@ -129,8 +133,24 @@ pub struct Wire {
     /// A socket, whose readable side is all that is watched: what the library calls a pipe's.
     input: pipe::Receiver,
     read: BytesMut,
-    /// The same socket, watched for room, while there is none.
-    full: Option<pipe::Sender>,
+    /// While there is no room.
+    full: Option<Full>,
+}
+
+/// How the end of a full line learns that there is room again.
+#[derive(Debug)]
+enum Full {
+    /// The same socket, watched for room.
+    Watched(pipe::Sender),
+    /// To watch it takes a descriptor, and this process has none left: what is on the line is not lost for that.
+    Tried(Pin<Box<Sleep>>),
+}
+
+impl Full {
+    fn of(socket: &impl AsFd) -> Self {
+        let watched = socket.as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd_unchecked);
+        watched.map_or_else(|_| Self::Tried(Box::pin(tokio::time::sleep(SOON))), Self::Watched)
+    }
 }
 
 impl Wire {
@@ -149,14 +169,17 @@ impl Wire {
     /// [`LineError::Io`], [`LineError::Closed`].
     pub fn poll_flush(&mut self, cx: &mut Context<'_>, out: &mut BytesMut) -> Poll<Result<(), LineError>> {
         while !out.is_empty() {
+            if let Some(Full::Tried(until)) = &mut self.full {
+                ready!(until.as_mut().poll(cx));
+                self.full = None;
+            }
             let count = match &mut self.full {
-                Some(full) => ready!(Pin::new(full).poll_write(cx, out))?,
-                None => match send(&self.input, out, SendFlags::NOSIGNAL) {
+                Some(Full::Watched(full)) => ready!(Pin::new(full).poll_write(cx, out))?,
+                Some(Full::Tried(_)) | None => match send(&self.input, out, SendFlags::NOSIGNAL) {
                     Ok(count) => count,
                     Err(Errno::INTR) => continue,
                     Err(Errno::AGAIN) => {
-                        let socket = self.input.as_fd().try_clone_to_owned()?;
-                        self.full = Some(pipe::Sender::from_owned_fd_unchecked(socket)?);
+                        self.full = Some(Full::of(&self.input));
                         continue;
                     }
                     Err(cause) => return Poll::Ready(Err(io::Error::from(cause).into())),
@@ -241,6 +264,46 @@ mod tests {
         drop(theirs);
         assert!(push(&mut out, Kind::Cancel, 1, |_| {}));
         assert!(matches!(ours.poll_flush(&mut cx, &mut out), Poll::Ready(Err(LineError::Io(_)))));
+    }
+
+    /// Set in the process that [`without_descriptors`] is the body of.
+    const STARVED: &str = "SIDEREAL_TEST_STARVED";
+
+    #[test]
+    fn a_line_that_is_full_goes_on_where_no_descriptor_can_be_had() {
+        // In a process of its own: what it may not open, no other test of this one could either.
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "data_line::tests::without_descriptors", "--ignored"]).env(STARVED, "1");
+        let output = child.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[tokio::test]
+    #[ignore = "the body of a child process"]
+    async fn without_descriptors() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        if std::env::var_os(STARVED).is_none() {
+            return;
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut ours, mut theirs) = (Wire::new(ours).unwrap(), Wire::new(theirs).unwrap());
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), maximum }).unwrap();
+        assert!(ours.input.as_fd().try_clone_to_owned().is_err());
+        let (mut out, content) = (BytesMut::new(), vec![7; MAX_MESSAGE]);
+        for call in 0..16 {
+            assert!(push(&mut out, Kind::Answer, call, |out| out.extend_from_slice(&content)));
+        }
+        let write = std::future::poll_fn(|cx| ours.poll_flush(cx, &mut out));
+        let read = async {
+            for call in 0..16 {
+                let frame = std::future::poll_fn(|cx| theirs.poll_frame(cx)).await.unwrap();
+                assert_eq!((frame.call, frame.content.len()), (call, MAX_MESSAGE));
+            }
+        };
+        let (written, ()) = tokio::join!(write, read);
+        written.unwrap();
     }
 
     /// What the event loops of this process watch a file for: the bits of `epoll`.

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use api::problem::{Code, Problem};
 use lru::LruCache;
 use model::app::{LockedApp, LockedComponent};
-use model::claims::{self, Claims, ClaimsError, LEEWAY, TrustPolicy, Verdict};
+use model::claims::{self, Claims, ClaimsError, TrustPolicy, Verdict};
 use model::component::{ComponentInfo, inspect};
 use model::egress::AllowedHost;
-use model::observed::Reason;
-use model::plan::{Expiry, Wanted};
+use model::plan::Wanted;
 use model::rules::{self, MAX_COMPONENTS};
 use model::tenant::TenantSettings;
+use model::vouched::Vouched;
 use model::{ComponentName, Digest, TenantName};
 use store::blobs::{BlobError, Blobs};
 use store::keys::RevisionRecord;
@@ -250,49 +250,17 @@ fn refused(error: ClaimsError) -> Finding {
 
 /// What is wanted of a revision that was recorded, judged by the tenant's settings as they are now.
 pub(crate) fn wanted(record: &RevisionRecord, tenant: &TenantSettings, now: u64) -> Wanted {
-    let policy = TrustPolicy::from(tenant);
-    let mut denied = tenant.suspended.as_deref().map(|why| suspended(why).reason());
-    let mut expiry = None::<Expiry>;
-    for (name, component) in &record.app.components {
-        let verdict = record.claims.get(name).cloned().map_or(Verdict::Unsigned, Verdict::Signed);
-        match claims::recheck(&verdict, &component.digest, &policy, now) {
-            // Time is the plan's: it suspends at the right second. A clock that went back does not undo a start.
-            Ok(()) | Err(ClaimsError::Expired { .. } | ClaimsError::NotYetValid { .. }) => {}
-            Err(error) => {
-                denied.get_or_insert_with(|| reason(name, &error));
-            }
-        }
-        if let Verdict::Signed(Claims { expires: Some(at), .. }) = verdict {
-            let at = at.saturating_add(LEEWAY);
-            if expiry.as_ref().is_none_or(|e| at < e.at) {
-                expiry = Some(Expiry { at, component: name.clone() });
-            }
-        }
+    let wanted = Vouched::of(&record.app, &record.claims).judge(record.revision, tenant, now);
+    match tenant.suspended.as_deref() {
+        Some(why) => Wanted { denied: Some(Box::new(suspended(why).reason())), ..wanted },
+        None => wanted,
     }
-    for (name, spec) in &record.app.providers {
-        if spec.operator && !tenant.providers.contains_key(name) {
-            denied.get_or_insert_with(|| Reason {
-                code: Code::ProviderUnavailable.as_str().to_owned(),
-                message: format!("the operator no longer offers provider `{name}` to this tenant"),
-                help: Some("link to another provider: sidereal link set".to_owned()),
-            });
-        }
-    }
-    Wanted { revision: record.revision, denied: denied.map(Box::new), expiry: expiry.map(Box::new) }
 }
 
 /// What an app, or whoever would change something, is told while the tenant is suspended.
 pub(crate) fn suspended(why: &str) -> Problem {
     Problem::new(Code::Suspended, format!("the tenant is suspended by the operator: {why}"))
         .help("everything it has is kept; the operator ends this with `sidereal tenant resume`")
-}
-
-fn reason(component: &ComponentName, error: &ClaimsError) -> Reason {
-    Reason {
-        code: error.code().to_owned(),
-        message: format!("component `{component}`: {error}"),
-        help: Some(error.help().to_owned()),
-    }
 }
 
 /// Whether [`wanted`] says the same of every app by either of two settings.

@@ -1,9 +1,12 @@
-//! What this host answers for: revisions by name, their components by route.
+//! What this host answers for: revisions by name, their components by route; and the places of calls among them.
 //!
 //! The host has one thread, so the table behind its lock is never waited for; a revision's routes appear together and
 //! vanish together.
 
 mod drain;
+mod leave;
+mod start;
+mod status;
 mod switch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,42 +14,28 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use api::agent::{AppOnHost, Drained, HostStatus, StartRequest};
-use api::metrics::{ComponentCounts, ComponentMetrics, Counts as _, HostMetrics};
 use api::{Code, Problem};
-use futures::future::join_all;
-use model::trace::SpanOrigin;
-use model::{AppName, ComponentName, Digest, LockedApp, ProviderName, Revision, TenantName};
-use providers::http_out::{HttpOut, Tls};
-use runtime::{Outbound, Sockets, Workload};
+use model::{AppName, Digest, ProviderName, Revision, TenantName};
+use providers::http_out::Tls;
+use runtime::Workload;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::drain::{Drain, Until};
+use self::drain::Drain;
 use crate::code::CodeStore;
 use crate::copies::Copies;
 use crate::dialer::NodeDialer;
-use crate::entry::{Entry, Spec};
+use crate::entry::Entry;
 use crate::error::StartError;
 use crate::hold::Holds;
-use crate::links::siblings::{self, Siblings};
-use crate::links::{self, Opened, Providers};
-use crate::logs::{Logs, Origin};
-use crate::memory;
-use crate::sockets::{self, ComponentSockets};
+use crate::links::{Opened, Providers};
+use crate::logs::Logs;
 use crate::spans::Spans;
 use crate::taking::Taking;
-use crate::totals::{self, Totals};
+use crate::totals::Totals;
 
-/// After a drain is asked for, calls that were sent before the sender knew of it are still taken.
-const LATE: Duration = Duration::from_millis(250);
 /// How long the messages of a revision may take to come to it.
 const BEGUN: Duration = Duration::from_secs(5);
-/// How long ended calls may take to be gone.
-const ENDED: Duration = Duration::from_secs(1);
-/// How long it may take then to say what becomes of their messages.
-const TOLD: Duration = Duration::from_millis(500);
 
 /// One revision of an app.
 struct Running {
@@ -286,106 +275,6 @@ impl Apps {
         }
     }
 
-    /// Makes a revision answer. The same again changes nothing.
-    pub(crate) async fn start(&self, app: &AppName, revision: Revision, request: StartRequest) -> Result<(), Problem> {
-        let started = self.bring(app, revision, request).await;
-        if started.is_err() {
-            self.forget_if_gone(app);
-        }
-        started
-    }
-
-    async fn bring(&self, app: &AppName, revision: Revision, request: StartRequest) -> Result<(), Problem> {
-        if request.app.name != *app {
-            let detail = format!("the path names app `{app}`, the body `{}`", request.app.name);
-            return Err(Problem::new(Code::RequestInvalid, detail));
-        }
-        let encoded = serde_json::to_vec(&request.app);
-        let digest = Digest::of(&encoded.map_err(|cause| Problem::new(Code::Internal, cause.to_string()))?);
-        let running = match self.running(app, revision) {
-            Some(running) if running.request != digest => {
-                let detail = format!("revision {revision} of `{app}` is here already, and is another one");
-                return Err(Problem::new(Code::Conflict, detail));
-            }
-            Some(running) if !running.draining.load(Relaxed) => running,
-            _ => Arc::new(self.build(&request.app, revision, digest)?),
-        };
-        if request.load {
-            for provider in running._providers.values() {
-                provider.check(&request.app.links, app).await?;
-            }
-            links::secrets::are_there(&request.app, &running._providers).await?;
-            for entry in &running.entries {
-                entry.probe(&self.code).await?;
-                self.trim();
-            }
-            siblings::agree(&request.app, &running.entries)?;
-        }
-        let mut revisions = lock(&self.revisions);
-        let known = revisions.get(&(app.clone(), revision)).filter(|known| !known.draining.load(Relaxed));
-        if known.is_none() {
-            let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
-            let held = self.holds.comes(app, revision);
-            for entry in &running.entries {
-                entry.set_held(held);
-                routes.insert(route(app, revision, entry), entry.clone());
-            }
-            revisions.insert((app.clone(), revision), running);
-        }
-        Ok(())
-    }
-
-    fn build(&self, app: &LockedApp, revision: Revision, request: Digest) -> Result<Running, StartError> {
-        let siblings = Siblings::new(self.me.clone());
-        let opened = self.providers.open(app)?;
-        let line = self.holds.line(&app.name);
-        let mut entries = Vec::with_capacity(app.components.len());
-        for (name, component) in &app.components {
-            let origin = Origin { app: app.name.clone(), revision, component: name.clone() };
-            let sockets = ComponentSockets::new(&app.name, name, &component.allow_hosts, &self.dialer);
-            let (_, web) = sockets::split(&component.allow_hosts);
-            let outbound: Option<Arc<dyn Outbound>> = if web.is_empty() {
-                None
-            } else {
-                let out = HttpOut::new(app.name.clone(), name.clone(), &web, self.tls.clone(), self.dialer.clone());
-                Some(Arc::new(out.map_err(|cause| StartError::Http { component: name.clone(), cause })?))
-            };
-            entries.push(Arc::new(Entry::new(Spec {
-                component: name.clone(),
-                digest: component.digest,
-                world: component.world,
-                imports: self.code.share_imports(&component.imports),
-                forwarded: self.code.share_imports(&siblings::forwarded(app, name)),
-                limits: component.limits,
-                reuse: component.reuse,
-                bindings: links::bindings(
-                    app,
-                    name,
-                    component.answers(),
-                    &opened,
-                    &self.totals,
-                    &siblings,
-                    &self.providers,
-                ),
-                outbound,
-                sockets: sockets.map(|sockets| Arc::new(sockets) as Arc<dyn Sockets>),
-                origin: Arc::new(SpanOrigin { app: app.name.clone(), revision, component: name.clone() }),
-                log: self.logs.component(origin, component.limits.log_rate),
-                line: line.clone(),
-            })));
-        }
-        let taking = Taking::new(self.providers.taken(app, revision, &opened, &self.totals));
-        siblings.are(&entries);
-        Ok(Running {
-            request,
-            entries,
-            _providers: opened,
-            taking,
-            draining: AtomicBool::new(false),
-            drain: Drain::default(),
-        })
-    }
-
     fn running(&self, app: &AppName, revision: Revision) -> Option<Arc<Running>> {
         lock(&self.revisions).get(&(app.clone(), revision)).cloned()
     }
@@ -410,164 +299,6 @@ impl Apps {
             }
             entry.unload();
         }
-    }
-
-    /// Ends a revision: late calls are taken for a moment, those in flight may finish until `deadline`. One that is
-    /// not here is ended already; one that is being ended already is waited for.
-    pub(crate) async fn drain_revision(
-        self: &Arc<Self>,
-        app: &AppName,
-        revision: Revision,
-        deadline: Duration,
-    ) -> Drained {
-        let Some(running) = self.running(app, revision) else { return Drained { ended: 0 } };
-        running.draining.store(true, Relaxed);
-        let done = Drain::of(self, app, revision, &running, Instant::now() + deadline);
-        drop(running);
-        done.await
-    }
-
-    async fn end_revision(&self, app: &AppName, revision: Revision, running: Arc<Running>, mut until: Until) -> u64 {
-        // No more messages. Those that are here already still find their component.
-        let messages = running.taking.end();
-        let ended = {
-            let _told = Told::new(&self.drains);
-            drop(tokio::time::timeout(LATE, until.passed()).await);
-            tokio::select! {
-                biased;
-                () = messages => {}
-                () = until.passed() => {}
-            }
-            {
-                let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
-                for entry in &running.entries {
-                    let route = route(app, revision, entry);
-                    if routes.get(&route).is_some_and(|routed| Arc::ptr_eq(routed, entry)) {
-                        routes.remove(&route);
-                    }
-                }
-            }
-            self.finish(&running.entries, until).await
-        };
-        {
-            let mut revisions = lock(&self.revisions);
-            let key = (app.clone(), revision);
-            if revisions.get(&key).is_some_and(|known| Arc::ptr_eq(known, &running)) {
-                revisions.remove(&key);
-                self.holds.forget(app, revision);
-                for entry in &running.entries {
-                    self.totals.keep(app, entry.component(), &totals::counts(&entry.status()));
-                }
-            }
-        }
-        drop(running);
-        self.forget_if_gone(app);
-        self.providers.prune();
-        self.code.prune();
-        ended
-    }
-
-    /// Ends the host's work: as [`Apps::drain_revision`], for everything.
-    pub(crate) async fn drain(&self, deadline: Duration) -> Drained {
-        let _told = Told::new(&self.drains);
-        let until = Instant::now() + deadline;
-        let messages: Vec<_> = lock(&self.revisions).values().map(|running| running.taking.end()).collect();
-        if self.in_flight.load(Relaxed) > 0 || !lock(&self.revisions).is_empty() {
-            tokio::time::sleep(LATE.min(deadline)).await;
-        }
-        self.closed.store(true, Relaxed);
-        self.ending.cancel();
-        self.holds.close();
-        self.left.notify_waiters();
-        // Those that wait here go to others; that takes a word to their broker, or to the node.
-        let mut messages = std::pin::pin!(join_all(messages));
-        let told = tokio::time::timeout_at(until, messages.as_mut()).await.is_ok();
-        let all: Vec<Arc<Entry>> = lock(&self.revisions).values().flat_map(|running| running.entries.clone()).collect();
-        let drained = Drained { ended: self.finish(&all, until.into()).await };
-        if !told && tokio::time::timeout(TOLD, messages).await.is_err() {
-            for ((app, revision), running) in &*lock(&self.revisions) {
-                let messages = running.taking.under_way();
-                if messages > 0 {
-                    tracing::warn!(%app, %revision, messages, "the host ends and could not say of messages what becomes of them; those of a broker that keeps none are lost");
-                }
-            }
-        }
-        drained
-    }
-
-    /// Waits for the calls of `entries` until `until`, then ends them; how many.
-    async fn finish(&self, entries: &[Arc<Entry>], mut until: Until) -> u64 {
-        let calls = || entries.iter().map(|entry| u64::from(entry.in_flight())).sum::<u64>();
-        tokio::select! {
-            biased;
-            () = self.none_left(&calls) => return 0,
-            () = until.passed() => {}
-        }
-        let ended = calls();
-        for entry in entries {
-            entry.ended().cancel();
-        }
-        if tokio::time::timeout(ENDED, self.none_left(&calls)).await.is_err() {
-            tracing::warn!(calls = calls(), "calls are still there after they were ended");
-        }
-        ended
-    }
-
-    async fn none_left(&self, calls: &impl Fn() -> u64) {
-        loop {
-            let mut left = std::pin::pin!(self.left.notified());
-            left.as_mut().enable();
-            if calls() == 0 {
-                return;
-            }
-            left.await;
-        }
-    }
-
-    /// An app without a revision here has nothing to count.
-    fn forget_if_gone(&self, app: &AppName) {
-        let revisions = lock(&self.revisions);
-        if !revisions.keys().any(|(known, _)| known == app) {
-            self.totals.forget(app);
-        }
-    }
-
-    /// Every counter, over all revisions.
-    pub(crate) fn metrics(&self) -> HostMetrics {
-        let mut sums: BTreeMap<(AppName, ComponentName), ComponentCounts> = BTreeMap::new();
-        {
-            // Held until both are added up: no revision is counted twice, or not at all, while it leaves.
-            let revisions = lock(&self.revisions);
-            for ((app, _), running) in &*revisions {
-                for entry in &running.entries {
-                    let counts = totals::counts(&entry.status());
-                    let sum = sums.entry((app.clone(), entry.component().clone())).or_default();
-                    sum.add(&counts);
-                    sum.in_flight += counts.in_flight;
-                }
-            }
-            self.totals.add_past(&mut sums);
-        }
-        let components = sums.into_iter().map(|((app, component), counts)| ComponentMetrics { app, component, counts });
-        HostMetrics {
-            since_us: self.since_us,
-            in_flight: self.in_flight.load(Relaxed),
-            rss: memory::resident(),
-            components: components.collect(),
-            links: self.totals.links(),
-        }
-    }
-
-    pub(crate) fn status(&self) -> HostStatus {
-        let revisions = lock(&self.revisions);
-        let apps = revisions.iter().map(|((app, revision), running)| AppOnHost {
-            app: app.clone(),
-            revision: *revision,
-            draining: running.draining.load(Relaxed),
-            components: running.entries.iter().map(|entry| (entry.component().clone(), entry.status())).collect(),
-            troubles: self.totals.troubles(app),
-        });
-        HostStatus { in_flight: self.in_flight.load(Relaxed), rss: memory::resident(), apps: apps.collect() }
     }
 }
 

@@ -35,6 +35,17 @@ impl Drop for Loaded {
     }
 }
 
+/// Which code is wanted, and how it is linked.
+pub(crate) struct Wanted<'a> {
+    /// Whose: for those who are told why it cannot be had.
+    pub(crate) component: &'a ComponentName,
+    pub(crate) digest: Digest,
+    pub(crate) world: World,
+    pub(crate) imports: &'a [InterfaceId],
+    /// The imports that other components of the app answer.
+    pub(crate) forwarded: &'a Arc<[InterfaceId]>,
+}
+
 /// Code that asks other components for imports is linked otherwise.
 type Key = (Digest, World, Arc<[InterfaceId]>);
 /// Held while the code is brought: whoever else wants it waits for the one that does.
@@ -101,30 +112,15 @@ impl CodeStore {
 
     /// The code of an artifact, linked: from memory, or by way of the node. Called many times at once for one
     /// artifact, it is brought once. The node may have to have it made: a caller waits as long as its call may take, `wall`.
-    pub(crate) async fn load(
-        &self,
-        component: &ComponentName,
-        digest: Digest,
-        world: World,
-        imports: &[InterfaceId],
-        forwarded: &Arc<[InterfaceId]>,
-        wall: Duration,
-    ) -> Result<Arc<Loaded>, StartError> {
+    pub(crate) async fn load(&self, wanted: &Wanted<'_>, wall: Duration) -> Result<Arc<Loaded>, StartError> {
         // To load takes a moment also where a call may take less.
         let patience = wall.max(TIMEOUT);
-        let brought = self.bring(component, digest, world, imports, forwarded);
-        let late = || StartError::Late { component: component.clone(), waited: patience };
-        tokio::time::timeout(patience, brought).await.unwrap_or_else(|_| Err(late()))
+        let late = || StartError::Late { component: wanted.component.clone(), waited: patience };
+        tokio::time::timeout(patience, self.bring(wanted)).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn bring(
-        &self,
-        component: &ComponentName,
-        digest: Digest,
-        world: World,
-        imports: &[InterfaceId],
-        forwarded: &Arc<[InterfaceId]>,
-    ) -> Result<Arc<Loaded>, StartError> {
+    async fn bring(&self, wanted: &Wanted<'_>) -> Result<Arc<Loaded>, StartError> {
+        let Wanted { component, digest, world, imports, forwarded } = *wanted;
         let slot = lock(&self.slots).entry((digest, world, forwarded.clone())).or_default().clone();
         let mut loaded = slot.lock().await;
         if let Some(loaded) = loaded.upgrade() {

@@ -11,7 +11,7 @@ use runtime::{Bindings, Fault, MeterSnapshot, Outbound, Sinks, Sockets, Workload
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::code::{CodeStore, Loaded};
+use crate::code::{CodeStore, Loaded, Wanted};
 use crate::error::StartError;
 use crate::fault;
 use crate::hold::Line;
@@ -154,7 +154,14 @@ impl Entry {
         }
         let spec = &self.spec;
         let wall = spec.limits.wall.duration();
-        let load = code.load(&spec.component, spec.digest, spec.world, &spec.imports, &spec.forwarded, wall);
+        let wanted = Wanted {
+            component: &spec.component,
+            digest: spec.digest,
+            world: spec.world,
+            imports: &spec.imports,
+            forwarded: &spec.forwarded,
+        };
+        let load = code.load(&wanted, wall);
         let loaded = tokio::select! {
             biased;
             loaded = load => loaded?,

@@ -36,6 +36,7 @@ pub mod stream;
 pub mod tenant;
 pub mod trace;
 pub mod unit;
+pub mod vouched;
 pub mod watch;
 
 pub use app::{Link, LockedApp, LockedComponent, ProviderKind, ProviderSpec, Revision, Route, World};

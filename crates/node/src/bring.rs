@@ -150,7 +150,7 @@ impl Job {
         if record.app.name != *app {
             return Err(failed(Code::Internal, format!("holds the app {}", record.app.name)).into());
         }
-        Ok(Prepared::of(revision, &record.app).map_err(damaged)?)
+        Ok(Prepared::recorded(revision, &record).map_err(damaged)?)
     }
 
     async fn compile(&self, host: &HostRef, prepared: &Prepared) -> Result<(), Failure> {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bring::TRIES;
 use crate::converge::{Actual, Hosts, Wanted, observe};
 use crate::serving::Serving;
+use crate::tenant::Prepared;
 
 /// The longest pause before a revision that fails for want of something else is tried again, seconds.
 const LONGEST: u64 = 60;
@@ -32,8 +33,8 @@ pub(super) struct App {
     pub(super) tries: u32,
     /// How often this revision failed for what may be its own fault.
     pub(super) odd: Option<(Revision, u32)>,
-    /// Revisions that are leaving the hosts: ends their patience.
-    pub(super) leaving: HashMap<Revision, CancellationToken>,
+    /// Revisions that are leaving the hosts.
+    pub(super) leaving: HashMap<Revision, Leaving>,
     /// External providers of it that do not answer for longer.
     pub(super) ailing: BTreeMap<(ProviderName, Digest), Reason>,
     /// What serves and has no code yet for the engine of a host, once for each such host: calls wait for it there.
@@ -44,6 +45,14 @@ pub(super) struct App {
     pub(super) turn: Option<tokio::task::JoinHandle<()>>,
     /// What was told last.
     pub(super) told: Option<AppObserved>,
+}
+
+/// A revision whose last calls end.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) prepared: Arc<Prepared>,
+    /// Ends the patience with them.
+    pub(super) patience: CancellationToken,
 }
 
 impl Default for App {

@@ -96,6 +96,9 @@ impl Agent {
             account.suspended = suspended;
             changed.extend(account.apps.keys().map(|app| (name.clone(), app.clone())));
         }
+        // Of these nobody else says whether they may go on.
+        let leaving = account.apps.iter().filter(|(_, app)| !app.leaving.is_empty());
+        changed.extend(leaving.map(|(app, _)| (name.clone(), app.clone())));
         let tenant = account.shared.clone();
         self.dirty.extend(changed);
         self.setup.services.dialer.recheck(&tenant);

@@ -130,5 +130,5 @@ async fn read(store: &dyn Store, tenant: &TenantName, app: &AppName, revision: R
     let entry = store.get(&keys::revision(tenant, app, revision)).await.map_err(|cause| cause.to_string())?;
     let entry = entry.ok_or_else(|| format!("revision {revision} is not in the store"))?;
     let record: RevisionRecord = serde_json::from_slice(&entry.value).map_err(|cause| cause.to_string())?;
-    Prepared::of(revision, &record.app).map_err(|cause| cause.to_string())
+    Prepared::recorded(revision, &record).map_err(|cause| cause.to_string())
 }

@@ -8,6 +8,7 @@ use store::keys::{self, Served};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::app::Leaving;
 use super::{Agent, HostIndex};
 use crate::bring::{News, Progress, drain};
 use crate::ingress::RouteTable;
@@ -73,7 +74,8 @@ impl Agent {
         let Some(old) = old.filter(|old| Some(old.prepared.revision) != revision) else { return };
         taking::set(&old.prepared, false);
         let patience = CancellationToken::new();
-        app.leaving.insert(old.prepared.revision, patience.clone());
+        let leaving = Leaving { prepared: old.prepared.clone(), patience: patience.clone() };
+        app.leaving.insert(old.prepared.revision, leaving);
         // The table that still names it goes with the swap that follows; until then it is not idle.
         tokio::spawn(leave(shared, self.setup.hosts.clone(), old, taken_over, patience, self.news.clone()));
     }

@@ -26,6 +26,7 @@ impl Agent {
             touched.insert(tenant.clone());
             // A step may make the next one possible at once.
             while self.step(&tenant, &name) {}
+            self.cut_short(&tenant, &name);
             self.untold.insert((tenant, name));
         }
         for tenant in touched {
@@ -115,7 +116,7 @@ impl Agent {
         let cancel = CancellationToken::new();
         app.job = Some(cancel.clone());
         // A revision that is leaving and is wanted again leaves first, at once.
-        let leaving = app.leaving.get(&revision).cloned();
+        let leaving = app.leaving.get(&revision).map(|leaving| leaving.patience.clone());
         let job = Job {
             tenant: shared,
             app: name.clone(),

@@ -1,7 +1,8 @@
 //! The agent's part that suspends apps and resumes them. From the moment an app is suspended its code gets nothing of the
 //! node, whatever the host makes of that; its open connections end, its hosts end the calls under way and forget it, and
 //! the processes of its external providers end. Its routes stay, and say so, until it may run again or a revision that may
-//! run takes its place: that one is brought up beside it, and has of the node what it names itself.
+//! run takes its place: that one is brought up beside it, and has of the node what it names itself. What was replaced before
+//! and has calls under way is held to the same by the node alone: the control plane speaks of it no more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +32,8 @@ impl Agent {
         let Some(app) = account.apps.get_mut(name) else { return };
         app.actual.suspended = Some(reason);
         shared.bar(name, next.map(|wanted| wanted.revision).filter(|next| app.actual.bringing == Some(*next)));
-        for patience in app.leaving.values() {
-            patience.cancel();
+        for leaving in app.leaving.values() {
+            leaving.patience.cancel();
         }
         if let Some(prepared) = app.serving.as_ref().map(|serving| serving.prepared.clone()) {
             prepared.release();
@@ -41,6 +42,31 @@ impl Agent {
         }
         self.reroute(tenant, name);
         self.setup.services.dialer.recheck(&shared);
+    }
+
+    /// What was promised of what runs holds of the last calls of a revision that was replaced, too: those of one that must not
+    /// run any more get nothing of the node from now on, and end as the calls of one that serves do.
+    pub(super) fn cut_short(&mut self, tenant: &TenantName, name: &AppName) {
+        let Some(account) = self.accounts.get_mut(tenant) else { return };
+        let (Some(settings), Some(app)) = (&account.settings, account.apps.get(name)) else { return };
+        let now = seconds();
+        let (mut cut, mut next) = (false, None::<u64>);
+        for (revision, leaving) in app.leaving.iter().filter(|(_, leaving)| !leaving.patience.is_cancelled()) {
+            let judged = leaving.prepared.vouched.judge(*revision, settings, now);
+            match judged.barred(now) {
+                Some(reason) => {
+                    tracing::warn!(%tenant, app = %name, %revision, reason = %reason.message, "the last calls of a revision are ended");
+                    account.shared.bar_one(name, *revision);
+                    leaving.patience.cancel();
+                    cut = true;
+                }
+                None => next = next.into_iter().chain(judged.expiry.map(|expiry| expiry.at)).min(),
+            }
+        }
+        self.expiries.extend(next.map(|at| (at, tenant.clone(), name.clone())));
+        if cut {
+            self.setup.services.dialer.recheck(&account.shared);
+        }
     }
 
     /// The app may run again: what served serves as soon as a host has it back.

@@ -1,15 +1,17 @@
 //! One revision of an app, reduced to what the node needs of it again and again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::metrics::LinkKey;
 use bytes::{BufMut, Bytes, BytesMut};
+use model::vouched::Vouched;
 use model::{
     AppName, ComponentName, Digest, LockedApp, ProviderKind, ProviderName, ProviderSpec, Revision, Route, SecretName,
     TenantName, World,
 };
+use store::keys::RevisionRecord;
 
 use crate::asks::{self, Asks};
 use crate::external::{Externals, Lease};
@@ -52,6 +54,8 @@ pub struct Prepared {
     pub taking: AtomicBool,
     /// Its external providers that a link names.
     pub externals: Vec<(ProviderName, ProviderSpec)>,
+    /// What it stands on, for as long as calls of it are under way.
+    pub(crate) vouched: Vouched,
     /// What its components are asked before it serves.
     pub(crate) health: Vec<Question>,
     /// Keeps their processes running, from when it is brought up until it is forgotten, but while it is suspended.
@@ -61,7 +65,16 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reduces a revision.
+    /// Reduces a revision that was recorded.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn recorded(revision: Revision, record: &RevisionRecord) -> Result<Self, serde_json::Error> {
+        let vouched = Vouched::of(&record.app, &record.claims);
+        Ok(Self { vouched, ..Self::of(revision, &record.app)? })
+    }
+
+    /// The same of one without a record, and so without a signer.
     ///
     /// # Errors
     /// When it cannot be written as JSON.
@@ -104,6 +117,7 @@ impl Prepared {
             schedules: schedules::planned(app).into(),
             taking: AtomicBool::new(false),
             externals: externals(app),
+            vouched: Vouched::of(app, &BTreeMap::new()),
             health: probe::questions(app),
             leases: Mutex::default(),
             json: serde_json::to_vec(app)?.into(),
@@ -188,6 +202,7 @@ pub(super) mod tests {
             schedules: Arc::new([]),
             taking: AtomicBool::new(false),
             externals: Vec::new(),
+            vouched: Vouched::default(),
             health: Vec::new(),
             leases: Mutex::default(),
             json: Bytes::from_static(b"{}"),

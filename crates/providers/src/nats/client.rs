@@ -2,11 +2,12 @@
 //!
 //! All links of a provider share the connection, and each has breakers of its own: one for whether there is a connection to
 //! be had, one for whether JetStream answers what the link asks. The connection is left behind only where the server says
-//! nothing on it at all, so a stream that hangs holds back those who ask it and nobody else.
+//! nothing on it at all, so a stream that hangs holds back those who ask it and nobody else. A server that takes connections
+//! and lets nobody in is not waited for by each call: whoever gives up while it is knocked at has found that out.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::{AppName, ProviderName, TenantName};
 use rand::Rng;
@@ -36,6 +37,9 @@ const PAUSES: Pauses = Pauses { after: 1, least: Duration::from_millis(50), most
 /// says nothing.
 const SLOW: Pauses = Pauses { after: 3, least: Duration::from_millis(200), most: Duration::from_secs(5) };
 
+/// A server that has not let us in for so long is one that does not answer, for whoever gives up then.
+const SHUT: Duration = Duration::from_secs(1);
+
 /// What a client is made from.
 pub struct Options {
     /// On whose behalf.
@@ -64,6 +68,8 @@ struct Inner {
     /// Until the first call, which starts it.
     driver: Mutex<Option<Driver>>,
     trouble: watch::Receiver<Option<NatsError>>,
+    /// Since when a connection is being made, while one is.
+    opening: watch::Receiver<Option<Instant>>,
     /// Two kinds of failure with patience of their own.
     down: Breaker<NatsError>,
     silent: Breaker<NatsError>,
@@ -121,12 +127,13 @@ impl Client {
         let (gone, left) = mpsc::unbounded_channel();
         let inbox = format!("_INBOX.{}", random());
         let (tell, trouble) = watch::channel(None);
-        let driver = Mutex::new(Some(Driver::new(door, inbox, asked, left, tell)));
+        let (knocks, opening) = watch::channel(None);
+        let driver = Mutex::new(Some(Driver::new(door, inbox, asked, left, tell, knocks)));
         let room = Arc::new(Semaphore::new(ROOM));
         let tokens = AtomicU64::new(super::session::FIRST_SID);
         let silent = NatsError::Silent { ms: TIMEOUT.as_millis() as u64 };
         let (down, silent) = (Breaker::new(PAUSES), Breaker::new(SLOW).or_silent(silent));
-        Self(Arc::new(Inner { commands, gone, room, tokens, driver, trouble, down, silent }))
+        Self(Arc::new(Inner { commands, gone, room, tokens, driver, trouble, opening, down, silent }))
     }
 
     /// Why there is no connection, where the last one broke or there was none to be had.
@@ -147,7 +154,7 @@ impl Client {
     }
 
     async fn flushed(&self) -> Result<ServerInfo, NatsError> {
-        let asked = async { self.ask(self.0.down.enter()?, |done| Command::Flush { done }).await };
+        let asked = async { self.ask(self.enter()?, |done| Command::Flush { done }).await };
         let answer = self.within(TIMEOUT, asked).await;
         if matches!(answer, Err(NatsError::TimedOut { .. })) {
             self.gone(Gone::Flush);
@@ -162,7 +169,7 @@ impl Client {
     pub async fn publish(&self, message: Outgoing) -> Result<(), NatsError> {
         message.check()?;
         self.within(TIMEOUT, async {
-            let pass = self.0.down.enter()?;
+            let pass = self.enter()?;
             let room = self.room(&message).await?;
             self.ask(pass, |done| Command::Publish { message, done, room }).await
         })
@@ -210,7 +217,7 @@ impl Client {
     }
 
     async fn ask_for(&self, message: Outgoing, served: Option<Says>) -> Result<Waiting, NatsError> {
-        let down = self.0.down.enter()?;
+        let down = self.enter()?;
         let subject = message.subject.clone();
         let room = self.room(&message).await?;
         let served = match served {
@@ -246,7 +253,7 @@ impl Client {
         let subscription = Subscription { client: self.clone(), sid, arrived, shared };
         let (subject, queue) = (subject.to_owned(), queue.map(str::to_owned));
         let asked = async {
-            let pass = self.0.down.enter()?;
+            let pass = self.enter()?;
             self.ask(pass, |done| Command::Subscribe { subject, queue, sid, sink, done }).await
         };
         self.within(TIMEOUT, asked).await?;
@@ -263,7 +270,11 @@ impl Client {
         self.0.gone.send(who).ok();
     }
 
-    async fn ask<T>(&self, pass: Pass<NatsError>, command: impl FnOnce(Done<T>) -> Command) -> Result<T, NatsError> {
+    fn enter(&self) -> Result<Entry, NatsError> {
+        Ok(Entry { pass: Some(self.0.down.enter()?), opening: self.0.opening.clone() })
+    }
+
+    async fn ask<T>(&self, pass: Entry, command: impl FnOnce(Done<T>) -> Command) -> Result<T, NatsError> {
         let (done, answer) = oneshot::channel();
         self.send(&pass, command(done)).await?;
         match answer.await.unwrap_or_else(|_| Err(ended())) {
@@ -275,7 +286,7 @@ impl Client {
         }
     }
 
-    async fn send(&self, pass: &Pass<NatsError>, command: Command) -> Result<(), NatsError> {
+    async fn send(&self, pass: &Entry, command: Command) -> Result<(), NatsError> {
         // It may have waited for room.
         pass.still()?;
         self.start();
@@ -307,11 +318,46 @@ impl Client {
 
 impl Down {
     /// Tells the link of the call, where it is to be held back for it.
-    fn tell(self, pass: Pass<NatsError>) -> NatsError {
+    fn tell(self, pass: Entry) -> NatsError {
         if !self.worked {
             pass.failed(unsent(&self.why));
         }
         self.why
+    }
+}
+
+/// Leave to use the connection, or to wait for one. Dropped without a verdict, as by a caller whose time is over, it says
+/// nothing of the server, unless that lets nobody in.
+struct Entry {
+    pass: Option<Pass<NatsError>>,
+    opening: watch::Receiver<Option<Instant>>,
+}
+
+impl Entry {
+    fn still(&self) -> Result<(), NatsError> {
+        self.pass.as_ref().map_or(Ok(()), Pass::still)
+    }
+
+    fn answered(mut self) {
+        self.pass.take().into_iter().for_each(Pass::answered);
+    }
+
+    fn failed(mut self, why: NatsError) {
+        self.pass.take().into_iter().for_each(|pass| pass.failed(why.clone()));
+    }
+
+    /// Whether the server was knocked at for a while, and has let nobody in.
+    fn is_shut(&self) -> bool {
+        self.opening.borrow().is_some_and(|since| since.elapsed() >= SHUT)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.pass.is_some() && self.is_shut() {
+            let why = NatsError::Unavailable("it takes connections and lets nobody in".to_owned());
+            self.pass.take().into_iter().for_each(|pass| pass.failed(why.clone()));
+        }
     }
 }
 
@@ -321,7 +367,7 @@ pub(super) struct Waiting {
     token: u64,
     subject: String,
     answer: Option<oneshot::Receiver<Told<Message>>>,
-    down: Option<Pass<NatsError>>,
+    down: Option<Entry>,
     /// Where JetStream owes the answer.
     served: Option<(Pass<NatsError>, Says)>,
 }
@@ -339,10 +385,18 @@ impl Waiting {
         if let Ok(answer) = tokio::time::timeout_at(deadline, self.answer()).await {
             return answer;
         }
+        self.not_asked();
         if let Some((silent, _)) = self.served.take() {
             silent.late(NatsError::Silent { ms: TIMEOUT.as_millis() as u64 });
         }
         Err(late(TIMEOUT))
+    }
+
+    /// Where there is no connection to be had, that JetStream said nothing has that reason.
+    fn not_asked(&mut self) {
+        if self.down.as_ref().is_some_and(Entry::is_shut) {
+            self.served.take().into_iter().for_each(|(silent, _)| silent.untried());
+        }
     }
 
     async fn answer(&mut self) -> Result<Message, NatsError> {
@@ -351,7 +405,7 @@ impl Waiting {
         self.answer = None;
         let answer = match told.unwrap_or_else(|_| Err(ended())) {
             Ok(answer) => {
-                self.down.take().into_iter().for_each(Pass::answered);
+                self.down.take().into_iter().for_each(Entry::answered);
                 match self.served.take() {
                     Some((silent, Says::All)) => silent.answered(),
                     Some((silent, Says::Nothing)) => silent.untried(),
@@ -375,6 +429,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
+        self.not_asked();
         // The receiver goes first: a command that is still in the queue then sees that nobody waits.
         if self.answer.take().is_some() {
             self.client.gone(Gone::Request(self.token));

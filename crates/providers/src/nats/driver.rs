@@ -40,6 +40,8 @@ pub(super) struct Driver {
     wake: Instant,
     /// Says why there is no connection.
     trouble: watch::Sender<Option<NatsError>>,
+    /// Says since when a connection is being made.
+    knocks: watch::Sender<Option<std::time::Instant>>,
 }
 
 /// What disturbed the connection.
@@ -76,15 +78,18 @@ impl Driver {
         commands: mpsc::Receiver<Command>,
         gone: mpsc::UnboundedReceiver<Gone>,
         trouble: watch::Sender<Option<NatsError>>,
+        knocks: watch::Sender<Option<std::time::Instant>>,
     ) -> Self {
         let session = Session::new(inbox);
-        Self { door, session, commands, gone, failures: 0, wake: Instant::now(), trouble }
+        Self { door, session, commands, gone, failures: 0, wake: Instant::now(), trouble, knocks }
     }
 
     /// Until every handle is dropped.
     pub(super) async fn run(mut self) {
         while let Some(first) = self.wanted().await {
+            self.knocks.send_replace(Some(std::time::Instant::now()));
             let opened = self.open().await;
+            self.knocks.send_replace(None);
             let began = Instant::now();
             let (why, worked) = match opened {
                 Ok(connected) => {

@@ -158,10 +158,12 @@ impl Session {
     pub(super) fn forget(&mut self, gone: Gone, connected: bool) -> bool {
         match gone {
             Gone::Subscription(sid) => {
-                if self.subscriptions.remove(&sid).is_some() && connected {
+                let Some(known) = self.subscriptions.remove(&sid) else { return false };
+                if connected {
                     wire::unsubscribe(&mut self.out, sid);
                 }
-                false
+                // The server owes the word that it has it.
+                connected && known.done.is_some()
             }
             Gone::Draining(sid) => {
                 if connected && let Some(known) = self.subscriptions.get_mut(&sid).filter(|known| !known.ending) {

@@ -2,8 +2,8 @@
 //!
 //! A token is renewed at two thirds of its life by a task of its own; where it cannot be renewed, the client logs in anew.
 //! A token that turns out to be none any more is replaced at the next call, once. While Vault is away a token that is
-//! still good stays in use. One that may not look itself up cannot be told from one that ended: a new login tells, and
-//! where it did not help, the next ones wait longer and longer.
+//! still good stays in use. One that may not look itself up is told from one that ended by whether Vault still shows it a mount
+//! that it may use; where nothing is shown, a new login tells, and where it did not help, the next ones wait longer and longer.
 
 mod error;
 mod hidden;
@@ -25,7 +25,7 @@ pub use hidden::Hidden;
 use login::{LOOKUP_SELF, Life, Next, Token};
 pub use login::{Login, LoginSource};
 pub use secrets::FromSecrets;
-use session::Session;
+use session::{MOUNTS, Session, below};
 
 use crate::breaker::{Breaker, Pauses, pause};
 use crate::dial::{Caller, Dialer};
@@ -136,11 +136,17 @@ impl Vault {
         let told = self.send(method.clone(), path, Some(&token.header), body.clone()).await?;
         if told.status != StatusCode::FORBIDDEN {
             self.sound(&told, &[exposed(&token)])?;
+            let mut session = self.lock();
             if token.doubted
-                && let Some(token) = self.lock().of(token.generation)
+                && let Some(token) = session.of(token.generation)
             {
                 token.doubted = false;
             }
+            // Also what is not mounted is answered with 404.
+            if told.status != StatusCode::NOT_FOUND {
+                session.was_answered(path);
+            }
+            drop(session);
             return Ok(told);
         }
         // Not allowed, or the token is no token any more: Vault has one status for both.
@@ -292,20 +298,54 @@ impl Vault {
             }
         }
         let told = self.send(Method::GET, LOOKUP_SELF, Some(&token.header), Zeroizing::default()).await?;
-        let refused = told.status == StatusCode::FORBIDDEN;
-        if !refused {
+        if told.status != StatusCode::FORBIDDEN {
             self.sound(&told, &[exposed(token)])?;
-        }
-        let (mut session, now) = (self.lock(), Instant::now());
-        // It ended, or may not look itself up. Where a new one has just not helped, it is the latter.
-        let good = !refused || session.is_in_vain(now);
-        if !refused {
+            let mut session = self.lock();
             session.can_tell();
+            session.saw_good(path, Instant::now());
+            return Ok(true);
         }
+        // It ended, or may not look itself up. Where nothing else tells and a new one has just not helped, it is the latter.
+        let told = self.is_shown(token, path).await?;
+        let (mut session, now) = (self.lock(), Instant::now());
+        let good = told.unwrap_or_else(|| session.is_in_vain(now));
         if good {
             session.saw_good(path, now);
         }
         Ok(good)
+    }
+
+    /// Whether Vault shows the token a mount that it may use: that of `path`, or one that a token of ours was shown before.
+    /// `None` where neither can be told.
+    async fn is_shown(&self, token: &Token, path: &str) -> Result<Option<bool>, VaultError> {
+        let path = below(path);
+        let (shown, answered) = self.lock().witnesses();
+        match self.shows(token, path).await? {
+            Some(true) => return Ok(Some(true)),
+            Some(false) => {}
+            // This server, or what stands before it, does not say.
+            None => return Ok(None),
+        }
+        match (shown, answered) {
+            (Some(shown), _) if shown == path => Ok(Some(false)),
+            (Some(shown), _) => self.shows(token, &shown).await,
+            // Nobody saw it shown before: that it is not says nothing.
+            (None, Some(answered)) if answered != path => {
+                Ok(self.shows(token, &answered).await?.filter(|shows| *shows))
+            }
+            (None, _) => Ok(None),
+        }
+    }
+
+    async fn shows(&self, token: &Token, path: &str) -> Result<Option<bool>, VaultError> {
+        let told =
+            self.send(Method::GET, &format!("{MOUNTS}{path}"), Some(&token.header), Zeroizing::default()).await?;
+        match told.status {
+            StatusCode::OK => self.lock().shows(path),
+            StatusCode::FORBIDDEN => {}
+            _ => return Ok(None),
+        }
+        Ok(Some(told.status == StatusCode::OK))
     }
 
     /// When the token of this generation is to be renewed; `None` where it is not in use any more or does not end.

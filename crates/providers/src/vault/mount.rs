@@ -6,6 +6,7 @@ use http::Method;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use super::session::MOUNTS;
 use super::{Vault, VaultError};
 use crate::path::Segments;
 
@@ -38,7 +39,7 @@ impl Mounted {
 impl Vault {
     /// What is mounted there; `None` where it is not said.
     pub(crate) async fn mounted(&self, mount: &Segments) -> Result<Option<Mounted>, VaultError> {
-        let path = format!("/v1/sys/internal/ui/mounts/{mount}");
+        let path = format!("{MOUNTS}{mount}");
         match self.call(Method::GET, &path, Zeroizing::default()).await {
             Ok(told) if told.status == 200 => Ok(self.read::<Got>(&told)?.data),
             // Who may read what is there may not always see the mount, and not every server can be asked.

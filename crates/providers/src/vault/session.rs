@@ -1,4 +1,5 @@
-//! What a client knows of its login: the token, which refusals are not for the token, and which logins did not help.
+//! What a client knows of its login: the token, which refusals are not for the token, what a token is good for that may not
+//! ask about itself, and which logins did not help.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,6 +17,15 @@ const MOST_SEEN: usize = 256;
 const IN_VAIN_LEAST: Duration = TRUSTED;
 const IN_VAIN_MOST: Duration = Duration::from_secs(300);
 
+/// Where Vault says what is mounted at a path, to every token that may do anything there, and to no other.
+pub(super) const MOUNTS: &str = "/v1/sys/internal/ui/mounts/";
+
+/// A path as it is asked about there.
+pub(super) fn below(path: &str) -> &str {
+    let path = path.strip_prefix("/v1/").unwrap_or(path);
+    path.split('?').next().unwrap_or_default().trim_end_matches('/')
+}
+
 /// The login of one client.
 #[derive(Default)]
 pub(super) struct Session {
@@ -25,6 +35,10 @@ pub(super) struct Session {
     pub(super) logins: u64,
     /// By path: when the token was last refused it and turned out to be good.
     seen_good: HashMap<String, Instant>,
+    /// A path that was answered.
+    answered: Option<String>,
+    /// One whose mount Vault showed to a token of ours: a token that is not shown it is none any more.
+    shown: Option<String>,
     in_vain: InVain,
 }
 
@@ -89,6 +103,26 @@ impl Session {
         self.seen_good.insert(path.to_owned(), now);
     }
 
+    /// A path was answered, to whichever token.
+    pub(super) fn was_answered(&mut self, path: &str) {
+        match path.strip_prefix(MOUNTS) {
+            Some(mount) => self.shows(mount),
+            None => drop(self.answered.get_or_insert_with(|| below(path).to_owned())),
+        }
+    }
+
+    /// Vault showed the mount of this path.
+    pub(super) fn shows(&mut self, path: &str) {
+        if self.shown.as_deref() != Some(path) {
+            self.shown = Some(path.to_owned());
+        }
+    }
+
+    /// What a token of ours was shown, if anything, and a path that was answered.
+    pub(super) fn witnesses(&self) -> (Option<String>, Option<String>) {
+        (self.shown.clone(), self.answered.clone())
+    }
+
     /// Logins that are made for a refusal help, or are not needed.
     pub(super) fn can_tell(&mut self) {
         self.in_vain = InVain::default();
@@ -97,6 +131,8 @@ impl Session {
     /// The token of a login that was made because `path` was refused is refused it, too: it is not for the token.
     pub(super) fn was_in_vain(&mut self, generation: u64, path: &str, now: Instant, random: u64) {
         self.saw_good(path, now);
+        // Policies may have changed: what a former token was shown says nothing of the next ones.
+        self.shown = None;
         // Many calls may have waited for one login.
         if self.in_vain.generation == generation {
             return;
@@ -139,6 +175,19 @@ mod tests {
         session.can_tell();
         session.was_in_vain(50, "/v1/secret/a", now, u64::MAX);
         assert!(!session.is_in_vain(now + IN_VAIN_LEAST), "from the beginning");
+    }
+
+    #[test]
+    fn what_a_token_was_shown_counts_until_a_login_does_not_help() {
+        let (mut session, now) = (Session::default(), Instant::now());
+        assert_eq!(session.witnesses(), (None, None));
+        session.was_answered("/v1/kv/data/a?version=2");
+        session.was_answered("/v1/kv/data/b");
+        session.was_answered("/v1/sys/internal/ui/mounts/kv");
+        let (kv, a) = (Some("kv".to_owned()), Some("kv/data/a".to_owned()));
+        assert_eq!(session.witnesses(), (kv, a.clone()));
+        session.was_in_vain(2, "/v1/kv/data/c", now, 0);
+        assert_eq!(session.witnesses(), (None, a));
     }
 
     #[test]

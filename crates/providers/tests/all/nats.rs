@@ -200,6 +200,92 @@ async fn a_server_that_hangs_is_left_and_found_again() {
 }
 
 #[tokio::test]
+async fn a_server_that_hangs_is_left_also_where_only_subscriptions_are_asked_for() {
+    let server = NatsServer::start();
+    let bus = server.client();
+    bus.check().await.unwrap();
+    server.signal("-STOP");
+    let late = bus.subscribe("a", None, Buffer::default()).await.err();
+    assert!(matches!(late, Some(NatsError::TimedOut { .. })), "{late:?}");
+    // The first one that is late makes it ask whether the server is there at all.
+    let lost = bus.subscribe("a", None, Buffer::default()).await.err();
+    assert!(matches!(&lost, Some(NatsError::Lost(why)) if why.contains("PING")), "{lost:?}");
+    server.signal("-CONT");
+}
+
+/// A server that takes connections and every byte on them, and says nothing.
+async fn mute() -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            connections.spawn(async move {
+                let mut sink = [0; 1024];
+                while stream.read(&mut sink).await.is_ok_and(|count| count > 0) {}
+            });
+        }
+    });
+    (address, serve)
+}
+
+#[tokio::test]
+async fn a_server_that_takes_packets_and_says_nothing_costs_a_call_its_time_and_not_each() {
+    const CALLS: usize = 12;
+    let (address, serve) = mute().await;
+    let bus = || client("nats://x", None, public_roots(), Direct::to(address));
+    let start = Instant::now();
+    // How long each call of a kind took; each kind has a client of its own.
+    let publishes = async {
+        let (bus, mut took) = (bus(), Vec::new());
+        for _ in 0..CALLS {
+            let begun = Instant::now();
+            bus.publish(Outgoing::new("a", "")).await.unwrap_err();
+            took.push(begun.elapsed());
+        }
+        took
+    };
+    let subscribes = async {
+        let (bus, mut took) = (bus(), Vec::new());
+        for _ in 0..CALLS {
+            let begun = Instant::now();
+            assert!(bus.subscribe("a", None, Buffer::default()).await.is_err());
+            took.push(begun.elapsed());
+        }
+        took
+    };
+    let requests = async {
+        let (bus, mut took) = (bus(), Vec::new());
+        for _ in 0..CALLS {
+            let begun = Instant::now();
+            bus.request(Outgoing::new("a", ""), SECOND * 5 / 4).await.unwrap_err();
+            took.push(begun.elapsed());
+        }
+        took
+    };
+    // A caller that gives up by itself, as a component does whose own time is over.
+    let given_up = async {
+        let (bus, mut took) = (bus(), Vec::new());
+        for _ in 0..CALLS {
+            let begun = Instant::now();
+            drop(tokio::time::timeout(SECOND * 5 / 4, bus.check()).await);
+            took.push(begun.elapsed());
+        }
+        took
+    };
+    let (a, b, c, d) = tokio::join!(publishes, subscribes, requests, given_up);
+    for took in [a, b, c, d] {
+        assert!(took[0] >= SECOND, "the first finds out: {took:?}");
+        // At most one more finds out again: the pause between is short.
+        let slow = took.iter().filter(|took| **took >= SECOND).count();
+        assert!(slow <= 2, "{took:?}");
+    }
+    assert!(start.elapsed() < PATIENCE / 2);
+    serve.abort();
+}
+
+#[tokio::test]
 async fn many_callers_share_one_attempt_to_connect() {
     let dialer = Direct::to("127.0.0.1:1".parse().unwrap());
     let bus = client("nats://nowhere.example", None, public_roots(), dialer.clone());

@@ -8,5 +8,6 @@ mod h2;
 mod lines;
 mod quotas;
 mod rig;
+mod starved;
 mod timeouts;
 mod vectors;

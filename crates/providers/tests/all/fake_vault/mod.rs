@@ -163,7 +163,7 @@ impl State {
             return answer;
         }
         if let Some(rest) = path.strip_prefix("sys/") {
-            return self.system(method, rest, path, &body);
+            return self.system(method, rest, path, &body, &policies);
         }
         if let Some(mount) = self.makers.iter().find(|mount| path.starts_with(&format!("{mount}/"))).cloned() {
             return self.made.handle(method, &mount, &path[mount.len() + 1..], token, &body);
@@ -184,9 +184,13 @@ impl State {
             _ => &["create", "update"],
         };
         let own = ["auth/token/lookup-self", "auth/token/renew-self", "auth/token/revoke-self"];
+        // It looks at the rights itself.
+        if path.starts_with("sys/internal/ui/mounts/") {
+            return true;
+        }
         policies.iter().any(|name| match name.as_str() {
             "root" => true,
-            "default" => own.contains(&path) || path.starts_with("sys/internal/ui/mounts/"),
+            "default" => own.contains(&path),
             name => self.policies.get(name).is_some_and(|policy| {
                 policy.iter().any(|(pattern, allowed)| {
                     let fits = match pattern.strip_suffix('*') {
@@ -199,21 +203,27 @@ impl State {
         })
     }
 
-    fn system(&mut self, method: &str, rest: &str, path: &str, body: &Value) -> Answer {
-        if let Some(mount) = rest.strip_prefix("internal/ui/mounts/") {
-            if self.makers.contains(mount) {
-                return (200, json!({ "data": { "type": "database", "path": format!("{mount}/"), "options": {} } }));
+    /// What is mounted at a path, for those who may do anything there.
+    fn shown(&self, asked: &str, policies: &[String]) -> Option<Value> {
+        let is = |mount: &&String| asked == mount.as_str() || asked.starts_with(&format!("{mount}/"));
+        let mount = self.makers.iter().chain(self.mounts.keys()).find(is)?;
+        let below = format!("{mount}/");
+        let mut allowed = policies.iter().filter_map(|name| self.policies.get(name)).flat_map(Policy::keys);
+        let may = policies.iter().any(|name| name == "root") || allowed.any(|pattern| pattern.starts_with(&below));
+        let data = match self.mounts.get(mount) {
+            Some(engine) => {
+                let options = engine.versioned().then(|| json!({ "version": "2" }));
+                json!({ "type": "kv", "path": below, "options": options })
             }
-            return match self.mounts.get(mount) {
-                Some(engine) => {
-                    let options = engine.versioned().then(|| json!({ "version": "2" }));
-                    (200, json!({ "data": { "type": "kv", "path": format!("{mount}/"), "options": options } }))
-                }
-                None => error(
-                    403,
-                    "preflight capability check returned 403, please ensure client's policies grant access to path",
-                ),
-            };
+            None => json!({ "type": "database", "path": below, "options": {} }),
+        };
+        may.then(|| json!({ "data": data }))
+    }
+
+    fn system(&mut self, method: &str, rest: &str, path: &str, body: &Value, policies: &[String]) -> Answer {
+        if let Some(asked) = rest.strip_prefix("internal/ui/mounts/") {
+            let words = "preflight capability check returned 403, please ensure client's policies grant access to path";
+            return self.shown(asked, policies).map_or_else(|| error(403, words), |shown| (200, shown));
         }
         match (method, rest.split_once('/')) {
             ("POST", Some(("mounts", mount))) if body["type"] == "kv" => {
