@@ -259,7 +259,7 @@ async fn a_server_that_takes_packets_and_says_nothing_costs_a_call_its_time_and_
         let (bus, mut took) = (bus(), Vec::new());
         for _ in 0..CALLS {
             let begun = Instant::now();
-            bus.request(Outgoing::new("a", ""), SECOND * 3 / 2).await.unwrap_err();
+            bus.request(Outgoing::new("a", ""), SECOND * 5 / 4).await.unwrap_err();
             took.push(begun.elapsed());
         }
         took
@@ -269,7 +269,7 @@ async fn a_server_that_takes_packets_and_says_nothing_costs_a_call_its_time_and_
         let (bus, mut took) = (bus(), Vec::new());
         for _ in 0..CALLS {
             let begun = Instant::now();
-            drop(tokio::time::timeout(SECOND * 3 / 2, bus.check()).await);
+            drop(tokio::time::timeout(SECOND * 5 / 4, bus.check()).await);
             took.push(begun.elapsed());
         }
         took
@@ -277,9 +277,9 @@ async fn a_server_that_takes_packets_and_says_nothing_costs_a_call_its_time_and_
     let (a, b, c, d) = tokio::join!(publishes, subscribes, requests, given_up);
     for took in [a, b, c, d] {
         assert!(took[0] >= SECOND, "the first finds out: {took:?}");
-        // One alone finds out again, now and then.
+        // At most one more finds out again: the pause between is short.
         let slow = took.iter().filter(|took| **took >= SECOND).count();
-        assert!(slow <= CALLS / 3, "{took:?}");
+        assert!(slow <= 2, "{took:?}");
     }
     assert!(start.elapsed() < PATIENCE / 2);
     serve.abort();
