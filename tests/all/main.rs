@@ -55,6 +55,7 @@ mod servers;
 mod sql;
 mod surface;
 mod swap;
+mod ten_lines;
 mod tenants;
 mod traces;
 mod traces_onward;

@@ -50,7 +50,7 @@ pub fn run(root: &Path, build: bool) -> anyhow::Result<()> {
 
 /// Rust that the workspace does not have: it is compiled for WebAssembly, each package for itself.
 fn of_components(file: &str) -> bool {
-    file.ends_with(".rs") && ["guests/", "examples/"].iter().any(|folder| file.starts_with(folder))
+    file.ends_with(".rs") && ["guests/", "examples/", "sdk/"].iter().any(|folder| file.starts_with(folder))
 }
 
 /// Which files differ from how they are to look. It is told what cargo reads from the manifest.

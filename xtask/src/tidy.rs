@@ -133,6 +133,7 @@ fn map(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()> {
             "proto/",
             "guests/",
             "examples/",
+            "sdk/",
             "tests/",
             "benches/",
             "xtask/",

@@ -109,16 +109,31 @@ impl Context {
         client_of(&api, &token)
     }
 
-    /// Whether the operator's token may go there: it may everything, and is sent in clear.
+    /// Whether the operator's token may go there: it may everything, and is sent in clear. What else answers on loopback may be
+    /// a tunnel to another machine, or somebody else's program.
     fn is_of_this_machine(&self, api: &Url) -> bool {
-        let loopback = match api.host() {
-            Some(Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(Host::Ipv6(ip)) => ip.is_loopback(),
-            Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-            None => false,
-        };
-        loopback || self.home.running().is_ok_and(|running| Url::parse(&running.api).is_ok_and(|own| own == *api))
+        let own = self.home.running().ok().and_then(|running| Url::parse(&running.api).ok());
+        own.is_some_and(|own| own == *api || is_loopback(api) && may_be_loopback(&own) && own.port() == api.port())
     }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        None => false,
+    }
+}
+
+/// Whether a platform that says so of itself answers on loopback.
+fn may_be_loopback(own: &Url) -> bool {
+    let unspecified = match own.host() {
+        Some(Host::Ipv4(ip)) => ip.is_unspecified(),
+        Some(Host::Ipv6(ip)) => ip.is_unspecified(),
+        _ => false,
+    };
+    unspecified || is_loopback(own)
 }
 
 /// A client of the platform that announced itself.
@@ -189,10 +204,10 @@ mod tests {
             let client = context(dir.path(), api).client();
             client.map(|client| client.address().to_owned()).map_err(|error| error.downcast::<Problem>().unwrap())
         };
-        for own in ["http://127.0.0.1:8088", "http://localhost:8088", "http://[::1]:8088"] {
-            assert_eq!(code(own).unwrap(), own);
-        }
         let elsewhere = [
+            // Nothing of this directory runs: who knows what answers there.
+            "http://127.0.0.1:8088",
+            "http://localhost:8088",
             "http://192.0.2.1:8088",
             "http://[2001:db8::1]:8088",
             "http://api.example",
@@ -214,7 +229,17 @@ mod tests {
         let held = std::fs::File::open(dir.path().join("lock")).unwrap();
         held.try_lock().unwrap();
         assert_eq!(code(own).unwrap(), own);
-        assert_eq!(code("http://192.0.2.1:8089").unwrap_err().code, Code::Unauthorized);
+        for other in ["http://192.0.2.1:8089", "http://127.0.0.1:8088"] {
+            assert_eq!(code(other).unwrap_err().code, Code::Unauthorized, "{other}");
+        }
+        // By whichever name of this machine.
+        for bound in ["http://127.0.0.1:8088", "http://0.0.0.0:8088"] {
+            std::fs::write(dir.path().join("lock"), said.replace(own, bound)).unwrap();
+            for same in ["http://127.0.0.1:8088", "http://localhost:8088", "http://[::1]:8088"] {
+                assert_eq!(code(same).unwrap(), same);
+            }
+            assert_eq!(code("http://127.0.0.1:8089").unwrap_err().code, Code::Unauthorized);
+        }
     }
 
     #[test]

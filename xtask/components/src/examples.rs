@@ -24,7 +24,8 @@ struct Example {
     copy: Option<(&'static str, &'static str)>,
 }
 
-const EXAMPLES: [Example; 2] = [
+/// Three are providers made with the library in `sdk/`; the last two keep the notes of `examples/notes`.
+const EXAMPLES: [Example; 5] = [
     Example {
         folder: "examples/counter",
         name: "counter",
@@ -38,16 +39,58 @@ const EXAMPLES: [Example; 2] = [
         copy: None,
     },
     Example {
+        folder: "examples/notes",
+        name: "notes",
+        sources: &[
+            "examples/notes/Cargo.toml",
+            "examples/notes/Cargo.lock",
+            "examples/notes/src",
+            "wit/p2",
+            "wit/keyvalue",
+        ],
+        copy: None,
+    },
+    Example {
         folder: "examples/prefix-keyvalue",
         name: "prefixer",
         sources: &[
             "examples/prefix-keyvalue/Cargo.toml",
             "examples/prefix-keyvalue/Cargo.lock",
             "examples/prefix-keyvalue/src",
+            "sdk/keyvalue-provider/Cargo.toml",
+            "sdk/keyvalue-provider/src",
             "wit/keyvalue",
             "wit/config",
         ],
         copy: Some(("examples/counter/counter.wasm", "examples/prefix-keyvalue/counter.wasm")),
+    },
+    Example {
+        folder: "examples/encrypt-keyvalue",
+        name: "encrypter",
+        sources: &[
+            "examples/encrypt-keyvalue/Cargo.toml",
+            "examples/encrypt-keyvalue/Cargo.lock",
+            "examples/encrypt-keyvalue/src",
+            "sdk/keyvalue-provider/Cargo.toml",
+            "sdk/keyvalue-provider/src",
+            "wit/keyvalue",
+            "wit/secrets",
+            "wit/p2/deps/random.wit",
+        ],
+        copy: Some(("examples/notes/notes.wasm", "examples/encrypt-keyvalue/notes.wasm")),
+    },
+    Example {
+        folder: "examples/cache-keyvalue",
+        name: "cacher",
+        sources: &[
+            "examples/cache-keyvalue/Cargo.toml",
+            "examples/cache-keyvalue/Cargo.lock",
+            "examples/cache-keyvalue/src",
+            "sdk/keyvalue-provider/Cargo.toml",
+            "sdk/keyvalue-provider/src",
+            "wit/keyvalue",
+        ],
+        copy: Some(("examples/notes/notes.wasm", "examples/cache-keyvalue/notes.wasm")),
     },
 ];
 /// Copies of artifacts in examples that build none of their own: where each is from, and where its copy is.
@@ -202,6 +245,21 @@ mod tests {
     }
 
     #[test]
+    fn every_artifact_that_is_locked_is_one_that_is_looked_at() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().join("examples");
+        let entries =
+            |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+        for folder in entries(&examples).into_iter().filter(|path| path.is_dir()) {
+            for lock in entries(&folder).into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "lock"))
+            {
+                let stem = lock.file_stem().unwrap().to_str().unwrap();
+                let is_known = EXAMPLES.iter().any(|known| known.name == stem && folder.ends_with(known.folder));
+                assert!(stem == "Cargo" || is_known, "{}", lock.display());
+            }
+        }
+    }
+
+    #[test]
     fn the_committed_demo_is_what_its_source_says() {
         check_drift(copy().path()).unwrap();
     }
@@ -211,14 +269,16 @@ mod tests {
         let other = KeyPair::from_entropy(KeyKind::Account, [5; 32]);
         let resigned = |bytes: Vec<u8>| claims::sign(&bytes, claims::peek(&bytes).unwrap().unwrap(), &other).unwrap();
         type Change<'a> = &'a dyn Fn(Vec<u8>) -> Vec<u8>;
-        let changes: [(&str, Change<'_>, &str); 8] = [
+        let changes: [(&str, Change<'_>, &str); 10] = [
             ("counter/src/lib.rs", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
+            ("../sdk/keyvalue-provider/src/lib.rs", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
             ("counter/Cargo.lock", &|bytes| [&bytes[..], b"\n"].concat(), "source changed"),
             ("counter/counter.wasm", &|bytes| bytes[..bytes.len() - 1].to_vec(), "not the one that was built"),
             ("counter/counter.wasm", &resigned, "not the one that was built"),
             ("counter/signer.pub", &|_| other.public_key().into_bytes(), "counter.wasm"),
             ("counter/counter.lock", &|_| Vec::new(), "source changed"),
             ("prefix-keyvalue/counter.wasm", &|_| Vec::new(), "no copy"),
+            ("encrypt-keyvalue/notes.wasm", &|_| Vec::new(), "no copy"),
             ("external-keyvalue/counter.wasm", &|_| Vec::new(), "no copy"),
         ];
         for (file, change, why) in changes {

@@ -128,6 +128,12 @@ fn against_bare(args: &Args, table: &mut Table, server: &str, address: SocketAdd
         );
         let measure = format!("{operation}, our {server} provider against the bare client, 32 callers");
         table.at_least(&measure, ours / bare, 0.9, "x bare", &detail);
+        if let Ok(plain) = figure("plain", "per_second")
+            && operation != "set"
+        {
+            let measure = format!("{operation}, our {server} provider against a plain command, 32 callers");
+            table.note(&measure, format!("{:.2} x plain ({plain:.0}/s)", ours / plain));
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ mod watching;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -21,12 +21,12 @@ use model::{AppName, ProviderName, SecretRef, TenantName};
 use providers::dial::{DialError, Dialer, Dialled, Target};
 use providers::http_out::{Tls, public_roots};
 use providers::keyvalue::redis::Login as RedisLogin;
-use providers::keyvalue::{Backend, BackendError, Nats, Redis, nats};
+use providers::keyvalue::{Backend, BackendError, MAX_VALUE, Nats, Redis, nats};
 use providers::meter::LinkMeter;
 use providers::nats::{Client, Login, Options, Outgoing};
 use providers::secrets::{Credentials, Resolver, Revealed, SecretError};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, IntoConnectionInfo as _, cmd};
+use redis::{AsyncConnectionConfig, IntoConnectionInfo as _, Script, cmd};
 use serde::Serialize;
 use sidereal_benches::load::percentile;
 use tokio::net::TcpStream;
@@ -106,16 +106,56 @@ impl<B: Backend> Store for Ours<B> {
 }
 
 /// The `redis` crate, and nothing else.
-struct BareRedis(MultiplexedConnection);
+struct BareRedis {
+    connection: MultiplexedConnection,
+    promises: Promises,
+}
+
+/// What a caller has of the server.
+#[derive(Debug, Clone, Copy)]
+enum Promises {
+    /// What our provider's callers have: no value is sent that is too long, no sum stays below 0. It takes a script.
+    Same,
+    /// What the server's plain commands give.
+    Plain,
+}
+
+/// The value, or its length where it is too long.
+static BOUNDED: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local n=redis.call('HSTRLEN',KEYS[1],ARGV[1]) if n>tonumber(ARGV[2]) then return n end \
+         return redis.call('HGET',KEYS[1],ARGV[1])",
+    )
+});
+/// The sum, taken back where it is below 0.
+static ADDED: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local n=redis.call('HINCRBY',KEYS[1],ARGV[1],ARGV[2]) if n>=0 then return n end \
+         redis.call('HINCRBY',KEYS[1],ARGV[1],-ARGV[2]) return false",
+    )
+});
 
 impl Store for BareRedis {
     fn ask(&self, operation: Operation, key: String) -> BoxFuture<'_, anyhow::Result<()>> {
-        let mut connection = self.0.clone();
+        let mut connection = self.connection.clone();
+        let number = format!("n{key}");
         async move {
-            let command = match operation {
-                Operation::Set => cmd("HSET").arg("acme/shop/b").arg(key).arg("value").to_owned(),
-                Operation::Get => cmd("HGET").arg("acme/shop/b").arg(key).to_owned(),
-                Operation::Increment => cmd("HINCRBY").arg("acme/shop/b").arg(format!("n{key}")).arg(1).to_owned(),
+            let command = match (operation, self.promises) {
+                (Operation::Set, _) => cmd("HSET").arg("acme/shop/b").arg(key).arg("value").to_owned(),
+                (Operation::Get, Promises::Plain) => cmd("HGET").arg("acme/shop/b").arg(key).to_owned(),
+                (Operation::Increment, Promises::Plain) => {
+                    cmd("HINCRBY").arg("acme/shop/b").arg(number).arg(1).to_owned()
+                }
+                (Operation::Get, Promises::Same) => {
+                    let mut call = BOUNDED.key("acme/shop/b");
+                    call.arg(key).arg(MAX_VALUE).invoke_async::<redis::Value>(&mut connection).await?;
+                    return Ok(());
+                }
+                (Operation::Increment, Promises::Same) => {
+                    let mut call = ADDED.key("acme/shop/b");
+                    call.arg(number).arg(1).invoke_async::<redis::Value>(&mut connection).await?;
+                    return Ok(());
+                }
             };
             command.query_async::<redis::Value>(&mut connection).await?;
             Ok(())
@@ -177,22 +217,25 @@ async fn measure(store: &dyn Store, operation: Operation, time: Duration) -> any
     Ok(Figure { per_second: took.len() as f64 / seconds, p50_us: percentile(&took, 50) })
 }
 
-/// Medians by operation: ours and the bare client.
+/// Medians by operation: ours and those it is beside.
 type Report = BTreeMap<&'static str, BTreeMap<&'static str, Figure>>;
 
-async fn both(ours: &dyn Store, bare: &dyn Store, time: Duration) -> anyhow::Result<Report> {
+/// All of `stores` in turns.
+async fn turns(stores: &[(&'static str, &dyn Store)], time: Duration) -> anyhow::Result<Report> {
     let mut report = Report::new();
     for operation in OPERATIONS {
-        let (mut mine, mut theirs) = (Vec::new(), Vec::new());
+        let mut figures: BTreeMap<&str, Vec<Figure>> = BTreeMap::new();
         // Once unmeasured: connections, buckets, scripts.
-        measure(ours, operation, time / 10).await?;
-        measure(bare, operation, time / 10).await?;
-        for _ in 0..ROUNDS {
-            mine.push(measure(ours, operation, time).await?);
-            theirs.push(measure(bare, operation, time).await?);
+        for (_, store) in stores {
+            measure(*store, operation, time / 10).await?;
         }
-        let by_name = [("ours", median(mine)?), ("bare", median(theirs)?)].into();
-        report.insert(operation.name(), by_name);
+        for _ in 0..ROUNDS {
+            for (name, store) in stores {
+                figures.entry(name).or_default().push(measure(*store, operation, time).await?);
+            }
+        }
+        let medians = figures.into_iter().map(|(name, figures)| Ok((name, median(figures)?)));
+        report.insert(operation.name(), medians.collect::<anyhow::Result<_>>()?);
     }
     Ok(report)
 }
@@ -219,7 +262,9 @@ async fn redis_pair(address: SocketAddr) -> anyhow::Result<(Redis, MultiplexedCo
 
 async fn redis_report(address: SocketAddr, time: Duration) -> anyhow::Result<Report> {
     let (ours, connection) = redis_pair(address).await?;
-    both(&Ours(ours), &BareRedis(connection), time).await
+    let plain = BareRedis { connection: connection.clone(), promises: Promises::Plain };
+    let bare = BareRedis { connection, promises: Promises::Same };
+    turns(&[("ours", &Ours(ours)), ("bare", &bare), ("plain", &plain)], time).await
 }
 
 fn nats_pair(address: SocketAddr) -> anyhow::Result<(Nats, Client)> {
@@ -236,7 +281,7 @@ async fn nats_report(address: SocketAddr, time: Duration) -> anyhow::Result<Repo
     let (ours, bare) = nats_pair(address)?;
     // The bucket is made by whoever writes first, and that must be ours.
     ours.set("b", "first", Vec::new()).await?;
-    both(&Ours(ours), &BareNats(bare), time).await
+    turns(&[("ours", &Ours(ours)), ("bare", &BareNats(bare))], time).await
 }
 
 /// How changes are told: ours, then the bare way.

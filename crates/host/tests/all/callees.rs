@@ -165,8 +165,27 @@ async fn a_store_that_is_a_component_answers_as_the_contract_says() {
     let refused = get("/increment/default/word/1").await;
     assert_eq!(refused.status, 502);
     assert!(refused.text.contains("not an integer"), "{}", refused.text);
-    let refused = get("/get-many/default/a,b").await;
-    assert_eq!(refused.status, 502);
-    assert!(refused.text.contains("does not export wasi:keyvalue/batch"), "{}", refused.text);
+    assert_eq!(get("/set-many/default/a=1,b=2").await, Answer::ok("ok"));
+    assert_eq!(get("/get-many/default/b,none,a,b").await, Answer::ok("b=2\n-\na=1\nb=2"));
+    assert_eq!(get("/delete-many/default/a,word,none").await, Answer::ok("ok"));
+    assert_eq!(get("/list/default").await, Answer::ok("-\nb"));
     assert_eq!(get("/get/other/a").await.status, 404, "no link has that label");
+}
+
+#[tokio::test]
+async fn a_store_without_batches_and_atomics_says_so() {
+    let rig = Rig::new().await;
+    let mut app = rig.app("keys", "kv-probe");
+    add(&rig, &mut app, "store", "kv-store-only", &["wasi:keyvalue/store@0.2.0-draft"]);
+    app.providers.insert(name::<ProviderName>("store"), callee::provider("store"));
+    link(&mut app, "main", "wasi:keyvalue", "store");
+    rig.run(&app).await;
+    let get = |target: &'static str| rig.get("keys/1/main", target);
+    assert_eq!(get("/get/default/a").await, Answer::ok("a"));
+    for (target, interface) in [("/get-many/default/a,b", "batch"), ("/increment/default/a/1", "atomics")] {
+        let refused = get(target).await;
+        assert_eq!(refused.status, 502);
+        let said = format!("does not export wasi:keyvalue/{interface}");
+        assert!(refused.text.contains(&said), "{}", refused.text);
+    }
 }

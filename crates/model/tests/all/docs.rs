@@ -147,3 +147,15 @@ fn every_provider_has_its_line_its_section_and_its_settings() {
         fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/providers.md"), page).unwrap();
     }
 }
+
+/// The page shows the example as it is built, and it is as short as the page says.
+#[test]
+fn the_ten_lines_of_a_provider_are_those_of_the_example() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/prefix-keyvalue/src/lib.rs");
+    let example = fs::read_to_string(example).unwrap();
+    let (_, code) = example.split_once("\n\n").unwrap();
+    let shown = format!("```rust\n{code}```\n");
+    assert!(page("providers.md").contains(&shown), "docs/providers.md is to show\n{shown}");
+    let lines = code.lines().filter(|line| line.contains(char::is_alphanumeric));
+    assert_eq!(lines.count(), 10);
+}

@@ -94,7 +94,9 @@ impl Buffer {
 
     /// Gives memory back that a large message needed; between messages.
     pub(super) fn shrink(&mut self) {
-        if self.is_empty() && self.bytes.len() > 4 * SMALL {
+        // What all clients share is not held between messages.
+        let most = if self.heads.is_some() { SMALL } else { 4 * SMALL };
+        if self.is_empty() && self.bytes.len() > most {
             self.give_back();
             (self.bytes, self.start, self.end) = (vec![0; SMALL], 0, 0);
         }
@@ -187,6 +189,15 @@ mod tests {
         first.shrink();
         assert_eq!(fill(&mut second).await, LARGE, "another one needs it no more");
         drop((first, second, third));
+        // A client that is answered and stays holds nothing, however small its head was.
+        let mut idle = Buffer::within(heads.clone());
+        let mut from = &source[..SMALL + 1];
+        while !from.is_empty() {
+            idle.fill(&mut from).await.unwrap();
+            assert!(!idle.is_full());
+        }
+        idle.consume(SMALL + 1);
+        idle.shrink();
         assert_eq!(heads.left.load(Ordering::Relaxed), LARGE - SMALL + 3 * SMALL);
     }
 }

@@ -17,9 +17,9 @@ use super::queue::Queue;
 pub(super) const INBOX: &str = "_INBOX.";
 /// Questions of one tenant that wait for their answer at once.
 const MAX_INBOXES: usize = 4096;
-/// Calls that wait for messages of one group at once: each shard has one, and another one while a revision replaces the one
-/// before.
-pub(super) const MAX_TAKERS: usize = 256;
+/// Calls that wait for messages of one group at once: each link that shares it has one on each shard, and for some seconds more
+/// where a revision replaces another.
+pub(super) const MAX_TAKERS: usize = 1024;
 
 /// A group and what it holds.
 #[derive(Debug)]

@@ -137,6 +137,10 @@ impl Messaging {
         for group in left.into_iter().filter(|_| kind == BrokerKind::Durable) {
             disk::remove(&self.data, tenant, group, &id).await.map_err(unavailable)?;
         }
+        // Where its link goes now, only the next try finds out.
+        if gone > 0 && kind == BrokerKind::Durable {
+            failed.get_or_insert_with(|| unavailable("a queue went while the message was written; try again"));
+        }
         // Groups that have it keep it: a sender who tries again sends it twice, one who gives up has not lost it.
         failed.map_or(Ok(groups.len() - gone), Err)
     }

@@ -101,7 +101,7 @@ async fn so_many_calls_wait_for_the_messages_of_one_group_and_one_more_does_not(
         let (messaging, holder) = (messaging.clone(), holder.clone());
         Box::pin(async move { messaging.answer(&tenant(), &app(), &holder, request).await })
     };
-    let mut waiting: Vec<_> = (0..256).map(|_| take()).collect();
+    let mut waiting: Vec<_> = (0..1024).map(|_| take()).collect();
     for one in &mut waiting {
         assert!(one.now_or_never().is_none());
     }
