@@ -10,7 +10,7 @@ use api::{Code, Problem};
 use model::{AppName, Digest, Revision, World};
 
 use crate::artifacts::{ArtifactError, Artifacts, CodeKey, CompileError};
-use crate::bring::{Again, TRIES, given_up, refusal};
+use crate::bring::{Again, TRIES, refusal};
 use crate::tenant::{Prepared, Tenant};
 
 /// After a failure that may pass.
@@ -60,12 +60,6 @@ pub(crate) async fn uncompiled(
     looked.await.unwrap_or_default()
 }
 
-/// What is told of the last try.
-fn spent(problem: Problem) -> Problem {
-    let told = given_up(problem.reason());
-    Problem { code: Code::CompileFailed, detail: told.message, ..problem }
-}
-
 /// Has it made. What may pass is tried again, for as long as hosts of the tenant are to have the revision.
 ///
 /// # Errors
@@ -77,17 +71,18 @@ pub(crate) async fn make(artifacts: &Artifacts, tenant: &Tenant, wanted: &Uncomp
         let all = code.iter().map(|key| artifacts.ensure(&tenant.name, key));
         let Err(cause) = futures::future::try_join_all(all).await else { return Ok(()) };
         let (problem, again) = refusal(&cause);
-        // It was compiled before: where it takes too long, others had the cores.
-        let late = matches!(cause, ArtifactError::Compile { cause: CompileError::TimedOut(_), .. });
+        // It was compiled before: where it takes too long, others had the cores, and where it was killed, the memory.
+        let late =
+            matches!(cause, ArtifactError::Compile { cause: CompileError::TimedOut(_) | CompileError::Killed, .. });
         // Its compiler may have crashed for want of memory, and the artifact be damaged for the moment.
         let odd = matches!(
             cause,
             ArtifactError::Compile { cause: CompileError::Crashed { .. }, .. } | ArtifactError::Blob { .. }
         );
         tries += 1;
-        let may_pass = again == Again::Yes || late || (again == Again::Few || odd) && tries < TRIES;
+        let may_pass = again == Again::Yes || late || odd && tries < TRIES;
         if !may_pass {
-            return Err(if again == Again::Few { spent(problem) } else { problem });
+            return Err(problem);
         }
         tracing::warn!(tenant = %tenant.name, %app, %revision, %cause, "code cannot be made now, and is tried again");
         tokio::time::sleep(AGAIN).await;

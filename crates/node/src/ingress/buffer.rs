@@ -10,10 +10,12 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, ReadBuf};
 
 const SMALL: usize = 4 * 1024;
+/// A buffer grows so far by itself: no ordinary head is refused for what others send.
+const OWN: usize = 4 * SMALL;
 /// Larger than the largest head, so that one always fits whole.
 pub(super) const LARGE: usize = 68 * 1024;
 
-/// What the buffers of all clients of an ingress may have together, beyond the few KiB that each begins with.
+/// What the buffers of all clients of an ingress may have together, beyond what each has of its own.
 #[derive(Debug)]
 pub(super) struct Heads {
     left: AtomicUsize,
@@ -65,7 +67,7 @@ impl Buffer {
     /// What it has grown by is anybody's again.
     fn give_back(&self) {
         if let Some(heads) = &self.heads {
-            heads.give(self.bytes.len().saturating_sub(SMALL));
+            heads.give(self.bytes.len().saturating_sub(OWN));
         }
     }
 
@@ -94,9 +96,7 @@ impl Buffer {
 
     /// Gives memory back that a large message needed; between messages.
     pub(super) fn shrink(&mut self) {
-        // What all clients share is not held between messages.
-        let most = if self.heads.is_some() { SMALL } else { 4 * SMALL };
-        if self.is_empty() && self.bytes.len() > most {
+        if self.is_empty() && self.bytes.len() > OWN {
             self.give_back();
             (self.bytes, self.start, self.end) = (vec![0; SMALL], 0, 0);
         }
@@ -138,7 +138,7 @@ impl Buffer {
         }
         if self.bytes.len().saturating_sub(self.end) < SMALL / 2 && self.bytes.len() < LARGE {
             let size = self.bytes.len().saturating_mul(4).clamp(SMALL, LARGE);
-            let more = size.saturating_sub(self.bytes.len());
+            let more = size.saturating_sub(self.bytes.len().max(OWN));
             if self.heads.as_ref().is_none_or(|heads| heads.take(more)) {
                 self.bytes.resize(size, 0);
             }
@@ -171,7 +171,7 @@ mod tests {
     /// Whoever has a large head in pieces takes nothing from those with small ones, and what he gives up is another one's.
     #[tokio::test]
     async fn all_of_them_together_have_a_bound() {
-        let heads = Heads::new(LARGE - SMALL + 3 * SMALL);
+        let heads = Heads::new(LARGE - OWN + 2 * SMALL);
         let source = vec![7; LARGE];
         let fill = async |buffer: &mut Buffer| {
             let mut from = source.as_slice();
@@ -182,22 +182,22 @@ mod tests {
         };
         let (mut first, mut second) = (Buffer::within(heads.clone()), Buffer::within(heads.clone()));
         assert_eq!(fill(&mut first).await, LARGE);
-        assert_eq!(fill(&mut second).await, 4 * SMALL, "no more than is left");
+        assert_eq!(fill(&mut second).await, OWN, "no more than is left");
         let mut third = Buffer::within(heads.clone());
-        assert_eq!(fill(&mut third).await, SMALL, "what each begins with is its own");
+        assert_eq!(fill(&mut third).await, OWN, "so much is each one's own");
         first.consume(LARGE);
         first.shrink();
         assert_eq!(fill(&mut second).await, LARGE, "another one needs it no more");
         drop((first, second, third));
-        // A client that is answered and stays holds nothing, however small its head was.
+        // A client that is answered and stays holds nothing.
         let mut idle = Buffer::within(heads.clone());
-        let mut from = &source[..SMALL + 1];
+        let mut from = &source[..=OWN];
         while !from.is_empty() {
             idle.fill(&mut from).await.unwrap();
             assert!(!idle.is_full());
         }
-        idle.consume(SMALL + 1);
+        idle.consume(OWN + 1);
         idle.shrink();
-        assert_eq!(heads.left.load(Ordering::Relaxed), LARGE - SMALL + 3 * SMALL);
+        assert_eq!(heads.left.load(Ordering::Relaxed), LARGE - OWN + 2 * SMALL);
     }
 }

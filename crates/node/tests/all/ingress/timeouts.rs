@@ -46,9 +46,9 @@ async fn a_head_that_trickles_is_cut_off_in_time() {
 #[tokio::test]
 async fn large_heads_that_come_in_part_have_a_bound_together() {
     let rig = Rig::with(1, |config| {
-        (config.header_timeout, config.heads) = (ENDLESS, 12 << 10);
+        (config.header_timeout, config.heads) = (ENDLESS, 52 << 10);
     });
-    let large = format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nX: {}", "y".repeat(10 << 10));
+    let large = format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nX: {}", "y".repeat(40 << 10));
     let mut first = rig.connect().await;
     first.write_all(large.as_bytes()).await.unwrap();
     // Once the first one has its room, a second one is told that there is none, and where the first one is slow the other way round.
