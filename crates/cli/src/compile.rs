@@ -149,7 +149,11 @@ mod tests {
     #[test]
     fn a_compilation_is_over_when_it_has_used_its_cpu_time() {
         static DONE: AtomicBool = AtomicBool::new(false);
-        let spins = std::thread::spawn(|| while !DONE.load(Relaxed) {});
+        let spins = std::thread::spawn(|| {
+            while !DONE.load(Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
         let most = used() + Duration::from_millis(50);
         until_used(most);
         assert!(used() >= most);
