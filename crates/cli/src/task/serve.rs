@@ -120,7 +120,11 @@ async fn run(
     let mut stopped = None;
     let outcome = tokio::select! {
         // Nothing is in flight any more, but what it said last: its process ends by itself.
-        ended = running => ended.map(|ended| (ended, LAST_LINES)),
+        ended = running => match ended {
+            Ok(ended) => Ok((ended, LAST_LINES)),
+            // A host that was killed for its memory may be gone twice before anybody has looked.
+            Err(problem) => Err(memory.ran_out().map_or(problem, used_up)),
+        },
         // Whoever wants it to stop need not wait until it is ready. A program is not told, and ends at once.
         deadline = &mut asked => {
             stopped = Some((Instant::now(), deadline));

@@ -19,6 +19,8 @@ use plugin::{Class, Failure};
 
 /// A task that was told to stop keeps this part of its time for its last calls; the rest is for the end of its processes.
 const DRAIN_SHARE: f64 = 0.8;
+/// How long the process of a task that was killed may take to be gone, and what it wrote down to be read.
+const KILLED: Duration = Duration::from_secs(20);
 
 /// What finds a task again; kept by the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,7 +239,10 @@ impl Task {
         if let Some(process) = &self.process {
             process.kill();
         }
-        self.wait().await;
+        // One that the kernel cannot end yet is counted below.
+        if tokio::time::timeout(KILLED, self.wait()).await.is_err() {
+            tracing::error!(task = %self.name, "the process of a task does not end");
+        }
         if self.state.boot != boot() {
             return 0;
         }

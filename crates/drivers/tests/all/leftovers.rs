@@ -162,6 +162,49 @@ impl Drop for Holder {
     }
 }
 
+/// A frozen process, which no signal ends before it is thawed.
+struct Frozen(std::path::PathBuf);
+
+impl Frozen {
+    fn of(pid: i32) -> Option<Self> {
+        let group = Path::new("/sys/fs/cgroup/freezer").join(format!("sidereal-test-{pid}"));
+        std::fs::create_dir(&group).ok()?;
+        let frozen = Self(group);
+        for (file, value) in [("cgroup.procs", pid.to_string()), ("freezer.state", "FROZEN".to_owned())] {
+            std::fs::write(frozen.0.join(file), value).ok()?;
+        }
+        Some(frozen)
+    }
+
+    fn thaw(&self) {
+        drop(std::fs::write(self.0.join("freezer.state"), "THAWED"));
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.thaw();
+        drop(std::fs::remove_dir(&self.0));
+    }
+}
+
+/// 15: the same of the task's own process: whoever has it destroyed is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_of_a_task_that_does_not_end_is_said() {
+    let mut agent = Agent::start().await;
+    let alloc = agent.alloc("frozen", "hello");
+    let handle = agent.start_task(&alloc.config).await.unwrap();
+    let Some(frozen) = Frozen::of(pid_of(&handle)) else {
+        return crate::not_run("a process that cannot be ended: there is no freezer of version 1 for this user");
+    };
+    let dir = agent.task_state(alloc.id());
+    let refused = agent.destroy(alloc.id(), true).await.unwrap_err();
+    assert!(is_recoverable(&refused) && dir.is_dir(), "{refused}");
+    frozen.thaw();
+    agent.destroy(alloc.id(), true).await.unwrap();
+    assert!(!dir.exists() && agent.left().is_empty());
+}
+
 /// 15: what does not end, as a process that waits for a disk does not, is said, and known until it has: to whoever asks once more,
 /// to the next start of the task, and to the next plugin.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

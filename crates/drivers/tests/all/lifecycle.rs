@@ -407,6 +407,23 @@ impl Drop for CoreSet {
     }
 }
 
+/// 26: also where it is reached before the task serves: that is what is told, and not that a process ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_whose_memory_does_not_do_for_its_start_is_told_so() {
+    if !drivers::wasm::cgroup::available() {
+        crate::not_run("memory bounds: this user cannot make control groups");
+        return;
+    }
+    let mut agent = Agent::start().await;
+    let mut alloc = agent.alloc("narrow", "hello");
+    let linux = alloc.config.resources.as_mut().unwrap().linux_resources.as_mut().unwrap();
+    linux.memory_limit_bytes = 2 << 20;
+    let refused = agent.start_task(&alloc.config).await.unwrap_err();
+    let why = "the task used all the memory of its `resources` block and was killed [limit-reached] (raise `memory`";
+    assert!(refused.message().contains(why) && plugin::error::is_recoverable(&refused), "{refused}");
+    assert!(agent.left().is_empty() && groups(alloc.id()).is_empty());
+}
+
 /// 26: the memory of the `resources` block is a bound; a task that reaches it has ended, by its own fault.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_runs_out_of_memory_is_said_to_have() {

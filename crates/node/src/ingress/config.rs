@@ -19,7 +19,7 @@ pub struct IngressConfig {
     pub connections: usize,
     /// Client connections of one address (IPv6: one /64) at once. Loopback is exempt: a proxy in front is one address.
     pub connections_per_ip: usize,
-    /// What heads that have come in part may take of all connections together, beyond 4 KiB of each, bytes.
+    /// What heads that have come in part may take of all connections together, beyond 16 KiB of each, bytes.
     pub heads: usize,
     /// From the first byte of a request to the end of its head.
     pub header_timeout: Duration,
